@@ -1,0 +1,1 @@
+//! The plugin side of NRI.

@@ -1,0 +1,1 @@
+//! Keeps the images of a runtime handler unpacked and labelled in its snapshotter.

@@ -1,0 +1,1 @@
+//! Real containerd on one machine, for the tests and the demo.
