@@ -1,0 +1,484 @@
+//! The trait over containerd's gRPC socket: namespace and lease headers, message sizes, deadlines.
+//!
+//! The channel connects when it is first used, and again whenever containerd has been away: one
+//! value serves for the daemon's whole life.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use containerd_client::services::v1 as api;
+use containerd_client::services::v1::snapshots as snap;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use k8s_cri::v1 as cri;
+use prost_types::FieldMask;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::{
+    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Resource, Result,
+    Snapshot, SnapshotKind, Snapshotter,
+};
+
+/// A call that touches metadata only. containerd's own clients give such calls a few seconds; a
+/// node under load needs some more.
+const METADATA_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The unpack of one layer. Layers of tens of gigabytes exist and slow disks do, too; longer than
+/// this is a stuck mount, not work.
+const APPLY_DEADLINE: Duration = Duration::from_secs(60 * 60);
+
+/// How long the socket may take to accept. It is local: slower than this is not there.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The largest answer taken, in bytes: containerd's own default for its clients. A node with
+/// thousands of images comes near tonic's default of 4 MiB.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Where CRI puts its configuration into a verbose `Status`.
+const CRI_CONFIG: &str = "config";
+
+/// containerd behind its socket, in one namespace.
+#[derive(Clone)]
+pub struct Grpc {
+    channel: Channel,
+    namespace: MetadataValue<Ascii>,
+}
+
+/// A socket path or namespace that cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// gRPC takes paths as text.
+    #[error("containerd's socket {0:?}: the path is not UTF-8; set containerd.socket to one that is")]
+    Path(std::path::PathBuf),
+    /// The transport refused the address.
+    #[error("containerd's socket {path}: {reason}")]
+    Endpoint {
+        /// The path as configured.
+        path: String,
+        /// The transport's words.
+        reason: String,
+    },
+    /// The namespace goes into a header.
+    #[error("containerd's namespace {0:?}: only letters, digits, '-', '_' and '.' are allowed")]
+    Namespace(String),
+}
+
+impl Grpc {
+    /// Prepares the channel; connects when first used.
+    ///
+    /// Has to be called within a tokio runtime.
+    pub fn new(socket: &Path, namespace: &str) -> std::result::Result<Self, SetupError> {
+        let path = socket
+            .to_str()
+            .ok_or_else(|| SetupError::Path(socket.to_owned()))?;
+        let endpoint =
+            Endpoint::from_shared(format!("unix:{path}")).map_err(|e| SetupError::Endpoint {
+                path: path.to_owned(),
+                reason: e.to_string(),
+            })?;
+        Ok(Self {
+            channel: endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy(),
+            namespace: namespace
+                .parse()
+                .map_err(|_| SetupError::Namespace(namespace.to_owned()))?,
+        })
+    }
+
+    fn ask<T>(&self, message: T) -> Request<T> {
+        self.ask_within(METADATA_DEADLINE, message)
+    }
+
+    fn ask_within<T>(&self, deadline: Duration, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(deadline);
+        self.in_namespace(request)
+    }
+
+    /// With the header that puts what the call makes under a lease.
+    fn ask_leased<T>(&self, lease: &str, message: T) -> Result<Request<T>> {
+        let mut request = self.ask(message);
+        let lease = lease
+            .parse()
+            .map_err(|_| Error::malformed("use lease", lease, "not a header value"))?;
+        request.metadata_mut().insert("containerd-lease", lease);
+        Ok(request)
+    }
+
+    fn in_namespace<T>(&self, mut request: Request<T>) -> Request<T> {
+        request
+            .metadata_mut()
+            .insert("containerd-namespace", self.namespace.clone());
+        request
+    }
+
+    fn images_api(&self) -> api::images_client::ImagesClient<Channel> {
+        api::images_client::ImagesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn content_api(&self) -> api::content_client::ContentClient<Channel> {
+        api::content_client::ContentClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn snapshots_api(&self) -> snap::snapshots_client::SnapshotsClient<Channel> {
+        snap::snapshots_client::SnapshotsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn leases_api(&self) -> api::leases_client::LeasesClient<Channel> {
+        api::leases_client::LeasesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+/// What turns gRPC's status into our error, for `map_err`.
+fn failed<'a>(call: &'static str, subject: &'a str) -> impl Fn(Status) -> Error + use<'a> {
+    move |status| Error::from_status(call, subject, status)
+}
+
+/// An answer without the message that the protocol promises.
+fn empty<'a>(call: &'static str, subject: &'a str) -> impl Fn() -> Error + use<'a> {
+    move || Error::malformed(call, subject, "containerd's answer is empty")
+}
+
+/// Reads a stream of answers to its end, within the deadline of a metadata call: the request's own
+/// deadline covers its first message only.
+async fn drain<T, U>(
+    call: &'static str,
+    subject: &str,
+    stream: tonic::Streaming<T>,
+    mut take: impl FnMut(&mut Vec<U>, T) -> Result<()>,
+) -> Result<Vec<U>> {
+    let all = stream
+        .map_err(failed(call, subject))
+        .try_fold(Vec::new(), |mut all, part| {
+            let taken = take(&mut all, part);
+            async move { taken.map(|()| all) }
+        });
+    tokio::time::timeout(METADATA_DEADLINE, all)
+        .await
+        .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
+}
+
+#[async_trait]
+impl Containerd for Grpc {
+    async fn image(&self, name: &str) -> Result<Image> {
+        let call = "get image";
+        let request = self.ask(api::GetImageRequest {
+            name: name.to_owned(),
+        });
+        let reply = self.images_api().get(request).await;
+        let image = reply.map_err(failed(call, name))?.into_inner().image;
+        image
+            .and_then(image_record)
+            .ok_or_else(empty(call, name))
+    }
+
+    async fn images(&self) -> Result<Vec<Image>> {
+        let request = self.ask(api::ListImagesRequest { filters: vec![] });
+        let reply = self.images_api().list(request).await;
+        let images = reply.map_err(failed("list", "images"))?.into_inner().images;
+        Ok(images.into_iter().filter_map(image_record).collect())
+    }
+
+    async fn blob(&self, digest: &str) -> Result<Blob> {
+        let call = "look up blob";
+        let request = self.ask(api::InfoRequest {
+            digest: digest.to_owned(),
+        });
+        let reply = self.content_api().info(request).await;
+        let info = reply.map_err(failed(call, digest))?.into_inner().info;
+        let info = info.ok_or_else(empty(call, digest))?;
+        Ok(Blob {
+            digest: info.digest,
+            size: info.size.try_into().unwrap_or_default(),
+            labels: info.labels.into_iter().collect(),
+        })
+    }
+
+    async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
+        let call = "read blob";
+        let request = self.ask(api::ReadContentRequest {
+            digest: digest.to_owned(),
+            offset: 0,
+            size: 0,
+        });
+        let reply = self.content_api().read(request).await;
+        let stream = reply.map_err(failed(call, digest))?.into_inner();
+        drain(call, digest, stream, |bytes, part| {
+            bytes.extend(part.data);
+            if bytes.len() as u64 > limit {
+                let message = format!("more than the {limit} bytes that such a document may have");
+                return Err(Error::malformed(call, digest, &message));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
+        let request = self.ask(api::UpdateRequest {
+            update_mask: Some(label_paths(&labels)),
+            info: Some(api::Info {
+                digest: digest.to_owned(),
+                labels: labels.into_iter().collect(),
+                ..Default::default()
+            }),
+        });
+        let reply = self.content_api().update(request).await;
+        reply.map_err(failed("label blob", digest)).map(drop)
+    }
+
+    async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot> {
+        let call = "stat snapshot";
+        let request = self.ask(snap::StatSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        });
+        let reply = self.snapshots_api().stat(request).await;
+        let info = reply.map_err(failed(call, key))?.into_inner().info;
+        info.map(snapshot).ok_or_else(empty(call, key))
+    }
+
+    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
+        let call = "list snapshots of";
+        let request = self.ask(snap::ListSnapshotsRequest {
+            snapshotter: snapshotter.to_owned(),
+            filters: vec![],
+        });
+        let reply = self.snapshots_api().list(request).await;
+        let stream = reply.map_err(failed(call, snapshotter))?.into_inner();
+        drain(call, snapshotter, stream, |all, part| {
+            all.extend(part.info.into_iter().map(snapshot));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn prepare(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let request = self.ask_leased(
+            lease,
+            snap::PrepareSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.to_owned(),
+                parent: parent.unwrap_or_default().to_owned(),
+                labels: labels.into_iter().collect(),
+            },
+        )?;
+        let reply = self.snapshots_api().prepare(request).await;
+        let reply = reply.map_err(failed("prepare snapshot", key))?;
+        Ok(reply.into_inner().mounts)
+    }
+
+    async fn commit(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Result<()> {
+        let request = self.ask_leased(
+            lease,
+            snap::CommitSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                name: name.to_owned(),
+                key: key.to_owned(),
+                labels: labels.into_iter().collect(),
+            },
+        )?;
+        let reply = self.snapshots_api().commit(request).await;
+        reply.map_err(failed("commit snapshot", name)).map(drop)
+    }
+
+    async fn remove(&self, snapshotter: &str, key: &str) -> Result<()> {
+        let request = self.ask(snap::RemoveSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        });
+        let reply = self.snapshots_api().remove(request).await;
+        reply.map_err(failed("remove snapshot", key)).map(drop)
+    }
+
+    async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()> {
+        let request = self.ask(snap::UpdateSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            update_mask: Some(label_paths(&labels)),
+            info: Some(snap::Info {
+                name: key.to_owned(),
+                labels: labels.into_iter().collect(),
+                ..Default::default()
+            }),
+        });
+        let reply = self.snapshots_api().update(request).await;
+        reply.map_err(failed("label snapshot", key)).map(drop)
+    }
+
+    async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String> {
+        let call = "apply layer";
+        let request = self.ask_within(
+            APPLY_DEADLINE,
+            api::ApplyRequest {
+                diff: Some(layer.clone()),
+                mounts,
+                ..Default::default()
+            },
+        );
+        let reply = api::diff_client::DiffClient::new(self.channel.clone())
+            .apply(request)
+            .await;
+        let reply = reply.map_err(failed(call, &layer.digest))?.into_inner();
+        let applied = reply.applied.ok_or_else(empty(call, &layer.digest))?;
+        Ok(applied.digest)
+    }
+
+    async fn create_lease(&self, id: &str, labels: Labels) -> Result<()> {
+        let request = self.ask(api::CreateRequest {
+            id: id.to_owned(),
+            labels: labels.into_iter().collect(),
+        });
+        let reply = self.leases_api().create(request).await;
+        reply.map_err(failed("create lease", id)).map(drop)
+    }
+
+    async fn delete_lease(&self, id: &str, sync: bool) -> Result<()> {
+        let request = self.ask(api::DeleteRequest {
+            id: id.to_owned(),
+            sync,
+        });
+        let reply = self.leases_api().delete(request).await;
+        reply.map_err(failed("delete lease", id)).map(drop)
+    }
+
+    async fn leases(&self) -> Result<Vec<Lease>> {
+        let request = self.ask(api::ListRequest { filters: vec![] });
+        let reply = self.leases_api().list(request).await;
+        let leases = reply.map_err(failed("list", "leases"))?.into_inner().leases;
+        let lease = |l: api::Lease| Lease {
+            id: l.id,
+            labels: l.labels.into_iter().collect(),
+        };
+        Ok(leases.into_iter().map(lease).collect())
+    }
+
+    async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>> {
+        let request = self.ask(api::ListResourcesRequest { id: id.to_owned() });
+        let reply = self.leases_api().list_resources(request).await;
+        let reply = reply.map_err(failed("list resources of lease", id))?;
+        let resource = |r: api::Resource| Resource {
+            kind: r.r#type,
+            id: r.id,
+        };
+        Ok(reply.into_inner().resources.into_iter().map(resource).collect())
+    }
+
+    async fn hold(&self, lease: &str, resource: Resource) -> Result<()> {
+        let request = self.ask(api::AddResourceRequest {
+            id: lease.to_owned(),
+            resource: Some(api::Resource {
+                id: resource.id,
+                r#type: resource.kind,
+            }),
+        });
+        let reply = self.leases_api().add_resource(request).await;
+        reply.map_err(failed("add to lease", lease)).map(drop)
+    }
+
+    async fn events(&self, filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
+        let call = "subscribe to";
+        // No deadline: the stream lives as long as the connection.
+        let request = self.in_namespace(Request::new(api::SubscribeRequest {
+            filters: filters.iter().map(ToString::to_string).collect(),
+        }));
+        let reply = api::events_client::EventsClient::new(self.channel.clone())
+            .subscribe(request)
+            .await;
+        let stream = reply.map_err(failed(call, "events"))?.into_inner();
+        let event = |envelope: containerd_client::types::Envelope| Event {
+            topic: envelope.topic,
+            payload: envelope.event.unwrap_or_default(),
+        };
+        Ok(stream
+            .map(move |next| next.map(event).map_err(failed(call, "events")))
+            .boxed())
+    }
+
+    async fn snapshotters(&self) -> Result<Vec<Snapshotter>> {
+        let request = self.ask(api::PluginsRequest {
+            filters: vec!["type==io.containerd.snapshotter.v1".to_owned()],
+        });
+        let reply = api::introspection_client::IntrospectionClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .plugins(request)
+            .await;
+        let reply = reply.map_err(failed("list", "snapshotters"))?.into_inner();
+        Ok(reply.plugins.into_iter().map(snapshotter).collect())
+    }
+
+    async fn version(&self) -> Result<String> {
+        let reply = api::version_client::VersionClient::new(self.channel.clone())
+            .version(self.ask(()))
+            .await;
+        let reply = reply.map_err(failed("ask", "version"))?.into_inner();
+        Ok(reply.version)
+    }
+
+    async fn cri_config(&self) -> Result<Option<String>> {
+        let request = self.ask(cri::StatusRequest { verbose: true });
+        let reply = cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .status(request)
+            .await;
+        let mut reply = reply.map_err(failed("ask CRI for its", "status"))?.into_inner();
+        Ok(reply.info.remove(CRI_CONFIG))
+    }
+}
+
+/// Field paths that change just these labels; without them an update replaces all labels.
+fn label_paths(labels: &Labels) -> FieldMask {
+    FieldMask {
+        paths: labels.keys().map(|key| format!("labels.{key}")).collect(),
+    }
+}
+
+/// `None` for a record without a target, which containerd does not write.
+fn image_record(image: api::Image) -> Option<Image> {
+    Some(Image {
+        name: image.name,
+        target: image.target?,
+        labels: image.labels.into_iter().collect(),
+    })
+}
+
+fn snapshot(info: snap::Info) -> Snapshot {
+    Snapshot {
+        kind: match info.kind() {
+            snap::Kind::Committed => SnapshotKind::Committed,
+            snap::Kind::View => SnapshotKind::View,
+            snap::Kind::Active | snap::Kind::Unknown => SnapshotKind::Active,
+        },
+        created_at: info.created_at.and_then(|t| SystemTime::try_from(t).ok()),
+        parent: Some(info.parent).filter(|parent| !parent.is_empty()),
+        name: info.name,
+        labels: info.labels.into_iter().collect(),
+    }
+}
+
+fn snapshotter(plugin: api::Plugin) -> Snapshotter {
+    Snapshotter {
+        name: plugin.id,
+        capabilities: plugin.capabilities,
+        exports: plugin.exports.into_iter().collect(),
+        init_error: plugin.init_err.map(|status| status.message),
+    }
+}

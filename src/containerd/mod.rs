@@ -1,0 +1,198 @@
+//! What this plugin uses of containerd's API, as one trait.
+//!
+//! [`grpc::Grpc`] is the real thing. Under test a fake holds everything in memory, so that a
+//! fault can be put into the middle of a step. Nothing here knows images, layers or hooks.
+
+mod error;
+pub mod grpc;
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+pub use containerd_client::types::{Descriptor, Mount};
+use futures::stream::BoxStream;
+
+pub use error::{Error, Kind as ErrorKind, Result};
+
+/// Labels of an image, a blob, a snapshot or a lease.
+pub type Labels = BTreeMap<String, String>;
+
+/// containerd's limit for one label: key and value together, in bytes (`pkg/labels/validate.go`).
+pub const MAX_LABEL: usize = 4096;
+
+/// A record of containerd's image store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// A reference (`docker.io/library/busybox:1`), or, for the record that CRI adds, the image id.
+    pub name: String,
+    /// The index or manifest that the name stands for.
+    pub target: Descriptor,
+    /// Among them CRI's `io.cri-containerd.pinned`.
+    pub labels: Labels,
+}
+
+/// What the content store says of a blob.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blob {
+    /// `sha256:…`
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+    /// Among them the references that garbage collection follows.
+    pub labels: Labels,
+}
+
+/// Whether a snapshot is being written or stands fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Read-only and temporary.
+    View,
+    /// Writable: a container's own, or a layer that is being extracted.
+    Active,
+    /// Immutable: a layer, named by its chain id.
+    Committed,
+}
+
+/// A snapshot as containerd's metadata store knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// The chain id of a committed layer, the container's id for its own snapshot.
+    pub name: String,
+    /// The name of the snapshot below it; `None` for a bottom layer.
+    pub parent: Option<String>,
+    /// Committed, active or a view.
+    pub kind: SnapshotKind,
+    /// Set once: a snapshot that was taken away and made again has another.
+    pub created_at: Option<SystemTime>,
+    /// All labels, also those that the snapshotter behind the store never sees.
+    pub labels: Labels,
+}
+
+/// A lease: what it names is spared by garbage collection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// Unique in the namespace.
+    pub id: String,
+    /// Free for the owner's use, but for `containerd.io/gc.*`.
+    pub labels: Labels,
+}
+
+/// Something that a lease holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// `content`, or `snapshots/<snapshotter>`.
+    pub kind: String,
+    /// A digest, or a snapshot's key.
+    pub id: String,
+}
+
+impl Resource {
+    /// The snapshot `key` of `snapshotter`.
+    pub fn snapshot(snapshotter: &str, key: &str) -> Self {
+        Self {
+            kind: format!("{SNAPSHOT_RESOURCE}{snapshotter}"),
+            id: key.to_owned(),
+        }
+    }
+
+    /// The snapshotter of a snapshot resource; `None` for anything else.
+    pub fn snapshotter(&self) -> Option<&str> {
+        self.kind.strip_prefix(SNAPSHOT_RESOURCE)
+    }
+}
+
+const SNAPSHOT_RESOURCE: &str = "snapshots/";
+
+/// A snapshotter that containerd lists, working or not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshotter {
+    /// `overlayfs`, `nydus`, …
+    pub name: String,
+    /// `rebase` among them where layers may be applied in parallel.
+    pub capabilities: Vec<String>,
+    /// `root`, and whatever else the plugin exports.
+    pub exports: Labels,
+    /// Why it did not come up.
+    pub init_error: Option<String>,
+}
+
+/// One event of containerd's exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// `/images/create`, `/snapshot/prepare`, …
+    pub topic: String,
+    /// The message's type URL and bytes; what they mean is the reader's to know.
+    pub payload: prost_types::Any,
+}
+
+/// containerd, in one namespace.
+///
+/// Every call has a deadline of its own and answers [`Error`] with the call and its subject in it.
+#[async_trait]
+pub trait Containerd: Send + Sync {
+    /// The image record of exactly this name.
+    async fn image(&self, name: &str) -> Result<Image>;
+    /// All image records.
+    async fn images(&self) -> Result<Vec<Image>>;
+
+    /// What the content store knows of a blob.
+    async fn blob(&self, digest: &str) -> Result<Blob>;
+    /// A whole blob, for documents: more than `limit` bytes is an error.
+    async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
+    /// Adds these labels to a blob, or replaces their values; others stay.
+    async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()>;
+
+    /// One snapshot.
+    async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot>;
+    /// All snapshots of a snapshotter.
+    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;
+    /// A new active snapshot, held by the lease. *AlreadyExists* where the chain id in the label
+    /// `containerd.io/snapshot.ref` is committed already: that is then held by the lease, too.
+    async fn prepare(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>>;
+    /// Turns the active snapshot `key` into the committed one `name`, held by the lease.
+    async fn commit(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Result<()>;
+    /// Takes a snapshot away; one with children is refused.
+    async fn remove(&self, snapshotter: &str, key: &str) -> Result<()>;
+    /// Adds these labels to a snapshot, or replaces their values, in the metadata store and in the
+    /// snapshotter behind it; others stay.
+    async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()>;
+
+    /// Unpacks a layer's blob into mounts; answers the digest of the uncompressed stream.
+    async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String>;
+
+    /// A new lease of this id.
+    async fn create_lease(&self, id: &str, labels: Labels) -> Result<()>;
+    /// Lets a lease go; with `sync` a garbage collection has run when this returns.
+    async fn delete_lease(&self, id: &str, sync: bool) -> Result<()>;
+    /// All leases.
+    async fn leases(&self) -> Result<Vec<Lease>>;
+    /// What a lease holds.
+    async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>>;
+    /// Lets a lease hold one thing more.
+    async fn hold(&self, lease: &str, resource: Resource) -> Result<()>;
+
+    /// containerd's events, as its filters select them; the stream ends when the connection does.
+    async fn events(&self, filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>>;
+
+    /// The snapshotters that containerd lists, with those that failed to come up.
+    async fn snapshotters(&self) -> Result<Vec<Snapshotter>>;
+    /// containerd's version, such as `2.1.9`.
+    async fn version(&self) -> Result<String>;
+    /// The CRI plugin's running configuration as JSON (`Status`, verbose); `None` where it shows none.
+    async fn cri_config(&self) -> Result<Option<String>>;
+}
