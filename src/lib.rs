@@ -6,3 +6,4 @@
 //! its chain to `ready`, and [`containerd`] is the one door to the outside.
 
 pub mod containerd;
+pub mod image;

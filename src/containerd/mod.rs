@@ -4,6 +4,8 @@
 //! fault can be put into the middle of a step. Nothing here knows images, layers or hooks.
 
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod grpc;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,130 @@
+//! The labels of each layer's snapshot, key for key as containerd's own labelled pull leaves them
+//! (`pkg/snapshotters/annotations.go` there, and its unpacker).
+
+use crate::containerd::{Labels, MAX_LABEL};
+
+use super::manifest::Manifest;
+
+/// The labels of an image's layers, bottom first: one set for each layer.
+pub type LayerLabels = Vec<Labels>;
+
+/// The chain id, by which a remote snapshotter and containerd's metadata store find each other.
+const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+
+/// Annotations of a layer that its snapshot inherits as labels.
+const INHERITED: &str = "containerd.io/snapshot/";
+
+/// User id mappings are the runtime's to choose. An image that could set them would own the files.
+const NEVER_INHERITED: [&str; 2] = [
+    "containerd.io/snapshot/uidmapping",
+    "containerd.io/snapshot/gidmapping",
+];
+
+/// The labels of every layer of `manifest`. `reference` is the name that the image is pulled by;
+/// without one, only what needs no name: the chain id and the annotations that pass through.
+pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels {
+    let digests: Vec<&str> = manifest.layers.iter().map(|l| l.blob.digest.as_str()).collect();
+    let of_layer = |(i, layer): (usize, &super::Layer)| {
+        let inherited = layer.blob.annotations.iter().filter(|(key, value)| {
+            let key = key.as_str();
+            key.starts_with(INHERITED)
+                && !NEVER_INHERITED.contains(&key)
+                && key.len() + value.len() <= MAX_LABEL
+        });
+        let mut labels: Labels = inherited.map(|(k, v)| (k.clone(), v.clone())).collect();
+        labels.insert(SNAPSHOT_REF.to_owned(), layer.chain_id.clone());
+        if let Some(reference) = reference {
+            for (key, value) in [
+                (IMAGE_REF, reference.to_owned()),
+                (MANIFEST_DIGEST, manifest.digest.clone()),
+                (LAYER_DIGEST, layer.blob.digest.clone()),
+                (IMAGE_LAYERS, joined(&digests[i..])),
+            ] {
+                labels.insert(key.to_owned(), value);
+            }
+        }
+        labels
+    };
+    manifest.layers.iter().enumerate().map(of_layer).collect()
+}
+
+/// As many digests, comma-separated, as fit into one label: containerd rejects a label whose key
+/// and value together exceed [`MAX_LABEL`] bytes, and cuts this list itself.
+fn joined(digests: &[&str]) -> String {
+    let mut list = String::new();
+    for digest in digests {
+        let comma = usize::from(!list.is_empty());
+        if IMAGE_LAYERS.len() + list.len() + comma + digest.len() > MAX_LABEL {
+            break;
+        }
+        if comma == 1 {
+            list.push(',');
+        }
+        list.push_str(digest);
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::super::manifest::tests::manifest;
+    use super::*;
+
+    #[test]
+    fn every_layer_has_its_own_and_the_following_layers() {
+        let manifest = manifest(3);
+        let labels = layer_labels(&manifest, Some("r.example/app:1"));
+        let digest = |i: usize| manifest.layers[i].blob.digest.as_str();
+        assert_eq!(labels[0][IMAGE_REF], "r.example/app:1");
+        assert_eq!(labels[0][MANIFEST_DIGEST], manifest.digest);
+        assert_eq!(labels[1][LAYER_DIGEST], digest(1));
+        assert_eq!(labels[1][IMAGE_LAYERS], format!("{},{}", digest(1), digest(2)));
+        assert_eq!(labels[2][SNAPSHOT_REF], manifest.layers[2].chain_id);
+        assert_eq!(labels[2].len(), 5);
+    }
+
+    #[test]
+    fn without_a_name_only_what_needs_none() {
+        let labels = layer_labels(&manifest(1), None);
+        let keys: Vec<_> = labels[0].keys().map(String::as_str).collect();
+        assert_eq!(keys, [SNAPSHOT_REF]);
+    }
+
+    #[test]
+    fn the_list_of_layers_is_cut_where_containerd_cuts_it() {
+        let manifest = manifest(127);
+        let labels = layer_labels(&manifest, Some("r.example/app:1"));
+        // 71 bytes a digest, 72 with its comma, 40 of the key: 56 fit, 57 do not.
+        assert_eq!(labels[0][IMAGE_LAYERS].split(',').count(), 56);
+        for set in &labels {
+            for (key, value) in set {
+                assert!(key.len() + value.len() <= MAX_LABEL);
+            }
+        }
+        assert_eq!(labels[126][IMAGE_LAYERS], manifest.layers[126].blob.digest);
+    }
+
+    #[test]
+    fn annotations_pass_through_but_for_the_two_that_must_not() {
+        let mut manifest = manifest(1);
+        let annotation = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        manifest.layers[0].blob.annotations = HashMap::from([
+            annotation("containerd.io/snapshot/nydus-bootstrap", "true"),
+            annotation("containerd.io/snapshot/uidmapping", "0:0:1"),
+            annotation("containerd.io/snapshot/gidmapping", "0:0:1"),
+            annotation("containerd.io/snapshot/cri.layer-digest", "sha256:forged"),
+            annotation("org.example.other", "x"),
+            annotation("containerd.io/snapshot/long", &"x".repeat(MAX_LABEL)),
+        ]);
+        let labels = &layer_labels(&manifest, Some("r.example/app:1"))[0];
+        assert_eq!(labels["containerd.io/snapshot/nydus-bootstrap"], "true");
+        assert_eq!(labels[LAYER_DIGEST], manifest.layers[0].blob.digest);
+        assert_eq!(labels.len(), 6, "{labels:?}");
+    }
+}

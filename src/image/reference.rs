@@ -1,0 +1,146 @@
+//! Names of images: from what a user, a kubelet or an annotation says to a record of the store,
+//! and from a record to the name that a label may carry.
+//!
+//! CRI keeps up to three records of an image: name with tag, name with digest, and the image id
+//! (the config's digest). What is asked for may be none of them: a bare `busybox`, a short id, an
+//! id without its algorithm.
+
+use oci_spec::distribution::Reference;
+
+use crate::containerd::{Containerd, Image};
+
+use super::Error;
+
+/// Hex digits of a sha256 digest.
+const ID_LENGTH: usize = 64;
+
+/// The shortest id that is looked up by its beginning, as `crictl` and `docker` print at most 13
+/// digits and people copy fewer; below this it is more likely a name.
+const SHORTEST_ID: usize = 7;
+
+const ID_PREFIX: &str = "sha256:";
+
+/// Finds the record that `asked` stands for.
+pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Error> {
+    for name in spellings(asked) {
+        match containerd.image(&name).await {
+            Ok(image) => return Ok(image),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(failed(asked, e)),
+        }
+    }
+    let short = asked.strip_prefix(ID_PREFIX).unwrap_or(asked);
+    if !(SHORTEST_ID..ID_LENGTH).contains(&short.len()) || !is_hex(short) {
+        return Err(Error::NotFound(asked.to_owned()));
+    }
+    let images = containerd.images().await.map_err(|e| failed(asked, e))?;
+    let mut matching = images.into_iter().filter(|image| {
+        let id = image.name.strip_prefix(ID_PREFIX);
+        id.is_some_and(|id| id.starts_with(short))
+    });
+    match (matching.next(), matching.next()) {
+        (Some(image), None) => Ok(image),
+        // Nothing, or more than one: an ambiguous beginning names nothing.
+        _ => Err(Error::NotFound(asked.to_owned())),
+    }
+}
+
+/// Whether a registry can be asked for this name: not so for an image id.
+pub fn is_pullable(name: &str) -> bool {
+    !is_id(name) && Reference::try_from(name).is_ok()
+}
+
+/// The name that the labels of an image's layers carry: the one that was asked for where it can be
+/// pulled and is one of the image's names, else the best of these: a tag before a digest, never an
+/// id; of several the first in sorted order, so that the choice is stable.
+///
+/// `names` are the names of all records with the image's target. `None` where none can be pulled.
+pub fn name_for_labels(asked: Option<&str>, names: &[String]) -> Option<String> {
+    let asked = asked.and_then(|asked| {
+        let mut spellings = spellings(asked).into_iter();
+        spellings.find(|name| is_pullable(name) && names.contains(name))
+    });
+    asked.or_else(|| {
+        let pullable = names.iter().filter(|name| is_pullable(name));
+        pullable.min_by_key(|name| (name.contains('@'), *name)).cloned()
+    })
+}
+
+/// The names under which a record of `asked` may stand, the likeliest first.
+fn spellings(asked: &str) -> Vec<String> {
+    let mut names = vec![asked.to_owned()];
+    if asked.len() == ID_LENGTH && is_hex(asked) {
+        names.push(format!("{ID_PREFIX}{asked}"));
+    } else if !is_id(asked)
+        && let Ok(reference) = Reference::try_from(asked)
+    {
+        names.push(reference.whole());
+    }
+    names.dedup();
+    names
+}
+
+fn is_id(name: &str) -> bool {
+    let hex = name.strip_prefix(ID_PREFIX);
+    hex.is_some_and(|hex| hex.len() == ID_LENGTH && is_hex(hex))
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+}
+
+fn failed(asked: &str, source: crate::containerd::Error) -> Error {
+    Error::Containerd {
+        image: asked.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn digest() -> String {
+        format!("127.0.0.1:5000/lab/app@{ID}")
+    }
+
+    #[test]
+    fn what_is_asked_for_is_spelled_out() {
+        for (asked, last) in [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1", "docker.io/library/busybox:1"),
+            ("127.0.0.1:5000/lab/app:1", "127.0.0.1:5000/lab/app:1"),
+            (ID, ID),
+            (&ID[7..], ID),
+            (&digest(), &digest()),
+        ] {
+            let spellings = spellings(asked);
+            assert_eq!(spellings[0], asked);
+            assert_eq!(spellings.last().unwrap(), last);
+        }
+    }
+
+    #[test]
+    fn labels_carry_a_name_that_can_be_pulled() {
+        let names = [
+            ID.to_owned(),
+            digest(),
+            "127.0.0.1:5000/lab/b:1".to_owned(),
+            "127.0.0.1:5000/lab/a:1".to_owned(),
+        ];
+        for (asked, expected) in [
+            (Some("127.0.0.1:5000/lab/b:1"), "127.0.0.1:5000/lab/b:1"),
+            (Some(digest().as_str()), digest().as_str()),
+            (Some(ID), "127.0.0.1:5000/lab/a:1"),
+            (Some("other:1"), "127.0.0.1:5000/lab/a:1"),
+            (None, "127.0.0.1:5000/lab/a:1"),
+        ] {
+            let name = name_for_labels(asked, &names);
+            assert_eq!(name.as_deref(), Some(expected), "{asked:?}");
+        }
+        assert_eq!(name_for_labels(None, &names[..2]).unwrap(), digest());
+        assert_eq!(name_for_labels(Some(ID), &names[..1]), None);
+    }
+}
