@@ -7,3 +7,4 @@
 
 pub mod containerd;
 pub mod image;
+pub mod unpack;

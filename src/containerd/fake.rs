@@ -48,7 +48,9 @@ impl Fake {
     pub(crate) fn document(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = sha256(bytes);
         let mut state = self.state();
-        state.blobs.insert(digest.clone(), (bytes.to_vec(), Labels::new()));
+        state
+            .blobs
+            .insert(digest.clone(), (bytes.to_vec(), Labels::new()));
         Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -64,7 +66,9 @@ impl Fake {
                 let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
                 let blob = self.document(media_type, format!("layer {i}").as_bytes());
                 let diff_id = sha256(format!("diff {i}").as_bytes());
-                self.state().diff_ids.insert(blob.digest.clone(), diff_id.clone());
+                self.state()
+                    .diff_ids
+                    .insert(blob.digest.clone(), diff_id.clone());
                 (blob, diff_id)
             })
             .collect();
@@ -102,7 +106,9 @@ impl Fake {
 
     /// Makes `apply` answer another digest for a blob.
     pub(crate) fn applies_as(&self, blob: &str, diff_id: &str) {
-        self.state().diff_ids.insert(blob.to_owned(), diff_id.to_owned());
+        self.state()
+            .diff_ids
+            .insert(blob.to_owned(), diff_id.to_owned());
     }
 
     /// Takes a blob away, as `discard_unpacked_layers` does.
@@ -113,6 +119,11 @@ impl Fake {
     /// From now on the call number `after` (0 is the next) of this name fails.
     pub(crate) fn fail(&self, call: &'static str, after: usize, kind: ErrorKind) {
         self.state().faults.push(Fault { call, after, kind });
+    }
+
+    /// From now on nothing fails.
+    pub(crate) fn heal(&self) {
+        self.state().faults.clear();
     }
 
     /// A snapshot that somebody else made: committed without any label.
@@ -126,7 +137,8 @@ impl Fake {
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         let labels = Labels::new();
         let kind = SnapshotKind::Active;
-        self.state().add(snapshotter, key, Some(parent), kind, labels);
+        self.state()
+            .add(snapshotter, key, Some(parent), kind, labels);
     }
 
     /// The names of the calls since the last time this was asked.
@@ -150,7 +162,10 @@ impl Fake {
 
     /// A lease of somebody.
     pub(crate) fn lease(&self, id: &str, labels: Labels, held: &[Resource]) {
-        let held = held.iter().map(|r| (r.kind.clone(), r.id.clone())).collect();
+        let held = held
+            .iter()
+            .map(|r| (r.kind.clone(), r.id.clone()))
+            .collect();
         self.state().leases.insert(id.to_owned(), (labels, held));
     }
 
@@ -172,9 +187,10 @@ impl Fake {
             }));
         }
         // Active snapshots of containers are held by their containers.
-        let active = state.snapshots.iter().filter(|(key, s)| {
-            s.kind == SnapshotKind::Active && !key.1.starts_with("extract-")
-        });
+        let active = state
+            .snapshots
+            .iter()
+            .filter(|(key, s)| s.kind == SnapshotKind::Active && !key.1.starts_with("extract-"));
         held.extend(active.map(|(key, _)| key.clone()));
         let mut live = BTreeSet::new();
         for (snapshotter, key) in held {
@@ -258,7 +274,10 @@ fn json(d: &Descriptor) -> serde_json::Value {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    let hex = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let hex = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect::<String>();
     format!("sha256:{hex}")
 }
 
@@ -272,7 +291,12 @@ impl Containerd for Fake {
     }
 
     async fn images(&self) -> Result<Vec<Image>> {
-        Ok(self.enter("list images", "")?.images.values().cloned().collect())
+        Ok(self
+            .enter("list images", "")?
+            .images
+            .values()
+            .cloned()
+            .collect())
     }
 
     async fn blob(&self, digest: &str) -> Result<Blob> {
@@ -373,8 +397,12 @@ impl Containerd for Fake {
         if state.snapshots.iter().any(is_child) {
             return Err(error(ErrorKind::FailedPrecondition, call, key));
         }
-        let removed = state.snapshots.remove(&(snapshotter.to_owned(), key.to_owned()));
-        removed.map(drop).ok_or_else(|| error(ErrorKind::NotFound, call, key))
+        let removed = state
+            .snapshots
+            .remove(&(snapshotter.to_owned(), key.to_owned()));
+        removed
+            .map(drop)
+            .ok_or_else(|| error(ErrorKind::NotFound, call, key))
     }
 
     async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()> {
@@ -400,14 +428,18 @@ impl Containerd for Fake {
 
     async fn create_lease(&self, id: &str, labels: Labels) -> Result<()> {
         let mut state = self.enter("create lease", id)?;
-        state.leases.insert(id.to_owned(), (labels, BTreeSet::new()));
+        state
+            .leases
+            .insert(id.to_owned(), (labels, BTreeSet::new()));
         Ok(())
     }
 
     async fn delete_lease(&self, id: &str, _sync: bool) -> Result<()> {
         let call = "delete lease";
         let removed = self.enter(call, id)?.leases.remove(id);
-        removed.map(drop).ok_or_else(|| error(ErrorKind::NotFound, call, id))
+        removed
+            .map(drop)
+            .ok_or_else(|| error(ErrorKind::NotFound, call, id))
     }
 
     async fn leases(&self) -> Result<Vec<Lease>> {
@@ -422,7 +454,10 @@ impl Containerd for Fake {
     async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>> {
         let call = "list resources of lease";
         let state = self.enter(call, id)?;
-        let (_, held) = state.leases.get(id).ok_or_else(|| error(ErrorKind::NotFound, call, id))?;
+        let (_, held) = state
+            .leases
+            .get(id)
+            .ok_or_else(|| error(ErrorKind::NotFound, call, id))?;
         let resource = |(kind, id): &(String, String)| Resource {
             kind: kind.clone(),
             id: id.clone(),

@@ -50,7 +50,9 @@ pub struct Grpc {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// gRPC takes paths as text.
-    #[error("containerd's socket {0:?}: the path is not UTF-8; set containerd.socket to one that is")]
+    #[error(
+        "containerd's socket {0:?}: the path is not UTF-8; set containerd.socket to one that is"
+    )]
     Path(std::path::PathBuf),
     /// The transport refused the address.
     #[error("containerd's socket {path}: {reason}")]
@@ -172,9 +174,7 @@ impl Containerd for Grpc {
         });
         let reply = self.images_api().get(request).await;
         let image = reply.map_err(failed(call, name))?.into_inner().image;
-        image
-            .and_then(image_record)
-            .ok_or_else(empty(call, name))
+        image.and_then(image_record).ok_or_else(empty(call, name))
     }
 
     async fn images(&self) -> Result<Vec<Image>> {
@@ -379,7 +379,12 @@ impl Containerd for Grpc {
             kind: r.r#type,
             id: r.id,
         };
-        Ok(reply.into_inner().resources.into_iter().map(resource).collect())
+        Ok(reply
+            .into_inner()
+            .resources
+            .into_iter()
+            .map(resource)
+            .collect())
     }
 
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()> {
@@ -439,7 +444,9 @@ impl Containerd for Grpc {
             .max_decoding_message_size(MAX_MESSAGE)
             .status(request)
             .await;
-        let mut reply = reply.map_err(failed("ask CRI for its", "status"))?.into_inner();
+        let mut reply = reply
+            .map_err(failed("ask CRI for its", "status"))?
+            .into_inner();
         Ok(reply.info.remove(CRI_CONFIG))
     }
 }

@@ -27,7 +27,11 @@ const NEVER_INHERITED: [&str; 2] = [
 /// The labels of every layer of `manifest`. `reference` is the name that the image is pulled by;
 /// without one, only what needs no name: the chain id and the annotations that pass through.
 pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels {
-    let digests: Vec<&str> = manifest.layers.iter().map(|l| l.blob.digest.as_str()).collect();
+    let digests: Vec<&str> = manifest
+        .layers
+        .iter()
+        .map(|l| l.blob.digest.as_str())
+        .collect();
     let of_layer = |(i, layer): (usize, &super::Layer)| {
         let inherited = layer.blob.annotations.iter().filter(|(key, value)| {
             let key = key.as_str();
@@ -84,7 +88,10 @@ mod tests {
         assert_eq!(labels[0][IMAGE_REF], "r.example/app:1");
         assert_eq!(labels[0][MANIFEST_DIGEST], manifest.digest);
         assert_eq!(labels[1][LAYER_DIGEST], digest(1));
-        assert_eq!(labels[1][IMAGE_LAYERS], format!("{},{}", digest(1), digest(2)));
+        assert_eq!(
+            labels[1][IMAGE_LAYERS],
+            format!("{},{}", digest(1), digest(2))
+        );
         assert_eq!(labels[2][SNAPSHOT_REF], manifest.layers[2].chain_id);
         assert_eq!(labels[2].len(), 5);
     }

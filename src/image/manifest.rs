@@ -96,7 +96,9 @@ impl Manifests {
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
         // Nothing panics under this lock: it only guards single operations on the map.
-        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -155,11 +157,13 @@ impl Reader<'_> {
             };
             Some((rank, entry))
         });
-        let (_, best) = ranked.min_by_key(|(rank, _)| *rank).ok_or_else(|| Error::NoPlatform {
-            image: self.image.to_owned(),
-            platform: self.platform.to_string(),
-            digest: digest.to_owned(),
-        })?;
+        let (_, best) = ranked
+            .min_by_key(|(rank, _)| *rank)
+            .ok_or_else(|| Error::NoPlatform {
+                image: self.image.to_owned(),
+                platform: self.platform.to_string(),
+                digest: digest.to_owned(),
+            })?;
         Ok(descriptor(best))
     }
 
@@ -383,21 +387,33 @@ pub(super) mod tests {
             br#"{"schemaVersion": 2, "config"#,
         );
         let message = error(&fake.tag("short:1", truncated.clone())).await;
-        assert!(message.contains(&truncated.digest) && message.contains("EOF"), "{message}");
+        assert!(
+            message.contains(&truncated.digest) && message.contains("EOF"),
+            "{message}"
+        );
 
         let image = fake.image("changed:1", 1);
         fake.corrupt(&image.target.digest, b"{}");
         let message = error(&image).await;
-        assert!(message.contains("its 2 bytes do not have this digest"), "{message}");
+        assert!(
+            message.contains("its 2 bytes do not have this digest"),
+            "{message}"
+        );
 
         let other = fake.document("application/vnd.cncf.helm.config", b"{}");
         let message = error(&fake.tag("chart:1", other)).await;
-        assert!(message.contains("application/vnd.cncf.helm.config"), "{message}");
+        assert!(
+            message.contains("application/vnd.cncf.helm.config"),
+            "{message}"
+        );
 
         let image = fake.image("gone:1", 1);
         fake.discard(&image.target.digest);
         let message = error(&image).await;
-        assert!(message.starts_with("image gone:1: read blob sha256:"), "{message}");
+        assert!(
+            message.starts_with("image gone:1: read blob sha256:"),
+            "{message}"
+        );
     }
 
     #[tokio::test]
@@ -410,7 +426,10 @@ pub(super) mod tests {
         let target = fake.document(&image.target.media_type, manifest.to_string().as_bytes());
         let read = amd64().read(&fake, &fake.tag("short:1", target)).await;
         let message = read.unwrap_err().to_string();
-        assert!(message.contains("1 layers, but its config sha256:"), "{message}");
+        assert!(
+            message.contains("1 layers, but its config sha256:"),
+            "{message}"
+        );
         assert!(message.contains("lists 2 diff ids"), "{message}");
     }
 
@@ -420,7 +439,13 @@ pub(super) mod tests {
         let target = fake.image("docker.io/library/busybox:latest", 1).target;
         let id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
         fake.tag(id, target);
-        for asked in ["busybox", "docker.io/library/busybox:latest", id, &id[7..], &id[7..19]] {
+        for asked in [
+            "busybox",
+            "docker.io/library/busybox:latest",
+            id,
+            &id[7..],
+            &id[7..19],
+        ] {
             assert!(find(&fake, asked).await.is_ok(), "{asked}");
         }
         for asked in ["busybox:2", "0123456", "UPPER", "", "a b"] {

@@ -19,7 +19,9 @@ pub use reference::{find, is_pullable, name_for_labels};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// No record of that name, nor of what it may be short for.
-    #[error("image {0} is not in containerd's image store: pull it first, for example with `crictl pull {0}`")]
+    #[error(
+        "image {0} is not in containerd's image store: pull it first, for example with `crictl pull {0}`"
+    )]
     NotFound(String),
     /// A document that does not say what it has to.
     #[error("image {image}: {what} {digest}: {reason}; remove the image and pull it again")]

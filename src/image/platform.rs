@@ -96,7 +96,11 @@ mod tests {
             (&arm7, ("linux", "arm", "v7"), Some(0)),
             (&arm7, ("linux", "arm", "v6"), Some(1)),
             (&arm7, ("linux", "arm", "v8"), None),
-            (&Platform::new("linux", "arm64", ""), ("linux", "arm64", "v8"), Some(0)),
+            (
+                &Platform::new("linux", "arm64", ""),
+                ("linux", "arm64", "v8"),
+                Some(0),
+            ),
         ] {
             let (os, architecture, variant) = other;
             let other = Platform::new(os, architecture, variant);

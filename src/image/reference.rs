@@ -62,7 +62,9 @@ pub fn name_for_labels(asked: Option<&str>, names: &[String]) -> Option<String> 
     });
     asked.or_else(|| {
         let pullable = names.iter().filter(|name| is_pullable(name));
-        pullable.min_by_key(|name| (name.contains('@'), *name)).cloned()
+        pullable
+            .min_by_key(|name| (name.contains('@'), *name))
+            .cloned()
     })
 }
 
@@ -86,7 +88,8 @@ fn is_id(name: &str) -> bool {
 }
 
 fn is_hex(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+    text.bytes()
+        .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
 }
 
 fn failed(asked: &str, source: crate::containerd::Error) -> Error {

@@ -1,0 +1,105 @@
+//! Why a chain could not be made ready.
+
+use crate::{containerd, image};
+
+/// Why a chain could not be made ready. Nothing of the attempt is left behind.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// No image of the store has this chain: the container stands on something else, or its image
+    /// was removed meanwhile.
+    #[error(
+        "no image in containerd's store ends at the chain {chain}, on which {key} stands in {snapshotter}"
+    )]
+    NoImage {
+        /// The chain id.
+        chain: String,
+        /// The container's snapshot.
+        key: String,
+        /// Where both are.
+        snapshotter: String,
+    },
+    /// No name of the image can be pulled, so no label can carry one.
+    #[error(
+        "image {0} has no name that could be pulled, only an id: tag it, for example with `ctr -n k8s.io images tag`"
+    )]
+    NoName(String),
+    /// A layer has to be applied and its blob is gone.
+    #[error(
+        "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
+         not in the content store (discarded after an earlier unpack?): remove the image and pull it \
+         again, or set discard_unpacked_layers = false in containerd's CRI configuration"
+    )]
+    Unavailable {
+        /// The image's name.
+        image: String,
+        /// Of the blob.
+        digest: String,
+        /// Counted from 1, from the bottom.
+        position: usize,
+        /// Of the image.
+        layers: usize,
+    },
+    /// What came out of a blob is not what the image's config promises.
+    #[error(
+        "image {image}: layer {position} of {layers} ({digest}) unpacks to {applied}, but the image's \
+         config says {expected}: the image is broken, build and push it again"
+    )]
+    WrongDiffId {
+        /// The image's name.
+        image: String,
+        /// Of the blob.
+        digest: String,
+        /// Counted from 1, from the bottom.
+        position: usize,
+        /// Of the image.
+        layers: usize,
+        /// The digest of the uncompressed stream.
+        applied: String,
+        /// The diff id in the config.
+        expected: String,
+    },
+    /// A call failed.
+    #[error("image {image} in {snapshotter}: {source}")]
+    Containerd {
+        /// The image's name.
+        image: String,
+        /// Where it was to be unpacked.
+        snapshotter: String,
+        /// What containerd says.
+        source: containerd::Error,
+    },
+    /// It stayed unready although every step succeeded: somebody else works on the same chain.
+    #[error(
+        "image {image} in {snapshotter}: still {state} after {tries} tries; something else changes it at the same time"
+    )]
+    Unsettled {
+        /// The image's name.
+        image: String,
+        /// Where it was to be unpacked.
+        snapshotter: String,
+        /// What it is now.
+        state: super::State,
+        /// How often it was tried.
+        tries: usize,
+    },
+    /// The program is shutting down.
+    #[error("stopped before {0} was ready")]
+    Stopped(String),
+    /// A bug: the work itself died.
+    #[error("the work on {0} ended without a result; please report this")]
+    Died(String),
+}
+
+impl Error {
+    /// Whether containerd could not be reached: nothing is wrong with the image.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Image(image::Error::Containerd { source, .. })
+            | Self::Containerd { source, .. } => source.is_unreachable(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! One `ensure` of one chain: look, plan, act, and look again whether it is so.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::{self, Containerd, Labels, Resource, Snapshot};
+use crate::image::{LayerLabels, Manifest};
+
+use super::layer::{Committed, Failure, Unpack};
+use super::lease::{Lease, Leases};
+use super::plan::{Step, plan};
+use super::progress::Reporter;
+use super::{Action, Done, Error, Sight};
+
+/// Looks at a chain that do not find it ready although every step succeeded. Somebody else may work
+/// on it at the same time (containerd's own unpack leaves layers without labels); more than this is
+/// a fight.
+const MAX_ROUNDS: usize = 4;
+
+/// Snapshots that are asked for at once: enough to hide the round trips, few enough for others.
+const PARALLEL_STATS: usize = 16;
+
+/// What is to be made ready.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// For messages.
+    pub(super) image: String,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) wanted: LayerLabels,
+    pub(super) snapshotter: String,
+}
+
+impl Target {
+    /// The label of the config blob that keeps the chain from garbage collection. A second chain of
+    /// the image carries it with a suffix, `/…`.
+    fn anchor(&self) -> String {
+        format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter)
+    }
+
+    /// How the chain stands now, and when its top layer was made.
+    pub(super) async fn look(
+        &self,
+        containerd: &dyn Containerd,
+    ) -> Result<(Sight, Option<SystemTime>), containerd::Error> {
+        let layers = self.manifest.layers.iter();
+        let stats: Vec<_> = layers.map(|l| self.stat(containerd, &l.chain_id)).collect();
+        let stats = stream::iter(stats).buffered(PARALLEL_STATS);
+        let config = containerd.blob(&self.manifest.config);
+        let (snapshots, config) = futures::join!(stats.try_collect::<Vec<_>>(), config);
+        let snapshots = snapshots?;
+        let top = snapshots.last().and_then(Option::as_ref);
+        let created_at = top.and_then(|snapshot| snapshot.created_at);
+        let sight = Sight {
+            anchored: self.is_anchored(&config?.labels),
+            layers: snapshots.into_iter().map(|s| s.map(|s| s.labels)).collect(),
+        };
+        Ok((sight, created_at))
+    }
+
+    async fn stat(
+        &self,
+        containerd: &dyn Containerd,
+        chain_id: &str,
+    ) -> Result<Option<Snapshot>, containerd::Error> {
+        match containerd.stat(&self.snapshotter, chain_id).await {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn is_anchored(&self, labels: &Labels) -> bool {
+        let anchor = self.anchor();
+        labels.iter().any(|(key, value)| {
+            let suffix = key.strip_prefix(&anchor);
+            suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
+                && Some(value.as_str()) == self.manifest.chain_id()
+        })
+    }
+
+    fn failed(&self, source: containerd::Error) -> Error {
+        Error::Containerd {
+            image: self.image.clone(),
+            snapshotter: self.snapshotter.clone(),
+            source,
+        }
+    }
+}
+
+/// The work on one target.
+pub(super) struct Flight<'a> {
+    pub(super) target: &'a Target,
+    pub(super) containerd: &'a dyn Containerd,
+    pub(super) leases: &'a Arc<Leases>,
+    pub(super) reporter: &'a Reporter,
+    pub(super) stop: &'a CancellationToken,
+}
+
+impl Flight<'_> {
+    /// Makes the chain ready; answers what that took, and when the top layer was made. The lease is
+    /// released on every path.
+    pub(super) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
+        let mut lease = None;
+        let outcome = self.rounds(&mut lease).await;
+        if let Some(lease) = lease {
+            lease.release(self.containerd).await;
+        }
+        outcome
+    }
+
+    async fn rounds(&self, lease: &mut Option<Lease>) -> Result<(Done, Option<SystemTime>), Error> {
+        let target = self.target;
+        let mut done = Done {
+            action: Action::None,
+            layers_done: 0,
+            layers: target.manifest.layers.len(),
+        };
+        for _ in 0..MAX_ROUNDS {
+            let look = target.look(self.containerd).await;
+            let (sight, created_at) = look.map_err(|e| target.failed(e))?;
+            self.report(&sight, 0);
+            let steps = plan(&sight, &target.wanted);
+            if steps.is_empty() {
+                return Ok((done, created_at));
+            }
+            if lease.is_none() {
+                let taken = self.leases.take(self.containerd).await;
+                *lease = Some(taken.map_err(|e| target.failed(e))?);
+            }
+            if let Some(lease) = lease {
+                self.act(lease, &sight, &steps, &mut done).await?;
+            }
+        }
+        let look = target.look(self.containerd).await;
+        let (sight, created_at) = look.map_err(|e| target.failed(e))?;
+        match sight.state(&target.wanted) {
+            super::State::Ready => Ok((done, created_at)),
+            state => Err(Error::Unsettled {
+                image: target.image.clone(),
+                snapshotter: target.snapshotter.clone(),
+                state,
+                tries: MAX_ROUNDS,
+            }),
+        }
+    }
+
+    async fn act(
+        &self,
+        lease: &Lease,
+        sight: &Sight,
+        steps: &[Step],
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        self.hold_what_is_there(lease, sight).await?;
+        let mut layers = 0;
+        for step in steps {
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopped(self.target.image.clone()));
+            }
+            let acted = match *step {
+                Step::Relabel(i) => self.relabel(i).await?,
+                Step::Unpack(i) => self.unpack(lease, i).await?,
+                Step::Anchor => self.anchor().await?,
+            };
+            if !acted {
+                continue;
+            }
+            done.action = done.action.max(Action::from(*step));
+            if !matches!(step, Step::Anchor) {
+                done.layers_done += 1;
+                layers += 1;
+                self.report(sight, layers);
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, sight: &Sight, more: usize) {
+        let ready = sight.ready_layers(&self.target.wanted) + more;
+        self.reporter.layers(ready, sight.layers.len());
+    }
+
+    /// The highest committed layer, and with it all below, is not to be collected while we build on
+    /// it.
+    async fn hold_what_is_there(&self, lease: &Lease, sight: &Sight) -> Result<(), Error> {
+        let Some(highest) = sight.committed().checked_sub(1) else {
+            return Ok(());
+        };
+        let chain_id = &self.target.manifest.layers[highest].chain_id;
+        let resource = Resource::snapshot(&self.target.snapshotter, chain_id);
+        let held = self.containerd.hold(lease.id(), resource).await;
+        held.map_err(|e| self.target.failed(e))
+    }
+
+    /// `false` where the layer has gone meanwhile: the next look finds it missing.
+    async fn relabel(&self, i: usize) -> Result<bool, Error> {
+        let Target {
+            manifest,
+            wanted,
+            snapshotter,
+            ..
+        } = self.target;
+        let chain_id = &manifest.layers[i].chain_id;
+        let labelled = self
+            .containerd
+            .label_snapshot(snapshotter, chain_id, wanted[i].clone());
+        self.unless_gone(labelled.await)
+    }
+
+    /// `false` where somebody else had the layer first: the next look finds its labels missing.
+    async fn unpack(&self, lease: &Lease, i: usize) -> Result<bool, Error> {
+        let layers = &self.target.manifest.layers;
+        let unpack = Unpack {
+            containerd: self.containerd,
+            snapshotter: &self.target.snapshotter,
+            lease,
+            layer: &layers[i],
+            parent: i
+                .checked_sub(1)
+                .map(|below| layers[below].chain_id.as_str()),
+            labels: &self.target.wanted[i],
+            stop: self.stop,
+        };
+        match unpack.run().await {
+            Ok(committed) => Ok(committed == Committed::Applied),
+            Err(failure) => Err(self.layer_failed(i, failure)),
+        }
+    }
+
+    async fn anchor(&self) -> Result<bool, Error> {
+        let manifest = &self.target.manifest;
+        let Some(chain_id) = manifest.chain_id() else {
+            return Ok(false);
+        };
+        let label = Labels::from([(self.target.anchor(), chain_id.to_owned())]);
+        let anchored = self.containerd.label_blob(&manifest.config, label).await;
+        anchored.map(|()| true).map_err(|e| self.target.failed(e))
+    }
+
+    fn unless_gone(&self, result: Result<(), containerd::Error>) -> Result<bool, Error> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(self.target.failed(e)),
+        }
+    }
+
+    fn layer_failed(&self, i: usize, failure: Failure) -> Error {
+        let layers = &self.target.manifest.layers;
+        let image = self.target.image.clone();
+        let digest = layers[i].blob.digest.clone();
+        let (position, layers, expected) = (i + 1, layers.len(), layers[i].diff_id.clone());
+        match failure {
+            Failure::Containerd(source) => self.target.failed(source),
+            Failure::Stopped => Error::Stopped(image),
+            Failure::NoBlob => Error::Unavailable {
+                image,
+                digest,
+                position,
+                layers,
+            },
+            Failure::WrongDiffId(applied) => Error::WrongDiffId {
+                image,
+                digest,
+                position,
+                layers,
+                applied,
+                expected,
+            },
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Leases: what an unpack makes is held until it is anchored, and what a crash left is found again.
+//!
+//! Every flight has one lease with our prefix and its owner in a label. Extraction snapshots are
+//! named after the lease, so the sweep needs no list of all snapshots.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::containerd::{self, Containerd, Labels, Resource};
+
+/// What all our leases' ids begin with.
+const PREFIX: &str = "nri-unpack-";
+
+/// Who made a lease, for the sweep to tell the dead from the living.
+const OWNER: &str = "nri-unpack/owner";
+
+/// containerd's label for the moment after which a garbage collection passes over a lease.
+const EXPIRE: &str = "containerd.io/gc.expire";
+
+/// A lease whose owner cannot be judged (another pid namespace) must go some day. No unpack takes
+/// as long.
+const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Whose leases a process makes, and may take for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The plugin: one on a node. Another daemon's lease is a dead one's.
+    Daemon,
+    /// A command: many may run beside the daemon.
+    Command,
+}
+
+/// The leases of this process.
+#[derive(Debug)]
+pub(super) struct Leases {
+    owner: Owner,
+    next: AtomicU64,
+    /// Those that are in use; the sweep leaves them alone.
+    active: Mutex<HashSet<String>>,
+}
+
+impl Leases {
+    pub(super) fn new(role: Role) -> Self {
+        Self {
+            owner: Owner::this_process(role),
+            next: AtomicU64::default(),
+            active: Mutex::default(),
+        }
+    }
+
+    /// A new lease.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        containerd: &dyn Containerd,
+    ) -> Result<Lease, containerd::Error> {
+        let now = SystemTime::now();
+        let nanos = now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos();
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease {
+            id: format!("{PREFIX}{}-{nanos}-{n}", self.owner.pid),
+            keys: AtomicU64::default(),
+            leases: self.clone(),
+        };
+        self.active().insert(lease.id.clone());
+        let labels = Labels::from([
+            (OWNER.to_owned(), self.owner.to_string()),
+            (
+                EXPIRE.to_owned(),
+                humantime::format_rfc3339_seconds(now + LIFETIME).to_string(),
+            ),
+        ]);
+        containerd.create_lease(&lease.id, labels).await?;
+        Ok(lease)
+    }
+
+    /// Takes away what dead owners, and our own failed attempts to tidy up, have left: leases with
+    /// our prefix and the extraction snapshots that they hold. Answers how many leases.
+    pub(super) async fn sweep(
+        &self,
+        containerd: &dyn Containerd,
+    ) -> Result<usize, containerd::Error> {
+        let mut swept = 0;
+        for lease in containerd.leases().await? {
+            if !lease.id.starts_with(PREFIX) || self.active().contains(&lease.id) {
+                continue;
+            }
+            let owner = lease.labels.get(OWNER).and_then(|text| Owner::parse(text));
+            if owner.is_some_and(|owner| !self.owner.may_sweep(&owner)) {
+                continue;
+            }
+            for resource in containerd.lease_resources(&lease.id).await? {
+                remove_extraction(containerd, &lease.id, &resource).await?;
+            }
+            gone_is_fine(containerd.delete_lease(&lease.id, false).await)?;
+            swept += 1;
+        }
+        Ok(swept)
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn remove_extraction(
+    containerd: &dyn Containerd,
+    lease: &str,
+    resource: &Resource,
+) -> Result<(), containerd::Error> {
+    match resource.snapshotter() {
+        Some(snapshotter) if resource.id.starts_with(&extraction_prefix(lease)) => {
+            gone_is_fine(containerd.remove(snapshotter, &resource.id).await)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn gone_is_fine(result: Result<(), containerd::Error>) -> Result<(), containerd::Error> {
+    result.or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })
+}
+
+/// containerd's own form is `extract-<unique> <chain id>`; the lease's id is the unique part.
+fn extraction_prefix(lease: &str) -> String {
+    format!("extract-{lease}.")
+}
+
+/// A lease of ours, held until [`Lease::release`].
+#[derive(Debug)]
+pub(super) struct Lease {
+    id: String,
+    keys: AtomicU64,
+    leases: Arc<Leases>,
+}
+
+impl Lease {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A key that no other snapshot has.
+    pub(super) fn extraction_key(&self, chain_id: &str) -> String {
+        let n = self.keys.fetch_add(1, Ordering::Relaxed);
+        format!("{}{n} {chain_id}", extraction_prefix(&self.id))
+    }
+
+    /// Lets go. What fails here is left to the sweep.
+    pub(super) async fn release(self, containerd: &dyn Containerd) {
+        if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {
+            log::warn!(lease = self.id.as_str(), error:% = e; "lease not released yet");
+        }
+    }
+}
+
+impl Drop for Lease {
+    /// From here on the sweep may have what is left of it.
+    fn drop(&mut self) {
+        self.leases.active().remove(&self.id);
+    }
+}
+
+/// A process, so that another one can tell whether it still lives: pids come again after a reboot
+/// and mean nothing in another pid namespace.
+#[derive(Clone, Debug, PartialEq)]
+struct Owner {
+    role: Role,
+    /// `boot_id` of the kernel.
+    boot: String,
+    /// The pid namespace, as the link in `/proc` names it.
+    namespace: String,
+    pid: u32,
+    /// In clock ticks since boot: tells a process from a later one of the same pid.
+    started: u64,
+}
+
+impl Owner {
+    fn this_process(role: Role) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let pid = std::process::id();
+        Self {
+            role,
+            boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+            namespace: namespace.to_string_lossy().into_owned(),
+            pid,
+            started: start_time(pid).unwrap_or_default(),
+        }
+    }
+
+    /// Whether what `other` left may be taken away by this process.
+    fn may_sweep(&self, other: &Owner) -> bool {
+        if other.boot != self.boot {
+            return true;
+        }
+        if other.namespace == self.namespace {
+            let is_me = other.pid == self.pid && other.started == self.started;
+            return is_me || start_time(other.pid) != Some(other.started);
+        }
+        self.role == Role::Daemon && other.role == Role::Daemon
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let owner = Self {
+            role: match words.next()? {
+                "daemon" => Role::Daemon,
+                "command" => Role::Command,
+                _ => return None,
+            },
+            boot: words.next()?.to_owned(),
+            namespace: words.next()?.to_owned(),
+            pid: words.next()?.parse().ok()?,
+            started: words.next()?.parse().ok()?,
+        };
+        words.next().is_none().then_some(owner)
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let role = match self.role {
+            Role::Daemon => "daemon",
+            Role::Command => "command",
+        };
+        let Self {
+            boot,
+            namespace,
+            pid,
+            started,
+            ..
+        } = self;
+        write!(f, "{role} {boot} {namespace} {pid} {started}")
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`, counted after the command's closing parenthesis: the command
+/// itself may contain anything.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_command) = stat.rsplit_once(')')?;
+    after_command.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containerd::fake::Fake;
+
+    #[test]
+    fn only_the_dead_are_swept() {
+        let me = Owner::this_process(Role::Daemon);
+        assert!(me.started > 0 && !me.boot.is_empty() && !me.namespace.is_empty());
+        assert_eq!(Owner::parse(&me.to_string()), Some(me.clone()));
+        let parent = std::os::unix::process::parent_id();
+        let living = Owner {
+            pid: parent,
+            started: start_time(parent).unwrap(),
+            ..me.clone()
+        };
+        let of = |boot: &str, namespace: &str, role| Owner {
+            boot: boot.to_owned(),
+            namespace: namespace.to_owned(),
+            role,
+            ..living.clone()
+        };
+        for (other, swept) in [
+            (living.clone(), false),
+            (me.clone(), true),
+            (
+                Owner {
+                    started: living.started + 1,
+                    ..living.clone()
+                },
+                true,
+            ),
+            (of("earlier", &me.namespace, Role::Command), true),
+            (of(&me.boot, "pid:[1]", Role::Command), false),
+            (of(&me.boot, "pid:[1]", Role::Daemon), true),
+        ] {
+            assert_eq!(me.may_sweep(&other), swept, "{other}");
+        }
+        let command = Owner {
+            role: Role::Command,
+            ..me
+        };
+        assert!(!command.may_sweep(&of(&command.boot, "pid:[1]", Role::Daemon)));
+    }
+
+    #[tokio::test]
+    async fn the_sweep_takes_what_is_ours_and_dead() {
+        let fake = Fake::default();
+        let leases = Arc::new(Leases::new(Role::Daemon));
+        let active = leases.take(&fake).await.unwrap();
+        let dead = Owner {
+            boot: "earlier".to_owned(),
+            ..leases.owner.clone()
+        };
+        let key = |lease: &str| format!("extract-{lease}.0 sha256:c");
+        for id in ["nri-unpack-1", "ctr-1", "nri-unpack-2"] {
+            fake.activate("erofs", &key(id), "sha256:b");
+            let labels = match id {
+                "nri-unpack-2" => Labels::new(),
+                _ => Labels::from([(OWNER.to_owned(), dead.to_string())]),
+            };
+            let held = [
+                Resource::snapshot("erofs", &key(id)),
+                Resource::snapshot("erofs", "sha256:b"),
+            ];
+            fake.lease(id, labels, &held);
+        }
+        fake.commit_unlabelled("erofs", "sha256:b", None);
+
+        assert_eq!(leases.sweep(&fake).await.unwrap(), 2);
+        assert_eq!(fake.lease_ids(), ["ctr-1", active.id()]);
+        let left: Vec<_> = fake.all("erofs").into_iter().map(|s| s.name).collect();
+        assert_eq!(left, [key("ctr-1"), "sha256:b".to_owned()]);
+
+        active.release(&fake).await;
+        assert_eq!(fake.lease_ids(), ["ctr-1"]);
+    }
+}

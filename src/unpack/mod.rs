@@ -1,0 +1,24 @@
+//! `ensure(image, snapshotter)`: look at the chain, decide, do the least that makes it `ready`.
+//!
+//! [`State`] and plan are pure; the flight acts on the plan; the [`Engine`] runs one flight for each
+//! (snapshotter, chain), detached from whoever asked. It does not know NRI.
+
+mod engine;
+mod error;
+mod flight;
+mod layer;
+mod lease;
+mod plan;
+mod progress;
+mod standing;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use engine::{Engine, Labelling, Look, Request, Want};
+pub use error::Error;
+pub use lease::Role;
+pub use plan::Action;
+pub use progress::{Done, Outcome, Progress, Ticket};
+pub use standing::Standing;
+pub use state::{Sight, State};

@@ -1,0 +1,101 @@
+//! What a caller sees of work that goes on without it: a ticket.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::{Action, Error};
+
+/// What was done to make a chain ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Of several things the one that says most.
+    pub action: Action,
+    /// Layers that were unpacked or relabelled.
+    pub layers_done: usize,
+    /// Layers of the image.
+    pub layers: usize,
+}
+
+/// How it ended. An error is shared by all who waited.
+pub type Outcome = Result<Done, Arc<Error>>;
+
+/// How far the work is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Layers of the image; 0 while it is not known yet.
+    pub layers: usize,
+    /// Layers that are ready.
+    pub ready_layers: usize,
+    /// `None` while it goes on.
+    pub outcome: Option<Outcome>,
+}
+
+/// A claim on a piece of work. Dropping it does not stop the work.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    subject: String,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Ticket {
+    /// Waits for the end of the work. Cancel safe.
+    pub async fn outcome(&mut self) -> Outcome {
+        let ended = self.progress.wait_for(|p| p.outcome.is_some()).await;
+        let outcome = ended.ok().and_then(|p| p.outcome.clone());
+        outcome.unwrap_or_else(|| Err(Arc::new(Error::Died(self.subject.clone()))))
+    }
+
+    /// Waits until `deadline` at most; `None` when it goes on after that.
+    pub async fn outcome_by(&mut self, deadline: Instant) -> Option<Outcome> {
+        tokio::time::timeout_at(deadline.into(), self.outcome())
+            .await
+            .ok()
+    }
+
+    /// How far the work is now.
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits for news; `false` when there will be none any more. Cancel safe.
+    pub async fn changed(&mut self) -> bool {
+        self.progress.changed().await.is_ok()
+    }
+}
+
+/// The working side of a ticket.
+#[derive(Debug)]
+pub(super) struct Reporter(watch::Sender<Progress>);
+
+impl Reporter {
+    /// A reporter and the first ticket of work on `subject`.
+    pub(super) fn new(subject: &str) -> (Self, Ticket) {
+        let (sender, progress) = watch::channel(Progress::default());
+        let subject = subject.to_owned();
+        (Self(sender), Ticket { subject, progress })
+    }
+
+    pub(super) fn layers(&self, ready_layers: usize, layers: usize) {
+        self.0.send_modify(|p| {
+            p.ready_layers = ready_layers;
+            p.layers = layers;
+        });
+    }
+
+    pub(super) fn end(self, outcome: Outcome) {
+        self.0.send_modify(|p| p.outcome = Some(outcome));
+    }
+
+    /// Passes on what another piece of work reports, to its end.
+    pub(super) async fn follow(self, mut other: Ticket) {
+        loop {
+            let progress = other.progress.borrow_and_update().clone();
+            self.layers(progress.ready_layers, progress.layers);
+            if progress.outcome.is_some() || !other.changed().await {
+                return self.end(other.outcome().await);
+            }
+        }
+    }
+}

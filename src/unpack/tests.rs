@@ -1,0 +1,378 @@
+//! The engine on the in-memory containerd: every state, every fault, and what is left afterwards.
+
+use std::sync::Arc;
+
+use crate::containerd::fake::{Fake, sha256};
+use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
+use crate::image::{Manifests, Platform};
+
+use super::{Action, Engine, Error, Outcome, Request, Role, Standing, State, Want};
+
+const EROFS: &str = "erofs";
+const NAME: &str = "r.example/app:1";
+const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    image: Image,
+    /// Bottom first.
+    chain_ids: Vec<String>,
+}
+
+impl Bench {
+    async fn new(layers: usize) -> Self {
+        let fake = Arc::new(Fake::default());
+        let image = fake.image(NAME, layers);
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
+        let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
+        let bench = Self {
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, Box::new(|_, _| true)),
+            fake,
+            image,
+            chain_ids: chain_ids.collect(),
+        };
+        bench.fake.calls();
+        bench
+    }
+
+    async fn ensure(&self) -> Outcome {
+        self.engine
+            .ensure(request(Want::Image(NAME.to_owned())))
+            .outcome()
+            .await
+    }
+
+    async fn state(&self) -> State {
+        self.engine.look(&self.image, EROFS).await.unwrap().state
+    }
+
+    /// The layers up to `count`, as an unpack without labels leaves them.
+    fn unpacked_without_labels(&self, count: usize) {
+        for (i, chain_id) in self.chain_ids.iter().enumerate().take(count) {
+            let parent = i.checked_sub(1).map(|below| self.chain_ids[below].as_str());
+            self.fake.commit_unlabelled(EROFS, chain_id, parent);
+        }
+    }
+
+    /// Nothing but committed layers, each with its labels, and no lease.
+    fn assert_nothing_left(&self) {
+        assert!(self.fake.lease_ids().is_empty());
+        for snapshot in self.fake.all(EROFS) {
+            assert_eq!(snapshot.kind, SnapshotKind::Committed, "{}", snapshot.name);
+        }
+    }
+}
+
+fn request(want: Want) -> Request {
+    Request {
+        want,
+        snapshotter: EROFS.to_owned(),
+        background: false,
+    }
+}
+
+#[tokio::test]
+async fn every_state_becomes_ready() {
+    for (unlabelled, prepare, action, layers_done) in [
+        (0, State::Missing, Action::Unpacked, 3),
+        (2, State::Partial, Action::Unpacked, 3),
+        (3, State::Unlabelled, Action::Relabelled, 3),
+    ] {
+        let bench = Bench::new(3).await;
+        bench.unpacked_without_labels(unlabelled);
+        assert_eq!(bench.state().await, prepare);
+
+        let done = bench.ensure().await.unwrap();
+        assert_eq!(
+            (done.action, done.layers_done, done.layers),
+            (action, layers_done, 3)
+        );
+        assert_eq!(bench.state().await, State::Ready);
+        bench.assert_nothing_left();
+        for snapshot in bench.fake.all(EROFS) {
+            assert_eq!(snapshot.labels[IMAGE_REF], NAME);
+        }
+
+        let again = bench.ensure().await.unwrap();
+        assert_eq!((again.action, again.layers_done), (Action::None, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_is_ready_survives_a_garbage_collection() {
+    let bench = Bench::new(3).await;
+    bench.ensure().await.unwrap();
+    bench.fake.collect_garbage();
+    assert_eq!(bench.state().await, State::Ready);
+
+    let unanchored = Bench::new(2).await;
+    unanchored.unpacked_without_labels(2);
+    unanchored.fake.collect_garbage();
+    assert_eq!(unanchored.state().await, State::Missing);
+}
+
+#[tokio::test]
+async fn an_unanchored_chain_is_anchored() {
+    let bench = Bench::new(2).await;
+    bench.ensure().await.unwrap();
+    let config = bench.config().await;
+    let label = [(
+        "containerd.io/gc.ref.snapshot.erofs".to_owned(),
+        "other".to_owned(),
+    )];
+    bench.fake.label_blob(&config, label.into()).await.unwrap();
+    assert_eq!(bench.state().await, State::Unanchored);
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Anchored, 0));
+    assert_eq!(bench.state().await, State::Ready);
+}
+
+impl Bench {
+    async fn config(&self) -> String {
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(self.fake.as_ref(), &self.image).await;
+        manifest.unwrap().config.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
+    let calls = [
+        "list images",
+        "read blob",
+        "stat snapshot",
+        "look up blob",
+        "create lease",
+        "prepare snapshot",
+        "apply layer",
+        "commit snapshot",
+        "label blob",
+    ];
+    for call in calls {
+        for after in 0..2 {
+            for kind in [
+                ErrorKind::Other,
+                ErrorKind::Unreachable,
+                ErrorKind::TimedOut,
+            ] {
+                let bench = Bench::new(3).await;
+                bench.fake.fail(call, after, kind);
+                let first = bench.ensure().await;
+                bench.assert_nothing_left();
+                bench.fake.heal();
+                let second = bench.ensure().await;
+                assert!(
+                    second.is_ok(),
+                    "{call} {after} {kind:?}: {first:?}, {second:?}"
+                );
+                assert_eq!(bench.state().await, State::Ready);
+                bench.assert_nothing_left();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_tidied_up_is_swept() {
+    for (call, kind) in [
+        ("remove snapshot", ErrorKind::Unreachable),
+        ("delete lease", ErrorKind::TimedOut),
+    ] {
+        let bench = Bench::new(3).await;
+        bench.fake.fail("apply layer", 1, ErrorKind::Unreachable);
+        bench.fake.fail(call, 0, kind);
+        bench.ensure().await.unwrap_err();
+        // An extraction snapshot without its lease would be collected; with it, it is found.
+        bench.engine.sweep().await.unwrap();
+        bench.fake.collect_garbage();
+        bench.assert_nothing_left();
+        assert_eq!(bench.ensure().await.unwrap().action, Action::Unpacked);
+        bench.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_digest_is_never_committed() {
+    let bench = Bench::new(3).await;
+    let manifests = Manifests::new(Platform::of_this_node());
+    let manifest = manifests
+        .read(bench.fake.as_ref(), &bench.image)
+        .await
+        .unwrap();
+    bench
+        .fake
+        .applies_as(&manifest.layers[1].blob.digest, &sha256(b"something else"));
+
+    let error = bench.ensure().await.unwrap_err();
+    let Error::WrongDiffId {
+        position,
+        layers,
+        expected,
+        ..
+    } = &*error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (*position, *layers, expected),
+        (2, 3, &manifest.layers[1].diff_id)
+    );
+    bench.assert_nothing_left();
+    assert_eq!(bench.fake.all(EROFS).len(), 1);
+}
+
+#[tokio::test]
+async fn a_missing_blob_is_named() {
+    let bench = Bench::new(2).await;
+    let manifests = Manifests::new(Platform::of_this_node());
+    let manifest = manifests
+        .read(bench.fake.as_ref(), &bench.image)
+        .await
+        .unwrap();
+    let digest = &manifest.layers[1].blob.digest;
+    bench.fake.discard(digest);
+    let message = bench.ensure().await.unwrap_err().to_string();
+    assert!(
+        message.contains("layer 2 of 2") && message.contains(digest),
+        "{message}"
+    );
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn many_who_ask_share_one_flight() {
+    let bench = Bench::new(4).await;
+    let tickets: Vec<_> = (0..20)
+        .map(|_| bench.engine.ensure(request(Want::Image(NAME.to_owned()))))
+        .collect();
+    for mut ticket in tickets {
+        assert_eq!(ticket.outcome().await.unwrap().action, Action::Unpacked);
+        assert_eq!(ticket.progress().ready_layers, 4);
+    }
+    let calls = bench.fake.calls();
+    let applied = calls.iter().filter(|call| *call == "apply layer").count();
+    assert_eq!(applied, 4);
+}
+
+#[tokio::test]
+async fn the_work_goes_on_without_its_caller() {
+    let bench = Bench::new(3).await;
+    drop(bench.engine.ensure(request(Want::Image(NAME.to_owned()))));
+    assert_eq!(bench.ensure().await.unwrap().action, Action::Unpacked);
+    assert_eq!(bench.state().await, State::Ready);
+}
+
+#[tokio::test]
+async fn close_stops_the_work_and_leaves_nothing() {
+    let bench = Bench::new(50).await;
+    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
+    while ticket.progress().ready_layers < 5 {
+        assert!(ticket.changed().await);
+    }
+    bench.engine.close().await;
+    let error = ticket.outcome().await.unwrap_err();
+    assert!(matches!(*error, Error::Stopped(_)), "{error}");
+    bench.assert_nothing_left();
+    assert_eq!(bench.state().await, State::Partial);
+}
+
+#[tokio::test]
+async fn a_container_of_a_ready_image_costs_one_round_trip() {
+    let bench = Bench::new(3).await;
+    let top = bench.chain_ids.last().unwrap();
+    bench.unpacked_without_labels(3);
+    bench.fake.activate(EROFS, "c1", top);
+
+    let standing = bench
+        .engine
+        .standing(EROFS, "c1", Some(NAME))
+        .await
+        .unwrap();
+    let Standing::Unknown { chain } = standing else {
+        panic!("{standing:?}");
+    };
+    let want = Want::Container {
+        key: "c1".to_owned(),
+        chain,
+        name: Some(NAME.to_owned()),
+    };
+    let done = bench.engine.ensure(request(want)).outcome().await.unwrap();
+    assert_eq!(done.action, Action::Relabelled);
+
+    bench.fake.activate(EROFS, "c2", top);
+    bench.fake.calls();
+    let standing = bench
+        .engine
+        .standing(EROFS, "c2", Some(NAME))
+        .await
+        .unwrap();
+    assert_eq!(standing, Standing::Ready);
+    // Two questions, asked at the same time.
+    assert_eq!(bench.fake.calls(), ["stat snapshot", "stat snapshot"]);
+
+    // Taken away and made anew behind our back, it is looked at again.
+    for chain_id in bench.chain_ids.iter().rev() {
+        for key in ["c1", "c2"] {
+            let _ = bench.fake.remove(EROFS, key).await;
+        }
+        bench.fake.remove(EROFS, chain_id).await.unwrap();
+    }
+    bench.unpacked_without_labels(3);
+    bench.fake.activate(EROFS, "c3", top);
+    let standing = bench
+        .engine
+        .standing(EROFS, "c3", Some(NAME))
+        .await
+        .unwrap();
+    assert!(matches!(standing, Standing::Unknown { .. }), "{standing:?}");
+}
+
+#[tokio::test]
+async fn the_chain_is_the_truth_and_the_name_a_hint() {
+    let bench = Bench::new(2).await;
+    bench.fake.image("r.example/other:1", 1);
+    bench.unpacked_without_labels(2);
+    let chain = bench.chain_ids[1].clone();
+    for name in [Some("r.example/other:1"), Some("nope:1"), None] {
+        let want = Want::Container {
+            key: "c".to_owned(),
+            chain: chain.clone(),
+            name: name.map(str::to_owned),
+        };
+        bench.engine.ensure(request(want)).outcome().await.unwrap();
+        let top = bench.fake.stat(EROFS, &chain).await.unwrap();
+        assert_eq!(top.labels[IMAGE_REF], NAME);
+    }
+
+    let want = Want::Container {
+        key: "c".to_owned(),
+        chain: "sha256:of nobody".to_owned(),
+        name: Some(NAME.to_owned()),
+    };
+    let error = bench
+        .engine
+        .ensure(request(want))
+        .outcome()
+        .await
+        .unwrap_err();
+    assert!(matches!(*error, Error::NoImage { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
+    let bench = Bench::new(1).await;
+    let id = sha256(b"an image id");
+    let image = bench.fake.image(&id, 1);
+    let want = || request(Want::Image(image.name.clone()));
+    let error = bench.engine.ensure(want()).outcome().await.unwrap_err();
+    assert!(matches!(*error, Error::NoName(_)), "{error}");
+    bench.assert_nothing_left();
+
+    let engine = Engine::new(bench.fake.clone(), Role::Command, 1, Box::new(|_, _| false));
+    engine.ensure(want()).outcome().await.unwrap();
+    let labels = bench.fake.all(EROFS).remove(0).labels;
+    let keys: Vec<_> = labels.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["containerd.io/snapshot.ref"]);
+}
