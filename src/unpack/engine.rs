@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::containerd::{Containerd, Image};
+use crate::containerd::{Containerd, Image, Labels};
 use crate::image::{self, Manifests, Platform};
 
 use super::flight::{Flight, Target};
@@ -17,9 +17,19 @@ use super::progress::{Outcome, Reporter, Ticket};
 use super::standing::Memory;
 use super::{Error, Standing, State};
 
-/// Whether the layers of an image are to carry `cri.*` labels in a snapshotter: `(snapshotter,
-/// image name)`. What is wanted is for others to decide.
-pub type Labelling = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
+/// What the labels of an image's layers are to be in a snapshotter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labelling {
+    /// The `cri.*` labels, put on what lacks them.
+    Required,
+    /// The `cri.*` labels on what is unpacked from now on; what is there without them is ready.
+    AtUnpack,
+    /// None.
+    None,
+}
+
+/// Says what is wanted for `(snapshotter, image name)`. That is for others to decide.
+pub type LabelPolicy = Box<dyn Fn(&str, &str) -> Labelling + Send + Sync>;
 
 /// Work at the same time that nobody waits for. One keeps the rest of the permits for hooks and
 /// people.
@@ -64,12 +74,14 @@ pub struct Look {
     pub layers: usize,
     /// Of them, those that are committed with their labels.
     pub ready_layers: usize,
+    /// Of them, those that are committed.
+    pub committed: usize,
 }
 
 /// Brings chains to `ready`.
 pub struct Engine {
     containerd: Arc<dyn Containerd>,
-    labelling: Labelling,
+    policy: LabelPolicy,
     manifests: Manifests,
     leases: Arc<Leases>,
     memory: Memory,
@@ -89,11 +101,11 @@ impl Engine {
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel_images: usize,
-        labelling: Labelling,
+        policy: LabelPolicy,
     ) -> Arc<Self> {
         Arc::new(Self {
             containerd,
-            labelling,
+            policy,
             manifests: Manifests::new(Platform::of_this_node()),
             leases: Arc::new(Leases::new(role)),
             memory: Memory::default(),
@@ -128,9 +140,7 @@ impl Engine {
     /// How an image stands in a snapshotter. Changes nothing.
     pub async fn look(&self, image: &Image, snapshotter: &str) -> Result<Look, Error> {
         // Which name the labels carry does not matter here, only that they are there.
-        let reference = self
-            .is_labelled(image, snapshotter)
-            .then_some(image.name.as_str());
+        let reference = Some(image.name.as_str());
         let target = self.target(image, snapshotter, reference).await?;
         let look = target.look(self.containerd.as_ref()).await;
         let (sight, _) = look.map_err(|source| Error::Containerd {
@@ -140,9 +150,10 @@ impl Engine {
         })?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
-            state: sight.state(&target.wanted),
+            state: sight.state(&target.required),
             layers: sight.layers.len(),
-            ready_layers: sight.ready_layers(&target.wanted),
+            ready_layers: sight.ready_layers(&target.required),
+            committed: sight.committed(),
         })
     }
 
@@ -186,17 +197,13 @@ impl Engine {
                 (image, name.as_ref())
             }
         };
-        if !self.is_labelled(&image, snapshotter) {
+        if (self.policy)(snapshotter, &image.name) == Labelling::None {
             return self.target(&image, snapshotter, None).await;
         }
         let names = self.names(&image).await?;
         let reference = image::name_for_labels(asked.map(String::as_str), &names);
         let reference = reference.ok_or_else(|| Error::NoName(image.name.clone()))?;
         self.target(&image, snapshotter, Some(&reference)).await
-    }
-
-    fn is_labelled(&self, image: &Image, snapshotter: &str) -> bool {
-        (self.labelling)(snapshotter, &image.name)
     }
 
     /// The image whose chain ends at `chain`: the one that the name stands for, else any.
@@ -245,8 +252,15 @@ impl Engine {
         reference: Option<&str>,
     ) -> Result<Target, Error> {
         let manifest = self.manifests.read(self.containerd.as_ref(), image).await?;
+        let labelling = (self.policy)(snapshotter, &image.name);
+        let reference = reference.filter(|_| labelling != Labelling::None);
+        let labels = image::layer_labels(&manifest, reference);
         Ok(Target {
-            wanted: image::layer_labels(&manifest, reference),
+            required: match labelling {
+                Labelling::Required => labels.clone(),
+                Labelling::AtUnpack | Labelling::None => vec![Labels::new(); labels.len()],
+            },
+            labels,
             image: image.name.clone(),
             manifest,
             snapshotter: snapshotter.to_owned(),

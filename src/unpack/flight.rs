@@ -29,7 +29,10 @@ pub(super) struct Target {
     /// For messages.
     pub(super) image: String,
     pub(super) manifest: Arc<Manifest>,
-    pub(super) wanted: LayerLabels,
+    /// What a layer gets when it is unpacked or relabelled.
+    pub(super) labels: LayerLabels,
+    /// What a layer has to have.
+    pub(super) required: LayerLabels,
     pub(super) snapshotter: String,
 }
 
@@ -122,7 +125,7 @@ impl Flight<'_> {
             let look = target.look(self.containerd).await;
             let (sight, created_at) = look.map_err(|e| target.failed(e))?;
             self.report(&sight, 0);
-            let steps = plan(&sight, &target.wanted);
+            let steps = plan(&sight, &target.required);
             if steps.is_empty() {
                 return Ok((done, created_at));
             }
@@ -136,7 +139,7 @@ impl Flight<'_> {
         }
         let look = target.look(self.containerd).await;
         let (sight, created_at) = look.map_err(|e| target.failed(e))?;
-        match sight.state(&target.wanted) {
+        match sight.state(&target.required) {
             super::State::Ready => Ok((done, created_at)),
             state => Err(Error::Unsettled {
                 image: target.image.clone(),
@@ -179,7 +182,7 @@ impl Flight<'_> {
     }
 
     fn report(&self, sight: &Sight, more: usize) {
-        let ready = sight.ready_layers(&self.target.wanted) + more;
+        let ready = sight.ready_layers(&self.target.required) + more;
         self.reporter.layers(ready, sight.layers.len());
     }
 
@@ -199,14 +202,14 @@ impl Flight<'_> {
     async fn relabel(&self, i: usize) -> Result<bool, Error> {
         let Target {
             manifest,
-            wanted,
+            labels,
             snapshotter,
             ..
         } = self.target;
         let chain_id = &manifest.layers[i].chain_id;
         let labelled = self
             .containerd
-            .label_snapshot(snapshotter, chain_id, wanted[i].clone());
+            .label_snapshot(snapshotter, chain_id, labels[i].clone());
         self.unless_gone(labelled.await)
     }
 
@@ -221,7 +224,7 @@ impl Flight<'_> {
             parent: i
                 .checked_sub(1)
                 .map(|below| layers[below].chain_id.as_str()),
-            labels: &self.target.wanted[i],
+            labels: &self.target.labels[i],
             stop: self.stop,
         };
         match unpack.run().await {

@@ -15,7 +15,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, Labelling, Look, Request, Want};
+pub use engine::{Engine, LabelPolicy, Labelling, Look, Request, Want};
 pub use error::Error;
 pub use lease::Role;
 pub use plan::Action;

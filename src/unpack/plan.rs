@@ -19,8 +19,8 @@ pub(super) enum Step {
 
 /// The least that makes the chain ready, in the order in which it has to happen: layers are
 /// unpacked bottom up, and the chain is anchored when it is complete. Empty for a ready chain.
-pub(super) fn plan(sight: &Sight, wanted: &LayerLabels) -> Vec<Step> {
-    let mut steps: Vec<Step> = sight.unlabelled(wanted).map(Step::Relabel).collect();
+pub(super) fn plan(sight: &Sight, required: &LayerLabels) -> Vec<Step> {
+    let mut steps: Vec<Step> = sight.unlabelled(required).map(Step::Relabel).collect();
     steps.extend((sight.committed()..sight.layers.len()).map(Step::Unpack));
     if !sight.anchored && !sight.layers.is_empty() {
         steps.push(Step::Anchor);
@@ -66,7 +66,7 @@ impl fmt::Display for Action {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::{labelled, wanted};
+    use super::super::state::tests::{labelled, required};
     use super::*;
     use crate::containerd::Labels;
 
@@ -87,9 +87,9 @@ mod tests {
                 vec![Relabel(0), Unpack(1), Anchor],
             ),
         ] {
-            let wanted = wanted(layers.len());
+            let required = required(layers.len());
             let sight = Sight { layers, anchored };
-            assert_eq!(plan(&sight, &wanted), steps, "{sight:?}");
+            assert_eq!(plan(&sight, &required), steps, "{sight:?}");
         }
     }
 

@@ -19,6 +19,8 @@ pub enum State {
     Unlabelled,
     /// Complete, but nothing keeps it from garbage collection.
     Unanchored,
+    /// The image, or a blob that has to be applied, cannot be read.
+    Unavailable,
 }
 
 impl fmt::Display for State {
@@ -29,6 +31,7 @@ impl fmt::Display for State {
             Self::Partial => "partial",
             Self::Unlabelled => "unlabelled",
             Self::Unanchored => "unanchored",
+            Self::Unavailable => "unavailable",
         })
     }
 }
@@ -53,28 +56,28 @@ impl Sight {
             .count()
     }
 
-    /// How many layers are committed and have every label that is wanted.
-    pub fn ready_layers(&self, wanted: &LayerLabels) -> usize {
-        let pairs = self.layers.iter().zip(wanted);
+    /// How many layers are committed and have every label that is required.
+    pub fn ready_layers(&self, required: &LayerLabels) -> usize {
+        let pairs = self.layers.iter().zip(required);
         pairs
-            .filter(|(layer, wanted)| is_ready(layer.as_ref(), wanted))
+            .filter(|(layer, required)| is_ready(layer.as_ref(), required))
             .count()
     }
 
     /// The committed layers that lack labels, bottom first.
     pub(super) fn unlabelled<'a>(
         &'a self,
-        wanted: &'a LayerLabels,
+        required: &'a LayerLabels,
     ) -> impl Iterator<Item = usize> + 'a {
-        let pairs = self.layers.iter().zip(wanted).enumerate();
-        pairs.filter_map(|(i, (layer, wanted))| {
+        let pairs = self.layers.iter().zip(required).enumerate();
+        pairs.filter_map(|(i, (layer, required))| {
             let layer = layer.as_ref()?;
-            (!is_ready(Some(layer), wanted)).then_some(i)
+            (!is_ready(Some(layer), required)).then_some(i)
         })
     }
 
     /// The word for it.
-    pub fn state(&self, wanted: &LayerLabels) -> State {
+    pub fn state(&self, required: &LayerLabels) -> State {
         let committed = self.committed();
         if self.layers.is_empty() {
             // An image without layers has nothing to unpack, label or lose.
@@ -83,7 +86,7 @@ impl Sight {
             State::Missing
         } else if committed < self.layers.len() {
             State::Partial
-        } else if self.unlabelled(wanted).next().is_some() {
+        } else if self.unlabelled(required).next().is_some() {
             State::Unlabelled
         } else if !self.anchored {
             State::Unanchored
@@ -93,10 +96,10 @@ impl Sight {
     }
 }
 
-/// A layer has its labels when every wanted key is there. Values are not compared: a layer that two
+/// A layer has its labels when every required key is there. Values are not compared: a layer that two
 /// images share has one chain id and carries the labels of whichever came first.
-fn is_ready(layer: Option<&Labels>, wanted: &Labels) -> bool {
-    layer.is_some_and(|labels| wanted.keys().all(|key| labels.contains_key(key)))
+fn is_ready(layer: Option<&Labels>, required: &Labels) -> bool {
+    layer.is_some_and(|labels| required.keys().all(|key| labels.contains_key(key)))
 }
 
 #[cfg(test)]
@@ -104,10 +107,10 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) fn labelled() -> Option<Labels> {
-        Some(wanted(1).remove(0))
+        Some(required(1).remove(0))
     }
 
-    pub(crate) fn wanted(layers: usize) -> LayerLabels {
+    pub(crate) fn required(layers: usize) -> LayerLabels {
         let key = |key: &str| (key.to_owned(), "x".to_owned());
         vec![Labels::from([key("a"), key("b")]); layers]
     }
@@ -127,10 +130,10 @@ pub(super) mod tests {
             (vec![labelled(), labelled()], false, State::Unanchored, 2),
             (vec![labelled(), labelled()], true, State::Ready, 2),
         ] {
-            let wanted = wanted(layers.len());
+            let required = required(layers.len());
             let sight = Sight { layers, anchored };
-            assert_eq!(sight.state(&wanted), state, "{sight:?}");
-            assert_eq!(sight.ready_layers(&wanted), ready, "{sight:?}");
+            assert_eq!(sight.state(&required), state, "{sight:?}");
+            assert_eq!(sight.ready_layers(&required), ready, "{sight:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
-use super::{Action, Engine, Error, Outcome, Request, Role, Standing, State, Want};
+use super::{Action, Engine, Error, Labelling, Outcome, Request, Role, Standing, State, Want};
 
 const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
@@ -28,7 +28,12 @@ impl Bench {
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
         let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
         let bench = Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, Box::new(|_, _| true)),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                2,
+                Box::new(|_, _| Labelling::Required),
+            ),
             fake,
             image,
             chain_ids: chain_ids.collect(),
@@ -370,7 +375,12 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
     assert!(matches!(*error, Error::NoName(_)), "{error}");
     bench.assert_nothing_left();
 
-    let engine = Engine::new(bench.fake.clone(), Role::Command, 1, Box::new(|_, _| false));
+    let engine = Engine::new(
+        bench.fake.clone(),
+        Role::Command,
+        1,
+        Box::new(|_, _| Labelling::None),
+    );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;
     let keys: Vec<_> = labels.keys().map(String::as_str).collect();
