@@ -4,4 +4,7 @@
 //! remedy: a test that cannot have its containerd fails, it never skips.
 
 mod apt;
+pub mod images;
 pub mod packages;
+
+pub use images::{Flaw, Image, Layer};
