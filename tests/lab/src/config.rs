@@ -1,0 +1,175 @@
+//! containerd's configuration file, in the two versions' words. Pure: paths and choices in, text out.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::containerd::{Handler, Options, Version};
+use crate::scratch::Scratch;
+
+/// The paths that a configuration speaks of besides the scratch's own.
+pub(crate) struct Paths<'a> {
+    pub(crate) scratch: &'a Scratch,
+    pub(crate) socket: &'a Path,
+    pub(crate) nri_socket: &'a Path,
+    pub(crate) runc: &'a Path,
+}
+
+impl Paths<'_> {
+    fn own(&self, name: &str) -> String {
+        self.scratch.path(name).display().to_string()
+    }
+}
+
+/// The pause image's name in this version's configuration.
+pub(crate) const PAUSE: &str = "registry.test/pause:1";
+
+/// Plugins that the lab's machine has no use for and that only cost a start time or a warning.
+const UNUSED: &str = r#"["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.aufs", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]"#;
+
+/// The whole file.
+pub(crate) fn render(version: Version, options: &Options, paths: &Paths<'_>) -> String {
+    let format = match version {
+        Version::V1_7 => 2,
+        Version::V2_1 => 3,
+    };
+    let cri = match version {
+        Version::V1_7 => cri_1_7(options, paths),
+        Version::V2_1 => cri_2_1(options, paths),
+    };
+    let tables = [
+        format!(
+            r#"version = {format}
+root = "{root}"
+state = "{state}"
+temp = "{temp}"
+disabled_plugins = {UNUSED}
+[grpc]
+address = "{socket}"
+[debug]
+level = "debug"
+"#,
+            root = paths.own("root"),
+            state = paths.own("state"),
+            temp = paths.own("tmp"),
+            socket = paths.socket.display(),
+        ),
+        cri,
+        nri(options, paths),
+        options.extra_config.clone(),
+    ];
+    tables.join("\n")
+}
+
+fn cri_1_7(options: &Options, paths: &Paths<'_>) -> String {
+    let cri = r#"plugins."io.containerd.grpc.v1.cri""#;
+    format!(
+        r#"[{cri}]
+sandbox_image = "{PAUSE}"
+restrict_oom_score_adj = true
+[{cri}.cni]
+bin_dir = "{cni}"
+conf_dir = "{cni}"
+[{cri}.registry]
+config_path = "{hosts}"
+[{cri}.containerd]
+default_runtime_name = "runc"
+snapshotter = "overlayfs"
+disable_snapshot_annotations = {unannotated}
+{handlers}"#,
+        cni = paths.own("cni"),
+        hosts = paths.own("hosts"),
+        unannotated = !options.snapshot_annotations,
+        handlers = handlers(cri, options, paths),
+    )
+}
+
+fn cri_2_1(options: &Options, paths: &Paths<'_>) -> String {
+    let images = r#"plugins."io.containerd.cri.v1.images""#;
+    let cri = r#"plugins."io.containerd.cri.v1.runtime""#;
+    let mut text = format!(
+        r#"[{images}]
+snapshotter = "overlayfs"
+disable_snapshot_annotations = {unannotated}
+[{images}.pinned_images]
+sandbox = "{PAUSE}"
+[{images}.registry]
+config_path = "{hosts}"
+[{cri}]
+restrict_oom_score_adj = true
+[{cri}.cni]
+bin_dirs = ["{cni}"]
+conf_dir = "{cni}"
+[{cri}.containerd]
+default_runtime_name = "runc"
+[plugins."io.containerd.service.v1.diff-service"]
+default = ["erofs", "walking"]
+{handlers}"#,
+        unannotated = !options.snapshot_annotations,
+        hosts = paths.own("hosts"),
+        cni = paths.own("cni"),
+        handlers = handlers(cri, options, paths),
+    );
+    if options.pull_by_handler {
+        for Handler { name, snapshotter } in options
+            .handlers
+            .iter()
+            .filter(|h| !h.snapshotter.is_empty())
+        {
+            text +=
+                &format!("[{images}.runtime_platforms.{name}]\nsnapshotter = \"{snapshotter}\"\n");
+        }
+    }
+    text
+}
+
+/// All handlers run the same runc; they differ in name and snapshotter.
+fn handlers(cri: &str, options: &Options, paths: &Paths<'_>) -> String {
+    let default = Handler::new("runc", "");
+    std::iter::once(&default)
+        .chain(&options.handlers)
+        .map(|Handler { name, snapshotter }| {
+            let snapshotter = if snapshotter.is_empty() {
+                String::new()
+            } else {
+                format!("snapshotter = \"{snapshotter}\"\n")
+            };
+            format!(
+                r#"[{cri}.containerd.runtimes.{name}]
+runtime_type = "io.containerd.runc.v2"
+{snapshotter}[{cri}.containerd.runtimes.{name}.options]
+BinaryName = "{runc}"
+Root = "{root}"
+SystemdCgroup = false
+"#,
+                runc = paths.runc.display(),
+                root = paths.own("runc"),
+            )
+        })
+        .collect()
+}
+
+fn nri(options: &Options, paths: &Paths<'_>) -> String {
+    format!(
+        r#"[plugins."io.containerd.nri.v1.nri"]
+disable = false
+disable_connections = false
+socket_path = "{socket}"
+plugin_path = "{plugins}"
+plugin_config_path = "{conf}"
+plugin_request_timeout = "{request}"
+plugin_registration_timeout = "{registration}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{opt}"
+"#,
+        socket = paths.nri_socket.display(),
+        plugins = paths.own("nri/plugins"),
+        conf = paths.own("nri/conf.d"),
+        request = milliseconds(options.request_timeout),
+        registration = milliseconds(options.registration_timeout),
+        opt = paths.own("opt"),
+    )
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}

@@ -1,0 +1,198 @@
+//! From layers to an image: configuration, manifest, and an index over it where one is asked for.
+
+use std::io::Write;
+
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+
+use super::{
+    Blob, BuiltLayer, CONFIG, Flaw, INDEX, Image, LAYER_GZIP, Layer, MANIFEST, architecture, digest,
+};
+
+/// An image under construction.
+#[derive(Clone)]
+pub struct Builder {
+    names: Vec<String>,
+    layers: Vec<Layer>,
+    command: Vec<String>,
+    indexed: bool,
+    flaws: Vec<Flaw>,
+}
+
+impl Builder {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            names: vec![name],
+            layers: Vec::new(),
+            command: Vec::new(),
+            indexed: false,
+            flaws: Vec::new(),
+        }
+    }
+
+    /// Gives it another name as well.
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.names.push(name.into());
+        self
+    }
+
+    /// Puts a layer on top of those before.
+    pub fn layer(mut self, layer: Layer) -> Self {
+        self.layers.push(layer);
+        self
+    }
+
+    /// What a container runs that names no command.
+    pub fn command(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Lets the names point at an index, which lists an image of a foreign platform before this machine's.
+    pub fn indexed(mut self) -> Self {
+        self.indexed = true;
+        self
+    }
+
+    /// Breaks it.
+    pub fn flaw(mut self, flaw: Flaw) -> Self {
+        self.flaws.push(flaw);
+        self
+    }
+
+    /// Computes the image.
+    ///
+    /// # Panics
+    /// If a flaw speaks of a layer that does not exist.
+    pub fn build(self) -> Image {
+        let mut blobs = Vec::new();
+        let mut descriptors = Vec::new();
+        let mut diff_ids = Vec::new();
+        for layer in self.layers {
+            let annotations = layer.annotations.clone();
+            let tar = layer.into_tar();
+            diff_ids.push(digest(&tar));
+            let blob = Blob::new(LAYER_GZIP, gzip(&tar));
+            let mut descriptor = describe(&blob);
+            if !annotations.is_empty() {
+                descriptor["annotations"] = json!(annotations);
+            }
+            descriptors.push(descriptor);
+            blobs.push(blob);
+        }
+        for flaw in &self.flaws {
+            match *flaw {
+                Flaw::WrongDiffId(layer) => diff_ids[layer] = digest(b"another layer"),
+                Flaw::DiffIdMissing => drop(diff_ids.pop()),
+                Flaw::LayerMissing(_) | Flaw::ManifestTruncated => {}
+            }
+        }
+        let layers = chain(&blobs, &diff_ids);
+        let config = Blob::new(CONFIG, config(architecture(), &self.command, &diff_ids));
+        let mut manifest = manifest(&config, &descriptors);
+        if self.flaws.contains(&Flaw::ManifestTruncated) {
+            manifest.bytes.truncate(manifest.bytes.len() / 2);
+            manifest.digest = digest(&manifest.bytes);
+        }
+        let missing: Vec<String> = self
+            .flaws
+            .iter()
+            .filter_map(|f| {
+                if let Flaw::LayerMissing(i) = f {
+                    Some(blobs[*i].digest.clone())
+                } else {
+                    None
+                }
+            })
+            .collect();
+        blobs.retain(|b| !missing.contains(&b.digest));
+        blobs.extend([config.clone(), manifest.clone()]);
+        let target = if self.indexed {
+            index(&manifest, &mut blobs)
+        } else {
+            manifest.clone()
+        };
+        Image {
+            names: self.names,
+            target,
+            manifest,
+            config,
+            layers,
+            blobs,
+        }
+    }
+}
+
+/// The chain id of the first layer is its diff id; each further one is the digest of «chain id below, space, diff id».
+/// Where the counts differ, the chain ends with the shorter list.
+fn chain(blobs: &[Blob], diff_ids: &[String]) -> Vec<BuiltLayer> {
+    let mut layers: Vec<BuiltLayer> = Vec::new();
+    for (blob, diff_id) in blobs.iter().zip(diff_ids) {
+        let chain_id = match layers.last() {
+            None => diff_id.clone(),
+            Some(below) => digest(format!("{} {diff_id}", below.chain_id).as_bytes()),
+        };
+        layers.push(BuiltLayer {
+            digest: blob.digest.clone(),
+            diff_id: diff_id.clone(),
+            chain_id,
+        });
+    }
+    layers
+}
+
+fn config(architecture: &str, command: &[String], diff_ids: &[String]) -> Vec<u8> {
+    bytes(&json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": { "Env": ["PATH=/bin"], "Cmd": command },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    }))
+}
+
+fn manifest(config: &Blob, layers: &[Value]) -> Blob {
+    let body = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": describe(config), "layers": layers });
+    Blob::new(MANIFEST, bytes(&body))
+}
+
+/// The index, its foreign image's blobs and itself added to `blobs`. The foreign one comes first: whoever takes the
+/// first entry takes the wrong one.
+fn index(manifest_here: &Blob, blobs: &mut Vec<Blob>) -> Blob {
+    let foreign_config = Blob::new(CONFIG, config("s390x", &[], &[]));
+    let foreign = manifest(&foreign_config, &[]);
+    let entry = |blob: &Blob, architecture: &str| {
+        let mut entry = describe(blob);
+        entry["platform"] = json!({ "architecture": architecture, "os": "linux" });
+        entry
+    };
+    let entries = [
+        entry(&foreign, "s390x"),
+        entry(manifest_here, architecture()),
+    ];
+    let index = Blob::new(
+        INDEX,
+        bytes(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries })),
+    );
+    blobs.extend([foreign_config, foreign, index.clone()]);
+    index
+}
+
+pub(super) fn describe(blob: &Blob) -> Value {
+    json!({ "mediaType": blob.media_type, "digest": blob.digest, "size": blob.bytes.len() })
+}
+
+/// `serde_json`'s maps are sorted, so equal values are equal bytes.
+pub(super) fn bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+/// The fastest level: most content is random, and the tests wait for this. No name and no time in the header.
+fn gzip(tar: &[u8]) -> Vec<u8> {
+    let mut encoder = GzBuilder::new()
+        .mtime(0)
+        .write(Vec::new(), Compression::fast());
+    encoder
+        .write_all(tar)
+        .and_then(|()| encoder.finish())
+        .expect("a Vec takes everything")
+}

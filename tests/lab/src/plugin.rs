@@ -1,0 +1,98 @@
+//! The plugin under test as a process: its executable, its configuration file, its log.
+//!
+//! Knows the command line `run --config FILE` and nothing of what the plugin does. One that containerd launches is
+//! named in [`crate::Options::launched`] instead, and lives and dies with that containerd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::containerd::Lab;
+use crate::process::{Log, Process};
+
+/// A plugin that connects to a lab's containerd by itself. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Plugin {
+    program: PathBuf,
+    config: PathBuf,
+    log: Log,
+    process: Option<Process>,
+}
+
+impl Plugin {
+    /// Starts `program run --config FILE` with this configuration in the file. It does not wait: what «ready» means
+    /// is the plugin's to log, see [`Log::wait_for`].
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(lab: &Lab, program: impl AsRef<Path>, config: &str) -> Result<Self> {
+        let file = lab.path("plugin.toml");
+        fs::write(&file, config)?;
+        let log = Log::new(lab.path("plugin.log"));
+        let mut plugin = Self {
+            program: program.as_ref().to_owned(),
+            config: file,
+            log,
+            process: None,
+        };
+        plugin.restart()?;
+        Ok(plugin)
+    }
+
+    /// Starts it again with the same configuration, after it was killed or stopped.
+    ///
+    /// # Errors
+    /// If it still runs, or cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(
+            self.process.is_none(),
+            "the plugin still runs: kill or stop it first"
+        );
+        let mut command = Command::new(&self.program);
+        command.arg("run").arg("--config").arg(&self.config);
+        self.process = Some(Process::spawn(command, self.log.clone())?);
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Kills it with -9.
+    pub fn kill(&mut self) {
+        self.process.take();
+    }
+
+    /// Ends it with SIGTERM and waits.
+    ///
+    /// # Errors
+    /// If it does not run, or has to be killed because it does not end.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        match self.process.take() {
+            Some(mut process) => process.terminate().await,
+            None => anyhow::bail!("the plugin does not run"),
+        }
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end within `timeout`.
+    pub async fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let Some(process) = &mut self.process else {
+            anyhow::bail!("the plugin does not run")
+        };
+        let status = process.wait(timeout).await?;
+        self.process = None;
+        Ok(status)
+    }
+
+    /// Everything that it has said, over all restarts.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+}

@@ -1,0 +1,307 @@
+//! containerd's own services, as far as tests look at what they hold and put something into them.
+//!
+//! It reads and writes what is there, and judges nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use containerd_client::Client;
+use containerd_client::services::v1 as api;
+use containerd_client::services::v1::snapshots as snapshots_api;
+use containerd_client::types::Descriptor;
+use tonic::{Code, Request, Status};
+
+use crate::images::{Blob, Image};
+
+/// The namespace in which CRI keeps everything.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// How much of a blob one message carries; containerd takes up to 16 MiB.
+const CHUNK: usize = 1 << 20;
+
+/// Labels by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A connection to one containerd's services, in CRI's namespace.
+pub struct Store {
+    /// The plain client, for calls that have no method here; [`namespaced`] makes their requests.
+    pub client: Client,
+}
+
+/// A snapshot as its snapshotter lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its key: a chain id, if a pull or an unpack committed it.
+    pub key: String,
+    /// Its parent's key; empty for the lowest.
+    pub parent: String,
+    /// What it is.
+    pub kind: Kind,
+    /// All of its labels.
+    pub labels: Labels,
+}
+
+/// The kinds of snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A layer.
+    Committed,
+    /// A container's, or one that is being unpacked into.
+    Active,
+    /// A read-only one.
+    View,
+}
+
+/// A request in CRI's namespace.
+pub fn namespaced<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(
+        "containerd-namespace",
+        NAMESPACE.parse().expect("a plain word"),
+    );
+    request
+}
+
+impl Store {
+    pub(crate) async fn connect(socket: &Path) -> Result<Self> {
+        let client = Client::from_path(socket)
+            .await
+            .with_context(|| format!("connecting to {}", socket.display()))?;
+        Ok(Self { client })
+    }
+
+    /// All snapshots of a snapshotter, by key.
+    ///
+    /// # Errors
+    /// containerd's own, for example for a snapshotter that it does not have.
+    pub async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>, Status> {
+        let request = snapshots_api::ListSnapshotsRequest {
+            snapshotter: snapshotter.to_owned(),
+            ..Default::default()
+        };
+        let mut stream = self
+            .client
+            .snapshots()
+            .list(namespaced(request))
+            .await?
+            .into_inner();
+        let mut found = Vec::new();
+        while let Some(response) = stream.message().await? {
+            found.extend(response.info.into_iter().map(snapshot));
+        }
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    /// The committed snapshots of a chain that a snapshotter has, the lowest first.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn chain(&self, snapshotter: &str, image: &Image) -> Result<Vec<Snapshot>, Status> {
+        let all = self.snapshots(snapshotter).await?;
+        let find = |id: String| {
+            all.iter()
+                .find(|s| s.key == id && s.kind == Kind::Committed)
+                .cloned()
+        };
+        Ok(image.chain_ids().into_iter().filter_map(find).collect())
+    }
+
+    /// All leases, with their labels.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn leases(&self) -> Result<BTreeMap<String, Labels>, Status> {
+        let response = self
+            .client
+            .leases()
+            .list(namespaced(api::ListRequest::default()))
+            .await?
+            .into_inner();
+        Ok(response
+            .leases
+            .into_iter()
+            .map(|lease| (lease.id, sorted(lease.labels)))
+            .collect())
+    }
+
+    /// The image records: name to the digest that it points at.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn images(&self) -> Result<BTreeMap<String, String>, Status> {
+        let response = self
+            .client
+            .images()
+            .list(namespaced(api::ListImagesRequest::default()))
+            .await?
+            .into_inner();
+        Ok(response
+            .images
+            .into_iter()
+            .map(|i| (i.name, i.target.unwrap_or_default().digest))
+            .collect())
+    }
+
+    /// The labels of an image record.
+    ///
+    /// # Errors
+    /// containerd's own; `NotFound` if there is no such record.
+    pub async fn image_labels(&self, name: &str) -> Result<Labels, Status> {
+        let request = namespaced(api::GetImageRequest {
+            name: name.to_owned(),
+        });
+        let image = self
+            .client
+            .images()
+            .get(request)
+            .await?
+            .into_inner()
+            .image
+            .unwrap_or_default();
+        Ok(sorted(image.labels))
+    }
+
+    /// The labels of a blob.
+    ///
+    /// # Errors
+    /// containerd's own; `NotFound` if there is no such blob.
+    pub async fn content_labels(&self, digest: &str) -> Result<Labels, Status> {
+        let request = namespaced(api::InfoRequest {
+            digest: digest.to_owned(),
+        });
+        let info = self
+            .client
+            .content()
+            .info(request)
+            .await?
+            .into_inner()
+            .info
+            .unwrap_or_default();
+        Ok(sorted(info.labels))
+    }
+
+    /// Takes a blob away, as `discard_unpacked_layers` does with layers.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn delete_content(&self, digest: &str) -> Result<(), Status> {
+        let request = namespaced(api::DeleteContentRequest {
+            digest: digest.to_owned(),
+        });
+        self.client.content().delete(request).await?;
+        Ok(())
+    }
+
+    /// Puts an image in as it is, broken or not: its blobs, with the labels that keep them from garbage collection,
+    /// and a record for each name. Nothing is unpacked.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn put_image(&self, image: &Image) -> Result<(), Status> {
+        let lease = api::CreateRequest {
+            id: format!("lab-{}", image.target.digest),
+            labels: HashMap::new(),
+        };
+        let lease = self
+            .client
+            .leases()
+            .create(namespaced(lease))
+            .await?
+            .into_inner()
+            .lease
+            .unwrap_or_default();
+        let put = self.put_leased(image, &lease.id).await;
+        self.client
+            .leases()
+            .delete(namespaced(api::DeleteRequest {
+                id: lease.id,
+                sync: false,
+            }))
+            .await?;
+        put
+    }
+
+    async fn put_leased(&self, image: &Image, lease: &str) -> Result<(), Status> {
+        for blob in &image.blobs {
+            self.put_blob(blob, image.references(blob), lease).await?;
+        }
+        for name in &image.names {
+            let target = Descriptor {
+                media_type: image.target.media_type.to_owned(),
+                digest: image.target.digest.clone(),
+                size: image.target.bytes.len() as i64,
+                ..Default::default()
+            };
+            let record = api::Image {
+                name: name.clone(),
+                target: Some(target),
+                ..Default::default()
+            };
+            let request = api::CreateImageRequest {
+                image: Some(record),
+                ..Default::default()
+            };
+            self.client.images().create(namespaced(request)).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_blob(
+        &self,
+        blob: &Blob,
+        labels: HashMap<String, String>,
+        lease: &str,
+    ) -> Result<(), Status> {
+        let message =
+            |action: api::WriteAction, offset: usize, data: &[u8]| api::WriteContentRequest {
+                action: action.into(),
+                r#ref: format!("lab-{}", blob.digest),
+                total: blob.bytes.len() as i64,
+                expected: blob.digest.clone(),
+                offset: offset as i64,
+                data: data.to_vec(),
+                labels: labels.clone(),
+            };
+        let mut messages: Vec<_> = blob
+            .bytes
+            .chunks(CHUNK)
+            .enumerate()
+            .map(|(n, chunk)| message(api::WriteAction::Write, n * CHUNK, chunk))
+            .collect();
+        messages.push(message(api::WriteAction::Commit, blob.bytes.len(), &[]));
+        let mut request = namespaced(tokio_stream::iter(messages));
+        let lease = lease
+            .parse()
+            .map_err(|_| Status::invalid_argument("a lease id that is no header value"))?;
+        request.metadata_mut().insert("containerd-lease", lease);
+        let written = async {
+            let mut responses = self.client.content().write(request).await?.into_inner();
+            while responses.message().await?.is_some() {}
+            Ok::<(), Status>(())
+        };
+        match written.await {
+            Err(status) if status.code() != Code::AlreadyExists => Err(status),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn snapshot(info: snapshots_api::Info) -> Snapshot {
+    let kind = match info.kind() {
+        snapshots_api::Kind::Committed => Kind::Committed,
+        snapshots_api::Kind::View => Kind::View,
+        snapshots_api::Kind::Active | snapshots_api::Kind::Unknown => Kind::Active,
+    };
+    Snapshot {
+        key: info.name,
+        parent: info.parent,
+        kind,
+        labels: sorted(info.labels),
+    }
+}
+
+fn sorted(labels: HashMap<String, String>) -> Labels {
+    labels.into_iter().collect()
+}
