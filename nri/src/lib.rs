@@ -1,1 +1,4 @@
 //! The plugin side of NRI.
+
+#[doc(hidden)]
+pub mod api;
