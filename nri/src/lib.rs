@@ -2,3 +2,4 @@
 
 #[doc(hidden)]
 pub mod api;
+pub mod frame;
