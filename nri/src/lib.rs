@@ -3,3 +3,5 @@
 #[doc(hidden)]
 pub mod api;
 pub mod frame;
+#[doc(hidden)]
+pub mod mux;
