@@ -1,0 +1,310 @@
+//! One socket, two ttrpc connections: the task that owns the socket, and the two virtual
+//! connections that it feeds.
+//!
+//! It knows frames and connection ids, and nothing of what travels in them. The task's end is the
+//! end of everything above it: ttrpc hides why a connection ended, [`SessionEnd`] says it.
+//!
+//! Nothing here can grow: a frame is passed on piece by piece and never held whole, what a virtual
+//! connection has not read yet waits in [`INCOMING_BYTES`], what the socket has not taken yet in
+//! [`OUTGOING_FRAMES`]. A virtual connection that stops reading holds the other one up for
+//! [`STALL_LIMIT`] at most; then the session ends, because skipping its data would break it anyway.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
+    DuplexStream, ReadBuf, duplex, split,
+};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, PollSender};
+
+use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD, Oversized};
+
+/// The connection on which the plugin serves the runtime's calls.
+pub const PLUGIN_SERVICE: u32 = 1;
+
+/// The connection on which the runtime serves the plugin's calls.
+pub const RUNTIME_SERVICE: u32 = 2;
+
+/// What one virtual connection may leave unread. A ttrpc reader always reads, so this only has to
+/// cover the time until it is scheduled: some hundred requests of a kilobyte.
+const INCOMING_BYTES: usize = 256 << 10;
+
+/// How many frames may wait for the socket. A writer that meets a full queue waits. The runtime
+/// sends one request at a time to a plugin, and answers are tens of bytes.
+const OUTGOING_FRAMES: usize = 64;
+
+/// How long a virtual connection may leave its data unread before the session ends: as long as
+/// the runtime waits for a plugin to register, the longest of its own two default timeouts.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the socket may take to accept its own closing. It is immediate for a socket; the
+/// bound is for other streams.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why a session is over.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionEnd {
+    /// The runtime closed the connection: it went down, or it closed this plugin because an
+    /// answer came too late.
+    #[error("the runtime closed the connection")]
+    ClosedByPeer,
+    /// This side closed the connection.
+    #[error("the plugin closed the connection")]
+    ClosedHere,
+    /// The connection ended where more had to come.
+    #[error("the connection ended in the middle of a frame")]
+    Truncated,
+    /// See [`Oversized`].
+    #[error(transparent)]
+    Oversized(#[from] Oversized),
+    /// One of the two ttrpc connections did not take its data in time.
+    #[error("virtual connection {connection} read nothing for {STALL_LIMIT:?}")]
+    Stalled {
+        /// The connection's id.
+        connection: u32,
+    },
+    /// One of the two ttrpc connections is gone while the runtime still sends to it.
+    #[error("virtual connection {connection} is closed, but the runtime still sends to it")]
+    Abandoned {
+        /// The connection's id.
+        connection: u32,
+    },
+    /// Reading or writing failed.
+    #[error("the connection failed: {0}")]
+    Io(Arc<io::Error>),
+    /// A bug in this crate.
+    #[error("the task that owns the connection panicked")]
+    Panicked,
+}
+
+impl From<io::Error> for SessionEnd {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // The peer is gone; whether a read or a write notices first is chance.
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::ClosedByPeer,
+            io::ErrorKind::UnexpectedEof => Self::Truncated,
+            _ => Self::Io(Arc::new(error)),
+        }
+    }
+}
+
+/// The owner of the socket, ready to [`run`](Self::run).
+#[derive(Debug)]
+pub struct Mux<T> {
+    trunk: T,
+    lanes: Lanes,
+    outgoing: mpsc::Receiver<Vec<u8>>,
+}
+
+/// The mux's ends of what the virtual connections read.
+#[derive(Debug)]
+struct Lanes {
+    plugin: DuplexStream,
+    runtime: DuplexStream,
+}
+
+impl Lanes {
+    fn find(&mut self, connection: u32) -> Option<&mut DuplexStream> {
+        match connection {
+            PLUGIN_SERVICE => Some(&mut self.plugin),
+            RUNTIME_SERVICE => Some(&mut self.runtime),
+            _ => None,
+        }
+    }
+}
+
+/// Divides `trunk` into the connections [`PLUGIN_SERVICE`] and [`RUNTIME_SERVICE`], in this order.
+/// Nothing moves before the mux runs.
+pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
+    let (sender, outgoing) = mpsc::channel(OUTGOING_FRAMES);
+    let (plugin, lane_of_plugin) = VirtualConnection::new(PLUGIN_SERVICE, sender.clone());
+    let (runtime, lane_of_runtime) = VirtualConnection::new(RUNTIME_SERVICE, sender);
+    let lanes = Lanes {
+        plugin: lane_of_plugin,
+        runtime: lane_of_runtime,
+    };
+    let mux = Mux {
+        trunk,
+        lanes,
+        outgoing,
+    };
+    (mux, plugin, runtime)
+}
+
+impl<T: AsyncRead + AsyncWrite> Mux<T> {
+    /// Moves frames until the socket ends, `kill` is cancelled, or both virtual connections are
+    /// gone and what they wrote is on the wire. After `stop_reading` only the latter two end it:
+    /// answers still go out, and no new request comes in.
+    ///
+    /// However it ends, the socket is shut down and the virtual connections read their end.
+    pub async fn run(self, stop_reading: CancellationToken, kill: CancellationToken) -> SessionEnd {
+        let Self {
+            trunk,
+            mut lanes,
+            mut outgoing,
+        } = self;
+        let (trunk_in, mut trunk_out) = split(trunk);
+        let end = tokio::select! {
+            () = kill.cancelled() => SessionEnd::ClosedHere,
+            Err(end) = read_frames(trunk_in, &mut lanes, &stop_reading) => end,
+            end = write_frames(&mut trunk_out, &mut outgoing) => end,
+        };
+        // Explicitly: an inherited socket stays open under its first number, so that dropping this
+        // one tells the peer nothing.
+        let _ = timeout(SHUTDOWN_LIMIT, trunk_out.shutdown()).await;
+        end
+    }
+}
+
+async fn read_frames(
+    trunk: impl AsyncRead + Unpin,
+    lanes: &mut Lanes,
+    stop_reading: &CancellationToken,
+) -> Result<Infallible, SessionEnd> {
+    let mut trunk = BufReader::new(trunk);
+    let frames = async {
+        loop {
+            let header = read_header(&mut trunk).await?;
+            let lane = lanes.find(header.connection());
+            if lane.is_none() {
+                log::warn!(
+                    connection = header.connection(), bytes = header.length();
+                    "a frame for an unknown virtual connection is dropped"
+                );
+            }
+            forward(&mut trunk, header, lane).await?;
+        }
+    };
+    tokio::select! {
+        end = frames => end,
+        () = stop_reading.cancelled() => std::future::pending().await,
+    }
+}
+
+async fn read_header(trunk: &mut (impl AsyncBufRead + Unpin)) -> Result<Header, SessionEnd> {
+    // An end between two frames is an orderly one; `read_exact` alone cannot tell.
+    if trunk.fill_buf().await?.is_empty() {
+        return Err(SessionEnd::ClosedByPeer);
+    }
+    let mut bytes = [0; HEADER_LEN];
+    trunk.read_exact(&mut bytes).await?;
+    Ok(Header::decode(bytes)?)
+}
+
+/// Passes one payload on, or over it where there is no lane for it.
+async fn forward(
+    trunk: &mut (impl AsyncBufRead + Unpin),
+    header: Header,
+    mut lane: Option<&mut DuplexStream>,
+) -> Result<(), SessionEnd> {
+    let connection = header.connection();
+    let mut left = header.length();
+    while left > 0 {
+        let read = trunk.fill_buf().await?;
+        if read.is_empty() {
+            return Err(SessionEnd::Truncated);
+        }
+        let piece = &read[..read.len().min(left)];
+        if let Some(lane) = &mut lane {
+            match timeout(STALL_LIMIT, lane.write_all(piece)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(SessionEnd::Abandoned { connection }),
+                Err(_) => return Err(SessionEnd::Stalled { connection }),
+            }
+        }
+        let passed = piece.len();
+        trunk.consume(passed);
+        left -= passed;
+    }
+    Ok(())
+}
+
+/// Ends when the last virtual connection is gone and its last frame is written, or on an error.
+async fn write_frames(
+    trunk: &mut (impl AsyncWrite + Unpin),
+    outgoing: &mut mpsc::Receiver<Vec<u8>>,
+) -> SessionEnd {
+    while let Some(frame) = outgoing.recv().await {
+        let written = async {
+            trunk.write_all(&frame).await?;
+            trunk.flush().await
+        };
+        if let Err(error) = written.await {
+            return error.into();
+        }
+    }
+    SessionEnd::ClosedHere
+}
+
+/// One of the two connections, for ttrpc to read and write as if it were a socket of its own.
+///
+/// One write is one frame. The Go peer depends on the sizes that ttrpc's writers choose: it reads
+/// a frame with a single call into the buffer at hand, and fails if the frame is larger.
+#[derive(Debug)]
+pub struct VirtualConnection {
+    id: u32,
+    /// Only ever read: this way is a queue of frames, because bytes lose where a write began.
+    incoming: DuplexStream,
+    outgoing: PollSender<Vec<u8>>,
+}
+
+impl VirtualConnection {
+    fn new(id: u32, outgoing: mpsc::Sender<Vec<u8>>) -> (Self, DuplexStream) {
+        let (incoming, lane) = duplex(INCOMING_BYTES);
+        let outgoing = PollSender::new(outgoing);
+        let connection = Self {
+            id,
+            incoming,
+            outgoing,
+        };
+        (connection, lane)
+    }
+}
+
+impl AsyncRead for VirtualConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.incoming).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for VirtualConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        ready!(self.outgoing.poll_reserve(cx)).map_err(gone)?;
+
+        let payload = &buf[..buf.len().min(MAX_PAYLOAD)];
+        let header = Header::new(self.id, payload.len()).map_err(io::Error::other)?;
+        let frame = [&header.encode()[..], payload].concat();
+        self.outgoing.send_item(frame).map_err(gone)?;
+        Poll::Ready(Ok(payload.len()))
+    }
+
+    /// What was written is queued in order, and the queue's owner never sits on it.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outgoing.close();
+        Poll::Ready(Ok(()))
+    }
+}

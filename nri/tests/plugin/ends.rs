@@ -1,0 +1,198 @@
+//! How a session ends: by the runtime, by the plugin, and by bytes that are no frames.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nri::{Events, Session, SessionEnd};
+use tokio::io::duplex;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::Code;
+
+use crate::recorder::{Recorder, started, started_over};
+use crate::runtime::{Registration, Runtime, create_container};
+
+fn recorder() -> Arc<Recorder> {
+    Arc::new(Recorder::new(Events::all()))
+}
+
+#[tokio::test]
+async fn the_runtimes_end_is_seen_and_may_be_asked_for_again() {
+    let (mut session, runtime) = started(&recorder()).await;
+    runtime.close().await;
+    for _ in 0..2 {
+        assert!(matches!(session.ended().await, SessionEnd::ClosedByPeer));
+    }
+    session.close().await;
+}
+
+#[tokio::test]
+async fn waiting_for_the_end_can_be_given_up_and_taken_up_again() {
+    let (mut session, runtime) = started(&recorder()).await;
+    let waited = timeout(Duration::from_millis(20), session.ended()).await;
+    assert!(waited.is_err(), "the session still runs");
+    runtime.create_container("c").await.unwrap();
+    runtime.close().await;
+    assert!(matches!(session.ended().await, SessionEnd::ClosedByPeer));
+}
+
+/// A session over a real socket, and a second way to write to it, past ttrpc and the mux.
+async fn started_with_raw_access(plugin: &Arc<Recorder>) -> (Session, Runtime, BlockingStream) {
+    let (ours, theirs) = BlockingStream::pair().unwrap();
+    let raw = theirs.try_clone().unwrap();
+    let tokio = |stream: BlockingStream| {
+        stream.set_nonblocking(true).unwrap();
+        UnixStream::from_std(stream).unwrap()
+    };
+    let (session, runtime) = started_over(tokio(ours), tokio(theirs), plugin).await;
+    (session, runtime, raw)
+}
+
+#[tokio::test]
+async fn frames_for_unknown_connections_are_dropped_and_nothing_else() {
+    let plugin = recorder();
+    let (_session, runtime, mut raw) = started_with_raw_access(&plugin).await;
+    for connection in [0_u32, 3, u32::MAX] {
+        let mut frame = connection.to_be_bytes().to_vec();
+        frame.extend(100_000_u32.to_be_bytes());
+        frame.extend([0xaa; 100_000]);
+        // The socket holds less than that: whoever reads it is on another thread.
+        raw.set_nonblocking(false).unwrap();
+        raw = tokio::task::spawn_blocking(move || raw.write_all(&frame).map(|()| raw))
+            .await
+            .unwrap()
+            .unwrap();
+        raw.set_nonblocking(true).unwrap();
+        runtime.create_container("c").await.unwrap();
+    }
+    assert_eq!(plugin.calls().len(), 3);
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_frames_end_the_session_by_name() {
+    type Expected = fn(&SessionEnd) -> bool;
+    let truncated: Expected = |end| matches!(end, SessionEnd::Truncated);
+    let oversized: Expected = |end| matches!(end, SessionEnd::Oversized(o) if o.length > 4 << 20);
+    let cases: [(&str, &[u8], Expected); 4] = [
+        ("a header cut short", &[0, 0, 0, 1, 0], truncated),
+        (
+            "a payload cut short",
+            &[0, 0, 0, 1, 0, 0, 0, 9, 1, 2],
+            truncated,
+        ),
+        (
+            "one byte too many",
+            &[0, 0, 0, 1, 0, 0x40, 0, 11],
+            oversized,
+        ),
+        ("another protocol", b"GET / HTTP/1.1\r\n\r\n", oversized),
+    ];
+    for (what, bytes, expected) in cases {
+        let (mut session, runtime, mut raw) = started_with_raw_access(&recorder()).await;
+        raw.write_all(bytes).unwrap();
+        raw.shutdown(std::net::Shutdown::Write).unwrap();
+        let end = session.ended().await;
+        assert!(expected(&end), "{what}: {end:?}");
+        drop(runtime);
+    }
+}
+
+#[tokio::test]
+async fn an_oversized_frame_for_an_unknown_connection_ends_the_session_too() {
+    let (mut session, _runtime, mut raw) = started_with_raw_access(&recorder()).await;
+    raw.write_all(&[0, 0, 0, 9, 255, 255, 255, 255]).unwrap();
+    assert!(matches!(session.ended().await, SessionEnd::Oversized(o) if o.connection == 9));
+}
+
+#[tokio::test]
+async fn closing_lets_a_call_finish_and_sends_its_answer() {
+    let plugin = recorder();
+    let (session, mut runtime) = started(&plugin).await;
+    let closing = async {
+        plugin.noted("create_container p wait").await;
+        let close = session.close();
+        tokio::pin!(close);
+        let early = timeout(Duration::from_millis(50), &mut close).await;
+        assert!(early.is_err(), "a call is under way");
+        plugin.gate.add_permits(1);
+        close.await;
+    };
+    let (answer, ()) = tokio::join!(runtime.create_container("wait"), closing);
+    answer.unwrap();
+    assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_a_call_no_longer_than_the_runtime_would() {
+    let plugin = recorder();
+    let (session, mut runtime) = started(&plugin).await;
+    let closing = async {
+        plugin.noted("create_container p forever").await;
+        let before = tokio::time::Instant::now();
+        session.close().await;
+        before.elapsed()
+    };
+    let (answer, took) = tokio::join!(runtime.create_container("forever"), closing);
+    let ttrpc::Error::RpcStatus(status) = answer.unwrap_err() else {
+        panic!("no answer");
+    };
+    assert_eq!(status.code(), Code::UNAVAILABLE);
+    assert!(took >= nri::DEFAULT_REQUEST_TIMEOUT, "{took:?}");
+    assert!(took < nri::DEFAULT_REQUEST_TIMEOUT * 2, "{took:?}");
+    assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
+}
+
+#[tokio::test]
+async fn nothing_of_a_session_is_left_after_close() {
+    let plugin = recorder();
+    let (session, _runtime) = started(&plugin).await;
+    session.close().await;
+    // The service holds the plugin, and every task of the session the service.
+    assert_eq!(Arc::strong_count(&plugin), 1);
+}
+
+#[tokio::test]
+async fn nothing_of_a_session_is_left_after_a_failed_start() {
+    let plugin = recorder();
+    let (ours, theirs) = duplex(4096);
+    let _runtime = Runtime::accept(theirs, Registration::Reject("no")).await;
+    let identity = "10-a".parse().unwrap();
+    Session::start(ours, identity, plugin.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(Arc::strong_count(&plugin), 1);
+}
+
+#[tokio::test]
+async fn a_dropped_session_ends_with_its_calls() {
+    let plugin = recorder();
+    let (session, mut runtime) = started(&plugin).await;
+    let dropping = async {
+        plugin.noted("create_container p forever").await;
+        drop(session);
+    };
+    let (answer, ()) = tokio::join!(runtime.create_container("forever"), dropping);
+    answer.unwrap_err();
+    assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
+    while Arc::strong_count(&plugin) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_leaves_takes_the_calls_with_it() {
+    let plugin = recorder();
+    let (mut session, runtime) = started(&plugin).await;
+    let caller = runtime.plugin.clone();
+    let call = tokio::spawn(async move { create_container(&caller, "forever").await });
+    plugin.noted("create_container p forever").await;
+    call.abort();
+    call.await.unwrap_err();
+    runtime.close().await;
+    session.ended().await;
+    let close = timeout(Duration::from_secs(1), session.close()).await;
+    assert!(close.is_ok(), "nobody is left to wait for");
+    assert_eq!(Arc::strong_count(&plugin), 1);
+}
