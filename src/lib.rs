@@ -1,1 +1,3 @@
 //! Keeps the images of a runtime handler unpacked and labelled in its snapshotter.
+
+pub mod config;
