@@ -5,6 +5,7 @@
 //! `policy` says what is wanted where, [`image`] reads what an image consists of, [`unpack`] brings
 //! its chain to `ready`, and [`containerd`] is the one door to the outside.
 
+pub mod config;
 pub mod containerd;
 pub mod image;
 pub mod unpack;

@@ -1,0 +1,82 @@
+//! The configuration: TOML text in, a checked [`Config`] or one precise error out.
+//!
+//! Every value is checked while it is parsed, so whoever holds a `Config` has nothing left to
+//! check. This module does not know containerd, NRI or images; it reads one file and nothing else.
+
+mod amounts;
+mod error;
+mod labels;
+mod names;
+mod patterns;
+mod places;
+mod policy;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::{io, path::Path};
+
+pub use amounts::{HookWait, Percent, Workers};
+pub use error::{ConfigError, InvalidValue};
+pub use labels::ExtraLabels;
+pub use names::{Name, Namespace, PluginIndex, PluginName};
+pub use patterns::ImagePattern;
+pub use places::{AbsolutePath, Listen, SocketPath};
+pub use policy::{Eager, Labels, SnapshotterPolicy, Snapshotters, Unlabelled};
+pub use sections::{Config, Containerd, Hooks, Level, Log, Metrics, Nri, OnUnready, Unpack};
+
+impl Config {
+    /// Where the configuration is looked for when nobody names a file. It may be missing.
+    pub const DEFAULT_PATH: &str = "/etc/nri-unpack/config.toml";
+
+    /// The commented file that the project ships: every key with its default value.
+    pub fn default_toml() -> &'static str {
+        include_str!("../conf/nri-unpack.toml")
+    }
+
+    /// Reads `explicit`, or [`Config::DEFAULT_PATH`] when no file was named.
+    ///
+    /// A file that was named has to exist; without one at the default path, the defaults hold.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        match explicit {
+            Some(path) => Self::read(path),
+            None => Self::read_if_there(Path::new(Self::DEFAULT_PATH)),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Self::from_toml(&text, &path.display().to_string())
+    }
+
+    fn read_if_there(path: &Path) -> Result<Self, ConfigError> {
+        match Self::read(path) {
+            Err(ConfigError::Unreadable { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(Self::default())
+            }
+            other => other,
+        }
+    }
+
+    /// Parses `text`; `source` is what error messages call it: a path, or where else the text came
+    /// from.
+    pub fn from_toml(text: &str, source: &str) -> Result<Self, ConfigError> {
+        let document = toml::Deserializer::parse(text)
+            .map_err(|error| ConfigError::malformed(source, text, &error))?;
+        serde_path_to_error::deserialize(document).map_err(|error| {
+            ConfigError::invalid(source, text, error.inner(), error.path().to_string())
+        })
+    }
+
+    /// What is wanted of this snapshotter: its own table's word, or that of
+    /// `[snapshotters.default]`.
+    pub fn snapshotter(&self, name: &str) -> &SnapshotterPolicy {
+        self.snapshotters.policy(name)
+    }
+}

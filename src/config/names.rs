@@ -1,0 +1,114 @@
+//! Checked names: what NRI, containerd and their plugins are called.
+//!
+//! Each type parses from text (in the file, and as a command line argument) and then cannot be
+//! malformed.
+
+use std::{borrow::Borrow, fmt, str::FromStr};
+
+use serde::Deserialize;
+
+use super::InvalidValue;
+
+/// What the plugin computes for each layer; a constant in its place would be wrong for all but one.
+const OWN_LABELS: [&str; 2] = ["containerd.io/snapshot.ref", "containerd.io/snapshot/cri."];
+
+/// What containerd accepts as the length of an identifier, such as a namespace.
+const IDENTIFIER_MAX: usize = 76;
+
+macro_rules! checked_name {
+    ($(#[$doc:meta])* $name:ident, $valid:expr, $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+        #[serde(try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidValue;
+
+            fn try_from(text: String) -> Result<Self, InvalidValue> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(&text) {
+                    return Ok(Self(text));
+                }
+                Err(InvalidValue::new(format!(concat!("{:?} is not ", $expected), text)))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidValue;
+
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
+                text.to_owned().try_into()
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_name!(
+    /// The name that a plugin registers under, by the rule of NRI 0.12; earlier releases take any.
+    PluginName,
+    |text| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte);
+        !text.is_empty() && text.bytes().all(allowed)
+    },
+    "a plugin name: use letters, digits and any of `-_.+`"
+);
+
+checked_name!(
+    /// The place among NRI's plugins: two digits.
+    PluginIndex,
+    |text| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()),
+    "a plugin index: write two digits, such as \"10\""
+);
+
+checked_name!(
+    /// A containerd namespace, by containerd's rule for identifiers.
+    Namespace,
+    |text| {
+        let alphanumeric = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let mut words = text.split(['.', '_', '-']);
+        text.len() <= IDENTIFIER_MAX && words.all(|word| !word.is_empty() && alphanumeric(word))
+    },
+    "a containerd namespace: use letters and digits, with a single `.`, `_` or `-` between them, \
+     76 at most"
+);
+
+checked_name!(
+    /// A runtime handler or a snapshotter. containerd itself takes nearly anything; a `/` would
+    /// make the name of a snapshotter ambiguous in the labels that hold its snapshots.
+    Name,
+    |text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'),
+    "a name: use letters, digits and punctuation other than `/`"
+);
+
+checked_name!(
+    /// The key of a label that an operator adds.
+    LabelKey,
+    |text| !text.is_empty() && !OWN_LABELS.iter().any(|own| text.starts_with(own)),
+    "a label to add: write a key, and none that the plugin makes itself"
+);

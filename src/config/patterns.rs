@@ -1,0 +1,84 @@
+//! Patterns over image references.
+
+use std::{fmt, str::FromStr};
+
+use globset::{Glob, GlobMatcher};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Visitor},
+};
+
+use super::InvalidValue;
+
+/// A shell pattern that a whole reference has to match: `docker.io/library/*`, `*/pause:*`,
+/// `{a,b}.example/*`. A `*` crosses slashes, since references nest as deep as their registry likes.
+#[derive(Clone, Debug)]
+pub struct ImagePattern(GlobMatcher);
+
+impl ImagePattern {
+    /// The pattern that every reference matches.
+    pub(super) fn any() -> Self {
+        Self(
+            Glob::new("*")
+                .expect("a lone asterisk is a pattern")
+                .compile_matcher(),
+        )
+    }
+
+    /// Whether the whole of `reference` matches.
+    pub fn matches(&self, reference: &str) -> bool {
+        self.0.is_match(reference)
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        self.0.glob().glob()
+    }
+}
+
+impl PartialEq for ImagePattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl FromStr for ImagePattern {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        if text.is_empty() {
+            return Err(InvalidValue::new(
+                "an empty pattern matches no image: write \"*\" for all of them",
+            ));
+        }
+        match Glob::new(text) {
+            Ok(glob) => Ok(Self(glob.compile_matcher())),
+            Err(error) => Err(InvalidValue::new(format!(
+                "{text:?} is not a pattern: {}",
+                error.kind()
+            ))),
+        }
+    }
+}
+
+/// By hand, because patterns come in arrays, and an error gets the position of its own element,
+/// rather than the array's, only if it is raised while that element is being read.
+impl<'de> Deserialize<'de> for ImagePattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = ImagePattern;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ImagePattern, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}

@@ -1,0 +1,156 @@
+//! `[snapshotters.*]`: what is wanted of each snapshotter, and how the tables inherit from one
+//! another.
+//!
+//! A snapshotter's own table overrides `[snapshotters.default]`, which overrides the built-in
+//! defaults, key by key. Whether an image fits a policy is a pure question; acting on it is not
+//! done here.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{labels::ExtraLabels, names::Name, patterns::ImagePattern};
+
+/// The table that all snapshotters without their own inherit from.
+const DEFAULT_TABLE: &str = "default";
+
+/// What is wanted of one snapshotter, every key settled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotterPolicy {
+    /// Which labels a layer's snapshot gets.
+    pub labels: Labels,
+    /// Which images are unpacked before a pod asks for them.
+    pub eager: Eager,
+    /// The images that the plugin cares for in this snapshotter.
+    pub include: Vec<ImagePattern>,
+    /// The images that it leaves alone, whatever `include` says.
+    pub exclude: Vec<ImagePattern>,
+    /// What is done with a chain that was unpacked without labels.
+    pub unlabelled: Unlabelled,
+    /// Labels that every layer's snapshot gets on top.
+    pub extra_labels: ExtraLabels,
+}
+
+impl SnapshotterPolicy {
+    /// Whether the plugin cares for the image of this reference in this snapshotter: included, and
+    /// not excluded.
+    pub fn admits(&self, reference: &str) -> bool {
+        let any =
+            |patterns: &[ImagePattern]| patterns.iter().any(|pattern| pattern.matches(reference));
+        any(&self.include) && !any(&self.exclude)
+    }
+}
+
+impl Default for SnapshotterPolicy {
+    fn default() -> Self {
+        Self {
+            labels: Labels::Cri,
+            eager: Eager::Auto,
+            include: vec![ImagePattern::any()],
+            exclude: Vec::new(),
+            unlabelled: Unlabelled::Profile,
+            extra_labels: ExtraLabels::default(),
+        }
+    }
+}
+
+/// Which labels a layer's snapshot gets.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Labels {
+    /// Those that containerd's own pull gives with snapshot annotations on.
+    Cri,
+    /// None but the layer's chain id.
+    None,
+}
+
+/// Which images are unpacked before a pod asks for them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Eager {
+    /// All where the snapshotter is a proxy plugin, and so fetches no content for it; else the
+    /// pinned ones.
+    Auto,
+    /// All that the policy admits.
+    All,
+    /// Those that containerd pins: the pause image is one.
+    Pinned,
+    /// None.
+    None,
+}
+
+/// What is done with a chain that was unpacked without labels.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Unlabelled {
+    /// What the snapshotter's profile says.
+    Profile,
+    /// Put the labels onto the snapshots that are there.
+    Relabel,
+    /// Take the chain away as soon as nothing uses it, and unpack it again.
+    Replace,
+    /// Leave it.
+    Ignore,
+}
+
+/// The policies of all snapshotters, inheritance resolved.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(from = "BTreeMap<Name, Table>")]
+pub struct Snapshotters {
+    default: SnapshotterPolicy,
+    named: BTreeMap<Name, SnapshotterPolicy>,
+}
+
+impl Snapshotters {
+    /// The policy of this snapshotter: its own, or that of all others.
+    pub fn policy(&self, snapshotter: &str) -> &SnapshotterPolicy {
+        self.named.get(snapshotter).unwrap_or(&self.default)
+    }
+
+    /// The snapshotters that have a table of their own.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.named.keys().map(AsRef::as_ref)
+    }
+}
+
+impl From<BTreeMap<Name, Table>> for Snapshotters {
+    fn from(mut tables: BTreeMap<Name, Table>) -> Self {
+        let built_in = SnapshotterPolicy::default();
+        let default = tables
+            .remove(DEFAULT_TABLE)
+            .unwrap_or_default()
+            .over(&built_in);
+        let named = tables
+            .into_iter()
+            .map(|(name, table)| (name, table.over(&default)))
+            .collect();
+        Self { default, named }
+    }
+}
+
+/// A table as it stands in the file: what is not set is inherited.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct Table {
+    labels: Option<Labels>,
+    eager: Option<Eager>,
+    include: Option<Vec<ImagePattern>>,
+    exclude: Option<Vec<ImagePattern>>,
+    unlabelled: Option<Unlabelled>,
+    extra_labels: Option<ExtraLabels>,
+}
+
+impl Table {
+    fn over(self, base: &SnapshotterPolicy) -> SnapshotterPolicy {
+        SnapshotterPolicy {
+            labels: self.labels.unwrap_or(base.labels),
+            eager: self.eager.unwrap_or(base.eager),
+            include: self.include.unwrap_or_else(|| base.include.clone()),
+            exclude: self.exclude.unwrap_or_else(|| base.exclude.clone()),
+            unlabelled: self.unlabelled.unwrap_or(base.unlabelled),
+            extra_labels: self
+                .extra_labels
+                .unwrap_or_else(|| base.extra_labels.clone()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The schema: one struct per table of the file, each with its defaults next to its keys.
+//!
+//! What a value may be is said by its type; nothing is checked here.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{
+    InvalidValue,
+    amounts::{HookWait, Percent, Workers},
+    names::{Name, Namespace, PluginIndex, PluginName},
+    places::{AbsolutePath, Listen, SocketPath},
+    policy::Snapshotters,
+};
+
+/// The whole configuration. Every key has a default, so an empty file is a valid one.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Config {
+    /// `[nri]`
+    pub nri: Nri,
+    /// `[containerd]`
+    pub containerd: Containerd,
+    /// `[hooks]`
+    pub hooks: Hooks,
+    /// `[unpack]`
+    pub unpack: Unpack,
+    /// `[handlers]`: runtime handler → snapshotter, where what containerd reports is to be
+    /// overruled.
+    pub handlers: BTreeMap<Name, Name>,
+    /// `[snapshotters.*]`
+    pub snapshotters: Snapshotters,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[nri]`: how the plugin presents itself. Not used where containerd launches the plugin and hands
+/// it all three.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Nri {
+    /// NRI's socket.
+    pub socket: SocketPath,
+    /// The name to register under.
+    pub name: PluginName,
+    /// The place among the plugins: lower ones are called first.
+    pub index: PluginIndex,
+}
+
+impl Default for Nri {
+    fn default() -> Self {
+        Self {
+            socket: built_in("/var/run/nri/nri.sock".to_owned()),
+            name: built_in("nri-unpack".to_owned()),
+            index: built_in("10".to_owned()),
+        }
+    }
+}
+
+/// `[containerd]`: where containerd is found.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Containerd {
+    /// The socket of its gRPC services, CRI among them.
+    pub socket: SocketPath,
+    /// The namespace that the kubelet's images live in.
+    pub namespace: Namespace,
+    /// Its configuration file: containerd 2 reports its default snapshotter and its pause image
+    /// nowhere else.
+    pub config: AbsolutePath,
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Self {
+            socket: built_in("/run/containerd/containerd.sock".to_owned()),
+            namespace: built_in("k8s.io".to_owned()),
+            config: built_in("/etc/containerd/config.toml".to_owned()),
+        }
+    }
+}
+
+/// `[hooks]`: how far a hook goes on behalf of a pod. A hook holds the whole node, so it never
+/// waits long.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Hooks {
+    /// How long a hook waits for an image to be ready; the work goes on when the hook has left.
+    /// The runtime's request timeout, less a margin, bounds it as well. The default is a quarter
+    /// of NRI's own: time for a small image, and little for the pods that queue behind it.
+    pub wait: HookWait,
+    /// What becomes of a container whose image is not ready by then.
+    pub on_unready: OnUnready,
+    /// Whether the snapshot of a container that is being created may be moved onto a ready chain
+    /// where its own chain cannot be repaired under it.
+    pub swap: bool,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            wait: built_in("500ms".to_owned()),
+            on_unready: OnUnready::Profile,
+            swap: true,
+        }
+    }
+}
+
+/// The verdict on a container whose image is not ready when the hook has to answer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnready {
+    /// As the snapshotter's profile says: reject where starting would be wrong, not merely slow.
+    Profile,
+    /// Let it start.
+    Allow,
+    /// Fail its creation; the kubelet tries again.
+    Reject,
+}
+
+/// `[unpack]`: how much the plugin does at a time.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Unpack {
+    /// How many images are unpacked at once.
+    pub parallel_images: Workers,
+    /// How many layers of one image are applied at once, where the snapshotter allows it.
+    pub parallel_layers: Workers,
+    /// The share of the snapshotter's file system that has to be free for eager work. What a pod
+    /// asks for is unpacked regardless.
+    pub min_free: Percent,
+}
+
+impl Default for Unpack {
+    fn default() -> Self {
+        Self {
+            parallel_images: built_in(2),
+            parallel_layers: built_in(3),
+            min_free: built_in("15%".to_owned()),
+        }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Metrics {
+    /// Where metrics are served; nowhere if unset.
+    pub listen: Option<Listen>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Log {
+    /// The file that log lines are appended to; if unset they go to the journal, or else to
+    /// standard error.
+    pub file: Option<AbsolutePath>,
+    /// The least severe level that is logged. `-v` raises it, `RUST_LOG` overrules it.
+    pub level: Level,
+}
+
+/// A log level, by the names that `RUST_LOG` uses.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Something failed and needs someone.
+    Error,
+    /// Something is wrong that the plugin lives with.
+    Warn,
+    /// What the plugin changed, and why.
+    #[default]
+    Info,
+    /// What the plugin looked at and decided.
+    Debug,
+    /// Every step.
+    Trace,
+}
+
+/// A default, through the same check as a value from a file; a test holds that all of them pass.
+fn built_in<V, T: TryFrom<V, Error = InvalidValue>>(value: V) -> T {
+    value.try_into().expect("built-in defaults are valid")
+}

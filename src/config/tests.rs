@@ -1,0 +1,343 @@
+//! The configuration as a contract: what an empty file means, and what each bad value is answered.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn parse(text: &str) -> Config {
+    Config::from_toml(text, "c.toml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn complaint(text: &str) -> String {
+    match Config::from_toml(text, "c.toml") {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn empty_means_default() {
+    let tables = "[nri]\n[containerd]\n[hooks]\n[unpack]\n[handlers]\n[snapshotters.default]\n[metrics]\n[log]\n";
+    for text in ["", "# nothing\n", tables] {
+        assert_eq!(parse(text), Config::default(), "for {text:?}");
+    }
+}
+
+#[test]
+fn bad_values_are_answered() {
+    #[rustfmt::skip]
+    let cases = [
+        // No TOML at all: there is no key to name, so the line is quoted.
+        ("[nri\n", "1:5: unclosed table, expected `]` in `[nri`"),
+        ("[log]\nlevel = \n", "2:9: string values must be quoted, expected literal string in `level =`"),
+        ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1: duplicate key in `level = \"warn\"`"),
+        ("# ä\nä = \"ä\" ä\n", "2:9: unexpected key or value, expected newline, `#` in `ä = \"ä\" ä`"),
+        // Keys that do not exist, and tables that are none.
+        ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `handlers`, `snapshotters`, `metrics`, `log`"),
+        ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
+        ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
+        ("nri = 3\n", "1:7: nri: invalid type: integer `3`, expected a table"),
+        ("[snapshotters]\nnydus = \"cri\"\n", "2:9: snapshotters.nydus: invalid type: string \"cri\", expected a table"),
+        // [nri]
+        ("[nri]\nsocket = 3\n", "2:10: nri.socket: invalid type: integer `3`, expected a string"),
+        ("[nri]\nsocket = \"unix:///x\"\n", "2:10: nri.socket: \"unix:///x\" is not an absolute path: start it with `/`"),
+        ("[nri]\nname = \"\"\n", "2:8: nri.name: \"\" is not a plugin name: use letters, digits and any of `-_.+`"),
+        ("[nri]\nname = \"a b\"\n", "2:8: nri.name: \"a b\" is not a plugin name: use letters, digits and any of `-_.+`"),
+        ("[nri]\nindex = 10\n", "2:9: nri.index: invalid type: integer `10`, expected a string"),
+        ("[nri]\nindex = \"1\"\n", "2:9: nri.index: \"1\" is not a plugin index: write two digits, such as \"10\""),
+        ("[nri]\nindex = \"1x\"\n", "2:9: nri.index: \"1x\" is not a plugin index: write two digits, such as \"10\""),
+        // [containerd]
+        ("[containerd]\nnamespace = \"k8s..io\"\n", "2:13: containerd.namespace: \"k8s..io\" is not a containerd namespace: use letters and digits, with a single `.`, `_` or `-` between them, 76 at most"),
+        ("[containerd]\nconfig = \"config.toml\"\n", "2:10: containerd.config: \"config.toml\" is not an absolute path: start it with `/`"),
+        // [hooks]
+        ("[hooks]\nwait = 500\n", "2:8: hooks.wait: invalid type: integer `500`, expected a string"),
+        ("[hooks]\nwait = \"500\"\n", "2:8: hooks.wait: \"500\" is not a duration: time unit needed, for example 500sec or 500ms; write it like \"500ms\" or \"2s\""),
+        ("[hooks]\nwait = \"0s\"\n", "2:8: hooks.wait: \"0s\" is out of range: write a duration from \"1ms\" to \"60s\""),
+        ("[hooks]\nwait = \"61s\"\n", "2:8: hooks.wait: \"61s\" is out of range: write a duration from \"1ms\" to \"60s\""),
+        ("[hooks]\non_unready = \"fail\"\n", "2:14: hooks.on_unready: unknown variant `fail`, expected one of `profile`, `allow`, `reject`"),
+        ("[hooks]\nswap = \"yes\"\n", "2:8: hooks.swap: invalid type: string \"yes\", expected a boolean"),
+        // [unpack]
+        ("[unpack]\nparallel_images = 0\n", "2:19: unpack.parallel_images: 0 is out of range: write 1 to 64"),
+        ("[unpack]\nparallel_layers = 65\n", "2:19: unpack.parallel_layers: 65 is out of range: write 1 to 64"),
+        ("[unpack]\nparallel_layers = -1\n", "2:19: unpack.parallel_layers: -1 is out of range: write 1 to 64"),
+        ("[unpack]\nmin_free = 15\n", "2:12: unpack.min_free: invalid type: integer `15`, expected a string"),
+        ("[unpack]\nmin_free = \"15\"\n", "2:12: unpack.min_free: \"15\" is not a share: write \"0%\" to \"99%\", in whole percent"),
+        ("[unpack]\nmin_free = \"+5%\"\n", "2:12: unpack.min_free: \"+5%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
+        ("[unpack]\nmin_free = \"100%\"\n", "2:12: unpack.min_free: \"100%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
+        // [handlers]
+        ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
+        ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),
+        // [snapshotters.*]
+        ("[snapshotters.\"a/b\"]\n", "1:15: snapshotters.a/b: \"a/b\" is not a name: use letters, digits and punctuation other than `/`"),
+        ("[snapshotters.x]\nlabels = \"all\"\n", "2:10: snapshotters.x.labels: unknown variant `all`, expected `cri` or `none`"),
+        ("[snapshotters.x]\neager = \"some\"\n", "2:9: snapshotters.x.eager: unknown variant `some`, expected one of `auto`, `all`, `pinned`, `none`"),
+        ("[snapshotters.x]\nunlabelled = \"\"\n", "2:14: snapshotters.x.unlabelled: unknown variant ``, expected one of `profile`, `relabel`, `replace`, `ignore`"),
+        ("[snapshotters.x]\ninclude = \"*\"\n", "2:11: snapshotters.x.include: invalid type: string \"*\", expected a sequence"),
+        ("[snapshotters.x]\ninclude = [\n  \"a/*\",\n  \"b/[\",\n]\n", "4:3: snapshotters.x.include[1]: \"b/[\" is not a pattern: unclosed character class; missing ']'"),
+        ("[snapshotters.x]\nexclude = [\"\"]\n", "2:12: snapshotters.x.exclude[0]: an empty pattern matches no image: write \"*\" for all of them"),
+        ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a label to add: write a key, and none that the plugin makes itself"),
+        ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
+        // [metrics], [log]
+        ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
+        ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: \"x\" is not an absolute path: start it with `/`"),
+        ("[log]\nfile = \"\"\n", "2:8: log.file: \"\" is not an absolute path: start it with `/`"),
+        ("[log]\nlevel = \"verbose\"\n", "2:9: log.level: unknown variant `verbose`, expected one of `error`, `warn`, `info`, `debug`, `trace`"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(
+            complaint(text),
+            format!("c.toml:{expected}"),
+            "for {text:?}"
+        );
+    }
+}
+
+#[test]
+fn lengths_are_bounded() {
+    let socket =
+        |length: usize| format!("[containerd]\nsocket = \"/{}\"\n", "x".repeat(length - 1));
+    parse(&socket(107));
+    assert!(complaint(&socket(108)).ends_with("is too long for a socket: use at most 107 bytes"));
+
+    let label = |length: usize| {
+        format!(
+            "[snapshotters.x]\nextra_labels = {{ k = \"{}\" }}\n",
+            "x".repeat(length - 1)
+        )
+    };
+    parse(&label(4096));
+    assert_eq!(
+        complaint(&label(4097)),
+        "c.toml:2:16: snapshotters.x.extra_labels: the label \"k\" is too long for containerd: \
+         use at most 4096 bytes, key included"
+    );
+
+    let namespace =
+        |length: usize| format!("[containerd]\nnamespace = \"{}\"\n", "x".repeat(length));
+    parse(&namespace(76));
+    assert!(complaint(&namespace(77)).contains("is not a containerd namespace"));
+}
+
+#[test]
+fn good_values_arrive() {
+    let config = parse(
+        r#"
+        nri = { index = "00", name = "a.b+c_d-e" }
+        hooks = { wait = "1m", on_unready = "reject", swap = false }
+        unpack = { parallel_images = 64, min_free = "0%" }
+        handlers = { kata-qemu = "nydus", runc = "overlayfs" }
+        metrics = { listen = "[::1]:9464" }
+        log = { file = "/var/log/x", level = "trace" }
+        "#,
+    );
+    assert_eq!(
+        (config.nri.index.as_str(), config.nri.name.as_str()),
+        ("00", "a.b+c_d-e")
+    );
+    assert_eq!(config.hooks.wait.as_duration().as_secs(), 60);
+    assert_eq!(
+        (config.hooks.on_unready, config.hooks.swap),
+        (OnUnready::Reject, false)
+    );
+    assert_eq!(
+        (
+            config.unpack.parallel_images.count().get(),
+            config.unpack.min_free.as_u8()
+        ),
+        (64, 0)
+    );
+    assert_eq!(
+        config.unpack.parallel_layers,
+        Config::default().unpack.parallel_layers
+    );
+    assert_eq!(
+        config.handlers.get("kata-qemu").map(Name::as_str),
+        Some("nydus")
+    );
+    assert_eq!(
+        config
+            .metrics
+            .listen
+            .map(|listen| listen.to_string())
+            .as_deref(),
+        Some("[::1]:9464")
+    );
+    assert_eq!(
+        config.log.file.as_ref().map(AsRef::as_ref),
+        Some(Path::new("/var/log/x"))
+    );
+    assert_eq!(config.log.level, Level::Trace);
+}
+
+#[test]
+fn tables_of_snapshotters_inherit() {
+    let config = parse(
+        r#"
+        [snapshotters.nydus]
+        labels = "none"
+        exclude = []
+        [snapshotters.default]
+        eager = "none"
+        exclude = ["*/pause:*"]
+        extra_labels = { "example.com/team" = "storage" }
+        "#,
+    );
+    let default = SnapshotterPolicy::default();
+    let (nydus, other) = (config.snapshotter("nydus"), config.snapshotter("overlayfs"));
+
+    assert_eq!(
+        (nydus.labels, other.labels),
+        (Labels::None, default.labels),
+        "set in the own table only"
+    );
+    assert_eq!(
+        (nydus.eager, other.eager),
+        (Eager::None, Eager::None),
+        "set in the default table only"
+    );
+    assert_eq!(
+        (nydus.exclude.len(), other.exclude.len()),
+        (0, 1),
+        "set in both: the own table's counts"
+    );
+    assert_eq!(
+        (nydus.unlabelled, &nydus.include),
+        (default.unlabelled, &default.include),
+        "set nowhere"
+    );
+    assert_eq!(
+        nydus.extra_labels.iter().collect::<Vec<_>>(),
+        [("example.com/team", "storage")]
+    );
+    assert_eq!(config.snapshotters.named().collect::<Vec<_>>(), ["nydus"]);
+}
+
+#[test]
+fn patterns_match_whole_references() {
+    const PAUSE: &str = "registry.example/k8s/pause:3.10";
+    let cases = [
+        (r#"["*"]"#, "[]", true),
+        ("[]", "[]", false),
+        (r#"["registry.example/*"]"#, "[]", true),
+        (r#"["registry.example"]"#, "[]", false),
+        (r#"["pause:3.10"]"#, "[]", false),
+        (r#"["*/pause:*"]"#, "[]", true),
+        (r#"["*/PAUSE:*"]"#, "[]", false),
+        (r#"["{other,registry}.example/**"]"#, "[]", true),
+        (r#"["other/*", "*:3.1?"]"#, "[]", true),
+        (r#"["*"]"#, r#"["*/pause:*"]"#, false),
+        (r#"["*/pause:*"]"#, r#"["*"]"#, false),
+        (r#"["*"]"#, r#"["*/busybox:*"]"#, true),
+    ];
+    for (include, exclude, expected) in cases {
+        let config = parse(&format!(
+            "[snapshotters.x]\ninclude = {include}\nexclude = {exclude}\n"
+        ));
+        assert_eq!(
+            config.snapshotter("x").admits(PAUSE),
+            expected,
+            "include {include}, exclude {exclude}"
+        );
+    }
+}
+
+#[test]
+fn only_the_default_file_may_be_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.toml");
+
+    let error = Config::load(Some(&path))
+        .expect_err("named, and missing")
+        .to_string();
+    let expected = format!(
+        "cannot read the configuration {}: No such file or directory",
+        path.display()
+    );
+    assert!(error.starts_with(&expected), "{error}");
+    assert_eq!(
+        Config::read_if_there(&path).expect("not named"),
+        Config::default()
+    );
+    Config::read_if_there(folder.path()).expect_err("there, but no file");
+
+    std::fs::write(&path, "[hooks]\nwait = \"0s\"\n").expect("written");
+    let error = Config::load(Some(&path))
+        .expect_err("out of range")
+        .to_string();
+    assert!(
+        error.starts_with(&format!("{}:2:8: hooks.wait: ", path.display())),
+        "{error}"
+    );
+
+    std::fs::write(&path, Config::default_toml()).expect("written");
+    assert_eq!(
+        Config::load(Some(&path)).expect("the shipped file"),
+        Config::default()
+    );
+}
+
+#[test]
+fn shipped_file_is_the_default() {
+    assert_eq!(parse(Config::default_toml()), Config::default());
+}
+
+/// A `#` with no blank after it comments out a key; a `#` with one starts a remark.
+fn uncommented() -> impl Iterator<Item = &'static str> {
+    Config::default_toml()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.is_empty() && !key.starts_with(' ') => key,
+            _ => line,
+        })
+}
+
+#[test]
+fn shipped_file_has_valid_examples() {
+    let config = parse(&uncommented().collect::<Vec<_>>().join("\n"));
+    assert!(
+        !config.handlers.is_empty() && config.metrics.listen.is_some() && config.log.file.is_some()
+    );
+}
+
+/// The keys of a table, by the list that the schema itself gives when it meets an unknown one.
+fn schema(table: &str) -> Vec<String> {
+    let message = complaint(&format!("{table}\nno-such-key = 0\n"));
+    let (_, expected) = message
+        .split_once("unknown field `no-such-key`, expected ")
+        .expect("a list of keys");
+    expected
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn shipped_file_shows_every_key() {
+    let mut shown = BTreeSet::new();
+    let mut table = "";
+    for line in uncommented() {
+        match line.split_once(" = ") {
+            _ if line.starts_with('[') => table = line,
+            Some((key, _)) if !line.starts_with('#') => {
+                _ = shown.insert((table.to_owned(), key.to_owned()))
+            }
+            _ => {}
+        }
+    }
+    let mut expected = BTreeSet::new();
+    for name in schema("") {
+        let table = match name.as_str() {
+            // A free-form table, with an example for its keys.
+            "handlers" => {
+                expected.insert(("[handlers]".to_owned(), "kata".to_owned()));
+                continue;
+            }
+            "snapshotters" => "[snapshotters.default]".to_owned(),
+            name => format!("[{name}]"),
+        };
+        expected.extend(schema(&table).into_iter().map(|key| (table.clone(), key)));
+    }
+    assert_eq!(shown, expected);
+}
