@@ -17,6 +17,7 @@ mod tests;
 use std::{io, path::Path};
 
 pub use amounts::{HookWait, Percent, Workers};
+pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
 pub use names::{Name, Namespace, PluginIndex, PluginName};

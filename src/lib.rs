@@ -9,3 +9,4 @@ pub mod config;
 pub mod containerd;
 pub mod image;
 pub mod unpack;
+pub mod handlers;

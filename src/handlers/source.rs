@@ -1,0 +1,107 @@
+//! What one source says about runtimes and snapshotters, and where each word of it was read.
+//!
+//! It knows no format and no precedence between kinds of sources: those are the parsers' and
+//! `resolve`'s business.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+/// Where a value was read.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Origin {
+    /// Our own configuration, `[handlers]`.
+    Configuration,
+    /// What the running containerd reports of itself.
+    CriStatus,
+    /// This file of containerd's configuration.
+    File(PathBuf),
+    /// Nowhere: it is what containerd does when nothing is said.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration => f.write_str("configuration"),
+            Self::CriStatus => f.write_str("CRI status"),
+            Self::File(path) => path.display().fmt(f),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value, and where it was read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Found {
+    /// The value: a snapshotter, a runtime or an image.
+    pub value: String,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+impl Found {
+    pub(super) fn new(value: impl Into<String>, origin: Origin) -> Self {
+        Self {
+            value: value.into(),
+            origin,
+        }
+    }
+
+    /// An empty value, which is how containerd writes that nothing is set, is none.
+    pub(super) fn some(value: Option<String>, origin: &Origin) -> Option<Self> {
+        let value = value.filter(|value| !value.is_empty())?;
+        Some(Self::new(value, origin.clone()))
+    }
+}
+
+/// What one source says. What it does not say is `None`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Reported {
+    /// The snapshotter of a runtime that names none.
+    pub(super) default_snapshotter: Option<Found>,
+    /// The runtime of a pod that names none.
+    pub(super) default_runtime: Option<Found>,
+    /// The image that sandboxes are made from.
+    pub(super) sandbox_image: Option<Found>,
+    /// Each runtime, and the snapshotter that its containers are created in, where it names one.
+    pub(super) runtimes: Option<BTreeMap<String, Option<Found>>>,
+    /// The snapshotter that images are *pulled* into for a runtime. It decides nothing about
+    /// containers, and is kept only to tell when the two differ.
+    pub(super) pulls: BTreeMap<String, Found>,
+}
+
+impl Reported {
+    /// Whether nothing is left for another source to say.
+    pub(super) fn is_complete(&self) -> bool {
+        self.default_snapshotter.is_some()
+            && self.default_runtime.is_some()
+            && self.sandbox_image.is_some()
+            && self.runtimes.is_some()
+    }
+
+    /// What `self` says, and `other` where `self` says nothing. A list of runtimes is taken whole:
+    /// one that the better source does not list is not there.
+    pub(super) fn or(mut self, other: Self) -> Self {
+        let mut pulls = other.pulls;
+        pulls.append(&mut self.pulls);
+        Self {
+            default_snapshotter: self.default_snapshotter.or(other.default_snapshotter),
+            default_runtime: self.default_runtime.or(other.default_runtime),
+            sandbox_image: self.sandbox_image.or(other.sandbox_image),
+            runtimes: self.runtimes.or(other.runtimes),
+            pulls,
+        }
+    }
+
+    /// Lays a later file of the same configuration over `self`, key by key and runtime by runtime,
+    /// as containerd 2 does. (1.7 replaces a plugin's section as a whole, but 1.7 also reports
+    /// everything that is read here in its CRI status, so its files are hardly ever asked.)
+    pub(super) fn overlaid_by(mut self, mut later: Self) -> Self {
+        if let (Some(earlier), Some(later)) = (&mut self.runtimes, &mut later.runtimes) {
+            for (name, snapshotter) in std::mem::take(earlier) {
+                let slot = later.entry(name).or_default();
+                *slot = slot.take().or(snapshotter);
+            }
+        }
+        later.or(self)
+    }
+}

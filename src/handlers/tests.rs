@@ -1,0 +1,228 @@
+//! A status as containerd writes it, files on a disk, and what comes of them together.
+
+mod reading;
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A folder with these files in it, the first of them the main one.
+struct Files(TempDir);
+
+impl Files {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("created");
+            fs::write(path, text).expect("written");
+        }
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self) -> FileConfig {
+        FileConfig::read(&self.path("config.toml"))
+    }
+
+    /// What comes of these files alone.
+    fn resolve(&self) -> Handlers {
+        Handlers::resolve(&Config::default(), None, Some(self.read()))
+    }
+
+    /// Handlers with their snapshotters and the files that these were read in, in one line.
+    fn summary(&self, handlers: &Handlers) -> String {
+        let folder = format!("{}/", self.0.path().display());
+        let one = |(handler, resolved): (&str, &Resolved)| {
+            let mark = if resolved.follows_default { "*" } else { "" };
+            let Resolved {
+                snapshotter,
+                origin,
+                ..
+            } = resolved;
+            format!(
+                "{handler}={snapshotter}{mark}@{}",
+                origin.to_string().replace(&folder, "")
+            )
+        };
+        handlers.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn problems(handlers: &Handlers) -> Vec<String> {
+    handlers
+        .problems()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn config(text: &str) -> Config {
+    Config::from_toml(text, "c.toml").expect("a valid configuration")
+}
+
+const VERSION_3: &str = r#"
+version = 3
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "native"
+pinned_images = { sandbox = "registry.example/pause:3.8" }
+[plugins."io.containerd.cri.v1.runtime".containerd]
+default_runtime_name = "crun"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.crun]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata]
+snapshotter = "nydus"
+"#;
+
+/// What containerd 2.1 reports; 1.7 adds the default snapshotter and the sandbox image.
+const STATUS: &str = r#"{"containerd": {"defaultRuntimeName": "runc", "runtimes":
+    {"runc": {"snapshotter": ""}, "kata": {"snapshotter": "nydus"}, "gvisor": {"snapshotter": "erofs"}}}}"#;
+
+fn status_of_1_7() -> String {
+    let more =
+        r#"{"sandboxImage": "registry.example/pause:3.9", "containerd": {"snapshotter": "zfs","#;
+    STATUS.replacen(r#"{"containerd": {"#, more, 1)
+}
+
+#[test]
+fn the_better_source_wins() {
+    let files = Files::new(&[("config.toml", VERSION_3)]);
+    let overruled = "[handlers]\nkata = 'devmapper'\n";
+    let cases = [
+        (
+            "nothing at all",
+            ("", None, false),
+            "runc=overlayfs*@default",
+        ),
+        (
+            "2.x: runtimes from the status, the default from the file",
+            ("", Some(STATUS.to_owned()), true),
+            "gvisor=erofs@CRI status kata=nydus@CRI status runc=native*@config.toml",
+        ),
+        (
+            "1.7: the file is not asked",
+            ("", Some(status_of_1_7()), true),
+            "gvisor=erofs@CRI status kata=nydus@CRI status runc=zfs*@CRI status",
+        ),
+        (
+            "our configuration over all",
+            (overruled, Some(status_of_1_7()), true),
+            "gvisor=erofs@CRI status kata=devmapper@configuration runc=zfs*@CRI status",
+        ),
+        (
+            "our configuration over files",
+            (overruled, None, true),
+            "crun=native*@config.toml kata=devmapper@configuration runc=native*@config.toml",
+        ),
+        (
+            "our configuration alone",
+            (overruled, None, false),
+            "kata=devmapper@configuration runc=overlayfs*@default",
+        ),
+    ];
+    for (name, (text, status, with_files), expected) in cases {
+        let containerd = with_files.then(|| files.read());
+        let handlers = Handlers::resolve(&config(text), status.as_deref(), containerd);
+        assert_eq!(files.summary(&handlers), expected, "{name}");
+        assert_eq!(problems(&handlers), [""; 0], "{name}");
+    }
+}
+
+#[test]
+fn a_broken_status_leaves_the_files() {
+    let files = Files::new(&[("config.toml", VERSION_3)]);
+    let handlers = Handlers::resolve(&Config::default(), Some("{"), Some(files.read()));
+    assert_eq!(handlers.default_runtime().value, "crun");
+    let expected = "cannot parse the configuration in containerd's CRI status: \
+                    EOF while parsing an object at line 1 column 1";
+    assert_eq!(problems(&handlers), [expected]);
+}
+
+#[test]
+fn broken_files_that_nobody_asks_are_no_problem() {
+    let files = Files::new(&[("config.toml", "[plugins.cri]\n")]);
+    let resolve =
+        |status: &str| Handlers::resolve(&Config::default(), Some(status), Some(files.read()));
+    assert_eq!(problems(&resolve(&status_of_1_7())), [""; 0]);
+    assert_eq!(
+        problems(&resolve(STATUS)).len(),
+        1,
+        "but of 2.x they are asked"
+    );
+}
+
+#[test]
+fn handlers_are_looked_up() {
+    let handlers = Handlers::resolve(&Config::default(), Some(STATUS), None);
+    let snapshotter = |handler| {
+        handlers
+            .snapshotter(handler)
+            .map(|resolved| resolved.snapshotter.as_str())
+    };
+    assert_eq!(snapshotter("kata"), Ok("nydus"));
+    assert_eq!(snapshotter(""), Ok("overlayfs"), "the default runtime's");
+    let error = snapshotter("kata-qemu").expect_err("unknown");
+    assert_eq!(
+        error.to_string(),
+        "the runtime handler \"kata-qemu\" is not known (known: gvisor, kata, runc): \
+         add `\"kata-qemu\" = \"<snapshotter>\"` to [handlers] of the configuration"
+    );
+}
+
+#[test]
+fn names_that_containerd_does_not_have_are_problems() {
+    let handlers = Handlers::resolve(&config("[handlers]\nkatta = 'nydus'\n"), Some(STATUS), None);
+    assert_eq!(
+        problems(&handlers),
+        [
+            "[handlers] names the runtime handler \"katta\", which containerd does not have: \
+          it has gvisor, kata, runc; correct the name, or take it out"
+        ]
+    );
+    let unknown = handlers.check_known(&["overlayfs", "erofs", "native"]);
+    let unknown: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+    let expected = |handler, origin| {
+        format!(
+            "the runtime handler \"{handler}\" uses the snapshotter \"nydus\" ({origin}), which containerd does not \
+             list: it lists erofs, native, overlayfs; \
+             load the snapshotter's plugin, or add it to containerd's proxy_plugins"
+        )
+    };
+    assert_eq!(
+        unknown,
+        [
+            expected("kata", "CRI status"),
+            expected("katta", "configuration")
+        ]
+    );
+    assert!(
+        handlers
+            .check_known(&["overlayfs", "erofs", "nydus"])
+            .is_empty()
+    );
+}
+
+#[test]
+fn pulls_decide_nothing_but_are_compared() {
+    let pulls = "[plugins.'io.containerd.cri.v1.images'.runtime_platforms]\n\
+                 kata = { snapshotter = 'nydus' }\nrunc = { snapshotter = 'nydus' }\nnone = { platform = 'linux/amd64' }\n";
+    let files = Files::new(&[("config.toml", &format!("version = 3\n{pulls}"))]);
+    let handlers = Handlers::resolve(&Config::default(), Some(STATUS), Some(files.read()));
+    assert_eq!(
+        handlers
+            .snapshotter("runc")
+            .map(|resolved| resolved.snapshotter.as_str()),
+        Ok("overlayfs")
+    );
+    let expected = format!(
+        "containerd pulls images for the runtime handler \"runc\" into \"nydus\" (runtime_platforms in {}), \
+         but creates its containers in \"overlayfs\": give the runtime the same snapshotter",
+        files.path("config.toml").display()
+    );
+    assert_eq!(problems(&handlers), [expected]);
+}
