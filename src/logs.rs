@@ -39,10 +39,13 @@ pub enum Launch {
 
 /// The log file that the configuration names cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open the log file {}: {source}; correct log.file, or create its folder", path.display())]
+#[error(
+    "cannot open the log file {}: {reason}; correct log.file, or create its folder",
+    path.display()
+)]
 pub struct LogFileError {
     path: PathBuf,
-    source: io::Error,
+    reason: io::Error,
 }
 
 /// Starts logging for the whole process, at the default level raised by `verbosity`. It can be
@@ -108,9 +111,9 @@ impl Settings {
             lines.parse_filters(filter);
         }
         if let Some(path) = &log.file {
-            let file = LogFile::open(path.as_ref()).map_err(|source| LogFileError {
+            let file = LogFile::open(path.as_ref()).map_err(|reason| LogFileError {
                 path: path.as_ref().to_owned(),
-                source,
+                reason,
             })?;
             lines.target(env_logger::Target::Pipe(Box::new(file)));
             lines.write_style(env_logger::WriteStyle::Never);
