@@ -46,9 +46,9 @@ impl Config {
     }
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable {
+        let unreadable = |reason| ConfigError::Unreadable {
             path: path.to_owned(),
-            source,
+            reason,
         };
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         Self::from_toml(&text, &path.display().to_string())
@@ -56,8 +56,8 @@ impl Config {
 
     fn read_if_there(path: &Path) -> Result<Self, ConfigError> {
         match Self::read(path) {
-            Err(ConfigError::Unreadable { source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
+            Err(ConfigError::Unreadable { reason, .. })
+                if reason.kind() == io::ErrorKind::NotFound =>
             {
                 Ok(Self::default())
             }

@@ -90,8 +90,8 @@ impl Handlers {
         let mut problems = Vec::new();
         let status = match cri_status_config.map(cri_status::parse).transpose() {
             Ok(status) => status.unwrap_or_default(),
-            Err(source) => {
-                problems.push(Problem::BadStatus { source });
+            Err(reason) => {
+                problems.push(Problem::BadStatus { reason });
                 Reported::default()
             }
         };

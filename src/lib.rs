@@ -10,3 +10,4 @@ pub mod containerd;
 pub mod image;
 pub mod unpack;
 pub mod handlers;
+pub mod logs;

@@ -103,7 +103,8 @@ impl TryFrom<String> for Percent {
             .filter(|percent| *percent <= Self::MAX);
         percent.map(Self).ok_or_else(|| {
             InvalidValue::new(format!(
-                "{text:?} is not a share: write \"0%\" to \"99%\", in whole percent"
+                "{text:?} is not a share: write \"0%\" to \"{}%\", in whole percent",
+                Self::MAX
             ))
         })
     }

@@ -7,12 +7,12 @@ use std::{io, ops::Range, path::PathBuf};
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read, or was named and does not exist.
-    #[error("cannot read the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The text is no TOML, so there is no key to name; the line is quoted instead.
     #[error("{origin}:{line}:{column}: {message} in `{quoted}`")]

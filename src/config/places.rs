@@ -72,7 +72,7 @@ path_like!(AbsolutePath, absolute);
 path_like!(SocketPath, socket);
 
 fn absolute(text: &str) -> Result<PathBuf, InvalidValue> {
-    if text.starts_with('/') && !text.contains('\0') {
+    if text.starts_with('/') {
         return Ok(text.into());
     }
     Err(InvalidValue::new(format!(

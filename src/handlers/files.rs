@@ -96,9 +96,9 @@ impl FileConfig {
 }
 
 fn load(path: &Path) -> Result<Document, Problem> {
-    let text = std::fs::read_to_string(path).map_err(|source| Problem::Unreadable {
+    let text = std::fs::read_to_string(path).map_err(|reason| Problem::Unreadable {
         path: path.to_owned(),
-        source,
+        reason,
     })?;
     Document::parse(&text).map_err(|error| {
         let (line, _) = line_and_column(&text, error.span());

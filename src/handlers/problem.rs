@@ -11,18 +11,18 @@ use super::source::Origin;
 #[non_exhaustive]
 pub enum Problem {
     /// What CRI's `Status` reports is not the JSON that we know.
-    #[error("cannot parse the configuration in containerd's CRI status: {source}")]
+    #[error("cannot parse the configuration in containerd's CRI status: {reason}")]
     BadStatus {
         /// What the parser said.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// A file of containerd's configuration cannot be read.
-    #[error("cannot read containerd's configuration {}: {source}", path.display())]
+    #[error("cannot read containerd's configuration {}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of containerd's configuration is no TOML, or a known key has a value of another type.
     #[error("cannot parse containerd's configuration {}:{line}: {reason}", path.display())]

@@ -46,7 +46,7 @@ fn all_versions_of_a_file_say_the_same() {
 #[test]
 fn imports_follow_containerd() {
     const KATA: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\n";
-    let cases: [(&str, &[File], &str); 7] = [
+    let cases: [(&str, &[File], &str); 8] = [
         (
             "globs, sorted, and without a version of their own",
             &[
@@ -112,6 +112,14 @@ fn imports_follow_containerd() {
                 ("old.toml", VERSION_2),
             ],
             "crun=native*@old.toml kata=nydus@old.toml runc=native*@old.toml",
+        ),
+        (
+            "a file without a version is of the main one's",
+            &[
+                ("config.toml", "version = 2\nimports = ['more.toml']\n"),
+                ("more.toml", &VERSION_2.replace("version = 2", "")),
+            ],
+            "crun=native*@more.toml kata=nydus@more.toml runc=native*@more.toml",
         ),
         (
             "the old section of a later version says nothing",

@@ -1,0 +1,358 @@
+//! Where log lines go: a file that the configuration names, else the journal, else standard error.
+//!
+//! The place and the level may change while the program runs, because a plugin that containerd
+//! launches starts without its configuration: NRI hands it over later. Everywhere a line ends in
+//! the record's pairs, `key=value`; the journal gets each as a field besides, so no key may be
+//! called `message` or `priority`, which are fields of its own.
+
+mod file;
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use log::{
+    LevelFilter, Log, Metadata, Record, SetLoggerError,
+    kv::{self, Key, Value, VisitSource},
+};
+use systemd_journal_logger::{JournalLog, connected_to_journal};
+
+use crate::config::{self, Level};
+use file::LogFile;
+
+/// What `journalctl -t` finds us by, however the executable is called in NRI's plugin folder.
+const IDENTIFIER: &str = "nri-unpack";
+
+/// The variable that overrules all levels.
+const FILTER_VARIABLE: &str = "RUST_LOG";
+
+/// Who started the program, and so where its standard error leads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Launch {
+    /// A service manager or a person: to the journal or a terminal.
+    Standalone,
+    /// containerd, from NRI's plugin folder: nowhere.
+    ByContainerd,
+}
+
+/// The log file that the configuration names cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open the log file {}: {reason}; correct log.file, or create its folder",
+    path.display()
+)]
+pub struct LogFileError {
+    path: PathBuf,
+    reason: io::Error,
+}
+
+/// Starts logging for the whole process, at the default level raised by `verbosity`. It can be
+/// done once.
+pub fn init(launch: Launch, verbosity: u8) -> Result<Handle, SetLoggerError> {
+    let overruled = std::env::var(FILTER_VARIABLE).ok();
+    let switch = Arc::new(Switch::new(Settings {
+        launch,
+        verbosity,
+        overruled,
+    }));
+    log::set_boxed_logger(Box::new(Arc::clone(&switch)))?;
+    log::set_max_level(switch.max_level());
+    Ok(Handle(switch))
+}
+
+/// The hold on a running log, by which its configuration reaches it.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Switch>);
+
+impl Handle {
+    /// Turns to the place and the level of this configuration. If its file cannot be opened,
+    /// nothing changes.
+    pub fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
+        self.0.configure(log)?;
+        log::set_max_level(self.0.max_level());
+        Ok(())
+    }
+}
+
+/// What was settled when the program started.
+#[derive(Debug)]
+struct Settings {
+    launch: Launch,
+    /// How many levels more than configured.
+    verbosity: u8,
+    /// The filter that overrules the level, if the environment has one.
+    overruled: Option<String>,
+}
+
+impl Settings {
+    fn level(&self, configured: Level) -> LevelFilter {
+        let configured = match configured {
+            Level::Error => LevelFilter::Error,
+            Level::Warn => LevelFilter::Warn,
+            Level::Info => LevelFilter::Info,
+            Level::Debug => LevelFilter::Debug,
+            Level::Trace => LevelFilter::Trace,
+        };
+        let louder = LevelFilter::iter().skip_while(|level| *level != configured);
+        louder
+            .take(usize::from(self.verbosity) + 1)
+            .last()
+            .unwrap_or(configured)
+    }
+
+    fn sink(&self, log: &config::Log) -> Result<Sink, LogFileError> {
+        let mut lines = env_logger::Builder::new();
+        lines
+            .filter_level(self.level(log.level))
+            .format_timestamp_millis();
+        if let Some(filter) = &self.overruled {
+            lines.parse_filters(filter);
+        }
+        if let Some(path) = &log.file {
+            let file = LogFile::open(path.as_ref()).map_err(|reason| LogFileError {
+                path: path.as_ref().to_owned(),
+                reason,
+            })?;
+            lines.target(env_logger::Target::Pipe(Box::new(file)));
+            lines.write_style(env_logger::WriteStyle::Never);
+        }
+        let to_journal =
+            log.file.is_none() && (self.launch == Launch::ByContainerd || connected_to_journal());
+        Ok(Sink {
+            lines: lines.build(),
+            journal: if to_journal { journal() } else { None },
+        })
+    }
+}
+
+/// The journal, if its socket answers.
+fn journal() -> Option<JournalLog> {
+    let journal = JournalLog::empty().ok()?;
+    Some(journal.with_syslog_identifier(IDENTIFIER.to_owned()))
+}
+
+/// One place to log to. `lines` decides what is logged even where the journal gets it.
+struct Sink {
+    lines: env_logger::Logger,
+    journal: Option<JournalLog>,
+}
+
+impl Log for Sink {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.lines.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        match &self.journal {
+            None => self.lines.log(record),
+            Some(journal) if self.lines.matches(record) => {
+                let text = TextWithPairs(record);
+                journal.log(&record.to_builder().args(format_args!("{text}")).build());
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn flush(&self) {
+        self.lines.flush();
+    }
+}
+
+/// A sink that can be exchanged while others log.
+struct Switch {
+    settings: Settings,
+    sink: RwLock<Sink>,
+}
+
+impl Switch {
+    fn new(settings: Settings) -> Self {
+        let sink = settings
+            .sink(&config::Log::default())
+            .expect("no file is opened by default");
+        Self {
+            settings,
+            sink: RwLock::new(sink),
+        }
+    }
+
+    fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
+        let sink = self.settings.sink(log)?;
+        *self.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
+        Ok(())
+    }
+
+    fn max_level(&self) -> LevelFilter {
+        self.with(|sink| sink.lines.filter())
+    }
+
+    /// A thread that panicked while it logged has broken nothing that matters to the next.
+    fn with<T>(&self, use_sink: impl FnOnce(&Sink) -> T) -> T {
+        use_sink(&self.sink.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.with(|sink| sink.enabled(metadata))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.with(|sink| sink.log(record));
+    }
+
+    fn flush(&self) {
+        self.with(Log::flush);
+    }
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Switch")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A record's message and its pairs, as the lines show them: `journalctl` does not show fields.
+struct TextWithPairs<'a>(&'a Record<'a>);
+
+impl fmt::Display for TextWithPairs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Pairs<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+        impl<'kvs> VisitSource<'kvs> for Pairs<'_, '_> {
+            fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+                Ok(write!(self.0, " {key}={value}")?)
+            }
+        }
+
+        self.0.args().fmt(f)?;
+        self.0
+            .key_values()
+            .visit(&mut Pairs(f))
+            .map_err(|_| fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn switch(verbosity: u8, overruled: Option<&str>) -> Switch {
+        let overruled = overruled.map(str::to_owned);
+        Switch::new(Settings {
+            launch: Launch::Standalone,
+            verbosity,
+            overruled,
+        })
+    }
+
+    fn log_config(text: &str) -> config::Log {
+        Config::from_toml(&format!("[log]\n{text}\n"), "c.toml")
+            .expect("valid")
+            .log
+    }
+
+    fn say(switch: &Switch, level: log::Level, message: &str) {
+        let pairs = [("image", "busybox"), ("layers", "3")];
+        let mut record = Record::builder();
+        record
+            .level(level)
+            .target("nri_unpack::test")
+            .key_values(&pairs);
+        switch.log(&record.args(format_args!("{message}")).build());
+    }
+
+    #[test]
+    fn levels_add_up() {
+        use LevelFilter::{Debug, Error, Info, Trace, Warn};
+        let cases = [
+            ("", 0, None, Info),
+            ("", 1, None, Debug),
+            ("", 2, None, Trace),
+            ("", 255, None, Trace),
+            ("level = 'error'", 0, None, Error),
+            ("level = 'error'", 1, None, Warn),
+            ("level = 'trace'", 1, None, Trace),
+            ("level = 'trace'", 1, Some("warn"), Warn),
+            ("level = 'warn'", 0, Some("nri_unpack=debug"), Debug),
+        ];
+        for (text, verbosity, overruled, expected) in cases {
+            let switch = switch(verbosity, overruled);
+            switch.configure(&log_config(text)).expect("no file");
+            assert_eq!(
+                switch.max_level(),
+                expected,
+                "{text:?}, -v {verbosity}, {overruled:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn lines_go_to_the_configured_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let to = |name: &str| log_config(&format!("level = 'info'\nfile = {:?}", path(name)));
+        let read = |name: &str| std::fs::read_to_string(path(name)).expect("read");
+        let switch = switch(0, None);
+
+        std::fs::write(path("one"), "what was there\n").expect("written");
+        switch.configure(&to("one")).expect("opened");
+        say(&switch, log::Level::Info, "ready");
+        say(&switch, log::Level::Debug, "not said");
+        switch.configure(&to("two")).expect("opened");
+        say(&switch, log::Level::Warn, "elsewhere");
+
+        let error = switch
+            .configure(&to("none/three"))
+            .expect_err("no such folder")
+            .to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cannot open the log file {}: No such file or directory (os error 2); \
+                 correct log.file, or create its folder",
+                path("none/three").display()
+            )
+        );
+        say(&switch, log::Level::Error, "as before");
+
+        let without_times = |text: String| -> Vec<String> {
+            text.lines()
+                .map(|line| {
+                    line.split_once("Z ")
+                        .map_or(line, |(_, rest)| rest)
+                        .to_owned()
+                })
+                .collect()
+        };
+        assert_eq!(
+            without_times(read("one")),
+            [
+                "what was there",
+                "INFO  nri_unpack::test] ready image=busybox layers=3"
+            ]
+        );
+        assert_eq!(
+            without_times(read("two")),
+            [
+                "WARN  nri_unpack::test] elsewhere image=busybox layers=3",
+                "ERROR nri_unpack::test] as before image=busybox layers=3"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_journal_gets_the_pairs_as_text_too() {
+        let pairs = [("image", "busybox"), ("layers", "3")];
+        let mut record = Record::builder();
+        record.key_values(&pairs);
+        assert_eq!(
+            TextWithPairs(&record.args(format_args!("ready")).build()).to_string(),
+            "ready image=busybox layers=3"
+        );
+    }
+}
