@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::containerd::{Handler, Options, Version};
+use crate::options::{Handler, Options, Version};
 use crate::scratch::Scratch;
 
 /// The paths that a configuration speaks of besides the scratch's own.
