@@ -52,6 +52,8 @@ pub struct Options {
     pub handlers: Vec<Handler>,
     /// Whether containerd labels the snapshots that it unpacks in a pull. Its own default is that it does not.
     pub snapshot_annotations: bool,
+    /// Whether a pull keeps the layers' blobs only until they are unpacked, as managed nodes do.
+    pub discard_unpacked_layers: bool,
     /// Lets `PullImage` unpack into the snapshotter of the handler that its sandbox names. 1.7 always does.
     pub pull_by_handler: bool,
     /// How long a plugin may take to answer an event; containerd's default is 2 s.
@@ -85,6 +87,7 @@ impl Options {
         Self {
             handlers,
             snapshot_annotations: false,
+            discard_unpacked_layers: false,
             pull_by_handler: false,
             request_timeout: Duration::from_secs(2),
             registration_timeout: Duration::from_secs(5),
