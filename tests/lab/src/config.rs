@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::containerd::{Handler, Options, Version};
+use crate::options::{Handler, Options, Version};
 use crate::scratch::Scratch;
 
 /// The paths that a configuration speaks of besides the scratch's own.
@@ -23,9 +23,6 @@ impl Paths<'_> {
 /// The pause image's name in this version's configuration.
 pub(crate) const PAUSE: &str = "registry.test/pause:1";
 
-/// Plugins that the lab's machine has no use for and that only cost a start time or a warning.
-const UNUSED: &str = r#"["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.aufs", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]"#;
-
 /// The whole file.
 pub(crate) fn render(version: Version, options: &Options, paths: &Paths<'_>) -> String {
     let format = match version {
@@ -42,7 +39,6 @@ pub(crate) fn render(version: Version, options: &Options, paths: &Paths<'_>) -> 
 root = "{root}"
 state = "{state}"
 temp = "{temp}"
-disabled_plugins = {UNUSED}
 [grpc]
 address = "{socket}"
 [debug]
@@ -75,10 +71,12 @@ config_path = "{hosts}"
 default_runtime_name = "runc"
 snapshotter = "overlayfs"
 disable_snapshot_annotations = {unannotated}
+discard_unpacked_layers = {discard}
 {handlers}"#,
         cni = paths.own("cni"),
         hosts = paths.own("hosts"),
         unannotated = !options.snapshot_annotations,
+        discard = options.discard_unpacked_layers,
         handlers = handlers(cri, options, paths),
     )
 }
@@ -90,6 +88,7 @@ fn cri_2_1(options: &Options, paths: &Paths<'_>) -> String {
         r#"[{images}]
 snapshotter = "overlayfs"
 disable_snapshot_annotations = {unannotated}
+discard_unpacked_layers = {discard}
 [{images}.pinned_images]
 sandbox = "{PAUSE}"
 [{images}.registry]
@@ -105,6 +104,7 @@ default_runtime_name = "runc"
 default = ["erofs", "walking"]
 {handlers}"#,
         unannotated = !options.snapshot_annotations,
+        discard = options.discard_unpacked_layers,
         hosts = paths.own("hosts"),
         cni = paths.own("cni"),
         handlers = handlers(cri, options, paths),

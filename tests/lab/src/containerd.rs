@@ -14,104 +14,17 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
 use crate::images::{self, Image};
-use crate::packages::{Packages, lab_dir};
-use crate::process::{Log, Process};
+use crate::log::Log;
+use crate::options::{Launched, Options, Version};
+use crate::packages::Packages;
+use crate::process::Process;
 use crate::registry::Registry;
-use crate::scratch::{CONTAINERD_SOCKET, Scratch};
+use crate::scratch::Scratch;
 use crate::store::Store;
+use crate::traces::CONTAINERD_SOCKET;
 
 /// How long a containerd may take to answer on CRI: it takes about a second, several at once on two cores more.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The containerds that the tests run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Version {
-    /// Debian 13's 1.7.24, with NRI 0.6.
-    V1_7,
-    /// Debian forky's 2.1, with NRI 0.8.
-    V2_1,
-}
-
-impl Version {
-    /// Both, for tests that hold on either.
-    pub const ALL: [Version; 2] = [Version::V1_7, Version::V2_1];
-
-    fn prefix(self) -> &'static str {
-        match self {
-            Version::V1_7 => "1.7.",
-            Version::V2_1 => "2.1.",
-        }
-    }
-}
-
-/// A runtime handler: runc under another name, with a snapshotter of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handler {
-    /// What pods ask for.
-    pub name: String,
-    /// Its snapshotter; empty for the default one.
-    pub snapshotter: String,
-}
-
-impl Handler {
-    /// A handler `name` on `snapshotter`.
-    pub fn new(name: &str, snapshotter: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            snapshotter: snapshotter.to_owned(),
-        }
-    }
-}
-
-/// What of a containerd's configuration tests choose. Beside the handlers here there is always `runc`, the default,
-/// on overlayfs.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The further handlers.
-    pub handlers: Vec<Handler>,
-    /// Whether containerd labels the snapshots that it unpacks in a pull. Its own default is that it does not.
-    pub snapshot_annotations: bool,
-    /// Lets `PullImage` unpack into the snapshotter of the handler that its sandbox names. 1.7 always does.
-    pub pull_by_handler: bool,
-    /// How long a plugin may take to answer an event; containerd's default is 2 s.
-    pub request_timeout: Duration,
-    /// How long a plugin may take to register; containerd's default is 5 s.
-    pub registration_timeout: Duration,
-    /// Plugins that containerd starts itself.
-    pub launched: Vec<Launched>,
-    /// TOML tables to append to the configuration.
-    pub extra_config: String,
-}
-
-/// A plugin that containerd launches from its plugin directory.
-#[derive(Debug, Clone)]
-pub struct Launched {
-    /// The executable.
-    pub program: PathBuf,
-    /// Two digits and a name: `10-nri-unpack`.
-    pub name: String,
-    /// What containerd hands to the plugin as its configuration.
-    pub config: String,
-}
-
-impl Options {
-    /// The handlers that the version's own snapshotters allow: `native`, and on 2.1 `erofs` as well.
-    pub fn new(version: Version) -> Self {
-        let mut handlers = vec![Handler::new("native", "native")];
-        if version == Version::V2_1 {
-            handlers.push(Handler::new("erofs", "erofs"));
-        }
-        Self {
-            handlers,
-            snapshot_annotations: false,
-            pull_by_handler: false,
-            request_timeout: Duration::from_secs(2),
-            registration_timeout: Duration::from_secs(5),
-            launched: Vec::new(),
-            extra_config: String::new(),
-        }
-    }
-}
 
 /// A running containerd. Dropped, it takes everything with it: containers, shims, mounts, directories.
 #[derive(Debug)]
@@ -160,7 +73,7 @@ impl Lab {
         }
         let programs = packages.containerd(version.prefix());
         let runc = packages.program("runc", "usr/sbin/runc");
-        let scratch = Scratch::create(&lab_dir()?)?;
+        let scratch = Scratch::create()?;
         for dir in ["tmp", "cni", "hosts", "nri/plugins", "nri/conf.d", "opt"] {
             fs::create_dir_all(scratch.path(dir))?;
         }
@@ -216,7 +129,7 @@ impl Lab {
             .arg(self.scratch.path("config.toml"))
             .env_clear()
             .env("PATH", &self.path);
-        let mut daemon = Process::spawn(command, self.log.clone())?;
+        let mut daemon = Process::spawn(command, self.scratch.id(), self.log.clone())?;
         let ready = async |_: &Log| match Cri::connect(self).await {
             Ok(mut cri) => cri.version().await.is_ok(),
             Err(_) => false,
@@ -299,9 +212,9 @@ impl Lab {
         &self.log
     }
 
-    /// The cgroup that pods are put below.
-    pub(crate) fn cgroup(&self) -> String {
-        self.scratch.cgroup()
+    /// The corner of the machine that this containerd and everything beside it lives in.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     /// A fresh CRI connection, for the caller's runtime.
@@ -318,6 +231,12 @@ impl Lab {
     /// If containerd does not answer.
     pub async fn store(&self) -> Result<Store> {
         Store::connect(&self.socket).await
+    }
+
+    /// How to call `ctr` by hand, up to its namespace.
+    pub fn ctr_command(&self) -> String {
+        let ctr = self.programs.join("ctr");
+        format!("{} --address {}", ctr.display(), self.socket.display())
     }
 
     /// Runs `ctr` in CRI's namespace and returns what it prints.
@@ -381,22 +300,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.kill();
         let version = self.version.prefix().trim_end_matches('.');
-        let kept = self
-            .scratch
-            .keep_log(self.log.path(), &format!("{}-{version}", self.name));
-        if std::thread::panicking() {
-            match &kept {
-                Ok(path) => eprintln!(
-                    "lab: the end of {}:\n{}",
-                    path.display(),
-                    Log::new(path.clone()).tail()
-                ),
-                Err(error) => eprintln!("lab: containerd's log is lost: {error:#}"),
-            }
-        }
-        if let Err(error) = self.scratch.clear() {
-            eprintln!("lab: {error:#}");
-        }
+        self.scratch.close(&format!("{}-{version}", self.name));
     }
 }
 

@@ -1,18 +1,14 @@
-//! CRI as kubelet speaks it, for pods on the host's network: thin enough that a test sees containerd's own errors.
+//! CRI as kubelet speaks it, thin enough that a test sees containerd's own errors: the connection, and images.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, Image, ImageSpec, ImageStatusRequest,
-    LinuxContainerConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus,
-    PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StopContainerRequest, StopPodSandboxRequest, VersionRequest,
-    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest, RemoveImageRequest,
+    StatusRequest, VersionRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -32,27 +28,8 @@ pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     /// The image service, likewise.
     pub images: ImageServiceClient<Channel>,
-    cgroup: String,
-}
-
-/// A pod sandbox that was run.
-#[derive(Debug, Clone)]
-pub struct Pod {
-    /// Its id.
-    pub id: String,
-    /// Its configuration: a container's creation has to repeat it.
-    pub config: PodSandboxConfig,
-}
-
-/// What a command in a container came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exec {
-    /// Its exit status.
-    pub code: i32,
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
+    /// The cgroup that pods are put below.
+    pub(crate) cgroup: String,
 }
 
 impl Cri {
@@ -63,7 +40,7 @@ impl Cri {
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel),
-            cgroup: lab.cgroup(),
+            cgroup: lab.scratch().traces().cgroup(),
         })
     }
 
@@ -174,239 +151,13 @@ impl Cri {
         }
         Ok(())
     }
-
-    /// Runs a pod sandbox on the host's network; an empty handler is the default one.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn run_pod(
-        &mut self,
-        handler: &str,
-        annotations: &[(&str, &str)],
-    ) -> Result<Pod, Status> {
-        let config = self.pod_config(annotations);
-        let request = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: handler.to_owned(),
-        };
-        let id = self
-            .runtime
-            .run_pod_sandbox(request)
-            .await?
-            .into_inner()
-            .pod_sandbox_id;
-        Ok(Pod { id, config })
-    }
-
-    fn pod_config(&self, annotations: &[(&str, &str)]) -> PodSandboxConfig {
-        let uid = unique();
-        let namespace_options = NamespaceOption {
-            network: NamespaceMode::Node.into(),
-            ..Default::default()
-        };
-        PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                name: format!("pod-{uid}"),
-                namespace: "lab".to_owned(),
-                uid,
-                attempt: 0,
-            }),
-            annotations: owned(annotations),
-            linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: self.cgroup.clone(),
-                security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespace_options),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }
-    }
-
-    /// The sandbox's status; its runtime handler is in there.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn pod_status(&mut self, pod: &Pod) -> Result<PodSandboxStatus, Status> {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: pod.id.clone(),
-            verbose: false,
-        };
-        let status = self
-            .runtime
-            .pod_sandbox_status(request)
-            .await?
-            .into_inner()
-            .status;
-        status.ok_or_else(|| Status::internal("a sandbox status without status"))
-    }
-
-    /// Creates a container; an empty command leaves the image's own. Returns its id.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn create_container(
-        &mut self,
-        pod: &Pod,
-        image: &str,
-        annotations: &[(&str, &str)],
-        command: &[&str],
-    ) -> Result<String, Status> {
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata {
-                name: format!("container-{}", unique()),
-                attempt: 0,
-            }),
-            image: Some(image_spec(image)),
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-            annotations: owned(annotations),
-            linux: Some(LinuxContainerConfig::default()),
-            ..Default::default()
-        };
-        let request = CreateContainerRequest {
-            pod_sandbox_id: pod.id.clone(),
-            config: Some(config),
-            sandbox_config: Some(pod.config.clone()),
-        };
-        Ok(self
-            .runtime
-            .create_container(request)
-            .await?
-            .into_inner()
-            .container_id)
-    }
-
-    /// Starts a created container.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn start_container(&mut self, container: &str) -> Result<(), Status> {
-        self.runtime
-            .start_container(StartContainerRequest {
-                container_id: container.to_owned(),
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// The container's status.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn container_status(&mut self, container: &str) -> Result<ContainerStatus, Status> {
-        let request = ContainerStatusRequest {
-            container_id: container.to_owned(),
-            verbose: false,
-        };
-        let status = self
-            .runtime
-            .container_status(request)
-            .await?
-            .into_inner()
-            .status;
-        status.ok_or_else(|| Status::internal("a container status without status"))
-    }
-
-    /// Runs a command in a running container, to its end.
-    ///
-    /// # Errors
-    /// CRI's own; a command that fails is no error here.
-    pub async fn exec_sync(&mut self, container: &str, command: &[&str]) -> Result<Exec, Status> {
-        let request = ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: command.iter().map(|&word| word.to_owned()).collect(),
-            timeout: 10, // seconds
-        };
-        let response = self.runtime.exec_sync(request).await?.into_inner();
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Exec {
-            code: response.exit_code,
-            stdout: text(response.stdout),
-            stderr: text(response.stderr),
-        })
-    }
-
-    /// What a file in a running container holds.
-    ///
-    /// # Errors
-    /// If there is no `cat` or no such file in there.
-    pub async fn cat(&mut self, container: &str, path: &str) -> Result<String> {
-        let exec = self.exec_sync(container, &["cat", path]).await?;
-        if exec.code != 0 {
-            bail!("cat {path} in {container}: {}", exec.stderr.trim());
-        }
-        Ok(exec.stdout)
-    }
-
-    /// Kills a container at once.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn stop_container(&mut self, container: &str) -> Result<(), Status> {
-        self.runtime
-            .stop_container(StopContainerRequest {
-                container_id: container.to_owned(),
-                timeout: 0,
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Removes a container, which is stopped first if it runs.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn remove_container(&mut self, container: &str) -> Result<(), Status> {
-        self.runtime
-            .remove_container(RemoveContainerRequest {
-                container_id: container.to_owned(),
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Stops a pod and removes it with its containers.
-    ///
-    /// # Errors
-    /// CRI's own.
-    pub async fn remove_pod(&mut self, pod: &Pod) -> Result<(), Status> {
-        self.runtime
-            .stop_pod_sandbox(StopPodSandboxRequest {
-                pod_sandbox_id: pod.id.clone(),
-            })
-            .await?;
-        self.runtime
-            .remove_pod_sandbox(RemovePodSandboxRequest {
-                pod_sandbox_id: pod.id.clone(),
-            })
-            .await?;
-        Ok(())
-    }
 }
 
-fn image_spec(name: &str) -> ImageSpec {
+/// An image as kubelet names it before it has resolved it to an id.
+pub(crate) fn image_spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),
         user_specified_image: name.to_owned(),
         ..Default::default()
     }
-}
-
-fn owned(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs
-        .iter()
-        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
-}
-
-/// Different in every call of every test process, as kubelet's ids are.
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
 }

@@ -1,29 +1,40 @@
 //! Real containerd on one machine, for the tests and the demo.
 //!
 //! In the order in which a test meets them: [`packages`] brings Debian's containerd 1.7 and 2.1, runc and their
-//! helpers side by side into `target/lab`; [`images`] builds the images, sound or broken on purpose; [`registry`]
-//! serves them; [`containerd`] starts a daemon of its own, away from the system's, and takes it down with all that
-//! it started; [`cri`] and [`store`] speak to it; [`plugin`] runs the plugin under test against it.
+//! helpers side by side into `target/lab`; [`images`] builds the images, sound or broken on purpose; [`Registry`]
+//! serves them; [`Lab`] is a daemon of the test's own, away from the system's, taken down with all that it started;
+//! [`Cri`] and [`Store`] speak to it; [`Plugin`] is the plugin under test.
 //!
 //! It knows nothing of the plugin but its command line. What is missing on the machine is an error that names the
 //! remedy: a test that cannot have its containerd fails, it never skips.
 
 mod apt;
 mod config;
-pub mod containerd;
-pub mod cri;
+mod containerd;
+mod cri;
 pub mod images;
+mod log;
+mod options;
 pub mod packages;
-pub mod plugin;
+mod plugin;
+mod pods;
 mod process;
-pub mod registry;
+mod registry;
 mod scratch;
-pub mod store;
+mod shared;
+mod sources;
+mod store;
+mod traces;
 
-pub use containerd::{Handler, Lab, Launched, Options, Version};
-pub use cri::{Cri, Pod};
+pub use containerd::Lab;
+pub use cri::Cri;
 pub use images::{Flaw, Image, Layer};
+pub use log::Log;
+pub use options::{Handler, Launched, Options, Version};
+pub use packages::Packages;
 pub use plugin::Plugin;
-pub use process::Log;
+pub use pods::{Exec, Pod};
 pub use registry::Registry;
-pub use store::{Kind, Snapshot, Store};
+pub use scratch::sweep;
+pub use shared::Shared;
+pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};

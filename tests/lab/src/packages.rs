@@ -15,23 +15,23 @@ use crate::apt;
 
 /// A suite by its name, or the one that the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
-    Suite(&'static str),
+enum Suite {
+    Named(&'static str),
     Machine,
 }
 
-/// One package: where it is from, its name, and the start of its version where the tests depend on it.
-struct Package(From, &'static str, &'static str);
+/// One package: its suite, its name, and the start of its version where the tests depend on it.
+struct Package(Suite, &'static str, &'static str);
 
-const TRIXIE: From = From::Suite("trixie");
-const FORKY: From = From::Suite("forky");
+const TRIXIE: Suite = Suite::Named("trixie");
+const FORKY: Suite = Suite::Named("forky");
 
 /// Everything that is fetched. A new package is one line here.
 const PACKAGES: &[Package] = &[
     Package(TRIXIE, "containerd", "1.7."),
     Package(FORKY, "containerd", "2.1."),
     // The machine's own, since runc executes itself again and so cannot be run through another suite's ld.so.
-    Package(From::Machine, "runc", ""),
+    Package(Suite::Machine, "runc", ""),
     Package(TRIXIE, "busybox-static", ""),
     Package(TRIXIE, "docker-registry", ""),
     // containerd's erofs snapshotter wants 1.8 or newer; Debian 12 has 1.5.
@@ -51,8 +51,8 @@ const PACKAGES: &[Package] = &[
 impl Package {
     fn suite(&self, machine: &str) -> String {
         match self.0 {
-            From::Suite(name) => name.to_owned(),
-            From::Machine => machine.to_owned(),
+            Suite::Named(name) => name.to_owned(),
+            Suite::Machine => machine.to_owned(),
         }
     }
 
@@ -122,12 +122,12 @@ impl Packages {
             rustix::process::geteuid().is_root(),
             "the lab mounts file systems and runs containers: run it as root"
         );
+        let root = lab.join("packages");
+        fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
         let packages = Packages {
-            root: lab.join("packages"),
+            root: root.canonicalize()?,
             machine: apt::machine_suite()?,
         };
-        fs::create_dir_all(&packages.root)
-            .with_context(|| format!("creating {}", packages.root.display()))?;
         // Held until this function returns: a second process waits here and then finds everything in place.
         let lock = File::create(lab.join("packages.lock"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
@@ -159,7 +159,7 @@ impl Packages {
         fs::create_dir_all(self.root.join(suite))?;
         let requests: Vec<String> = wanted.iter().map(|p| p.request()).collect();
         eprintln!("lab: fetching {} from Debian {suite}", requests.join(", "));
-        for deb in apt::Suite::open(suite, &temp)?.download(&requests)? {
+        for deb in apt::Download::from_suite(suite, &temp)?.packages(&requests)? {
             let package = wanted
                 .iter()
                 .find(|p| Some(p.1) == apt::package_name(&deb))
@@ -174,20 +174,27 @@ impl Packages {
         Ok(())
     }
 
-    /// The tree of a package of the table, by its name and the start of its version there.
+    /// The directory of all packages.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A program of a package of the table.
+    ///
+    /// # Panics
+    /// If the package is not in the table: a mistake of the caller's, not of the machine.
+    pub fn program(&self, package: &str, path: &str) -> PathBuf {
+        self.tree(package, "").join(path)
+    }
+
+    /// The tree of the package of this name whose version starts so.
     fn tree(&self, name: &str, version: &str) -> PathBuf {
-        let package = PACKAGES.iter().find(|p| p.1 == name && p.2 == version);
+        let package = PACKAGES
+            .iter()
+            .find(|p| p.1 == name && p.2.starts_with(version));
         let package = package
             .unwrap_or_else(|| panic!("{name} {version} is not in the lab's table of packages"));
         self.root.join(package.dir(&self.machine))
-    }
-
-    /// A program of a package.
-    ///
-    /// # Panics
-    /// If the package is not in the table: a mistake in the lab, not on the machine.
-    pub fn program(&self, package: &str, path: &str) -> PathBuf {
-        self.tree(package, "").join(path)
     }
 
     /// The directory with containerd, its shim and `ctr`, for `1.7.` or `2.1.`.
@@ -204,8 +211,8 @@ impl Packages {
     fn write_erofs_wrapper(&self) -> Result<()> {
         let mut directories = Vec::new();
         let mut linker = None;
-        for Package(from, name, version) in PACKAGES {
-            if *from != TRIXIE {
+        for Package(suite, name, version) in PACKAGES {
+            if *suite != TRIXIE {
                 continue;
             }
             for triplet in read_dir_or_empty(&self.tree(name, version).join("usr/lib")) {
@@ -226,9 +233,7 @@ impl Packages {
             "#!/bin/sh\nexec {} --library-path {} {} \"$@\"\n",
             linker.display(),
             directories.join(":"),
-            self.tree("erofs-utils", "1.8")
-                .join("usr/bin/mkfs.erofs")
-                .display(),
+            self.program("erofs-utils", "usr/bin/mkfs.erofs").display(),
         );
         fs::create_dir_all(self.wrappers())?;
         let path = self.wrappers().join("mkfs.erofs");

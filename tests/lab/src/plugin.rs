@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::containerd::Lab;
-use crate::process::{Log, Process};
+use crate::log::Log;
+use crate::process::Process;
 
 /// A plugin that connects to a lab's containerd by itself. Dropped, it is killed.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Plugin {
     program: PathBuf,
     config: PathBuf,
     log: Log,
+    /// The id of the lab's run, which marks the process.
+    run: String,
     process: Option<Process>,
 }
 
@@ -36,6 +39,7 @@ impl Plugin {
             program: program.as_ref().to_owned(),
             config: file,
             log,
+            run: lab.scratch().id().to_owned(),
             process: None,
         };
         plugin.restart()?;
@@ -53,7 +57,7 @@ impl Plugin {
         );
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(&self.config);
-        self.process = Some(Process::spawn(command, self.log.clone())?);
+        self.process = Some(Process::spawn(command, &self.run, self.log.clone())?);
         Ok(())
     }
 

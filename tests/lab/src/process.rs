@@ -1,12 +1,16 @@
 //! A child process that logs to a file, watched until it is ready and never left behind.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::log::Log;
+use crate::traces::MARK;
 
 /// How often a condition is looked at again: short against the second that a containerd takes to start.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
@@ -23,16 +27,16 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` with stdout and stderr appended to `log`, in a process group of its own so that a Ctrl-C at
-    /// the terminal leaves the teardown to the lab.
-    pub(crate) fn spawn(mut command: Command, log: Log) -> Result<Self> {
-        use std::os::unix::process::CommandExt;
+    /// Starts `command` as a part of the run of this id, with stdout and stderr appended to `log`, in a process group of its own:
+    /// a Ctrl-C at the terminal is not for it.
+    pub(crate) fn spawn(mut command: Command, run: &str, log: Log) -> Result<Self> {
         let name = Path::new(command.get_program())
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let file = File::options().create(true).append(true).open(&log.path)?;
+        command.env(MARK, run);
+        let file = File::options().create(true).append(true).open(log.path())?;
         command
             .process_group(0)
             .stdin(Stdio::null())
@@ -68,16 +72,16 @@ impl Process {
             }
             if let Some(status) = self.child.try_wait()? {
                 bail!(
-                    "{} ended ({status}) before {what}:\n{}",
+                    "{} ended ({status}) before it was {what}; {}",
                     self.name,
-                    self.log.tail()
+                    self.log.show()
                 );
             }
             if Instant::now() > deadline {
                 bail!(
-                    "{}: not {what} within {timeout:?}:\n{}",
+                    "{}: not {what} within {timeout:?}; {}",
                     self.name,
-                    self.log.tail()
+                    self.log.show()
                 );
             }
             tokio::time::sleep(POLL).await;
@@ -93,9 +97,9 @@ impl Process {
             }
             if Instant::now() > deadline {
                 bail!(
-                    "{} still runs after {timeout:?}:\n{}",
+                    "{} still runs after {timeout:?}; {}",
                     self.name,
-                    self.log.tail()
+                    self.log.show()
                 );
             }
             tokio::time::sleep(POLL).await;
@@ -127,69 +131,5 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// The file that a process logs to. It outlives the process, and a restart appends to it.
-#[derive(Debug, Clone)]
-pub struct Log {
-    path: PathBuf,
-}
-
-/// What of a log is shown when something went wrong.
-const TAIL_LINES: usize = 30;
-
-impl Log {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// All of it so far; empty if nothing was logged.
-    pub fn text(&self) -> String {
-        fs::read(&self.path)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
-    }
-
-    /// The lines that contain `pattern`.
-    pub fn lines_with(&self, pattern: &str) -> Vec<String> {
-        self.text()
-            .lines()
-            .filter(|l| l.contains(pattern))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// Its last lines.
-    pub fn tail(&self) -> String {
-        let text = self.text();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
-    }
-
-    /// Waits for the first line that contains `pattern`, and returns it.
-    ///
-    /// # Errors
-    /// If none has come within `timeout`; the message carries the end of the log.
-    pub async fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<String> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(line) = self.lines_with(pattern).into_iter().next() {
-                return Ok(line);
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "no «{pattern}» in {} within {timeout:?}:\n{}",
-                    self.path.display(),
-                    self.tail()
-                );
-            }
-            tokio::time::sleep(POLL).await;
-        }
     }
 }

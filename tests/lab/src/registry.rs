@@ -10,12 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::images::{Blob, Image};
-use crate::packages::{Packages, lab_dir};
-use crate::process::{Log, Process};
+use crate::log::Log;
+use crate::packages::Packages;
+use crate::process::Process;
 use crate::scratch::Scratch;
 
 /// The host part of the images' names; `.test` is reserved, so it is never resolved by accident.
-pub const HOST: &str = "registry.test";
+pub(crate) const HOST: &str = "registry.test";
 
 /// How long it may take to listen; it takes a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -35,7 +36,7 @@ impl Registry {
     /// If its package cannot be had, or it does not start.
     pub async fn start() -> Result<Self> {
         let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
-        let scratch = Scratch::create(&lab_dir()?)?;
+        let scratch = Scratch::create()?;
         let config = scratch.path("registry.yml");
         // Port 0: the kernel chooses a free one, the log says which.
         fs::write(
@@ -52,7 +53,11 @@ impl Registry {
             .arg("serve")
             .arg(&config)
             .env("OTEL_TRACES_EXPORTER", "none");
-        let mut process = Process::spawn(command, Log::new(scratch.path("registry.log")))?;
+        let mut process = Process::spawn(
+            command,
+            scratch.id(),
+            Log::new(scratch.path("registry.log")),
+        )?;
         let mut address = None;
         process
             .wait_until("listening", START_TIMEOUT, async |log: &Log| {
@@ -93,9 +98,7 @@ impl Registry {
 impl Drop for Registry {
     fn drop(&mut self) {
         self.process.kill();
-        if let Err(error) = self.scratch.clear() {
-            eprintln!("lab: {error:#}");
-        }
+        self.scratch.close("registry");
     }
 }
 

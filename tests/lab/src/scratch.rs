@@ -1,22 +1,21 @@
-//! The directories of one containerd, and the promise that nothing outlives them: no process, no mount, no cgroup.
+//! The directories of one run: made, locked, cleared, and found again when their owner was killed.
 //!
-//! A scratch is found again by a lock that its owner holds: one whose owner was killed is swept by the next start.
-//! Knows where shims and containers leave traces; does not know how a containerd is configured or started.
+//! A run's owner holds a lock in its directory. The next run that finds the lock free knows that the owner is gone,
+//! and clears what it left. What there is to clear is the business of [`crate::traces`].
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock, statfs};
-use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::images::digest;
+use crate::log::Log;
+use crate::packages::lab_dir;
+use crate::traces::Traces;
 
 /// `f_type` of overlayfs, on which another overlayfs cannot keep its upper directories.
 const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
@@ -24,22 +23,19 @@ const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 /// The longest path of a unix socket, from `sockaddr_un`: 108 bytes with the final zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// How long killed processes may take to go, and their mounts with them.
-const CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many logs of past runs are kept: those of a whole test run and a few repetitions of a failing test.
+const LOGS_KEPT: usize = 100;
 
-/// The name of containerd's socket in a scratch.
-pub(crate) const CONTAINERD_SOCKET: &str = "containerd.sock";
+/// Starts the name of every run's directory.
+const PREFIX: &str = "run-";
 
-/// Where every containerd's shims listen; not configurable.
-const SHIM_SOCKETS: &str = "/run/containerd/s";
+/// The link in a run's directory to that of its sockets.
+const SOCKETS: &str = "sockets";
 
-/// How many logs of past runs are kept.
-const LOGS_KEPT: usize = 50;
-
-/// A containerd's own corner of the machine.
+/// A corner of the machine for one daemon and all that it starts.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// Unique on this machine: names the directories and the cgroup.
+    /// Unique on this machine: names the directories and the cgroup, and marks the processes.
     id: String,
     /// Everything but sockets; on the disk of the checkout.
     dir: PathBuf,
@@ -50,32 +46,35 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes fresh directories below `lab`, after sweeping those whose owners are gone.
-    pub(crate) fn create(lab: &Path) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        sweep(lab)?;
-        let id = format!(
-            "{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let dir = lab.join(format!("run-{id}"));
-        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    /// Makes fresh directories, after sweeping those whose owners are gone.
+    pub(crate) fn create() -> Result<Self> {
+        let lab = lab_dir()?;
         ensure!(
-            statfs(&dir)?.f_type != OVERLAYFS_MAGIC,
+            statfs(&lab)?.f_type != OVERLAYFS_MAGIC,
             "{} is on overlayfs, where containerd's overlayfs snapshotter cannot work: set NRI_UNPACK_LAB to a \
              directory on a disk",
             lab.display()
         );
+        let _turn = take_turn(&lab)?;
+        sweep_in(&lab)?;
+        let id = unique_id(&lab);
+        let dir = lab.join(format!("{PREFIX}{id}"));
+        fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let lock = lock(&dir)?.context("the directory of a new run is locked already")?;
-        let sockets = sockets_dir(&id);
-        fs::create_dir_all(&sockets)?;
+        let sockets = std::env::temp_dir().join(format!("nri-lab-{id}"));
+        symlink(&sockets, dir.join(SOCKETS))?;
+        fs::create_dir(&sockets).with_context(|| format!("creating {}", sockets.display()))?;
         Ok(Self {
             id,
             dir,
             sockets,
             _lock: lock,
         })
+    }
+
+    /// Marks the run's processes.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// A path for a file or a directory.
@@ -94,40 +93,108 @@ impl Scratch {
         Ok(path)
     }
 
-    /// The cgroup that pods are put below, as CRI wants it.
-    pub(crate) fn cgroup(&self) -> String {
-        cgroup(&self.id)
+    /// What this run can leave on the machine.
+    pub(crate) fn traces(&self) -> Traces<'_> {
+        Traces {
+            id: &self.id,
+            dir: &self.dir,
+            sockets: &self.sockets,
+        }
     }
 
-    /// Takes everything away. What cannot go is an error, and stays to be seen.
-    pub(crate) fn clear(&self) -> Result<()> {
-        clear(&self.id, &self.dir)
+    /// Ends the run: keeps its logs, shows them if its test is failing, and takes everything else away.
+    ///
+    /// # Panics
+    /// If something is left and the test is not failing anyway: what leaks here is what a user would have to clean up.
+    pub(crate) fn close(&self, name: &str) {
+        let failing = std::thread::panicking();
+        match self.keep_logs(name) {
+            Ok(logs) if failing => logs.iter().for_each(|log| eprintln!("lab: {}", log.show())),
+            Ok(_) => {}
+            Err(error) => eprintln!("lab: the logs are lost: {error:#}"),
+        }
+        match self.traces().clear() {
+            Err(error) if failing => eprintln!("lab: {error:#}"),
+            cleared => cleared.expect("a run that leaves nothing behind"),
+        }
     }
 
-    /// Moves a log out of the scratch, into `logs` beside it, where the last ones are kept.
-    pub(crate) fn keep_log(&self, log: &Path, name: &str) -> Result<PathBuf> {
+    /// Moves the run's logs out of its directory, to `logs` beside it, and returns their new places. The oldest
+    /// there make room.
+    fn keep_logs(&self, name: &str) -> Result<Vec<Log>> {
         let logs = self.dir.with_file_name("logs");
         fs::create_dir_all(&logs)?;
-        let kept = logs.join(format!("{name}-{}.log", self.id));
-        fs::rename(log, &kept)?;
-        let mut old: Vec<_> = fs::read_dir(&logs)?
-            .flatten()
-            .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+        let mut kept = Vec::new();
+        for log in files(&self.dir)?
+            .into_iter()
+            .filter(|f| f.extension().is_some_and(|e| e == "log"))
+        {
+            let file = log
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let place = logs.join(format!("{name}-{}-{file}", self.id));
+            fs::rename(&log, &place)?;
+            kept.push(Log::new(place));
+        }
+        let mut by_age: Vec<_> = files(&logs)?
+            .into_iter()
+            .filter_map(|f| Some((f.metadata().ok()?.modified().ok()?, f)))
             .collect();
-        old.sort();
-        for (_, path) in old.iter().rev().skip(LOGS_KEPT) {
-            let _ = fs::remove_file(path);
+        by_age.sort();
+        for (_, old) in by_age.iter().rev().skip(LOGS_KEPT) {
+            let _ = fs::remove_file(old); // Another process may be at the same.
         }
         Ok(kept)
     }
 }
 
-fn sockets_dir(id: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("nri-lab-{id}"))
+/// Clears what runs left whose owners were killed. Every new run does it; this is for when there is no next one.
+///
+/// # Errors
+/// If something cannot be taken away; the message names it.
+pub fn sweep() -> Result<()> {
+    let lab = lab_dir()?;
+    let _turn = take_turn(&lab)?;
+    sweep_in(&lab)
 }
 
-fn cgroup(id: &str) -> String {
-    format!("/nri-lab-{id}")
+fn sweep_in(lab: &Path) -> Result<()> {
+    for dir in files(lab)? {
+        let name = dir
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let Some(id) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        // The owner removes its directory while it holds its lock, and not this one's turn: gone is fine.
+        let Ok(Some(_lock)) = lock(&dir) else {
+            continue;
+        };
+        eprintln!(
+            "lab: clearing {}, left by a run that was killed",
+            dir.display()
+        );
+        let sockets = fs::read_link(dir.join(SOCKETS)).unwrap_or_else(|_| dir.join(SOCKETS));
+        Traces {
+            id,
+            dir: &dir,
+            sockets: &sockets,
+        }
+        .clear()?;
+    }
+    Ok(())
+}
+
+/// Until it is dropped, no other process makes or sweeps directories: a fresh one must not be taken for abandoned
+/// before its owner has locked it.
+fn take_turn(lab: &Path) -> Result<File> {
+    let file = File::create(lab.join("runs.lock"))?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
 }
 
 /// Takes the lock of a run's directory; `None` if its owner is alive.
@@ -140,189 +207,20 @@ fn lock(dir: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Clears the runs whose owners were killed before they could.
-fn sweep(lab: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(lab) else {
-        return Ok(());
-    };
-    for dir in entries.flatten().map(|e| e.path()) {
-        let Some(id) = dir
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_prefix("run-"))
-        else {
-            continue;
-        };
-        // Another process may sweep it first, then it is gone.
-        if let Ok(Some(_lock)) = lock(&dir) {
-            eprintln!(
-                "lab: clearing {}, left by a run that was killed",
-                dir.display()
-            );
-            clear(id, &dir)?;
-        }
-    }
-    Ok(())
+/// Eight hexadecimal digits: short for the sockets' sake, and different in every process, checkout and call.
+fn unique_id(lab: &Path) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let source = format!(
+        "{} {} {count} {:?}",
+        lab.display(),
+        std::process::id(),
+        SystemTime::now()
+    );
+    digest(source.as_bytes())["sha256:".len()..][..8].to_owned()
 }
 
-fn clear(id: &str, dir: &Path) -> Result<()> {
-    let shim_sockets = shim_sockets(&dir.join("state"), &sockets_dir(id).join(CONTAINERD_SOCKET));
-    let deadline = Instant::now() + CLEAR_TIMEOUT;
-    loop {
-        let processes = processes_of(id, dir);
-        if processes.is_empty() {
-            break;
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "processes {processes:?} of {} do not die",
-            dir.display()
-        );
-        for pid in processes {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        std::thread::sleep(crate::process::POLL);
-    }
-    // The latest mount first: it may lie on an earlier one.
-    for mount in mounts_below(dir)?.iter().rev() {
-        unmount(mount, UnmountFlags::DETACH)
-            .with_context(|| format!("unmounting {}", mount.display()))?;
-    }
-    for directory in cgroup_dirs(id) {
-        remove_cgroup(&directory, deadline)
-            .with_context(|| format!("removing {}", directory.display()))?;
-    }
-    for path in shim_sockets {
-        let _ = fs::remove_file(path);
-    }
-    remove_all(&sockets_dir(id))?;
-    remove_all(dir)
-}
-
-fn remove_all(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whatever belongs to a run: the processes in its pods' cgroups, those that run from its directory (plugins that
-/// containerd launched), and those of the lab's packages that were told a path of its directories (the daemon, its
-/// shims, what they execute). Nobody else's `tail -f` of a log here is among them.
-fn processes_of(id: &str, dir: &Path) -> Vec<Pid> {
-    let sockets = sockets_dir(id);
-    let packages = dir.with_file_name("packages");
-    let belongs = |arg: &[u8]| {
-        let path = Path::new(OsStr::from_bytes(arg));
-        path.starts_with(dir) || path.starts_with(&sockets)
-    };
-    let mut found: Vec<Pid> = cgroup_dirs(id)
-        .iter()
-        .flat_map(|d| cgroup_processes(d))
-        .collect();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let mut arguments = command.split(|&byte| byte == 0);
-        let from_here = arguments.next().is_some_and(belongs);
-        let ours =
-            fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.starts_with(&packages));
-        if from_here || (ours && arguments.any(belongs)) {
-            found.extend(Pid::from_raw(number));
-        }
-    }
-    found
-}
-
-/// The run's cgroup in every hierarchy: one on a machine with cgroup v2, one for each controller before that.
-fn cgroup_dirs(id: &str) -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let name = cgroup(id);
-    let name = name.trim_start_matches('/');
-    let hierarchies = fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path());
-    std::iter::once(root.to_owned())
-        .chain(hierarchies)
-        .map(|h| h.join(name))
-        .filter(|d| d.is_dir())
-        .collect()
-}
-
-fn cgroup_processes(dir: &Path) -> Vec<Pid> {
-    let own = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let own = own
-        .lines()
-        .filter_map(|l| Pid::from_raw(l.parse().ok()?))
-        .collect::<Vec<_>>();
-    let below = subdirectories(dir)
-        .into_iter()
-        .flat_map(|d| cgroup_processes(&d));
-    own.into_iter().chain(below).collect()
-}
-
-/// Removes a cgroup from its leaves up. One whose last process has just been killed stays busy for a moment.
-fn remove_cgroup(dir: &Path, deadline: Instant) -> io::Result<()> {
-    for below in subdirectories(dir) {
-        remove_cgroup(&below, deadline)?;
-    }
-    loop {
-        match fs::remove_dir(dir) {
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
-            {
-                std::thread::sleep(crate::process::POLL);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            done => return done,
-        }
-    }
-}
-
-fn subdirectories(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-        .map(|e| e.path())
-        .collect()
-}
-
-/// Mount points below a directory, in the order in which they were made.
-pub(crate) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
-    let table =
-        fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    // The lab's own paths hold nothing that the kernel would escape here.
-    let points = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(PathBuf::from);
-    Ok(points.filter(|point| point.starts_with(dir)).collect())
-}
-
-/// Where the shims of a containerd listen: in a directory that all containerds of a machine share, whatever their own
-/// state directory is, under the digest of the task's path: containerd's socket, namespace, id. A shim told to debug
-/// has a second one.
-fn shim_sockets(state: &Path, containerd: &Path) -> Vec<PathBuf> {
-    let namespaces = subdirectories(&state.join("io.containerd.runtime.v2.task"));
-    let tasks = namespaces
-        .iter()
-        .flat_map(|namespace| subdirectories(namespace));
-    tasks
-        .filter_map(|bundle| {
-            let mut names = bundle.iter().rev();
-            let (id, namespace) = (names.next()?, names.next()?);
-            Some(containerd.join(namespace).join(id))
-        })
-        .flat_map(|task| [task.clone(), task.join("debug")])
-        .map(|path| {
-            let digest = digest(path.as_os_str().as_bytes());
-            Path::new(SHIM_SOCKETS).join(digest.trim_start_matches("sha256:"))
-        })
-        .collect()
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    Ok(entries.flatten().map(|e| e.path()).collect())
 }

@@ -1,0 +1,31 @@
+# What a checkout needs: a Rust toolchain and, for everything but `lint`, root on Debian 12 or 13. The tests and the
+# demo run containerds of their own below target/lab; nothing of the system is configured, only DEPS are installed.
+
+# In the order in which they are needed: bindings, linking, fetching packages (present on any Debian), loading file
+# system modules, runc's one library.
+DEPS := protobuf-compiler gcc libc6-dev apt kmod libseccomp2
+
+.PHONY: test demo lint deps lab clean-lab
+
+test: lab
+	cargo test --workspace
+
+demo: lab
+	cargo run --quiet --example demo
+
+lint: deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+# Asks apt only for what dpkg does not have, so that it needs neither root nor a network the second time.
+deps:
+	@missing=$$(for p in $(DEPS); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; }
+
+# The containerds and their helpers, about 125 MB, once.
+lab: deps
+	cargo run --quiet --package lab -- fetch
+
+# What tests that were killed left running or mounted; the next test run does it too.
+clean-lab: deps
+	cargo run --quiet --package lab -- clean

@@ -1,0 +1,80 @@
+//! The file that a process logs to, read while it is being written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::process::POLL;
+
+/// What of a log is shown when something went wrong: enough for a failed start of containerd.
+const TAIL_LINES: usize = 30;
+
+/// A log file, or the part of it after a mark. It outlives the process, and a restart appends to it.
+#[derive(Debug, Clone)]
+pub struct Log {
+    path: PathBuf,
+    /// Bytes at its beginning that are not looked at.
+    skip: usize,
+}
+
+impl Log {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, skip: 0 }
+    }
+
+    /// What will be logged from now on: for a line that was there before as well.
+    pub fn from_now(&self) -> Self {
+        let length = fs::metadata(&self.path).map_or(0, |file| file.len());
+        Self {
+            path: self.path.clone(),
+            skip: length as usize,
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it so far; empty if nothing was logged.
+    pub fn text(&self) -> String {
+        let bytes = fs::read(&self.path).unwrap_or_default();
+        String::from_utf8_lossy(bytes.get(self.skip..).unwrap_or_default()).into_owned()
+    }
+
+    /// The lines that contain `pattern`.
+    pub fn lines_with(&self, pattern: &str) -> Vec<String> {
+        self.text()
+            .lines()
+            .filter(|l| l.contains(pattern))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Its last lines under its name, for a message.
+    pub(crate) fn show(&self) -> String {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+        format!("the end of {}:\n{}", self.path.display(), tail.join("\n"))
+    }
+
+    /// Waits for the first line that contains `pattern`, and returns it.
+    ///
+    /// # Errors
+    /// If none has come within `timeout`; the message carries the end of the log.
+    pub async fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(line) = self.lines_with(pattern).into_iter().next() {
+                return Ok(line);
+            }
+            if Instant::now() > deadline {
+                bail!("no «{pattern}» within {timeout:?}; {}", self.show());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
