@@ -19,8 +19,9 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use crate::api::{self, RuntimeClient};
+use crate::end::SessionEnd;
 use crate::identity::Identity;
-use crate::mux::{self, SessionEnd};
+use crate::mux;
 use crate::plugin::Plugin;
 use crate::service::{Progress, Refused, Service};
 use crate::types::{DEFAULT_REGISTRATION_TIMEOUT, DEFAULT_REQUEST_TIMEOUT};

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::Code;
 
-use crate::recorder::{Recorder, started, started_over};
+use crate::recorder::{Recorder, eventually, started, started_over};
 use crate::runtime::{Registration, Runtime, create_container};
 
 fn recorder() -> Arc<Recorder> {
@@ -176,9 +176,8 @@ async fn a_dropped_session_ends_with_its_calls() {
     let (answer, ()) = tokio::join!(runtime.create_container("forever"), dropping);
     answer.unwrap_err();
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
-    while Arc::strong_count(&plugin) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    plugin.noted("left").await;
+    eventually(|| Arc::strong_count(&plugin) == 1).await;
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
+use nri::SessionEnd;
 use nri::api::{self, PluginClient};
-use nri::mux::{self, SessionEnd};
+use nri::mux;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
