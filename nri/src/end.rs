@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::frame::Oversized;
 
 /// How long a virtual connection may leave its data unread before the session ends: as long as
-/// the runtime waits for a plugin to register, the longest of its own two default timeouts.
+/// the runtime waits for a plugin to register, the longer of its two default timeouts.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a session is over.

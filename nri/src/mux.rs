@@ -5,9 +5,9 @@
 //! end of everything above it: ttrpc hides why a connection ended, [`SessionEnd`] says it.
 //!
 //! Nothing here can grow: a frame is passed on piece by piece and never held whole, what a virtual
-//! connection has not read yet waits in [`INCOMING_BYTES`], what the socket has not taken yet in
-//! [`OUTGOING_FRAMES`]. A virtual connection that stops reading holds the other one up for
-//! [`STALL_LIMIT`] at most; then the session ends, because skipping its data would break it anyway.
+//! connection has not read yet waits in `INCOMING_BYTES`, what the socket has not taken yet in
+//! `OUTGOING_FRAMES`. A virtual connection that stops reading holds the other one up for
+//! `STALL_LIMIT` at most; then the session ends, because skipping its data would break it anyway.
 
 use std::convert::Infallible;
 use std::io;

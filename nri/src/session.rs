@@ -127,7 +127,8 @@ impl Session {
     }
 
     /// Ends the session in order: takes no more calls, lets those under way go on for as long as
-    /// the runtime would wait for them, sends their answers, and closes the connection.
+    /// the runtime would wait for them, sends their answers, and closes the connection. That takes
+    /// the runtime's request timeout and a few seconds at most, whatever the other side does.
     pub async fn close(mut self) {
         self.stop_reading.cancel();
         self.calls.close();

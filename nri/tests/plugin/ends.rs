@@ -144,6 +144,27 @@ async fn closing_waits_for_a_call_no_longer_than_the_runtime_would() {
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
 }
 
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_a_runtime_that_reads_nothing() {
+    const CALLS: usize = 20;
+    let plugin = recorder();
+    // Room for an answer or two.
+    let (ours, theirs) = duplex(64);
+    let (session, runtime) = started_over(ours, theirs, &plugin).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CALLS {
+        let caller = runtime.plugin.clone();
+        calls.spawn(async move { create_container(&caller, "wait").await });
+    }
+    eventually(|| plugin.calls().len() == CALLS).await;
+    runtime.stop_reading.cancel();
+    plugin.gate.add_permits(CALLS);
+
+    let close = timeout(nri::DEFAULT_REQUEST_TIMEOUT * 2, session.close());
+    close.await.expect("an end, answers or not");
+    eventually(|| Arc::strong_count(&plugin) == 1).await;
+}
+
 #[tokio::test]
 async fn nothing_of_a_session_is_left_after_close() {
     let plugin = recorder();
