@@ -127,7 +127,8 @@ pub fn launched() -> Result<Option<(Identity, UnixStream)>, ConnectError> {
 fn invitation(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<(Identity, RawFd)>, ConnectError> {
-    let Some(value) = variable(SOCKET_VARIABLE) else {
+    // Set but empty is not set, as for NRI's own plugins.
+    let Some(value) = variable(SOCKET_VARIABLE).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
     let fd = value
@@ -195,10 +196,6 @@ mod tests {
         let (name, index) = (Some("a"), Some("10"));
         for (error, expected) in [
             (
-                refusal("", name, index),
-                "NRI_PLUGIN_SOCKET=\"\" is not a file descriptor",
-            ),
-            (
                 refusal("x3", name, index),
                 "NRI_PLUGIN_SOCKET=\"x3\" is not a file descriptor",
             ),
@@ -234,6 +231,7 @@ mod tests {
     #[test]
     fn who_was_not_launched_has_no_invitation() {
         assert!(invitation(|_| None).unwrap().is_none());
+        assert!(invitation(|_| Some("".into())).unwrap().is_none());
     }
 
     #[test]

@@ -9,6 +9,10 @@ use crate::types::RuntimeInfo;
 bitflags::bitflags! {
     /// A set of events, as a plugin answers it to `Configure`.
     ///
+    /// A runtime rejects a plugin that names an event unknown to it. So the two that are younger
+    /// than the others, the pod updates, are subscribed to only where the runtime states its NRI
+    /// version, which it does from 0.12 on; elsewhere they just do not come.
+    ///
     /// ```
     /// use nri::Events;
     /// let wanted = Events::RUN_POD_SANDBOX | Events::CREATE_CONTAINER;
@@ -38,9 +42,9 @@ bitflags::bitflags! {
         const STOP_CONTAINER = 1 << 9;
         /// A container is removed.
         const REMOVE_CONTAINER = 1 << 10;
-        /// A pod's resources are about to change. From NRI 0.10; see [`Events`]' note on runtimes.
+        /// A pod's resources are about to change. From NRI 0.12.
         const UPDATE_POD_SANDBOX = 1 << 11;
-        /// A pod's resources changed. From NRI 0.10; see [`Events`]' note on runtimes.
+        /// A pod's resources changed. From NRI 0.12.
         const POST_UPDATE_POD_SANDBOX = 1 << 12;
     }
 }
@@ -63,11 +67,9 @@ impl Events {
 
     /// The events of this set that `runtime` knows.
     ///
-    /// A runtime rejects a plugin that names an event unknown to it, and does not say which it
-    /// knows. The pod updates came with NRI 0.10; the first message to carry a version is that of
-    /// 0.12. So a runtime that states its NRI version knows them, and of one that does not, nothing
-    /// beyond the first eleven is taken for granted: with 0.10 and 0.11 a plugin misses the pod
-    /// updates rather than being rejected by 0.9.
+    /// No runtime says which it knows. The pod updates came with NRI 0.10, and 0.12 is the first to
+    /// send its version. So with 0.10 and 0.11 a plugin misses the pod updates, rather than being
+    /// rejected by 0.9.
     pub(crate) fn known_to(self, runtime: &RuntimeInfo) -> Self {
         match runtime.nri_version {
             Some(_) => self,

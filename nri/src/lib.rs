@@ -9,6 +9,7 @@
 // Not public API, without any promise: for fake runtimes in tests, here and elsewhere.
 pub mod api;
 pub mod connect;
+mod end;
 mod events;
 pub mod frame;
 mod identity;
@@ -20,9 +21,9 @@ mod service;
 mod session;
 mod types;
 
+pub use end::SessionEnd;
 pub use events::Events;
 pub use identity::{Identity, IdentityError, PluginIndex, PluginName};
-pub use mux::SessionEnd;
 pub use plugin::{HandlerError, HandlerResult, Plugin};
 pub use session::{Session, SessionError};
 pub use types::{

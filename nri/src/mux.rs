@@ -5,14 +5,13 @@
 //! end of everything above it: ttrpc hides why a connection ended, [`SessionEnd`] says it.
 //!
 //! Nothing here can grow: a frame is passed on piece by piece and never held whole, what a virtual
-//! connection has not read yet waits in [`INCOMING_BYTES`], what the socket has not taken yet in
-//! [`OUTGOING_FRAMES`]. A virtual connection that stops reading holds the other one up for
-//! [`STALL_LIMIT`] at most; then the session ends, because skipping its data would break it anyway.
+//! connection has not read yet waits in `INCOMING_BYTES`, what the socket has not taken yet in
+//! `OUTGOING_FRAMES`. A virtual connection that stops reading holds the other one up for
+//! `STALL_LIMIT` at most; then the session ends, because skipping its data would break it anyway.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,7 +23,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, PollSender};
 
-use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD, Oversized};
+use crate::end::{STALL_LIMIT, SessionEnd};
+use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD};
 
 /// The connection on which the plugin serves the runtime's calls.
 pub const PLUGIN_SERVICE: u32 = 1;
@@ -40,61 +40,9 @@ const INCOMING_BYTES: usize = 256 << 10;
 /// sends one request at a time to a plugin, and answers are tens of bytes.
 const OUTGOING_FRAMES: usize = 64;
 
-/// How long a virtual connection may leave its data unread before the session ends: as long as
-/// the runtime waits for a plugin to register, the longest of its own two default timeouts.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
-
 /// How long the socket may take to accept its own closing. It is immediate for a socket; the
 /// bound is for other streams.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
-
-/// Why a session is over.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionEnd {
-    /// The runtime closed the connection: it went down, or it closed this plugin because an
-    /// answer came too late.
-    #[error("the runtime closed the connection")]
-    ClosedByPeer,
-    /// This side closed the connection.
-    #[error("the plugin closed the connection")]
-    ClosedHere,
-    /// The connection ended where more had to come.
-    #[error("the connection ended in the middle of a frame")]
-    Truncated,
-    /// See [`Oversized`].
-    #[error(transparent)]
-    Oversized(#[from] Oversized),
-    /// One of the two ttrpc connections did not take its data in time.
-    #[error("virtual connection {connection} read nothing for {STALL_LIMIT:?}")]
-    Stalled {
-        /// The connection's id.
-        connection: u32,
-    },
-    /// One of the two ttrpc connections is gone while the runtime still sends to it.
-    #[error("virtual connection {connection} is closed, but the runtime still sends to it")]
-    Abandoned {
-        /// The connection's id.
-        connection: u32,
-    },
-    /// Reading or writing failed.
-    #[error("the connection failed: {0}")]
-    Io(Arc<io::Error>),
-    /// A bug in this crate.
-    #[error("the task that owns the connection panicked")]
-    Panicked,
-}
-
-impl From<io::Error> for SessionEnd {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            // The peer is gone; whether a read or a write notices first is chance.
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::ClosedByPeer,
-            io::ErrorKind::UnexpectedEof => Self::Truncated,
-            _ => Self::Io(Arc::new(error)),
-        }
-    }
-}
 
 /// The owner of the socket, ready to [`run`](Self::run).
 #[derive(Debug)]

@@ -100,8 +100,14 @@ impl Service {
             .guard(METHOD, self.plugin.configure(runtime.clone()))
             .await
             .map_err(|error| self.refuse(METHOD, error))?;
+        let events = wanted.known_to(&runtime);
+        log::debug!(
+            runtime:% = runtime.name, version:% = runtime.version, nri:? = runtime.nri_version,
+            events:%, withheld:% = wanted - events;
+            "configured"
+        );
         let configured = Configured {
-            events: wanted.known_to(&runtime),
+            events,
             request_timeout: runtime.request_timeout,
         };
         self.progress

@@ -19,8 +19,9 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use crate::api::{self, RuntimeClient};
+use crate::end::SessionEnd;
 use crate::identity::Identity;
-use crate::mux::{self, SessionEnd};
+use crate::mux;
 use crate::plugin::Plugin;
 use crate::service::{Progress, Refused, Service};
 use crate::types::{DEFAULT_REGISTRATION_TIMEOUT, DEFAULT_REQUEST_TIMEOUT};
@@ -126,7 +127,8 @@ impl Session {
     }
 
     /// Ends the session in order: takes no more calls, lets those under way go on for as long as
-    /// the runtime would wait for them, sends their answers, and closes the connection.
+    /// the runtime would wait for them, sends their answers, and closes the connection. That takes
+    /// the runtime's request timeout and a few seconds at most, whatever the other side does.
     pub async fn close(mut self) {
         self.stop_reading.cancel();
         self.calls.close();

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::Code;
 
-use crate::recorder::{Recorder, started, started_over};
+use crate::recorder::{Recorder, eventually, started, started_over};
 use crate::runtime::{Registration, Runtime, create_container};
 
 fn recorder() -> Arc<Recorder> {
@@ -144,6 +144,27 @@ async fn closing_waits_for_a_call_no_longer_than_the_runtime_would() {
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
 }
 
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_a_runtime_that_reads_nothing() {
+    const CALLS: usize = 20;
+    let plugin = recorder();
+    // Room for an answer or two.
+    let (ours, theirs) = duplex(64);
+    let (session, runtime) = started_over(ours, theirs, &plugin).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CALLS {
+        let caller = runtime.plugin.clone();
+        calls.spawn(async move { create_container(&caller, "wait").await });
+    }
+    eventually(|| plugin.calls().len() == CALLS).await;
+    runtime.stop_reading.cancel();
+    plugin.gate.add_permits(CALLS);
+
+    let close = timeout(nri::DEFAULT_REQUEST_TIMEOUT * 2, session.close());
+    close.await.expect("an end, answers or not");
+    eventually(|| Arc::strong_count(&plugin) == 1).await;
+}
+
 #[tokio::test]
 async fn nothing_of_a_session_is_left_after_close() {
     let plugin = recorder();
@@ -176,9 +197,8 @@ async fn a_dropped_session_ends_with_its_calls() {
     let (answer, ()) = tokio::join!(runtime.create_container("forever"), dropping);
     answer.unwrap_err();
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
-    while Arc::strong_count(&plugin) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    plugin.noted("left").await;
+    eventually(|| Arc::strong_count(&plugin) == 1).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use protobuf::EnumOrUnknown;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
 
-use crate::recorder::{Recorder, started};
+use crate::recorder::{Recorder, eventually, started};
 use crate::runtime::{Runtime, container, create_container, no_deadline, pod};
 
 fn recorder() -> Arc<Recorder> {
@@ -195,6 +195,21 @@ async fn a_handler_that_panics_answers_an_error_and_the_session_lives_on() {
 }
 
 #[tokio::test]
+async fn a_handler_is_dropped_when_the_runtimes_deadline_passes_and_the_session_lives_on() {
+    let plugin = recorder();
+    let (_session, runtime) = started(&plugin).await;
+    let request = api::CreateContainerRequest {
+        container: Some(container("forever")).into(),
+        ..Default::default()
+    };
+    let deadline = ttrpc::context::with_duration(Duration::from_millis(100));
+    let answer = runtime.plugin.create_container(deadline, &request).await;
+    answer.unwrap_err();
+    plugin.noted("left").await;
+    runtime.create_container("next").await.unwrap();
+}
+
+#[tokio::test]
 async fn three_hundred_requests_are_in_flight_at_once() {
     const REQUESTS: usize = 300;
     let plugin = recorder();
@@ -205,9 +220,7 @@ async fn three_hundred_requests_are_in_flight_at_once() {
         requests.spawn(async move { create_container(&caller, "wait").await });
     }
     // None of them is answered before all of them are with the plugin.
-    while plugin.calls().len() < REQUESTS {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(|| plugin.calls().len() == REQUESTS).await;
     plugin.gate.add_permits(REQUESTS);
     for answer in requests.join_all().await {
         answer.unwrap();

@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 
-use nri::SessionEnd;
+use nri::{Events, SessionEnd};
 use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 
+use crate::recorder::{Recorder, started_over};
 use crate::runtime::{Registration, Runtime};
 
 /// The example, which `cargo test` builds into the directory beside this test's.
@@ -127,9 +129,8 @@ async fn an_inherited_socket_is_closed_for_the_runtime_although_its_number_stays
     // What `launched` hands out: another descriptor of the same socket, the first one still open.
     let number = theirs.into_std().unwrap();
     let duplicate = UnixStream::from_std(number.try_clone().unwrap()).unwrap();
-    let plugin = crate::recorder::Recorder::new(nri::Events::all());
-    let (session, mut runtime) =
-        crate::recorder::started_over(duplicate, ours, &std::sync::Arc::new(plugin)).await;
+    let plugin = Arc::new(Recorder::new(Events::all()));
+    let (session, mut runtime) = started_over(duplicate, ours, &plugin).await;
     session.close().await;
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
     drop(number);

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use nri::mux::{PLUGIN_SERVICE, RUNTIME_SERVICE, SessionEnd, VirtualConnection, divide};
+use nri::SessionEnd;
+use nri::mux::{PLUGIN_SERVICE, RUNTIME_SERVICE, VirtualConnection, divide};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;

@@ -60,11 +60,9 @@ impl Recorder {
         self.calls.lock().unwrap().clear();
     }
 
-    /// Waits until `calls` are noted. A test that waits in vain fails by the harness's patience.
-    pub(crate) async fn noted(&self, calls: &str) {
-        while !self.calls().iter().any(|call| call == calls) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+    /// Waits until this call is noted.
+    pub(crate) async fn noted(&self, call: &str) {
+        eventually(|| self.calls().iter().any(|noted| noted == call)).await;
     }
 
     fn note(&self, method: &str, what: &str) -> HandlerResult {
@@ -76,6 +74,15 @@ impl Recorder {
             Some((at, Fault::Panic)) if at == method => panic!("no {method} at all"),
             _ => Ok(()),
         }
+    }
+}
+
+/// Notes that a handler was dropped where it waited.
+struct Left<'a>(&'a Recorder);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.note("left", "");
     }
 }
 
@@ -124,7 +131,10 @@ impl Plugin for Recorder {
                 self.gate.acquire().await?.forget();
                 Ok(())
             }
-            "forever" => std::future::pending().await,
+            "forever" => {
+                let _left = Left(self);
+                std::future::pending().await
+            }
             _ => Ok(()),
         }
     }
@@ -169,6 +179,17 @@ impl Plugin for Recorder {
     async fn shutdown(&self) {
         let _ = self.note("shutdown", "");
     }
+}
+
+/// Waits until something is so. Longer than any test takes, a machine never takes: it is a failure.
+pub(crate) async fn eventually(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    waited.expect("it never came to be");
 }
 
 /// A session that has just begun, over an in-memory socket.

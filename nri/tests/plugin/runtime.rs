@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
+use nri::SessionEnd;
 use nri::api::{self, PluginClient};
-use nri::mux::{self, SessionEnd};
+use nri::mux;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -28,6 +29,8 @@ pub(crate) struct Runtime {
     pub(crate) client: Client,
     registrations: mpsc::Receiver<api::RegisterPluginRequest>,
     mux: JoinHandle<SessionEnd>,
+    /// Cancelled, it takes nothing more off the socket, and leaves it open.
+    pub(crate) stop_reading: CancellationToken,
     server: Server,
     close: DropGuard,
 }
@@ -74,8 +77,8 @@ impl Runtime {
     {
         let (seen, registrations) = mpsc::channel(REGISTRATIONS);
         let (mux, plugin, runtime) = mux::divide(stream);
-        let close = CancellationToken::new();
-        let mux = tokio::spawn(mux.run(CancellationToken::new(), close.clone()));
+        let (stop_reading, close) = (CancellationToken::new(), CancellationToken::new());
+        let mux = tokio::spawn(mux.run(stop_reading.clone(), close.clone()));
         let registry = Arc::new(Registry { answer, seen });
         let incoming = stream::iter([Ok(runtime)]).chain(stream::pending());
         let mut server = Server::new()
@@ -88,6 +91,7 @@ impl Runtime {
             client,
             registrations,
             mux,
+            stop_reading,
             server,
             close: close.drop_guard(),
         }
