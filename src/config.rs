@@ -20,7 +20,7 @@ pub use amounts::{HookWait, Percent, Workers};
 pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
-pub use names::{Name, Namespace, PluginIndex, PluginName};
+pub use names::{Name, Namespace};
 pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};
 pub use policy::{Eager, Labels, SnapshotterPolicy, Snapshotters, Unlabelled};

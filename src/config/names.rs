@@ -70,23 +70,6 @@ macro_rules! checked_name {
 }
 
 checked_name!(
-    /// The name that a plugin registers under, by the rule of NRI 0.12; earlier releases take any.
-    PluginName,
-    |text| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte);
-        !text.is_empty() && text.bytes().all(allowed)
-    },
-    "a plugin name: use letters, digits and any of `-_.+`"
-);
-
-checked_name!(
-    /// The place among NRI's plugins: two digits.
-    PluginIndex,
-    |text| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()),
-    "a plugin index: write two digits, such as \"10\""
-);
-
-checked_name!(
     /// A containerd namespace, by containerd's rule for identifiers.
     Namespace,
     |text| {

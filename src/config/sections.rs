@@ -2,14 +2,15 @@
 //!
 //! What a value may be is said by its type; nothing is checked here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
-use serde::Deserialize;
+use nri::{PluginIndex, PluginName};
+use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
     amounts::{HookWait, Percent, Workers},
-    names::{Name, Namespace, PluginIndex, PluginName},
+    names::{Name, Namespace},
     places::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
 };
@@ -45,8 +46,10 @@ pub struct Nri {
     /// NRI's socket.
     pub socket: SocketPath,
     /// The name to register under.
+    #[serde(deserialize_with = "parsed")]
     pub name: PluginName,
     /// The place among the plugins: lower ones are called first.
+    #[serde(deserialize_with = "parsed")]
     pub index: PluginIndex,
 }
 
@@ -54,8 +57,8 @@ impl Default for Nri {
     fn default() -> Self {
         Self {
             socket: built_in("/var/run/nri/nri.sock".to_owned()),
-            name: built_in("nri-unpack".to_owned()),
-            index: built_in("10".to_owned()),
+            name: "nri-unpack".parse().expect("built-in defaults are valid"),
+            index: "10".parse().expect("built-in defaults are valid"),
         }
     }
 }
@@ -183,4 +186,14 @@ pub enum Level {
 /// A default, through the same check as a value from a file; a test holds that all of them pass.
 fn built_in<V, T: TryFrom<V, Error = InvalidValue>>(value: V) -> T {
     value.try_into().expect("built-in defaults are valid")
+}
+
+/// A value by the rule of the type that it is for, which knows nothing of files.
+fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(D::Error::custom)
 }

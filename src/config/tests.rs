@@ -41,11 +41,11 @@ fn bad_values_are_answered() {
         // [nri]
         ("[nri]\nsocket = 3\n", "2:10: nri.socket: invalid type: integer `3`, expected a string"),
         ("[nri]\nsocket = \"unix:///x\"\n", "2:10: nri.socket: \"unix:///x\" is not an absolute path: start it with `/`"),
-        ("[nri]\nname = \"\"\n", "2:8: nri.name: \"\" is not a plugin name: use letters, digits and any of `-_.+`"),
-        ("[nri]\nname = \"a b\"\n", "2:8: nri.name: \"a b\" is not a plugin name: use letters, digits and any of `-_.+`"),
+        ("[nri]\nname = \"\"\n", "2:8: nri.name: a plugin name must not be empty"),
+        ("[nri]\nname = \"a b\"\n", "2:8: nri.name: plugin name \"a b\" contains ' ': only letters, digits, '_', '.', '+' and '-' are allowed"),
         ("[nri]\nindex = 10\n", "2:9: nri.index: invalid type: integer `10`, expected a string"),
-        ("[nri]\nindex = \"1\"\n", "2:9: nri.index: \"1\" is not a plugin index: write two digits, such as \"10\""),
-        ("[nri]\nindex = \"1x\"\n", "2:9: nri.index: \"1x\" is not a plugin index: write two digits, such as \"10\""),
+        ("[nri]\nindex = \"1\"\n", "2:9: nri.index: plugin index \"1\" must be two digits, 00 to 99"),
+        ("[nri]\nindex = \"1x\"\n", "2:9: nri.index: plugin index \"1x\" must be two digits, 00 to 99"),
         // [containerd]
         ("[containerd]\nnamespace = \"k8s..io\"\n", "2:13: containerd.namespace: \"k8s..io\" is not a containerd namespace: use letters and digits, with a single `.`, `_` or `-` between them, 76 at most"),
         ("[containerd]\nconfig = \"config.toml\"\n", "2:10: containerd.config: \"config.toml\" is not an absolute path: start it with `/`"),
@@ -131,7 +131,10 @@ fn good_values_arrive() {
         "#,
     );
     assert_eq!(
-        (config.nri.index.as_str(), config.nri.name.as_str()),
+        (
+            config.nri.index.to_string().as_str(),
+            config.nri.name.as_str()
+        ),
         ("00", "a.b+c_d-e")
     );
     assert_eq!(config.hooks.wait.as_duration().as_secs(), 60);

@@ -96,9 +96,10 @@ fn message(status: &Status) -> String {
     while let Some(inner) = cause.and_then(std::error::Error::source) {
         cause = Some(inner);
     }
-    match cause {
-        Some(cause) => format!("{} ({cause})", status.message()),
-        None => status.message().to_owned(),
+    let words = status.message();
+    match cause.map(ToString::to_string) {
+        Some(cause) if !words.contains(&cause) => format!("{words} ({cause})"),
+        _ => words.to_owned(),
     }
 }
 
