@@ -1,0 +1,134 @@
+//! `check`: how images stand in the snapshotters. Changes nothing.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::node::Node;
+use crate::unpack::{Error, Look, Role, State};
+
+use super::scope::{self, Asked, Where};
+use super::table::table;
+use super::{Exit, Failure, Output};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Images to look at [default: all]
+    #[arg(value_name = "IMAGE")]
+    images: Vec<String>,
+    #[command(flatten)]
+    place: Where,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What scripts read: one row for each image and snapshotter.
+#[derive(Debug, Serialize)]
+struct Report {
+    images: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    /// `None` where the image cannot be read.
+    manifest: Option<String>,
+    snapshotter: String,
+    state: State,
+    layers: usize,
+    ready_layers: usize,
+    /// Why it is not ready; empty when it is.
+    reason: String,
+}
+
+pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
+    let node = Node::open(config, Role::Command)?;
+    let snapshotters = arguments.place.snapshotters(&node).await?;
+    let asked = scope::images(&node, &arguments.images).await?;
+    let mut images = Vec::new();
+    for asked in &asked {
+        for snapshotter in &snapshotters {
+            images.push(row(&node, asked, snapshotter).await?);
+        }
+    }
+    let all_ready = images.iter().all(|row| row.state == State::Ready);
+    let report = Report { images };
+    match arguments.output {
+        Output::Json => super::print_json(&report)?,
+        Output::Table if snapshotters.is_empty() => {
+            println!(
+                "no runtime handler uses a snapshotter of its own; name one with --snapshotter"
+            );
+        }
+        Output::Table => print!("{}", report.table()),
+    }
+    Ok(if all_ready {
+        Exit::Ready
+    } else {
+        Exit::NotReady
+    })
+}
+
+async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Row, Failure> {
+    let look = match &asked.image {
+        Ok(image) => node.engine.look(image, snapshotter).await,
+        Err(e) => Err(Error::Image(e.clone())),
+    };
+    let name = asked.name.clone();
+    let snapshotter = snapshotter.to_owned();
+    match look {
+        Ok(look) => Ok(Row {
+            name,
+            snapshotter,
+            reason: reason(&look),
+            manifest: Some(look.manifest),
+            state: look.state,
+            layers: look.layers,
+            ready_layers: look.ready_layers,
+        }),
+        Err(Error::Containerd { source, .. }) if source.is_unreachable() => Err(source.into()),
+        Err(e) => Ok(Row {
+            name,
+            manifest: None,
+            snapshotter,
+            state: State::Unavailable,
+            layers: 0,
+            ready_layers: 0,
+            reason: e.to_string(),
+        }),
+    }
+}
+
+fn reason(look: &Look) -> String {
+    let Look {
+        layers,
+        committed,
+        ready_layers,
+        ..
+    } = look;
+    match look.state {
+        State::Ready => String::new(),
+        State::Missing => "not unpacked here".to_owned(),
+        State::Partial => format!("{committed} of {layers} layers unpacked"),
+        State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),
+        State::Unanchored => "nothing keeps it from garbage collection".to_owned(),
+        State::Unavailable => "cannot be read".to_owned(),
+    }
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let row = |row: &Row| {
+            [
+                row.name.clone(),
+                row.snapshotter.clone(),
+                row.state.to_string(),
+                format!("{}/{}", row.ready_layers, row.layers),
+                row.reason.clone(),
+            ]
+        };
+        let rows: Vec<_> = self.images.iter().map(row).collect();
+        table(["IMAGE", "SNAPSHOTTER", "STATE", "LAYERS", "REASON"], &rows)
+    }
+}

@@ -1,0 +1,31 @@
+//! `config`: the default configuration, or the check of a file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::Config;
+
+use super::{Exit, Failure};
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Arguments {
+    /// Print the default configuration, with what each key means
+    #[arg(long)]
+    default: bool,
+    /// Check this file
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
+}
+
+pub(super) fn config(arguments: &Arguments) -> Result<Exit, Failure> {
+    match &arguments.check {
+        None => print!("{}", Config::default_toml()),
+        Some(path) => {
+            Config::load(Some(path))?;
+            println!("{}: no errors", path.display());
+        }
+    }
+    Ok(Exit::Ready)
+}

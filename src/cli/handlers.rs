@@ -1,0 +1,75 @@
+//! `handlers`: each runtime handler, its snapshotter, and where that was read.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::node::Node;
+use crate::unpack::Role;
+
+use super::table::table;
+use super::{Exit, Failure, Output};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What scripts read.
+#[derive(Debug, Serialize)]
+struct Report {
+    handlers: Vec<Row>,
+    default_snapshotter: String,
+    /// What is wrong with any of them; empty when all is well.
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    handler: String,
+    snapshotter: String,
+    origin: String,
+}
+
+pub(super) async fn handlers(config: Config, arguments: &Arguments) -> Result<Exit, Failure> {
+    let node = Node::open(config, Role::Command)?;
+    let handlers = node.resolve().await?;
+    let row = |(handler, resolved): (&str, &crate::handlers::Resolved)| Row {
+        handler: handler.to_owned(),
+        snapshotter: resolved.snapshotter.clone(),
+        origin: resolved.origin.to_string(),
+    };
+    let report = Report {
+        handlers: handlers.iter().map(row).collect(),
+        default_snapshotter: handlers.default_snapshotter().value.clone(),
+        problems: node.problems(&handlers).await?,
+    };
+    match arguments.output {
+        Output::Json => super::print_json(&report)?,
+        Output::Table => report.print(),
+    }
+    Ok(if report.problems.is_empty() {
+        Exit::Ready
+    } else {
+        Exit::NotReady
+    })
+}
+
+impl Report {
+    fn print(&self) {
+        let cells = |row: &Row| {
+            [
+                row.handler.clone(),
+                row.snapshotter.clone(),
+                row.origin.clone(),
+            ]
+        };
+        let rows: Vec<_> = self.handlers.iter().map(cells).collect();
+        print!("{}", table(["HANDLER", "SNAPSHOTTER", "FROM"], &rows));
+        for problem in &self.problems {
+            eprintln!("nri-unpack: {problem}");
+        }
+    }
+}

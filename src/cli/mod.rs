@@ -1,0 +1,214 @@
+//! The command line: arguments, the commands, and their exit status, which is a contract.
+
+mod check;
+mod config_command;
+mod ensure;
+mod handlers;
+mod run;
+mod scope;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
+use crate::containerd;
+use crate::logs::{self, Launch};
+
+/// How a command ended. Scripts branch on the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All ready, all well.
+    Ready = 0,
+    /// Something is not.
+    NotReady = 1,
+    /// Wrong usage or a wrong configuration.
+    Usage = 2,
+    /// containerd cannot be reached.
+    Unreachable = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Keeps the images of a runtime handler unpacked and labelled in that handler's snapshotter: an NRI
+/// plugin for containerd, and the same as a command.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file [default: /etc/nri-unpack/config.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// containerd's socket
+    #[arg(long, global = true, value_name = "SOCKET")]
+    containerd_socket: Option<SocketPath>,
+    /// The namespace of the images
+    #[arg(long, global = true, value_name = "NAME")]
+    namespace: Option<Namespace>,
+    /// NRI's socket
+    #[arg(long, global = true, value_name = "SOCKET")]
+    nri_socket: Option<SocketPath>,
+    /// Say more; twice, say everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the plugin
+    Run,
+    /// Show how images stand in the snapshotters
+    Check(check::Arguments),
+    /// Make images ready in a snapshotter
+    Ensure(ensure::Arguments),
+    /// Show each runtime handler, its snapshotter, and where that was read
+    Handlers(handlers::Arguments),
+    /// Print the default configuration, or check a file
+    Config(config_command::Arguments),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    #[value(alias = "text")]
+    Table,
+    /// For scripts.
+    Json,
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Usage(String),
+    #[error(
+        "containerd cannot be reached at {socket}: {source}; is it running there? (--containerd-socket)"
+    )]
+    Unreachable {
+        socket: String,
+        source: containerd::Error,
+    },
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+impl Failure {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Usage(_) => Exit::Usage,
+            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Containerd(_) | Self::Other(_) => Exit::NotReady,
+        }
+    }
+
+    /// Where nobody answers, the socket is what to look at.
+    fn at(self, socket: &SocketPath) -> Self {
+        match self {
+            Self::Containerd(source) if source.is_unreachable() => Self::Unreachable {
+                socket: socket.to_string(),
+                source,
+            },
+            other => other,
+        }
+    }
+}
+
+impl From<containerd::grpc::SetupError> for Failure {
+    fn from(error: containerd::grpc::SetupError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// Reads the arguments, runs the command, and says what went wrong.
+pub async fn main() -> Exit {
+    let Cli { global, command } = Cli::parse();
+    let launched = std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
+    let command = match command {
+        Some(command) => command,
+        None if launched => Command::Run,
+        None => {
+            // Nothing is lost when the help cannot be printed.
+            let _ = Cli::command().print_help();
+            return Exit::Usage;
+        }
+    };
+    match dispatch(&global, command).await {
+        Ok(exit) => exit,
+        Err(failure) => {
+            eprintln!("nri-unpack: {failure}");
+            failure.exit()
+        }
+    }
+}
+
+async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
+    let config = match &command {
+        Command::Run => return run::run(global).await,
+        Command::Config(arguments) => return config_command::config(arguments),
+        _ => global.for_command()?,
+    };
+    let socket = config.containerd.socket.clone();
+    let done = match command {
+        Command::Check(arguments) => check::check(config, arguments).await,
+        Command::Ensure(arguments) => ensure::ensure(config, arguments).await,
+        Command::Handlers(arguments) => handlers::handlers(config, &arguments).await,
+        Command::Run | Command::Config(_) => Ok(Exit::Ready),
+    };
+    done.map_err(|failure| failure.at(&socket))
+}
+
+impl Global {
+    /// The configuration of a command that runs once. It says its errors itself: its log, which is
+    /// for `-v`, is silent below an error and always on standard error.
+    fn for_command(&self) -> Result<Config, Failure> {
+        let mut config = self.settle(Config::load(self.config.as_deref())?);
+        let logs = logs::init(Launch::Standalone, self.verbose).map_err(anyhow::Error::from)?;
+        config.log = config::Log {
+            file: None,
+            level: config::Level::Error,
+        };
+        logs.configure(&config.log).map_err(anyhow::Error::from)?;
+        Ok(config)
+    }
+
+    /// What the arguments say goes before what the file says.
+    fn settle(&self, mut config: Config) -> Config {
+        let set = |given: &Option<SocketPath>, key: &mut SocketPath| {
+            if let Some(given) = given {
+                key.clone_from(given);
+            }
+        };
+        set(&self.containerd_socket, &mut config.containerd.socket);
+        set(&self.nri_socket, &mut config.nri.socket);
+        if let Some(namespace) = &self.namespace {
+            config.containerd.namespace.clone_from(namespace);
+        }
+        config
+    }
+}
+
+fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(report).map_err(anyhow::Error::from)?;
+    println!("{json}");
+    Ok(())
+}

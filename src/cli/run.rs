@@ -1,0 +1,73 @@
+//! `run`: the plugin, connecting to NRI's socket by itself or launched by containerd.
+
+use std::sync::Arc;
+
+use nri::{Identity, RuntimeInfo};
+use tokio::net::UnixStream;
+
+use crate::config::Config;
+use crate::daemon::{self, Daemon};
+use crate::hooks::Hooks;
+use crate::logs::{self, Launch};
+use crate::node::Node;
+use crate::unpack::Role;
+
+use super::{Exit, Failure, Global};
+
+pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
+    match nri::connect::launched() {
+        Ok(None) => connect(global).await,
+        Ok(Some((identity, stream))) => serve_launched(global, identity, stream).await,
+        Err(e) => Err(Failure::Usage(e.to_string())),
+    }
+}
+
+/// Under systemd or by hand: finds NRI's socket, and finds it again.
+async fn connect(global: &Global) -> Result<Exit, Failure> {
+    let config = global.settle(Config::load(global.config.as_deref())?);
+    let logs = logs::init(Launch::Standalone, global.verbose).map_err(anyhow::Error::from)?;
+    let configured = logs.configure(&config.log);
+    configured.map_err(|e| Failure::Usage(e.to_string()))?;
+    let nri = config.nri.clone();
+    let daemon = Daemon {
+        socket: nri.socket.as_ref(),
+        identity: Identity {
+            name: nri.name,
+            index: nri.index,
+        },
+        node: Node::open(config, Role::Daemon)?,
+    };
+    let run = daemon::until_signal(|stop| daemon.run(stop)).await;
+    run.map_err(anyhow::Error::from)?;
+    Ok(Exit::Ready)
+}
+
+/// Launched by containerd: one session, with the configuration that comes in it.
+async fn serve_launched(
+    global: &Global,
+    identity: Identity,
+    stream: UnixStream,
+) -> Result<Exit, Failure> {
+    let logs = logs::init(Launch::ByContainerd, global.verbose).map_err(anyhow::Error::from)?;
+    let source = format!("containerd's configuration of {identity}");
+    let open = move |runtime: &RuntimeInfo| {
+        let config = match runtime.config.trim() {
+            "" => Config::load(None)?,
+            text => Config::from_toml(text, &source)?,
+        };
+        if let Err(e) = logs.configure(&config.log) {
+            log::error!("{e}");
+        }
+        Ok(Node::open(config, Role::Daemon)?)
+    };
+    let hooks = Hooks::new(Box::new(open));
+    let serve = |stop| daemon::serve_launched(stream, identity, Arc::clone(&hooks), stop);
+    let served = daemon::until_signal(serve).await;
+    match served.map_err(anyhow::Error::from)? {
+        Ok(()) => Ok(Exit::Ready),
+        Err(e) => {
+            log::error!("{e}");
+            Err(Failure::Other(e.into()))
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Which images and which snapshotters a command is about.
+
+use clap::Args;
+
+use crate::containerd::{self, Image};
+use crate::image;
+use crate::node::Node;
+use crate::policy;
+
+use super::Failure;
+
+/// `--snapshotter` or `--handler`.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(super) struct Where {
+    /// Look at this snapshotter
+    #[arg(long, value_name = "NAME")]
+    snapshotter: Option<String>,
+    /// Look at the snapshotter of this runtime handler
+    #[arg(long, value_name = "NAME")]
+    handler: Option<String>,
+}
+
+impl Where {
+    pub(super) fn is_given(&self) -> bool {
+        self.snapshotter.is_some() || self.handler.is_some()
+    }
+
+    /// The snapshotters that are meant: without an argument those of all handlers that are ours to
+    /// keep. Each is one that containerd lists, and that came up.
+    pub(super) async fn snapshotters(&self, node: &Node) -> Result<Vec<String>, Failure> {
+        let known = node.containerd.snapshotters().await?;
+        let meant = match (&self.snapshotter, &self.handler) {
+            (Some(snapshotter), _) => vec![snapshotter.clone()],
+            (None, Some(handler)) => {
+                let handlers = node.resolve().await?;
+                let resolved = handlers.snapshotter(handler);
+                let resolved = resolved.map_err(|e| Failure::Usage(e.to_string()))?;
+                vec![resolved.snapshotter.clone()]
+            }
+            (None, None) => {
+                let handlers = node.resolve().await?;
+                let default = &handlers.default_snapshotter().value;
+                let all = handlers.snapshotters().into_iter();
+                all.filter(|name| policy::is_kept(&node.config, name, default))
+                    .map(|name| name.to_string())
+                    .collect()
+            }
+        };
+        for name in &meant {
+            usable(name, &known)?;
+        }
+        Ok(meant)
+    }
+}
+
+fn usable(name: &str, known: &[containerd::Snapshotter]) -> Result<(), Failure> {
+    let Some(snapshotter) = known.iter().find(|s| s.name == name) else {
+        let known: Vec<_> = known.iter().map(|s| s.name.as_str()).collect();
+        let known = known.join(", ");
+        return Err(Failure::Usage(format!(
+            "containerd has no snapshotter {name}; it has {known}"
+        )));
+    };
+    match &snapshotter.init_error {
+        None => Ok(()),
+        Some(why) => Err(Failure::Other(anyhow::anyhow!(
+            "snapshotter {name} did not come up: {why}; see containerd's log"
+        ))),
+    }
+}
+
+/// An image that was asked for: its record, or why there is none.
+pub(super) struct Asked {
+    /// As it was written, or the best of its names.
+    pub(super) name: String,
+    pub(super) image: Result<Image, image::Error>,
+}
+
+/// The images that are named, or all: each once, under the best of its names.
+pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, Failure> {
+    let containerd = node.containerd.as_ref();
+    if named.is_empty() {
+        return Ok(all_images(node.containerd.images().await?));
+    }
+    let mut asked = Vec::new();
+    for name in named {
+        let image = image::find(containerd, name).await;
+        if let Err(image::Error::Containerd { source, .. }) = &image
+            && source.is_unreachable()
+        {
+            return Err(source.clone().into());
+        }
+        let name = name.clone();
+        asked.push(Asked { name, image });
+    }
+    Ok(asked)
+}
+
+fn all_images(images: Vec<Image>) -> Vec<Asked> {
+    let mut by_target: std::collections::BTreeMap<String, Vec<Image>> = Default::default();
+    for image in images {
+        let of_target = by_target.entry(image.target.digest.clone()).or_default();
+        of_target.push(image);
+    }
+    let best = |mut images: Vec<Image>| {
+        let names: Vec<_> = images.iter().map(|image| image.name.clone()).collect();
+        let best = image::name_for_labels(None, &names);
+        let at = names.iter().position(|name| Some(name) == best.as_ref());
+        let image = images.swap_remove(at.unwrap_or(0));
+        let name = image.name.clone();
+        Asked {
+            name,
+            image: Ok(image),
+        }
+    };
+    let mut asked: Vec<_> = by_target.into_values().map(best).collect();
+    asked.sort_by(|a, b| a.name.cmp(&b.name));
+    asked
+}

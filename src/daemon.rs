@@ -1,0 +1,189 @@
+//! The plugin's life: connect to the runtime, serve, connect again, until it is told to stop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nri::{Identity, Session};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::hooks::Hooks;
+use crate::node::Node;
+use crate::retry;
+
+/// How long the work under way may take to tidy up after itself. What it does not manage, the sweep
+/// of the next start does.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A session that lived as long ended for a reason of its own: the next pause is a short one again.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// How the plugin stands with the runtime.
+enum Link {
+    /// Nobody there, or the session broke.
+    Disconnected,
+    /// Registered and synchronized, since then.
+    Serving(Session, Instant),
+}
+
+/// The plugin under systemd or by hand: finds the runtime at a socket, and finds it again whenever
+/// it has been away.
+pub struct Daemon<'a> {
+    /// NRI's socket.
+    pub socket: &'a Path,
+    /// What it registers as.
+    pub identity: Identity,
+    /// Lives through all sessions.
+    pub node: Arc<Node>,
+}
+
+impl Daemon<'_> {
+    /// Serves until `stop`; then what is under way is stopped and tidied up.
+    pub async fn run(self, stop: CancellationToken) {
+        notify(&[sd_notify::NotifyState::Ready]);
+        let mut link = Link::Disconnected;
+        let mut pauses = Pauses::new();
+        loop {
+            let next = stop
+                .run_until_cancelled(self.next(&mut link, &mut pauses))
+                .await;
+            let Some(next) = next else { break };
+            link = next;
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        log::info!("stopping");
+        let close = async {
+            if let Link::Serving(session, _) = link {
+                session.close().await;
+            }
+            self.node.close().await;
+        };
+        drained(close).await;
+    }
+
+    /// One step of the link. A step that is cancelled leaves the link as it was.
+    async fn next(&self, link: &mut Link, pauses: &mut Pauses) -> Link {
+        match link {
+            Link::Disconnected => match self.connect().await {
+                Ok(session) => {
+                    pauses.said = None;
+                    status("serving");
+                    return Link::Serving(session, Instant::now());
+                }
+                Err(e) => pauses.wait(&e.to_string()).await,
+            },
+            Link::Serving(session, since) => {
+                let end = session.ended().await;
+                if since.elapsed() >= STEADY {
+                    *pauses = Pauses::new();
+                }
+                pauses
+                    .wait(&format!("the session with NRI ended: {end}"))
+                    .await;
+            }
+        }
+        Link::Disconnected
+    }
+
+    async fn connect(&self) -> Result<Session, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = nri::connect::socket(self.socket).await?;
+        Ok(Session::start(stream, self.identity.clone(), self.hooks()).await?)
+    }
+
+    fn hooks(&self) -> Arc<Hooks> {
+        let node = self.node.clone();
+        Hooks::new(Box::new(move |_| Ok(node.clone())))
+    }
+}
+
+/// The plugin where containerd launched it: one session on the socket that it was given. When that
+/// ends, containerd has ended or has given the plugin up, and will launch another.
+pub async fn serve_launched(
+    stream: UnixStream,
+    identity: Identity,
+    hooks: Arc<Hooks>,
+    stop: CancellationToken,
+) -> Result<(), nri::SessionError> {
+    let start = Session::start(stream, identity, hooks.clone());
+    let served = match stop.run_until_cancelled(start).await {
+        Some(Ok(mut session)) => {
+            if let Some(end) = stop.run_until_cancelled(session.ended()).await {
+                log::info!(reason:% = end; "the session with containerd ended");
+            }
+            drained(session.close()).await;
+            Ok(())
+        }
+        Some(Err(e)) => Err(e),
+        None => Ok(()),
+    };
+    if let Some(node) = hooks.node() {
+        drained(node.close()).await;
+    }
+    served
+}
+
+/// Runs work that stops, in its own time, when SIGTERM or SIGINT comes.
+pub async fn until_signal<F: Future>(
+    work: impl FnOnce(CancellationToken) -> F,
+) -> std::io::Result<F::Output> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let mut work = std::pin::pin!(work(stop.clone()));
+    tokio::select! {
+        done = &mut work => return Ok(done),
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    stop.cancel();
+    Ok(work.await)
+}
+
+async fn drained(work: impl Future<Output = ()>) {
+    if tokio::time::timeout(DRAIN, work).await.is_err() {
+        log::warn!(
+            "work did not end within {DRAIN:?}; what it leaves is taken away at the next start"
+        );
+    }
+}
+
+/// Pauses between tries, and what is said of them: each reason once.
+struct Pauses {
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    said: Option<String>,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self {
+            pauses: Box::new(retry::pauses()),
+            said: None,
+        }
+    }
+
+    async fn wait(&mut self, why: &str) {
+        if self.said.as_deref() == Some(why) {
+            log::debug!("{why}");
+        } else {
+            log::warn!("{why}; trying again until it works");
+            status(why);
+            self.said = Some(why.to_owned());
+        }
+        if let Some(pause) = self.pauses.next() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn status(text: &str) {
+    notify(&[sd_notify::NotifyState::Status(text)]);
+}
+
+/// Without systemd this does nothing.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        log::debug!(error:% = e; "systemd not notified");
+    }
+}

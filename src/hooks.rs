@@ -1,0 +1,345 @@
+//! NRI's events, turned into `ensure` and a verdict.
+//!
+//! A hook holds the whole node. It never works itself: it asks, waits for a bounded time, and
+//! answers; the work goes on in the engine. Where anything is in doubt it lets the pod pass.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use log::Level;
+use nri::{Container, Events, HandlerError, HandlerResult, Plugin, Pod, RuntimeInfo};
+
+use crate::config::Config;
+use crate::handlers::Handlers;
+use crate::node::{Existing, Node};
+use crate::policy::{self, Unready};
+use crate::unpack::{Outcome, Progress, Request, Standing, Ticket, Want};
+
+/// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
+/// the image's names.
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
+/// What is left of the runtime's request timeout for the answer's way back through a busy node.
+/// Past the timeout containerd cuts the plugin off.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// Opens the node when the runtime has said who it is: where containerd launched the plugin, its
+/// configuration comes along.
+pub type Open = Box<dyn Fn(&RuntimeInfo) -> HandlerResult<Arc<Node>> + Send + Sync>;
+
+/// The plugin, as NRI sees it: one for each session.
+pub struct Hooks {
+    open: Open,
+    session: OnceLock<Session>,
+}
+
+/// What is known once the runtime has configured the plugin.
+struct Session {
+    node: Arc<Node>,
+    wait: Duration,
+}
+
+impl Hooks {
+    /// A plugin that has not been configured.
+    pub fn new(open: Open) -> Arc<Self> {
+        Arc::new(Self {
+            open,
+            session: OnceLock::new(),
+        })
+    }
+
+    /// The node, once the plugin is configured.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.session.get().map(|session| session.node.clone())
+    }
+}
+
+/// How long a hook may wait: as configured, but never so long that the runtime would give up on it.
+fn bounded_wait(wait: Duration, request_timeout: Duration) -> Duration {
+    wait.min(
+        request_timeout
+            .saturating_sub(MARGIN)
+            .max(request_timeout / 2),
+    )
+}
+
+#[async_trait]
+impl Plugin for Hooks {
+    async fn configure(&self, runtime: RuntimeInfo) -> HandlerResult<Events> {
+        let node = (self.open)(&runtime)?;
+        let wait = node.config.hooks.wait.as_duration();
+        let session = Session {
+            wait: bounded_wait(wait, runtime.request_timeout),
+            node,
+        };
+        log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = session.wait; "registered");
+        if session.wait < wait {
+            log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
+        }
+        session.node.refresh();
+        if self.session.set(session).is_err() {
+            return Err("configured twice in one session".into());
+        }
+        Ok(Events::RUN_POD_SANDBOX | Events::CREATE_CONTAINER)
+    }
+
+    async fn synchronize(&self, pods: Vec<Pod>, containers: Vec<Container>) -> HandlerResult {
+        if let Some(session) = self.session.get() {
+            session.synchronized(pods, containers);
+        }
+        Ok(())
+    }
+
+    async fn run_pod_sandbox(&self, pod: Pod) -> HandlerResult {
+        if let Some(session) = self.session.get() {
+            session.run_pod_sandbox(&pod).await;
+        }
+        Ok(())
+    }
+
+    async fn create_container(&self, pod: Pod, container: Container) -> HandlerResult {
+        match self.session.get() {
+            Some(session) => session.create_container(&pod, &container).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Session {
+    /// Containers that exist are checked in the background, when the handlers are known.
+    fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
+        log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
+        let config = self.node.config.clone();
+        self.node.check_existing(move |handlers| {
+            let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+            let existing = |container: Container| {
+                let pod = pods.get(container.pod_sandbox_id.as_str())?;
+                let snapshotter = kept_snapshotter(&config, handlers, pod).ok()??;
+                Some(Existing {
+                    snapshotter,
+                    image: image_name(&container).map(str::to_owned),
+                    id: container.id,
+                })
+            };
+            containers.into_iter().filter_map(existing).collect()
+        });
+    }
+
+    async fn run_pod_sandbox(&self, pod: &Pod) {
+        let Some(annotation) = pod.annotations.get(policy::IMAGES) else {
+            return;
+        };
+        let started = Instant::now();
+        let deadline = started + self.wait;
+        let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
+            return;
+        };
+        let (names, left_out) = policy::annotated_images(annotation);
+        if left_out > 0 {
+            log::warn!(pod:% = Name(pod), left_out; "{} names too many images", policy::IMAGES);
+        }
+        let ask = |name: &&str| self.ensure(Want::Image((*name).to_owned()), &snapshotter);
+        let mut tickets: Vec<_> = names.iter().map(ask).collect();
+        for (name, ticket) in names.iter().zip(&mut tickets) {
+            let outcome = ticket.outcome_by(deadline).await;
+            let took = started.elapsed();
+            match outcome {
+                Some(Ok(done)) => {
+                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), action:% = done.action, took:? = took; "pod's image is ready")
+                }
+                Some(Err(e)) => {
+                    log::warn!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), error:% = e, took:? = took; "pod's image cannot be made ready")
+                }
+                None => {
+                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), took:? = took; "pod's image is still being unpacked")
+                }
+            }
+        }
+    }
+
+    async fn create_container(&self, pod: &Pod, container: &Container) -> HandlerResult {
+        let started = Instant::now();
+        let deadline = started + self.wait;
+        let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
+            return Ok(());
+        };
+        let creation = Creation {
+            pod,
+            container,
+            snapshotter: &snapshotter,
+            started,
+        };
+        let name = image_name(container);
+        let standing = self.node.engine.standing(&snapshotter, &container.id, name);
+        let chain = match tokio::time::timeout_at(deadline.into(), standing).await {
+            Ok(Ok(Standing::Unknown { chain })) => chain,
+            Ok(Ok(Standing::Ready | Standing::Scratch)) => {
+                creation.say(Level::Debug, "image is ready", "known");
+                return Ok(());
+            }
+            Ok(Err(e)) => {
+                creation.say(
+                    Level::Warn,
+                    "container's snapshot not seen; let pass",
+                    &e.to_string(),
+                );
+                return Ok(());
+            }
+            Err(_) => {
+                creation.say(
+                    Level::Warn,
+                    "container's snapshot not seen; let pass",
+                    "containerd did not answer in time",
+                );
+                return Ok(());
+            }
+        };
+        let want = Want::Container {
+            key: container.id.clone(),
+            chain,
+            name: name.map(str::to_owned),
+        };
+        let mut ticket = self.ensure(want, &snapshotter);
+        let outcome = ticket.outcome_by(deadline).await;
+        creation.verdict(
+            outcome,
+            &ticket,
+            policy::on_unready(&self.node.config, &snapshotter),
+        )
+    }
+
+    fn ensure(&self, want: Want, snapshotter: &str) -> Ticket {
+        self.node.engine.ensure(Request {
+            want,
+            snapshotter: snapshotter.to_owned(),
+            background: false,
+        })
+    }
+
+    /// The snapshotter of a pod that is ours to look after; `None` where it is to be let pass.
+    async fn snapshotter(&self, pod: &Pod, deadline: Instant) -> Option<String> {
+        let Some(handlers) = self.node.handlers_by(deadline).await else {
+            log::warn!(pod:% = Name(pod); "the runtime handlers are not known yet; let pass");
+            return None;
+        };
+        kept_snapshotter(&self.node.config, &handlers, pod).unwrap_or_else(|e| {
+            log::error!(pod:% = Name(pod), error:% = e; "no snapshotter for this pod; let pass");
+            None
+        })
+    }
+}
+
+/// The snapshotter of a pod, `None` where the pod or the snapshotter is not ours to look after.
+fn kept_snapshotter(
+    config: &Config,
+    handlers: &Handlers,
+    pod: &Pod,
+) -> Result<Option<String>, HandlerError> {
+    if pod
+        .annotations
+        .get(policy::MODE)
+        .is_some_and(|mode| mode == "skip")
+    {
+        return Ok(None);
+    }
+    let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
+    let default = &handlers.default_snapshotter().value;
+    let kept = policy::is_kept(config, snapshotter, default);
+    Ok(kept.then(|| snapshotter.clone()))
+}
+
+/// A container that is being created.
+struct Creation<'a> {
+    pod: &'a Pod,
+    container: &'a Container,
+    snapshotter: &'a str,
+    started: Instant,
+}
+
+impl Creation<'_> {
+    /// One line for each decision. The ready path says nothing above debug.
+    fn say(&self, level: Level, decision: &str, why: &str) {
+        log::log!(
+            level,
+            pod:% = Name(self.pod),
+            container = self.container.name.as_str(),
+            image = image_name(self.container).unwrap_or_default(),
+            snapshotter = self.snapshotter,
+            took:? = self.started.elapsed(),
+            why;
+            "{decision}"
+        );
+    }
+
+    /// The one place where a creation fails. `None` is an unpack that goes on.
+    fn verdict(
+        &self,
+        outcome: Option<Outcome>,
+        ticket: &Ticket,
+        unready: Unready,
+    ) -> HandlerResult {
+        let why = match outcome {
+            Some(Ok(done)) => {
+                let what = format!(
+                    "{} of {} layers {}",
+                    done.layers_done, done.layers, done.action
+                );
+                self.say(Level::Info, "image made ready", &what);
+                return Ok(());
+            }
+            Some(Err(e)) => e.to_string(),
+            None => {
+                let Progress {
+                    ready_layers,
+                    layers,
+                    ..
+                } = ticket.progress();
+                format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
+            }
+        };
+        match unready {
+            Unready::Allow => {
+                self.say(Level::Warn, "image not ready; let pass", &why);
+                Ok(())
+            }
+            Unready::Reject => {
+                self.say(Level::Warn, "image not ready; rejected", &why);
+                let snapshotter = self.snapshotter;
+                Err(format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: {why}; the kubelet will try again").into())
+            }
+        }
+    }
+}
+
+/// A pod, as people name it.
+struct Name<'a>(&'a Pod);
+
+impl std::fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.0.namespace, self.0.name)
+    }
+}
+
+fn image_name(container: &Container) -> Option<&str> {
+    container.annotations.get(IMAGE_NAME).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_never_waits_as_long_as_the_runtime() {
+        let ms = Duration::from_millis;
+        for (wait, timeout, expected) in [
+            (ms(500), ms(2000), ms(500)),
+            (ms(5000), ms(2000), ms(1900)),
+            (ms(500), ms(500), ms(400)),
+            (ms(500), ms(150), ms(75)),
+        ] {
+            assert_eq!(bounded_wait(wait, timeout), expected);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What is wanted where: which pods are ours, which labels an image gets in a snapshotter, and what
+//! becomes of a container whose image is not ready. Pure: policy does no I/O.
+
+use crate::config::{self, Config, OnUnready, Unlabelled};
+use crate::unpack::Labelling;
+
+/// A pod with this annotation, a comma-separated list of image names, has them ready before its
+/// first container.
+pub const IMAGES: &str = "nri-unpack/images";
+
+/// A pod with this annotation and the value `skip` is left alone.
+pub const MODE: &str = "nri-unpack/mode";
+
+/// Images that one annotation may name. A pod has a handful of containers; a longer list is an
+/// attempt to keep the node busy.
+const MAX_IMAGES: usize = 64;
+
+/// Snapshotters whose containers must not start on an image that is not ready: a guest that pulls
+/// its image for itself (Kata, confidential containers) would get a host's unpack instead.
+const FAIL_CLOSED: [&str; 1] = ["nydus"];
+
+/// What becomes of a container whose image is not ready when the hook has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// It is created all the same.
+    Allow,
+    /// Its creation fails, and the kubelet tries again.
+    Reject,
+}
+
+/// Whether the images in this snapshotter are ours to keep. The default snapshotter's are not:
+/// containerd pulls for it, and what it does not label there needs no labels. A table of its own in
+/// the configuration makes it ours all the same.
+pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: &str) -> bool {
+    let has_table = || config.snapshotters.named().any(|name| name == snapshotter);
+    snapshotter != default_snapshotter || has_table()
+}
+
+/// Which labels the layers of an image get in a snapshotter.
+pub fn labelling(config: &Config, snapshotter: &str, image: &str) -> Labelling {
+    let policy = config.snapshotter(snapshotter);
+    match (policy.labels, policy.unlabelled) {
+        (config::Labels::None, _) => Labelling::None,
+        _ if !policy.admits(image) => Labelling::None,
+        (config::Labels::Cri, Unlabelled::Ignore) => Labelling::AtUnpack,
+        (config::Labels::Cri, _) => Labelling::Required,
+    }
+}
+
+/// What becomes of a container whose image is not ready in this snapshotter.
+pub fn on_unready(config: &Config, snapshotter: &str) -> Unready {
+    match config.hooks.on_unready {
+        OnUnready::Allow => Unready::Allow,
+        OnUnready::Reject => Unready::Reject,
+        OnUnready::Profile if FAIL_CLOSED.contains(&snapshotter) => Unready::Reject,
+        OnUnready::Profile => Unready::Allow,
+    }
+}
+
+/// The images that a pod's annotation names, and how many more it names than are taken.
+pub fn annotated_images(annotation: &str) -> (Vec<&str>, usize) {
+    let mut names: Vec<_> = annotation.split(',').map(str::trim).collect();
+    names.retain(|name| !name.is_empty());
+    let left_out = names.len().saturating_sub(MAX_IMAGES);
+    names.truncate(MAX_IMAGES);
+    (names, left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_toml(text, "test").unwrap()
+    }
+
+    #[test]
+    fn the_default_snapshotter_is_left_alone_unless_it_is_named() {
+        let plain = config("");
+        assert!(is_kept(&plain, "erofs", "overlayfs"));
+        assert!(!is_kept(&plain, "overlayfs", "overlayfs"));
+        let named = config("[snapshotters.overlayfs]\n");
+        assert!(is_kept(&named, "overlayfs", "overlayfs"));
+    }
+
+    #[test]
+    fn labels_follow_the_snapshotter_and_the_image() {
+        let config = config(
+            "[snapshotters.soci]\nexclude = [\"registry.k8s.io/pause:*\"]\n\
+             [snapshotters.native]\nlabels = \"none\"\n\
+             [snapshotters.zfs]\nunlabelled = \"ignore\"\n",
+        );
+        for (snapshotter, image, expected) in [
+            ("erofs", "a:1", Labelling::Required),
+            ("soci", "a:1", Labelling::Required),
+            ("soci", "registry.k8s.io/pause:3.10", Labelling::None),
+            ("native", "a:1", Labelling::None),
+            ("zfs", "a:1", Labelling::AtUnpack),
+        ] {
+            let labelling = labelling(&config, snapshotter, image);
+            assert_eq!(labelling, expected, "{image} in {snapshotter}");
+        }
+    }
+
+    #[test]
+    fn fail_closed_is_decided_here() {
+        for (text, nydus, erofs) in [
+            ("", Unready::Reject, Unready::Allow),
+            (
+                "[hooks]\non_unready = \"allow\"\n",
+                Unready::Allow,
+                Unready::Allow,
+            ),
+            (
+                "[hooks]\non_unready = \"reject\"\n",
+                Unready::Reject,
+                Unready::Reject,
+            ),
+        ] {
+            let config = config(text);
+            assert_eq!(on_unready(&config, "nydus"), nydus);
+            assert_eq!(on_unready(&config, "erofs"), erofs);
+        }
+    }
+
+    #[test]
+    fn an_annotation_names_images() {
+        assert_eq!(annotated_images(" a:1, b:2 ,,"), (vec!["a:1", "b:2"], 0));
+        assert_eq!(annotated_images(""), (vec![], 0));
+        let many = ["a:1"; 70].join(",");
+        let (names, left_out) = annotated_images(&many);
+        assert_eq!((names.len(), left_out), (64, 6));
+    }
+}

@@ -1,0 +1,42 @@
+//! How long to wait before the next try.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+/// Quick at first: a restart of containerd takes about a second.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Rare enough for a node on which containerd is stopped for good, soon enough for one that waits.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Growing pauses with jitter, so that a fleet does not knock in step. Never ends.
+pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
+    let growing = ExponentialBuilder::default()
+        .with_min_delay(SHORTEST)
+        .with_max_delay(LONGEST)
+        .with_jitter()
+        .without_max_times();
+    growing.build().chain(std::iter::repeat(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_never_end() {
+        let pauses: Vec<_> = pauses().take(100).collect();
+        assert_eq!(pauses.len(), 100);
+        assert!(
+            pauses[0] >= SHORTEST && pauses[0] <= 2 * SHORTEST,
+            "{:?}",
+            pauses[0]
+        );
+        assert!(
+            pauses[99] >= LONGEST && pauses[99] <= 2 * LONGEST,
+            "{:?}",
+            pauses[99]
+        );
+    }
+}
