@@ -20,7 +20,8 @@ pub struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// The log in this file, which need not exist yet.
+    pub fn new(path: PathBuf) -> Self {
         Self { path, skip: 0 }
     }
 

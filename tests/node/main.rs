@@ -1,0 +1,7 @@
+//! The plugin on real containerd: one binary, a containerd of its own for each test.
+
+mod labels;
+mod main_job;
+mod recovery;
+mod support;
+mod unlabelled;

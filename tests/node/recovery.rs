@@ -1,0 +1,115 @@
+//! containerd goes and comes back; the plugin is killed in the middle of its work.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Version, images};
+
+use crate::support::{LaunchedBy, Node, PATIENCE, RESOLVED, handler};
+
+async fn containerd_killed(version: Version, by: LaunchedBy) -> Result<()> {
+    let mut node = Node::serving(version, by).await?;
+    let handler = handler(version);
+    let before = node.log.lines_with(RESOLVED).len();
+    node.lab.kill();
+    if by == LaunchedBy::Nobody {
+        node.log.wait_for("trying again", PATIENCE).await?;
+    }
+    node.restart_containerd().await?;
+    node.wait_for_lines(RESOLVED, before + 1).await?;
+
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    node.cri
+        .create_container(&pod, node.image.name(), &[], &[])
+        .await?;
+    node.assert_labelled(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_2_1_killed_and_started_again() -> Result<()> {
+    containerd_killed(Version::V2_1, LaunchedBy::Nobody).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_1_7_killed_and_started_again() -> Result<()> {
+    containerd_killed(Version::V1_7, LaunchedBy::Nobody).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_2_1_launches_another_plugin() -> Result<()> {
+    containerd_killed(Version::V2_1, LaunchedBy::Containerd).await
+}
+
+/// Killed at a moment when it has a lease and a layer half unpacked.
+async fn plugin_killed(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    // Layers of incompressible noise: an unpack that takes long enough to be met in the middle.
+    node.image = images::large("registry.test/lab/large:1", 6, 24 << 20)?;
+    node.store.put_image(&node.image).await?;
+    node.serve("").await?;
+
+    let annotation = [("nri-unpack/images", node.image.name().to_owned())];
+    let annotation = annotation
+        .each_ref()
+        .map(|(key, value)| (*key, value.as_str()));
+    let pod = async {
+        // The plugin dies under this hook; containerd lets the pod pass.
+        let _ = node.cri.clone().run_pod(handler, &annotation).await;
+    };
+    let midway = async {
+        loop {
+            let snapshots = node.store.snapshots(handler).await?;
+            let begun = snapshots
+                .iter()
+                .any(|s| s.key.starts_with("extract-nri-unpack"));
+            let committed = node.store.chain(handler, &node.image).await?.len();
+            if begun && committed >= 2 {
+                return Ok::<_, anyhow::Error>(committed);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let killed = async {
+        let committed = tokio::time::timeout(PATIENCE, midway).await??;
+        ensure!(
+            committed < node.image.layers.len(),
+            "the unpack was too quick to be met"
+        );
+        Ok(())
+    };
+    let mut plugin = node.plugin.take().expect("serving");
+    let kill = async {
+        let met = killed.await;
+        plugin.kill();
+        met
+    };
+    let ((), met) = tokio::join!(pod, kill);
+    met?;
+    let leases = node.store.leases().await?;
+    ensure!(
+        leases.keys().any(|id| id.starts_with("nri-unpack")),
+        "nothing to take away: {leases:?}"
+    );
+
+    let before = node.log.lines_with("took away").len();
+    plugin.restart()?;
+    node.plugin = Some(plugin);
+    node.wait_for_lines("took away", before + 1).await?;
+    node.assert_nothing_left(handler).await?;
+
+    let ensured = node.command(&["ensure", node.image.name(), "--handler", handler])?;
+    ensure!(ensured.status.success(), "{ensured:?}");
+    node.assert_labelled(handler).await?;
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugin_killed_in_an_unpack_on_2_1() -> Result<()> {
+    plugin_killed(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugin_killed_in_an_unpack_on_1_7() -> Result<()> {
+    plugin_killed(Version::V1_7).await
+}

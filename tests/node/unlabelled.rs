@@ -1,0 +1,92 @@
+//! What containerd unpacked without labels is found, and repaired in place by the hook of the very
+//! container that caused it, before it starts.
+
+use anyhow::{Result, ensure};
+use lab::Version;
+
+use crate::support::{LaunchedBy, Node, handler};
+
+async fn repaired_in_place(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let (handler, image) = (handler(version), node.image.name().to_owned());
+
+    // Without the plugin: unpacked, no labels at all.
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    node.cri.create_container(&pod, &image, &[], &[]).await?;
+    let chain = node.store.chain(handler, &node.image).await?;
+    ensure!(
+        chain.len() == 5 && chain.iter().all(|s| s.labels.is_empty()),
+        "{chain:#?}"
+    );
+    let check = node.command(&["check", &image, "--handler", handler, "--output", "json"])?;
+    ensure!(check.status.code() == Some(1), "{check:?}");
+    let report: serde_json::Value = serde_json::from_slice(&check.stdout)?;
+    ensure!(report["images"][0]["state"] == "unlabelled", "{report:#}");
+
+    node.serve("").await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.assert_labelled(handler).await?;
+    let check = node.command(&["check", &image, "--handler", handler])?;
+    ensure!(check.status.code() == Some(0), "{check:?}");
+    node.cri.start_container(&container).await?;
+    ensure!(node.cri.cat(&container, "/data/two").await? == "two\n");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_2_1() -> Result<()> {
+    repaired_in_place(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_1_7() -> Result<()> {
+    repaired_in_place(Version::V1_7).await
+}
+
+/// Containers that exist when the plugin registers are looked after in the background.
+#[tokio::test(flavor = "multi_thread")]
+async fn existing_containers_are_synchronized() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod("erofs", &[]).await?;
+    node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.serve("").await?;
+    node.wait_for_lines("container's image is ready", 1).await?;
+    node.assert_labelled("erofs").await
+}
+
+/// A ready image costs its container one round trip to containerd.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ready_image_costs_one_round_trip() -> Result<()> {
+    for version in Version::ALL {
+        let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+        let (handler, image) = (handler(version), node.image.name().to_owned());
+        let pod = node.cri.run_pod(handler, &[]).await?;
+        for _ in 0..11 {
+            node.cri.create_container(&pod, &image, &[], &[]).await?;
+        }
+        node.wait_for_lines("image is ready", 10).await?;
+        for line in node.log.lines_with("image is ready") {
+            println!("{line}");
+        }
+    }
+    Ok(())
+}
+
+/// A pod that wants to be left alone is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_can_opt_out() -> Result<()> {
+    let mut node = Node::serving(Version::V2_1, LaunchedBy::Nobody).await?;
+    let image = node.image.name().to_owned();
+    let pod = node
+        .cri
+        .run_pod("erofs", &[("nri-unpack/mode", "skip")])
+        .await?;
+    node.cri.create_container(&pod, &image, &[], &[]).await?;
+    let chain = node.store.chain("erofs", &node.image).await?;
+    ensure!(
+        chain.len() == 5 && chain.iter().all(|s| s.labels.is_empty()),
+        "{chain:#?}"
+    );
+    Ok(())
+}
