@@ -4,6 +4,7 @@
 //! Stands on its own, for other crates to include by path.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -13,6 +14,7 @@ use nri::mux;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server, TtrpcContext};
@@ -20,6 +22,10 @@ use ttrpc::{Code, get_status};
 
 /// How many registrations wait to be looked at. A test makes one.
 const REGISTRATIONS: usize = 4;
+
+/// How long a plugin may take for what should come at once: longer than any machine needs, so that
+/// what never comes is a failure and not a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection from a plugin.
 pub(crate) struct Runtime {
@@ -142,7 +148,10 @@ impl Runtime {
 
     /// Waits until the plugin closes the connection.
     pub(crate) async fn closed(&mut self) -> SessionEnd {
-        (&mut self.mux).await.unwrap()
+        timeout(PATIENCE, &mut self.mux)
+            .await
+            .expect("an end")
+            .unwrap()
     }
 
     /// Closes the connection.
@@ -163,9 +172,10 @@ pub(crate) async fn create_container(plugin: &PluginClient, id: &str) -> ttrpc::
         container: Some(container(id)).into(),
         ..Default::default()
     };
-    plugin
-        .create_container(no_deadline(), &request)
+    let answer = plugin.create_container(no_deadline(), &request);
+    timeout(PATIENCE, answer)
         .await
+        .expect("an answer")
         .map(drop)
 }
 
