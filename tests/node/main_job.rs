@@ -42,3 +42,13 @@ async fn erofs_on_2_1_by_itself() -> Result<()> {
 async fn native_on_1_7_by_itself() -> Result<()> {
     main_job(Version::V1_7, LaunchedBy::Nobody).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erofs_on_2_1_launched_by_containerd() -> Result<()> {
+    main_job(Version::V2_1, LaunchedBy::Containerd).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_on_1_7_launched_by_containerd() -> Result<()> {
+    main_job(Version::V1_7, LaunchedBy::Containerd).await
+}

@@ -45,7 +45,7 @@ async fn plugin_killed(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     // Layers of incompressible noise: an unpack that takes long enough to be met in the middle.
-    node.image = images::large("registry.test/lab/large:1", 6, 24 << 20)?;
+    node.image = images::large("registry.test/lab/large:1", 12, 4 << 20)?;
     node.store.put_image(&node.image).await?;
     node.serve("").await?;
 

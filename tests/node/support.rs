@@ -49,7 +49,7 @@ pub(crate) struct Node {
     pub(crate) cri: Cri,
     pub(crate) store: Store,
     pub(crate) image: Image,
-    pub(crate) registry: Registry,
+    _registry: Registry,
     pub(crate) lab: Lab,
 }
 
@@ -83,7 +83,7 @@ impl Node {
             cri,
             store: lab.store().await?,
             image,
-            registry,
+            _registry: registry,
             lab,
         })
     }

@@ -1,0 +1,246 @@
+//! Bad input of any kind gets an error that names the thing and the remedy; nothing is left behind,
+//! and the daemon lives on.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Flaw, Image, Layer, Version, images};
+
+use crate::support::{LaunchedBy, Node, PROGRAM, handler};
+
+/// Runs the program; answers its exit status and what it printed on both streams.
+fn run(arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = Command::new(PROGRAM).args(arguments).output()?;
+    Ok((output.status.code(), text(&output)))
+}
+
+fn text(output: &std::process::Output) -> String {
+    let both = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+#[test]
+fn a_bad_configuration_is_named_by_file_line_and_key() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("config.toml");
+    for (content, words) in [
+        (
+            "[hooks]\nwiat = \"1s\"\n",
+            "config.toml:2:1: hooks.wiat: unknown field",
+        ),
+        (
+            "[hooks]\nswap = \"yes\"\n",
+            "config.toml:2:8: hooks.swap: invalid type",
+        ),
+        (
+            "[nri]\nindex = \"7\"\n",
+            "config.toml:2:9: nri.index: plugin index \"7\" must be two digits",
+        ),
+        ("[nri\n", "config.toml:1"),
+    ] {
+        std::fs::write(&file, content)?;
+        let path = file.to_str().expect("UTF-8");
+        for command in [
+            &["config", "--check", path][..],
+            &["run", "--config", path],
+            &["check", "--config", path],
+        ] {
+            let (code, said) = run(command)?;
+            ensure!(
+                code == Some(2) && said.contains(words),
+                "{command:?}: {code:?}: {said}"
+            );
+        }
+    }
+    let (code, said) = run(&["config", "--check", "/nowhere.toml"])?;
+    ensure!(code == Some(2) && said.contains("/nowhere.toml"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_default_configuration_is_one() -> Result<()> {
+    let (code, text) = run(&["config", "--default"])?;
+    ensure!(code == Some(0));
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, text)?;
+    let (code, said) = run(&["config", "--check", file.to_str().expect("UTF-8")])?;
+    ensure!(code == Some(0), "{said}");
+    Ok(())
+}
+
+#[test]
+fn without_containerd_a_command_exits_with_3() -> Result<()> {
+    for command in [
+        &["check"][..],
+        &["handlers"],
+        &["ensure", "a:1", "--snapshotter", "erofs"],
+        &["check", "a:1", "--snapshotter", "erofs"],
+    ] {
+        let socket = ["--containerd-socket", "/nowhere/containerd.sock"];
+        let (code, said) = run(&[command, &socket].concat())?;
+        ensure!(
+            code == Some(3) && said.contains("/nowhere/containerd.sock"),
+            "{command:?}: {code:?}: {said}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_usage_exits_with_2() -> Result<()> {
+    for (arguments, words) in [
+        (&["ensure", "a:1"][..], "--snapshotter"),
+        (&["ensure", "--snapshotter", "erofs"], "<IMAGE>"),
+        (
+            &["check", "--handler", "a", "--snapshotter", "b"],
+            "cannot be used with",
+        ),
+        (
+            &["check", "--namespace", "a b"],
+            "\"a b\" is not a containerd namespace",
+        ),
+        (
+            &["check", "--containerd-socket", "x"],
+            "\"x\" is not an absolute path",
+        ),
+        (&["frobnicate"], "frobnicate"),
+        (&[], "Usage"),
+    ] {
+        let (code, said) = run(arguments)?;
+        ensure!(
+            code == Some(2) && said.contains(words),
+            "{arguments:?}: {code:?}: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// The daemon waits for a socket that is not there, and says so once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_waits_for_its_socket() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.lab.kill();
+    let mut plugin = lab::Plugin::start(&node.lab, PROGRAM, &node.config(""))?;
+    node.log = plugin.log().clone();
+    node.wait_for_lines("trying again", 1).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(
+        node.log.lines_with("cannot connect").len() >= 3,
+        "it tries on, at debug"
+    );
+    ensure!(
+        node.log.lines_with("trying again").len() == 1,
+        "it says so once"
+    );
+    node.lab.restart().await?;
+    node.wait_for_lines(crate::support::RESOLVED, 1).await?;
+    let ended = plugin.stop().await?;
+    ensure!(ended.success(), "{ended}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_exist_is_named() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    for (arguments, code, words) in [
+        (
+            &["ensure", "nope:1", "--handler", "erofs"][..],
+            1,
+            "image nope:1 is not in containerd's image store: pull it first",
+        ),
+        (
+            &["check", "nope:1", "--handler", "erofs"],
+            1,
+            "image nope:1 is not in containerd's image store: pull it first",
+        ),
+        (
+            &["ensure", crate::support::APP, "--snapshotter", "zfs9"],
+            2,
+            "containerd has no snapshotter zfs9; it has ",
+        ),
+        (
+            &["check", "--handler", "kata"],
+            2,
+            "runtime handler \"kata\" is not known (known: erofs, native, runc)",
+        ),
+        (
+            &["check", "--snapshotter", "devmapper"],
+            1,
+            "snapshotter devmapper did not come up",
+        ),
+    ] {
+        let output = node.command(arguments)?;
+        let said = text(&output);
+        ensure!(
+            output.status.code() == Some(code) && said.contains(words),
+            "{arguments:?}: {output:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Broken images: each is named by the pod that wants it, and by `ensure`; the next pod is served.
+async fn broken_images(version: Version) -> Result<()> {
+    let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+    let handler = handler(version);
+    for (name, flaw, words) in [
+        ("truncated", Flaw::ManifestTruncated, "manifest sha256:"),
+        (
+            "mismatched",
+            Flaw::DiffIdMissing,
+            "layers, but its config sha256:",
+        ),
+        ("wrong", Flaw::WrongDiffId(1), "unpacks to sha256:"),
+        (
+            "absent",
+            Flaw::LayerMissing(1),
+            "its blob is not in the content store",
+        ),
+    ] {
+        let name = format!("registry.test/broken/{name}:1");
+        // No two of these images share a blob.
+        let layer =
+            |n: usize| Layer::new().file(&format!("f{n}"), 0o644, format!("{n} of {name}\n"));
+        let image = Image::builder(&name)
+            .layer(layer(1))
+            .layer(layer(2))
+            .layer(layer(3));
+        let image = image.flaw(flaw).build();
+        node.store.put_image(&image).await?;
+
+        let ensured = node.command(&["ensure", &name, "--handler", handler])?;
+        let said = text(&ensured);
+        ensure!(ensured.status.code() == Some(1), "{ensured:?}");
+        ensure!(
+            said.contains(&name) && said.contains(words),
+            "{flaw:?}: {said}"
+        );
+
+        let pod = node
+            .cri
+            .run_pod(handler, &[("nri-unpack/images", &name)])
+            .await?;
+        node.wait_for_lines(words, 1).await?;
+        node.cri.remove_pod(&pod).await?;
+        node.assert_nothing_left(handler).await?;
+    }
+    let good = images::app("registry.test/lab/good:1")?;
+    node.store.put_image(&good).await?;
+    node.cri
+        .run_pod(handler, &[("nri-unpack/images", good.name())])
+        .await?;
+    node.image = good;
+    node.assert_labelled(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_images_on_2_1() -> Result<()> {
+    broken_images(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_images_on_1_7() -> Result<()> {
+    broken_images(Version::V1_7).await
+}
