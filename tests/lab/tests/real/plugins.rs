@@ -59,7 +59,7 @@ async fn a_plugin_of_the_tests_own_is_started_killed_and_stopped() {
     let lab = Lab::start(Version::V2_1).await.unwrap();
     let program = script(
         &lab.path(""),
-        "echo started $1 $2; cat $3; trap 'echo ended; exit 3' TERM; while :; do sleep 0.02; done",
+        "trap 'echo ended; exit 3' TERM; echo started $1 $2; cat $3; while :; do sleep 0.02; done",
     );
     let mut plugin = Plugin::start(&lab, program, "key = 1\n").unwrap();
     plugin.log().wait_for("key = 1", SOON).await.unwrap();
