@@ -1,9 +1,8 @@
 # What a checkout needs: a Rust toolchain and, for everything but `lint`, root on Debian 12 or 13. The tests and the
 # demo run containerds of their own below target/lab; nothing of the system is configured, only DEPS are installed.
 
-# In the order in which they are needed: bindings, linking, fetching packages (present on any Debian), loading file
-# system modules, runc's one library.
-DEPS := protobuf-compiler gcc libc6-dev apt kmod libseccomp2
+# For bindings, for linking, for loading file systems, and runc's one library.
+DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2
 
 .PHONY: test demo lint deps lab clean-lab
 
@@ -20,7 +19,7 @@ lint: deps
 # Asks apt only for what dpkg does not have, so that it needs neither root nor a network the second time.
 deps:
 	@missing=$$(for p in $(DEPS); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
-	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; }
+	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; }
 
 # The containerds and their helpers, about 125 MB, once.
 lab: deps

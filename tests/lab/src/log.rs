@@ -11,6 +11,9 @@ use crate::process::POLL;
 /// What of a log is shown when something went wrong: enough for a failed start of containerd.
 const TAIL_LINES: usize = 30;
 
+/// And of each line: containerd prints whole container specifications in one.
+const TAIL_COLUMNS: usize = 400;
+
 /// A log file, or the part of it after a mark. It outlives the process, and a restart appends to it.
 #[derive(Debug, Clone)]
 pub struct Log {
@@ -57,9 +60,20 @@ impl Log {
     /// Its last lines under its name, for a message.
     pub(crate) fn show(&self) -> String {
         let text = self.text();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-        format!("the end of {}:\n{}", self.path.display(), tail.join("\n"))
+        let mut shown = format!("the end of {}:", self.path.display());
+        let lines = text.lines().count();
+        for line in text.lines().skip(lines.saturating_sub(TAIL_LINES)) {
+            let cut = line
+                .char_indices()
+                .nth(TAIL_COLUMNS)
+                .map_or(line.len(), |(at, _)| at);
+            shown = format!(
+                "{shown}\n{}{}",
+                &line[..cut],
+                if cut < line.len() { "…" } else { "" }
+            );
+        }
+        shown
     }
 
     /// Waits for the first line that contains `pattern`, and returns it.
@@ -77,5 +91,41 @@ impl Log {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_shown_cut_to_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::new(dir.path().join("a.log"));
+        assert_eq!(log.text(), "", "a log that nobody wrote to");
+        let long = "é".repeat(TAIL_COLUMNS + 1);
+        let lines: Vec<String> = (0..=TAIL_LINES).map(|n| format!("line {n}")).collect();
+        fs::write(log.path(), format!("{}\n{long}\n", lines.join("\n"))).unwrap();
+        let shown = log.show();
+        assert!(
+            !shown.contains("line 1\n") && shown.contains("\nline 2\n"),
+            "{shown}"
+        );
+        assert!(
+            shown.ends_with(&format!("\n{}…", "é".repeat(TAIL_COLUMNS))),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn from_now_on_the_old_lines_are_not_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::new(dir.path().join("a.log"));
+        fs::write(log.path(), "ready\n").unwrap();
+        let later = log.from_now();
+        assert_eq!(later.lines_with("ready"), Vec::<String>::new());
+        fs::write(log.path(), "ready\nready again\n").unwrap();
+        assert_eq!(later.lines_with("ready"), ["ready again"]);
+        assert_eq!(log.lines_with("ready").len(), 2);
     }
 }

@@ -254,7 +254,7 @@ fn owned(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 /// Different in every call of every test process, as kubelet's ids are.
-fn unique() -> String {
+pub(crate) fn unique() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!(

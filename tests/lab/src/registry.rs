@@ -154,3 +154,23 @@ fn put_manifest(base: &str, reference: &str, manifest: &Blob) -> Result<()> {
         .with_context(|| format!("uploading the manifest {reference}"))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_read_from_the_log() {
+        let cases = [
+            (
+                "level=info msg=\"listening on 127.0.0.1:4017\" go.version=1\n",
+                Some("127.0.0.1:4017"),
+            ),
+            ("level=info msg=\"listening on 127.0.0.1:40", None),
+            ("level=info msg=\"redis not configured\"\n", None),
+        ];
+        for (log, address) in cases {
+            assert_eq!(listening_address(log).as_deref(), address, "{log}");
+        }
+    }
+}

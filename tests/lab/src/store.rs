@@ -13,6 +13,7 @@ use containerd_client::types::Descriptor;
 use tonic::{Code, Request, Status};
 
 use crate::images::{Blob, Image};
+use crate::pods::unique;
 
 /// The namespace in which CRI keeps everything.
 pub const NAMESPACE: &str = "k8s.io";
@@ -194,33 +195,47 @@ impl Store {
         Ok(())
     }
 
+    /// Runs a garbage collection and waits for its end.
+    ///
+    /// # Errors
+    /// containerd's own.
+    pub async fn collect_garbage(&self) -> Result<(), Status> {
+        let lease = self.lease().await?;
+        self.end_lease(lease, true).await
+    }
+
     /// Puts an image in as it is, broken or not: its blobs, with the labels that keep them from garbage collection,
     /// and a record for each name. Nothing is unpacked.
     ///
     /// # Errors
     /// containerd's own.
     pub async fn put_image(&self, image: &Image) -> Result<(), Status> {
-        let lease = api::CreateRequest {
-            id: format!("lab-{}", image.target.digest),
-            labels: HashMap::new(),
+        let lease = self.lease().await?;
+        let put = self.put_leased(image, &lease).await;
+        self.end_lease(lease, false).await?;
+        put
+    }
+
+    /// A lease of its own for every caller: containerd chooses no id by itself.
+    async fn lease(&self) -> Result<String, Status> {
+        let request = api::CreateRequest {
+            id: format!("lab-{}", unique()),
+            ..Default::default()
         };
-        let lease = self
-            .client
-            .leases()
-            .create(namespaced(lease))
-            .await?
-            .into_inner()
-            .lease
-            .unwrap_or_default();
-        let put = self.put_leased(image, &lease.id).await;
         self.client
             .leases()
-            .delete(namespaced(api::DeleteRequest {
-                id: lease.id,
-                sync: false,
-            }))
+            .create(namespaced(request.clone()))
             .await?;
-        put
+        Ok(request.id)
+    }
+
+    /// Ends a lease; with `sync` it waits for the garbage collection that follows.
+    async fn end_lease(&self, id: String, sync: bool) -> Result<(), Status> {
+        self.client
+            .leases()
+            .delete(namespaced(api::DeleteRequest { id, sync }))
+            .await?;
+        Ok(())
     }
 
     async fn put_leased(&self, image: &Image, lease: &str) -> Result<(), Status> {

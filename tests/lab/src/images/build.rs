@@ -196,3 +196,88 @@ fn gzip(tar: &[u8]) -> Vec<u8> {
         .and_then(|()| encoder.finish())
         .expect("a Vec takes everything")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Builder {
+        let lower = Layer::new()
+            .dir("d", 0o755)
+            .file("d/f", 0o644, "hi\n")
+            .symlink("l", "d/f");
+        Image::builder("registry.test/a:1")
+            .layer(lower)
+            .layer(Layer::new().whiteout("d/f"))
+    }
+
+    #[test]
+    fn the_same_image_is_the_same_bytes() {
+        let (once, again) = (image().build(), image().build());
+        assert_eq!(once.blobs, again.blobs);
+        // Written down, so that another day's build is compared as well.
+        assert_eq!(
+            once.layers[0].diff_id,
+            "sha256:269ed30391390b6685240717893f78fdc878fd415a5579d10952655b11ace698"
+        );
+        assert_eq!(
+            once.layers[1].diff_id,
+            "sha256:32d0e1a9c2304164c5485218ba26505da91669440624f9a4d209238456edd309"
+        );
+    }
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let layers = image().build().layers;
+        assert_eq!(layers[0].chain_id, layers[0].diff_id);
+        assert_eq!(
+            layers[1].chain_id,
+            "sha256:d81614b561e69f08bc40b4ac68daa04eb6beea3df43f297a009d37438c95d247"
+        );
+    }
+
+    #[test]
+    fn a_flaw_changes_what_it_says_and_nothing_else() {
+        let sound = image().build();
+        let diff_ids = |image: &Image| {
+            let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
+            config["rootfs"]["diff_ids"].as_array().unwrap().len()
+        };
+        let has = |image: &Image, digest: &str| image.blobs.iter().any(|b| b.digest == digest);
+        for flaw in [
+            Flaw::WrongDiffId(1),
+            Flaw::DiffIdMissing,
+            Flaw::LayerMissing(1),
+            Flaw::ManifestTruncated,
+        ] {
+            let flawed = image().flaw(flaw).build();
+            let top = &sound.layers[1];
+            assert_eq!(
+                diff_ids(&flawed),
+                if flaw == Flaw::DiffIdMissing { 1 } else { 2 },
+                "{flaw:?}"
+            );
+            assert_eq!(
+                has(&flawed, &top.digest),
+                flaw != Flaw::LayerMissing(1),
+                "{flaw:?}"
+            );
+            assert_eq!(
+                flawed.layers.last().map(|l| &l.diff_id) == Some(&top.diff_id),
+                matches!(flaw, Flaw::LayerMissing(_) | Flaw::ManifestTruncated),
+                "{flaw:?}"
+            );
+            let manifest = serde_json::from_slice::<Value>(&flawed.manifest.bytes);
+            assert_eq!(
+                manifest.is_err(),
+                flaw == Flaw::ManifestTruncated,
+                "{flaw:?}"
+            );
+            assert_eq!(
+                flawed.manifest.digest,
+                digest(&flawed.manifest.bytes),
+                "{flaw:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The lab on the real thing: what all other tests take for granted, and the claims that the plugin is built on.
+
+mod images;
+mod plugins;
+mod pods;
+mod teardown;

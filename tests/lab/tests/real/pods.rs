@@ -1,0 +1,178 @@
+//! Pulls and pods on either containerd: what it leaves in a snapshotter, and with which labels.
+
+use lab::{Cri, Image, Kind, Lab, Options, Pod, Registry, Shared, Version, images};
+use tonic::Code;
+
+use crate::teardown::Traces;
+
+/// An image that is present for overlayfs only, run on another handler, leaves snapshots without a label there: the
+/// reason for the plugin. Everything else that a test does with a containerd happens here as well.
+async fn a_fallback_unpack_leaves_no_labels(version: Version, handler: &str) {
+    let lab = Lab::start(version).await.unwrap();
+    let registry = Registry::start().await.unwrap();
+    lab.use_registry(&registry).unwrap();
+    let app = images::app("registry.test/lab/app:1").unwrap();
+    registry.push(&app).await.unwrap();
+    let mut cri = lab.cri().await.unwrap();
+    let store = lab.store().await.unwrap();
+
+    let id = cri.pull_image(app.name()).await.unwrap();
+    assert_eq!(id, app.config.digest);
+    let (first, _) = run_app(&mut cri, "", &app).await;
+    assert_eq!(
+        store.chain("overlayfs", &app).await.unwrap().len(),
+        app.layers.len()
+    );
+    assert_eq!(store.chain(handler, &app).await.unwrap(), []);
+
+    let (pod, container) = run_app(&mut cri, handler, &app).await;
+    assert_eq!(cri.pod_status(&pod).await.unwrap().runtime_handler, handler);
+    let chain = store.chain(handler, &app).await.unwrap();
+    let keys: Vec<&String> = chain.iter().map(|snapshot| &snapshot.key).collect();
+    assert_eq!(keys, app.chain_ids().iter().collect::<Vec<_>>());
+    for (n, snapshot) in chain.iter().enumerate() {
+        assert_eq!(snapshot.parent, if n == 0 { "" } else { keys[n - 1] });
+        assert!(snapshot.labels.is_empty(), "{:?}", snapshot.labels);
+    }
+    let snapshots = store.snapshots(handler).await.unwrap();
+    let own = snapshots.iter().find(|s| s.key == container).unwrap();
+    assert_eq!((own.kind, own.parent.as_str()), (Kind::Active, app.top()));
+
+    lab.kill();
+    assert!(
+        lab.cri().await.is_err(),
+        "a killed containerd answers nobody"
+    );
+    lab.restart().await.unwrap();
+    let mut cri = lab.cri().await.unwrap();
+    assert_eq!(cri.cat(&container, "/data/three").await.unwrap(), "three\n");
+    cri.remove_pod(&first).await.unwrap();
+
+    let traces = Traces::of(&lab, &pod);
+    drop(lab);
+    traces.assert_gone();
+}
+
+/// Runs the app in a pod of its own and looks at its files.
+async fn run_app(cri: &mut Cri, handler: &str, app: &Image) -> (Pod, String) {
+    let pod = cri.run_pod(handler, &[]).await.unwrap();
+    let container = cri
+        .create_container(&pod, app.name(), &[], &[])
+        .await
+        .unwrap();
+    cri.start_container(&container).await.unwrap();
+    assert_eq!(cri.cat(&container, "/data/two").await.unwrap(), "two\n");
+    assert_eq!(cri.cat(&container, "/data/three").await.unwrap(), "three\n");
+    cri.cat(&container, "/data/one")
+        .await
+        .expect_err("a layer above hides it");
+    (pod, container)
+}
+
+#[tokio::test]
+async fn a_fallback_unpack_leaves_no_labels_on_1_7() {
+    a_fallback_unpack_leaves_no_labels(Version::V1_7, "native").await;
+}
+
+#[tokio::test]
+async fn a_fallback_unpack_leaves_no_labels_on_2_1() {
+    a_fallback_unpack_leaves_no_labels(Version::V2_1, "erofs").await;
+}
+
+/// containerd's own labelled pull for a handler: the labels that the plugin's have to equal.
+#[tokio::test]
+async fn a_pull_for_a_handler_labels_its_snapshots() {
+    for version in Version::ALL {
+        let options = Options {
+            snapshot_annotations: true,
+            pull_by_handler: true,
+            ..Options::new(version)
+        };
+        let lab = Lab::start_with(version, options).await.unwrap();
+        let registry = Registry::start().await.unwrap();
+        lab.use_registry(&registry).unwrap();
+        let app = images::app("registry.test/lab/app:1").unwrap();
+        registry.push(&app).await.unwrap();
+        lab.cri()
+            .await
+            .unwrap()
+            .pull_image_for(app.name(), "native")
+            .await
+            .unwrap();
+
+        let store = lab.store().await.unwrap();
+        assert_eq!(
+            store.chain("overlayfs", &app).await.unwrap(),
+            [],
+            "{version:?}"
+        );
+        let chain = store.chain("native", &app).await.unwrap();
+        assert_eq!(chain.len(), app.layers.len(), "{version:?}");
+        for (snapshot, layer) in chain.iter().zip(&app.layers) {
+            let label =
+                |name: &str| snapshot.labels[&format!("containerd.io/snapshot{name}")].as_str();
+            assert_eq!(label(".ref"), layer.chain_id);
+            assert_eq!(label("/cri.image-ref"), app.name());
+            assert_eq!(label("/cri.manifest-digest"), app.manifest.digest);
+            assert_eq!(label("/cri.layer-digest"), layer.digest);
+        }
+        let anchors = store.content_labels(&app.config.digest).await.unwrap();
+        assert_eq!(
+            anchors["containerd.io/gc.ref.snapshot.native"],
+            app.top(),
+            "{version:?}"
+        );
+    }
+}
+
+/// Layers that a pull unpacks and discards: what is left to unpack from for another handler is nothing.
+#[tokio::test]
+async fn discarded_layers_are_gone() {
+    for version in Version::ALL {
+        let options = Options {
+            discard_unpacked_layers: true,
+            ..Options::new(version)
+        };
+        let lab = Lab::start_with(version, options).await.unwrap();
+        let registry = Registry::start().await.unwrap();
+        lab.use_registry(&registry).unwrap();
+        let app = images::app("registry.test/lab/app:1").unwrap();
+        registry.push(&app).await.unwrap();
+        let mut cri = lab.cri().await.unwrap();
+        cri.pull_image(app.name()).await.unwrap();
+
+        // Garbage collection takes the blobs; deleting a lease with `sync` is how to wait for it.
+        let store = lab.store().await.unwrap();
+        store.collect_garbage().await.unwrap();
+        for layer in &app.layers {
+            let gone = store.content_labels(&layer.digest).await.unwrap_err();
+            assert_eq!(gone.code(), Code::NotFound, "{version:?}");
+        }
+        let pod = cri.run_pod("native", &[]).await.unwrap();
+        let error = cri
+            .create_container(&pod, app.name(), &[], &[])
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .message()
+                .contains("failed to get reader from content store"),
+            "{error}"
+        );
+    }
+}
+
+static SHARED: Shared = Shared::new(Version::V2_1);
+
+/// Whoever asks while it runs gets the same one; when nobody holds it, it is gone.
+#[tokio::test]
+async fn a_shared_lab_lives_as_long_as_someone_holds_it() {
+    let (one, other) = tokio::join!(SHARED.get(), SHARED.get());
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!(one.socket(), other.socket());
+    let socket = one.socket().to_owned();
+    drop(one);
+    assert!(other.cri().await.unwrap().version().await.is_ok());
+    drop(other);
+    assert!(!socket.exists());
+}
