@@ -140,9 +140,11 @@ impl Session {
         if left_out > 0 {
             log::warn!(pod:% = Name(pod), left_out; "{} names too many images", policy::IMAGES);
         }
-        let ask = |name: &&str| self.ensure(Want::Image((*name).to_owned()), &snapshotter);
-        let mut tickets: Vec<_> = names.iter().map(ask).collect();
-        for (name, ticket) in names.iter().zip(&mut tickets) {
+        let policy = self.node.config.snapshotter(&snapshotter);
+        let admitted = names.into_iter().filter(|name| policy.admits(name));
+        let ask = |name: &str| self.ensure(Want::Image(name.to_owned()), &snapshotter);
+        let mut tickets: Vec<_> = admitted.map(|name| (name, ask(name))).collect();
+        for (name, ticket) in &mut tickets {
             let outcome = ticket.outcome_by(deadline).await;
             let took = started.elapsed();
             match outcome {
