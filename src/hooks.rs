@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::handlers::Handlers;
 use crate::node::{Existing, Node};
 use crate::policy::{self, Unready};
-use crate::unpack::{Outcome, Progress, Request, Standing, Ticket, Want};
+use crate::unpack::{Done, Move, Outcome, Progress, Request, Standing, Swapped, Ticket, Want};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -200,16 +200,65 @@ impl Session {
         };
         let want = Want::Container {
             key: container.id.clone(),
-            chain,
+            chain: chain.clone(),
             name: name.map(str::to_owned),
         };
         let mut ticket = self.ensure(want, &snapshotter);
         let outcome = ticket.outcome_by(deadline).await;
-        creation.verdict(
-            outcome,
-            &ticket,
-            policy::on_unready(&self.node.config, &snapshotter),
-        )
+        let unready = policy::on_unready(&self.node.config, &snapshotter);
+        match outcome {
+            Some(Ok(Done {
+                image,
+                stand_on: Some(onto),
+                ..
+            })) => {
+                let wanted = Move {
+                    snapshotter: snapshotter.clone(),
+                    key: container.id.clone(),
+                    from: chain,
+                    onto,
+                };
+                let moved = self.moved(&creation, wanted, deadline, unready).await;
+                let engine = &self.node.engine;
+                engine.replace_when_unused(image, snapshotter.clone());
+                moved
+            }
+            outcome => creation.verdict(outcome, &ticket, unready),
+        }
+    }
+
+    /// A container whose chain cannot be repaired under it is moved onto another, here and now, so
+    /// that its first attempt gets the right one; else rejected, and the next attempt gets it.
+    async fn moved(
+        &self,
+        creation: &Creation<'_>,
+        wanted: Move,
+        deadline: Instant,
+        unready: Unready,
+    ) -> HandlerResult {
+        let unpacked = "it was unpacked on the host, and is in use";
+        if !self.node.config.hooks.swap {
+            return creation.unready(unready, &format!("{unpacked}; hooks.swap is off"));
+        }
+        match self.node.engine.swap(wanted, deadline).await {
+            Ok(Swapped::Done) => {
+                creation.say(
+                    Level::Info,
+                    "container moved onto a chain for the guest",
+                    unpacked,
+                );
+                Ok(())
+            }
+            Ok(Swapped::TooLate) => creation.unready(
+                unready,
+                &format!("{unpacked}; too little time is left to move the container"),
+            ),
+            Ok(Swapped::Moved) => creation.unready(unready, "its snapshot changed meanwhile"),
+            Ok(Swapped::Lost) => {
+                creation.unready(Unready::Reject, "its snapshot was lost in a move")
+            }
+            Err(e) => creation.unready(unready, &format!("{unpacked}, and cannot be moved: {e}")),
+        }
     }
 
     fn ensure(&self, want: Want, snapshotter: &str) -> Ticket {
@@ -301,13 +350,17 @@ impl Creation<'_> {
                 format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
             }
         };
+        self.unready(unready, &why)
+    }
+
+    fn unready(&self, unready: Unready, why: &str) -> HandlerResult {
         match unready {
             Unready::Allow => {
-                self.say(Level::Warn, "image not ready; let pass", &why);
+                self.say(Level::Warn, "image not ready; let pass", why);
                 Ok(())
             }
             Unready::Reject => {
-                self.say(Level::Warn, "image not ready; rejected", &why);
+                self.say(Level::Warn, "image not ready; rejected", why);
                 let snapshotter = self.snapshotter;
                 Err(format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: {why}; the kubelet will try again").into())
             }

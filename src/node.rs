@@ -51,9 +51,7 @@ impl Node {
         let containerd: Arc<dyn Containerd> = Arc::new(grpc);
         let config = Arc::new(config);
         let parallel_images = config.unpack.parallel_images.count().get();
-        let labels = config.clone();
-        let labels =
-            move |snapshotter: &str, image: &str| policy::labelling(&labels, snapshotter, image);
+        let labels = policy::Labels(config.clone());
         Ok(Arc::new(Self {
             engine: Engine::new(containerd.clone(), role, parallel_images, Box::new(labels)),
             config,
@@ -117,6 +115,7 @@ impl Node {
         for (handler, resolved) in handlers.iter() {
             log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
         }
+        self.engine.forget();
         let swept = self.engine.sweep().await?;
         if swept > 0 {
             log::info!(leases = swept; "took away what an earlier run had left");

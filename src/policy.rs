@@ -1,8 +1,10 @@
 //! What is wanted where: which pods are ours, which labels an image gets in a snapshotter, and what
 //! becomes of a container whose image is not ready. Pure: policy does no I/O.
 
+use std::sync::Arc;
+
 use crate::config::{self, Config, OnUnready, Unlabelled};
-use crate::unpack::Labelling;
+use crate::unpack::{LabelPolicy, Labelling, Repair, profile};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -14,10 +16,6 @@ pub const MODE: &str = "nri-unpack/mode";
 /// Images that one annotation may name. A pod has a handful of containers; a longer list is an
 /// attempt to keep the node busy.
 const MAX_IMAGES: usize = 64;
-
-/// Snapshotters whose containers must not start on an image that is not ready: a guest that pulls
-/// its image for itself (Kata, confidential containers) would get a host's unpack instead.
-const FAIL_CLOSED: [&str; 1] = ["nydus"];
 
 /// What becomes of a container whose image is not ready when the hook has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +34,26 @@ pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: &str) ->
     snapshotter != default_snapshotter || has_table()
 }
 
-/// Which labels the layers of an image get in a snapshotter.
-pub fn labelling(config: &Config, snapshotter: &str, image: &str) -> Labelling {
-    let policy = config.snapshotter(snapshotter);
-    match (policy.labels, policy.unlabelled) {
-        (config::Labels::None, _) => Labelling::None,
-        _ if !policy.admits(image) => Labelling::None,
-        (config::Labels::Cri, Unlabelled::Ignore) => Labelling::AtUnpack,
-        (config::Labels::Cri, _) => Labelling::Required,
+/// The configuration, as the engine asks it.
+pub struct Labels(pub Arc<Config>);
+
+impl LabelPolicy for Labels {
+    fn labelling(&self, snapshotter: &str, image: &str) -> Labelling {
+        let policy = self.0.snapshotter(snapshotter);
+        match (policy.labels, policy.unlabelled) {
+            (config::Labels::None, _) => Labelling::None,
+            _ if !policy.admits(image) => Labelling::None,
+            (config::Labels::Cri, Unlabelled::Ignore) => Labelling::AtUnpack,
+            (config::Labels::Cri, _) => Labelling::Required,
+        }
+    }
+
+    fn repair(&self, snapshotter: &str) -> Option<Repair> {
+        match self.0.snapshotter(snapshotter).unlabelled {
+            Unlabelled::Relabel => Some(Repair::Relabel),
+            Unlabelled::Replace => Some(Repair::Replace),
+            Unlabelled::Profile | Unlabelled::Ignore => None,
+        }
     }
 }
 
@@ -52,7 +62,7 @@ pub fn on_unready(config: &Config, snapshotter: &str) -> Unready {
     match config.hooks.on_unready {
         OnUnready::Allow => Unready::Allow,
         OnUnready::Reject => Unready::Reject,
-        OnUnready::Profile if FAIL_CLOSED.contains(&snapshotter) => Unready::Reject,
+        OnUnready::Profile if profile(snapshotter).fails_closed => Unready::Reject,
         OnUnready::Profile => Unready::Allow,
     }
 }
@@ -90,6 +100,7 @@ mod tests {
              [snapshotters.native]\nlabels = \"none\"\n\
              [snapshotters.zfs]\nunlabelled = \"ignore\"\n",
         );
+        let labels = Labels(Arc::new(config));
         for (snapshotter, image, expected) in [
             ("erofs", "a:1", Labelling::Required),
             ("soci", "a:1", Labelling::Required),
@@ -97,7 +108,7 @@ mod tests {
             ("native", "a:1", Labelling::None),
             ("zfs", "a:1", Labelling::AtUnpack),
         ] {
-            let labelling = labelling(&config, snapshotter, image);
+            let labelling = labels.labelling(snapshotter, image);
             assert_eq!(labelling, expected, "{image} in {snapshotter}");
         }
     }

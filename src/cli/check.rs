@@ -112,6 +112,8 @@ fn reason(look: &Look) -> String {
         State::Missing => "not unpacked here".to_owned(),
         State::Partial => format!("{committed} of {layers} layers unpacked"),
         State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),
+        State::Mixed => "a host's unpack lies over layers left to the guest".to_owned(),
+        State::Foreign => "the top layer's labels name an image that goes on above it".to_owned(),
         State::Unanchored => "nothing keeps it from garbage collection".to_owned(),
         State::Unavailable => "cannot be read".to_owned(),
     }

@@ -134,6 +134,10 @@ async fn row(
         error: None,
     };
     match outcome {
+        Ok(done) if done.stand_on.is_some() => {
+            row.error = Some("it was unpacked on the host, and is in use: new containers get another chain, and this one is replaced when nothing uses it".to_owned());
+            row.state = state_now(node, asked, snapshotter).await;
+        }
         Ok(done) => {
             row.action = done.action;
             row.layers_done = done.layers_done;

@@ -9,11 +9,12 @@ use super::manifest::Manifest;
 pub type LayerLabels = Vec<Labels>;
 
 /// The chain id, by which a remote snapshotter and containerd's metadata store find each other.
-const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
-const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+/// This and the following layers' digests: one alone on the top layer.
+pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
 /// Annotations of a layer that its snapshot inherits as labels.
 const INHERITED: &str = "containerd.io/snapshot/";

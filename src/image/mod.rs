@@ -10,7 +10,7 @@ mod reference;
 
 use crate::containerd;
 
-pub use labels::{LayerLabels, layer_labels};
+pub use labels::{IMAGE_LAYERS, LayerLabels, SNAPSHOT_REF, layer_labels};
 pub use manifest::{Layer, Manifest, Manifests};
 pub use platform::Platform;
 pub use reference::{find, is_pullable, name_for_labels};

@@ -1,21 +1,29 @@
 //! Runs the flights: one for each (snapshotter, chain), joined by all who ask for the same, detached
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::containerd::{Containerd, Image, Labels};
-use crate::image::{self, Manifests, Platform};
+use crate::containerd::{Containerd, Image};
+use crate::retry;
 
 use super::flight::{Flight, Target};
 use super::lease::{Leases, Role};
+use super::profile::Repair;
 use super::progress::{Outcome, Reporter, Ticket};
+use super::resolve::Resolver;
 use super::standing::Memory;
+use super::swap::{self, Swapped};
 use super::{Error, Standing, State};
+
+/// How often a chain in use is tried to be replaced: quick at first, since containerd takes a
+/// rejected container's snapshot away within 0.2 s, then every 10 s or more for some minutes.
+const REPLACE_TRIES: usize = 30;
 
 /// What the labels of an image's layers are to be in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +36,13 @@ pub enum Labelling {
     None,
 }
 
-/// Says what is wanted for `(snapshotter, image name)`. That is for others to decide.
-pub type LabelPolicy = Box<dyn Fn(&str, &str) -> Labelling + Send + Sync>;
+/// What is wanted of labels, for others to decide.
+pub trait LabelPolicy: Send + Sync {
+    /// Which labels the layers of an image get in a snapshotter.
+    fn labelling(&self, snapshotter: &str, image: &str) -> Labelling;
+    /// How absent labels are repaired; `None` for what the snapshotter's profile says.
+    fn repair(&self, snapshotter: &str) -> Option<Repair>;
+}
 
 /// Work at the same time that nobody waits for. One keeps the rest of the permits for hooks and
 /// people.
@@ -63,6 +76,19 @@ pub struct Request {
     pub background: bool,
 }
 
+/// A container that is to stand on another chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Where its snapshot is.
+    pub snapshotter: String,
+    /// The container's id.
+    pub key: String,
+    /// What it stands on.
+    pub from: String,
+    /// What it is to stand on.
+    pub onto: String,
+}
+
 /// How an image stands in a snapshotter, for the command line.
 #[derive(Clone, Debug)]
 pub struct Look {
@@ -81,11 +107,13 @@ pub struct Look {
 /// Brings chains to `ready`.
 pub struct Engine {
     containerd: Arc<dyn Containerd>,
-    policy: LabelPolicy,
-    manifests: Manifests,
+    resolver: Resolver,
+    swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
     flights: Mutex<HashMap<FlightKey, Ticket>>,
+    /// (snapshotter, image) that is being asked for until its chain is replaced.
+    replacing: Mutex<HashSet<FlightKey>>,
     permits: Semaphore,
     background: Semaphore,
     tasks: TaskTracker,
@@ -101,15 +129,17 @@ impl Engine {
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel_images: usize,
-        policy: LabelPolicy,
+        policy: Box<dyn LabelPolicy>,
     ) -> Arc<Self> {
+        let leases = Arc::new(Leases::new(role));
         Arc::new(Self {
+            resolver: Resolver::new(containerd.clone(), leases.clone(), policy),
             containerd,
-            policy,
-            manifests: Manifests::new(Platform::of_this_node()),
-            leases: Arc::new(Leases::new(role)),
+            swap_cost: swap::Cost::default(),
+            leases,
             memory: Memory::default(),
             flights: Mutex::default(),
+            replacing: Mutex::default(),
             permits: Semaphore::new(parallel_images),
             background: Semaphore::new(PARALLEL_BACKGROUND),
             tasks: TaskTracker::new(),
@@ -139,22 +169,93 @@ impl Engine {
 
     /// How an image stands in a snapshotter. Changes nothing.
     pub async fn look(&self, image: &Image, snapshotter: &str) -> Result<Look, Error> {
-        // Which name the labels carry does not matter here, only that they are there.
-        let reference = Some(image.name.as_str());
-        let target = self.target(image, snapshotter, reference).await?;
+        let target = self.resolver.seen(image, snapshotter).await?;
         let look = target.look(self.containerd.as_ref()).await;
-        let (sight, _) = look.map_err(|source| Error::Containerd {
-            image: image.name.clone(),
-            snapshotter: snapshotter.to_owned(),
-            source,
-        })?;
+        let (sight, _) = look.map_err(|e| target.failed(e))?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
-            state: sight.state(&target.required),
+            state: sight.state(&target.rules),
             layers: sight.layers.len(),
-            ready_layers: sight.ready_layers(&target.required),
+            ready_layers: sight.ready_layers(&target.rules),
             committed: sight.committed(),
         })
+    }
+
+    /// Moves a container that is being created onto the chain that a flight has made for it
+    /// ([`Done::stand_on`](super::Done::stand_on)). Begun, it is seen through, even when nobody waits
+    /// for it any more.
+    pub async fn swap(self: &Arc<Self>, wanted: Move, deadline: Instant) -> Result<Swapped, Error> {
+        let subject = wanted.key.clone();
+        let engine = self.clone();
+        let swap = self
+            .tasks
+            .spawn(async move { engine.swapped(wanted, deadline).await });
+        swap.await.unwrap_or(Err(Error::Died(subject)))
+    }
+
+    async fn swapped(&self, wanted: Move, deadline: Instant) -> Result<Swapped, Error> {
+        let containerd = self.containerd.as_ref();
+        let failed = |source| Error::Containerd {
+            image: format!("container {}", wanted.key),
+            snapshotter: wanted.snapshotter.clone(),
+            source,
+        };
+        let lease = self.leases.take(containerd).await.map_err(failed)?;
+        let swap = swap::Swap {
+            containerd,
+            lease: &lease,
+            snapshotter: &wanted.snapshotter,
+            key: &wanted.key,
+            from: &wanted.from,
+            onto: &wanted.onto,
+        };
+        let began = Instant::now();
+        let swapped = swap.run(deadline, self.swap_cost.estimate()).await;
+        if matches!(swapped, Ok(Swapped::Done)) {
+            self.swap_cost.measured(began.elapsed());
+        }
+        lease.release(containerd).await;
+        swapped.map_err(failed)
+    }
+
+    /// Asks for an image again and again, in the background, until its chain could be replaced: as
+    /// soon as nothing uses it any more. Gives up after a while; the next who asks tries again.
+    pub fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
+        let key = (snapshotter.clone(), image.clone());
+        if !self.replacing().insert(key.clone()) {
+            return;
+        }
+        let engine = self.clone();
+        self.tasks.spawn(async move {
+            let tries = engine.replaced(image, snapshotter);
+            engine.stop.run_until_cancelled(tries).await;
+            engine.replacing().remove(&key);
+        });
+    }
+
+    async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
+        for pause in retry::pauses().take(REPLACE_TRIES) {
+            tokio::time::sleep(pause).await;
+            let request = Request {
+                want: Want::Image(image.clone()),
+                snapshotter: snapshotter.clone(),
+                background: true,
+            };
+            match self.ensure(request).outcome().await {
+                Ok(done) if done.stand_on.is_some() => {}
+                Ok(done) => {
+                    log::info!(image, snapshotter, action:% = done.action; "a chain that was unpacked on the host is replaced");
+                    return;
+                }
+                Err(e) => log::debug!(image, snapshotter, error:% = e; "chain not replaced yet"),
+            }
+        }
+        log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
+    }
+
+    /// Something about the node may have changed: containerd was restarted.
+    pub fn forget(&self) {
+        self.resolver.forget();
     }
 
     /// Takes away what a crash has left. Answers how many leases that were.
@@ -170,101 +271,21 @@ impl Engine {
     }
 
     async fn serve(self: Arc<Self>, request: Request, reporter: Reporter) {
-        match self.resolve(&request).await {
+        match self.resolver.target(&request).await {
             Err(e) => reporter.end(Err(Arc::new(e))),
             Ok(target) => {
+                if let Want::Container {
+                    chain,
+                    name: Some(name),
+                    ..
+                } = &request.want
+                {
+                    self.memory.stood_on(&request.snapshotter, name, chain);
+                }
                 let flight = self.join(target, request.background);
                 reporter.follow(flight).await;
             }
         }
-    }
-
-    async fn resolve(&self, request: &Request) -> Result<Target, Error> {
-        let containerd = self.containerd.as_ref();
-        let snapshotter = request.snapshotter.as_str();
-        let (image, asked) = match &request.want {
-            Want::Image(name) => (image::find(containerd, name).await?, Some(name)),
-            Want::Container { key, chain, name } => {
-                let found = self.of_chain(chain, name.as_deref()).await?;
-                let image = found.ok_or_else(|| Error::NoImage {
-                    chain: chain.clone(),
-                    key: key.clone(),
-                    snapshotter: snapshotter.to_owned(),
-                })?;
-                if let Some(name) = name {
-                    self.memory.stood_on(snapshotter, name, chain);
-                }
-                (image, name.as_ref())
-            }
-        };
-        if (self.policy)(snapshotter, &image.name) == Labelling::None {
-            return self.target(&image, snapshotter, None).await;
-        }
-        let names = self.names(&image).await?;
-        let reference = image::name_for_labels(asked.map(String::as_str), &names);
-        let reference = reference.ok_or_else(|| Error::NoName(image.name.clone()))?;
-        self.target(&image, snapshotter, Some(&reference)).await
-    }
-
-    /// The image whose chain ends at `chain`: the one that the name stands for, else any.
-    async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
-        let containerd = self.containerd.as_ref();
-        if let Some(name) = name
-            && let Ok(image) = image::find(containerd, name).await
-            && self.ends_at(&image, chain).await
-        {
-            return Ok(Some(image));
-        }
-        for image in self.all_images().await? {
-            if self.ends_at(&image, chain).await {
-                return Ok(Some(image));
-            }
-        }
-        Ok(None)
-    }
-
-    /// An image that cannot be read is not the one that is looked for.
-    async fn ends_at(&self, image: &Image, chain: &str) -> bool {
-        let read = self.manifests.read(self.containerd.as_ref(), image).await;
-        read.is_ok_and(|manifest| manifest.chain_id() == Some(chain))
-    }
-
-    /// All names of an image's target.
-    async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
-        let same = |other: &Image| other.target.digest == image.target.digest;
-        let images = self.all_images().await?.into_iter();
-        Ok(images.filter(same).map(|other| other.name).collect())
-    }
-
-    async fn all_images(&self) -> Result<Vec<Image>, Error> {
-        let images = self.containerd.images().await;
-        images.map_err(|source| {
-            let image = "(all images)".to_owned();
-            Error::Image(image::Error::Containerd { image, source })
-        })
-    }
-
-    /// `reference` is the name that the labels carry; without one there are none.
-    async fn target(
-        &self,
-        image: &Image,
-        snapshotter: &str,
-        reference: Option<&str>,
-    ) -> Result<Target, Error> {
-        let manifest = self.manifests.read(self.containerd.as_ref(), image).await?;
-        let labelling = (self.policy)(snapshotter, &image.name);
-        let reference = reference.filter(|_| labelling != Labelling::None);
-        let labels = image::layer_labels(&manifest, reference);
-        Ok(Target {
-            required: match labelling {
-                Labelling::Required => labels.clone(),
-                Labelling::AtUnpack | Labelling::None => vec![Labels::new(); labels.len()],
-            },
-            labels,
-            image: image.name.clone(),
-            manifest,
-            snapshotter: snapshotter.to_owned(),
-        })
     }
 
     /// The ticket of the one flight of this chain, which starts now if there is none.
@@ -286,6 +307,12 @@ impl Engine {
         };
         self.tasks.spawn(entry.fly(target, background, reporter));
         ticket
+    }
+
+    fn replacing(&self) -> MutexGuard<'_, HashSet<FlightKey>> {
+        self.replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, Ticket>> {
@@ -327,8 +354,10 @@ impl Entry {
             stop: &engine.stop,
         };
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        let (snapshotter, chain) = &self.key;
-        engine.memory.is_ready(snapshotter, chain, created_at);
+        if done.stand_on.is_none() {
+            let (snapshotter, chain) = &self.key;
+            engine.memory.is_ready(snapshotter, chain, created_at);
+        }
         Ok(done)
     }
 }

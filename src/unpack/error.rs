@@ -71,6 +71,20 @@ pub enum Error {
         /// What containerd says.
         source: containerd::Error,
     },
+    /// The chain has to be taken away, and something uses it.
+    #[error(
+        "image {image} in {snapshotter} is {state}, and {holders} containers or images use it: it is replaced when they are gone"
+    )]
+    InUse {
+        /// The image's name.
+        image: String,
+        /// Where it is.
+        snapshotter: String,
+        /// What it is.
+        state: super::State,
+        /// How many use it.
+        holders: usize,
+    },
     /// It stayed unready although every step succeeded: somebody else works on the same chain.
     #[error(
         "image {image} in {snapshotter}: still {state} after {tries} tries; something else changes it at the same time"

@@ -9,10 +9,13 @@ use tokio_util::sync::CancellationToken;
 use crate::containerd::{self, Containerd, Labels, Resource, Snapshot};
 use crate::image::{LayerLabels, Manifest};
 
+use super::guest::Guest;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::{Lease, Leases};
 use super::plan::{Step, plan};
 use super::progress::Reporter;
+use super::replace::{Replace, Replaced};
+use super::state::Rules;
 use super::{Action, Done, Error, Sight};
 
 /// Looks at a chain that do not find it ready although every step succeeded. Somebody else may work
@@ -31,8 +34,8 @@ pub(super) struct Target {
     pub(super) manifest: Arc<Manifest>,
     /// What a layer gets when it is unpacked or relabelled.
     pub(super) labels: LayerLabels,
-    /// What a layer has to have.
-    pub(super) required: LayerLabels,
+    /// When it is ready.
+    pub(super) rules: Rules,
     pub(super) snapshotter: String,
 }
 
@@ -84,7 +87,7 @@ impl Target {
         })
     }
 
-    fn failed(&self, source: containerd::Error) -> Error {
+    pub(super) fn failed(&self, source: containerd::Error) -> Error {
         Error::Containerd {
             image: self.image.clone(),
             snapshotter: self.snapshotter.clone(),
@@ -117,15 +120,17 @@ impl Flight<'_> {
     async fn rounds(&self, lease: &mut Option<Lease>) -> Result<(Done, Option<SystemTime>), Error> {
         let target = self.target;
         let mut done = Done {
+            image: target.image.clone(),
             action: Action::None,
             layers_done: 0,
             layers: target.manifest.layers.len(),
+            stand_on: None,
         };
         for _ in 0..MAX_ROUNDS {
             let look = target.look(self.containerd).await;
             let (sight, created_at) = look.map_err(|e| target.failed(e))?;
             self.report(&sight, 0);
-            let steps = plan(&sight, &target.required);
+            let steps = plan(&sight, &target.rules);
             if steps.is_empty() {
                 return Ok((done, created_at));
             }
@@ -133,13 +138,20 @@ impl Flight<'_> {
                 let taken = self.leases.take(self.containerd).await;
                 *lease = Some(taken.map_err(|e| target.failed(e))?);
             }
-            if let Some(lease) = lease {
-                self.act(lease, &sight, &steps, &mut done).await?;
+            let Some(lease) = lease else { continue };
+            if steps == [Step::Replace] {
+                if let Replaced::InUse(holders) = self.replace().await? {
+                    done.stand_on = Some(self.private_chain(lease, &sight, holders).await?);
+                    return Ok((done, None));
+                }
+                done.action = done.action.max(Action::Replaced);
+                continue;
             }
+            self.act(lease, &sight, &steps, &mut done).await?;
         }
         let look = target.look(self.containerd).await;
         let (sight, created_at) = look.map_err(|e| target.failed(e))?;
-        match sight.state(&target.required) {
+        match sight.state(&target.rules) {
             super::State::Ready => Ok((done, created_at)),
             state => Err(Error::Unsettled {
                 image: target.image.clone(),
@@ -167,6 +179,8 @@ impl Flight<'_> {
                 Step::Relabel(i) => self.relabel(i).await?,
                 Step::Unpack(i) => self.unpack(lease, i).await?,
                 Step::Anchor => self.anchor().await?,
+                // Stands alone: what comes after it is not known yet.
+                Step::Replace => false,
             };
             if !acted {
                 continue;
@@ -182,7 +196,7 @@ impl Flight<'_> {
     }
 
     fn report(&self, sight: &Sight, more: usize) {
-        let ready = sight.ready_layers(&self.target.required) + more;
+        let ready = sight.ready_layers(&self.target.rules) + more;
         self.reporter.layers(ready, sight.layers.len());
     }
 
@@ -196,6 +210,43 @@ impl Flight<'_> {
         let resource = Resource::snapshot(&self.target.snapshotter, chain_id);
         let held = self.containerd.hold(lease.id(), resource).await;
         held.map_err(|e| self.target.failed(e))
+    }
+
+    async fn replace(&self) -> Result<Replaced, Error> {
+        let replace = Replace {
+            containerd: self.containerd,
+            leases: self.leases,
+            snapshotter: &self.target.snapshotter,
+            manifest: &self.target.manifest,
+            anchor: &self.target.anchor(),
+        };
+        replace.run().await.map_err(|e| self.target.failed(e))
+    }
+
+    /// Where the chain cannot be replaced because it is in use: a chain of the image's own, onto which
+    /// a container that is being created can be moved.
+    async fn private_chain(
+        &self,
+        lease: &Lease,
+        sight: &Sight,
+        holders: usize,
+    ) -> Result<String, Error> {
+        let target = self.target;
+        let in_use = || Error::InUse {
+            image: target.image.clone(),
+            snapshotter: target.snapshotter.clone(),
+            state: sight.state(&target.rules),
+            holders,
+        };
+        let labels = target.labels.last().ok_or_else(in_use)?;
+        let guest = Guest {
+            containerd: self.containerd,
+            snapshotter: &target.snapshotter,
+            lease,
+            labels,
+        };
+        let chain = guest.private_chain(&target.manifest).await;
+        chain.map_err(|e| target.failed(e))?.ok_or_else(in_use)
     }
 
     /// `false` where the layer has gone meanwhile: the next look finds it missing.
@@ -213,7 +264,6 @@ impl Flight<'_> {
         self.unless_gone(labelled.await)
     }
 
-    /// `false` where somebody else had the layer first: the next look finds its labels missing.
     async fn unpack(&self, lease: &Lease, i: usize) -> Result<bool, Error> {
         let layers = &self.target.manifest.layers;
         let unpack = Unpack {
@@ -228,7 +278,8 @@ impl Flight<'_> {
             stop: self.stop,
         };
         match unpack.run().await {
-            Ok(committed) => Ok(committed == Committed::Applied),
+            // Whoever committed it: it was missing, and is there now.
+            Ok(Committed::Applied | Committed::Existed) => Ok(true),
             Err(failure) => Err(self.layer_failed(i, failure)),
         }
     }

@@ -148,6 +148,14 @@ impl Lease {
         format!("{}{n} {chain_id}", extraction_prefix(&self.id))
     }
 
+    /// Lets go, and has garbage collected: returns when that is done.
+    pub(super) async fn release_and_collect(
+        self,
+        containerd: &dyn Containerd,
+    ) -> Result<(), containerd::Error> {
+        gone_is_fine(containerd.delete_lease(&self.id, true).await)
+    }
+
     /// Lets go. What fails here is left to the sweep.
     pub(super) async fn release(self, containerd: &dyn Containerd) {
         if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {

@@ -6,19 +6,26 @@
 mod engine;
 mod error;
 mod flight;
+mod guest;
 mod layer;
 mod lease;
 mod plan;
+mod profile;
 mod progress;
+mod replace;
+mod resolve;
 mod standing;
 mod state;
+mod swap;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, LabelPolicy, Labelling, Look, Request, Want};
+pub use engine::{Engine, LabelPolicy, Labelling, Look, Move, Request, Want};
 pub use error::Error;
 pub use lease::Role;
 pub use plan::Action;
+pub use profile::{Profile, Repair, profile};
 pub use progress::{Done, Outcome, Progress, Ticket};
 pub use standing::Standing;
-pub use state::{Sight, State};
+pub use state::{Rules, Sight, State};
+pub use swap::Swapped;

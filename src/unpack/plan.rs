@@ -2,15 +2,16 @@
 
 use std::fmt;
 
-use crate::image::LayerLabels;
-
-use super::Sight;
+use super::profile::Repair;
+use super::state::{Rules, Sight, State};
 
 /// One step of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Put the labels on a committed layer.
     Relabel(usize),
+    /// Take the chain away from the top down, as far as nothing else holds it.
+    Replace,
     /// Prepare, apply, verify and commit a layer.
     Unpack(usize),
     /// Let the config blob keep the chain.
@@ -18,9 +19,20 @@ pub(super) enum Step {
 }
 
 /// The least that makes the chain ready, in the order in which it has to happen: layers are
-/// unpacked bottom up, and the chain is anchored when it is complete. Empty for a ready chain.
-pub(super) fn plan(sight: &Sight, required: &LayerLabels) -> Vec<Step> {
-    let mut steps: Vec<Step> = sight.unlabelled(required).map(Step::Relabel).collect();
+/// unpacked bottom up, and the chain is anchored when it is complete. What has to be done after a
+/// [`Step::Replace`] depends on how far that got. Empty for a ready chain.
+pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
+    let state = sight.state(rules);
+    if rules.repair == Repair::Replace && matches!(state, State::Unlabelled | State::Mixed) {
+        return vec![Step::Replace];
+    }
+    let mut steps = Vec::new();
+    if !rules.guest_pulls {
+        steps.extend(sight.unlabelled(rules).map(Step::Relabel));
+    }
+    if state == State::Foreign {
+        steps.push(Step::Relabel(sight.layers.len() - 1));
+    }
     steps.extend((sight.committed()..sight.layers.len()).map(Step::Unpack));
     if !sight.anchored && !sight.layers.is_empty() {
         steps.push(Step::Anchor);
@@ -41,6 +53,8 @@ pub enum Action {
     Relabelled,
     /// Layers unpacked.
     Unpacked,
+    /// Layers taken away and unpacked again.
+    Replaced,
 }
 
 impl From<Step> for Action {
@@ -48,6 +62,7 @@ impl From<Step> for Action {
         match step {
             Step::Relabel(_) => Self::Relabelled,
             Step::Unpack(_) => Self::Unpacked,
+            Step::Replace => Self::Replaced,
             Step::Anchor => Self::Anchored,
         }
     }
@@ -60,42 +75,65 @@ impl fmt::Display for Action {
             Self::Anchored => "anchored",
             Self::Relabelled => "relabelled",
             Self::Unpacked => "unpacked",
+            Self::Replaced => "replaced",
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::{labelled, required};
+    use super::super::state::tests::{bare, goes_on, labelled, proxied, rules};
+    use super::Step::{Anchor, Relabel, Replace, Unpack};
     use super::*;
     use crate::containerd::Labels;
 
-    #[test]
-    fn the_least_that_is_lacking() {
-        use Step::{Anchor, Relabel, Unpack};
-        let bare = || Some(Labels::new());
-        for (layers, anchored, steps) in [
-            (vec![], false, vec![]),
-            (vec![labelled(), labelled()], true, vec![]),
-            (vec![labelled(), labelled()], false, vec![Anchor]),
-            (vec![None, None], false, vec![Unpack(0), Unpack(1), Anchor]),
-            (vec![labelled(), None], false, vec![Unpack(1), Anchor]),
-            (vec![bare(), labelled()], true, vec![Relabel(0)]),
-            (
-                vec![bare(), None],
-                false,
-                vec![Relabel(0), Unpack(1), Anchor],
-            ),
-        ] {
-            let required = required(layers.len());
+    fn assert_plans(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, Vec<Step>)>) {
+        for (layers, anchored, steps) in cases {
+            let rules = rules(layers.len(), guest_pulls);
             let sight = Sight { layers, anchored };
-            assert_eq!(plan(&sight, &required), steps, "{sight:?}");
+            assert_eq!(plan(&sight, &rules), steps, "{sight:?}");
         }
     }
 
     #[test]
+    fn the_least_that_is_lacking() {
+        assert_plans(
+            false,
+            vec![
+                (vec![], false, vec![]),
+                (vec![labelled(), labelled()], true, vec![]),
+                (vec![labelled(), labelled()], false, vec![Anchor]),
+                (vec![None, None], false, vec![Unpack(0), Unpack(1), Anchor]),
+                (vec![labelled(), None], false, vec![Unpack(1), Anchor]),
+                (vec![bare(), labelled()], true, vec![Relabel(0)]),
+                (vec![labelled(), goes_on()], true, vec![Relabel(1)]),
+                (vec![bare(), goes_on()], true, vec![Relabel(0)]),
+                (
+                    vec![bare(), None],
+                    false,
+                    vec![Relabel(0), Unpack(1), Anchor],
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn where_the_guest_pulls_a_host_unpack_is_replaced() {
+        assert_plans(
+            true,
+            vec![
+                (vec![proxied(), proxied()], true, vec![]),
+                (vec![bare(), bare()], true, vec![Replace]),
+                (vec![proxied(), bare()], false, vec![Replace]),
+                (vec![bare(), None], false, vec![Unpack(1), Anchor]),
+                (vec![bare(), proxied()], false, vec![Anchor]),
+            ],
+        );
+    }
+
+    #[test]
     fn the_action_that_says_most_is_reported() {
-        let steps = [Step::Relabel(0), Step::Unpack(1), Step::Anchor];
+        let steps = [Relabel(0), Unpack(1), Anchor];
         let most = steps.into_iter().map(Action::from).max();
         assert_eq!(most, Some(Action::Unpacked));
     }

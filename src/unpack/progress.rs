@@ -10,12 +10,17 @@ use super::{Action, Error};
 /// What was done to make a chain ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
+    /// The name of the image's record.
+    pub image: String,
     /// Of several things the one that says most.
     pub action: Action,
     /// Layers that were unpacked or relabelled.
     pub layers_done: usize,
     /// Layers of the image.
     pub layers: usize,
+    /// The image's chain is one that no container must start from, and could not be replaced because
+    /// it is in use: a container that is being created has to be moved onto this one.
+    pub stand_on: Option<String>,
 }
 
 /// How it ended. An error is shared by all who waited.

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use crate::containerd::Labels;
-use crate::image::LayerLabels;
+use crate::image::{IMAGE_LAYERS, LayerLabels};
+
+use super::profile::{Repair, is_proxied};
 
 /// The state of an image's chain in one snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -17,6 +19,11 @@ pub enum State {
     Partial,
     /// Committed, labels absent on at least one layer.
     Unlabelled,
+    /// A layer that was unpacked on the host lies over layers that the snapshotter left to the
+    /// guest, and so holds empty: a broken root file system.
+    Mixed,
+    /// The top layer's labels name an image whose chain does not end there.
+    Foreign,
     /// Complete, but nothing keeps it from garbage collection.
     Unanchored,
     /// The image, or a blob that has to be applied, cannot be read.
@@ -30,10 +37,25 @@ impl fmt::Display for State {
             Self::Missing => "missing",
             Self::Partial => "partial",
             Self::Unlabelled => "unlabelled",
+            Self::Mixed => "mixed",
+            Self::Foreign => "foreign",
             Self::Unanchored => "unanchored",
             Self::Unavailable => "unavailable",
         })
     }
+}
+
+/// What a chain has to look like to be ready.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The label keys that each layer has to have, bottom first. Values are not compared: a layer
+    /// that two images share has one chain id and carries the labels of whichever came first.
+    pub required: LayerLabels,
+    /// How absent labels are repaired.
+    pub repair: Repair,
+    /// The snapshotter leaves images to the guest: a chain is labelled when it did so with the top
+    /// layer, and what the layers below are does not matter.
+    pub guest_pulls: bool,
 }
 
 /// A chain as containerd shows it.
@@ -50,44 +72,69 @@ pub struct Sight {
 impl Sight {
     /// How many layers are committed, from the bottom.
     pub fn committed(&self) -> usize {
-        self.layers
-            .iter()
-            .take_while(|layer| layer.is_some())
-            .count()
+        let layers = self.layers.iter();
+        layers.take_while(|layer| layer.is_some()).count()
     }
 
-    /// How many layers are committed and have every label that is required.
-    pub fn ready_layers(&self, required: &LayerLabels) -> usize {
-        let pairs = self.layers.iter().zip(required);
-        pairs
-            .filter(|(layer, required)| is_ready(layer.as_ref(), required))
-            .count()
+    /// How many layers need nothing more.
+    pub fn ready_layers(&self, rules: &Rules) -> usize {
+        if !rules.guest_pulls {
+            self.committed() - self.unlabelled(rules).count()
+        } else if self.top().is_some_and(is_proxied) {
+            // What the top layer is, all are to whoever mounts it.
+            self.layers.len()
+        } else {
+            self.layers
+                .iter()
+                .flatten()
+                .filter(|l| is_proxied(l))
+                .count()
+        }
     }
 
     /// The committed layers that lack labels, bottom first.
-    pub(super) fn unlabelled<'a>(
-        &'a self,
-        required: &'a LayerLabels,
-    ) -> impl Iterator<Item = usize> + 'a {
-        let pairs = self.layers.iter().zip(required).enumerate();
+    pub(super) fn unlabelled<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
+        let pairs = self.layers.iter().zip(&rules.required).enumerate();
         pairs.filter_map(|(i, (layer, required))| {
-            let layer = layer.as_ref()?;
-            (!is_ready(Some(layer), required)).then_some(i)
+            let labels = layer.as_ref()?;
+            let has_all = required.keys().all(|key| labels.contains_key(key));
+            (!has_all).then_some(i)
         })
     }
 
+    /// The labels of the top layer, where that is committed.
+    fn top(&self) -> Option<&Labels> {
+        self.layers.last()?.as_ref()
+    }
+
+    /// The top layer of a chain that ends there lists no layer but itself.
+    fn is_foreign(&self, rules: &Rules) -> bool {
+        let required = rules.required.last();
+        let listed = self.top().and_then(|labels| labels.get(IMAGE_LAYERS));
+        required.is_some_and(|required| required.contains_key(IMAGE_LAYERS))
+            && listed.is_some_and(|layers| layers.contains(','))
+    }
+
     /// The word for it.
-    pub fn state(&self, required: &LayerLabels) -> State {
-        let committed = self.committed();
-        if self.layers.is_empty() {
-            // An image without layers has nothing to unpack, label or lose.
-            State::Ready
-        } else if committed == 0 {
-            State::Missing
-        } else if committed < self.layers.len() {
-            State::Partial
-        } else if self.unlabelled(required).next().is_some() {
+    pub fn state(&self, rules: &Rules) -> State {
+        let Some(top) = self.top() else {
+            return match self.committed() {
+                // An image without layers has nothing to unpack, label or lose.
+                _ if self.layers.is_empty() => State::Ready,
+                0 => State::Missing,
+                _ => State::Partial,
+            };
+        };
+        let guest_pulls = rules.guest_pulls && is_proxied(top);
+        if rules.guest_pulls && !guest_pulls {
+            match self.layers.iter().flatten().any(is_proxied) {
+                true => State::Mixed,
+                false => State::Unlabelled,
+            }
+        } else if !guest_pulls && self.unlabelled(rules).next().is_some() {
             State::Unlabelled
+        } else if self.is_foreign(rules) {
+            State::Foreign
         } else if !self.anchored {
             State::Unanchored
         } else {
@@ -96,53 +143,107 @@ impl Sight {
     }
 }
 
-/// A layer has its labels when every required key is there. Values are not compared: a layer that two
-/// images share has one chain id and carries the labels of whichever came first.
-fn is_ready(layer: Option<&Labels>, required: &Labels) -> bool {
-    layer.is_some_and(|labels| required.keys().all(|key| labels.contains_key(key)))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::profile;
     use super::*;
 
     pub(crate) fn labelled() -> Option<Labels> {
-        Some(required(1).remove(0))
+        Some(rules(1, false).required.remove(0))
     }
 
-    pub(crate) fn required(layers: usize) -> LayerLabels {
-        let key = |key: &str| (key.to_owned(), "x".to_owned());
-        vec![Labels::from([key("a"), key("b")]); layers]
+    pub(crate) fn proxied() -> Option<Labels> {
+        labelled().map(profile::tests::proxied)
+    }
+
+    /// The labels of a layer over which the image goes on.
+    pub(crate) fn goes_on() -> Option<Labels> {
+        let mut labels = labelled()?;
+        labels.insert(IMAGE_LAYERS.to_owned(), "sha256:a,sha256:b".to_owned());
+        Some(labels)
+    }
+
+    pub(crate) fn rules(layers: usize, guest_pulls: bool) -> Rules {
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let labels = Labels::from([label("a", "x"), label(IMAGE_LAYERS, "sha256:a")]);
+        Rules {
+            required: vec![labels; layers],
+            repair: if guest_pulls {
+                Repair::Replace
+            } else {
+                Repair::Relabel
+            },
+            guest_pulls,
+        }
+    }
+
+    fn assert_states(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, State, usize)>) {
+        for (layers, anchored, state, ready) in cases {
+            let rules = rules(layers.len(), guest_pulls);
+            let sight = Sight { layers, anchored };
+            assert_eq!(sight.state(&rules), state, "{sight:?}");
+            assert_eq!(sight.ready_layers(&rules), ready, "{sight:?}");
+        }
+    }
+
+    pub(crate) fn bare() -> Option<Labels> {
+        Some(Labels::new())
     }
 
     #[test]
     fn every_sight_has_its_word() {
-        let bare = || Some(Labels::new());
         let half = || Some(Labels::from([("a".to_owned(), "other".to_owned())]));
-        for (layers, anchored, state, ready) in [
-            (vec![], false, State::Ready, 0),
-            (vec![None, None], false, State::Missing, 0),
-            (vec![None, None], true, State::Missing, 0),
-            (vec![labelled(), None], true, State::Partial, 1),
-            (vec![bare(), None], true, State::Partial, 0),
-            (vec![labelled(), bare()], true, State::Unlabelled, 1),
-            (vec![half(), labelled()], false, State::Unlabelled, 1),
-            (vec![labelled(), labelled()], false, State::Unanchored, 2),
-            (vec![labelled(), labelled()], true, State::Ready, 2),
-        ] {
-            let required = required(layers.len());
-            let sight = Sight { layers, anchored };
-            assert_eq!(sight.state(&required), state, "{sight:?}");
-            assert_eq!(sight.ready_layers(&required), ready, "{sight:?}");
-        }
+        assert_states(
+            false,
+            vec![
+                (vec![], false, State::Ready, 0),
+                (vec![None, None], false, State::Missing, 0),
+                (vec![None, None], true, State::Missing, 0),
+                (vec![labelled(), None], true, State::Partial, 1),
+                (vec![bare(), None], true, State::Partial, 0),
+                (vec![labelled(), bare()], true, State::Unlabelled, 1),
+                (vec![half(), labelled()], false, State::Unlabelled, 1),
+                (vec![labelled(), goes_on()], true, State::Foreign, 2),
+                (vec![goes_on(), labelled()], true, State::Ready, 2),
+                (vec![labelled(), labelled()], false, State::Unanchored, 2),
+                (vec![labelled(), labelled()], true, State::Ready, 2),
+            ],
+        );
     }
 
     #[test]
-    fn nothing_is_lacking_where_nothing_is_wanted() {
-        let sight = Sight {
-            layers: vec![Some(Labels::new())],
-            anchored: true,
+    fn where_the_guest_pulls_the_top_layer_decides() {
+        assert_states(
+            true,
+            vec![
+                (vec![None, None], false, State::Missing, 0),
+                (vec![bare(), None], false, State::Partial, 0),
+                (vec![proxied(), None], false, State::Partial, 1),
+                (vec![bare(), bare()], true, State::Unlabelled, 0),
+                // Labels that came later do not help.
+                (vec![labelled(), labelled()], true, State::Unlabelled, 0),
+                (vec![proxied(), bare()], true, State::Mixed, 1),
+                (vec![proxied(), labelled()], true, State::Mixed, 1),
+                (vec![bare(), proxied()], true, State::Ready, 2),
+                (vec![proxied(), proxied()], false, State::Unanchored, 2),
+                (vec![proxied(), proxied()], true, State::Ready, 2),
+            ],
+        );
+    }
+
+    #[test]
+    fn nothing_is_lacking_where_nothing_is_required() {
+        let rules = Rules {
+            required: vec![Labels::new()],
+            repair: Repair::Relabel,
+            guest_pulls: false,
         };
-        assert_eq!(sight.state(&vec![Labels::new()]), State::Ready);
+        for layers in [vec![bare()], vec![goes_on()]] {
+            let sight = Sight {
+                layers,
+                anchored: true,
+            };
+            assert_eq!(sight.state(&rules), State::Ready);
+        }
     }
 }

@@ -6,11 +6,27 @@ use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
-use super::{Action, Engine, Error, Labelling, Outcome, Request, Role, Standing, State, Want};
+use super::{
+    Action, Engine, Error, LabelPolicy, Labelling, Outcome, Repair, Request, Role, Standing, State,
+    Want,
+};
 
 const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+
+/// The same for all images.
+struct Fixed(Labelling);
+
+impl LabelPolicy for Fixed {
+    fn labelling(&self, _: &str, _: &str) -> Labelling {
+        self.0
+    }
+
+    fn repair(&self, _: &str) -> Option<Repair> {
+        None
+    }
+}
 
 struct Bench {
     fake: Arc<Fake>,
@@ -32,7 +48,7 @@ impl Bench {
                 fake.clone(),
                 Role::Daemon,
                 2,
-                Box::new(|_, _| Labelling::Required),
+                Box::new(Fixed(Labelling::Required)),
             ),
             fake,
             image,
@@ -379,7 +395,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         bench.fake.clone(),
         Role::Command,
         1,
-        Box::new(|_, _| Labelling::None),
+        Box::new(Fixed(Labelling::None)),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;

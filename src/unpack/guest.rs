@@ -1,0 +1,84 @@
+//! Snapshotters that leave the image to the guest: whether this one does, and a private chain for
+//! an image whose own chain ids are taken by a host's unpack.
+//!
+//! There one labelled `Prepare` without a parent is enough, since the guest pulls the whole image;
+//! it is answered with *AlreadyExists*, and the snapshot stands committed under the name that its
+//! label `containerd.io/snapshot.ref` asks for.
+
+use crate::containerd::{self, Containerd, Labels};
+use crate::image::{Manifest, SNAPSHOT_REF};
+
+use super::lease::Lease;
+use super::profile::is_proxied;
+
+/// What the names of private chains begin with; the chain id follows.
+const PRIVATE: &str = "nri-unpack-private-";
+
+/// What the names of probes begin with.
+const PROBE: &str = "nri-unpack-probe-";
+
+/// One image in such a snapshotter.
+pub(super) struct Guest<'a> {
+    pub(super) containerd: &'a dyn Containerd,
+    pub(super) snapshotter: &'a str,
+    pub(super) lease: &'a Lease,
+    /// The labels of the image's top layer.
+    pub(super) labels: &'a Labels,
+}
+
+impl Guest<'_> {
+    /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind.
+    pub(super) async fn pulls(&self) -> Result<bool, containerd::Error> {
+        let name = format!("{PROBE}{}", self.lease.id());
+        let proxied = self.prepare(&name).await?;
+        if proxied {
+            self.containerd.remove(self.snapshotter, &name).await?;
+        }
+        Ok(proxied)
+    }
+
+    /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
+    /// it goes with the image. `None` where the snapshotter does not leave the image to the guest.
+    pub(super) async fn private_chain(
+        &self,
+        manifest: &Manifest,
+    ) -> Result<Option<String>, containerd::Error> {
+        let Some(chain_id) = manifest.chain_id() else {
+            return Ok(None);
+        };
+        let name = format!("{PRIVATE}{chain_id}");
+        if !self.prepare(&name).await? {
+            return Ok(None);
+        }
+        let anchor = format!(
+            "containerd.io/gc.ref.snapshot.{}/nri-unpack",
+            self.snapshotter
+        );
+        let label = Labels::from([(anchor, name.clone())]);
+        self.containerd.label_blob(&manifest.config, label).await?;
+        Ok(Some(name))
+    }
+
+    /// Whether the snapshot `name` stands committed and left to the guest after this.
+    async fn prepare(&self, name: &str) -> Result<bool, containerd::Error> {
+        let mut labels = self.labels.clone();
+        labels.insert(SNAPSHOT_REF.to_owned(), name.to_owned());
+        let key = self.lease.extraction_key(name);
+        let (id, snapshotter) = (self.lease.id(), self.snapshotter);
+        match self
+            .containerd
+            .prepare(id, snapshotter, &key, None, labels)
+            .await
+        {
+            Ok(_) => {
+                self.containerd.remove(snapshotter, &key).await?;
+                Ok(false)
+            }
+            Err(e) if e.already_exists() => {
+                let snapshot = self.containerd.stat(snapshotter, name).await?;
+                Ok(is_proxied(&snapshot.labels))
+            }
+            Err(e) => Err(e),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What «labelled» means in a snapshotter, and how a chain that is not is repaired there. One table.
+
+use std::fmt;
+
+use crate::containerd::Labels;
+
+/// nydus-snapshotter's own label on a layer that it has not unpacked: the guest pulls the image.
+/// `Mounts` decides by the top layer's.
+const NYDUS_PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+
+/// How a chain whose labels are absent is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// The labels are put on the snapshots that are there. Right for snapshotters that work without
+    /// labels (overlayfs, erofs, native, blockfile, devmapper, btrfs, zfs), and for those that have
+    /// the whole content of a layer that was unpacked without (stargz, soci, overlaybd).
+    Relabel,
+    /// The chain is taken away and prepared again, since the snapshotter decides at `Prepare`:
+    /// nydus in proxy mode, where a layer without labels was unpacked on the host.
+    Replace,
+}
+
+/// What is known of a snapshotter by its name alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// It may leave the image to the guest, depending on its own configuration: to be found out.
+    pub may_proxy: bool,
+    /// A container must not start on an image that is not ready: it would be another one, not just
+    /// a slow one.
+    pub fails_closed: bool,
+}
+
+/// The table. Proxy plugins have the names that users give them; these are the usual ones.
+pub fn profile(snapshotter: &str) -> Profile {
+    let proxies = snapshotter == "nydus" || snapshotter.starts_with("nydus-");
+    Profile {
+        may_proxy: proxies,
+        fails_closed: proxies,
+    }
+}
+
+/// Whether the snapshotter left this layer to the guest.
+pub(super) fn is_proxied(labels: &Labels) -> bool {
+    labels
+        .get(NYDUS_PROXY_MODE)
+        .is_some_and(|value| value == "true")
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Relabel => "relabel",
+            Self::Replace => "replace",
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The labels of a layer that nydus left to the guest.
+    pub(crate) fn proxied(mut labels: Labels) -> Labels {
+        labels.insert(NYDUS_PROXY_MODE.to_owned(), "true".to_owned());
+        labels
+    }
+
+    #[test]
+    fn only_nydus_leaves_images_to_the_guest() {
+        for (snapshotter, proxies) in [
+            ("nydus", true),
+            ("nydus-cc", true),
+            ("erofs", false),
+            ("soci", false),
+            ("stargz", false),
+            ("overlayfs", false),
+        ] {
+            let profile = profile(snapshotter);
+            assert_eq!(profile.may_proxy, proxies, "{snapshotter}");
+            assert_eq!(profile.fails_closed, proxies, "{snapshotter}");
+        }
+        assert!(is_proxied(&proxied(Labels::new())));
+        assert!(!is_proxied(&Labels::new()));
+    }
+}

@@ -1,0 +1,99 @@
+//! Takes a chain away that has to be unpacked again, as far as nothing else holds it.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::containerd::{self, Containerd, ErrorKind, Labels, Snapshot};
+use crate::image::Manifest;
+
+use super::lease::Leases;
+use super::profile::is_proxied;
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Replaced {
+    /// The top layer is gone; lower ones that something else holds may have stayed.
+    Gone,
+    /// The chain is used by this many containers or other images: nothing was changed.
+    InUse(usize),
+}
+
+/// The chain of one image in one snapshotter.
+pub(super) struct Replace<'a> {
+    pub(super) containerd: &'a dyn Containerd,
+    pub(super) leases: &'a std::sync::Arc<Leases>,
+    pub(super) snapshotter: &'a str,
+    pub(super) manifest: &'a Manifest,
+    /// The config blob's label that keeps the chain from garbage collection.
+    pub(super) anchor: &'a str,
+}
+
+impl Replace<'_> {
+    /// Takes the layers away from the top down, to the first that something else stands on or that
+    /// the snapshotter left to the guest.
+    pub(super) async fn run(&self) -> Result<Replaced, containerd::Error> {
+        let snapshots = self.containerd.snapshots(self.snapshotter).await?;
+        let children = children(&snapshots);
+        let proxied = snapshots.iter().filter(|s| is_proxied(&s.labels));
+        let proxied: HashSet<_> = proxied.map(|s| s.name.as_str()).collect();
+        let mut above = None;
+        for layer in self.manifest.layers.iter().rev() {
+            let chain_id = layer.chain_id.as_str();
+            let holders = children.get(chain_id).into_iter().flatten();
+            let holders = holders.filter(|child| Some(**child) != above).count();
+            if above.is_none() && holders > 0 {
+                return Ok(Replaced::InUse(holders));
+            }
+            if holders > 0 || proxied.contains(chain_id) {
+                break;
+            }
+            match self.containerd.remove(self.snapshotter, chain_id).await {
+                Err(e) if e.kind == ErrorKind::FailedPrecondition => {
+                    // Somebody was quicker to stand on it, or it cannot be removed in this way.
+                    return match above {
+                        None => self.collect(chain_id).await,
+                        Some(_) => Ok(Replaced::Gone),
+                    };
+                }
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => above = Some(chain_id),
+            }
+        }
+        Ok(Replaced::Gone)
+    }
+
+    /// A snapshot that garbage collection once took a child from refuses `Remove` for good: its
+    /// parent keeps the child's entry. What works is to let go of the chain and have garbage
+    /// collected, which deleting a lease with `sync` does and waits for. Whatever is in use is in no
+    /// danger: collection spares what a container, a lease or another image holds.
+    async fn collect(&self, top: &str) -> Result<Replaced, containerd::Error> {
+        self.set_anchor("").await?;
+        let lease = self.leases.take(self.containerd).await?;
+        lease.release_and_collect(self.containerd).await?;
+        match self.containerd.stat(self.snapshotter, top).await {
+            Err(e) if e.is_not_found() => Ok(Replaced::Gone),
+            Err(e) => Err(e),
+            Ok(_) => {
+                self.set_anchor(top).await?;
+                Ok(Replaced::InUse(1))
+            }
+        }
+    }
+
+    /// An empty value takes the label away.
+    async fn set_anchor(&self, value: &str) -> Result<(), containerd::Error> {
+        let label = Labels::from([(self.anchor.to_owned(), value.to_owned())]);
+        self.containerd
+            .label_blob(&self.manifest.config, label)
+            .await
+    }
+}
+
+fn children(snapshots: &[Snapshot]) -> HashMap<&str, Vec<&str>> {
+    let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
+    for snapshot in snapshots {
+        if let Some(parent) = &snapshot.parent {
+            children.entry(parent).or_default().push(&snapshot.name);
+        }
+    }
+    children
+}

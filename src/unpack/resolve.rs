@@ -1,0 +1,233 @@
+//! From what is wanted to what has to be done it to: the image's record, its manifest, the labels of
+//! its layers, and what absent labels mean in the snapshotter.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::containerd::{Containerd, Image, Labels};
+use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
+
+use super::flight::Target;
+use super::guest::Guest;
+use super::lease::Leases;
+use super::profile::{Repair, is_proxied, profile};
+use super::state::Rules;
+use super::{Error, LabelPolicy, Labelling, Request, Want};
+
+/// Reads images, for one engine.
+pub(super) struct Resolver {
+    containerd: Arc<dyn Containerd>,
+    leases: Arc<Leases>,
+    policy: Box<dyn LabelPolicy>,
+    manifests: Manifests,
+    /// Whether a snapshotter leaves images to the guest, where that was found out.
+    guests: Mutex<HashMap<String, bool>>,
+}
+
+impl Resolver {
+    pub(super) fn new(
+        containerd: Arc<dyn Containerd>,
+        leases: Arc<Leases>,
+        policy: Box<dyn LabelPolicy>,
+    ) -> Self {
+        Self {
+            containerd,
+            leases,
+            policy,
+            manifests: Manifests::new(Platform::of_this_node()),
+            guests: Mutex::default(),
+        }
+    }
+
+    /// What a snapshotter was found to do may have changed: its daemon may have been restarted.
+    pub(super) fn forget(&self) {
+        self.guests().clear();
+    }
+
+    /// The target of a request.
+    pub(super) async fn target(&self, request: &Request) -> Result<Target, Error> {
+        let snapshotter = request.snapshotter.as_str();
+        let (image, asked) = match &request.want {
+            Want::Image(name) => (image::find(self.containerd(), name).await?, Some(name)),
+            Want::Container { key, chain, name } => {
+                let found = self.of_chain(chain, name.as_deref()).await?;
+                let image = found.ok_or_else(|| Error::NoImage {
+                    chain: chain.clone(),
+                    key: key.clone(),
+                    snapshotter: snapshotter.to_owned(),
+                })?;
+                (image, name.as_ref())
+            }
+        };
+        let manifest = self.manifests.read(self.containerd(), &image).await?;
+        let labelling = self.policy.labelling(snapshotter, &image.name);
+        let labels = self.labels(&image, &manifest, labelling, asked).await?;
+        let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
+            Some(known) => known,
+            None => self.ask(&image, snapshotter, &labels).await?,
+        };
+        let rules = self.rules(snapshotter, labelling, &labels, guest_pulls);
+        Ok(target(&image, snapshotter, manifest, labels, rules))
+    }
+
+    /// The target of a look, which changes nothing: how an image stands does not depend on the name
+    /// that its labels carry, and whether the guest pulls shows in the snapshots that are there.
+    pub(super) async fn seen(&self, image: &Image, snapshotter: &str) -> Result<Target, Error> {
+        let manifest = self.manifests.read(self.containerd(), image).await?;
+        let labelling = self.policy.labelling(snapshotter, &image.name);
+        let labels = match labelling {
+            Labelling::None => image::layer_labels(&manifest, None),
+            _ => image::layer_labels(&manifest, Some(&image.name)),
+        };
+        let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
+            Some(known) => known,
+            None => {
+                let snapshots = self.containerd.snapshots(snapshotter).await;
+                let snapshots = snapshots.map_err(|e| failed(image, snapshotter, e))?;
+                snapshots.iter().any(|s| is_proxied(&s.labels))
+            }
+        };
+        let rules = self.rules(snapshotter, labelling, &labels, guest_pulls);
+        Ok(target(image, snapshotter, manifest, labels, rules))
+    }
+
+    async fn labels(
+        &self,
+        image: &Image,
+        manifest: &Manifest,
+        labelling: Labelling,
+        asked: Option<&String>,
+    ) -> Result<LayerLabels, Error> {
+        if labelling == Labelling::None {
+            return Ok(image::layer_labels(manifest, None));
+        }
+        let same = |other: &Image| other.target.digest == image.target.digest;
+        let images = self.images().await?.into_iter();
+        let names: Vec<_> = images.filter(same).map(|other| other.name).collect();
+        let reference = image::name_for_labels(asked.map(String::as_str), &names);
+        let reference = reference.ok_or_else(|| Error::NoName(image.name.clone()))?;
+        Ok(image::layer_labels(manifest, Some(&reference)))
+    }
+
+    /// When a chain of these labels is ready.
+    fn rules(
+        &self,
+        snapshotter: &str,
+        labelling: Labelling,
+        labels: &LayerLabels,
+        guest_pulls: bool,
+    ) -> Rules {
+        let usual = if guest_pulls {
+            Repair::Replace
+        } else {
+            Repair::Relabel
+        };
+        let repair = self.policy.repair(snapshotter).unwrap_or(usual);
+        let required = labelling == Labelling::Required;
+        Rules {
+            required: match required {
+                true => labels.clone(),
+                // What is there without labels is ready then, however it came to be.
+                false => vec![Labels::new(); labels.len()],
+            },
+            repair,
+            guest_pulls: required && guest_pulls && repair == Repair::Replace,
+        }
+    }
+
+    /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it.
+    fn guest_pulls_if_known(&self, snapshotter: &str, labelling: Labelling) -> Option<bool> {
+        if labelling == Labelling::None || !profile(snapshotter).may_proxy {
+            return Some(false);
+        }
+        self.guests().get(snapshotter).copied()
+    }
+
+    /// Asks the snapshotter whether it leaves an image with these labels to the guest.
+    async fn ask(
+        &self,
+        image: &Image,
+        snapshotter: &str,
+        labels: &LayerLabels,
+    ) -> Result<bool, Error> {
+        let Some(labels) = labels.last() else {
+            return Ok(false);
+        };
+        let lease = self.leases.take(self.containerd()).await;
+        let lease = lease.map_err(|e| failed(image, snapshotter, e))?;
+        let guest = Guest {
+            containerd: self.containerd(),
+            snapshotter,
+            lease: &lease,
+            labels,
+        };
+        let pulls = guest.pulls().await;
+        lease.release(self.containerd()).await;
+        let pulls = pulls.map_err(|e| failed(image, snapshotter, e))?;
+        log::info!(snapshotter, pulls; "found out whether the guest pulls images");
+        self.guests().insert(snapshotter.to_owned(), pulls);
+        Ok(pulls)
+    }
+
+    /// The image whose chain ends at `chain`: the one that the name stands for, else any.
+    async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
+        if let Some(name) = name
+            && let Ok(image) = image::find(self.containerd(), name).await
+            && self.ends_at(&image, chain).await
+        {
+            return Ok(Some(image));
+        }
+        for image in self.images().await? {
+            if self.ends_at(&image, chain).await {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An image that cannot be read is not the one that is looked for.
+    async fn ends_at(&self, image: &Image, chain: &str) -> bool {
+        let read = self.manifests.read(self.containerd(), image).await;
+        read.is_ok_and(|manifest| manifest.chain_id() == Some(chain))
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, Error> {
+        let images = self.containerd.images().await;
+        images.map_err(|source| {
+            let image = "(all images)".to_owned();
+            Error::Image(image::Error::Containerd { image, source })
+        })
+    }
+
+    fn containerd(&self) -> &dyn Containerd {
+        self.containerd.as_ref()
+    }
+
+    fn guests(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn target(
+    image: &Image,
+    snapshotter: &str,
+    manifest: Arc<Manifest>,
+    labels: LayerLabels,
+    rules: Rules,
+) -> Target {
+    Target {
+        image: image.name.clone(),
+        manifest,
+        labels,
+        rules,
+        snapshotter: snapshotter.to_owned(),
+    }
+}
+
+fn failed(image: &Image, snapshotter: &str, source: crate::containerd::Error) -> Error {
+    Error::Containerd {
+        image: image.name.clone(),
+        snapshotter: snapshotter.to_owned(),
+        source,
+    }
+}
