@@ -35,7 +35,6 @@ pub struct Lab {
     socket: PathBuf,
     nri_socket: PathBuf,
     log: Log,
-    name: String,
     daemon: Mutex<Option<Process>>,
     scratch: Scratch,
 }
@@ -54,10 +53,11 @@ impl Lab {
     /// # Errors
     /// If anything that it needs is missing; the message names the remedy.
     pub async fn start_with(version: Version, options: Options) -> Result<Lab> {
-        let name = std::thread::current()
+        let test = std::thread::current()
             .name()
             .unwrap_or("lab")
             .replace("::", ".");
+        let name = format!("{test}-{}", version.prefix().trim_end_matches('.'));
         let lab =
             tokio::task::spawn_blocking(move || Self::prepare(version, &options, name)).await??;
         lab.spawn().await?;
@@ -73,7 +73,7 @@ impl Lab {
         }
         let programs = packages.containerd(version.prefix());
         let runc = packages.program("runc", "usr/sbin/runc");
-        let scratch = Scratch::create()?;
+        let scratch = Scratch::create(name)?;
         for dir in ["tmp", "cni", "hosts", "nri/plugins", "nri/conf.d", "opt"] {
             fs::create_dir_all(scratch.path(dir))?;
         }
@@ -89,7 +89,6 @@ impl Lab {
             socket: scratch.socket(CONTAINERD_SOCKET)?,
             nri_socket: scratch.socket("nri.sock")?,
             log: Log::new(scratch.path("containerd.log")),
-            name,
             daemon: Mutex::new(None),
             scratch,
         };
@@ -293,14 +292,6 @@ impl Lab {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("hosts.toml"), registry.hosts_toml())?;
         Ok(())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        self.kill();
-        let version = self.version.prefix().trim_end_matches('.');
-        self.scratch.close(&format!("{}-{version}", self.name));
     }
 }
 
