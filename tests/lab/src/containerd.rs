@@ -68,8 +68,8 @@ impl Lab {
     /// Everything up to the daemon itself. It may download packages, so it takes what time it takes.
     fn prepare(version: Version, options: &Options, name: String) -> Result<Lab> {
         let packages = Packages::fetch()?;
-        for filesystem in ["overlay", "erofs"] {
-            load_filesystem(filesystem)?;
+        for name in version.file_systems() {
+            load_file_system(name)?;
         }
         let programs = packages.containerd(version.prefix());
         let runc = packages.program("runc", "usr/sbin/runc");
@@ -296,7 +296,7 @@ impl Lab {
 }
 
 /// Makes sure that the kernel has a file system; a module is loaded on first need on most machines.
-fn load_filesystem(name: &str) -> Result<()> {
+fn load_file_system(name: &str) -> Result<()> {
     let known = || {
         let list = fs::read_to_string("/proc/filesystems").unwrap_or_default();
         list.lines()
