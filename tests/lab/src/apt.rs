@@ -48,7 +48,7 @@ impl Download {
             }
         }
         bail!(
-            "no source of this machine gives Debian's suite {suite}; is the network there? `apt-get update` shows it:\n{}",
+            "no source of this machine gives Debian's suite {suite}; is the network there? see `apt-get update`:\n{}",
             failures.join("\n")
         )
     }

@@ -1,4 +1,8 @@
 //! containerd's configuration file, in the two versions' words. Pure: paths and choices in, text out.
+//!
+//! Three things here are not obvious. `restrict_oom_score_adj` lets pods start without `CAP_SYS_RESOURCE`, which
+//! virtual machines for tests may lack. NRI is off in 1.7 unless it is switched on. And 2.1 needs `erofs` among the
+//! differs, or the erofs snapshotter gets its layers file by file.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +24,7 @@ impl Paths<'_> {
     }
 }
 
-/// The pause image's name in this version's configuration.
+/// The name of the image of all sandboxes.
 pub(crate) const PAUSE: &str = "registry.test/pause:1";
 
 /// The whole file.

@@ -35,7 +35,6 @@ pub struct Lab {
     socket: PathBuf,
     nri_socket: PathBuf,
     log: Log,
-    name: String,
     daemon: Mutex<Option<Process>>,
     scratch: Scratch,
 }
@@ -54,10 +53,11 @@ impl Lab {
     /// # Errors
     /// If anything that it needs is missing; the message names the remedy.
     pub async fn start_with(version: Version, options: Options) -> Result<Lab> {
-        let name = std::thread::current()
+        let test = std::thread::current()
             .name()
             .unwrap_or("lab")
             .replace("::", ".");
+        let name = format!("{test}-{}", version.prefix().trim_end_matches('.'));
         let lab =
             tokio::task::spawn_blocking(move || Self::prepare(version, &options, name)).await??;
         lab.spawn().await?;
@@ -68,12 +68,12 @@ impl Lab {
     /// Everything up to the daemon itself. It may download packages, so it takes what time it takes.
     fn prepare(version: Version, options: &Options, name: String) -> Result<Lab> {
         let packages = Packages::fetch()?;
-        for filesystem in ["overlay", "erofs"] {
-            load_filesystem(filesystem)?;
+        for name in version.file_systems() {
+            load_file_system(name)?;
         }
         let programs = packages.containerd(version.prefix());
         let runc = packages.program("runc", "usr/sbin/runc");
-        let scratch = Scratch::create()?;
+        let scratch = Scratch::create(name)?;
         for dir in ["tmp", "cni", "hosts", "nri/plugins", "nri/conf.d", "opt"] {
             fs::create_dir_all(scratch.path(dir))?;
         }
@@ -89,7 +89,6 @@ impl Lab {
             socket: scratch.socket(CONTAINERD_SOCKET)?,
             nri_socket: scratch.socket("nri.sock")?,
             log: Log::new(scratch.path("containerd.log")),
-            name,
             daemon: Mutex::new(None),
             scratch,
         };
@@ -296,16 +295,8 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        self.kill();
-        let version = self.version.prefix().trim_end_matches('.');
-        self.scratch.close(&format!("{}-{version}", self.name));
-    }
-}
-
 /// Makes sure that the kernel has a file system; a module is loaded on first need on most machines.
-fn load_filesystem(name: &str) -> Result<()> {
+fn load_file_system(name: &str) -> Result<()> {
     let known = || {
         let list = fs::read_to_string("/proc/filesystems").unwrap_or_default();
         list.lines()

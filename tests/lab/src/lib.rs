@@ -12,6 +12,7 @@ mod apt;
 mod config;
 mod containerd;
 mod cri;
+mod dir;
 pub mod images;
 mod log;
 mod options;

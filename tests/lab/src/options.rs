@@ -23,6 +23,14 @@ impl Version {
             Version::V2_1 => "2.1.",
         }
     }
+
+    /// What the kernel has to have for its snapshotters.
+    pub(crate) fn file_systems(self) -> &'static [&'static str] {
+        match self {
+            Version::V1_7 => &["overlay"],
+            Version::V2_1 => &["overlay", "erofs"],
+        }
+    }
 }
 
 /// A runtime handler: runc under another name, with a snapshotter of its own.

@@ -8,10 +8,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::apt;
+use crate::dir::lab_dir;
 
 /// A suite by its name, or the one that the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,37 +21,50 @@ enum Suite {
     Machine,
 }
 
-/// One package: its suite, its name, and the start of its version where the tests depend on it.
-struct Package(Suite, &'static str, &'static str);
+/// A package to fetch.
+struct Package {
+    suite: Suite,
+    name: &'static str,
+    /// The start of its version, where the tests depend on it; else empty.
+    version: &'static str,
+}
+
+const fn package(suite: Suite, name: &'static str, version: &'static str) -> Package {
+    Package {
+        suite,
+        name,
+        version,
+    }
+}
 
 const TRIXIE: Suite = Suite::Named("trixie");
 const FORKY: Suite = Suite::Named("forky");
 
 /// Everything that is fetched. A new package is one line here.
 const PACKAGES: &[Package] = &[
-    Package(TRIXIE, "containerd", "1.7."),
-    Package(FORKY, "containerd", "2.1."),
+    package(TRIXIE, "containerd", "1.7."),
+    package(FORKY, "containerd", "2.1."),
     // The machine's own, since runc executes itself again and so cannot be run through another suite's ld.so.
-    Package(Suite::Machine, "runc", ""),
-    Package(TRIXIE, "busybox-static", ""),
-    Package(TRIXIE, "docker-registry", ""),
+    package(Suite::Machine, "runc", ""),
+    package(TRIXIE, "busybox-static", ""),
+    package(TRIXIE, "docker-registry", ""),
     // containerd's erofs snapshotter wants 1.8 or newer; Debian 12 has 1.5.
-    Package(TRIXIE, "erofs-utils", "1.8"),
-    Package(TRIXIE, "libc6", ""),
-    Package(TRIXIE, "libdeflate0", ""),
-    Package(TRIXIE, "liblz4-1", ""),
-    Package(TRIXIE, "liblzma5", ""),
-    Package(TRIXIE, "libpcre2-8-0", ""),
-    Package(TRIXIE, "libselinux1", ""),
-    Package(TRIXIE, "libuuid1", ""),
-    Package(TRIXIE, "libxxhash0", ""),
-    Package(TRIXIE, "libzstd1", ""),
-    Package(TRIXIE, "zlib1g", ""),
+    package(TRIXIE, "erofs-utils", "1.8"),
+    package(TRIXIE, "libc6", ""),
+    package(TRIXIE, "libdeflate0", ""),
+    package(TRIXIE, "liblz4-1", ""),
+    package(TRIXIE, "liblzma5", ""),
+    package(TRIXIE, "libpcre2-8-0", ""),
+    package(TRIXIE, "libselinux1", ""),
+    package(TRIXIE, "libuuid1", ""),
+    package(TRIXIE, "libxxhash0", ""),
+    package(TRIXIE, "libzstd1", ""),
+    package(TRIXIE, "zlib1g", ""),
 ];
 
 impl Package {
     fn suite(&self, machine: &str) -> String {
-        match self.0 {
+        match self.suite {
             Suite::Named(name) => name.to_owned(),
             Suite::Machine => machine.to_owned(),
         }
@@ -58,22 +72,16 @@ impl Package {
 
     /// The directory below the packages' root, for example `trixie/containerd-1.7`.
     fn dir(&self, machine: &str) -> PathBuf {
-        let Package(_, name, version) = self;
-        let version = if version.is_empty() {
-            String::new()
-        } else {
-            format!("-{}", version.trim_end_matches('.'))
-        };
-        Path::new(&self.suite(machine)).join(format!("{name}{version}"))
+        let version = self.version.trim_end_matches('.');
+        let dash = if version.is_empty() { "" } else { "-" };
+        Path::new(&self.suite(machine)).join(format!("{}{dash}{version}", self.name))
     }
 
     /// What apt is asked for.
     fn request(&self) -> String {
-        let Package(_, name, version) = self;
-        if version.is_empty() {
-            (*name).to_owned()
-        } else {
-            format!("{name}={version}*")
+        match self.version {
+            "" => self.name.to_owned(),
+            version => format!("{}={version}*", self.name),
         }
     }
 }
@@ -83,20 +91,6 @@ impl Package {
 pub struct Packages {
     root: PathBuf,
     machine: String,
-}
-
-/// The directory for everything that the lab writes, which exists: `NRI_UNPACK_LAB`, or `target/lab` of this checkout.
-/// Its path is the real one, as the kernel shows it for mounts and executables.
-pub(crate) fn lab_dir() -> Result<PathBuf> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .unwrap_or(Path::new("."));
-    let dir = std::env::var_os("NRI_UNPACK_LAB")
-        .map_or_else(|| checkout.join("target/lab"), PathBuf::from);
-    fs::create_dir_all(&dir)
-        .and_then(|()| dir.canonicalize())
-        .with_context(|| format!("creating {}", dir.display()))
 }
 
 impl Packages {
@@ -162,7 +156,7 @@ impl Packages {
         for deb in apt::Download::from_suite(suite, &temp)?.packages(&requests)? {
             let package = wanted
                 .iter()
-                .find(|p| Some(p.1) == apt::package_name(&deb))
+                .find(|p| Some(p.name) == apt::package_name(&deb))
                 .with_context(|| {
                     format!("apt downloaded {}, which nobody asked for", deb.display())
                 })?;
@@ -191,7 +185,7 @@ impl Packages {
     fn tree(&self, name: &str, version: &str) -> PathBuf {
         let package = PACKAGES
             .iter()
-            .find(|p| p.1 == name && p.2.starts_with(version));
+            .find(|p| p.name == name && p.version.starts_with(version));
         let package = package
             .unwrap_or_else(|| panic!("{name} {version} is not in the lab's table of packages"));
         self.root.join(package.dir(&self.machine))
@@ -209,37 +203,25 @@ impl Packages {
 
     /// `mkfs.erofs` runs on Debian 13's libraries, through their own dynamic linker: Debian 12's are too old.
     fn write_erofs_wrapper(&self) -> Result<()> {
-        let mut directories = Vec::new();
-        let mut linker = None;
-        for Package(suite, name, version) in PACKAGES {
-            if *suite != TRIXIE {
-                continue;
-            }
-            for triplet in read_dir_or_empty(&self.tree(name, version).join("usr/lib")) {
-                if triplet.to_string_lossy().contains("-linux-gnu") {
-                    linker = linker.or_else(|| {
-                        read_dir_or_empty(&triplet)
-                            .into_iter()
-                            .find(|f| f.to_string_lossy().contains("/ld-linux-"))
-                    });
-                    directories.push(triplet.display().to_string());
-                }
-            }
-        }
-        let Some(linker) = linker else {
-            bail!("libc6 of trixie holds no dynamic linker below usr/lib")
-        };
+        let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let directories: Vec<String> = PACKAGES
+            .iter()
+            .filter(|p| p.suite == TRIXIE)
+            .map(|p| self.root.join(p.dir(&self.machine)).join(&libraries))
+            .map(|directory| directory.display().to_string())
+            .collect();
         let script = format!(
             "#!/bin/sh\nexec {} --library-path {} {} \"$@\"\n",
-            linker.display(),
+            dynamic_linker(&self.program("libc6", &libraries))?.display(),
             directories.join(":"),
             self.program("erofs-utils", "usr/bin/mkfs.erofs").display(),
         );
         fs::create_dir_all(self.wrappers())?;
         let path = self.wrappers().join("mkfs.erofs");
         if fs::read_to_string(&path).is_ok_and(|found| found == script) {
-            return Ok(()); // Rewriting it under a containerd that executes it would fail that one's unpack.
+            return Ok(());
         }
+        // By a rename, since a containerd of another process may be executing it.
         let fresh = self.wrappers().join("mkfs.erofs.partial");
         fs::write(&fresh, script)?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
@@ -248,8 +230,17 @@ impl Packages {
     }
 }
 
-fn read_dir_or_empty(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir)
-        .map(|entries| entries.flatten().map(|e| e.path()).collect())
-        .unwrap_or_default()
+/// The one among libc's libraries that is also a program. Its name differs by architecture.
+fn dynamic_linker(libraries: &Path) -> Result<PathBuf> {
+    let entries =
+        fs::read_dir(libraries).with_context(|| format!("reading {}", libraries.display()))?;
+    let is_linker = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("ld-linux-"))
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(is_linker)
+        .with_context(|| format!("no dynamic linker in {}", libraries.display()))
 }

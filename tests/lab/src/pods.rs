@@ -1,6 +1,8 @@
 //! CRI's pods and containers, on the host's network: neither containerd needs CNI for those.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use k8s_cri::v1::{
@@ -14,6 +16,9 @@ use k8s_cri::v1::{
 use tonic::Status;
 
 use crate::cri::{Cri, image_spec};
+
+/// How long a command in a container may take; those of the tests take some hundredths of a second.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A pod sandbox that was run.
 #[derive(Debug, Clone)]
@@ -177,7 +182,7 @@ impl Cri {
         let request = ExecSyncRequest {
             container_id: container.to_owned(),
             cmd: command.iter().map(|&word| word.to_owned()).collect(),
-            timeout: 10, // seconds
+            timeout: EXEC_TIMEOUT.as_secs() as i64,
         };
         let response = self.runtime.exec_sync(request).await?.into_inner();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -254,8 +259,7 @@ fn owned(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 /// Different in every call of every test process, as kubelet's ids are.
-pub(crate) fn unique() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
+fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!(
         "{}-{}",

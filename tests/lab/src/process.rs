@@ -27,8 +27,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` as a part of the run of this id, with stdout and stderr appended to `log`, in a process group of its own:
-    /// a Ctrl-C at the terminal is not for it.
+    /// Starts `command` as a part of the run of this id, with stdout and stderr appended to `log`, and in a process
+    /// group of its own: a Ctrl-C at the terminal is not for it.
     pub(crate) fn spawn(mut command: Command, run: &str, log: Log) -> Result<Self> {
         let name = Path::new(command.get_program())
             .file_name()
@@ -67,7 +67,8 @@ impl Process {
     {
         let deadline = Instant::now() + timeout;
         loop {
-            if ready(&self.log).await {
+            // One that takes the question and never answers runs out of time as well.
+            if tokio::time::timeout_at(deadline.into(), ready(&self.log)).await == Ok(true) {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {

@@ -25,8 +25,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Registry {
     address: String,
-    process: Process,
-    scratch: Scratch,
+    _process: Process,
+    _scratch: Scratch,
 }
 
 impl Registry {
@@ -36,7 +36,7 @@ impl Registry {
     /// If its package cannot be had, or it does not start.
     pub async fn start() -> Result<Self> {
         let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
-        let scratch = Scratch::create()?;
+        let scratch = Scratch::create("registry".to_owned())?;
         let config = scratch.path("registry.yml");
         // Port 0: the kernel chooses a free one, the log says which.
         fs::write(
@@ -67,8 +67,8 @@ impl Registry {
             .await?;
         Ok(Self {
             address: address.context("a registry that listens nowhere")?,
-            process,
-            scratch,
+            _process: process,
+            _scratch: scratch,
         })
     }
 
@@ -92,13 +92,6 @@ impl Registry {
     pub async fn push(&self, image: &Image) -> Result<()> {
         let (address, image) = (self.address.clone(), image.clone());
         tokio::task::spawn_blocking(move || push(&address, &image)).await?
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.process.kill();
-        self.scratch.close("registry");
     }
 }
 

@@ -12,9 +12,9 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock, statfs};
 
+use crate::dir::lab_dir;
 use crate::images::digest;
 use crate::log::Log;
-use crate::packages::lab_dir;
 use crate::traces::Traces;
 
 /// `f_type` of overlayfs, on which another overlayfs cannot keep its upper directories.
@@ -32,9 +32,12 @@ const PREFIX: &str = "run-";
 /// The link in a run's directory to that of its sockets.
 const SOCKETS: &str = "sockets";
 
-/// A corner of the machine for one daemon and all that it starts.
+/// A corner of the machine for one daemon and all that it starts. Dropped, it is empty again: whoever holds it
+/// together with a process has the process declared, and so dropped, first.
 #[derive(Debug)]
 pub(crate) struct Scratch {
+    /// Says in the names of kept logs whose they are.
+    name: String,
     /// Unique on this machine: names the directories and the cgroup, and marks the processes.
     id: String,
     /// Everything but sockets; on the disk of the checkout.
@@ -47,7 +50,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     /// Makes fresh directories, after sweeping those whose owners are gone.
-    pub(crate) fn create() -> Result<Self> {
+    pub(crate) fn create(name: String) -> Result<Self> {
         let lab = lab_dir()?;
         ensure!(
             statfs(&lab)?.f_type != OVERLAYFS_MAGIC,
@@ -65,6 +68,7 @@ impl Scratch {
         symlink(&sockets, dir.join(SOCKETS))?;
         fs::create_dir(&sockets).with_context(|| format!("creating {}", sockets.display()))?;
         Ok(Self {
+            name,
             id,
             dir,
             sockets,
@@ -102,26 +106,9 @@ impl Scratch {
         }
     }
 
-    /// Ends the run: keeps its logs, shows them if its test is failing, and takes everything else away.
-    ///
-    /// # Panics
-    /// If something is left and the test is not failing anyway: what leaks here is what a user would have to clean up.
-    pub(crate) fn close(&self, name: &str) {
-        let failing = std::thread::panicking();
-        match self.keep_logs(name) {
-            Ok(logs) if failing => logs.iter().for_each(|log| eprintln!("lab: {}", log.show())),
-            Ok(_) => {}
-            Err(error) => eprintln!("lab: the logs are lost: {error:#}"),
-        }
-        match self.traces().clear() {
-            Err(error) if failing => eprintln!("lab: {error:#}"),
-            cleared => cleared.expect("a run that leaves nothing behind"),
-        }
-    }
-
     /// Moves the run's logs out of its directory, to `logs` beside it, and returns their new places. The oldest
     /// there make room.
-    fn keep_logs(&self, name: &str) -> Result<Vec<Log>> {
+    fn keep_logs(&self) -> Result<Vec<Log>> {
         let logs = self.dir.with_file_name("logs");
         fs::create_dir_all(&logs)?;
         let mut kept = Vec::new();
@@ -134,7 +121,7 @@ impl Scratch {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let place = logs.join(format!("{name}-{}-{file}", self.id));
+            let place = logs.join(format!("{}-{}-{file}", self.name, self.id));
             fs::rename(&log, &place)?;
             kept.push(Log::new(place));
         }
@@ -147,6 +134,25 @@ impl Scratch {
             let _ = fs::remove_file(old); // Another process may be at the same.
         }
         Ok(kept)
+    }
+}
+
+impl Drop for Scratch {
+    /// Ends the run: keeps its logs, shows them if its test is failing, and takes everything else away.
+    ///
+    /// # Panics
+    /// If something is left and the test is not failing anyway: what leaks here is what a user would have to clean up.
+    fn drop(&mut self) {
+        let failing = std::thread::panicking();
+        match self.keep_logs() {
+            Ok(logs) if failing => logs.iter().for_each(|log| eprintln!("lab: {}", log.show())),
+            Ok(_) => {}
+            Err(error) => eprintln!("lab: the logs are lost: {error:#}"),
+        }
+        match self.traces().clear() {
+            Err(error) if failing => eprintln!("lab: {error:#}"),
+            cleared => cleared.expect("a run that leaves nothing behind"),
+        }
     }
 }
 

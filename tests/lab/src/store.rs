@@ -13,7 +13,6 @@ use containerd_client::types::Descriptor;
 use tonic::{Code, Request, Status};
 
 use crate::images::{Blob, Image};
-use crate::pods::unique;
 
 /// The namespace in which CRI keeps everything.
 pub const NAMESPACE: &str = "k8s.io";
@@ -216,17 +215,19 @@ impl Store {
         put
     }
 
-    /// A lease of its own for every caller: containerd chooses no id by itself.
+    /// A lease under an id that containerd chooses.
     async fn lease(&self) -> Result<String, Status> {
-        let request = api::CreateRequest {
-            id: format!("lab-{}", unique()),
-            ..Default::default()
-        };
-        self.client
+        let request = namespaced(api::CreateRequest::default());
+        let lease = self
+            .client
             .leases()
-            .create(namespaced(request.clone()))
-            .await?;
-        Ok(request.id)
+            .create(request)
+            .await?
+            .into_inner()
+            .lease;
+        lease
+            .map(|lease| lease.id)
+            .ok_or_else(|| Status::internal("a new lease without lease"))
     }
 
     /// Ends a lease; with `sync` it waits for the garbage collection that follows.

@@ -188,7 +188,6 @@ fn remove_cgroup(dir: &Path, deadline: Instant) -> io::Result<()> {
 fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table =
         fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    // Spaces are escaped in there; the lab's own paths below a checkout without any hold none.
     let points = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

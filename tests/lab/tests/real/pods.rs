@@ -1,5 +1,6 @@
 //! Pulls and pods on either containerd: what it leaves in a snapshotter, and with which labels.
 
+use k8s_cri::v1::ContainerState;
 use lab::{Cri, Image, Kind, Lab, Options, Pod, Registry, Shared, Version, images};
 use tonic::Code;
 
@@ -77,6 +78,70 @@ async fn a_fallback_unpack_leaves_no_labels_on_1_7() {
 #[tokio::test]
 async fn a_fallback_unpack_leaves_no_labels_on_2_1() {
     a_fallback_unpack_leaves_no_labels(Version::V2_1, "erofs").await;
+}
+
+/// What an operator does all day: look, stop, remove; and containerd itself is restarted in order.
+#[tokio::test]
+async fn containers_and_images_come_and_go() {
+    for version in Version::ALL {
+        let lab = Lab::start(version).await.unwrap();
+        let app = images::app("registry.test/lab/app:1").unwrap();
+        lab.import(&app).await.unwrap();
+        let mut cri = lab.cri().await.unwrap();
+        let store = lab.store().await.unwrap();
+        let config = &cri.info().await.unwrap()["config"];
+        assert!(config.contains("\"native\""), "{version:?}: {config}");
+        let pause = store.image_labels("registry.test/pause:1").await.unwrap();
+        assert_eq!(pause["io.cri-containerd.pinned"], "pinned", "{version:?}");
+
+        let (pod, container) = run_app(&mut cri, "", &app).await;
+        let failed = cri
+            .exec_sync(&container, &["sh", "-c", "echo out; echo err >&2; exit 7"])
+            .await
+            .unwrap();
+        assert_eq!(
+            (failed.code, &*failed.stdout, &*failed.stderr),
+            (7, "out\n", "err\n")
+        );
+        lab.stop().await.unwrap();
+        lab.restart().await.unwrap();
+        let mut cri = lab.cri().await.unwrap();
+        let store = lab.store().await.unwrap();
+        let state = cri.container_status(&container).await.unwrap().state();
+        assert_eq!(state, ContainerState::ContainerRunning, "{version:?}");
+        cri.stop_container(&container).await.unwrap();
+        let state = cri.container_status(&container).await.unwrap().state();
+        assert_eq!(state, ContainerState::ContainerExited, "{version:?}");
+        cri.remove_container(&container).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+
+        store.delete_content(&app.layers[0].digest).await.unwrap();
+        let gone = store
+            .content_labels(&app.layers[0].digest)
+            .await
+            .unwrap_err();
+        assert_eq!(gone.code(), Code::NotFound, "{version:?}");
+        assert!(
+            lab.ctr(&["images", "ls"])
+                .await
+                .unwrap()
+                .contains(app.name())
+        );
+        cri.remove_image(app.name()).await.unwrap();
+        assert!(
+            !store.images().await.unwrap().contains_key(app.name()),
+            "{version:?}"
+        );
+        store.collect_garbage().await.unwrap();
+        assert_eq!(
+            store.chain("overlayfs", &app).await.unwrap(),
+            [],
+            "{version:?}"
+        );
+        assert!(store.leases().await.unwrap().is_empty(), "{version:?}");
+        let error = lab.ctr(&["no-such-command"]).await.unwrap_err().to_string();
+        assert!(error.starts_with("ctr no-such-command: "), "{error}");
+    }
 }
 
 /// containerd's own labelled pull for a handler: the labels that the plugin's have to equal.
