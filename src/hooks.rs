@@ -68,7 +68,17 @@ fn bounded_wait(wait: Duration, request_timeout: Duration) -> Duration {
 #[async_trait]
 impl Plugin for Hooks {
     async fn configure(&self, runtime: RuntimeInfo) -> HandlerResult<Events> {
-        let node = (self.open)(&runtime)?;
+        let node = match (self.open)(&runtime) {
+            Ok(node) => node,
+            // A plugin that containerd 1.7 has launched and that does not register takes containerd
+            // down with it. So it registers, for nothing.
+            Err(e) => {
+                log::error!(
+                    "{e}; nothing is done until that is mended and containerd is restarted"
+                );
+                return Ok(Events::empty());
+            }
+        };
         let wait = node.config.hooks.wait.as_duration();
         let session = Session {
             wait: bounded_wait(wait, runtime.request_timeout),

@@ -244,3 +244,27 @@ async fn broken_images_on_2_1() -> Result<()> {
 async fn broken_images_on_1_7() -> Result<()> {
     broken_images(Version::V1_7).await
 }
+
+/// A plugin that containerd launched with a bad configuration stands by; containerd and its pods live.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_configuration_does_not_harm_containerd() -> Result<()> {
+    for version in Version::ALL {
+        let mut node = Node::start(version).await?;
+        let link = node.lab.path("nri/plugins/10-nri-unpack");
+        std::os::unix::fs::symlink(PROGRAM, link)?;
+        let config = node.lab.path("nri/conf.d/10-nri-unpack.conf");
+        std::fs::write(config, "[hooks]\nwiat = \"1s\"\n")?;
+        node.restart_containerd().await?;
+        let pod = node.cri.run_pod(handler(version), &[]).await?;
+        node.cri
+            .create_container(&pod, crate::support::APP, &[], &[])
+            .await?;
+        let log = node.lab.log().text();
+        ensure!(log.contains("nri-unpack"), "containerd launched it");
+        ensure!(
+            !log.contains("failed to start pre-installed NRI plugin"),
+            "{log}"
+        );
+    }
+    Ok(())
+}
