@@ -16,6 +16,8 @@ pub(crate) struct Paths<'a> {
     pub(crate) socket: &'a Path,
     pub(crate) nri_socket: &'a Path,
     pub(crate) runc: &'a Path,
+    /// The tables of the remote snapshotters.
+    pub(crate) proxies: String,
 }
 
 impl Paths<'_> {
@@ -55,6 +57,7 @@ level = "debug"
         ),
         cri,
         nri(options, paths),
+        paths.proxies.clone(),
         options.extra_config.clone(),
     ];
     tables.join("\n")
@@ -114,10 +117,8 @@ default = ["erofs", "walking"]
         handlers = handlers(cri, options, paths),
     );
     if options.pull_by_handler {
-        for Handler { name, snapshotter } in options
-            .handlers
-            .iter()
-            .filter(|h| !h.snapshotter.is_empty())
+        for Handler { name, snapshotter } in
+            options.all_handlers().filter(|h| !h.snapshotter.is_empty())
         {
             text +=
                 &format!("[{images}.runtime_platforms.{name}]\nsnapshotter = \"{snapshotter}\"\n");
@@ -128,9 +129,8 @@ default = ["erofs", "walking"]
 
 /// All handlers run the same runc; they differ in name and snapshotter.
 fn handlers(cri: &str, options: &Options, paths: &Paths<'_>) -> String {
-    let default = Handler::new("runc", "");
-    std::iter::once(&default)
-        .chain(&options.handlers)
+    std::iter::once(Handler::new("runc", ""))
+        .chain(options.all_handlers())
         .map(|Handler { name, snapshotter }| {
             let snapshotter = if snapshotter.is_empty() {
                 String::new()

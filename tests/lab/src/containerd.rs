@@ -15,9 +15,11 @@ use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
 use crate::images::{self, Image};
 use crate::log::Log;
-use crate::options::{Launched, Options, Version};
+use crate::nydus;
+use crate::options::{Launched, Options, Remote, Version};
 use crate::packages::Packages;
 use crate::process::Process;
+use crate::proxy::ProxySnapshotter;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::store::Store;
@@ -36,6 +38,7 @@ pub struct Lab {
     nri_socket: PathBuf,
     log: Log,
     daemon: Mutex<Option<Process>>,
+    remotes: Vec<ProxySnapshotter>,
     scratch: Scratch,
 }
 
@@ -60,6 +63,9 @@ impl Lab {
         let name = format!("{test}-{}", version.prefix().trim_end_matches('.'));
         let lab =
             tokio::task::spawn_blocking(move || Self::prepare(version, &options, name)).await??;
+        for remote in &lab.remotes {
+            remote.restart().await?;
+        }
         lab.spawn().await?;
         lab.import(&images::pause(&[PAUSE])?).await?;
         Ok(lab)
@@ -77,8 +83,13 @@ impl Lab {
         for dir in ["tmp", "cni", "hosts", "nri/plugins", "nri/conf.d", "opt"] {
             fs::create_dir_all(scratch.path(dir))?;
         }
+        let remotes = options.remotes.iter().map(|remote| match remote {
+            Remote::Nydus => nydus::prepare(&scratch),
+        });
+        let remotes = remotes.collect::<Result<Vec<_>>>()?;
         let path = format!(
-            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "{}:{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            nydus::guest_dir(&scratch).display(),
             packages.wrappers().display(),
             programs.display()
         );
@@ -90,6 +101,7 @@ impl Lab {
             nri_socket: scratch.socket("nri.sock")?,
             log: Log::new(scratch.path("containerd.log")),
             daemon: Mutex::new(None),
+            remotes,
             scratch,
         };
         let paths = Paths {
@@ -97,6 +109,7 @@ impl Lab {
             socket: &lab.socket,
             nri_socket: &lab.nri_socket,
             runc: &runc,
+            proxies: lab.remotes.iter().map(ProxySnapshotter::table).collect(),
         };
         fs::write(
             lab.scratch.path("config.toml"),
@@ -171,6 +184,15 @@ impl Lab {
             daemon.terminate().await?;
         }
         Ok(())
+    }
+
+    /// A remote snapshotter of [`Options::remotes`].
+    ///
+    /// # Panics
+    /// If the lab was started without it.
+    pub fn remote(&self, remote: Remote) -> &ProxySnapshotter {
+        let found = self.remotes.iter().find(|r| r.remote() == remote);
+        found.unwrap_or_else(|| panic!("this lab has no {}: see Options::remotes", remote.name()))
     }
 
     /// Which containerd this is.

@@ -52,12 +52,30 @@ impl Handler {
     }
 }
 
+/// A remote snapshotter: a daemon of its own beside containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remote {
+    /// nydus-snapshotter 0.13 in proxy mode: the guest pulls, the host keeps nothing.
+    Nydus,
+}
+
+impl Remote {
+    /// Its name as a snapshotter, and the name of the handler that uses it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Remote::Nydus => "nydus",
+        }
+    }
+}
+
 /// What of a containerd's configuration tests choose. Beside the handlers here there is always `runc`, the default,
 /// on overlayfs.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The further handlers.
     pub handlers: Vec<Handler>,
+    /// Remote snapshotters to start before containerd, each with a handler of its name.
+    pub remotes: Vec<Remote>,
     /// Whether containerd labels the snapshots that it unpacks in a pull. Its own default is that it does not.
     pub snapshot_annotations: bool,
     /// Whether a pull keeps the layers' blobs only until they are unpacked, as managed nodes do.
@@ -94,6 +112,7 @@ impl Options {
         }
         Self {
             handlers,
+            remotes: Vec::new(),
             snapshot_annotations: false,
             discard_unpacked_layers: false,
             pull_by_handler: false,
@@ -102,5 +121,14 @@ impl Options {
             launched: Vec::new(),
             extra_config: String::new(),
         }
+    }
+
+    /// Every handler but the default one.
+    pub(crate) fn all_handlers(&self) -> impl Iterator<Item = Handler> {
+        let remotes = self
+            .remotes
+            .iter()
+            .map(|r| Handler::new(r.name(), r.name()));
+        self.handlers.iter().cloned().chain(remotes)
     }
 }

@@ -1,6 +1,7 @@
 //! The lab on the real thing: what all other tests take for granted, and the claims that the plugin is built on.
 
 mod images;
+mod nydus;
 mod plugins;
 mod pods;
 mod teardown;
