@@ -182,6 +182,10 @@ impl Node {
             background: true,
         };
         match self.engine.ensure(request).outcome().await {
+            Ok(done) if done.stand_on.is_some() => {
+                log::warn!(container = id.as_str(), image = done.image.as_str(), snapshotter = snapshotter.as_str(); "container runs from an unpack on the host that its guest should have pulled");
+                self.engine.replace_when_unused(done.image, snapshotter);
+            }
             Ok(done) => {
                 log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
             }

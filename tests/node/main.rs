@@ -1,6 +1,7 @@
 //! The plugin on real containerd: one binary, a containerd of its own for each test.
 
 mod bad_input;
+mod guest_pull;
 mod json;
 mod labels;
 mod main_job;

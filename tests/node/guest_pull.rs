@@ -1,0 +1,198 @@
+//! nydus-snapshotter in proxy mode: the guest pulls the image, and the host must not unpack it.
+
+use anyhow::{Result, ensure};
+use lab::nydus::GUEST_PULL;
+use lab::{Options, Remote, Snapshot, Version, images};
+
+use crate::support::{CRI_LABELS, Node};
+
+const NYDUS: &str = "nydus";
+
+/// The label by which nydus-snapshotter knows a layer that it leaves to the guest.
+const PROXIED: &str = "containerd.io/snapshot/nydus-proxy-mode";
+
+fn is_proxied(snapshot: &Snapshot) -> bool {
+    snapshot
+        .labels
+        .get(PROXIED)
+        .is_some_and(|value| value == "true")
+}
+
+async fn start(version: Version) -> Result<Node> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    Node::start_with(version, options).await
+}
+
+impl Node {
+    /// The container is mounted from what its guest pulls: the image with this top layer.
+    async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
+        let mounts = self.store.mounts(NYDUS, container).await?;
+        let [mount] = &mounts[..] else {
+            anyhow::bail!("{container}: {mounts:?}");
+        };
+        let volume = mount.kata_volume()?;
+        let top = self.image.layers.last().map(|layer| layer.digest.clone());
+        ensure!(
+            volume.as_ref().is_some_and(
+                |v| v.volume_type == GUEST_PULL && v.labels.get(CRI_LABELS[2]) == top.as_ref()
+            ),
+            "{container}: {mount:?}: {volume:?}"
+        );
+        Ok(())
+    }
+
+    async fn assert_proxied(&self) -> Result<()> {
+        let chain = self.store.chain(NYDUS, &self.image).await?;
+        let layers = self.image.layers.len();
+        ensure!(
+            chain.len() == layers && chain.iter().all(is_proxied),
+            "{chain:#?}"
+        );
+        Ok(())
+    }
+}
+
+/// Neither blobs nor anything else is needed for it.
+async fn ensured_without_a_blob(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    for layer in &node.image.layers {
+        node.store.delete_content(&layer.digest).await?;
+    }
+    let ensured = node.command(&["ensure", node.image.name(), "--handler", NYDUS])?;
+    ensure!(ensured.status.success(), "{ensured:?}");
+    node.assert_proxied().await?;
+    node.assert_labelled(NYDUS).await?;
+    node.assert_nothing_left(NYDUS).await?;
+    node.store.collect_garbage().await?;
+    node.assert_proxied().await?;
+
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let image = node.image.name().to_owned();
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.assert_guest_pulls(&container).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ensured_without_a_blob_on_2_1() -> Result<()> {
+    ensured_without_a_blob(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ensured_without_a_blob_on_1_7() -> Result<()> {
+    ensured_without_a_blob(Version::V1_7).await
+}
+
+/// containerd's fallback has unpacked on the host; the container is moved in its own hook, and its
+/// first attempt gets the guest pull.
+async fn a_poisoned_creation_is_swapped(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.serve("").await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    ensure!(
+        node.log.lines_with("container moved").len() == 1,
+        "swapped in its hook"
+    );
+    node.assert_guest_pulls(&container).await?;
+    node.assert_nothing_left(NYDUS).await?;
+
+    // Nothing uses the old chain any more: it is replaced, and the next container stands on it.
+    node.wait_for_lines("is replaced", 1).await?;
+    node.assert_proxied().await?;
+    let next = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.assert_guest_pulls(&next).await?;
+    ensure!(
+        node.log.lines_with("container moved").len() == 1,
+        "no more swaps"
+    );
+    node.store.collect_garbage().await?;
+    node.assert_guest_pulls(&container).await?;
+    node.assert_guest_pulls(&next).await?;
+
+    // With the image goes all of it, the private chain as well.
+    node.cri.remove_pod(&pod).await?;
+    node.cri.remove_image(&image).await?;
+    node.store.collect_garbage().await?;
+    let chain = node.store.chain(NYDUS, &node.image).await?;
+    ensure!(chain.is_empty(), "{chain:#?}");
+    let all = node.store.snapshots(NYDUS).await?;
+    let ours: Vec<_> = all
+        .iter()
+        .filter(|s| s.key.contains("nri-unpack"))
+        .collect();
+    ensure!(ours.is_empty(), "{ours:#?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_creation_is_swapped_on_2_1() -> Result<()> {
+    a_poisoned_creation_is_swapped(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_creation_is_swapped_on_1_7() -> Result<()> {
+    a_poisoned_creation_is_swapped(Version::V1_7).await
+}
+
+/// With the swap off it is rejected once, and the second attempt gets it.
+async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.serve("swap = false\n").await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let rejected = node.cri.create_container(&pod, &image, &[], &[]).await;
+    let Err(error) = rejected else {
+        anyhow::bail!("a host's unpack was let pass");
+    };
+    ensure!(error.message().contains("hooks.swap is off"), "{error}");
+    node.wait_for_lines("is replaced", 1).await?;
+    node.assert_proxied().await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.assert_guest_pulls(&container).await?;
+    node.assert_nothing_left(NYDUS).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_swap_it_is_rejected_once_on_2_1() -> Result<()> {
+    without_the_swap_it_is_rejected_once(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_swap_it_is_rejected_once_on_1_7() -> Result<()> {
+    without_the_swap_it_is_rejected_once(Version::V1_7).await
+}
+
+/// A container that ran on the old chain before the plugin came goes on; new ones are moved, and the
+/// old chain is replaced when it is gone.
+async fn a_chain_in_use_is_left_alone(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let old = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.cri.start_container(&old).await?;
+    node.serve("").await?;
+    let ensured = node.command(&["ensure", &image, "--handler", NYDUS])?;
+    ensure!(ensured.status.code() == Some(1), "{ensured:?}");
+    let new = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.assert_guest_pulls(&new).await?;
+    ensure!(node.cri.cat(&old, "/data/three").await? == "three\n");
+
+    node.cri.remove_container(&old).await?;
+    let ensured = node.command(&["ensure", &image, "--handler", NYDUS, "--output", "json"])?;
+    ensure!(ensured.status.success(), "{ensured:?}");
+    node.assert_proxied().await?;
+    node.assert_guest_pulls(&new).await?;
+    node.assert_nothing_left(NYDUS).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_in_use_is_left_alone_on_2_1() -> Result<()> {
+    a_chain_in_use_is_left_alone(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_in_use_is_left_alone_on_1_7() -> Result<()> {
+    a_chain_in_use_is_left_alone(Version::V1_7).await
+}
