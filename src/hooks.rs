@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::handlers::Handlers;
 use crate::node::{Existing, Node};
 use crate::policy::{self, Unready};
-use crate::unpack::{Done, Move, Outcome, Progress, Request, Standing, Swapped, Ticket, Want};
+use crate::unpack::{
+    Error, Move, Outcome, Progress, Request, Standing, Swapped, Ticket, Urgency, Want,
+};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -88,10 +90,11 @@ impl Plugin for Hooks {
         if session.wait < wait {
             log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
         }
-        session.node.refresh();
+        let node = session.node.clone();
         if self.session.set(session).is_err() {
             return Err("configured twice in one session".into());
         }
+        node.refresh();
         Ok(Events::RUN_POD_SANDBOX | Events::CREATE_CONTAINER)
     }
 
@@ -152,7 +155,8 @@ impl Session {
         }
         let policy = self.node.config.snapshotter(&snapshotter);
         let admitted = names.into_iter().filter(|name| policy.admits(name));
-        let ask = |name: &str| self.ensure(Want::Image(name.to_owned()), &snapshotter);
+        let ask =
+            |name: &str| self.ensure(Want::Image(name.to_owned()), &snapshotter, Urgency::Asked);
         let mut tickets: Vec<_> = admitted.map(|name| (name, ask(name))).collect();
         for (name, ticket) in &mut tickets {
             let outcome = ticket.outcome_by(deadline).await;
@@ -213,27 +217,26 @@ impl Session {
             chain: chain.clone(),
             name: name.map(str::to_owned),
         };
-        let mut ticket = self.ensure(want, &snapshotter);
+        let mut ticket = self.ensure(want, &snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
         let unready = policy::on_unready(&self.node.config, &snapshotter);
-        match outcome {
-            Some(Ok(Done {
-                image,
-                stand_on: Some(onto),
-                ..
-            })) => {
+        let Some(Err(error)) = &outcome else {
+            return creation.verdict(outcome, &ticket, unready);
+        };
+        self.node.engine.replace_if_in_use(error, &snapshotter);
+        match &**error {
+            Error::InUse {
+                onto: Some(onto), ..
+            } if self.node.config.hooks.swap => {
                 let wanted = Move {
                     snapshotter: snapshotter.clone(),
                     key: container.id.clone(),
                     from: chain,
-                    onto,
+                    onto: onto.clone(),
                 };
-                let moved = self.moved(&creation, wanted, deadline, unready).await;
-                let engine = &self.node.engine;
-                engine.replace_when_unused(image, snapshotter.clone());
-                moved
+                self.moved(&creation, wanted, deadline, unready).await
             }
-            outcome => creation.verdict(outcome, &ticket, unready),
+            _ => creation.verdict(outcome, &ticket, unready),
         }
     }
 
@@ -247,11 +250,8 @@ impl Session {
         unready: Unready,
     ) -> HandlerResult {
         let unpacked = "it was unpacked on the host, and is in use";
-        if !self.node.config.hooks.swap {
-            return creation.unready(unready, &format!("{unpacked}; hooks.swap is off"));
-        }
         match self.node.engine.swap(wanted, deadline).await {
-            Ok(Swapped::Done) => {
+            Swapped::Done => {
                 creation.say(
                     Level::Info,
                     "container moved onto a chain for the guest",
@@ -259,30 +259,26 @@ impl Session {
                 );
                 Ok(())
             }
-            Ok(Swapped::TooLate) => creation.unready(
-                unready,
-                &format!("{unpacked}; too little time is left to move the container"),
-            ),
-            Ok(Swapped::Moved) => creation.unready(unready, "its snapshot changed meanwhile"),
-            Ok(Swapped::Lost) => {
-                creation.unready(Unready::Reject, "its snapshot was lost in a move")
-            }
-            Err(e) => creation.unready(unready, &format!("{unpacked}, and cannot be moved: {e}")),
+            Swapped::Untouched(why) => creation.unready(unready, &format!("{unpacked}; {why}")),
+            Swapped::Lost => creation.unready(Unready::Reject, "its snapshot was lost in a move"),
         }
     }
 
-    fn ensure(&self, want: Want, snapshotter: &str) -> Ticket {
+    fn ensure(&self, want: Want, snapshotter: &str, urgency: Urgency) -> Ticket {
         self.node.engine.ensure(Request {
             want,
             snapshotter: snapshotter.to_owned(),
-            background: false,
+            urgency,
         })
     }
 
     /// The snapshotter of a pod that is ours to look after; `None` where it is to be let pass.
     async fn snapshotter(&self, pod: &Pod, deadline: Instant) -> Option<String> {
+        if is_skipped(pod) {
+            return None;
+        }
         let Some(handlers) = self.node.handlers_by(deadline).await else {
-            log::warn!(pod:% = Name(pod); "the runtime handlers are not known yet; let pass");
+            log::warn!(pod:% = Name(pod); "containerd has not said yet which snapshotter this pod uses; let pass");
             return None;
         };
         kept_snapshotter(&self.node.config, &handlers, pod).unwrap_or_else(|e| {
@@ -298,11 +294,7 @@ fn kept_snapshotter(
     handlers: &Handlers,
     pod: &Pod,
 ) -> Result<Option<String>, HandlerError> {
-    if pod
-        .annotations
-        .get(policy::MODE)
-        .is_some_and(|mode| mode == "skip")
-    {
+    if is_skipped(pod) {
         return Ok(None);
     }
     let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
@@ -350,15 +342,21 @@ impl Creation<'_> {
                 self.say(Level::Info, "image made ready", &what);
                 return Ok(());
             }
+            // Nobody's image is at fault, and the creation will meet the same containerd.
+            Some(Err(e)) if e.unreachable().is_some() || matches!(&*e, Error::Stopped(_)) => {
+                return self.unready(Unready::Allow, &e.to_string());
+            }
             Some(Err(e)) => e.to_string(),
-            None => {
-                let Progress {
+            None => match ticket.progress() {
+                Progress { layers: 0, .. } => "the unpack has not begun yet".to_owned(),
+                Progress {
                     ready_layers,
                     layers,
                     ..
-                } = ticket.progress();
-                format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
-            }
+                } => {
+                    format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
+                }
+            },
         };
         self.unready(unready, &why)
     }
@@ -385,6 +383,11 @@ impl std::fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.0.namespace, self.0.name)
     }
+}
+
+fn is_skipped(pod: &Pod) -> bool {
+    let mode = pod.annotations.get(policy::MODE);
+    mode.is_some_and(|mode| mode == "skip")
 }
 
 fn image_name(container: &Container) -> Option<&str> {

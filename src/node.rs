@@ -4,7 +4,7 @@
 //! the background is owned here, and waited for by [`Node::close`].
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,8 +14,11 @@ use crate::config::Config;
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
 use crate::handlers::{FileConfig, Handlers};
-use crate::unpack::{Engine, Request, Role, Standing, Want};
+use crate::unpack::{Engine, Request, Role, Standing, Urgency, Want};
 use crate::{policy, retry};
+
+/// Between sweeps for what could not be taken away before. Such leftovers are rare and harmless.
+const SWEEP_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// The node that this program runs on.
 pub struct Node {
@@ -25,11 +28,22 @@ pub struct Node {
     pub containerd: Arc<dyn Containerd>,
     /// All work on it.
     pub engine: Arc<Engine>,
-    handlers: watch::Sender<Option<Arc<Handlers>>>,
+    handlers: watch::Sender<Known>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Ends the check of what an earlier session found on the node.
-    checking: Mutex<CancellationToken>,
+    /// Ends what goes on for an earlier session.
+    session: Mutex<CancellationToken>,
+}
+
+/// What is known of the runtime handlers.
+#[derive(Clone, Debug)]
+enum Known {
+    /// containerd is being asked.
+    NotYet,
+    /// It did not answer; it is asked again.
+    NoAnswer,
+    /// This.
+    Handlers(Arc<Handlers>),
 }
 
 /// A container that exists already.
@@ -56,21 +70,27 @@ impl Node {
             engine: Engine::new(containerd.clone(), role, parallel_images, Box::new(labels)),
             config,
             containerd,
-            handlers: watch::Sender::new(None),
+            handlers: watch::Sender::new(Known::NotYet),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-            checking: Mutex::default(),
+            session: Mutex::default(),
         }))
     }
 
-    /// Finds out which handler uses which snapshotter, and says what is wrong with any of them.
+    /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
+    /// there, leaves our own and containerd's files.
     pub async fn resolve(&self) -> Result<Arc<Handlers>, containerd::Error> {
-        let reported = self.containerd.cri_config().await?;
+        let reported = match self.containerd.cri_config().await {
+            Ok(reported) => reported,
+            Err(e) if e.is_unreachable() => return Err(e),
+            Err(e) => {
+                log::warn!(error:% = e; "CRI does not show its configuration; reading containerd's files");
+                None
+            }
+        };
         let file = FileConfig::read(self.config.containerd.config.as_ref());
         let handlers = Handlers::resolve(&self.config, reported.as_deref(), Some(file));
-        let handlers = Arc::new(handlers);
-        self.handlers.send_replace(Some(handlers.clone()));
-        Ok(handlers)
+        Ok(Arc::new(handlers))
     }
 
     /// What is wrong with the handlers, their sources, or the snapshotters that they name.
@@ -85,70 +105,102 @@ impl Node {
         Ok(all.map(ToString::to_string).collect())
     }
 
-    /// In the background: resolves the handlers anew and takes away what a crash has left, again and
-    /// again until containerd answers.
+    /// In the background, for a new session: resolves the handlers anew, again and again until
+    /// containerd answers, and takes away what a crash has left, then and now and then.
     pub fn refresh(self: &Arc<Self>) {
+        self.handlers.send_replace(Known::NotYet);
+        let token = self.next_session();
         let node = self.clone();
         self.tasks.spawn(async move {
-            node.stop.run_until_cancelled(node.refreshed()).await;
+            let refresh = async {
+                node.resolve_until_known().await;
+                node.engine.forget();
+                loop {
+                    node.sweep().await;
+                    tokio::time::sleep(SWEEP_EVERY).await;
+                }
+            };
+            token.run_until_cancelled(refresh).await;
         });
     }
 
-    async fn refreshed(&self) {
+    async fn resolve_until_known(&self) {
+        let socket = &self.config.containerd.socket;
         let mut said = false;
         for pause in retry::pauses() {
-            match self.try_refresh().await {
-                Ok(()) => return,
-                Err(e) if said => log::debug!(error:% = e; "containerd does not answer yet"),
-                Err(e) => log::warn!(error:% = e; "containerd does not answer yet; trying on"),
+            let resolved = async {
+                let handlers = self.resolve().await?;
+                let problems = self.problems(&handlers).await?;
+                Ok::<_, containerd::Error>((handlers, problems))
+            };
+            match resolved.await {
+                Ok((handlers, problems)) => return self.know(handlers, &problems),
+                Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
+                Err(e) => {
+                    log::warn!(socket:%, error:% = e; "containerd does not answer: pods are let pass until it does; is containerd.socket right?");
+                }
             }
             said = true;
+            self.handlers.send_replace(Known::NoAnswer);
             tokio::time::sleep(pause).await;
         }
     }
 
-    async fn try_refresh(&self) -> Result<(), containerd::Error> {
-        let handlers = self.resolve().await?;
-        for problem in self.problems(&handlers).await? {
+    fn know(&self, handlers: Arc<Handlers>, problems: &[String]) {
+        for problem in problems {
             log::error!("{problem}");
         }
         for (handler, resolved) in handlers.iter() {
             log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
         }
-        self.engine.forget();
-        let swept = self.engine.sweep().await?;
-        if swept > 0 {
-            log::info!(leases = swept; "took away what an earlier run had left");
-        }
-        Ok(())
+        self.handlers.send_replace(Known::Handlers(handlers));
     }
 
-    /// The handlers, waited for until `deadline`: right after a start they are not known yet.
+    async fn sweep(&self) {
+        match self.engine.sweep().await {
+            Ok(0) => {}
+            Ok(leases) => log::info!(leases; "took away what an earlier run had left"),
+            Err(e) => log::debug!(error:% = e; "not swept"),
+        }
+    }
+
+    /// The token of what goes on for the session that begins; that of the one before is cancelled.
+    fn next_session(&self) -> CancellationToken {
+        let token = self.stop.child_token();
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *session, token.clone()).cancel();
+        token
+    }
+
+    /// The handlers, waited for until `deadline` while containerd is being asked for the first time in
+    /// this session; where it does not answer, nobody waits.
     pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
         let mut handlers = self.handlers.subscribe();
-        let known = handlers.wait_for(Option::is_some);
-        let known = tokio::time::timeout_at(deadline.into(), known).await;
-        known.ok()?.ok()?.clone()
+        let asked = handlers.wait_for(|known| !matches!(known, Known::NotYet));
+        let known = tokio::time::timeout_at(deadline.into(), asked).await;
+        match &*known.ok()?.ok()? {
+            Known::Handlers(handlers) => Some(handlers.clone()),
+            Known::NotYet | Known::NoAnswer => None,
+        }
     }
 
     /// In the background, one after another, once the handlers are known: has the images of these
-    /// containers ready for the next ones. A later call ends an earlier one.
+    /// containers ready for the next ones. The next session ends it.
     pub fn check_existing(
         self: &Arc<Self>,
         existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send + 'static,
     ) {
-        let token = self.stop.child_token();
-        let mut checking = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *checking, token.clone()).cancel();
-        let node = self.clone();
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let (token, node) = (session.clone(), self.clone());
         self.tasks.spawn(async move {
             let check = async {
                 let mut handlers = node.handlers.subscribe();
-                let known = handlers.wait_for(Option::is_some).await;
-                let Some(known) = known.ok().and_then(|known| known.clone()) else {
-                    return;
+                let known = handlers.wait_for(|known| matches!(known, Known::Handlers(_)));
+                let containers = match known.await.as_deref() {
+                    Ok(Known::Handlers(handlers)) => existing(handlers),
+                    _ => return,
                 };
-                for container in existing(&known) {
+                for container in containers {
                     node.check_one(container).await;
                 }
             };
@@ -179,18 +231,15 @@ impl Node {
         let request = Request {
             want,
             snapshotter: snapshotter.clone(),
-            background: true,
+            urgency: Urgency::Background,
         };
         match self.engine.ensure(request).outcome().await {
-            Ok(done) if done.stand_on.is_some() => {
-                log::warn!(container = id.as_str(), image = done.image.as_str(), snapshotter = snapshotter.as_str(); "container runs from an unpack on the host that its guest should have pulled");
-                self.engine.replace_when_unused(done.image, snapshotter);
-            }
             Ok(done) => {
                 log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
             }
             Err(e) => {
                 log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");
+                self.engine.replace_if_in_use(&e, &snapshotter);
             }
         }
     }

@@ -7,10 +7,11 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 /// Quick at first: a restart of containerd takes about a second.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Rare enough for a node on which containerd is stopped for good, soon enough for one that waits.
-const LONGEST: Duration = Duration::from_secs(10);
+/// The sockets are local and a try costs nothing; whatever is created before the plugin is back goes
+/// without it.
+const LONGEST: Duration = Duration::from_secs(2);
 
-/// Growing pauses with jitter, so that a fleet does not knock in step. Never ends.
+/// Growing pauses with jitter. Never ends.
 pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
     let growing = ExponentialBuilder::default()
         .with_min_delay(SHORTEST)

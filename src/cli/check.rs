@@ -57,11 +57,11 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     match arguments.output {
         Output::Json => super::print_json(&report)?,
         Output::Table if snapshotters.is_empty() => {
-            println!(
-                "no runtime handler uses a snapshotter of its own; name one with --snapshotter"
-            );
+            super::print(
+                "no runtime handler uses a snapshotter of its own; name one with --snapshotter",
+            )?;
         }
-        Output::Table => print!("{}", report.table()),
+        Output::Table => super::print(&report.table())?,
     }
     Ok(if all_ready {
         Exit::Ready
@@ -87,7 +87,7 @@ async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Row, Failu
             layers: look.layers,
             ready_layers: look.ready_layers,
         }),
-        Err(Error::Containerd { source, .. }) if source.is_unreachable() => Err(source.into()),
+        Err(e) if e.unreachable().is_some() => Err(e.into()),
         Err(e) => Ok(Row {
             name,
             manifest: None,

@@ -21,10 +21,10 @@ pub(super) struct Arguments {
 
 pub(super) fn config(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.check {
-        None => print!("{}", Config::default_toml()),
+        None => super::print(Config::default_toml())?,
         Some(path) => {
             Config::load(Some(path))?;
-            println!("{}: no errors", path.display());
+            super::print(&format!("{}: no errors", path.display()))?;
         }
     }
     Ok(Exit::Ready)

@@ -1,14 +1,15 @@
 //! `ensure`: makes images ready in a snapshotter, however long that takes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures::stream::{FuturesOrdered, StreamExt};
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
-use crate::unpack::{Action, Outcome, Request, Role, State, Want};
+use crate::unpack::{Action, Outcome, Request, Role, State, Urgency, Want};
 
 use super::scope::{self, Asked, Where};
 use super::{Exit, Failure, Output};
@@ -61,7 +62,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
                 for snapshotter in snapshotters {
                     results.extend(in_snapshotter(node, asked, snapshotter, output).await?);
                 }
-                Ok(results)
+                Ok::<_, Failure>(results)
             };
             tokio::pin!(all);
             tokio::select! {
@@ -74,10 +75,10 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
             }
         }
     };
-    let results: Result<_, Failure> = daemon::until_signal(work)
-        .await
-        .map_err(anyhow::Error::from)?;
-    let results = results?;
+    let results = daemon::until_signal(work).await;
+    // Also after a failure: what is under way ends in order.
+    node.engine.close().await;
+    let results = results.map_err(anyhow::Error::from)??;
     let all_ready = results.iter().all(|row| row.state == State::Ready);
     if arguments.output == Output::Json {
         super::print_json(&Report { results })?;
@@ -96,21 +97,21 @@ async fn in_snapshotter(
     snapshotter: &str,
     output: Output,
 ) -> Result<Vec<Row>, Failure> {
-    let started = Instant::now();
-    let ticket = |asked: &Asked| {
-        node.engine.ensure(Request {
+    let work = asked.iter().map(|asked| async move {
+        let started = Instant::now();
+        let mut ticket = node.engine.ensure(Request {
             want: Want::Image(asked.name.clone()),
             snapshotter: snapshotter.to_owned(),
-            background: false,
-        })
-    };
-    let tickets: Vec<_> = asked.iter().map(ticket).collect();
+            urgency: Urgency::Asked,
+        });
+        (asked, ticket.outcome().await, started.elapsed())
+    });
+    let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
-    for (asked, mut ticket) in asked.iter().zip(tickets) {
-        let outcome = ticket.outcome().await;
-        let row = row(node, asked, snapshotter, outcome, started).await?;
+    while let Some((asked, outcome, took)) = work.next().await {
+        let row = row(node, asked, snapshotter, outcome, took).await?;
         if output == Output::Table {
-            println!("{}", row.line());
+            super::print(&row.line())?;
         }
         rows.push(row);
     }
@@ -122,7 +123,7 @@ async fn row(
     asked: &Asked,
     snapshotter: &str,
     outcome: Outcome,
-    started: Instant,
+    took: Duration,
 ) -> Result<Row, Failure> {
     let mut row = Row {
         name: asked.name.clone(),
@@ -130,19 +131,18 @@ async fn row(
         state: State::Ready,
         action: Action::None,
         layers_done: 0,
-        duration_ms: started.elapsed().as_millis(),
+        duration_ms: took.as_millis(),
         error: None,
     };
     match outcome {
-        Ok(done) if done.stand_on.is_some() => {
-            row.error = Some("it was unpacked on the host, and is in use: new containers get another chain, and this one is replaced when nothing uses it".to_owned());
-            row.state = state_now(node, asked, snapshotter).await;
-        }
         Ok(done) => {
             row.action = done.action;
             row.layers_done = done.layers_done;
         }
         Err(e) => {
+            if let Some(source) = e.unreachable() {
+                return Err(source.clone().into());
+            }
             row.error = Some(e.to_string());
             row.state = state_now(node, asked, snapshotter).await;
         }

@@ -48,7 +48,7 @@ pub(super) async fn handlers(config: Config, arguments: &Arguments) -> Result<Ex
     };
     match arguments.output {
         Output::Json => super::print_json(&report)?,
-        Output::Table => report.print(),
+        Output::Table => report.print()?,
     }
     Ok(if report.problems.is_empty() {
         Exit::Ready
@@ -58,7 +58,7 @@ pub(super) async fn handlers(config: Config, arguments: &Arguments) -> Result<Ex
 }
 
 impl Report {
-    fn print(&self) {
+    fn print(&self) -> Result<(), Failure> {
         let cells = |row: &Row| {
             [
                 row.handler.clone(),
@@ -67,9 +67,10 @@ impl Report {
             ]
         };
         let rows: Vec<_> = self.handlers.iter().map(cells).collect();
-        print!("{}", table(["HANDLER", "SNAPSHOTTER", "FROM"], &rows));
+        super::print(&table(["HANDLER", "SNAPSHOTTER", "FROM"], &rows))?;
         for problem in &self.problems {
-            eprintln!("nri-unpack: {problem}");
+            super::complain(problem);
         }
+        Ok(())
     }
 }

@@ -8,9 +8,11 @@ mod run;
 mod scope;
 mod table;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
@@ -133,6 +135,15 @@ impl Failure {
     }
 }
 
+impl From<crate::unpack::Error> for Failure {
+    fn from(error: crate::unpack::Error) -> Self {
+        match error.unreachable() {
+            Some(source) => Self::Containerd(source.clone()),
+            None => Self::Other(error.into()),
+        }
+    }
+}
+
 impl From<containerd::grpc::SetupError> for Failure {
     fn from(error: containerd::grpc::SetupError) -> Self {
         Self::Usage(error.to_string())
@@ -155,26 +166,42 @@ pub async fn main() -> Exit {
     match dispatch(&global, command).await {
         Ok(exit) => exit,
         Err(failure) => {
-            eprintln!("nri-unpack: {failure}");
+            complain(&failure);
             failure.exit()
         }
     }
 }
 
+/// On standard error, which may be closed: then there is nobody to tell.
+fn complain(what: &impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "nri-unpack: {what}");
+}
+
 async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
-    let config = match &command {
-        Command::Run => return run::run(global).await,
-        Command::Config(arguments) => return config_command::config(arguments),
-        _ => global.for_command()?,
-    };
-    let socket = config.containerd.socket.clone();
-    let done = match command {
-        Command::Check(arguments) => check::check(config, arguments).await,
-        Command::Ensure(arguments) => ensure::ensure(config, arguments).await,
-        Command::Handlers(arguments) => handlers::handlers(config, &arguments).await,
-        Command::Run | Command::Config(_) => Ok(Exit::Ready),
-    };
-    done.map_err(|failure| failure.at(&socket))
+    match command {
+        Command::Run => run::run(global).await,
+        Command::Config(arguments) => config_command::config(&arguments),
+        Command::Check(arguments) => {
+            let config = global.for_command()?;
+            at_socket(&config.clone(), check::check(config, arguments)).await
+        }
+        Command::Ensure(arguments) => {
+            let config = global.for_command()?;
+            at_socket(&config.clone(), ensure::ensure(config, arguments)).await
+        }
+        Command::Handlers(arguments) => {
+            let config = global.for_command()?;
+            at_socket(&config.clone(), handlers::handlers(config, &arguments)).await
+        }
+    }
+}
+
+async fn at_socket(
+    config: &Config,
+    command: impl Future<Output = Result<Exit, Failure>>,
+) -> Result<Exit, Failure> {
+    let done = command.await;
+    done.map_err(|failure| failure.at(&config.containerd.socket))
 }
 
 impl Global {
@@ -207,8 +234,16 @@ impl Global {
     }
 }
 
+/// Prints a line, or a table that ends in one. Nobody may be reading, or the disk may be full: that
+/// ends a command in order, like any other failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    writeln!(std::io::stdout().lock(), "{text}")
+        .context("cannot print the result")
+        .map_err(Failure::Other)
+}
+
 fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(report).map_err(anyhow::Error::from)?;
-    println!("{json}");
-    Ok(())
+    print(&json)
 }

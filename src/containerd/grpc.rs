@@ -25,9 +25,10 @@ use super::{
 /// node under load needs some more.
 const METADATA_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The unpack of one layer. Layers of tens of gigabytes exist and slow disks do, too; longer than
-/// this is a stuck mount, not work.
-const APPLY_DEADLINE: Duration = Duration::from_secs(60 * 60);
+/// A call in which a snapshotter or a differ works on a layer's content: some copy the parent when
+/// they prepare, or build an image when they commit. Layers of tens of gigabytes exist and slow
+/// disks do, too; longer than this is a stuck mount, not work.
+const WORK_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
 /// How long the socket may take to accept. It is local: slower than this is not there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -98,9 +99,9 @@ impl Grpc {
         self.in_namespace(request)
     }
 
-    /// With the header that puts what the call makes under a lease.
+    /// Work whose result a lease is to hold.
     fn ask_leased<T>(&self, lease: &str, message: T) -> Result<Request<T>> {
-        let mut request = self.ask(message);
+        let mut request = self.ask_within(WORK_DEADLINE, message);
         let lease = lease
             .parse()
             .map_err(|_| Error::malformed("use lease", lease, "not a header value"))?;
@@ -327,7 +328,7 @@ impl Containerd for Grpc {
     async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String> {
         let call = "apply layer";
         let request = self.ask_within(
-            APPLY_DEADLINE,
+            WORK_DEADLINE,
             api::ApplyRequest {
                 diff: Some(layer.clone()),
                 mounts,

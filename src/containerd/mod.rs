@@ -98,6 +98,14 @@ impl Resource {
         }
     }
 
+    /// The blob of this digest.
+    pub fn blob(digest: &str) -> Self {
+        Self {
+            kind: "content".to_owned(),
+            id: digest.to_owned(),
+        }
+    }
+
     /// The snapshotter of a snapshot resource; `None` for anything else.
     pub fn snapshotter(&self) -> Option<&str> {
         self.kind.strip_prefix(SNAPSHOT_RESOURCE)

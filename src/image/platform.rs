@@ -1,7 +1,7 @@
 //! This node's platform, and which manifest of an index is for it.
 //!
-//! The rules are containerd's default matcher's: the same operating system and architecture, of
-//! several variants of arm the highest that this processor runs.
+//! The same operating system and architecture; of several variants of arm the highest that this
+//! processor runs.
 
 use std::fmt;
 

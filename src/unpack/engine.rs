@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -13,6 +13,7 @@ use crate::containerd::{Containerd, Image};
 use crate::retry;
 
 use super::flight::{Flight, Target};
+use super::gate::{Gate, Hurry, Urgency};
 use super::lease::{Leases, Role};
 use super::profile::Repair;
 use super::progress::{Outcome, Reporter, Ticket};
@@ -44,10 +45,6 @@ pub trait LabelPolicy: Send + Sync {
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
 }
 
-/// Work at the same time that nobody waits for. One keeps the rest of the permits for hooks and
-/// people.
-const PARALLEL_BACKGROUND: usize = 1;
-
 /// What is to be made ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -72,8 +69,8 @@ pub struct Request {
     pub want: Want,
     /// Where.
     pub snapshotter: String,
-    /// Nobody waits for it: others go first.
-    pub background: bool,
+    /// Who waits for it.
+    pub urgency: Urgency,
 }
 
 /// A container that is to stand on another chain.
@@ -111,11 +108,10 @@ pub struct Engine {
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
-    flights: Mutex<HashMap<FlightKey, Ticket>>,
+    flights: Mutex<HashMap<FlightKey, (Ticket, Hurry)>>,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashSet<FlightKey>>,
-    permits: Semaphore,
-    background: Semaphore,
+    gate: Gate,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -140,8 +136,7 @@ impl Engine {
             memory: Memory::default(),
             flights: Mutex::default(),
             replacing: Mutex::default(),
-            permits: Semaphore::new(parallel_images),
-            background: Semaphore::new(PARALLEL_BACKGROUND),
+            gate: Gate::new(parallel_images),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -182,45 +177,41 @@ impl Engine {
     }
 
     /// Moves a container that is being created onto the chain that a flight has made for it
-    /// ([`Done::stand_on`](super::Done::stand_on)). Begun, it is seen through, even when nobody waits
-    /// for it any more.
-    pub async fn swap(self: &Arc<Self>, wanted: Move, deadline: Instant) -> Result<Swapped, Error> {
-        let subject = wanted.key.clone();
+    /// ([`Error::InUse`]). Answers by the deadline; what was begun is seen through after it, and its
+    /// lease is released without anybody waiting for that.
+    pub async fn swap(self: &Arc<Self>, wanted: Move, deadline: Instant) -> Swapped {
+        let (answer, answered) = oneshot::channel();
         let engine = self.clone();
-        let swap = self
-            .tasks
-            .spawn(async move { engine.swapped(wanted, deadline).await });
-        swap.await.unwrap_or(Err(Error::Died(subject)))
-    }
-
-    async fn swapped(&self, wanted: Move, deadline: Instant) -> Result<Swapped, Error> {
-        let containerd = self.containerd.as_ref();
-        let failed = |source| Error::Containerd {
-            image: format!("container {}", wanted.key),
-            snapshotter: wanted.snapshotter.clone(),
-            source,
-        };
-        let lease = self.leases.take(containerd).await.map_err(failed)?;
-        let swap = swap::Swap {
-            containerd,
-            lease: &lease,
-            snapshotter: &wanted.snapshotter,
-            key: &wanted.key,
-            from: &wanted.from,
-            onto: &wanted.onto,
-        };
-        let began = Instant::now();
-        let swapped = swap.run(deadline, self.swap_cost.estimate()).await;
-        if matches!(swapped, Ok(Swapped::Done)) {
-            self.swap_cost.measured(began.elapsed());
-        }
-        lease.release(containerd).await;
-        swapped.map_err(failed)
+        self.tasks.spawn(async move {
+            let containerd = engine.containerd.as_ref();
+            let cost = engine.swap_cost.estimate();
+            let lease = swap::in_time(deadline, engine.leases.take(containerd)).await;
+            let lease = match lease {
+                Ok(lease) => lease,
+                Err(untouched) => return drop(answer.send(untouched)),
+            };
+            let swap = swap::Swap {
+                containerd,
+                lease: &lease,
+                wanted: &wanted,
+            };
+            let began = Instant::now();
+            let swapped = swap.run(deadline, cost).await;
+            if swapped == Swapped::Done {
+                engine.swap_cost.measured(began.elapsed());
+            }
+            // Refused where the hook has gone: nobody is left to tell.
+            drop(answer.send(swapped));
+            lease.release(containerd).await;
+        });
+        // Without an answer the worst has to be assumed.
+        let answered = tokio::time::timeout_at(deadline.into(), answered).await;
+        answered.ok().and_then(Result::ok).unwrap_or(Swapped::Lost)
     }
 
     /// Asks for an image again and again, in the background, until its chain could be replaced: as
     /// soon as nothing uses it any more. Gives up after a while; the next who asks tries again.
-    pub fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
+    fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
         let key = (snapshotter.clone(), image.clone());
         if !self.replacing().insert(key.clone()) {
             return;
@@ -233,16 +224,22 @@ impl Engine {
         });
     }
 
+    /// The same for the image of this error, if it is [`Error::InUse`].
+    pub fn replace_if_in_use(self: &Arc<Self>, error: &Error, snapshotter: &str) {
+        if let Error::InUse { image, .. } = error {
+            self.replace_when_unused(image.clone(), snapshotter.to_owned());
+        }
+    }
+
     async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
         for pause in retry::pauses().take(REPLACE_TRIES) {
             tokio::time::sleep(pause).await;
             let request = Request {
                 want: Want::Image(image.clone()),
                 snapshotter: snapshotter.clone(),
-                background: true,
+                urgency: Urgency::Background,
             };
             match self.ensure(request).outcome().await {
-                Ok(done) if done.stand_on.is_some() => {}
                 Ok(done) => {
                     log::info!(image, snapshotter, action:% = done.action; "a chain that was unpacked on the host is replaced");
                     return;
@@ -282,30 +279,32 @@ impl Engine {
                 {
                     self.memory.stood_on(&request.snapshotter, name, chain);
                 }
-                let flight = self.join(target, request.background);
+                let flight = self.join(target, request.urgency);
                 reporter.follow(flight).await;
             }
         }
     }
 
     /// The ticket of the one flight of this chain, which starts now if there is none.
-    fn join(self: &Arc<Self>, target: Target, background: bool) -> Ticket {
+    fn join(self: &Arc<Self>, target: Target, urgency: Urgency) -> Ticket {
         let chain = target
             .manifest
             .chain_id()
             .unwrap_or(&target.manifest.digest);
         let key = (target.snapshotter.clone(), chain.to_owned());
         let mut flights = self.flights();
-        if let Some(ticket) = flights.get(&key) {
+        if let Some((ticket, hurry)) = flights.get(&key) {
+            hurry.raise(urgency);
             return ticket.clone();
         }
         let (reporter, ticket) = Reporter::new(&target.image);
-        flights.insert(key.clone(), ticket.clone());
+        let hurry = Hurry::new(urgency);
+        flights.insert(key.clone(), (ticket.clone(), hurry.clone()));
         let entry = Entry {
             engine: self.clone(),
             key,
         };
-        self.tasks.spawn(entry.fly(target, background, reporter));
+        self.tasks.spawn(entry.fly(target, hurry, reporter));
         ticket
     }
 
@@ -315,7 +314,7 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, Ticket>> {
+    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, (Ticket, Hurry)>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -327,37 +326,27 @@ struct Entry {
 }
 
 impl Entry {
-    async fn fly(self, target: Target, background: bool, reporter: Reporter) {
-        let outcome = self.run(&target, background, &reporter).await;
+    async fn fly(self, target: Target, hurry: Hurry, reporter: Reporter) {
+        let outcome = self.run(&target, &hurry, &reporter).await;
         // Whoever asks from now on gets a new look; whoever holds a ticket gets this outcome.
         drop(self);
         reporter.end(outcome);
     }
 
-    async fn run(&self, target: &Target, background: bool, reporter: &Reporter) -> Outcome {
+    async fn run(&self, target: &Target, hurry: &Hurry, reporter: &Reporter) -> Outcome {
         let engine = &*self.engine;
-        let stopped = || Arc::new(Error::Stopped(target.image.clone()));
-        let permits = async {
-            let quiet = match background {
-                true => Some(engine.background.acquire().await),
-                false => None,
-            };
-            (quiet, engine.permits.acquire().await)
-        };
-        let permits = engine.stop.run_until_cancelled(permits).await;
-        let _permits = permits.ok_or_else(stopped)?;
         let flight = Flight {
             target,
             containerd: engine.containerd.as_ref(),
             leases: &engine.leases,
+            gate: &engine.gate,
+            hurry,
             reporter,
             stop: &engine.stop,
         };
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        if done.stand_on.is_none() {
-            let (snapshotter, chain) = &self.key;
-            engine.memory.is_ready(snapshotter, chain, created_at);
-        }
+        let (snapshotter, chain) = &self.key;
+        engine.memory.is_ready(snapshotter, chain, created_at);
         Ok(done)
     }
 }

@@ -73,7 +73,7 @@ pub enum Error {
     },
     /// The chain has to be taken away, and something uses it.
     #[error(
-        "image {image} in {snapshotter} is {state}, and {holders} containers or images use it: it is replaced when they are gone"
+        "image {image} in {snapshotter} is {state}, and {holders} containers or images use it: once they are gone, `nri-unpack ensure` or the running plugin replaces it"
     )]
     InUse {
         /// The image's name.
@@ -84,6 +84,8 @@ pub enum Error {
         state: super::State,
         /// How many use it.
         holders: usize,
+        /// A chain that was made for a container that is being created: it has to be moved there.
+        onto: Option<String>,
     },
     /// It stayed unready although every step succeeded: somebody else works on the same chain.
     #[error(
@@ -108,12 +110,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether containerd could not be reached: nothing is wrong with the image.
-    pub fn is_unreachable(&self) -> bool {
+    /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
+    pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {
             Self::Image(image::Error::Containerd { source, .. })
-            | Self::Containerd { source, .. } => source.is_unreachable(),
-            _ => false,
+            | Self::Containerd { source, .. } => Some(source).filter(|e| e.is_unreachable()),
+            _ => None,
         }
     }
 }

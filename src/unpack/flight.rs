@@ -1,5 +1,6 @@
 //! One `ensure` of one chain: look, plan, act, and look again whether it is so.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::containerd::{self, Containerd, Labels, Resource, Snapshot};
 use crate::image::{LayerLabels, Manifest};
 
+use super::gate::{Gate, Hurry, Place};
 use super::guest::Guest;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::{Lease, Leases};
@@ -36,6 +38,8 @@ pub(super) struct Target {
     pub(super) labels: LayerLabels,
     /// When it is ready.
     pub(super) rules: Rules,
+    /// Chains at which other images end, where this one may have to be taken away.
+    pub(super) others: HashSet<String>,
     pub(super) snapshotter: String,
 }
 
@@ -61,7 +65,7 @@ impl Target {
         let created_at = top.and_then(|snapshot| snapshot.created_at);
         let sight = Sight {
             anchored: self.is_anchored(&config?.labels),
-            layers: snapshots.into_iter().map(|s| s.map(|s| s.labels)).collect(),
+            layers: without_gaps(snapshots),
         };
         Ok((sight, created_at))
     }
@@ -96,11 +100,25 @@ impl Target {
     }
 }
 
+/// The layers are asked for one by one: where somebody unpacks the chain at the same time, a lower
+/// one may still have been missing when a higher one was there already.
+fn without_gaps(snapshots: Vec<Option<Snapshot>>) -> Vec<Option<Labels>> {
+    let mut gap = false;
+    let layers = snapshots.into_iter().map(|snapshot| {
+        gap |= snapshot.is_none();
+        snapshot.filter(|_| !gap).map(|snapshot| snapshot.labels)
+    });
+    layers.collect()
+}
+
 /// The work on one target.
 pub(super) struct Flight<'a> {
     pub(super) target: &'a Target,
     pub(super) containerd: &'a dyn Containerd,
     pub(super) leases: &'a Arc<Leases>,
+    /// Where an unpack waits for its turn. Nothing else does.
+    pub(super) gate: &'a Gate,
+    pub(super) hurry: &'a Hurry,
     pub(super) reporter: &'a Reporter,
     pub(super) stop: &'a CancellationToken,
 }
@@ -124,8 +142,9 @@ impl Flight<'_> {
             action: Action::None,
             layers_done: 0,
             layers: target.manifest.layers.len(),
-            stand_on: None,
         };
+        // Layers, each counted once however often it was worked on.
+        let mut touched = HashSet::new();
         for _ in 0..MAX_ROUNDS {
             let look = target.look(self.containerd).await;
             let (sight, created_at) = look.map_err(|e| target.failed(e))?;
@@ -140,14 +159,14 @@ impl Flight<'_> {
             }
             let Some(lease) = lease else { continue };
             if steps == [Step::Replace] {
-                if let Replaced::InUse(holders) = self.replace().await? {
-                    done.stand_on = Some(self.private_chain(lease, &sight, holders).await?);
-                    return Ok((done, None));
+                if let Replaced::InUse(holders) = self.replace(lease).await? {
+                    return Err(self.in_use(lease, &sight, holders).await);
                 }
                 done.action = done.action.max(Action::Replaced);
                 continue;
             }
-            self.act(lease, &sight, &steps, &mut done).await?;
+            self.act(lease, &sight, &steps, &mut done, &mut touched)
+                .await?;
         }
         let look = target.look(self.containerd).await;
         let (sight, created_at) = look.map_err(|e| target.failed(e))?;
@@ -168,8 +187,15 @@ impl Flight<'_> {
         sight: &Sight,
         steps: &[Step],
         done: &mut Done,
+        touched: &mut HashSet<usize>,
     ) -> Result<(), Error> {
         self.hold_what_is_there(lease, sight).await?;
+        let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
+        let _place = if unpacks {
+            Some(self.turn().await?)
+        } else {
+            None
+        };
         let mut layers = 0;
         for step in steps {
             if self.stop.is_cancelled() {
@@ -186,13 +212,20 @@ impl Flight<'_> {
                 continue;
             }
             done.action = done.action.max(Action::from(*step));
-            if !matches!(step, Step::Anchor) {
-                done.layers_done += 1;
+            if let Step::Relabel(i) | Step::Unpack(i) = step {
+                touched.insert(*i);
+                done.layers_done = touched.len();
                 layers += 1;
                 self.report(sight, layers);
             }
         }
         Ok(())
+    }
+
+    async fn turn(&self) -> Result<Place, Error> {
+        let enter = self.gate.enter(self.hurry);
+        let place = self.stop.run_until_cancelled(enter).await.flatten();
+        place.ok_or_else(|| Error::Stopped(self.target.image.clone()))
     }
 
     fn report(&self, sight: &Sight, more: usize) {
@@ -212,8 +245,12 @@ impl Flight<'_> {
         held.map_err(|e| self.target.failed(e))
     }
 
-    async fn replace(&self) -> Result<Replaced, Error> {
+    async fn replace(&self, lease: &Lease) -> Result<Replaced, Error> {
+        if !self.target.rules.guest_pulls {
+            self.hold_blobs(lease).await?;
+        }
         let replace = Replace {
+            others: &self.target.others,
             containerd: self.containerd,
             leases: self.leases,
             snapshotter: &self.target.snapshotter,
@@ -223,30 +260,50 @@ impl Flight<'_> {
         replace.run().await.map_err(|e| self.target.failed(e))
     }
 
-    /// Where the chain cannot be replaced because it is in use: a chain of the image's own, onto which
-    /// a container that is being created can be moved.
-    async fn private_chain(
-        &self,
-        lease: &Lease,
-        sight: &Sight,
-        holders: usize,
-    ) -> Result<String, Error> {
+    /// A chain whose layers cannot all be unpacked again is not taken away.
+    async fn hold_blobs(&self, lease: &Lease) -> Result<(), Error> {
+        for (i, layer) in self.target.manifest.layers.iter().enumerate() {
+            let digest = &layer.blob.digest;
+            let held = self
+                .containerd
+                .hold(lease.id(), Resource::blob(digest))
+                .await;
+            held.map_err(|e| self.target.failed(e))?;
+            match self.containerd.blob(digest).await {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => return Err(self.layer_failed(i, Failure::NoBlob)),
+                Err(e) => return Err(self.target.failed(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The chain cannot be replaced because it is in use. Where the guest pulls, a private chain is
+    /// made, onto which a container that is being created can be moved.
+    async fn in_use(&self, lease: &Lease, sight: &Sight, holders: usize) -> Error {
         let target = self.target;
-        let in_use = || Error::InUse {
+        let onto = match target.labels.last() {
+            Some(labels) if target.rules.guest_pulls => {
+                let guest = Guest {
+                    containerd: self.containerd,
+                    snapshotter: &target.snapshotter,
+                    lease,
+                    labels,
+                };
+                match guest.private_chain(&target.manifest).await {
+                    Ok(onto) => onto,
+                    Err(e) => return target.failed(e),
+                }
+            }
+            _ => None,
+        };
+        Error::InUse {
             image: target.image.clone(),
             snapshotter: target.snapshotter.clone(),
             state: sight.state(&target.rules),
             holders,
-        };
-        let labels = target.labels.last().ok_or_else(in_use)?;
-        let guest = Guest {
-            containerd: self.containerd,
-            snapshotter: &target.snapshotter,
-            lease,
-            labels,
-        };
-        let chain = guest.private_chain(&target.manifest).await;
-        chain.map_err(|e| target.failed(e))?.ok_or_else(in_use)
+            onto,
+        }
     }
 
     /// `false` where the layer has gone meanwhile: the next look finds it missing.

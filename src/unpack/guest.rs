@@ -17,6 +17,11 @@ const PRIVATE: &str = "nri-unpack-private-";
 /// What the names of probes begin with.
 const PROBE: &str = "nri-unpack-probe-";
 
+/// Whether this is a chain that was made here.
+pub(super) fn is_private(chain: &str) -> bool {
+    chain.starts_with(PRIVATE)
+}
+
 /// One image in such a snapshotter.
 pub(super) struct Guest<'a> {
     pub(super) containerd: &'a dyn Containerd,

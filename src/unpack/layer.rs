@@ -74,10 +74,13 @@ impl Unpack<'_> {
             let key = self.lease.extraction_key(chain_id);
             let labels = self.labels.clone();
             let id = self.lease.id();
-            let prepared = self
+            let prepare = self
                 .containerd
-                .prepare(id, self.snapshotter, &key, self.parent, labels)
-                .await;
+                .prepare(id, self.snapshotter, &key, self.parent, labels);
+            let Some(prepared) = self.stop.run_until_cancelled(prepare).await else {
+                self.abort(&key).await;
+                return Err(Failure::Stopped);
+            };
             match prepared {
                 Ok(mounts) => return Ok(Some((key, mounts))),
                 Err(e) if e.already_exists() => {
@@ -121,8 +124,11 @@ impl Unpack<'_> {
         match committed {
             Ok(()) => {}
             Err(e) if e.already_exists() => return Ok(Committed::Existed),
-            // The answer may have got lost after the work was done.
-            Err(e) if e.is_unreachable() && self.is_committed().await? => {}
+            // The answer got lost. If the layer is there, by us or by somebody else, nothing is lost;
+            // should our key still be there, it is taken away.
+            Err(e) if e.is_unreachable() && self.is_committed().await? => {
+                return Ok(Committed::Existed);
+            }
             Err(e) => return Err(e.into()),
         }
         let label = Labels::from([(UNCOMPRESSED.to_owned(), applied)]);
@@ -154,11 +160,13 @@ impl Unpack<'_> {
             )
     }
 
-    /// Takes the extraction snapshot away. What cannot be removed now stays under the lease's name,
-    /// and the sweep at the next start or reconnect finds it there.
+    /// Takes the extraction snapshot away. What cannot be removed now is left to the sweep, with the
+    /// lease, under which the sweep finds it: garbage collection must not have it, since that would
+    /// leave its parent unremovable for good.
     async fn abort(&self, key: &str) {
         match self.containerd.remove(self.snapshotter, key).await {
             Err(e) if !e.is_not_found() => {
+                self.lease.keep();
                 log::warn!(snapshotter = self.snapshotter, key, error:% = e; "extraction snapshot not removed yet");
             }
             _ => {}

@@ -4,7 +4,7 @@
 //! named after the lease, so the sweep needs no list of all snapshots.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -64,6 +64,7 @@ impl Leases {
         let lease = Lease {
             id: format!("{PREFIX}{}-{nanos}-{n}", self.owner.pid),
             keys: AtomicU64::default(),
+            kept: AtomicBool::default(),
             leases: self.clone(),
         };
         self.active().insert(lease.id.clone());
@@ -74,12 +75,19 @@ impl Leases {
                 humantime::format_rfc3339_seconds(now + LIFETIME).to_string(),
             ),
         ]);
-        containerd.create_lease(&lease.id, labels).await?;
-        Ok(lease)
+        match containerd.create_lease(&lease.id, labels).await {
+            Ok(()) => Ok(lease),
+            Err(e) => {
+                // The answer may have got lost, not the call.
+                lease.release(containerd).await;
+                Err(e)
+            }
+        }
     }
 
     /// Takes away what dead owners, and our own failed attempts to tidy up, have left: leases with
-    /// our prefix and the extraction snapshots that they hold. Answers how many leases.
+    /// our prefix and the extraction snapshots that they hold. Answers how many leases. One that
+    /// cannot be taken away now is left for the next time.
     pub(super) async fn sweep(
         &self,
         containerd: &dyn Containerd,
@@ -93,11 +101,12 @@ impl Leases {
             if owner.is_some_and(|owner| !self.owner.may_sweep(&owner)) {
                 continue;
             }
-            for resource in containerd.lease_resources(&lease.id).await? {
-                remove_extraction(containerd, &lease.id, &resource).await?;
+            match sweep_one(containerd, &lease.id).await {
+                Ok(()) => swept += 1,
+                Err(e) => {
+                    log::debug!(lease = lease.id.as_str(), error:% = e; "lease not swept yet");
+                }
             }
-            gone_is_fine(containerd.delete_lease(&lease.id, false).await)?;
-            swept += 1;
         }
         Ok(swept)
     }
@@ -105,6 +114,18 @@ impl Leases {
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn sweep_one(containerd: &dyn Containerd, lease: &str) -> Result<(), containerd::Error> {
+    let resources = match containerd.lease_resources(lease).await {
+        // Its owner was quicker.
+        Err(e) if e.is_not_found() => return Ok(()),
+        resources => resources?,
+    };
+    for resource in resources {
+        remove_extraction(containerd, lease, &resource).await?;
+    }
+    gone_is_fine(containerd.delete_lease(lease, false).await)
 }
 
 async fn remove_extraction(
@@ -134,6 +155,8 @@ fn extraction_prefix(lease: &str) -> String {
 pub(super) struct Lease {
     id: String,
     keys: AtomicU64,
+    /// Something is left under it, for the sweep.
+    kept: AtomicBool,
     leases: Arc<Leases>,
 }
 
@@ -156,8 +179,16 @@ impl Lease {
         gone_is_fine(containerd.delete_lease(&self.id, true).await)
     }
 
+    /// Leaves the lease, and what it holds, to the sweep.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
     /// Lets go. What fails here is left to the sweep.
     pub(super) async fn release(self, containerd: &dyn Containerd) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {
             log::warn!(lease = self.id.as_str(), error:% = e; "lease not released yet");
         }

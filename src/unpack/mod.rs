@@ -6,6 +6,7 @@
 mod engine;
 mod error;
 mod flight;
+mod gate;
 mod guest;
 mod layer;
 mod lease;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use engine::{Engine, LabelPolicy, Labelling, Look, Move, Request, Want};
 pub use error::Error;
+pub use gate::Urgency;
 pub use lease::Role;
 pub use plan::Action;
 pub use profile::{Profile, Repair, profile};

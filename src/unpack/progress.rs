@@ -18,9 +18,6 @@ pub struct Done {
     pub layers_done: usize,
     /// Layers of the image.
     pub layers: usize,
-    /// The image's chain is one that no container must start from, and could not be replaced because
-    /// it is in use: a container that is being created has to be moved onto this one.
-    pub stand_on: Option<String>,
 }
 
 /// How it ended. An error is shared by all who waited.

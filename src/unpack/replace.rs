@@ -23,6 +23,8 @@ pub(super) struct Replace<'a> {
     pub(super) leases: &'a std::sync::Arc<Leases>,
     pub(super) snapshotter: &'a str,
     pub(super) manifest: &'a Manifest,
+    /// Chains at which other images end.
+    pub(super) others: &'a HashSet<String>,
     /// The config blob's label that keeps the chain from garbage collection.
     pub(super) anchor: &'a str,
 }
@@ -43,7 +45,10 @@ impl Replace<'_> {
             if above.is_none() && holders > 0 {
                 return Ok(Replaced::InUse(holders));
             }
-            if holders > 0 || proxied.contains(chain_id) {
+            if above.is_none() && self.others.contains(chain_id) {
+                return Ok(Replaced::InUse(1));
+            }
+            if holders > 0 || self.others.contains(chain_id) || proxied.contains(chain_id) {
                 break;
             }
             match self.containerd.remove(self.snapshotter, chain_id).await {

@@ -1,7 +1,7 @@
 //! From what is wanted to what has to be done it to: the image's record, its manifest, the labels of
 //! its layers, and what absent labels mean in the snapshotter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::containerd::{Containerd, Image, Labels};
@@ -67,7 +67,11 @@ impl Resolver {
             None => self.ask(&image, snapshotter, &labels).await?,
         };
         let rules = self.rules(snapshotter, labelling, &labels, guest_pulls);
-        Ok(target(&image, snapshotter, manifest, labels, rules))
+        let mut target = target(&image, snapshotter, manifest, labels, rules);
+        if target.rules.repair == Repair::Replace {
+            target.others = self.others(&target.manifest).await?;
+        }
+        Ok(target)
     }
 
     /// The target of a look, which changes nothing: how an image stands does not depend on the name
@@ -171,24 +175,47 @@ impl Resolver {
 
     /// The image whose chain ends at `chain`: the one that the name stands for, else any.
     async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
-        if let Some(name) = name
-            && let Ok(image) = image::find(self.containerd(), name).await
-            && self.ends_at(&image, chain).await
-        {
-            return Ok(Some(image));
+        if let Some(name) = name {
+            match image::find(self.containerd(), name).await {
+                Ok(image) if self.ends_at(&image, chain).await? => return Ok(Some(image)),
+                Ok(_) | Err(image::Error::NotFound(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         for image in self.images().await? {
-            if self.ends_at(&image, chain).await {
+            if self.ends_at(&image, chain).await? {
                 return Ok(Some(image));
             }
         }
         Ok(None)
     }
 
-    /// An image that cannot be read is not the one that is looked for.
-    async fn ends_at(&self, image: &Image, chain: &str) -> bool {
-        let read = self.manifests.read(self.containerd(), image).await;
-        read.is_ok_and(|manifest| manifest.chain_id() == Some(chain))
+    async fn ends_at(&self, image: &Image, chain: &str) -> Result<bool, Error> {
+        let manifest = self.readable(image).await?;
+        Ok(manifest.is_some_and(|manifest| manifest.chain_id() == Some(chain)))
+    }
+
+    /// The chains at which other images end.
+    async fn others(&self, manifest: &Manifest) -> Result<HashSet<String>, Error> {
+        let mut others = HashSet::new();
+        for image in self.images().await? {
+            let other = self.readable(&image).await?;
+            let other = other.filter(|other| other.config != manifest.config);
+            others.extend(other.and_then(|other| other.chain_id().map(str::to_owned)));
+        }
+        Ok(others)
+    }
+
+    /// An image's manifest; `None` where the image is broken, or not for this node. That containerd
+    /// does not answer says nothing of the image.
+    async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
+        match self.manifests.read(self.containerd(), image).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
+                Err(image::Error::Containerd { image, source }.into())
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     async fn images(&self) -> Result<Vec<Image>, Error> {
@@ -220,6 +247,7 @@ fn target(
         manifest,
         labels,
         rules,
+        others: HashSet::new(),
         snapshotter: snapshotter.to_owned(),
     }
 }

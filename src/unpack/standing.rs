@@ -7,6 +7,8 @@ use std::time::SystemTime;
 
 use crate::containerd::{Containerd, Error, Snapshot};
 
+use super::guest;
+
 /// Chains and names that are remembered: more than a node has. When full, all are forgotten, and
 /// found ready again by the next look.
 const MAX_REMEMBERED: usize = 4096;
@@ -78,6 +80,9 @@ impl Memory {
         let Some(chain) = own?.parent else {
             return Ok(Standing::Scratch);
         };
+        if guest::is_private(&chain) {
+            return Ok(Standing::Ready);
+        }
         let at = (snapshotter.to_owned(), chain);
         let Some(created_at) = self.remembered().ready.get(&at).copied() else {
             return Ok(Standing::Unknown { chain: at.1 });

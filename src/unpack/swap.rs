@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::containerd::{self, Containerd};
 
+use super::Move;
 use super::lease::Lease;
 
 /// What a swap takes where none has been measured: two calls, each with a write to two databases.
@@ -24,11 +25,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub enum Swapped {
     /// The container stands on the new chain.
     Done,
-    /// There was too little time left; nothing was changed.
-    TooLate,
-    /// It does not stand where it was expected to any more; nothing was changed.
-    Moved,
-    /// The container is left without its snapshot: its creation must fail.
+    /// Nothing was changed, and why.
+    Untouched(String),
+    /// The container is, or may be, without its snapshot: its creation must fail.
     Lost,
 }
 
@@ -36,60 +35,91 @@ pub enum Swapped {
 pub(super) struct Swap<'a> {
     pub(super) containerd: &'a dyn Containerd,
     pub(super) lease: &'a Lease,
-    pub(super) snapshotter: &'a str,
-    /// The container's id.
-    pub(super) key: &'a str,
-    /// What it stands on.
-    pub(super) from: &'a str,
-    /// What it is to stand on.
-    pub(super) onto: &'a str,
+    pub(super) wanted: &'a Move,
+}
+
+/// A call that changes nothing, by the deadline.
+pub(super) async fn in_time<T>(
+    deadline: Instant,
+    call: impl Future<Output = Result<T, containerd::Error>>,
+) -> Result<T, Swapped> {
+    match tokio::time::timeout_at(deadline.into(), call).await {
+        Ok(result) => result.map_err(|e| Swapped::Untouched(e.to_string())),
+        Err(_) => Err(Swapped::Untouched(
+            "containerd did not answer in time".to_owned(),
+        )),
+    }
 }
 
 impl Swap<'_> {
-    /// Swaps, if there is time. After an error nothing was changed.
-    pub(super) async fn run(
-        &self,
-        deadline: Instant,
-        cost: Duration,
-    ) -> Result<Swapped, containerd::Error> {
-        let old = self.containerd.stat(self.snapshotter, self.key).await?;
-        if old.parent.as_deref() != Some(self.from) {
-            return Ok(Swapped::Moved);
+    /// Swaps, if there is time.
+    pub(super) async fn run(&self, deadline: Instant, cost: Duration) -> Swapped {
+        let Move {
+            snapshotter,
+            key,
+            from,
+            ..
+        } = self.wanted;
+        let old = match in_time(deadline, self.containerd.stat(snapshotter, key)).await {
+            Ok(old) => old,
+            Err(untouched) => return untouched,
+        };
+        if old.parent.as_ref() != Some(from) {
+            return Swapped::Untouched("its snapshot stands elsewhere by now".to_owned());
         }
         if Instant::now() + cost * SPARE > deadline {
-            return Ok(Swapped::TooLate);
+            return Swapped::Untouched("too little time is left to move it".to_owned());
         }
-        if let Err(e) = self.containerd.remove(self.snapshotter, self.key).await {
+        if let Err(e) = self.containerd.remove(snapshotter, key).await {
             // Whether it is gone decides what this is: the answer may have got lost.
-            match self.containerd.stat(self.snapshotter, self.key).await {
+            match self.containerd.stat(snapshotter, key).await {
+                Ok(_) => return Swapped::Untouched(e.to_string()),
                 Err(stat) if stat.is_not_found() => {}
-                _ => return Err(e),
+                Err(_) => return self.lost(&e),
             }
         }
+        self.put_back(&old, deadline).await
+    }
+
+    /// The second half, repeated until the deadline. A try that the deadline finds under way is seen
+    /// through: containerd cleans up after a creation that failed.
+    async fn put_back(&self, old: &containerd::Snapshot, deadline: Instant) -> Swapped {
         loop {
-            let Err(e) = self.put_back(&old).await else {
-                return Ok(Swapped::Done);
+            let Err(e) = self.try_put_back(old).await else {
+                return Swapped::Done;
             };
             if Instant::now() + PAUSE > deadline {
-                log::error!(container = self.key, snapshotter = self.snapshotter, error:% = e; "a container is left without its snapshot; its creation fails, and the kubelet makes another");
-                return Ok(Swapped::Lost);
+                return self.lost(&e);
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn put_back(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {
+    fn lost(&self, error: &containerd::Error) -> Swapped {
+        let Move {
+            snapshotter, key, ..
+        } = self.wanted;
+        log::error!(container = key.as_str(), snapshotter = snapshotter.as_str(), error:% = error; "a container is left without its snapshot; its creation fails, and the kubelet makes another");
+        Swapped::Lost
+    }
+
+    async fn try_put_back(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {
+        let Move {
+            snapshotter,
+            key,
+            onto,
+            ..
+        } = self.wanted;
         let (id, labels) = (self.lease.id(), old.labels.clone());
-        let parent = Some(self.onto);
         let prepare = self
             .containerd
-            .prepare(id, self.snapshotter, self.key, parent, labels);
+            .prepare(id, snapshotter, key, Some(onto), labels);
         match prepare.await {
             Ok(_) => Ok(()),
             Err(e) if e.already_exists() => {
                 // An earlier try whose answer got lost.
-                let now = self.containerd.stat(self.snapshotter, self.key).await?;
-                if now.parent.as_deref() == Some(self.onto) {
+                let now = self.containerd.stat(snapshotter, key).await?;
+                if now.parent.as_ref() == Some(onto) {
                     Ok(())
                 } else {
                     Err(e)

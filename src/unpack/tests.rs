@@ -8,7 +8,7 @@ use crate::image::{Manifests, Platform};
 
 use super::{
     Action, Engine, Error, LabelPolicy, Labelling, Outcome, Repair, Request, Role, Standing, State,
-    Want,
+    Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
@@ -90,7 +90,7 @@ fn request(want: Want) -> Request {
     Request {
         want,
         snapshotter: EROFS.to_owned(),
-        background: false,
+        urgency: Urgency::Asked,
     }
 }
 

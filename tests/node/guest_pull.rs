@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
-use lab::{Options, Remote, Snapshot, Version, images};
+use lab::{Options, Remote, Snapshot, Version};
 
 use crate::support::{CRI_LABELS, Node};
 
@@ -146,7 +146,12 @@ async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
     let Err(error) = rejected else {
         anyhow::bail!("a host's unpack was let pass");
     };
-    ensure!(error.message().contains("hooks.swap is off"), "{error}");
+    ensure!(
+        error
+            .message()
+            .contains("is unlabelled, and 1 containers or images use it"),
+        "{error}"
+    );
     node.wait_for_lines("is replaced", 1).await?;
     node.assert_proxied().await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
