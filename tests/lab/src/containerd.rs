@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
 use crate::images::{self, Image};
@@ -105,12 +106,19 @@ impl Lab {
             remotes,
             scratch,
         };
+        let mut snapshotters: String = lab.remotes.iter().map(ProxySnapshotter::table).collect();
+        if options
+            .all_handlers()
+            .any(|h| h.snapshotter == blockfile::NAME)
+        {
+            snapshotters += &blockfile::prepare(&lab.scratch)?;
+        }
         let paths = Paths {
             scratch: &lab.scratch,
             socket: &lab.socket,
             nri_socket: &lab.nri_socket,
             runc: &runc,
-            proxies: lab.remotes.iter().map(ProxySnapshotter::table).collect(),
+            snapshotters,
         };
         fs::write(
             lab.scratch.path("config.toml"),

@@ -64,7 +64,7 @@ impl Remote {
 /// on overlayfs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The further handlers.
+    /// The further handlers, on snapshotters of containerd's own; `blockfile` gets the file that it needs.
     pub handlers: Vec<Handler>,
     /// Remote snapshotters to start before containerd, each with a handler of its name.
     pub remotes: Vec<Remote>,

@@ -1,5 +1,6 @@
 //! The lab on the real thing: what all other tests take for granted, and the claims that the plugin is built on.
 
+mod blockfile;
 mod images;
 mod nydus;
 mod plugins;
