@@ -26,6 +26,7 @@ mod proxy;
 mod registry;
 mod scratch;
 mod shared;
+mod soci;
 mod sources;
 mod store;
 mod traces;

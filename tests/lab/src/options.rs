@@ -49,6 +49,8 @@ impl Handler {
 pub enum Remote {
     /// nydus-snapshotter 0.13 in proxy mode: the guest pulls, the host keeps nothing.
     Nydus,
+    /// SOCI 0.4: layers are mounted from the registry, file by file.
+    Soci,
 }
 
 impl Remote {
@@ -56,6 +58,7 @@ impl Remote {
     pub fn name(self) -> &'static str {
         match self {
             Remote::Nydus => "nydus",
+            Remote::Soci => "soci",
         }
     }
 }

@@ -30,8 +30,9 @@ const FORKY: Suite = Suite::Named("forky");
 const PACKAGES: &[Package] = &[
     Package(TRIXIE, "containerd", "1.7."),
     Package(FORKY, "containerd", "2.1."),
-    // A remote snapshotter; what a test sees of them depends on its version.
+    // The remote snapshotters; what a test sees of them depends on their versions.
     Package(FORKY, "nydus-snapshotter", "0.13."),
+    Package(FORKY, "soci-snapshotter", "0.4."),
     // The machine's own, since runc executes itself again and so cannot be run through another suite's ld.so.
     Package(Suite::Machine, "runc", ""),
     Package(TRIXIE, "busybox-static", ""),

@@ -5,4 +5,5 @@ mod images;
 mod nydus;
 mod plugins;
 mod pods;
+mod soci;
 mod teardown;
