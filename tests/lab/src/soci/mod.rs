@@ -38,7 +38,7 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     let isolate = dir.join("isolate");
     fs::write(&isolate, ISOLATE)?;
     fs::set_permissions(&isolate, fs::Permissions::from_mode(0o755))?;
-    mount_bind(&root, &root).and_then(|()| mount_change(&root, MountPropagationFlags::SHARED))?;
+    share(&root).with_context(|| format!("making {} a shared mount", root.display()))?;
 
     let config = dir.join("config.toml");
     fs::write(
@@ -106,6 +106,14 @@ impl Lab {
         );
         Ok(())
     }
+}
+
+/// Makes a directory a mount that shows in every mount namespace what is mounted below it. Private in between: where
+/// the machine's root is shared already it would join that one, and everything below were mounted twice.
+fn share(dir: &Path) -> rustix::io::Result<()> {
+    mount_bind(dir, dir)?;
+    mount_change(dir, MountPropagationFlags::PRIVATE)?;
+    mount_change(dir, MountPropagationFlags::SHARED)
 }
 
 /// Its corner of a run.
