@@ -49,7 +49,7 @@ pub(crate) struct Node {
     pub(crate) cri: Cri,
     pub(crate) store: Store,
     pub(crate) image: Image,
-    _registry: Registry,
+    pub(crate) registry: Registry,
     pub(crate) lab: Lab,
 }
 
@@ -93,7 +93,7 @@ impl Node {
             cri,
             store: lab.store().await?,
             image,
-            _registry: registry,
+            registry,
             lab,
         })
     }
