@@ -77,6 +77,8 @@ fn bad_values_are_answered() {
         ("[snapshotters.x]\nexclude = [\"\"]\n", "2:12: snapshotters.x.exclude[0]: an empty pattern matches no image: write \"*\" for all of them"),
         ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a label to add: write a key, and none that the plugin makes itself"),
         ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
+        ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is no variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),
+        ("[snapshotters.x]\nextra_labels = { a = \"{\" }\n", "2:22: snapshotters.x.extra_labels.a: \"{\" has a brace without its other half: write it twice if it is meant as a brace"),
         // [metrics], [log]
         ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
         ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: \"x\" is not an absolute path: start it with `/`"),
@@ -208,10 +210,11 @@ fn tables_of_snapshotters_inherit() {
         (default.unlabelled, &default.include),
         "set nowhere"
     );
-    assert_eq!(
-        nydus.extra_labels.iter().collect::<Vec<_>>(),
-        [("example.com/team", "storage")]
-    );
+    let labels = nydus.extra_labels.iter();
+    let labels: Vec<_> = labels
+        .map(|(key, value)| (key, value.fill(|_| None)))
+        .collect();
+    assert_eq!(labels, [("example.com/team", Some("storage".to_owned()))]);
     assert_eq!(config.snapshotters.named().collect::<Vec<_>>(), ["nydus"]);
 }
 
