@@ -4,6 +4,7 @@
 //! Reads containerd, changes nothing, and knows neither snapshotters nor hooks.
 
 mod document;
+mod extra;
 mod labels;
 mod manifest;
 mod media;
@@ -13,6 +14,7 @@ mod reference;
 
 use crate::containerd;
 
+pub use extra::add_extra_labels;
 pub use labels::{IMAGE_LAYERS, LayerLabels, SNAPSHOT_REF, layer_labels};
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
