@@ -212,7 +212,7 @@ fn put_blob(base: &str, blob: &Blob) -> Result<()> {
 fn put_manifest(base: &str, reference: &str, manifest: &Blob) -> Result<()> {
     let url = format!("{base}/manifests/{reference}");
     ureq::put(&url)
-        .content_type(manifest.media_type)
+        .content_type(&manifest.media_type)
         .send(&manifest.bytes[..])
         .with_context(|| format!("uploading the manifest {reference}"))?;
     Ok(())
