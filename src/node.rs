@@ -237,6 +237,9 @@ impl Node {
             Ok(done) => {
                 log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
             }
+            Err(e) if e.is_left_out() => {
+                log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");
+            }
             Err(e) => {
                 log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");
                 self.engine.replace_if_in_use(&e, &snapshotter);

@@ -240,10 +240,25 @@ fn patterns_match_whole_references() {
             "[snapshotters.x]\ninclude = {include}\nexclude = {exclude}\n"
         ));
         assert_eq!(
-            config.snapshotter("x").admits(PAUSE),
+            config.snapshotter("x").admits(&[PAUSE]),
             expected,
             "include {include}, exclude {exclude}"
         );
+    }
+}
+
+#[test]
+fn an_image_is_one_whatever_it_is_called() {
+    let config = parse("[snapshotters.x]\ninclude = [\"a.example/*\"]\nexclude = [\"*:old\"]\n");
+    for (names, expected) in [
+        (&["a.example/app:1"][..], true),
+        (&["b.example/app:1"], false),
+        (&["b.example/app:1", "a.example/app:1"], true),
+        (&["a.example/app:1", "b.example/app:old"], false),
+        (&["sha256:00"], false),
+        (&[], false),
+    ] {
+        assert_eq!(config.snapshotter("x").admits(names), expected, "{names:?}");
     }
 }
 

@@ -1,22 +1,22 @@
 //! The labels that the configuration adds to those of each layer, their variables filled in.
 
 use crate::config::{ExtraLabels, Variable};
-use crate::containerd::MAX_LABEL;
+use crate::containerd::{Labels, MAX_LABEL};
 
 use super::labels::LayerLabels;
 use super::{Layer, Manifest};
 
-/// Adds `extra` to the labels of every layer of `manifest`; `reference` is the name that the image is
-/// pulled by, where it has one.
+/// What `extra` says for every layer of `manifest`; `reference` is the name that the image is pulled
+/// by, where it has one.
 ///
 /// What containerd would reject as too long is left out and logged: it rejects the whole call, and
 /// with it the layer. So is what speaks of a name that there is none of.
-pub fn add_extra_labels(
-    labels: &mut LayerLabels,
+pub fn extra_labels(
     manifest: &Manifest,
     reference: Option<&str>,
     extra: &ExtraLabels,
-) {
+) -> LayerLabels {
+    let mut labels = vec![Labels::new(); manifest.layers.len()];
     for (key, template) in extra.iter() {
         let mut left_out = 0;
         for (labels, layer) in labels.iter_mut().zip(&manifest.layers) {
@@ -32,6 +32,7 @@ pub fn add_extra_labels(
             log::warn!(image, label = key, layers = left_out; "label of extra_labels left out: longer than {MAX_LABEL} bytes with its key, or without a name for {{image-ref}}");
         }
     }
+    labels
 }
 
 fn value<'a>(
@@ -51,7 +52,6 @@ fn value<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::layer_labels;
     use super::super::manifest::tests::manifest;
     use super::*;
     use crate::config::Config;
@@ -68,9 +68,7 @@ mod tests {
         let extra = extra(
             "a = \"{image-ref} {manifest-digest} {layer-digest} {diff-id} {chain-id}\"\nb = \"\"",
         );
-        let plain = layer_labels(&manifest, Some("r.example/app:1"));
-        let mut labels = plain.clone();
-        add_extra_labels(&mut labels, &manifest, Some("r.example/app:1"), &extra);
+        let labels = extra_labels(&manifest, Some("r.example/app:1"), &extra);
         for (i, layer) in manifest.layers.iter().enumerate() {
             let expected = [
                 "r.example/app:1",
@@ -79,9 +77,9 @@ mod tests {
                 &layer.diff_id,
                 &layer.chain_id,
             ];
-            assert_eq!(labels[i].remove("a").unwrap(), expected.join(" "));
-            assert_eq!(labels[i].remove("b").unwrap(), "");
-            assert_eq!(labels[i], plain[i], "the others stay as they were");
+            let label = |key: &str, value: String| (key.to_owned(), value);
+            let expected = [label("a", expected.join(" ")), label("b", String::new())];
+            assert_eq!(labels[i], Labels::from(expected));
         }
     }
 
@@ -92,8 +90,7 @@ mod tests {
         let extra = extra(&format!(
             "a = \"{fits}{{diff-id}}\"\nb = \"{fits}x{{diff-id}}\"\nc = \"{{image-ref}}\""
         ));
-        let mut labels = layer_labels(&manifest, None);
-        add_extra_labels(&mut labels, &manifest, None, &extra);
+        let labels = extra_labels(&manifest, None, &extra);
         assert_eq!(labels[0]["a"].len(), MAX_LABEL - 1);
         assert!(!labels[0].contains_key("b"), "a byte too long");
         assert!(!labels[0].contains_key("c"), "there is no name");

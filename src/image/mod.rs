@@ -14,7 +14,7 @@ mod reference;
 
 use crate::containerd;
 
-pub use extra::add_extra_labels;
+pub use extra::extra_labels;
 pub use labels::{IMAGE_LAYERS, LayerLabels, SNAPSHOT_REF, layer_labels};
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
@@ -28,19 +29,21 @@ const REPLACE_TRIES: usize = 30;
 
 /// What the labels of an image's layers are to be in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labelling {
-    /// The `cri.*` labels, put on what lacks them.
-    Required,
-    /// The `cri.*` labels on what is unpacked from now on; what is there without them is ready.
-    AtUnpack,
-    /// None.
-    None,
+pub struct Labelling {
+    /// The `cri.*` labels; else only those that are added to them.
+    pub cri: bool,
+    /// Put on what lacks them; else given to what is unpacked from now on, and what is there without
+    /// them is ready.
+    pub required: bool,
 }
 
 /// What is wanted of labels, for others to decide.
 pub trait LabelPolicy: Send + Sync {
-    /// Which labels the layers of an image get in a snapshotter.
-    fn labelling(&self, snapshotter: &str, image: &str) -> Labelling;
+    /// What the labels of the image with these names are to be in a snapshotter; `None` where the
+    /// image is left to containerd.
+    fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
+    /// The labels that every layer gets on top.
+    fn extra_labels(&self, snapshotter: &str) -> &ExtraLabels;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
 }
@@ -93,6 +96,8 @@ pub struct Look {
     pub manifest: String,
     /// The word for it.
     pub state: State,
+    /// It is left to containerd, and so needs no labels.
+    pub left_out: bool,
     /// Layers of the image.
     pub layers: usize,
     /// Of them, those that are committed with their labels.
@@ -162,14 +167,20 @@ impl Engine {
             .await
     }
 
-    /// How an image stands in a snapshotter. Changes nothing.
-    pub async fn look(&self, image: &Image, snapshotter: &str) -> Result<Look, Error> {
-        let target = self.resolver.seen(image, snapshotter).await?;
+    /// How the image of these names stands in a snapshotter. Changes nothing.
+    pub async fn look(
+        &self,
+        image: &Image,
+        names: &[String],
+        snapshotter: &str,
+    ) -> Result<Look, Error> {
+        let (target, left_out) = self.resolver.seen(image, names, snapshotter).await?;
         let look = target.look(self.containerd.as_ref()).await;
         let (sight, _) = look.map_err(|e| target.failed(e))?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
             state: sight.state(&target.rules),
+            left_out,
             layers: sight.layers.len(),
             ready_layers: sight.ready_layers(&target.rules),
             committed: sight.committed(),

@@ -21,6 +21,17 @@ pub enum Error {
         /// Where both are.
         snapshotter: String,
     },
+    /// The configuration leaves the image to containerd.
+    #[error(
+        "image {image} is left out of {snapshotter} by include or exclude in the configuration: \
+         containerd unpacks it when a container asks for it"
+    )]
+    LeftOut {
+        /// The image's name.
+        image: String,
+        /// Where it is left out.
+        snapshotter: String,
+    },
     /// No name of the image can be pulled, so no label can carry one.
     #[error(
         "image {0} has no name that could be pulled, only an id: tag it, for example with `ctr -n k8s.io images tag`"
@@ -110,6 +121,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the image is none of our business.
+    pub fn is_left_out(&self) -> bool {
+        matches!(self, Self::LeftOut { .. })
+    }
+
     /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
     pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
@@ -16,16 +17,29 @@ const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 
 /// The same for all images.
-struct Fixed(Labelling);
+struct Fixed(Option<Labelling>, ExtraLabels);
 
 impl LabelPolicy for Fixed {
-    fn labelling(&self, _: &str, _: &str) -> Labelling {
+    fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
         self.0
+    }
+
+    fn extra_labels(&self, _: &str) -> &ExtraLabels {
+        &self.1
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {
         None
     }
+}
+
+fn fixed(cri: bool, required: bool, extra: ExtraLabels) -> Box<Fixed> {
+    Box::new(Fixed(Some(Labelling { cri, required }), extra))
+}
+
+/// The labels that are there by default.
+fn usual() -> Box<Fixed> {
+    fixed(true, true, ExtraLabels::default())
 }
 
 struct Bench {
@@ -44,12 +58,7 @@ impl Bench {
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
         let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
         let bench = Self {
-            engine: Engine::new(
-                fake.clone(),
-                Role::Daemon,
-                2,
-                Box::new(Fixed(Labelling::Required)),
-            ),
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual()),
             fake,
             image,
             chain_ids: chain_ids.collect(),
@@ -66,7 +75,9 @@ impl Bench {
     }
 
     async fn state(&self) -> State {
-        self.engine.look(&self.image, EROFS).await.unwrap().state
+        let names = [self.image.name.clone()];
+        let look = self.engine.look(&self.image, &names, EROFS).await;
+        look.unwrap().state
     }
 
     /// The layers up to `count`, as an unpack without labels leaves them.
@@ -395,7 +406,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         bench.fake.clone(),
         Role::Command,
         1,
-        Box::new(Fixed(Labelling::None)),
+        fixed(false, true, ExtraLabels::default()),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;
