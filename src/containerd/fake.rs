@@ -61,9 +61,13 @@ impl Fake {
 
     /// An image of `layers` layers, each a blob of its own; answers its record.
     pub(crate) fn image(&self, name: &str, layers: usize) -> Image {
+        self.image_of(name, "application/vnd.oci.image.layer.v1.tar+gzip", layers)
+    }
+
+    /// An image whose layers have this media type.
+    pub(crate) fn image_of(&self, name: &str, media_type: &str, layers: usize) -> Image {
         let described: Vec<_> = (0..layers)
             .map(|i| {
-                let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
                 let blob = self.document(media_type, format!("layer {i}").as_bytes());
                 let diff_id = sha256(format!("diff {i}").as_bytes());
                 self.state()

@@ -53,6 +53,24 @@ pub enum Error {
         /// Of the image.
         layers: usize,
     },
+    /// A layer has to be applied on this host, and its blob is encrypted.
+    #[error(
+        "image {image}: layer {position} of {layers} ({digest}) is encrypted, and containerd does not \
+         decrypt it ({source}): set up its stream processors with the key, or use a snapshotter that \
+         leaves the image to the guest"
+    )]
+    Encrypted {
+        /// The image's name.
+        image: String,
+        /// Of the blob.
+        digest: String,
+        /// Counted from 1, from the bottom.
+        position: usize,
+        /// Of the image.
+        layers: usize,
+        /// What containerd says.
+        source: containerd::Error,
+    },
     /// What came out of a blob is not what the image's config promises.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) unpacks to {applied}, but the image's \

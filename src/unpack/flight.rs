@@ -373,6 +373,13 @@ impl Flight<'_> {
                 position,
                 layers,
             },
+            Failure::Encrypted(source) => Error::Encrypted {
+                image,
+                digest,
+                position,
+                layers,
+                source,
+            },
             Failure::WrongDiffId(applied) => Error::WrongDiffId {
                 image,
                 digest,

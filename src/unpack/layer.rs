@@ -30,6 +30,8 @@ pub(super) enum Failure {
     Containerd(containerd::Error),
     /// The content store does not have the blob.
     NoBlob,
+    /// The blob is encrypted, and containerd does not decrypt it.
+    Encrypted(containerd::Error),
     /// The digest that came out.
     WrongDiffId(String),
     Stopped,
@@ -105,6 +107,10 @@ impl Unpack<'_> {
         let applied = match self.stop.run_until_cancelled(apply).await {
             None => return Err(Failure::Stopped),
             Some(Err(e)) if self.blob_is_gone(&e).await => return Err(Failure::NoBlob),
+            // containerd can decrypt where it is set up for it, so it is asked first.
+            Some(Err(e)) if self.layer.is_encrypted() && !e.is_unreachable() => {
+                return Err(Failure::Encrypted(e));
+            }
             Some(applied) => applied?,
         };
         if applied != self.layer.diff_id {
