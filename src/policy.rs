@@ -120,6 +120,24 @@ mod tests {
     }
 
     #[test]
+    fn the_example_for_soci_leaves_out_the_pause_image() {
+        let labels = Labels(Arc::new(config(include_str!(
+            "../examples/config/soci.toml"
+        ))));
+        for (snapshotter, names, labelled) in [
+            ("soci", &["r.example/app:1"][..], true),
+            ("soci", &["r.example/pauses/app:1"], true),
+            ("soci", &["registry.k8s.io/pause:3.10", "sha256:00"], false),
+            ("soci", &["r.example/eks/pause@sha256:00"], false),
+            ("erofs", &["registry.k8s.io/pause:3.10"], true),
+        ] {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let labelling = labels.labelling(snapshotter, &names);
+            assert_eq!(labelling.is_some(), labelled, "{names:?} in {snapshotter}");
+        }
+    }
+
+    #[test]
     fn fail_closed_is_decided_here() {
         for (text, nydus, erofs) in [
             ("", Unready::Reject, Unready::Allow),

@@ -320,6 +320,21 @@ fn shipped_file_has_valid_examples() {
     );
 }
 
+/// What people copy has to work.
+#[test]
+fn examples_are_configurations() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("a file").path();
+        let config = Config::load(Some(&path)).unwrap_or_else(|error| panic!("{error}"));
+        assert_ne!(config, Config::default(), "{} says nothing", path.display());
+        names.push(path.file_name().expect("a name").to_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["kata-nydus.toml", "soci.toml"]);
+}
+
 /// The keys of a table, by the list that the schema itself gives when it meets an unknown one.
 fn schema(table: &str) -> Vec<String> {
     let message = complaint(&format!("{table}\nno-such-key = 0\n"));
