@@ -7,8 +7,8 @@ use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
-    Action, Engine, Error, LabelPolicy, Labelling, Outcome, Repair, Request, Role, Standing, State,
-    Urgency, Want,
+    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Repair, Request, Role,
+    Standing, State, Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
@@ -49,6 +49,7 @@ impl Bench {
                 Role::Daemon,
                 2,
                 Box::new(Fixed(Labelling::Required)),
+                Missing::default(),
             ),
             fake,
             image,
@@ -396,6 +397,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         Role::Command,
         1,
         Box::new(Fixed(Labelling::None)),
+        Missing::default(),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;
