@@ -25,7 +25,9 @@ pub use names::{Name, Namespace};
 pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};
 pub use policy::{Eager, Labels, SnapshotterPolicy, Snapshotters, Unlabelled};
-pub use sections::{Config, Containerd, Hooks, Level, Log, Metrics, Nri, OnUnready, Unpack};
+pub use sections::{
+    Config, Containerd, Hooks, Level, Log, Metrics, MissingContent, Nri, OnUnready, Unpack,
+};
 pub use template::{Template, Variable};
 
 impl Config {

@@ -67,7 +67,13 @@ impl Node {
         let parallel_images = config.unpack.parallel_images.count().get();
         let labels = policy::Labels(config.clone());
         Ok(Arc::new(Self {
-            engine: Engine::new(containerd.clone(), role, parallel_images, Box::new(labels)),
+            engine: Engine::new(
+                containerd.clone(),
+                role,
+                parallel_images,
+                Box::new(labels),
+                policy::missing(&config),
+            ),
             config,
             containerd,
             handlers: watch::Sender::new(Known::NotYet),

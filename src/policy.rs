@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::config::{self, Config, ExtraLabels, OnUnready, Unlabelled};
-use crate::unpack::{LabelPolicy, Labelling, Repair, profile};
+use crate::config::{self, Config, ExtraLabels, MissingContent, OnUnready, Unlabelled};
+use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Repair, profile};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -56,6 +56,18 @@ impl LabelPolicy for Labels {
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
         }
+    }
+}
+
+/// What is done about a layer that has to be unpacked and whose blob is gone.
+pub fn missing(config: &Config) -> Missing {
+    let means = config.unpack.missing_content.iter();
+    Missing {
+        means: means
+            .map(|means| match means {
+                MissingContent::Rebuild => Means::Rebuild,
+            })
+            .collect(),
     }
 }
 

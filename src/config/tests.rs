@@ -64,6 +64,8 @@ fn bad_values_are_answered() {
         ("[unpack]\nmin_free = \"15\"\n", "2:12: unpack.min_free: \"15\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmin_free = \"+5%\"\n", "2:12: unpack.min_free: \"+5%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmin_free = \"100%\"\n", "2:12: unpack.min_free: \"100%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
+        ("[unpack]\nmissing_content = \"rebuild\"\n", "2:19: unpack.missing_content: invalid type: string \"rebuild\", expected a sequence"),
+        ("[unpack]\nmissing_content = [\"guess\"]\n", "2:20: unpack.missing_content[0]: unknown variant `guess`, expected `rebuild`"),
         // [handlers]
         ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),

@@ -5,6 +5,7 @@
 //! a test sees what would be left behind.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -13,8 +14,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Resource,
-    Result, Snapshot, SnapshotKind, Snapshotter,
+    Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Piece,
+    Resource, Result, Snapshot, SnapshotKind, Snapshotter,
 };
 
 /// containerd in memory.
@@ -29,7 +30,11 @@ struct State {
     blobs: BTreeMap<String, (Vec<u8>, Labels)>,
     /// What `apply` answers for a blob.
     diff_ids: HashMap<String, String>,
+    /// What was written of blobs that are not finished.
+    ingests: BTreeMap<String, Vec<u8>>,
     snapshots: BTreeMap<(String, String), Snapshot>,
+    /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
+    views: HashMap<(String, String), (Vec<Mount>, u64)>,
     leases: BTreeMap<String, (Labels, BTreeSet<(String, String)>)>,
     faults: Vec<Fault>,
     calls: Vec<String>,
@@ -137,6 +142,43 @@ impl Fake {
         self.state().add(snapshotter, name, parent, kind, labels);
     }
 
+    /// From now on a view of the snapshot `name` has these layers' directories, the highest first,
+    /// and the snapshot itself is known to hold `inodes`.
+    pub(crate) fn show(&self, snapshotter: &str, name: &str, layers: &[&Path], inodes: u64) {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mount = match layers {
+            [only] => Mount {
+                r#type: "bind".to_owned(),
+                source: text(only),
+                options: vec!["ro".to_owned(), "rbind".to_owned()],
+                ..Default::default()
+            },
+            _ => {
+                let layers: Vec<_> = layers.iter().map(|layer| text(layer)).collect();
+                Mount {
+                    r#type: "overlay".to_owned(),
+                    source: "overlay".to_owned(),
+                    options: vec![format!("lowerdir={}", layers.join(":"))],
+                    ..Default::default()
+                }
+            }
+        };
+        let at = (snapshotter.to_owned(), name.to_owned());
+        self.state().views.insert(at, (vec![mount], inodes));
+    }
+
+    /// A snapshot is not there any more.
+    pub(crate) fn forget(&self, snapshotter: &str, name: &str) {
+        let at = (snapshotter.to_owned(), name.to_owned());
+        self.state().snapshots.remove(&at).unwrap();
+        self.state().views.remove(&at);
+    }
+
+    /// What was begun to be written and neither finished nor aborted.
+    pub(crate) fn ingests(&self) -> Vec<String> {
+        self.state().ingests.keys().cloned().collect()
+    }
+
     /// A container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         let labels = Labels::new();
@@ -173,7 +215,7 @@ impl Fake {
         self.state().leases.insert(id.to_owned(), (labels, held));
     }
 
-    /// Collects the snapshots that neither a lease nor a blob's label nor a child holds.
+    /// Collects the snapshots that neither a lease nor a blob's label nor a child holds. Blobs stay.
     pub(crate) fn collect_garbage(&self) {
         let mut state = self.state();
         let mut held: BTreeSet<(String, String)> = BTreeSet::new();
@@ -257,9 +299,13 @@ impl State {
     }
 
     fn lease_snapshot(&mut self, lease: &str, snapshotter: &str, key: &str) -> Result<()> {
+        self.hold(lease, Resource::snapshot(snapshotter, key))
+    }
+
+    fn hold(&mut self, lease: &str, resource: Resource) -> Result<()> {
         let held = self.leases.get_mut(lease);
         let (_, held) = held.ok_or_else(|| error(ErrorKind::NotFound, "use lease", lease))?;
-        held.insert((format!("snapshots/{snapshotter}"), key.to_owned()));
+        held.insert((resource.kind, resource.id));
         Ok(())
     }
 }
@@ -321,12 +367,54 @@ impl Containerd for Fake {
         blob.ok_or_else(|| error(ErrorKind::NotFound, call, digest))
     }
 
+    async fn write_blob(
+        &self,
+        lease: &str,
+        reference: &str,
+        mut pieces: BoxStream<'static, Piece>,
+    ) -> Result<()> {
+        let call = "write blob";
+        {
+            let mut state = self.enter(call, reference)?;
+            state.ingests.insert(reference.to_owned(), vec![]);
+        }
+        while let Some(piece) = pieces.next().await {
+            // A fault in the middle: the pieces are not asked for any more.
+            let mut state = self.enter("write piece", reference)?;
+            let (digest, size) = match piece {
+                Piece::Data(data) => {
+                    state.ingests.get_mut(reference).unwrap().extend(data);
+                    continue;
+                }
+                Piece::End { digest, size } => (digest, size),
+            };
+            let bytes = state.ingests.remove(reference).unwrap();
+            assert_eq!((sha256(&bytes), bytes.len() as u64), (digest.clone(), size));
+            if state.blobs.contains_key(&digest) {
+                return Err(error(ErrorKind::AlreadyExists, call, reference));
+            }
+            state.hold(lease, Resource::blob(&digest))?;
+            state.blobs.insert(digest, (bytes, Labels::new()));
+            return Ok(());
+        }
+        Err(error(ErrorKind::Other, call, reference))
+    }
+
+    async fn abort_write(&self, reference: &str) -> Result<()> {
+        let call = "abort write";
+        let removed = self.enter(call, reference)?.ingests.remove(reference);
+        removed
+            .map(drop)
+            .ok_or_else(|| error(ErrorKind::NotFound, call, reference))
+    }
+
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
         let call = "label blob";
         let mut state = self.enter(call, digest)?;
         let blob = state.blobs.get_mut(digest);
         let (_, there) = blob.ok_or_else(|| error(ErrorKind::NotFound, call, digest))?;
         there.extend(labels);
+        there.retain(|_, value| !value.is_empty());
         Ok(())
     }
 
@@ -369,6 +457,38 @@ impl Containerd for Fake {
         state.lease_snapshot(lease, snapshotter, key)?;
         state.add(snapshotter, key, parent, SnapshotKind::Active, labels);
         Ok(vec![Mount::default()])
+    }
+
+    async fn view(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Result<Vec<Mount>> {
+        let call = "view snapshot";
+        let mut state = self.enter(call, parent)?;
+        let at = |name: &str| (snapshotter.to_owned(), name.to_owned());
+        if state.snapshots.contains_key(&at(key)) {
+            return Err(error(ErrorKind::AlreadyExists, call, key));
+        }
+        let mounts = state
+            .views
+            .get(&at(parent))
+            .map(|(mounts, _)| mounts.clone());
+        let mounts = mounts.ok_or_else(|| error(ErrorKind::NotFound, call, parent))?;
+        state.lease_snapshot(lease, snapshotter, key)?;
+        let kind = SnapshotKind::View;
+        state.add(snapshotter, key, Some(parent), kind, Labels::new());
+        Ok(mounts)
+    }
+
+    async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
+        let call = "ask usage of snapshot";
+        let state = self.enter(call, key)?;
+        let view = state.views.get(&(snapshotter.to_owned(), key.to_owned()));
+        view.map(|(_, inodes)| *inodes)
+            .ok_or_else(|| error(ErrorKind::NotFound, call, key))
     }
 
     async fn commit(
@@ -427,7 +547,9 @@ impl Containerd for Fake {
         if !state.blobs.contains_key(&layer.digest) {
             return Err(error(ErrorKind::NotFound, call, &layer.digest));
         }
-        Ok(state.diff_ids[&layer.digest].clone())
+        // A blob without a diff id of its own is a plain tar.
+        let diff_id = state.diff_ids.get(&layer.digest);
+        Ok(diff_id.unwrap_or(&layer.digest).clone())
     }
 
     async fn create_lease(&self, id: &str, labels: Labels) -> Result<()> {
@@ -470,12 +592,7 @@ impl Containerd for Fake {
     }
 
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()> {
-        let call = "add to lease";
-        let mut state = self.enter(call, lease)?;
-        let held = state.leases.get_mut(lease);
-        let (_, held) = held.ok_or_else(|| error(ErrorKind::NotFound, call, lease))?;
-        held.insert((resource.kind, resource.id));
-        Ok(())
+        self.enter("add to lease", lease)?.hold(lease, resource)
     }
 
     async fn events(&self, _filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {

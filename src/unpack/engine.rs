@@ -21,7 +21,7 @@ use super::progress::{Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
-use super::{Error, Standing, State};
+use super::{Error, Missing, Standing, State};
 
 /// How often a chain in use is tried to be replaced: quick at first, since containerd takes a
 /// rejected container's snapshot away within 0.2 s, then every 10 s or more for some minutes.
@@ -110,6 +110,7 @@ pub struct Look {
 pub struct Engine {
     containerd: Arc<dyn Containerd>,
     resolver: Resolver,
+    missing: Missing,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
@@ -125,17 +126,20 @@ pub struct Engine {
 type FlightKey = (String, String);
 
 impl Engine {
-    /// An engine at rest. `parallel_images` flights run at the same time.
+    /// An engine at rest. `parallel_images` flights run at the same time; `missing` says what is
+    /// done about blobs that are gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel_images: usize,
         policy: Box<dyn LabelPolicy>,
+        missing: Missing,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
         Arc::new(Self {
             resolver: Resolver::new(containerd.clone(), leases.clone(), policy),
             containerd,
+            missing,
             swap_cost: swap::Cost::default(),
             leases,
             memory: Memory::default(),
@@ -352,6 +356,7 @@ impl Entry {
             leases: &engine.leases,
             gate: &engine.gate,
             hurry,
+            missing: &engine.missing,
             reporter,
             stop: &engine.stop,
         };

@@ -37,11 +37,14 @@ pub enum Error {
         "image {0} has no name that could be pulled, only an id: tag it, for example with `ctr -n k8s.io images tag`"
     )]
     NoName(String),
-    /// A layer has to be applied and its blob is gone.
+    /// A layer has to be applied, its blob is gone, and nothing could take its place.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
-         not in the content store (discarded after an earlier unpack?): remove the image and pull it \
-         again, or set discard_unpacked_layers = false in containerd's CRI configuration"
+         not in the content store (discarded after an earlier unpack?){}; fetch what is missing with \
+         `ctr -n k8s.io content fetch --hosts-dir /etc/containerd/certs.d {image}` (`--user` for \
+         credentials), or remove the image and pull it again; discard_unpacked_layers = false in \
+         containerd's CRI configuration keeps the blobs of later pulls",
+        tried.iter().map(|means| format!("; {means}")).collect::<String>()
     )]
     Unavailable {
         /// The image's name.
@@ -52,6 +55,8 @@ pub enum Error {
         position: usize,
         /// Of the image.
         layers: usize,
+        /// What became of each means that the configuration allows.
+        tried: Vec<String>,
     },
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(

@@ -10,8 +10,8 @@ use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
-    Action, Engine, Error, LabelPolicy, Labelling, Outcome, Repair, Request, Role, Standing, State,
-    Urgency, Want,
+    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Repair, Request, Role,
+    Standing, State, Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
@@ -19,7 +19,7 @@ const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 
 /// The same for all images.
-struct Fixed(Option<Labelling>, ExtraLabels);
+pub(super) struct Fixed(Option<Labelling>, ExtraLabels);
 
 impl LabelPolicy for Fixed {
     fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
@@ -40,7 +40,7 @@ fn fixed(cri: bool, required: bool, extra: ExtraLabels) -> Box<Fixed> {
 }
 
 /// The labels that are there by default.
-fn usual() -> Box<Fixed> {
+pub(super) fn usual() -> Box<Fixed> {
     fixed(true, true, ExtraLabels::default())
 }
 
@@ -65,7 +65,7 @@ impl Bench {
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
         let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
         let bench = Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual()),
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
             fake,
             image,
             chain_ids: chain_ids.collect(),
@@ -76,7 +76,8 @@ impl Bench {
 
     /// Another engine on the same node, with another policy.
     fn want(&mut self, policy: Box<Fixed>) {
-        self.engine = Engine::new(self.fake.clone(), Role::Daemon, 2, policy);
+        let missing = Missing::default();
+        self.engine = Engine::new(self.fake.clone(), Role::Daemon, 2, policy, missing);
     }
 
     async fn ensure(&self) -> Outcome {
@@ -419,6 +420,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         Role::Command,
         1,
         fixed(false, true, ExtraLabels::default()),
+        Missing::default(),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;
