@@ -61,7 +61,7 @@ pub enum Error {
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) is encrypted, and containerd does not \
-         decrypt it ({source}): set up its stream processors with the key, or use a snapshotter that \
+         decrypt it ({reason}): set up its stream processors with the key, or use a snapshotter that \
          leaves the image to the guest"
     )]
     Encrypted {
@@ -74,7 +74,7 @@ pub enum Error {
         /// Of the image.
         layers: usize,
         /// What containerd says.
-        source: containerd::Error,
+        reason: String,
     },
     /// What came out of a blob is not what the image's config promises.
     #[error(

@@ -380,12 +380,12 @@ impl Flight<'_> {
                 layers,
                 tried,
             },
-            Failure::Encrypted(source) => Error::Encrypted {
+            Failure::Encrypted(e) => Error::Encrypted {
                 image,
                 digest,
                 position,
                 layers,
-                source,
+                reason: e.to_string(),
             },
             Failure::WrongDiffId(applied) => Error::WrongDiffId {
                 image,

@@ -204,8 +204,19 @@ impl Node {
         }
     }
 
-    /// No lease and no extraction snapshot of ours.
+    /// No lease and no extraction snapshot of ours, as soon as nothing is under way any more.
     pub(crate) async fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.nothing_left(snapshotter).await {
+                Err(e) if tokio::time::Instant::now() > deadline => return Err(e),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn nothing_left(&self, snapshotter: &str) -> Result<()> {
         let leases = self.store.leases().await?;
         let ours: Vec<_> = leases
             .keys()
