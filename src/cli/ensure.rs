@@ -143,8 +143,10 @@ async fn row(
             if let Some(source) = e.unreachable() {
                 return Err(source.clone().into());
             }
-            row.error = Some(e.to_string());
             row.state = state_now(node, asked, snapshotter).await;
+            // What nothing is wanted of lacks nothing.
+            let lacks_nothing = e.is_left_out() && row.state == State::Ready;
+            row.error = (!lacks_nothing).then(|| e.to_string());
         }
     }
     Ok(row)

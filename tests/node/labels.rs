@@ -47,7 +47,7 @@ async fn equal_labels(version: Version) -> Result<()> {
 }
 
 /// A snapshotter for containerd's own pull, other than ours.
-fn theirs(version: Version) -> &'static str {
+pub(crate) fn theirs(version: Version) -> &'static str {
     match version {
         Version::V1_7 => "overlayfs",
         Version::V2_1 => "native",

@@ -2,9 +2,11 @@
 
 mod bad_input;
 mod guest_pull;
+mod images;
 mod json;
 mod labels;
 mod main_job;
+mod policy;
 mod recovery;
 mod shared_layers;
 mod snapshotters;
