@@ -30,6 +30,11 @@ impl Layer {
         }
     }
 
+    /// A layer that is a whole archive already, for entries that are out of the ordinary.
+    pub fn from_tar(tar: Vec<u8>) -> Self {
+        Self { tar, ..Self::new() }
+    }
+
     /// Adds a directory.
     pub fn dir(self, path: &str, mode: u32) -> Self {
         self.entry(EntryType::Directory, path, mode, "", &[])

@@ -1,0 +1,276 @@
+//! The blobs are gone, as `discard_unpacked_layers` leaves it, and the registry is, too: the layers
+//! come from overlayfs, and the result is what an ordinary unpack of the blobs makes.
+
+mod nasty;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use containerd_client::services::v1 as api;
+use lab::{Kind, Options, Registry, Version, images, namespaced};
+
+use crate::support::{Node, PATIENCE};
+use tree::{Difference, Tree};
+
+const NASTY: &str = "registry.test/lab/nasty:1";
+
+/// A node that has pulled the image for overlayfs and kept no blob of its layers; the registry is
+/// gone.
+async fn discarded(version: Version) -> Result<Node> {
+    let mut options = Options::new(version);
+    options.discard_unpacked_layers = true;
+    let mut node = Node::start_with(version, options).await?;
+    node.image = nasty::image(NASTY)?;
+    let registry = Registry::start().await?;
+    registry.push(&node.image).await?;
+    node.lab.use_registry(&registry)?;
+    node.cri.pull_image(NASTY).await?;
+    drop(registry);
+    node.store.collect_garbage().await?;
+    for layer in &node.image.layers {
+        let blob = node.store.content_labels(&layer.digest).await;
+        ensure!(blob.is_err(), "{} is still there", layer.digest);
+    }
+    Ok(node)
+}
+
+/// Runs `ensure` and answers its row.
+fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
+    let output = node.command(&["ensure", NASTY, "--handler", handler, "--output", "json"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    Ok(report["results"][0].clone())
+}
+
+/// What an ordinary unpack of the blobs makes of the image, on a node of its own.
+async fn ordinary(version: Version, handler: &str) -> Result<Tree> {
+    let mut node = Node::start(version).await?;
+    node.image = nasty::image(NASTY)?;
+    node.store.put_image(&node.image).await?;
+    let row = ensured(&node, handler)?;
+    ensure!(row["action"] == "unpacked", "{row:#}");
+    tree::of(&node, handler).await
+}
+
+async fn rebuilt(version: Version, handler: &str) -> Result<()> {
+    let mut node = discarded(version).await?;
+    let blobs = node.blobs().await?;
+    let row = ensured(&node, handler)?;
+    ensure!(
+        row["state"] == "ready" && row["action"] == "rebuilt" && row["layers_done"] == 5,
+        "{row:#}"
+    );
+    node.assert_labelled(handler).await?;
+    for snapshot in node.store.chain(handler, &node.image).await? {
+        let from = snapshot.labels.get("nri-unpack/rebuilt-from");
+        ensure!(
+            from.map(String::as_str) == Some("overlayfs"),
+            "{snapshot:#?}"
+        );
+    }
+    node.assert_nothing_rebuilding(handler).await?;
+
+    node.store.collect_garbage().await?;
+    ensure!(
+        node.blobs().await? == blobs,
+        "what was made for it is gone, and nothing else"
+    );
+    node.assert_labelled(handler).await?;
+    ensure!(ensured(&node, handler)?["action"] == "none");
+
+    let rebuilt = tree::of(&node, handler).await?;
+    let source = tree::of(&node, "overlayfs").await?;
+    assert_equal("overlayfs", &rebuilt, &source, from_source(handler))?;
+    let ordinary = ordinary(version, handler).await?;
+    assert_equal(
+        "an ordinary unpack",
+        &rebuilt,
+        &ordinary,
+        from_ordinary(handler),
+    )?;
+
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    let container = node.cri.create_container(&pod, NASTY, &[], &[]).await?;
+    node.cri.start_container(&container).await?;
+    ensure!(node.cri.cat(&container, "/same").await? == "beyond");
+    node.assert_labelled(handler).await
+}
+
+/// A cause for trees to differ, and in what.
+type Cause = (&'static str, fn(&Difference, &Tree) -> bool);
+
+const COPIED: Cause = (
+    "native copies its parent for each layer, and directories are of the time they are filled",
+    |found, tree| found.field == "time" && is_filled(&found.path, tree),
+);
+
+const SPLIT: Cause = (
+    "native copies every name of a link or a pipe by itself",
+    |found, tree| found.field == "names" && tree[&found.path].content.is_none(),
+);
+
+const MADE_UP: Cause = (
+    "mkfs.erofs makes directories up that a layer does not list: open to all and of now; those of \
+     overlayfs are as in the layer below",
+    |found, _| nasty::is_unlisted(&found.path),
+);
+
+const EARLY: Cause = (
+    "mkfs.erofs keeps a time before 1970, which containerd's own unpack puts at 1970",
+    |found, _| found.field == "time" && found.path == Path::new("old"),
+);
+
+/// Causes to differ from overlayfs, where the layers are from.
+fn from_source(handler: &str) -> &'static [Cause] {
+    match handler {
+        "native" => &[COPIED, SPLIT],
+        _ => &[],
+    }
+}
+
+/// Causes to differ from an ordinary unpack of the blobs in the same snapshotter.
+fn from_ordinary(handler: &str) -> &'static [Cause] {
+    match handler {
+        "native" => &[COPIED],
+        _ => &[MADE_UP, EARLY],
+    }
+}
+
+fn is_filled(directory: &Path, tree: &Tree) -> bool {
+    tree.keys().any(|path| path.parent() == Some(directory))
+}
+
+/// They differ by these causes, by each of them, and in nothing else.
+fn assert_equal(what: &str, rebuilt: &Tree, other: &Tree, causes: &[Cause]) -> Result<()> {
+    let mut differences = tree::differences(rebuilt, other);
+    for (cause, explains) in causes {
+        let before = differences.len();
+        differences.retain(|difference| !explains(difference, rebuilt));
+        ensure!(
+            differences.len() < before,
+            "nothing differs because {cause}"
+        );
+    }
+    let told = |d: &Difference| format!("/{} {}: {}", d.path.display(), d.field, d.told);
+    let differences: Vec<_> = differences.iter().map(told).collect();
+    ensure!(
+        differences.is_empty(),
+        "not as {what}:\n{}",
+        differences.join("\n")
+    );
+    Ok(())
+}
+
+impl Node {
+    /// The digests of all blobs.
+    async fn blobs(&self) -> Result<BTreeSet<String>> {
+        let request = api::ListContentRequest::default();
+        let listed = self.store.client.content().list(namespaced(request)).await;
+        let mut listed = listed?.into_inner();
+        let mut blobs = BTreeSet::new();
+        while let Some(part) = listed.message().await? {
+            blobs.extend(part.info.into_iter().map(|info| info.digest));
+        }
+        Ok(blobs)
+    }
+
+    /// Neither lease nor temporary snapshot nor unfinished blob of ours.
+    async fn assert_nothing_rebuilding(&self, snapshotter: &str) -> Result<()> {
+        self.assert_nothing_left(snapshotter).await?;
+        let sources = self.store.snapshots("overlayfs").await?;
+        let views: Vec<_> = sources.iter().filter(|s| s.kind == Kind::View).collect();
+        ensure!(views.is_empty(), "views left: {views:?}");
+        let writes = self.writes().await?;
+        ensure!(writes.is_empty(), "unfinished blobs left: {writes:?}");
+        Ok(())
+    }
+
+    /// The blobs that are being written.
+    async fn writes(&self) -> Result<Vec<String>> {
+        let request = namespaced(api::ListStatusesRequest::default());
+        let listed = self.store.client.content().list_statuses(request).await?;
+        let statuses = listed.into_inner().statuses.into_iter();
+        Ok(statuses.map(|status| status.r#ref).collect())
+    }
+}
+
+/// Killed while a layer is being read: nothing is left after the next start, and it is made then.
+async fn killed(version: Version, handler: &str) -> Result<()> {
+    let mut options = Options::new(version);
+    options.discard_unpacked_layers = true;
+    let mut node = Node::start_with(version, options).await?;
+    // Noise, in layers that take some time to copy.
+    node.image = images::large(NASTY, 3, 96 << 20)?;
+    node.lab.import(&node.image).await?;
+    for layer in &node.image.layers {
+        node.store.delete_content(&layer.digest).await?;
+    }
+    node.serve("").await?;
+
+    let annotation = [("nri-unpack/images", NASTY)];
+    let mut cri = node.cri.clone();
+    let pod = async {
+        // The plugin dies under this hook; containerd lets the pod pass.
+        let _ = cri.run_pod(handler, &annotation).await;
+    };
+    let mut plugin = node.plugin.take().expect("serving");
+    let kill = async {
+        let writing = async {
+            while node.writes().await?.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        let met = tokio::time::timeout(PATIENCE, writing).await;
+        plugin.kill();
+        met?
+    };
+    let ((), met) = tokio::join!(pod, kill);
+    met?;
+    let leases = node.store.leases().await?;
+    ensure!(
+        leases.keys().any(|id| id.starts_with("nri-unpack")),
+        "nothing to take away: {leases:?}"
+    );
+    let rebuilt = node.store.chain(handler, &node.image).await?.len();
+    ensure!(rebuilt < node.image.layers.len(), "too quick to be met");
+
+    let before = node.log.lines_with("took away").len();
+    plugin.restart()?;
+    node.plugin = Some(plugin);
+    node.wait_for_lines("took away", before + 1).await?;
+    node.store.collect_garbage().await?;
+    node.assert_nothing_rebuilding(handler).await?;
+
+    ensure!(ensured(&node, handler)?["action"] == "rebuilt");
+    node.assert_labelled(handler).await?;
+    node.assert_nothing_rebuilding(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_for_erofs_on_2_1() -> Result<()> {
+    killed(Version::V2_1, "erofs").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_for_native_on_1_7() -> Result<()> {
+    killed(Version::V1_7, "native").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_erofs_on_2_1() -> Result<()> {
+    rebuilt(Version::V2_1, "erofs").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_native_on_2_1() -> Result<()> {
+    rebuilt(Version::V2_1, "native").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_native_on_1_7() -> Result<()> {
+    rebuilt(Version::V1_7, "native").await
+}
