@@ -1,5 +1,7 @@
 //! The engine on the in-memory containerd: every state, every fault, and what is left afterwards.
 
+mod guest;
+
 use std::sync::Arc;
 
 use crate::containerd::fake::{Fake, sha256};
