@@ -11,6 +11,7 @@ mod patterns;
 mod places;
 mod policy;
 mod sections;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,10 @@ pub use names::{Name, Namespace};
 pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};
 pub use policy::{Eager, Labels, SnapshotterPolicy, Snapshotters, Unlabelled};
-pub use sections::{Config, Containerd, Hooks, Level, Log, Metrics, Nri, OnUnready, Unpack};
+pub use sections::{
+    Config, Containerd, Hooks, Level, Log, Metrics, MissingContent, Nri, OnUnready, Unpack,
+};
+pub use template::{Template, Variable};
 
 impl Config {
     /// Where the configuration is looked for when nobody names a file. It may be missing.

@@ -157,17 +157,18 @@ impl Session {
         if left_out > 0 {
             log::warn!(pod:% = Name(pod), left_out; "{} names too many images", policy::IMAGES);
         }
-        let policy = self.node.config.snapshotter(&snapshotter);
-        let admitted = names.into_iter().filter(|name| policy.admits(name));
         let ask =
             |name: &str| self.ensure(Want::Image(name.to_owned()), &snapshotter, Urgency::Asked);
-        let mut tickets: Vec<_> = admitted.map(|name| (name, ask(name))).collect();
+        let mut tickets: Vec<_> = names.into_iter().map(|name| (name, ask(name))).collect();
         for (name, ticket) in &mut tickets {
             let outcome = ticket.outcome_by(deadline).await;
             let took = started.elapsed();
             match outcome {
                 Some(Ok(done)) => {
                     log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), action:% = done.action, took:? = took; "pod's image is ready")
+                }
+                Some(Err(e)) if e.is_left_out() => {
+                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(); "pod's image is left to containerd")
                 }
                 Some(Err(e)) => {
                     log::warn!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), error:% = e, took:? = took; "pod's image cannot be made ready")
@@ -344,6 +345,10 @@ impl Creation<'_> {
                     done.layers_done, done.layers, done.action
                 );
                 self.say(Level::Info, "image made ready", &what);
+                return Ok(());
+            }
+            Some(Err(e)) if e.is_left_out() => {
+                self.say(Level::Debug, "image left to containerd", &e.to_string());
                 return Ok(());
             }
             // Nobody's image is at fault, and the creation will meet the same containerd.

@@ -72,7 +72,13 @@ impl Node {
         let parallel_images = config.unpack.parallel_images.count().get();
         let labels = policy::Labels(config.clone());
         Arc::new(Self {
-            engine: Engine::new(containerd.clone(), role, parallel_images, Box::new(labels)),
+            engine: Engine::new(
+                containerd.clone(),
+                role,
+                parallel_images,
+                Box::new(labels),
+                policy::missing(&config),
+            ),
             config,
             containerd,
             handlers: watch::Sender::new(Known::NotYet),
@@ -241,6 +247,9 @@ impl Node {
         match self.engine.ensure(request).outcome().await {
             Ok(done) => {
                 log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
+            }
+            Err(e) if e.is_left_out() => {
+                log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");
             }
             Err(e) => {
                 log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::config::{self, Config, OnUnready, Unlabelled};
-use crate::unpack::{LabelPolicy, Labelling, Repair, profile};
+use crate::config::{self, Config, ExtraLabels, MissingContent, OnUnready, Unlabelled};
+use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Repair, profile};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -38,14 +38,16 @@ pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: &str) ->
 pub struct Labels(pub Arc<Config>);
 
 impl LabelPolicy for Labels {
-    fn labelling(&self, snapshotter: &str, image: &str) -> Labelling {
+    fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling> {
         let policy = self.0.snapshotter(snapshotter);
-        match (policy.labels, policy.unlabelled) {
-            (config::Labels::None, _) => Labelling::None,
-            _ if !policy.admits(image) => Labelling::None,
-            (config::Labels::Cri, Unlabelled::Ignore) => Labelling::AtUnpack,
-            (config::Labels::Cri, _) => Labelling::Required,
-        }
+        policy.admits(names).then(|| Labelling {
+            cri: policy.labels == config::Labels::Cri,
+            required: policy.unlabelled != Unlabelled::Ignore,
+        })
+    }
+
+    fn extra_labels(&self, snapshotter: &str) -> &ExtraLabels {
+        &self.0.snapshotter(snapshotter).extra_labels
     }
 
     fn repair(&self, snapshotter: &str) -> Option<Repair> {
@@ -54,6 +56,18 @@ impl LabelPolicy for Labels {
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
         }
+    }
+}
+
+/// What is done about a layer that has to be unpacked and whose blob is gone.
+pub fn missing(config: &Config) -> Missing {
+    let means = config.unpack.missing_content.iter();
+    Missing {
+        means: means
+            .map(|means| match means {
+                MissingContent::Rebuild => Means::Rebuild,
+            })
+            .collect(),
     }
 }
 
@@ -95,21 +109,43 @@ mod tests {
 
     #[test]
     fn labels_follow_the_snapshotter_and_the_image() {
-        let config = config(
+        let labels = Labels(Arc::new(config(
             "[snapshotters.soci]\nexclude = [\"registry.k8s.io/pause:*\"]\n\
              [snapshotters.native]\nlabels = \"none\"\n\
-             [snapshotters.zfs]\nunlabelled = \"ignore\"\n",
-        );
-        let labels = Labels(Arc::new(config));
-        for (snapshotter, image, expected) in [
-            ("erofs", "a:1", Labelling::Required),
-            ("soci", "a:1", Labelling::Required),
-            ("soci", "registry.k8s.io/pause:3.10", Labelling::None),
-            ("native", "a:1", Labelling::None),
-            ("zfs", "a:1", Labelling::AtUnpack),
+             [snapshotters.zfs]\nunlabelled = \"ignore\"\n\
+             extra_labels = { a = \"b\" }\n",
+        )));
+        let wanted = |cri, required| Some(Labelling { cri, required });
+        for (snapshotter, names, expected) in [
+            ("erofs", &["a:1"][..], wanted(true, true)),
+            ("soci", &["a:1"], wanted(true, true)),
+            ("soci", &["sha256:00", "registry.k8s.io/pause:3.10"], None),
+            ("native", &["a:1"], wanted(false, true)),
+            ("zfs", &["a:1"], wanted(true, false)),
         ] {
-            let labelling = labels.labelling(snapshotter, image);
-            assert_eq!(labelling, expected, "{image} in {snapshotter}");
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let labelling = labels.labelling(snapshotter, &names);
+            assert_eq!(labelling, expected, "{names:?} in {snapshotter}");
+        }
+        assert_eq!(labels.extra_labels("zfs").iter().count(), 1);
+        assert_eq!(labels.extra_labels("soci").iter().count(), 0);
+    }
+
+    #[test]
+    fn the_example_for_soci_leaves_out_the_pause_image() {
+        let labels = Labels(Arc::new(config(include_str!(
+            "../examples/config/soci.toml"
+        ))));
+        for (snapshotter, names, labelled) in [
+            ("soci", &["r.example/app:1"][..], true),
+            ("soci", &["r.example/pauses/app:1"], true),
+            ("soci", &["registry.k8s.io/pause:3.10", "sha256:00"], false),
+            ("soci", &["r.example/eks/pause@sha256:00"], false),
+            ("erofs", &["registry.k8s.io/pause:3.10"], true),
+        ] {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let labelling = labels.labelling(snapshotter, &names);
+            assert_eq!(labelling.is_some(), labelled, "{names:?} in {snapshotter}");
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     let mut images = Vec::new();
     for asked in &asked {
         for snapshotter in &snapshotters {
-            images.push(row(&node, asked, snapshotter).await?);
+            images.extend(row(&node, asked, snapshotter).await?);
         }
     }
     let all_ready = images.iter().all(|row| row.state == State::Ready);
@@ -70,15 +70,17 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     })
 }
 
-async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Row, Failure> {
+/// `None` for one of all images that the configuration leaves to containerd.
+async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Option<Row>, Failure> {
     let look = match &asked.image {
-        Ok(image) => node.engine.look(image, snapshotter).await,
+        Ok(image) => node.engine.look(image, &asked.names, snapshotter).await,
         Err(e) => Err(Error::Image(e.clone())),
     };
     let name = asked.name.clone();
     let snapshotter = snapshotter.to_owned();
     match look {
-        Ok(look) => Ok(Row {
+        Ok(look) if look.left_out && !asked.by_name => Ok(None),
+        Ok(look) => Ok(Some(Row {
             name,
             snapshotter,
             reason: reason(&look),
@@ -86,9 +88,9 @@ async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Row, Failu
             state: look.state,
             layers: look.layers,
             ready_layers: look.ready_layers,
-        }),
+        })),
         Err(e) if e.unreachable().is_some() => Err(e.into()),
-        Err(e) => Ok(Row {
+        Err(e) => Ok(Some(Row {
             name,
             manifest: None,
             snapshotter,
@@ -96,7 +98,7 @@ async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Row, Failu
             layers: 0,
             ready_layers: 0,
             reason: e.to_string(),
-        }),
+        })),
     }
 }
 
@@ -109,6 +111,7 @@ fn reason(look: &Look) -> String {
     } = look;
     match look.state {
         State::Ready => String::new(),
+        _ if look.left_out => "left to containerd by the configuration".to_owned(),
         State::Missing => "not unpacked here".to_owned(),
         State::Partial => format!("{committed} of {layers} layers unpacked"),
         State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),

@@ -153,7 +153,7 @@ async fn row(
 /// After a failure: what the chain is now.
 async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
     match &asked.image {
-        Ok(image) => match node.engine.look(image, snapshotter).await {
+        Ok(image) => match node.engine.look(image, &asked.names, snapshotter).await {
             Ok(look) => look.state,
             Err(_) => State::Unavailable,
         },

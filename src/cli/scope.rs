@@ -74,14 +74,19 @@ fn usable(name: &str, known: &[containerd::Snapshotter]) -> Result<(), Failure> 
 pub(super) struct Asked {
     /// As it was written, or the best of its names.
     pub(super) name: String,
+    /// All of its names.
+    pub(super) names: Vec<String>,
+    /// By itself, and not as one of all.
+    pub(super) by_name: bool,
     pub(super) image: Result<Image, image::Error>,
 }
 
 /// The images that are named, or all: each once, under the best of its names.
 pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, Failure> {
     let containerd = node.containerd.as_ref();
+    let all = containerd.images().await?;
     if named.is_empty() {
-        return Ok(all_images(node.containerd.images().await?));
+        return Ok(all_images(all));
     }
     let mut asked = Vec::new();
     for name in named {
@@ -91,8 +96,14 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
         {
             return Err(source.clone().into());
         }
-        let name = name.clone();
-        asked.push(Asked { name, image });
+        let target = image.as_ref().ok().map(|image| &image.target.digest);
+        let same = |other: &&Image| target == Some(&other.target.digest);
+        asked.push(Asked {
+            name: name.clone(),
+            names: all.iter().filter(same).map(|i| i.name.clone()).collect(),
+            by_name: true,
+            image,
+        });
     }
     Ok(asked)
 }
@@ -111,6 +122,8 @@ fn all_images(images: Vec<Image>) -> Vec<Asked> {
         let name = image.name.clone();
         Asked {
             name,
+            names,
+            by_name: false,
             image: Ok(image),
         }
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{InvalidValue, names::LabelKey};
+use super::{InvalidValue, names::LabelKey, template::Template};
 
 /// containerd rejects a label whose key and value together are longer than this.
 const LABEL_MAX: usize = 4096;
@@ -12,24 +12,25 @@ const LABEL_MAX: usize = 4096;
 /// Labels for every layer's snapshot. Only those under `containerd.io/snapshot/` reach the
 /// snapshotter itself; containerd's metadata store keeps all.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(try_from = "BTreeMap<LabelKey, String>")]
-pub struct ExtraLabels(BTreeMap<LabelKey, String>);
+#[serde(try_from = "BTreeMap<LabelKey, Template>")]
+pub struct ExtraLabels(BTreeMap<LabelKey, Template>);
 
 impl ExtraLabels {
     /// Key and value of each label, by key.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Template)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 }
 
-impl TryFrom<BTreeMap<LabelKey, String>> for ExtraLabels {
+impl TryFrom<BTreeMap<LabelKey, Template>> for ExtraLabels {
     type Error = InvalidValue;
 
-    fn try_from(labels: BTreeMap<LabelKey, String>) -> Result<Self, InvalidValue> {
-        let too_long =
-            |(key, value): &(&LabelKey, &String)| key.as_str().len() + value.len() > LABEL_MAX;
+    /// What is too long whatever its variables stand for is refused here; what becomes too long with
+    /// an image's digests in it is found out then.
+    fn try_from(labels: BTreeMap<LabelKey, Template>) -> Result<Self, InvalidValue> {
+        let too_long = |(key, value): &(&LabelKey, &Template)| {
+            key.as_str().len() + value.least_len() > LABEL_MAX
+        };
         match labels.iter().find(too_long) {
             None => Ok(Self(labels)),
             Some((key, _)) => Err(InvalidValue::new(format!(

@@ -32,11 +32,14 @@ pub struct SnapshotterPolicy {
 }
 
 impl SnapshotterPolicy {
-    /// Whether the plugin cares for the image of this reference in this snapshotter: included, and
-    /// not excluded.
-    pub fn admits(&self, reference: &str) -> bool {
-        let any =
-            |patterns: &[ImagePattern]| patterns.iter().any(|pattern| pattern.matches(reference));
+    /// Whether the plugin cares for the image of these names in this snapshotter: one of them is
+    /// included, and none is excluded. An image has one chain, whatever it is called, so what is
+    /// excluded by its tag cannot come back by its digest.
+    pub fn admits<S: AsRef<str>>(&self, names: &[S]) -> bool {
+        let any = |patterns: &[ImagePattern]| {
+            let mut names = names.iter().map(AsRef::as_ref);
+            names.any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
+        };
         any(&self.include) && !any(&self.exclude)
     }
 }

@@ -135,6 +135,8 @@ pub struct Unpack {
     /// The share of the snapshotter's file system that has to be free for eager work. What a pod
     /// asks for is unpacked regardless.
     pub min_free: Percent,
+    /// What is done, in this order, about a layer whose blob is gone.
+    pub missing_content: Vec<MissingContent>,
 }
 
 impl Default for Unpack {
@@ -143,8 +145,17 @@ impl Default for Unpack {
             parallel_images: built_in(2),
             parallel_layers: built_in(3),
             min_free: built_in("15%".to_owned()),
+            missing_content: vec![MissingContent::Rebuild],
         }
     }
+}
+
+/// A way to a layer that has to be unpacked and whose blob is no longer in the content store.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingContent {
+    /// Take it from overlayfs on this node.
+    Rebuild,
 }
 
 /// `[metrics]`

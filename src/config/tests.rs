@@ -64,6 +64,8 @@ fn bad_values_are_answered() {
         ("[unpack]\nmin_free = \"15\"\n", "2:12: unpack.min_free: \"15\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmin_free = \"+5%\"\n", "2:12: unpack.min_free: \"+5%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmin_free = \"100%\"\n", "2:12: unpack.min_free: \"100%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
+        ("[unpack]\nmissing_content = \"rebuild\"\n", "2:19: unpack.missing_content: invalid type: string \"rebuild\", expected a sequence"),
+        ("[unpack]\nmissing_content = [\"guess\"]\n", "2:20: unpack.missing_content[0]: unknown variant `guess`, expected `rebuild`"),
         // [handlers]
         ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),
@@ -77,6 +79,8 @@ fn bad_values_are_answered() {
         ("[snapshotters.x]\nexclude = [\"\"]\n", "2:12: snapshotters.x.exclude[0]: an empty pattern matches no image: write \"*\" for all of them"),
         ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a label to add: write a key, and none that the plugin makes itself"),
         ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
+        ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is no variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),
+        ("[snapshotters.x]\nextra_labels = { a = \"{\" }\n", "2:22: snapshotters.x.extra_labels.a: \"{\" has a brace without its other half: write it twice if it is meant as a brace"),
         // [metrics], [log]
         ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
         ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: \"x\" is not an absolute path: start it with `/`"),
@@ -208,10 +212,11 @@ fn tables_of_snapshotters_inherit() {
         (default.unlabelled, &default.include),
         "set nowhere"
     );
-    assert_eq!(
-        nydus.extra_labels.iter().collect::<Vec<_>>(),
-        [("example.com/team", "storage")]
-    );
+    let labels = nydus.extra_labels.iter();
+    let labels: Vec<_> = labels
+        .map(|(key, value)| (key, value.fill(|_| None)))
+        .collect();
+    assert_eq!(labels, [("example.com/team", Some("storage".to_owned()))]);
     assert_eq!(config.snapshotters.named().collect::<Vec<_>>(), ["nydus"]);
 }
 
@@ -237,10 +242,25 @@ fn patterns_match_whole_references() {
             "[snapshotters.x]\ninclude = {include}\nexclude = {exclude}\n"
         ));
         assert_eq!(
-            config.snapshotter("x").admits(PAUSE),
+            config.snapshotter("x").admits(&[PAUSE]),
             expected,
             "include {include}, exclude {exclude}"
         );
+    }
+}
+
+#[test]
+fn an_image_is_one_whatever_it_is_called() {
+    let config = parse("[snapshotters.x]\ninclude = [\"a.example/*\"]\nexclude = [\"*:old\"]\n");
+    for (names, expected) in [
+        (&["a.example/app:1"][..], true),
+        (&["b.example/app:1"], false),
+        (&["b.example/app:1", "a.example/app:1"], true),
+        (&["a.example/app:1", "b.example/app:old"], false),
+        (&["sha256:00"], false),
+        (&[], false),
+    ] {
+        assert_eq!(config.snapshotter("x").admits(names), expected, "{names:?}");
     }
 }
 
@@ -300,6 +320,21 @@ fn shipped_file_has_valid_examples() {
     assert!(
         !config.handlers.is_empty() && config.metrics.listen.is_some() && config.log.file.is_some()
     );
+}
+
+/// What people copy has to work.
+#[test]
+fn examples_are_configurations() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("a file").path();
+        let config = Config::load(Some(&path)).unwrap_or_else(|error| panic!("{error}"));
+        assert_ne!(config, Config::default(), "{} says nothing", path.display());
+        names.push(path.file_name().expect("a name").to_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["kata-nydus.toml", "soci.toml"]);
 }
 
 /// The keys of a table, by the list that the schema itself gives when it meets an unknown one.

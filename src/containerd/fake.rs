@@ -6,6 +6,7 @@
 mod store;
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,15 +15,19 @@ use futures::stream::{self, BoxStream, StreamExt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Resource,
-    Result, Snapshot, SnapshotKind, Snapshotter,
+    Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Piece,
+    Resource, Result, Snapshot, SnapshotKind, Snapshotter,
 };
 use store::{Effect, Store, at};
 
 /// The calls that change something.
-pub(crate) const WRITES: [&str; 9] = [
+pub(crate) const WRITES: [&str; 13] = [
+    "write blob",
+    "write piece",
+    "abort write",
     "label blob",
     "prepare snapshot",
+    "view snapshot",
     "commit snapshot",
     "remove snapshot",
     "label snapshot",
@@ -79,9 +84,13 @@ impl Fake {
 
     /// An image of `layers` layers, each a blob of its own; answers its record.
     pub(crate) fn image(&self, name: &str, layers: usize) -> Image {
+        self.image_of(name, "application/vnd.oci.image.layer.v1.tar+gzip", layers)
+    }
+
+    /// An image whose layers have this media type.
+    pub(crate) fn image_of(&self, name: &str, media_type: &str, layers: usize) -> Image {
         let described: Vec<_> = (0..layers)
             .map(|i| {
-                let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
                 let blob = self.document(media_type, format!("layer {i}").as_bytes());
                 let diff_id = sha256(format!("diff {i}").as_bytes());
                 self.state()
@@ -198,6 +207,42 @@ impl Fake {
         self.put(snapshotter, name, parent, Labels::new());
     }
 
+    /// From now on a view of the snapshot `name` has these layers' directories, the highest first,
+    /// and the snapshot itself is known to hold `inodes`.
+    pub(crate) fn show(&self, snapshotter: &str, name: &str, layers: &[&Path], inodes: u64) {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mount = match layers {
+            [only] => Mount {
+                r#type: "bind".to_owned(),
+                source: text(only),
+                options: vec!["ro".to_owned(), "rbind".to_owned()],
+                ..Default::default()
+            },
+            _ => {
+                let layers: Vec<_> = layers.iter().map(|layer| text(layer)).collect();
+                Mount {
+                    r#type: "overlay".to_owned(),
+                    source: "overlay".to_owned(),
+                    options: vec![format!("lowerdir={}", layers.join(":"))],
+                    ..Default::default()
+                }
+            }
+        };
+        let shown = (vec![mount], inodes);
+        let mut state = self.state();
+        state.store.shown.insert(at(snapshotter, name), shown);
+    }
+
+    /// A snapshot is not there any more.
+    pub(crate) fn forget(&self, snapshotter: &str, name: &str) {
+        self.state().store.forget(snapshotter, name);
+    }
+
+    /// What was begun to be written and neither finished nor aborted.
+    pub(crate) fn ingests(&self) -> Vec<String> {
+        self.state().store.ingests.keys().cloned().collect()
+    }
+
     /// A container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         self.state().store.activate(snapshotter, key, parent);
@@ -244,7 +289,7 @@ impl Fake {
         state.store.leases.insert(id.to_owned(), (labels, held));
     }
 
-    /// Collects what nothing holds.
+    /// Collects the snapshots that nothing holds. Blobs stay.
     pub(crate) fn collect_garbage(&self) {
         self.state().store.collect_garbage();
     }
@@ -349,6 +394,38 @@ impl Containerd for Fake {
         self.call("read blob", digest, effect).await
     }
 
+    async fn write_blob(
+        &self,
+        lease: &str,
+        reference: &str,
+        mut pieces: BoxStream<'static, Piece>,
+    ) -> Result<()> {
+        let begin = |store: &mut Store| {
+            store.begin(reference);
+            Ok(())
+        };
+        self.call("write blob", reference, begin).await?;
+        while let Some(piece) = pieces.next().await {
+            // A fault in the middle: the pieces are not asked for any more.
+            let effect = |store: &mut Store| match piece {
+                Piece::Data(data) => store.append(reference, &data).map(|()| false),
+                Piece::End { digest, size } => {
+                    store.finish(lease, reference, &digest, size).map(|()| true)
+                }
+            };
+            if self.call("write piece", reference, effect).await? {
+                return Ok(());
+            }
+        }
+        let unfinished = |_: &mut Store| Err(ErrorKind::Other);
+        self.call("write piece", reference, unfinished).await
+    }
+
+    async fn abort_write(&self, reference: &str) -> Result<()> {
+        let effect = |store: &mut Store| found(store.ingests.remove(reference)).map(drop);
+        self.call("abort write", reference, effect).await
+    }
+
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
         let effect = |store: &mut Store| store.label_blob(digest, labels);
         self.call("label blob", digest, effect).await
@@ -378,6 +455,22 @@ impl Containerd for Fake {
         Ok(vec![Mount::default()])
     }
 
+    async fn view(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Result<Vec<Mount>> {
+        let effect = |store: &mut Store| store.view(lease, snapshotter, key, parent);
+        self.call("view snapshot", parent, effect).await
+    }
+
+    async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
+        let effect = |store: &mut Store| store.shown(snapshotter, key).map(|(_, inodes)| inodes);
+        self.call("ask usage of snapshot", key, effect).await
+    }
+
     async fn commit(
         &self,
         lease: &str,
@@ -404,7 +497,9 @@ impl Containerd for Fake {
         tokio::time::sleep(APPLY).await;
         let effect = |store: &mut Store| {
             found(store.blobs.get(&layer.digest))?;
-            Ok(store.diff_ids[&layer.digest].clone())
+            // A blob without a diff id of its own is a plain tar.
+            let diff_id = store.diff_ids.get(&layer.digest);
+            Ok(diff_id.unwrap_or(&layer.digest).clone())
         };
         self.call("apply layer", &layer.digest, effect).await
     }

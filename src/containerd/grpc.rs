@@ -3,6 +3,8 @@
 //! The channel connects when it is first used, and again whenever containerd has been away: one
 //! value serves for the daemon's whole life.
 
+mod write;
+
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -17,8 +19,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Resource, Result,
-    Snapshot, SnapshotKind, Snapshotter,
+    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Piece, Resource,
+    Result, Snapshot, SnapshotKind, Snapshotter,
 };
 
 /// A call that touches metadata only. containerd's own clients give such calls a few seconds; a
@@ -101,7 +103,11 @@ impl Grpc {
 
     /// Work whose result a lease is to hold.
     fn ask_leased<T>(&self, lease: &str, message: T) -> Result<Request<T>> {
-        let mut request = self.ask_within(WORK_DEADLINE, message);
+        self.under(lease, self.ask_within(WORK_DEADLINE, message))
+    }
+
+    /// Adds the header that puts what the call makes under a lease.
+    fn under<T>(&self, lease: &str, mut request: Request<T>) -> Result<Request<T>> {
         let lease = lease
             .parse()
             .map_err(|_| Error::malformed("use lease", lease, "not a header value"))?;
@@ -220,6 +226,23 @@ impl Containerd for Grpc {
         .await
     }
 
+    async fn write_blob(
+        &self,
+        lease: &str,
+        reference: &str,
+        pieces: BoxStream<'static, Piece>,
+    ) -> Result<()> {
+        self.write(lease, reference, pieces).await
+    }
+
+    async fn abort_write(&self, reference: &str) -> Result<()> {
+        let request = self.ask(api::AbortRequest {
+            r#ref: reference.to_owned(),
+        });
+        let reply = self.content_api().abort(request).await;
+        reply.map_err(failed("abort write", reference)).map(drop)
+    }
+
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
         let request = self.ask(api::UpdateRequest {
             update_mask: Some(label_paths(&labels)),
@@ -279,6 +302,37 @@ impl Containerd for Grpc {
         let reply = self.snapshots_api().prepare(request).await;
         let reply = reply.map_err(failed("prepare snapshot", key))?;
         Ok(reply.into_inner().mounts)
+    }
+
+    async fn view(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Result<Vec<Mount>> {
+        let request = self.ask_leased(
+            lease,
+            snap::ViewSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.to_owned(),
+                parent: parent.to_owned(),
+                ..Default::default()
+            },
+        )?;
+        let reply = self.snapshots_api().view(request).await;
+        let reply = reply.map_err(failed("view snapshot", parent))?;
+        Ok(reply.into_inner().mounts)
+    }
+
+    async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
+        let request = self.ask(snap::UsageRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        });
+        let reply = self.snapshots_api().usage(request).await;
+        let reply = reply.map_err(failed("ask usage of snapshot", key))?;
+        Ok(reply.into_inner().inodes.try_into().unwrap_or_default())
     }
 
     async fn commit(

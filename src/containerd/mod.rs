@@ -114,6 +114,20 @@ impl Resource {
 
 const SNAPSHOT_RESOURCE: &str = "snapshots/";
 
+/// A piece of a blob on its way into the content store.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// The next bytes.
+    Data(Vec<u8>),
+    /// That was all, and this is what it should amount to.
+    End {
+        /// `sha256:…` of all bytes.
+        digest: String,
+        /// How many they were.
+        size: u64,
+    },
+}
+
 /// A snapshotter that containerd lists, working or not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshotter {
@@ -150,7 +164,20 @@ pub trait Containerd: Send + Sync {
     async fn blob(&self, digest: &str) -> Result<Blob>;
     /// A whole blob, for documents: more than `limit` bytes is an error.
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
-    /// Adds these labels to a blob, or replaces their values; others stay.
+    /// Writes a blob, held by the lease, under a `reference` that nobody else uses. Pieces that stop
+    /// without their [`Piece::End`] are an error, and the blob stays unfinished until
+    /// [`Containerd::abort_write`]. *AlreadyExists* where there is such a blob: the lease does not
+    /// hold that one.
+    async fn write_blob(
+        &self,
+        lease: &str,
+        reference: &str,
+        pieces: BoxStream<'static, Piece>,
+    ) -> Result<()>;
+    /// Takes away what was written under `reference` and not finished.
+    async fn abort_write(&self, reference: &str) -> Result<()>;
+    /// Adds these labels to a blob, or replaces their values; others stay. An empty value takes a
+    /// label away.
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()>;
 
     /// One snapshot.
@@ -167,6 +194,17 @@ pub trait Containerd: Send + Sync {
         parent: Option<&str>,
         labels: Labels,
     ) -> Result<Vec<Mount>>;
+    /// A new read-only snapshot of what `parent` and all below it hold, held by the lease.
+    async fn view(
+        &self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Result<Vec<Mount>>;
+    /// How many files, directories and others a snapshot itself holds, without its parents: for a
+    /// committed one as the snapshotter counted them at the commit, each inode once.
+    async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64>;
     /// Turns the active snapshot `key` into the committed one `name`, held by the lease.
     async fn commit(
         &self,

@@ -80,7 +80,9 @@ impl Bench {
     }
 
     async fn state(&self, snapshotter: &str) -> State {
-        let look = self.node.engine.look(&self.image, snapshotter).await;
+        let names = [self.image.name.clone()];
+        let engine = &self.node.engine;
+        let look = engine.look(&self.image, &names, snapshotter).await;
         look.unwrap().state
     }
 }

@@ -3,16 +3,22 @@
 //!
 //! Reads containerd, changes nothing, and knows neither snapshotters nor hooks.
 
+mod document;
+mod extra;
 mod labels;
 mod manifest;
+mod media;
 mod platform;
+mod read;
 mod reference;
 
 use crate::containerd;
 
+pub use extra::extra_labels;
 pub use labels::{IMAGE_LAYERS, LayerLabels, SNAPSHOT_REF, layer_labels};
-pub use manifest::{Layer, Manifest, Manifests};
+pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
+pub use read::Manifests;
 pub use reference::{find, is_pullable, name_for_labels};
 
 /// Why an image cannot be read.
@@ -35,8 +41,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The beginning of an id that more than one image has.
+    #[error(
+        "image {0}: more than one image id begins so; write more of it, as `crictl images --no-trunc` shows it"
+    )]
+    Ambiguous(String),
     /// The image has no manifest for this node.
-    #[error("image {image}: no manifest for {platform} in {digest}: pull it for this platform")]
+    #[error(
+        "image {image}: no manifest for {platform} in {digest}: use an image that is built for this \
+         platform"
+    )]
     NoPlatform {
         /// The image's name.
         image: String,
@@ -45,8 +59,22 @@ pub enum Error {
         /// The index.
         digest: String,
     },
+    /// A manifest of docker's first schema, which says nothing of diff ids.
+    #[error(
+        "image {image}: manifest {digest} is of docker's schema 1, which containerd has given up: \
+         convert the image and pull it again, for example with `skopeo copy --format oci`"
+    )]
+    Schema1 {
+        /// The image's name.
+        image: String,
+        /// The manifest.
+        digest: String,
+    },
     /// Something that is no index or manifest of a container image.
-    #[error("image {image}: media type {media_type} of {digest} is not that of a container image")]
+    #[error(
+        "image {image}: media type {media_type} of {digest} is not that of a container image: \
+         there is nothing to unpack"
+    )]
     MediaType {
         /// The image's name.
         image: String,

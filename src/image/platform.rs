@@ -1,9 +1,12 @@
 //! This node's platform, and which manifest of an index is for it.
 //!
-//! The same operating system and architecture; of several variants of arm the highest that this
-//! processor runs.
+//! The rules are those of containerd's default matcher (its module `platforms`), so that both choose
+//! the same manifest: what the node runs is a list, best first.
 
 use std::fmt;
+
+/// The least and the greatest version of 32-bit arm that containerd goes down to and starts from.
+const ARM_VERSIONS: std::ops::RangeInclusive<u32> = 5..=8;
 
 /// An operating system and processor, in the words of OCI (`linux`, `amd64`, `arm` with `v7`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,58 +17,96 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// A platform in OCI's words, brought to its normal form: no variant for `amd64`, `v8` for
-    /// `arm64`, `v7` for an `arm` without one.
+    /// A platform in OCI's words, brought to its normal form: no variant for the plain `amd64` and
+    /// `arm64`, `v7` for an `arm` without one, this node's operating system for none.
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
-        let architecture = match architecture {
-            "x86_64" | "x86-64" => "amd64",
-            "aarch64" => "arm64",
-            "i386" => "386",
-            "armhf" => "arm",
+        let [os, architecture, variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("x86_64" | "x86-64" | "amd64", "v1" | "") => ("amd64", ""),
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0" | "") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
+            ("aarch64", variant) => ("arm64", variant),
+            ("armhf", _) | ("arm", "" | "7") => ("arm", "v7"),
+            ("armel", _) | ("arm", "6") => ("arm", "v6"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "8") => ("arm", "v8"),
             other => other,
         };
-        let variant = match (architecture, variant) {
-            ("amd64", "v1") | ("arm64", "8" | "v8" | "") => "",
-            ("arm", "" | "7") => "v7",
-            ("arm", "5") => "v5",
-            ("arm", "6") => "v6",
-            ("arm", "8") => "v8",
-            (_, other) => other,
-        };
         Self {
-            os: os.to_owned(),
+            os: if os.is_empty() { "linux".into() } else { os },
             architecture: architecture.to_owned(),
             variant: variant.to_owned(),
         }
     }
 
-    /// The node that this program was built for.
+    /// The node that this program runs on. containerd tells variants of arm apart, but not the levels
+    /// of amd64: an image for `amd64/v2` alone runs nowhere.
     pub fn of_this_node() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86" => "386",
             "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            "loongarch64" => "loong64",
             other => other,
         };
-        Self::new("linux", architecture, "")
+        let variant = match architecture {
+            // Unreadable, it is the usual one.
+            "arm" => arm_variant(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            _ => "",
+        };
+        Self::new("linux", architecture, variant)
     }
 
     /// How well an image for `other` runs here: the lower the better, `None` for not at all.
-    pub fn rank(&self, other: &Platform) -> Option<u32> {
-        if self.os != other.os || self.architecture != other.architecture {
-            return None;
+    pub fn rank(&self, other: &Platform) -> Option<usize> {
+        self.runs().iter().position(|platform| platform == other)
+    }
+
+    /// What runs here, best first.
+    fn runs(&self) -> Vec<Platform> {
+        let other = |architecture, variant: &str| Self::new(&self.os, architecture, variant);
+        let arm_up_to = |highest: u32| {
+            let versions = (*ARM_VERSIONS.start()..=highest).rev();
+            versions.map(|version| other("arm", &format!("v{version}")))
+        };
+        let mut runs = vec![self.clone()];
+        match self.architecture.as_str() {
+            "amd64" => runs.push(other("386", "")),
+            "arm64" => runs.extend(arm_up_to(*ARM_VERSIONS.end())),
+            "arm" => {
+                let version = self.variant.strip_prefix('v').and_then(|v| v.parse().ok());
+                let below = version.and_then(|version: u32| version.checked_sub(1));
+                runs.extend(below.into_iter().flat_map(arm_up_to));
+            }
+            _ => {}
         }
-        if self.variant == other.variant {
-            return Some(0);
-        }
-        let (here, there) = (level(&self.variant), level(&other.variant));
-        (there < here).then(|| here - there)
+        runs
     }
 }
 
-/// `v7` is 7; no variant is the least.
-fn level(variant: &str) -> u32 {
-    let digits = variant.strip_prefix('v').unwrap_or_default();
-    digits.parse().unwrap_or_default()
+/// The version of a 32-bit arm processor by `/proc/cpuinfo`; `""` where it does not say.
+fn arm_variant(cpuinfo: &str) -> &'static str {
+    let value = |key: &str| {
+        let mut pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        let found = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case(key));
+        found.map(|(_, value)| value.trim().to_ascii_lowercase())
+    };
+    let architecture = value("cpu architecture").unwrap_or_default();
+    // The kernel of the first Raspberry Pis says 7 of a processor that is a 6.
+    let is_armv6 = || value("model name").is_some_and(|m| m.starts_with("armv6-compatible"));
+    match architecture.as_str() {
+        "8" | "aarch64" => "v8",
+        "7" if is_armv6() => "v6",
+        "6" | "6tej" => "v6",
+        "5" | "5t" | "5te" | "5tej" => "v5",
+        "4" | "4t" => "v4",
+        "3" => "v3",
+        "" => "",
+        // `7`, `7m`, and what a kernel calls a processor that it does not know.
+        _ => "v7",
+    }
 }
 
 impl fmt::Display for Platform {
@@ -82,30 +123,100 @@ impl fmt::Display for Platform {
 mod tests {
     use super::*;
 
+    /// `linux/arm/v6`, as it is written.
+    fn platform(text: &str) -> Platform {
+        let mut words = text.split('/');
+        let mut next = || words.next().unwrap_or_default();
+        Platform::new(next(), next(), next())
+    }
+
     #[test]
-    fn ranks_follow_containerd() {
-        let arm7 = Platform::new("linux", "arm", "");
-        let amd64 = Platform::new("linux", "x86_64", "");
-        for (here, other, rank) in [
-            (&amd64, ("linux", "amd64", ""), Some(0)),
-            (&amd64, ("linux", "amd64", "v1"), Some(0)),
-            (&amd64, ("linux", "amd64", "v3"), None),
-            (&amd64, ("windows", "amd64", ""), None),
-            (&amd64, ("unknown", "unknown", ""), None),
-            (&amd64, ("linux", "arm64", ""), None),
-            (&arm7, ("linux", "arm", "v7"), Some(0)),
-            (&arm7, ("linux", "arm", "v6"), Some(1)),
-            (&arm7, ("linux", "arm", "v8"), None),
-            (
-                &Platform::new("linux", "arm64", ""),
-                ("linux", "arm64", "v8"),
-                Some(0),
-            ),
+    fn spellings_have_one_normal_form() {
+        for (text, normal) in [
+            ("linux/x86_64", "linux/amd64"),
+            ("Linux/X86-64/V1", "linux/amd64"),
+            ("/amd64", "linux/amd64"),
+            ("linux/amd64/v3", "linux/amd64/v3"),
+            ("linux/i386/x", "linux/386"),
+            ("linux/aarch64", "linux/arm64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm64/8", "linux/arm64"),
+            ("linux/arm64/v8.1", "linux/arm64/v8.1"),
+            ("linux/arm64/9", "linux/arm64/v9"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/armhf/v6", "linux/arm/v7"),
+            ("linux/armel", "linux/arm/v6"),
+            ("linux/arm/5", "linux/arm/v5"),
+            ("linux/arm/v8", "linux/arm/v8"),
+            ("linux/riscv64", "linux/riscv64"),
+            ("unknown/unknown", "unknown/unknown"),
         ] {
-            let (os, architecture, variant) = other;
-            let other = Platform::new(os, architecture, variant);
-            assert_eq!(here.rank(&other), rank, "{other} on {here}");
+            assert_eq!(platform(text).to_string(), normal, "{text}");
         }
-        assert_eq!(arm7.to_string(), "linux/arm/v7");
+    }
+
+    #[test]
+    fn what_runs_where_is_containerds_to_say() {
+        for (here, expected) in [
+            ("linux/amd64", &["linux/amd64", "linux/386"][..]),
+            ("linux/386", &["linux/386"]),
+            (
+                "linux/arm64",
+                &[
+                    "linux/arm64",
+                    "linux/arm/v8",
+                    "linux/arm/v7",
+                    "linux/arm/v6",
+                    "linux/arm/v5",
+                ],
+            ),
+            (
+                "linux/arm/v7",
+                &["linux/arm/v7", "linux/arm/v6", "linux/arm/v5"],
+            ),
+            ("linux/arm/v5", &["linux/arm/v5"]),
+            ("linux/arm/v4", &["linux/arm/v4"]),
+            ("linux/ppc64le", &["linux/ppc64le"]),
+        ] {
+            let here = platform(here);
+            let runs: Vec<_> = here.runs().iter().map(ToString::to_string).collect();
+            assert_eq!(runs, expected, "{here}");
+            for (rank, other) in expected.iter().enumerate() {
+                assert_eq!(here.rank(&platform(other)), Some(rank), "{other} on {here}");
+            }
+            for other in [
+                "windows/amd64",
+                "unknown/unknown",
+                "linux/s390x",
+                "linux/amd64/v2",
+                "linux/arm64/v9",
+                "linux/",
+            ] {
+                assert_eq!(here.rank(&platform(other)), None, "{other} on {here}");
+            }
+        }
+    }
+
+    #[test]
+    fn arm_says_which_it_is() {
+        for (cpuinfo, variant) in [
+            ("processor\t: 0\nCPU architecture: 7\n", "v7"),
+            ("CPU architecture\t: 8\nCPU architecture\t: 7\n", "v8"),
+            ("CPU architecture: AArch64\n", "v8"),
+            (
+                "model name\t: ARMv6-compatible processor rev 7 (v6l)\nCPU architecture: 7\n",
+                "v6",
+            ),
+            (
+                "model name\t: ARMv7 Processor rev 4 (v7l)\nCPU architecture: 7\n",
+                "v7",
+            ),
+            ("CPU architecture: 5TEJ\n", "v5"),
+            ("CPU architecture: ?(12)\n", "v7"),
+            ("model name: QEMU\n", ""),
+            ("", ""),
+        ] {
+            assert_eq!(arm_variant(cpuinfo), variant, "{cpuinfo}");
+        }
     }
 }

@@ -40,14 +40,16 @@ pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Err
     });
     match (matching.next(), matching.next()) {
         (Some(image), None) => Ok(image),
-        // Nothing, or more than one: an ambiguous beginning names nothing.
-        _ => Err(Error::NotFound(asked.to_owned())),
+        (None, _) => Err(Error::NotFound(asked.to_owned())),
+        (Some(_), Some(_)) => Err(Error::Ambiguous(asked.to_owned())),
     }
 }
 
-/// Whether a registry can be asked for this name: not so for an image id.
+/// Whether a registry can be asked for this name of a record: not so for an image id, nor for a name
+/// that does not begin with its registry, as an import makes it up (`import-2024-01-31@sha256:…`).
 pub fn is_pullable(name: &str) -> bool {
-    !is_id(name) && Reference::try_from(name).is_ok()
+    let reference = Reference::try_from(name);
+    !is_id(name) && reference.is_ok_and(|reference| reference.whole() == name)
 }
 
 /// The name that the labels of an image's layers carry: the one that was asked for where it can be
@@ -76,7 +78,11 @@ fn spellings(asked: &str) -> Vec<String> {
     } else if !is_id(asked)
         && let Ok(reference) = Reference::try_from(asked)
     {
+        // CRI keeps a name with tag and digest by its digest alone; others keep it as it is.
+        let both = reference.tag().and(reference.digest());
+        let by_digest = both.map(|digest| reference.clone_with_digest(digest.to_owned()).whole());
         names.push(reference.whole());
+        names.extend(by_digest);
     }
     names.dedup();
     names
@@ -101,7 +107,10 @@ fn failed(asked: &str, source: crate::containerd::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::containerd::fake::Fake;
 
     const ID: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -111,13 +120,19 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_spelled_out() {
+        let both = digest().replace('@', ":1@");
         for (asked, last) in [
             ("busybox", "docker.io/library/busybox:latest"),
             ("busybox:1", "docker.io/library/busybox:1"),
+            ("a/b", "docker.io/a/b:latest"),
+            ("index.docker.io/a/b:1", "docker.io/a/b:1"),
+            ("localhost/a", "localhost/a:latest"),
             ("127.0.0.1:5000/lab/app:1", "127.0.0.1:5000/lab/app:1"),
             (ID, ID),
             (&ID[7..], ID),
             (&digest(), &digest()),
+            (&both, &digest()),
+            ("a b", "a b"),
         ] {
             let spellings = spellings(asked);
             assert_eq!(spellings[0], asked);
@@ -126,24 +141,104 @@ mod tests {
     }
 
     #[test]
+    fn an_id_and_a_made_up_name_cannot_be_pulled() {
+        for (name, expected) in [
+            ("docker.io/library/busybox:1", true),
+            ("localhost/a:1", true),
+            (&digest(), true),
+            (&digest().replace('@', ":1@"), true),
+            (ID, false),
+            ("busybox:1", false),
+            (&format!("import-2024-01-31@{ID}"), false),
+            ("docker.io/library/busybox", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(is_pullable(name), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn labels_carry_a_name_that_can_be_pulled() {
+        let both = digest().replace('@', ":1@");
         let names = [
             ID.to_owned(),
             digest(),
+            format!("import-2024-01-31@{ID}"),
             "127.0.0.1:5000/lab/b:1".to_owned(),
             "127.0.0.1:5000/lab/a:1".to_owned(),
         ];
         for (asked, expected) in [
             (Some("127.0.0.1:5000/lab/b:1"), "127.0.0.1:5000/lab/b:1"),
             (Some(digest().as_str()), digest().as_str()),
+            (Some(both.as_str()), digest().as_str()),
             (Some(ID), "127.0.0.1:5000/lab/a:1"),
+            (Some(&ID[7..]), "127.0.0.1:5000/lab/a:1"),
+            (Some(&ID[7..20]), "127.0.0.1:5000/lab/a:1"),
             (Some("other:1"), "127.0.0.1:5000/lab/a:1"),
             (None, "127.0.0.1:5000/lab/a:1"),
         ] {
             let name = name_for_labels(asked, &names);
             assert_eq!(name.as_deref(), Some(expected), "{asked:?}");
         }
-        assert_eq!(name_for_labels(None, &names[..2]).unwrap(), digest());
+        assert_eq!(name_for_labels(None, &names[..3]).unwrap(), digest());
         assert_eq!(name_for_labels(Some(ID), &names[..1]), None);
+    }
+
+    proptest! {
+        /// Whatever is asked for, and in whatever order the store lists them.
+        #[test]
+        fn the_name_is_the_best_of_the_images_own(
+            mut names in proptest::collection::vec(
+                prop_oneof![
+                    "sha256:[0-9a-f]{64}",
+                    "r\\.example/[ab]:[12]",
+                    "r\\.example/[ab]@sha256:[0-9a-f]{64}",
+                    "[a-z]{1,5}",
+                ],
+                0..6,
+            ),
+            asked in proptest::option::of(prop_oneof!["r\\.example/[ab]:[12]", "[a-f0-9]{7,64}", ".*"]),
+        ) {
+            let name = name_for_labels(asked.as_deref(), &names);
+            names.reverse();
+            prop_assert_eq!(&name, &name_for_labels(asked.as_deref(), &names));
+            match &name {
+                None => prop_assert!(!names.iter().any(|name| is_pullable(name))),
+                Some(name) => {
+                    prop_assert!(names.contains(name) && is_pullable(name));
+                    if name.contains('@') && asked.as_ref() != Some(name) {
+                        prop_assert!(!names.iter().any(|n| is_pullable(n) && !n.contains('@')));
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn images_are_found_by_what_users_write() {
+        let fake = Fake::default();
+        let target = fake.image("docker.io/library/busybox:latest", 1).target;
+        let id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+        fake.tag(id, target);
+        for asked in [
+            "busybox",
+            "docker.io/library/busybox:latest",
+            id,
+            &id[7..],
+            &id[7..19],
+        ] {
+            assert!(find(&fake, asked).await.is_ok(), "{asked}");
+        }
+        for asked in ["busybox:2", "0123456", "UPPER", "", "a b"] {
+            let found = find(&fake, asked).await;
+            assert_eq!(found.is_ok(), asked == "0123456", "{asked}");
+        }
+        let twin = format!("{}{}", &id[..20], "0".repeat(51));
+        fake.tag(&twin, fake.image("r.example/twin:1", 2).target);
+        let message = find(&fake, &id[7..20]).await.unwrap_err().to_string();
+        assert!(message.contains("more than one image id"), "{message}");
+        let message = find(&fake, "nope:1").await.unwrap_err().to_string();
+        assert!(message.contains("crictl pull nope:1"), "{message}");
     }
 }

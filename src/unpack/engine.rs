@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
@@ -20,7 +21,7 @@ use super::progress::{Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
-use super::{Error, Standing, State};
+use super::{Error, Missing, Standing, State};
 
 /// How often a chain in use is tried to be replaced: quick at first, since containerd takes a
 /// rejected container's snapshot away within 0.2 s, then every 10 s or more for some minutes.
@@ -28,19 +29,21 @@ const REPLACE_TRIES: usize = 30;
 
 /// What the labels of an image's layers are to be in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labelling {
-    /// The `cri.*` labels, put on what lacks them.
-    Required,
-    /// The `cri.*` labels on what is unpacked from now on; what is there without them is ready.
-    AtUnpack,
-    /// None.
-    None,
+pub struct Labelling {
+    /// The `cri.*` labels; else only those that are added to them.
+    pub cri: bool,
+    /// Put on what lacks them; else given to what is unpacked from now on, and what is there without
+    /// them is ready.
+    pub required: bool,
 }
 
 /// What is wanted of labels, for others to decide.
 pub trait LabelPolicy: Send + Sync {
-    /// Which labels the layers of an image get in a snapshotter.
-    fn labelling(&self, snapshotter: &str, image: &str) -> Labelling;
+    /// What the labels of the image with these names are to be in a snapshotter; `None` where the
+    /// image is left to containerd.
+    fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
+    /// The labels that every layer gets on top.
+    fn extra_labels(&self, snapshotter: &str) -> &ExtraLabels;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
 }
@@ -93,6 +96,8 @@ pub struct Look {
     pub manifest: String,
     /// The word for it.
     pub state: State,
+    /// It is left to containerd, and so needs no labels.
+    pub left_out: bool,
     /// Layers of the image.
     pub layers: usize,
     /// Of them, those that are committed with their labels.
@@ -105,6 +110,7 @@ pub struct Look {
 pub struct Engine {
     containerd: Arc<dyn Containerd>,
     resolver: Resolver,
+    missing: Missing,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
@@ -120,17 +126,20 @@ pub struct Engine {
 type FlightKey = (String, String);
 
 impl Engine {
-    /// An engine at rest. `parallel_images` flights run at the same time.
+    /// An engine at rest. `parallel_images` flights run at the same time; `missing` says what is
+    /// done about blobs that are gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel_images: usize,
         policy: Box<dyn LabelPolicy>,
+        missing: Missing,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
         Arc::new(Self {
             resolver: Resolver::new(containerd.clone(), leases.clone(), policy),
             containerd,
+            missing,
             swap_cost: swap::Cost::default(),
             leases,
             memory: Memory::default(),
@@ -162,14 +171,20 @@ impl Engine {
             .await
     }
 
-    /// How an image stands in a snapshotter. Changes nothing.
-    pub async fn look(&self, image: &Image, snapshotter: &str) -> Result<Look, Error> {
-        let target = self.resolver.seen(image, snapshotter).await?;
+    /// How the image of these names stands in a snapshotter. Changes nothing.
+    pub async fn look(
+        &self,
+        image: &Image,
+        names: &[String],
+        snapshotter: &str,
+    ) -> Result<Look, Error> {
+        let (target, left_out) = self.resolver.seen(image, names, snapshotter).await?;
         let look = target.look(self.containerd.as_ref()).await;
         let (sight, _) = look.map_err(|e| target.failed(e))?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
             state: sight.state(&target.rules),
+            left_out,
             layers: sight.layers.len(),
             ready_layers: sight.ready_layers(&target.rules),
             committed: sight.committed(),
@@ -341,6 +356,7 @@ impl Entry {
             leases: &engine.leases,
             gate: &engine.gate,
             hurry,
+            missing: &engine.missing,
             reporter,
             stop: &engine.stop,
         };

@@ -21,16 +21,30 @@ pub enum Error {
         /// Where both are.
         snapshotter: String,
     },
+    /// The configuration leaves the image to containerd.
+    #[error(
+        "image {image} is left out of {snapshotter} by include or exclude in the configuration: \
+         containerd unpacks it when a container asks for it"
+    )]
+    LeftOut {
+        /// The image's name.
+        image: String,
+        /// Where it is left out.
+        snapshotter: String,
+    },
     /// No name of the image can be pulled, so no label can carry one.
     #[error(
         "image {0} has no name that could be pulled, only an id: tag it, for example with `ctr -n k8s.io images tag`"
     )]
     NoName(String),
-    /// A layer has to be applied and its blob is gone.
+    /// A layer has to be applied, its blob is gone, and nothing could take its place.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
-         not in the content store (discarded after an earlier unpack?): remove the image and pull it \
-         again, or set discard_unpacked_layers = false in containerd's CRI configuration"
+         not in the content store (discarded after an earlier unpack?){}; fetch what is missing with \
+         `ctr -n k8s.io content fetch --hosts-dir /etc/containerd/certs.d {image}` (`--user` for \
+         credentials), or remove the image and pull it again; discard_unpacked_layers = false in \
+         containerd's CRI configuration keeps the blobs of later pulls",
+        tried.iter().map(|means| format!("; {means}")).collect::<String>()
     )]
     Unavailable {
         /// The image's name.
@@ -41,6 +55,26 @@ pub enum Error {
         position: usize,
         /// Of the image.
         layers: usize,
+        /// What became of each means that the configuration allows.
+        tried: Vec<String>,
+    },
+    /// A layer has to be applied on this host, and its blob is encrypted.
+    #[error(
+        "image {image}: layer {position} of {layers} ({digest}) is encrypted, and containerd does not \
+         decrypt it ({reason}): set up its stream processors with the key, or use a snapshotter that \
+         leaves the image to the guest"
+    )]
+    Encrypted {
+        /// The image's name.
+        image: String,
+        /// Of the blob.
+        digest: String,
+        /// Counted from 1, from the bottom.
+        position: usize,
+        /// Of the image.
+        layers: usize,
+        /// What containerd says.
+        reason: String,
     },
     /// What came out of a blob is not what the image's config promises.
     #[error(
@@ -110,6 +144,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the image is none of our business.
+    pub fn is_left_out(&self) -> bool {
+        matches!(self, Self::LeftOut { .. })
+    }
+
     /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
     pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {

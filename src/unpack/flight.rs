@@ -14,6 +14,7 @@ use super::gate::{Gate, Hurry, Place};
 use super::guest::Guest;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::{Lease, Leases};
+use super::missing::Missing;
 use super::plan::{Step, plan};
 use super::progress::Reporter;
 use super::replace::{Replace, Replaced};
@@ -119,6 +120,7 @@ pub(super) struct Flight<'a> {
     /// Where an unpack waits for its turn. Nothing else does.
     pub(super) gate: &'a Gate,
     pub(super) hurry: &'a Hurry,
+    pub(super) missing: &'a Missing,
     pub(super) reporter: &'a Reporter,
     pub(super) stop: &'a CancellationToken,
 }
@@ -202,16 +204,16 @@ impl Flight<'_> {
                 return Err(Error::Stopped(self.target.image.clone()));
             }
             let acted = match *step {
-                Step::Relabel(i) => self.relabel(i).await?,
-                Step::Unpack(i) => self.unpack(lease, i).await?,
-                Step::Anchor => self.anchor().await?,
+                Step::Relabel(i) => self.relabel(i).await?.then(|| Action::from(*step)),
+                Step::Unpack(i) => Some(self.unpack(lease, i).await?),
+                Step::Anchor => self.anchor().await?.then(|| Action::from(*step)),
                 // Stands alone: what comes after it is not known yet.
-                Step::Replace => false,
+                Step::Replace => None,
             };
-            if !acted {
+            let Some(action) = acted else {
                 continue;
-            }
-            done.action = done.action.max(Action::from(*step));
+            };
+            done.action = done.action.max(action);
             if let Step::Relabel(i) | Step::Unpack(i) = step {
                 touched.insert(*i);
                 done.layers_done = touched.len();
@@ -271,7 +273,9 @@ impl Flight<'_> {
             held.map_err(|e| self.target.failed(e))?;
             match self.containerd.blob(digest).await {
                 Ok(_) => {}
-                Err(e) if e.is_not_found() => return Err(self.layer_failed(i, Failure::NoBlob)),
+                Err(e) if e.is_not_found() => {
+                    return Err(self.layer_failed(i, Failure::NoBlob(vec![])));
+                }
                 Err(e) => return Err(self.target.failed(e)),
             }
         }
@@ -321,7 +325,7 @@ impl Flight<'_> {
         self.unless_gone(labelled.await)
     }
 
-    async fn unpack(&self, lease: &Lease, i: usize) -> Result<bool, Error> {
+    async fn unpack(&self, lease: &Lease, i: usize) -> Result<Action, Error> {
         let layers = &self.target.manifest.layers;
         let unpack = Unpack {
             containerd: self.containerd,
@@ -332,11 +336,13 @@ impl Flight<'_> {
                 .checked_sub(1)
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &self.target.labels[i],
+            missing: self.missing,
             stop: self.stop,
         };
         match unpack.run().await {
             // Whoever committed it: it was missing, and is there now.
-            Ok(Committed::Applied | Committed::Existed) => Ok(true),
+            Ok(Committed::Applied | Committed::Existed) => Ok(Action::Unpacked),
+            Ok(Committed::Rebuilt) => Ok(Action::Rebuilt),
             Err(failure) => Err(self.layer_failed(i, failure)),
         }
     }
@@ -367,11 +373,19 @@ impl Flight<'_> {
         match failure {
             Failure::Containerd(source) => self.target.failed(source),
             Failure::Stopped => Error::Stopped(image),
-            Failure::NoBlob => Error::Unavailable {
+            Failure::NoBlob(tried) => Error::Unavailable {
                 image,
                 digest,
                 position,
                 layers,
+                tried,
+            },
+            Failure::Encrypted(e) => Error::Encrypted {
+                image,
+                digest,
+                position,
+                layers,
+                reason: e.to_string(),
             },
             Failure::WrongDiffId(applied) => Error::WrongDiffId {
                 image,

@@ -1,12 +1,15 @@
 //! One layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
 //! containerd's own unpacker, so that both can work on one chain at the same time.
+//!
+//! Where the layer's blob turns out to be gone, [`Missing`] finds another content.
 
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Labels, Mount};
+use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
 use crate::image::Layer;
 
 use super::lease::Lease;
+use super::missing::{Content, Missing};
 
 /// *AlreadyExists* without the chain id being there is somebody else in between; containerd's own
 /// unpacker tries as often.
@@ -20,25 +23,28 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub(super) enum Committed {
     /// By us, just now.
     Applied,
+    /// By us, from what another snapshotter has.
+    Rebuilt,
     /// It was there: unpacked by somebody else, or the snapshotter needs no content for it.
     Existed,
 }
 
 /// Why a layer was not committed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    Containerd(containerd::Error),
-    /// The content store does not have the blob.
-    NoBlob,
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    /// The content store does not have the blob; with what became of each means to do without.
+    #[error("its blob is not in the content store")]
+    NoBlob(Vec<String>),
+    /// The blob is encrypted, and containerd does not decrypt it.
+    #[error("it is encrypted: {0}")]
+    Encrypted(containerd::Error),
     /// The digest that came out.
+    #[error("it unpacks to {0}")]
     WrongDiffId(String),
+    #[error("stopped")]
     Stopped,
-}
-
-impl From<containerd::Error> for Failure {
-    fn from(error: containerd::Error) -> Self {
-        Self::Containerd(error)
-    }
 }
 
 /// What it takes to unpack one layer.
@@ -50,29 +56,39 @@ pub(super) struct Unpack<'a> {
     /// The chain id below.
     pub(super) parent: Option<&'a str>,
     pub(super) labels: &'a Labels,
+    /// What is done where the blob is gone.
+    pub(super) missing: &'a Missing,
     pub(super) stop: &'a CancellationToken,
 }
 
 impl Unpack<'_> {
     /// Commits the layer under its chain id. Whatever happens, no extraction snapshot stays.
     pub(super) async fn run(&self) -> Result<Committed, Failure> {
-        let Some((key, mounts)) = self.prepare().await? else {
+        match self.unpack(&Content::of_image(self.layer)).await {
+            Err(Failure::NoBlob(_)) => self.missing.unpack(self).await,
+            outcome => outcome,
+        }
+    }
+
+    /// The same with this content.
+    pub(super) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
+        let Some((key, mounts)) = self.prepare(content).await? else {
             return Ok(Committed::Existed);
         };
-        let outcome = self.fill(&key, mounts).await;
-        if !matches!(outcome, Ok(Committed::Applied)) {
+        let outcome = self.fill(&key, mounts, content).await;
+        if matches!(outcome, Ok(Committed::Existed) | Err(_)) {
             self.abort(&key).await;
         }
         outcome
     }
 
     /// An active snapshot to unpack into; `None` where the layer turns out to be there already.
-    async fn prepare(&self) -> Result<Option<(String, Vec<Mount>)>, Failure> {
+    async fn prepare(&self, content: &Content) -> Result<Option<(String, Vec<Mount>)>, Failure> {
         let chain_id = &self.layer.chain_id;
         let mut taken = None;
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);
-            let labels = self.labels.clone();
+            let labels = content.labels(self.labels);
             let id = self.lease.id();
             let prepare = self
                 .containerd
@@ -99,43 +115,55 @@ impl Unpack<'_> {
         Err(taken.map_or(Failure::Stopped, Failure::Containerd))
     }
 
-    async fn fill(&self, key: &str, mounts: Vec<Mount>) -> Result<Committed, Failure> {
-        let blob = &self.layer.blob;
+    async fn fill(
+        &self,
+        key: &str,
+        mounts: Vec<Mount>,
+        content: &Content,
+    ) -> Result<Committed, Failure> {
+        let blob = &content.blob;
         let apply = self.containerd.apply(blob, mounts);
         let applied = match self.stop.run_until_cancelled(apply).await {
             None => return Err(Failure::Stopped),
-            Some(Err(e)) if self.blob_is_gone(&e).await => return Err(Failure::NoBlob),
+            Some(Err(e)) if self.is_gone(blob, &e).await => return Err(Failure::NoBlob(vec![])),
+            // containerd can decrypt where it is set up for it, so it is asked first.
+            Some(Err(e)) if self.layer.is_encrypted() && !e.is_unreachable() => {
+                return Err(Failure::Encrypted(e));
+            }
             Some(applied) => applied?,
         };
-        if applied != self.layer.diff_id {
+        if applied != content.diff_id {
             return Err(Failure::WrongDiffId(applied));
         }
-        let labels = self.labels.clone();
-        let committed = self
-            .containerd
-            .commit(
-                self.lease.id(),
-                self.snapshotter,
-                &self.layer.chain_id,
-                key,
-                labels,
-            )
-            .await;
-        match committed {
-            Ok(()) => {}
-            Err(e) if e.already_exists() => return Ok(Committed::Existed),
-            // The answer got lost. If the layer is there, by us or by somebody else, nothing is lost;
-            // should our key still be there, it is taken away.
-            Err(e) if e.is_unreachable() && self.is_committed().await? => {
-                return Ok(Committed::Existed);
-            }
-            Err(e) => return Err(e.into()),
+        if !self.commit(key, content).await? {
+            return Ok(Committed::Existed);
+        }
+        if content.rebuilt_from.is_some() {
+            return Ok(Committed::Rebuilt);
         }
         let label = Labels::from([(UNCOMPRESSED.to_owned(), applied)]);
         match self.containerd.label_blob(&blob.digest, label).await {
             // The blob may be let go of as soon as the layer stands.
             Err(e) if !e.is_not_found() => Err(e.into()),
             _ => Ok(Committed::Applied),
+        }
+    }
+
+    /// `false` where it was there, or came to be there in a way that is not known.
+    async fn commit(&self, key: &str, content: &Content) -> Result<bool, containerd::Error> {
+        let chain_id = &self.layer.chain_id;
+        let (lease, labels) = (self.lease.id(), content.labels(self.labels));
+        let committed = self
+            .containerd
+            .commit(lease, self.snapshotter, chain_id, key, labels)
+            .await;
+        match committed {
+            Ok(()) => Ok(true),
+            Err(e) if e.already_exists() => Ok(false),
+            // The answer got lost. If the layer is there, by us or by somebody else, nothing is lost;
+            // should our key still be there, it is taken away.
+            Err(e) if e.is_unreachable() && self.is_committed().await? => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
@@ -152,24 +180,15 @@ impl Unpack<'_> {
     }
 
     /// A failed apply does not say in a way that a program can read what it did not find.
-    async fn blob_is_gone(&self, error: &containerd::Error) -> bool {
+    async fn is_gone(&self, blob: &Descriptor, error: &containerd::Error) -> bool {
         !error.is_unreachable()
-            && matches!(
-                self.containerd.blob(&self.layer.blob.digest).await,
-                Err(e) if e.is_not_found()
-            )
+            && matches!(self.containerd.blob(&blob.digest).await, Err(e) if e.is_not_found())
     }
 
-    /// Takes the extraction snapshot away. What cannot be removed now is left to the sweep, with the
-    /// lease, under which the sweep finds it: garbage collection must not have it, since that would
-    /// leave its parent unremovable for good.
+    /// Takes the extraction snapshot away.
     async fn abort(&self, key: &str) {
-        match self.containerd.remove(self.snapshotter, key).await {
-            Err(e) if !e.is_not_found() => {
-                self.lease.keep();
-                log::warn!(snapshotter = self.snapshotter, key, error:% = e; "extraction snapshot not removed yet");
-            }
-            _ => {}
-        }
+        self.lease
+            .remove(self.containerd, self.snapshotter, key)
+            .await;
     }
 }

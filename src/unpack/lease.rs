@@ -2,6 +2,9 @@
 //!
 //! Every flight has one lease with our prefix and its owner in a label. Extraction snapshots are
 //! named after the lease, so the sweep needs no list of all snapshots.
+//!
+//! A temporary snapshot is always removed by name before its lease goes: one that garbage collection
+//! deletes leaves its parent with an entry of a child, and that parent can never be removed again.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +15,9 @@ use crate::containerd::{self, Containerd, Labels, Resource};
 
 /// What all our leases' ids begin with.
 const PREFIX: &str = "nri-unpack-";
+
+/// What the keys of all our views begin with.
+const VIEW: &str = "nri-unpack-view ";
 
 /// Who made a lease, for the sweep to tell the dead from the living.
 const OWNER: &str = "nri-unpack/owner";
@@ -86,7 +92,7 @@ impl Leases {
     }
 
     /// Takes away what dead owners, and our own failed attempts to tidy up, have left: leases with
-    /// our prefix and the extraction snapshots that they hold. Answers how many leases. One that
+    /// our prefix and the temporary snapshots that they hold. Answers how many leases. One that
     /// cannot be taken away now is left for the next time.
     pub(super) async fn sweep(
         &self,
@@ -123,19 +129,22 @@ async fn sweep_one(containerd: &dyn Containerd, lease: &str) -> Result<(), conta
         resources => resources?,
     };
     for resource in resources {
-        remove_extraction(containerd, lease, &resource).await?;
+        remove_temporary(containerd, lease, &resource).await?;
     }
     gone_is_fine(containerd.delete_lease(lease, false).await)
 }
 
-async fn remove_extraction(
+async fn remove_temporary(
     containerd: &dyn Containerd,
     lease: &str,
     resource: &Resource,
 ) -> Result<(), containerd::Error> {
+    let key = resource.id.as_str();
     match resource.snapshotter() {
-        Some(snapshotter) if resource.id.starts_with(&extraction_prefix(lease)) => {
-            gone_is_fine(containerd.remove(snapshotter, &resource.id).await)
+        Some(snapshotter)
+            if key.starts_with(&extraction_prefix(lease)) || key.starts_with(VIEW) =>
+        {
+            gone_is_fine(containerd.remove(snapshotter, key).await)
         }
         _ => Ok(()),
     }
@@ -169,6 +178,27 @@ impl Lease {
     pub(super) fn extraction_key(&self, chain_id: &str) -> String {
         let n = self.keys.fetch_add(1, Ordering::Relaxed);
         format!("{}{n} {chain_id}", extraction_prefix(&self.id))
+    }
+
+    /// The key of a view of `chain_id`. It is the same for all, so that making and removing one also
+    /// mends what the loss of an earlier one has done to its parent.
+    pub(super) fn view_key(chain_id: &str) -> String {
+        format!("{VIEW}{chain_id}")
+    }
+
+    /// A name under which nobody else writes a blob.
+    pub(super) fn write_reference(&self, chain_id: &str) -> String {
+        let n = self.keys.fetch_add(1, Ordering::Relaxed);
+        format!("{}.{n} {chain_id}", self.id)
+    }
+
+    /// Takes a temporary snapshot away. One that cannot be removed now is left to the sweep, with the
+    /// lease, under which the sweep finds it.
+    pub(super) async fn remove(&self, containerd: &dyn Containerd, snapshotter: &str, key: &str) {
+        if let Err(e) = gone_is_fine(containerd.remove(snapshotter, key).await) {
+            self.keep();
+            log::warn!(snapshotter, key, error:% = e; "temporary snapshot not removed yet");
+        }
     }
 
     /// Lets go, and has garbage collected: returns when that is done.

@@ -55,6 +55,8 @@ pub enum Action {
     Unpacked,
     /// Layers taken away and unpacked again.
     Replaced,
+    /// Layers made from what another snapshotter has, since their blobs were gone.
+    Rebuilt,
 }
 
 impl From<Step> for Action {
@@ -76,6 +78,7 @@ impl fmt::Display for Action {
             Self::Relabelled => "relabelled",
             Self::Unpacked => "unpacked",
             Self::Replaced => "replaced",
+            Self::Rebuilt => "rebuilt",
         })
     }
 }

@@ -59,14 +59,24 @@ impl Resolver {
                 (image, name.as_ref())
             }
         };
+        let names = self.names(&image).await?;
+        let labelling = self.policy.labelling(snapshotter, &names);
+        let labelling = labelling.ok_or_else(|| Error::LeftOut {
+            image: image.name.clone(),
+            snapshotter: snapshotter.to_owned(),
+        })?;
+        let reference = image::name_for_labels(asked.map(String::as_str), &names);
+        if labelling.cri && reference.is_none() {
+            return Err(Error::NoName(image.name));
+        }
         let manifest = self.manifests.read(self.containerd(), &image).await?;
-        let labelling = self.policy.labelling(snapshotter, &image.name);
-        let labels = self.labels(&image, &manifest, labelling, asked).await?;
+        let reference = reference.as_deref();
+        let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
         let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
             Some(known) => known,
             None => self.ask(&image, snapshotter, &labels).await?,
         };
-        let rules = self.rules(snapshotter, labelling, &labels, guest_pulls);
+        let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
         if target.rules.repair == Repair::Replace {
             target.others = self.others(&target.manifest).await?;
@@ -75,14 +85,22 @@ impl Resolver {
     }
 
     /// The target of a look, which changes nothing: how an image stands does not depend on the name
-    /// that its labels carry, and whether the guest pulls shows in the snapshots that are there.
-    pub(super) async fn seen(&self, image: &Image, snapshotter: &str) -> Result<Target, Error> {
+    /// that its labels carry, and whether the guest pulls shows in the snapshots that are there. And
+    /// whether it is left to containerd: then it lacks no label.
+    pub(super) async fn seen(
+        &self,
+        image: &Image,
+        names: &[String],
+        snapshotter: &str,
+    ) -> Result<(Target, bool), Error> {
         let manifest = self.manifests.read(self.containerd(), image).await?;
-        let labelling = self.policy.labelling(snapshotter, &image.name);
-        let labels = match labelling {
-            Labelling::None => image::layer_labels(&manifest, None),
-            _ => image::layer_labels(&manifest, Some(&image.name)),
-        };
+        let wanted = self.policy.labelling(snapshotter, names);
+        let labelling = wanted.unwrap_or(Labelling {
+            cri: false,
+            required: false,
+        });
+        let reference = Some(image.name.as_str());
+        let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
         let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
             Some(known) => known,
             None => {
@@ -91,34 +109,40 @@ impl Resolver {
                 snapshots.iter().any(|s| is_proxied(&s.labels))
             }
         };
-        let rules = self.rules(snapshotter, labelling, &labels, guest_pulls);
-        Ok(target(image, snapshotter, manifest, labels, rules))
+        let rules = self.rules(snapshotter, labelling, required, guest_pulls);
+        let target = target(image, snapshotter, manifest, labels, rules);
+        Ok((target, wanted.is_none()))
     }
 
-    async fn labels(
+    /// The labels that each layer gets, and those that it has to have.
+    fn labels(
         &self,
-        image: &Image,
         manifest: &Manifest,
-        labelling: Labelling,
-        asked: Option<&String>,
-    ) -> Result<LayerLabels, Error> {
-        if labelling == Labelling::None {
-            return Ok(image::layer_labels(manifest, None));
+        snapshotter: &str,
+        Labelling { cri, required }: Labelling,
+        reference: Option<&str>,
+    ) -> (LayerLabels, LayerLabels) {
+        let mut labels = image::layer_labels(manifest, reference.filter(|_| cri));
+        let extra = self.policy.extra_labels(snapshotter);
+        let extra = image::extra_labels(manifest, reference, extra);
+        for (labels, extra) in labels.iter_mut().zip(&extra) {
+            labels.extend(extra.clone());
         }
-        let same = |other: &Image| other.target.digest == image.target.digest;
-        let images = self.images().await?.into_iter();
-        let names: Vec<_> = images.filter(same).map(|other| other.name).collect();
-        let reference = image::name_for_labels(asked.map(String::as_str), &names);
-        let reference = reference.ok_or_else(|| Error::NoName(image.name.clone()))?;
-        Ok(image::layer_labels(manifest, Some(&reference)))
+        let required = match (required, cri) {
+            (true, true) => labels.clone(),
+            (true, false) => extra,
+            // What is there without labels is ready then, however it came to be.
+            (false, _) => vec![Labels::new(); labels.len()],
+        };
+        (labels, required)
     }
 
-    /// When a chain of these labels is ready.
+    /// When a chain is ready that has to have these labels.
     fn rules(
         &self,
         snapshotter: &str,
         labelling: Labelling,
-        labels: &LayerLabels,
+        required: LayerLabels,
         guest_pulls: bool,
     ) -> Rules {
         let usual = if guest_pulls {
@@ -127,21 +151,16 @@ impl Resolver {
             Repair::Relabel
         };
         let repair = self.policy.repair(snapshotter).unwrap_or(usual);
-        let required = labelling == Labelling::Required;
         Rules {
-            required: match required {
-                true => labels.clone(),
-                // What is there without labels is ready then, however it came to be.
-                false => vec![Labels::new(); labels.len()],
-            },
+            required,
             repair,
-            guest_pulls: required && guest_pulls && repair == Repair::Replace,
+            guest_pulls: labelling.required && guest_pulls && repair == Repair::Replace,
         }
     }
 
     /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it.
     fn guest_pulls_if_known(&self, snapshotter: &str, labelling: Labelling) -> Option<bool> {
-        if labelling == Labelling::None || !profile(snapshotter).may_proxy {
+        if !labelling.cri || !profile(snapshotter).may_proxy {
             return Some(false);
         }
         self.guests().get(snapshotter).copied()
@@ -178,7 +197,7 @@ impl Resolver {
         if let Some(name) = name {
             match image::find(self.containerd(), name).await {
                 Ok(image) if self.ends_at(&image, chain).await? => return Ok(Some(image)),
-                Ok(_) | Err(image::Error::NotFound(_)) => {}
+                Ok(_) | Err(image::Error::NotFound(_) | image::Error::Ambiguous(_)) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -216,6 +235,13 @@ impl Resolver {
             }
             Err(_) => Ok(None),
         }
+    }
+
+    /// All names of an image's target.
+    async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
+        let same = |other: &Image| other.target.digest == image.target.digest;
+        let images = self.images().await?.into_iter();
+        Ok(images.filter(same).map(|other| other.name).collect())
     }
 
     async fn images(&self) -> Result<Vec<Image>, Error> {

@@ -1,16 +1,18 @@
 //! The engine on the in-memory containerd: every state, every fault, and what is left afterwards.
 
 mod guest;
+mod labelling;
 
 use std::sync::Arc;
 
+use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
-    Action, Engine, Error, LabelPolicy, Labelling, Outcome, Repair, Request, Role, Standing, State,
-    Urgency, Want,
+    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Repair, Request, Role,
+    Standing, State, Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
@@ -18,16 +20,29 @@ const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 
 /// The same for all images.
-struct Fixed(Labelling);
+pub(super) struct Fixed(Option<Labelling>, ExtraLabels);
 
 impl LabelPolicy for Fixed {
-    fn labelling(&self, _: &str, _: &str) -> Labelling {
+    fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
         self.0
+    }
+
+    fn extra_labels(&self, _: &str) -> &ExtraLabels {
+        &self.1
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {
         None
     }
+}
+
+fn fixed(cri: bool, required: bool, extra: ExtraLabels) -> Box<Fixed> {
+    Box::new(Fixed(Some(Labelling { cri, required }), extra))
+}
+
+/// The labels that are there by default.
+pub(super) fn usual() -> Box<Fixed> {
+    fixed(true, true, ExtraLabels::default())
 }
 
 struct Bench {
@@ -40,24 +55,30 @@ struct Bench {
 
 impl Bench {
     async fn new(layers: usize) -> Self {
+        Self::of("application/vnd.oci.image.layer.v1.tar+gzip", layers).await
+    }
+
+    /// With layers of this media type.
+    async fn of(media_type: &str, layers: usize) -> Self {
         let fake = Arc::new(Fake::default());
-        let image = fake.image(NAME, layers);
+        let image = fake.image_of(NAME, media_type, layers);
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
         let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
         let bench = Self {
-            engine: Engine::new(
-                fake.clone(),
-                Role::Daemon,
-                2,
-                Box::new(Fixed(Labelling::Required)),
-            ),
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
             fake,
             image,
             chain_ids: chain_ids.collect(),
         };
         bench.fake.calls();
         bench
+    }
+
+    /// Another engine on the same node, with another policy.
+    fn want(&mut self, policy: Box<Fixed>) {
+        let missing = Missing::default();
+        self.engine = Engine::new(self.fake.clone(), Role::Daemon, 2, policy, missing);
     }
 
     async fn ensure(&self) -> Outcome {
@@ -68,7 +89,9 @@ impl Bench {
     }
 
     async fn state(&self) -> State {
-        self.engine.look(&self.image, EROFS).await.unwrap().state
+        let names = [self.image.name.clone()];
+        let look = self.engine.look(&self.image, &names, EROFS).await;
+        look.unwrap().state
     }
 
     /// The layers up to `count`, as an unpack without labels leaves them.
@@ -397,7 +420,8 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         bench.fake.clone(),
         Role::Command,
         1,
-        Box::new(Fixed(Labelling::None)),
+        fixed(false, true, ExtraLabels::default()),
+        Missing::default(),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
-use lab::{Options, Remote, Snapshot, Version};
+use lab::{Options, Remote, Snapshot, Version, images};
 
 use crate::support::{CRI_LABELS, Node};
 
@@ -200,4 +200,40 @@ async fn a_chain_in_use_is_left_alone_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_in_use_is_left_alone_on_1_7() -> Result<()> {
     a_chain_in_use_is_left_alone(Version::V1_7).await
+}
+
+/// Twenty creations at once, right after the pull: containerd's fallback unpacks on the host, and every
+/// one of them gets the guest pull at its first attempt all the same.
+async fn twenty_at_once(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.serve("").await?;
+    for layers in [1, 10] {
+        node.image = images::many_layers(&format!("registry.test/lab/many:{layers}"), layers)?;
+        let image = node.image.name().to_owned();
+        node.registry.push(&node.image).await?;
+        let pod = node.cri.run_pod(NYDUS, &[]).await?;
+        node.cri.pull_image(&image).await?;
+        let creations = (0..20).map(|_| {
+            let (mut cri, pod, image) = (node.cri.clone(), pod.clone(), image.clone());
+            async move { cri.create_container(&pod, &image, &[], &[]).await }
+        });
+        for container in futures::future::join_all(creations).await {
+            node.assert_guest_pulls(&container?).await?;
+        }
+        node.store.collect_garbage().await?;
+        node.assert_nothing_left(NYDUS).await?;
+        let ensured = node.command(&["ensure", &image, "--handler", NYDUS])?;
+        ensure!(ensured.status.success(), "{ensured:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_at_once_on_2_1() -> Result<()> {
+    twenty_at_once(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_at_once_on_1_7() -> Result<()> {
+    twenty_at_once(Version::V1_7).await
 }

@@ -6,5 +6,7 @@ mod json;
 mod labels;
 mod main_job;
 mod recovery;
+mod shared_layers;
+mod snapshotters;
 mod support;
 mod unlabelled;

@@ -25,7 +25,7 @@ async fn main_job(version: Version, by: LaunchedBy) -> Result<()> {
     let status = node.cri.pod_status(&pod).await?;
     ensure!(status.runtime_handler == handler, "{status:?}");
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
-    node.assert_labelled(handler).await?;
+    node.wait_labelled(handler).await?;
     node.assert_nothing_left(handler).await?;
 
     node.cri.start_container(&container).await?;

@@ -22,7 +22,7 @@ async fn containerd_killed(version: Version, by: LaunchedBy) -> Result<()> {
     node.cri
         .create_container(&pod, node.image.name(), &[], &[])
         .await?;
-    node.assert_labelled(handler).await
+    node.wait_labelled(handler).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn plugin_killed(version: Version) -> Result<()> {
 
     let ensured = node.command(&["ensure", node.image.name(), "--handler", handler])?;
     ensure!(ensured.status.success(), "{ensured:?}");
-    node.assert_labelled(handler).await?;
+    node.wait_labelled(handler).await?;
     node.assert_nothing_left(handler).await
 }
 

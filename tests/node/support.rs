@@ -49,7 +49,7 @@ pub(crate) struct Node {
     pub(crate) cri: Cri,
     pub(crate) store: Store,
     pub(crate) image: Image,
-    _registry: Registry,
+    pub(crate) registry: Registry,
     pub(crate) lab: Lab,
 }
 
@@ -69,9 +69,19 @@ impl Node {
 
     /// Without the plugin, on a containerd with these options.
     pub(crate) async fn start_with(version: Version, mut options: Options) -> Result<Self> {
-        options.request_timeout = REQUEST_TIMEOUT;
         let registry = Registry::start().await?;
         let image = images::app(APP)?;
+        options.request_timeout = REQUEST_TIMEOUT;
+        Self::start_on(version, options, registry, image).await
+    }
+
+    /// Without the plugin, with an image in this registry.
+    pub(crate) async fn start_on(
+        version: Version,
+        options: Options,
+        registry: Registry,
+        image: Image,
+    ) -> Result<Self> {
         registry.push(&image).await?;
         let lab = Lab::start_with(version, options).await?;
         lab.use_registry(&registry)?;
@@ -83,7 +93,7 @@ impl Node {
             cri,
             store: lab.store().await?,
             image,
-            _registry: registry,
+            registry,
             lab,
         })
     }
@@ -181,8 +191,32 @@ impl Node {
         Ok(())
     }
 
-    /// No lease and no extraction snapshot of ours.
+    /// The same, when the work that the hook has begun is done: it does not wait for it on a machine
+    /// that is too slow.
+    pub(crate) async fn wait_labelled(&self, snapshotter: &str) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.assert_labelled(snapshotter).await {
+                Err(e) if tokio::time::Instant::now() > deadline => return Err(e),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// No lease and no extraction snapshot of ours, as soon as nothing is under way any more.
     pub(crate) async fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.nothing_left(snapshotter).await {
+                Err(e) if tokio::time::Instant::now() > deadline => return Err(e),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn nothing_left(&self, snapshotter: &str) -> Result<()> {
         let leases = self.store.leases().await?;
         let ours: Vec<_> = leases
             .keys()

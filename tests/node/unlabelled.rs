@@ -25,7 +25,7 @@ async fn repaired_in_place(version: Version) -> Result<()> {
 
     node.serve("").await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
-    node.assert_labelled(handler).await?;
+    node.wait_labelled(handler).await?;
     let check = node.command(&["check", &image, "--handler", handler])?;
     ensure!(check.status.code() == Some(0), "{check:?}");
     node.cri.start_container(&container).await?;
@@ -52,7 +52,7 @@ async fn existing_containers_are_synchronized() -> Result<()> {
     node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.serve("").await?;
     node.wait_for_lines("container's image is ready", 1).await?;
-    node.assert_labelled("erofs").await
+    node.wait_labelled("erofs").await
 }
 
 /// A ready image costs its container one round trip to containerd.

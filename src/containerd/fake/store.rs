@@ -1,12 +1,14 @@
 //! The rules of containerd's metadata store, as far as an unpack stands on them: parents exist,
 //! names are taken once, parents of others stay, leases and labels hold, the rest is collected.
 //!
-//! Knows nothing of calls and faults: every method either does its work or changes nothing.
+//! Knows nothing of calls and faults: every method either does its work or changes nothing,
+//! but for a write that cannot be finished.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use super::super::{ErrorKind, Image, Labels, Resource, Snapshot, SnapshotKind};
+use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind};
+use super::sha256;
 
 /// The one snapshotter that leaves layers to the guest.
 const GUEST_PULLS: &str = "nydus";
@@ -36,7 +38,11 @@ pub(super) struct Store {
     pub(super) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
     /// What comes out of a blob.
     pub(super) diff_ids: HashMap<String, String>,
+    /// What was written of blobs that are not finished.
+    pub(super) ingests: BTreeMap<String, Vec<u8>>,
     pub(super) snapshots: BTreeMap<At, Snapshot>,
+    /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
+    pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
     /// Each parent with its children. A child that is removed leaves it; one that was collected
     /// stays in it until the parent itself is collected, as in the real store.
     children: BTreeSet<(At, String)>,
@@ -84,6 +90,12 @@ impl Store {
     /// The container has gone; garbage collection will have its snapshot.
     pub(super) fn abandon(&mut self, snapshotter: &str, key: &str) {
         self.containers.remove(&at(snapshotter, key));
+    }
+
+    /// Whatever stands on it, the snapshot is not there any more.
+    pub(super) fn forget(&mut self, snapshotter: &str, key: &str) {
+        self.take(snapshotter, key).unwrap();
+        self.shown.remove(&at(snapshotter, key));
     }
 
     fn take(&mut self, snapshotter: &str, key: &str) -> Effect<Snapshot> {
@@ -135,6 +147,30 @@ impl Store {
         }
     }
 
+    pub(super) fn view(
+        &mut self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Effect<Vec<Mount>> {
+        if self.snapshots.contains_key(&at(snapshotter, key)) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        let (mounts, _) = self.shown(snapshotter, parent)?;
+        self.hold(lease, Resource::snapshot(snapshotter, key))?;
+        let kind = SnapshotKind::View;
+        self.add(snapshotter, key, Some(parent), kind, Labels::new());
+        Ok(mounts)
+    }
+
+    pub(super) fn shown(&self, snapshotter: &str, key: &str) -> Effect<(Vec<Mount>, u64)> {
+        let here = at(snapshotter, key);
+        let shown = self.shown.get(&here).cloned();
+        let shown = shown.filter(|_| self.snapshots.contains_key(&here));
+        shown.ok_or(ErrorKind::NotFound)
+    }
+
     pub(super) fn commit(
         &mut self,
         lease: &str,
@@ -163,6 +199,36 @@ impl Store {
     pub(super) fn hold(&mut self, lease: &str, resource: Resource) -> Effect {
         let (_, held) = self.leases.get_mut(lease).ok_or(ErrorKind::NotFound)?;
         held.insert((resource.kind, resource.id));
+        Ok(())
+    }
+
+    /// Whatever was written under this reference before is begun anew.
+    pub(super) fn begin(&mut self, reference: &str) {
+        self.ingests.insert(reference.to_owned(), vec![]);
+    }
+
+    pub(super) fn append(&mut self, reference: &str, data: &[u8]) -> Effect {
+        let written = self.ingests.get_mut(reference);
+        written.ok_or(ErrorKind::NotFound)?.extend(data);
+        Ok(())
+    }
+
+    /// The ingest becomes a blob; where there is one like it, only the ingest goes.
+    pub(super) fn finish(
+        &mut self,
+        lease: &str,
+        reference: &str,
+        digest: &str,
+        size: u64,
+    ) -> Effect {
+        let written = self.ingests.remove(reference);
+        let bytes = written.ok_or(ErrorKind::NotFound)?;
+        assert_eq!((&*sha256(&bytes), bytes.len() as u64), (digest, size));
+        if self.blobs.contains_key(digest) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        self.hold(lease, Resource::blob(digest))?;
+        self.blobs.insert(digest.to_owned(), (bytes, Labels::new()));
         Ok(())
     }
 

@@ -12,9 +12,9 @@ use crate::image::{Manifests, Platform};
 
 use super::super::profile::is_proxied;
 use super::super::{
-    Action, Engine, Error, Labelling, Move, Outcome, Request, Role, State, Swapped, Urgency, Want,
+    Action, Engine, Error, Missing, Move, Outcome, Request, Role, State, Swapped, Urgency, Want,
 };
-use super::Fixed;
+use super::usual;
 
 const NYDUS: &str = "nydus";
 
@@ -58,9 +58,8 @@ impl Bench {
         let (lower, upper) = (fake.image(LOWER, 2), fake.image(UPPER, 4));
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &upper).await.unwrap();
-        let policy = Box::new(Fixed(Labelling::Required));
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, policy),
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
             fake,
             lower,
             upper,
@@ -78,7 +77,9 @@ impl Bench {
     }
 
     async fn state(&self, image: &Image) -> State {
-        self.engine.look(image, NYDUS).await.unwrap().state
+        let names = [image.name.clone()];
+        let look = self.engine.look(image, &names, NYDUS).await;
+        look.unwrap().state
     }
 
     /// What containerd's fallback does: the layers that are not there are unpacked on the host.

@@ -16,8 +16,8 @@ pub(crate) struct Paths<'a> {
     pub(crate) socket: &'a Path,
     pub(crate) nri_socket: &'a Path,
     pub(crate) runc: &'a Path,
-    /// The tables of the remote snapshotters.
-    pub(crate) proxies: String,
+    /// The tables of snapshotters that need one.
+    pub(crate) snapshotters: String,
 }
 
 impl Paths<'_> {
@@ -57,7 +57,7 @@ level = "debug"
         ),
         cri,
         nri(options, paths),
-        paths.proxies.clone(),
+        paths.snapshotters.clone(),
         options.extra_config.clone(),
     ];
     tables.join("\n")

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
 use crate::images::{self, Image};
@@ -22,6 +23,7 @@ use crate::process::Process;
 use crate::proxy::ProxySnapshotter;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
+use crate::soci;
 use crate::store::Store;
 use crate::traces::CONTAINERD_SOCKET;
 
@@ -85,6 +87,7 @@ impl Lab {
         }
         let remotes = options.remotes.iter().map(|remote| match remote {
             Remote::Nydus => nydus::prepare(&scratch),
+            Remote::Soci => soci::prepare(&scratch),
         });
         let remotes = remotes.collect::<Result<Vec<_>>>()?;
         let path = format!(
@@ -104,12 +107,19 @@ impl Lab {
             remotes,
             scratch,
         };
+        let mut snapshotters: String = lab.remotes.iter().map(ProxySnapshotter::table).collect();
+        if options
+            .all_handlers()
+            .any(|h| h.snapshotter == blockfile::NAME)
+        {
+            snapshotters += &blockfile::prepare(&lab.scratch)?;
+        }
         let paths = Paths {
             scratch: &lab.scratch,
             socket: &lab.socket,
             nri_socket: &lab.nri_socket,
             runc: &runc,
-            proxies: lab.remotes.iter().map(ProxySnapshotter::table).collect(),
+            snapshotters,
         };
         fs::write(
             lab.scratch.path("config.toml"),
@@ -305,15 +315,19 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets CRI pull `registry.test/…` from this registry.
+    /// Lets CRI pull this registry's images from it, and SOCI trust its certificate.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the files cannot be written.
     pub fn use_registry(&self, registry: &Registry) -> Result<()> {
-        let dir = self.scratch.path("hosts").join(crate::registry::HOST);
+        let dir = self.scratch.path("hosts").join(registry.host());
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("hosts.toml"), registry.hosts_toml())?;
-        Ok(())
+        let soci = self.remotes.iter().any(|r| r.remote() == Remote::Soci);
+        match registry.certificate() {
+            Some(certificate) if soci => soci::trust(&self.scratch, &certificate),
+            _ => Ok(()),
+        }
     }
 }
 

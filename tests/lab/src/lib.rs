@@ -9,6 +9,7 @@
 //! remedy: a test that cannot have its containerd fails, it never skips.
 
 mod apt;
+mod blockfile;
 mod config;
 mod containerd;
 mod cri;
@@ -26,6 +27,7 @@ mod proxy;
 mod registry;
 mod scratch;
 mod shared;
+mod soci;
 mod sources;
 mod store;
 mod traces;

@@ -57,6 +57,8 @@ impl Handler {
 pub enum Remote {
     /// nydus-snapshotter 0.13 in proxy mode: the guest pulls, the host keeps nothing.
     Nydus,
+    /// SOCI 0.4: layers are mounted from the registry, file by file.
+    Soci,
 }
 
 impl Remote {
@@ -64,6 +66,7 @@ impl Remote {
     pub fn name(self) -> &'static str {
         match self {
             Remote::Nydus => "nydus",
+            Remote::Soci => "soci",
         }
     }
 }
@@ -72,7 +75,7 @@ impl Remote {
 /// on overlayfs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The further handlers.
+    /// The further handlers, on snapshotters of containerd's own; `blockfile` gets the file that it needs.
     pub handlers: Vec<Handler>,
     /// Remote snapshotters to start before containerd, each with a handler of its name.
     pub remotes: Vec<Remote>,

@@ -44,8 +44,9 @@ const FORKY: Suite = Suite::Named("forky");
 const PACKAGES: &[Package] = &[
     package(TRIXIE, "containerd", "1.7."),
     package(FORKY, "containerd", "2.1."),
-    // A remote snapshotter; what a test sees of it depends on its version.
+    // The remote snapshotters; what a test sees of them depends on their versions.
     package(FORKY, "nydus-snapshotter", "0.13."),
+    package(FORKY, "soci-snapshotter", "0.4."),
     // The machine's own, since runc executes itself again and so cannot be run through another suite's ld.so.
     package(Suite::Machine, "runc", ""),
     package(TRIXIE, "busybox-static", ""),

@@ -1,13 +1,15 @@
 //! Debian's docker-registry on a free port of the loopback, and pushing to it.
 //!
 //! Its images are named `registry.test/…`; a containerd finds them through the hosts file that
-//! [`crate::Lab::use_registry`] writes, so names, and what tests print, do not depend on the port.
+//! [`crate::Lab::use_registry`] writes, so names, and what tests print, do not depend on the port. Only with TLS they
+//! do, since that is for those who read no hosts file.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::images::{Blob, Image};
 use crate::log::Log;
@@ -21,12 +23,19 @@ pub(crate) const HOST: &str = "registry.test";
 /// How long it may take to listen; it takes a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The files of its TLS.
+const CERTIFICATE: &str = "registry.crt";
+const KEY: &str = "registry.key";
+
 /// A running registry with a storage of its own. Dropped, both go.
 #[derive(Debug)]
 pub struct Registry {
+    /// The host part of its images' names.
+    host: String,
     address: String,
-    _process: Process,
-    _scratch: Scratch,
+    /// The registry, and a second one over TLS where there is one. They are the same to whoever reads: the storage is.
+    processes: Vec<Process>,
+    scratch: Scratch,
 }
 
 impl Registry {
@@ -35,41 +44,51 @@ impl Registry {
     /// # Errors
     /// If its package cannot be had, or it does not start.
     pub async fn start() -> Result<Self> {
-        let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
         let scratch = Scratch::create("registry".to_owned())?;
-        let config = scratch.path("registry.yml");
-        // Port 0: the kernel chooses a free one, the log says which.
-        fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
-                 storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
-                scratch.path("storage").display()
-            ),
-        )?;
-        let mut command =
-            Command::new(packages.program("docker-registry", "usr/bin/docker-registry"));
-        command
-            .arg("serve")
-            .arg(&config)
-            .env("OTEL_TRACES_EXPORTER", "none");
-        let mut process = Process::spawn(
-            command,
-            scratch.id(),
-            Log::new(scratch.path("registry.log")),
-        )?;
-        let mut address = None;
-        process
-            .wait_until("listening", START_TIMEOUT, async |log: &Log| {
-                address = listening_address(&log.text());
-                address.is_some()
-            })
-            .await?;
+        let (process, address) = serve(&scratch, "registry", "").await?;
         Ok(Self {
-            address: address.context("a registry that listens nowhere")?,
-            _process: process,
-            _scratch: scratch,
+            host: HOST.to_owned(),
+            address,
+            processes: vec![process],
+            scratch,
         })
+    }
+
+    /// Starts an empty registry that speaks TLS as well, with a certificate of its own, on the port that its images'
+    /// names contain.
+    ///
+    /// # Errors
+    /// If its package or `openssl` cannot be had, or it does not start.
+    pub async fn start_with_tls() -> Result<Self> {
+        let mut registry = Self::start().await?;
+        let scratch = &registry.scratch;
+        make_certificate(scratch)?;
+        let tls = format!(
+            ", tls: {{certificate: {}, key: {}}}",
+            scratch.path(CERTIFICATE).display(),
+            scratch.path(KEY).display()
+        );
+        let (process, address) = serve(scratch, "registry-tls", &tls).await?;
+        let (_, port) = address
+            .rsplit_once(':')
+            .context("an address without port")?;
+        registry.host = format!("{HOST}:{port}");
+        registry.processes.push(process);
+        Ok(registry)
+    }
+
+    /// The name under which this registry's `path` is pulled, for example of `lab/app:1`.
+    pub fn image(&self, path: &str) -> String {
+        format!("{}/{path}", self.host)
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The certificate to trust, if it speaks TLS.
+    pub(crate) fn certificate(&self) -> Option<PathBuf> {
+        Some(self.scratch.path(CERTIFICATE)).filter(|file| file.exists())
     }
 
     /// Where it listens: `127.0.0.1:PORT`.
@@ -85,14 +104,65 @@ impl Registry {
         )
     }
 
-    /// Pushes an image under all of its names, which have to begin with `registry.test/` and end with a tag.
+    /// Pushes an image under all of its names, which have to begin with this registry's host and end with a tag.
     ///
     /// # Errors
     /// If the registry refuses it, as it does with images that lack a blob.
     pub async fn push(&self, image: &Image) -> Result<()> {
-        let (address, image) = (self.address.clone(), image.clone());
-        tokio::task::spawn_blocking(move || push(&address, &image)).await?
+        let (host, address, image) = (self.host.clone(), self.address.clone(), image.clone());
+        tokio::task::spawn_blocking(move || push(&host, &address, &image)).await?
     }
+}
+
+/// Starts a registry on the run's storage and a free port; returns its address. `tls` ends its `http` section.
+async fn serve(scratch: &Scratch, name: &str, tls: &str) -> Result<(Process, String)> {
+    let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
+    let config = scratch.path(&format!("{name}.yml"));
+    // Port 0: the kernel chooses a free one, the log says which.
+    fs::write(
+        &config,
+        format!(
+            "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n",
+            scratch.path("storage").display()
+        ),
+    )?;
+    let mut command = Command::new(packages.program("docker-registry", "usr/bin/docker-registry"));
+    command
+        .arg("serve")
+        .arg(&config)
+        .env("OTEL_TRACES_EXPORTER", "none");
+    let log = Log::new(scratch.path(&format!("{name}.log")));
+    let mut process = Process::spawn(command, scratch.id(), log)?;
+    let mut address = None;
+    process
+        .wait_until("listening", START_TIMEOUT, async |log: &Log| {
+            address = listening_address(&log.text());
+            address.is_some()
+        })
+        .await?;
+    Ok((process, address.context("a registry that listens nowhere")?))
+}
+
+/// A key, and a certificate for it that is its own authority.
+fn make_certificate(scratch: &Scratch) -> Result<()> {
+    let output = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"])
+        .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-subj", &format!("/CN={HOST}")])
+        .args(["-addext", &format!("subjectAltName=DNS:{HOST}")])
+        .arg("-keyout")
+        .arg(scratch.path(KEY))
+        .arg("-out")
+        .arg(scratch.path(CERTIFICATE))
+        .output()
+        .context("openssl cannot be run: `make deps` installs it")?;
+    ensure!(
+        output.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
 }
 
 fn listening_address(log: &str) -> Option<String> {
@@ -101,12 +171,12 @@ fn listening_address(log: &str) -> Option<String> {
     Some(rest[..end].to_owned())
 }
 
-fn push(address: &str, image: &Image) -> Result<()> {
+fn push(host: &str, address: &str, image: &Image) -> Result<()> {
     for name in &image.names {
-        let path = name.strip_prefix(HOST).and_then(|n| n.strip_prefix('/'));
+        let path = name.strip_prefix(host).and_then(|n| n.strip_prefix('/'));
         let (repository, tag) = path
             .and_then(|p| p.rsplit_once(':'))
-            .with_context(|| format!("{name} is not of the form {HOST}/REPOSITORY:TAG"))?;
+            .with_context(|| format!("{name} is not of the form {host}/REPOSITORY:TAG"))?;
         let base = format!("http://{address}/v2/{repository}");
         for blob in &image.blobs {
             if blob.is_manifest() {
@@ -142,7 +212,7 @@ fn put_blob(base: &str, blob: &Blob) -> Result<()> {
 fn put_manifest(base: &str, reference: &str, manifest: &Blob) -> Result<()> {
     let url = format!("{base}/manifests/{reference}");
     ureq::put(&url)
-        .content_type(manifest.media_type)
+        .content_type(&manifest.media_type)
         .send(&manifest.bytes[..])
         .with_context(|| format!("uploading the manifest {reference}"))?;
     Ok(())

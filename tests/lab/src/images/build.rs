@@ -1,13 +1,10 @@
 //! From layers to an image: configuration, manifest, and an index over it where one is asked for.
 
-use std::io::Write;
-
-use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 
-use super::{
-    Blob, BuiltLayer, CONFIG, Flaw, INDEX, Image, LAYER_GZIP, Layer, MANIFEST, architecture, digest,
-};
+use super::format::Format;
+use super::index::{Indexing, index};
+use super::{Blob, BuiltLayer, Flaw, Image, Layer, architecture, digest};
 
 /// An image under construction.
 #[derive(Clone)]
@@ -15,7 +12,9 @@ pub struct Builder {
     names: Vec<String>,
     layers: Vec<Layer>,
     command: Vec<String>,
-    indexed: bool,
+    format: Format,
+    platform: (&'static str, &'static str),
+    indexing: Option<Indexing>,
     flaws: Vec<Flaw>,
 }
 
@@ -25,7 +24,9 @@ impl Builder {
             names: vec![name],
             layers: Vec::new(),
             command: Vec::new(),
-            indexed: false,
+            format: Format::Oci,
+            platform: (architecture(), ""),
+            indexing: None,
             flaws: Vec::new(),
         }
     }
@@ -48,9 +49,33 @@ impl Builder {
         self
     }
 
+    /// In docker's second schema instead of OCI's.
+    pub fn docker(mut self) -> Self {
+        self.format = Format::Docker;
+        self
+    }
+
+    /// For another platform than this machine's own: architecture and variant.
+    pub fn platform(mut self, architecture: &'static str, variant: &'static str) -> Self {
+        self.platform = (architecture, variant);
+        self
+    }
+
     /// Lets the names point at an index, which lists an image of a foreign platform before this machine's.
     pub fn indexed(mut self) -> Self {
-        self.indexed = true;
+        self.indexing.get_or_insert_default();
+        self
+    }
+
+    /// Lets the index list an attestation before anything else.
+    pub fn attested(mut self) -> Self {
+        self.indexing.get_or_insert_default().attested = true;
+        self
+    }
+
+    /// Puts the index into another one.
+    pub fn nested(mut self) -> Self {
+        self.indexing.get_or_insert_default().nested = true;
         self
     }
 
@@ -70,9 +95,11 @@ impl Builder {
         let mut diff_ids = Vec::new();
         for layer in self.layers {
             let annotations = layer.annotations.clone();
+            let (compression, marks) = (layer.compression, layer.marks);
             let tar = layer.into_tar();
             diff_ids.push(digest(&tar));
-            let blob = Blob::new(LAYER_GZIP, gzip(&tar));
+            let media_type = self.format.layer(compression, marks);
+            let blob = Blob::new(media_type, compression.compress(tar));
             let mut descriptor = describe(&blob);
             if !annotations.is_empty() {
                 descriptor["annotations"] = json!(annotations);
@@ -88,8 +115,9 @@ impl Builder {
             }
         }
         let layers = chain(&blobs, &diff_ids);
-        let config = Blob::new(CONFIG, config(architecture(), &self.command, &diff_ids));
-        let mut manifest = manifest(&config, &descriptors);
+        let config = config(self.platform, &self.command, &diff_ids);
+        let config = Blob::new(self.format.config(), config);
+        let mut manifest = manifest(self.format, &config, &descriptors);
         if self.flaws.contains(&Flaw::ManifestTruncated) {
             manifest.bytes.truncate(manifest.bytes.len() / 2);
             manifest.digest = digest(&manifest.bytes);
@@ -107,10 +135,9 @@ impl Builder {
             .collect();
         blobs.retain(|b| !missing.contains(&b.digest));
         blobs.extend([config.clone(), manifest.clone()]);
-        let target = if self.indexed {
-            index(&manifest, &mut blobs)
-        } else {
-            manifest.clone()
+        let target = match self.indexing {
+            Some(indexing) => index(self.format, &manifest, self.platform, indexing, &mut blobs),
+            None => manifest.clone(),
         };
         Image {
             names: self.names,
@@ -141,40 +168,27 @@ fn chain(blobs: &[Blob], diff_ids: &[String]) -> Vec<BuiltLayer> {
     layers
 }
 
-fn config(architecture: &str, command: &[String], diff_ids: &[String]) -> Vec<u8> {
-    bytes(&json!({
+pub(super) fn config(
+    (architecture, variant): (&str, &str),
+    command: &[String],
+    diff_ids: &[String],
+) -> Vec<u8> {
+    let mut config = json!({
         "architecture": architecture,
         "os": "linux",
         "config": { "Env": ["PATH=/bin"], "Cmd": command },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    }))
+    });
+    if !variant.is_empty() {
+        config["variant"] = json!(variant);
+    }
+    bytes(&config)
 }
 
-fn manifest(config: &Blob, layers: &[Value]) -> Blob {
-    let body = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": describe(config), "layers": layers });
-    Blob::new(MANIFEST, bytes(&body))
-}
-
-/// The index, its foreign image's blobs and itself added to `blobs`. The foreign one comes first: whoever takes the
-/// first entry takes the wrong one.
-fn index(manifest_here: &Blob, blobs: &mut Vec<Blob>) -> Blob {
-    let foreign_config = Blob::new(CONFIG, config("s390x", &[], &[]));
-    let foreign = manifest(&foreign_config, &[]);
-    let entry = |blob: &Blob, architecture: &str| {
-        let mut entry = describe(blob);
-        entry["platform"] = json!({ "architecture": architecture, "os": "linux" });
-        entry
-    };
-    let entries = [
-        entry(&foreign, "s390x"),
-        entry(manifest_here, architecture()),
-    ];
-    let index = Blob::new(
-        INDEX,
-        bytes(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries })),
-    );
-    blobs.extend([foreign_config, foreign, index.clone()]);
-    index
+pub(super) fn manifest(format: Format, config: &Blob, layers: &[Value]) -> Blob {
+    let media_type = format.manifest();
+    let body = json!({ "schemaVersion": 2, "mediaType": media_type, "config": describe(config), "layers": layers });
+    Blob::new(media_type, bytes(&body))
 }
 
 pub(super) fn describe(blob: &Blob) -> Value {
@@ -184,17 +198,6 @@ pub(super) fn describe(blob: &Blob) -> Value {
 /// `serde_json`'s maps are sorted, so equal values are equal bytes.
 pub(super) fn bytes(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
-}
-
-/// The fastest level: most content is random, and the tests wait for this. No name and no time in the header.
-fn gzip(tar: &[u8]) -> Vec<u8> {
-    let mut encoder = GzBuilder::new()
-        .mtime(0)
-        .write(Vec::new(), Compression::fast());
-    encoder
-        .write_all(tar)
-        .and_then(|()| encoder.finish())
-        .expect("a Vec takes everything")
 }
 
 #[cfg(test)]

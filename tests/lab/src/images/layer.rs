@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use tar::{EntryType, Header};
 
+use super::format::{Compression, Marks};
+
 /// A layer under construction: entries in the order in which they were added, owned by root, dated 1970.
 #[derive(Clone)]
 pub struct Layer {
     tar: Vec<u8>,
     pub(super) annotations: BTreeMap<String, String>,
+    pub(super) compression: Compression,
+    pub(super) marks: Marks,
 }
 
 impl Layer {
@@ -21,6 +25,8 @@ impl Layer {
         Self {
             tar: Vec::new(),
             annotations: BTreeMap::new(),
+            compression: Compression::default(),
+            marks: Marks::default(),
         }
     }
 
@@ -48,6 +54,24 @@ impl Layer {
     /// Annotates the layer's descriptor in the manifest.
     pub fn annotate(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Compresses its blob in another way than with gzip.
+    pub fn compressed(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Lets its media type say that registries must not distribute it.
+    pub fn foreign(mut self) -> Self {
+        self.marks.foreign = true;
+        self
+    }
+
+    /// Lets its media type say that it is encrypted; it stays readable.
+    pub fn encrypted(mut self) -> Self {
+        self.marks.encrypted = true;
         self
     }
 

@@ -5,16 +5,20 @@
 
 mod archive;
 mod build;
+mod format;
+mod index;
 mod layer;
 mod ready;
 
 use std::collections::HashMap;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use build::Builder;
+pub use format::Compression;
 pub use layer::Layer;
-pub use ready::{app, large, many_layers, pause};
+pub use ready::{app, large, many_layers, pause, schema1};
 
 /// An OCI image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -22,6 +26,10 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// An OCI image configuration.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Docker's image manifest, second schema.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's image index.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// A gzipped layer.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -56,8 +64,8 @@ pub struct BuiltLayer {
 /// A blob with its media type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// Its OCI media type.
-    pub media_type: &'static str,
+    /// Its media type.
+    pub media_type: String,
     /// `sha256:…` of the bytes.
     pub digest: String,
     /// The content.
@@ -95,25 +103,23 @@ impl Image {
 
     /// The labels with which a blob of this image keeps the blobs that it names from containerd's garbage collection.
     pub(crate) fn references(&self, blob: &Blob) -> HashMap<String, String> {
-        let label = |suffix: String, digest: &str| {
-            (
-                format!("containerd.io/gc.ref.content.{suffix}"),
-                digest.to_owned(),
-            )
-        };
-        if blob.digest == self.manifest.digest {
-            let layers = self.blobs.iter().filter(|b| b.media_type == LAYER_GZIP);
-            let layers = layers
-                .enumerate()
-                .map(|(n, layer)| label(format!("l.{n}"), &layer.digest));
-            std::iter::once(label("config".to_owned(), &self.config.digest))
-                .chain(layers)
-                .collect()
-        } else if blob.digest == self.target.digest {
-            HashMap::from([label("m.0".to_owned(), &self.manifest.digest)])
-        } else {
-            HashMap::new()
+        if !blob.is_manifest() {
+            return HashMap::new();
         }
+        // What is truncated on purpose names nothing.
+        let document: Value = serde_json::from_slice(&blob.bytes).unwrap_or_default();
+        let listed = |key: &str, prefix: &str| {
+            let entries = document[key].as_array().into_iter().flatten().enumerate();
+            let entries = entries.map(|(n, entry)| (format!("{prefix}.{n}"), &entry["digest"]));
+            entries.collect::<Vec<_>>()
+        };
+        let mut named = [listed("manifests", "m"), listed("layers", "l")].concat();
+        named.push(("config".to_owned(), &document["config"]["digest"]));
+        let label = |(suffix, digest): (String, &Value)| {
+            let key = format!("containerd.io/gc.ref.content.{suffix}");
+            Some((key, digest.as_str()?.to_owned()))
+        };
+        named.into_iter().filter_map(label).collect()
     }
 
     /// The chain id of the whole image.
@@ -125,12 +131,13 @@ impl Image {
 impl Blob {
     /// True for what a registry keeps under its manifests.
     pub(crate) fn is_manifest(&self) -> bool {
-        matches!(self.media_type, MANIFEST | INDEX)
+        let media_type = self.media_type.as_str();
+        matches!(media_type, MANIFEST | INDEX | DOCKER_MANIFEST | DOCKER_LIST)
     }
 
-    fn new(media_type: &'static str, bytes: Vec<u8>) -> Self {
+    fn new(media_type: impl Into<String>, bytes: Vec<u8>) -> Self {
         Self {
-            media_type,
+            media_type: media_type.into(),
             digest: digest(&bytes),
             bytes,
         }

@@ -1,8 +1,10 @@
 //! The images that most tests want.
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
-use super::{Builder, Image, Layer};
+use super::build::bytes;
+use super::{Blob, Builder, Image, Layer};
 use crate::packages::Packages;
 
 /// What busybox answers to in these images.
@@ -73,6 +75,22 @@ pub fn large(name: &str, layers: usize, bytes: usize) -> Result<Image> {
 /// When busybox cannot be had.
 pub fn many_layers(name: &str, layers: usize) -> Result<Image> {
     large(name, layers, 16)
+}
+
+/// An image of docker's first schema, as far as a store needs it: its name points at a manifest that has no config.
+pub fn schema1(name: &str) -> Image {
+    let body =
+        json!({ "schemaVersion": 1, "name": name, "tag": "1", "fsLayers": [], "history": [] });
+    let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let manifest = Blob::new(media_type, bytes(&body));
+    Image {
+        names: vec![name.to_owned()],
+        target: manifest.clone(),
+        config: manifest.clone(),
+        layers: Vec::new(),
+        blobs: vec![manifest.clone()],
+        manifest,
+    }
 }
 
 /// The two layers below everything that runs a shell.

@@ -1,0 +1,108 @@
+//! A blob's way into the content store: one stream of messages up, one answer to each down.
+
+use futures::future;
+use futures::stream::{BoxStream, Stream, StreamExt};
+use tonic::{Request, Status};
+
+use containerd_client::services::v1::{WriteAction, WriteContentRequest};
+
+use super::{Grpc, Piece, Result, WORK_DEADLINE, failed};
+use crate::containerd::Error;
+
+impl Grpc {
+    pub(super) async fn write(
+        &self,
+        lease: &str,
+        reference: &str,
+        pieces: BoxStream<'static, Piece>,
+    ) -> Result<()> {
+        let call = "write blob";
+        let mut request = Request::new(messages(reference, pieces));
+        request.set_timeout(WORK_DEADLINE);
+        let request = self.under(lease, self.in_namespace(request))?;
+        let written = async {
+            let reply = self.content_api().write(request).await;
+            let mut answers = reply.map_err(failed(call, reference))?.into_inner();
+            let mut last = None;
+            // containerd waits until its answers are read.
+            while let Some(answer) = answers.message().await.map_err(failed(call, reference))? {
+                last = Some(answer);
+            }
+            match last {
+                Some(answer) if answer.action() == WriteAction::Commit => Ok(()),
+                _ => Err(Error::malformed(call, reference, "it was not finished")),
+            }
+        };
+        // The request's own deadline covers the first answer only.
+        tokio::time::timeout(WORK_DEADLINE, written)
+            .await
+            .unwrap_or_else(|_| {
+                Err(failed(call, reference)(Status::deadline_exceeded(
+                    "too slow",
+                )))
+            })
+    }
+}
+
+/// Each piece as its message. containerd takes the last one's digest and size for a promise, and
+/// refuses to commit anything else.
+fn messages(
+    reference: &str,
+    pieces: BoxStream<'static, Piece>,
+) -> impl Stream<Item = WriteContentRequest> + Send + 'static {
+    let reference = reference.to_owned();
+    pieces.scan(0_i64, move |offset, piece| {
+        let mut message = WriteContentRequest {
+            r#ref: reference.clone(),
+            offset: *offset,
+            ..Default::default()
+        };
+        match piece {
+            Piece::Data(data) => {
+                message.set_action(WriteAction::Write);
+                *offset += i64::try_from(data.len()).unwrap_or(i64::MAX);
+                message.data = data;
+            }
+            Piece::End { digest, size } => {
+                message.set_action(WriteAction::Commit);
+                message.total = size.try_into().unwrap_or(i64::MAX);
+                message.expected = digest;
+            }
+        }
+        future::ready(Some(message))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn offsets_follow_the_data_and_the_end_promises_all_of_it() {
+        let pieces = [
+            Piece::Data(vec![1; 5]),
+            Piece::Data(vec![2; 3]),
+            Piece::End {
+                digest: "sha256:d".to_owned(),
+                size: 8,
+            },
+        ];
+        let messages: Vec<_> = messages("r", stream::iter(pieces).boxed()).collect().await;
+        let seen: Vec<_> = messages
+            .iter()
+            .map(|m| (m.action(), m.offset, m.data.len(), m.total))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (WriteAction::Write, 0, 5, 0),
+                (WriteAction::Write, 5, 3, 0),
+                (WriteAction::Commit, 8, 0, 8),
+            ]
+        );
+        assert!(messages.iter().all(|m| m.r#ref == "r"));
+        assert_eq!(messages[2].expected, "sha256:d");
+    }
+}

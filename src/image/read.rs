@@ -1,0 +1,205 @@
+//! From an image's record to its manifest for this node: index, manifest, config.
+//!
+//! Documents are small and named by their content, so what was read once is kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use crate::containerd::{Containerd, Descriptor, Image};
+
+use super::document::{self, Config, Described, Index, Refusal};
+use super::manifest::{Manifest, chain, sha256};
+use super::media::{Document, is_layer};
+use super::{Error, Platform};
+
+/// The largest index, manifest or config that is read, in bytes. Registries allow 4 MiB for a
+/// manifest; twice that is a document nobody made in earnest.
+const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// Indexes within indexes that are followed, with the manifest. Real ones have one in another; a loop
+/// cannot be made (a digest does not contain itself), but a long chain can.
+const MAX_DOCUMENTS: usize = 8;
+
+/// Manifests that are remembered: more than the images of a large node. At some 300 bytes a layer
+/// this is a few megabytes.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Reads manifests, and remembers them by the digest that an image's record points to.
+#[derive(Debug)]
+pub struct Manifests {
+    platform: Platform,
+    known: Mutex<HashMap<String, Arc<Manifest>>>,
+}
+
+impl Manifests {
+    /// A reader that picks the manifests for `platform`.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            platform,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The manifest of `image` for this node.
+    pub async fn read(
+        &self,
+        containerd: &dyn Containerd,
+        image: &Image,
+    ) -> Result<Arc<Manifest>, Error> {
+        if let Some(known) = self.known().get(&image.target.digest) {
+            return Ok(known.clone());
+        }
+        let reader = Reader {
+            containerd,
+            image: &image.name,
+            platform: &self.platform,
+        };
+        let manifest = Arc::new(reader.manifest(image.target.clone()).await?);
+        let mut known = self.known();
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(image.target.digest.clone(), manifest.clone());
+        Ok(manifest)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
+        // Nothing panics under this lock: it only guards single operations on the map.
+        self.known
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// One reading of one image.
+struct Reader<'a> {
+    containerd: &'a dyn Containerd,
+    image: &'a str,
+    platform: &'a Platform,
+}
+
+impl Reader<'_> {
+    async fn manifest(&self, mut target: Descriptor) -> Result<Manifest, Error> {
+        // The index that the target stands in without a word on its platform.
+        let mut unsaid = None;
+        for _ in 0..MAX_DOCUMENTS {
+            match Document::of(&target.media_type) {
+                Document::Manifest => return self.layers(&target, unsaid.as_deref()).await,
+                Document::Index => {
+                    let index = self.document("index", &target, Index::parse).await?;
+                    let chosen = choose(index, self.platform);
+                    let entry = chosen.ok_or_else(|| self.no_platform(&target.digest))?;
+                    unsaid = entry.platform().is_none().then_some(target.digest);
+                    target = entry.into();
+                }
+                Document::Schema1 => return Err(self.schema1(&target.digest)),
+                Document::Other => {
+                    return Err(Error::MediaType {
+                        image: self.image.to_owned(),
+                        media_type: target.media_type,
+                        digest: target.digest,
+                    });
+                }
+            }
+        }
+        Err(self.malformed("index", &target.digest, "indexes nested too deeply"))
+    }
+
+    /// `unsaid` is the index that leaves it to the config to say which platform this is for: an
+    /// attestation's or an artifact's config names none that runs.
+    async fn layers(&self, target: &Descriptor, unsaid: Option<&str>) -> Result<Manifest, Error> {
+        let parse = document::Manifest::parse;
+        let manifest = self.document("manifest", target, parse).await?;
+        let config_blob = Descriptor::from(manifest.config);
+        let config = self.document("config", &config_blob, Config::parse).await?;
+        if let Some(index) = unsaid
+            && self.platform.rank(&config.platform()).is_none()
+        {
+            return Err(self.no_platform(index));
+        }
+        // An image may carry blobs that are no layers; containerd passes over them, too.
+        let layers = manifest.layers.into_iter().map(Descriptor::from);
+        let layers: Vec<_> = layers.filter(|l| is_layer(&l.media_type)).collect();
+        let diff_ids = config.into_diff_ids();
+        if layers.len() != diff_ids.len() {
+            let reason = format!(
+                "{} layers, but its config {} lists {} diff ids",
+                layers.len(),
+                config_blob.digest,
+                diff_ids.len()
+            );
+            return Err(self.malformed("manifest", &target.digest, &reason));
+        }
+        Ok(Manifest {
+            digest: target.digest.clone(),
+            config: config_blob.digest,
+            layers: chain(layers, diff_ids),
+        })
+    }
+
+    /// Reads a document and holds it against its descriptor: a blob that was cut short or changed
+    /// on disk must not decide what is unpacked.
+    async fn document<T>(
+        &self,
+        what: &'static str,
+        target: &Descriptor,
+        parse: fn(&[u8]) -> Result<T, Refusal>,
+    ) -> Result<T, Error> {
+        let digest = &target.digest;
+        let read = self.containerd.read(digest, MAX_DOCUMENT).await;
+        let bytes = read.map_err(|source| Error::Containerd {
+            image: self.image.to_owned(),
+            source,
+        })?;
+        if digest.starts_with("sha256:") && *digest != sha256(&bytes) {
+            let reason = format!("its {} bytes do not have this digest", bytes.len());
+            return Err(self.malformed(what, digest, &reason));
+        }
+        parse(&bytes).map_err(|refusal| match refusal {
+            Refusal::Schema1 => self.schema1(digest),
+            Refusal::Malformed(reason) => self.malformed(what, digest, &reason),
+        })
+    }
+
+    fn malformed(&self, what: &'static str, digest: &str, reason: &str) -> Error {
+        Error::Malformed {
+            image: self.image.to_owned(),
+            what,
+            digest: digest.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn schema1(&self, digest: &str) -> Error {
+        Error::Schema1 {
+            image: self.image.to_owned(),
+            digest: digest.to_owned(),
+        }
+    }
+
+    fn no_platform(&self, index: &str) -> Error {
+        Error::NoPlatform {
+            image: self.image.to_owned(),
+            platform: self.platform.to_string(),
+            digest: index.to_owned(),
+        }
+    }
+}
+
+/// The one entry of an index that containerd goes on with: what runs best, of equals the first, and
+/// where none says that it runs here, the first that does not say.
+fn choose(index: Index, here: &Platform) -> Option<Described> {
+    let place = |entry: &Described| match entry.platform() {
+        // containerd 2.3 and later want a node that has the features; what comes before does not
+        // know what they are for.
+        Some(platform) => Some((entry.needs_features(), here.rank(&platform)?)),
+        None => Some((true, usize::MAX)),
+    };
+    let entries = index.manifests.into_iter();
+    let placed = entries.filter_map(|entry| Some((place(&entry)?, entry)));
+    let best = placed.min_by_key(|(place, _)| *place);
+    best.map(|(_, entry)| entry)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,369 @@
+//! Reading images from the in-memory containerd: which manifest of an index, and what is said of a bad
+//! document.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::containerd::fake::Fake;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+fn platform(text: &str) -> Platform {
+    let mut words = text.split('/');
+    let mut next = || words.next().unwrap_or_default();
+    Platform::new(next(), next(), next())
+}
+
+fn on(here: &str) -> Manifests {
+    Manifests::new(platform(here))
+}
+
+async fn read(fake: &Fake, target: Descriptor) -> Result<Arc<Manifest>, String> {
+    let image = fake.tag("a:1", target);
+    let read = on("linux/amd64").read(fake, &image).await;
+    read.map_err(|e| e.to_string())
+}
+
+/// A document of the store, its descriptor as JSON: what other documents speak of it.
+fn put(fake: &Fake, media_type: &str, document: &Value) -> Value {
+    let blob = fake.document(media_type, document.to_string().as_bytes());
+    json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size})
+}
+
+fn descriptor(described: &Value) -> Descriptor {
+    serde_json::from_value::<Described>(described.clone())
+        .unwrap()
+        .into()
+}
+
+/// `{"os": "linux", "architecture": "arm", "variant": "v6"}`
+fn said(text: &str) -> Value {
+    let words: Vec<_> = text.split('/').collect();
+    let mut said = json!({"os": words[0], "architecture": words[1]});
+    if let Some(variant) = words.get(2) {
+        said["variant"] = json!(variant);
+    }
+    said
+}
+
+/// An image of one layer whose config says this platform.
+fn image(fake: &Fake, platform: &str) -> Value {
+    let mut config = said(platform);
+    config["rootfs"] = json!({"type": "layers", "diff_ids": ["sha256:00"]});
+    let config = put(fake, CONFIG, &config);
+    let layers = json!([{"mediaType": LAYER, "digest": "sha256:01", "size": 1}]);
+    let document = json!({"schemaVersion": 2, "config": config, "layers": layers});
+    put(fake, MANIFEST, &document)
+}
+
+/// What stands beside the images of an index: a manifest whose config and blobs are no image's.
+fn artifact(fake: &Fake, config: Value) -> Value {
+    let config = put(fake, "application/vnd.oci.empty.v1+json", &config);
+    let blob =
+        json!({"mediaType": "application/vnd.in-toto+json", "digest": "sha256:02", "size": 1});
+    let document = json!({"schemaVersion": 2, "config": config, "layers": [blob]});
+    put(fake, MANIFEST, &document)
+}
+
+/// An index of these entries, each with what it says of its platform.
+fn index(fake: &Fake, entries: &[(&str, &Value)]) -> Value {
+    let entry = |(platform, target): &(&str, &Value)| {
+        let mut entry = (*target).clone();
+        if !platform.is_empty() {
+            entry["platform"] = said(platform);
+        }
+        entry
+    };
+    let manifests: Vec<_> = entries.iter().map(entry).collect();
+    put(
+        fake,
+        INDEX,
+        &json!({"schemaVersion": 2, "manifests": manifests}),
+    )
+}
+
+#[tokio::test]
+async fn an_index_leads_to_this_nodes_manifest() {
+    let fake = Fake::default();
+    let [amd64, x86, arm64, arm6, arm7] =
+        ["amd64", "386", "arm64", "arm/v6", "arm/v7"].map(|p| image(&fake, &format!("linux/{p}")));
+    let attestation = artifact(&fake, said("unknown/unknown"));
+    let signature = artifact(&fake, json!({}));
+    let blob = put(&fake, "application/vnd.cncf.helm.config", &json!({}));
+    let inner = index(&fake, &[("linux/arm64", &arm64), ("linux/amd64", &amd64)]);
+    let silent = index(&fake, &[("", &amd64)]);
+    let foreign = index(&fake, &[("linux/arm64", &arm64)]);
+    let none = Err("no manifest for linux/");
+    let (intel, pi) = ("linux/amd64", "linux/arm64");
+    for (here, entries, expected) in [
+        (
+            intel,
+            vec![("linux/arm64", &arm64), (intel, &amd64)],
+            Ok(&amd64),
+        ),
+        // 386 runs on amd64, if there is nothing better.
+        (
+            intel,
+            vec![("linux/386", &x86), (intel, &amd64)],
+            Ok(&amd64),
+        ),
+        (
+            intel,
+            vec![("linux/386", &x86), ("linux/arm64", &arm64)],
+            Ok(&x86),
+        ),
+        // Of equals the first; a level of amd64 is nobody's equal.
+        (intel, vec![(intel, &x86), (intel, &amd64)], Ok(&x86)),
+        (
+            intel,
+            vec![("linux/amd64/v2", &x86), ("linux/amd64/v1", &amd64)],
+            Ok(&amd64),
+        ),
+        (intel, vec![("linux/amd64/v3", &amd64)], none),
+        (intel, vec![("windows/amd64", &amd64)], none),
+        (intel, vec![], none),
+        // 64 bits of arm run 32: the highest.
+        (
+            pi,
+            vec![("linux/arm/v6", &arm6), ("linux/arm/v7", &arm7)],
+            Ok(&arm7),
+        ),
+        (
+            pi,
+            vec![("linux/arm", &arm7), ("linux/arm64/v8", &arm64)],
+            Ok(&arm64),
+        ),
+        (
+            "linux/arm/v6",
+            vec![("linux/arm/v7", &arm7), ("linux/arm/v5", &arm6)],
+            Ok(&arm6),
+        ),
+        // Attestations say that they are for no platform; artifacts say nothing, nor does their config.
+        (
+            intel,
+            vec![("unknown/unknown", &attestation), (intel, &amd64)],
+            Ok(&amd64),
+        ),
+        (intel, vec![("unknown/unknown", &attestation)], none),
+        (intel, vec![("", &attestation)], none),
+        (intel, vec![("", &signature)], none),
+        (intel, vec![("", &signature), (intel, &amd64)], Ok(&amd64)),
+        // Who says nothing comes last, and the config speaks.
+        (intel, vec![("", &x86), (intel, &amd64)], Ok(&amd64)),
+        (intel, vec![("", &amd64)], Ok(&amd64)),
+        (intel, vec![("", &arm64)], none),
+        // Indexes within indexes.
+        (intel, vec![("", &inner)], Ok(&amd64)),
+        (intel, vec![(intel, &inner), (intel, &x86)], Ok(&amd64)),
+        (pi, vec![("linux/arm64", &inner)], Ok(&arm64)),
+        (intel, vec![(intel, &silent)], Ok(&amd64)),
+        (pi, vec![(pi, &silent)], none),
+        (intel, vec![("", &foreign)], none),
+        // What is chosen has to be an image.
+        (
+            intel,
+            vec![(intel, &blob), (intel, &amd64)],
+            Err("application/vnd.cncf.helm.config"),
+        ),
+    ] {
+        let target = descriptor(&index(&fake, &entries));
+        let read = on(here).read(&fake, &fake.tag("index:1", target)).await;
+        match expected {
+            Ok(chosen) => assert_eq!(read.unwrap().digest, chosen["digest"], "{entries:?}"),
+            Err(words) => {
+                let message = read.unwrap_err().to_string();
+                assert!(message.contains(words), "{entries:?}: {message}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_by_itself_is_for_whoever_asks() {
+    let fake = Fake::default();
+    let target = descriptor(&image(&fake, "linux/s390x"));
+    assert_eq!(read(&fake, target).await.unwrap().layers.len(), 1);
+}
+
+#[test]
+fn what_needs_features_comes_after_what_does_not() {
+    let fake = Fake::default();
+    let (erofs, plain) = (image(&fake, "linux/arm64"), image(&fake, "linux/386"));
+    let entry = |target: &Value, architecture: &str, features: Value| {
+        let mut entry = target.clone();
+        entry["platform"] =
+            json!({"os": "linux", "architecture": architecture, "os.features": features});
+        entry
+    };
+    let erofs = entry(&erofs, "amd64", json!(["erofs"]));
+    let plain = entry(&plain, "386", Value::Null);
+    for (manifests, expected) in [
+        (json!([erofs, plain]), &plain),
+        (json!([plain, erofs]), &plain),
+        (json!([erofs]), &erofs),
+    ] {
+        let index = serde_json::from_value(json!({"manifests": manifests})).unwrap();
+        let chosen = choose(index, &platform("linux/amd64")).unwrap();
+        assert_eq!(Descriptor::from(chosen).digest, expected["digest"]);
+    }
+}
+
+proptest! {
+    /// containerd's rule in other words: go through what runs here, best first, and take the first
+    /// entry that is it.
+    #[test]
+    fn any_index_leads_where_containerd_goes(
+        entries in proptest::collection::vec(
+            prop_oneof![
+                Just(""), Just("linux/amd64"), Just("linux/386"), Just("linux/arm64"),
+                Just("linux/arm/v5"), Just("linux/arm/v6"), Just("linux/arm/v7"),
+                Just("linux/arm/v8"), Just("unknown/unknown"), Just("windows/amd64"),
+            ],
+            0..8,
+        ),
+        (here, runs) in prop_oneof![
+            Just(("linux/amd64", "linux/amd64 linux/386")),
+            Just(("linux/arm64", "linux/arm64 linux/arm/v8 linux/arm/v7 linux/arm/v6 linux/arm/v5")),
+            Just(("linux/arm/v6", "linux/arm/v6 linux/arm/v5")),
+        ],
+    ) {
+        let position = |wanted: &str| entries.iter().position(|platform| *platform == wanted);
+        let expected = runs.split(' ').find_map(position).or_else(|| position(""));
+
+        let entry = |(n, platform): (usize, &&str)| {
+            let mut entry = json!({"digest": format!("sha256:{n}")});
+            if !platform.is_empty() {
+                entry["platform"] = said(platform);
+            }
+            entry
+        };
+        let manifests: Vec<_> = entries.iter().enumerate().map(entry).collect();
+        let index = serde_json::from_value(json!({"manifests": manifests})).unwrap();
+        let chosen = choose(index, &platform(here)).map(|entry| Descriptor::from(entry).digest);
+        prop_assert_eq!(chosen, expected.map(|n| format!("sha256:{n}")));
+    }
+}
+
+#[tokio::test]
+async fn indexes_are_followed_to_a_depth() {
+    let fake = Fake::default();
+    let mut target = image(&fake, "linux/amd64");
+    for _ in 1..MAX_DOCUMENTS {
+        target = index(&fake, &[("", &target)]);
+    }
+    assert!(read(&fake, descriptor(&target)).await.is_ok());
+    target = index(&fake, &[("", &target)]);
+    let message = read(&fake, descriptor(&target)).await.unwrap_err();
+    assert!(message.contains("nested too deeply"), "{message}");
+}
+
+#[tokio::test]
+async fn a_manifest_is_read_once() {
+    let fake = Fake::default();
+    let (image, manifests) = (fake.image("a:1", 3), on("linux/amd64"));
+    let first = manifests.read(&fake, &image).await.unwrap();
+    assert_eq!(first.layers.len(), 3);
+    assert_eq!(fake.calls(), ["read blob", "read blob"]);
+    assert_eq!(manifests.read(&fake, &image).await.unwrap(), first);
+    assert!(fake.calls().is_empty());
+}
+
+#[tokio::test]
+async fn blobs_that_are_no_layers_are_passed_over() {
+    let fake = Fake::default();
+    let config = json!({"rootfs": {"diff_ids": ["sha256:00", "sha256:01"]}});
+    let config = put(&fake, CONFIG, &config);
+    let blob = |n: usize, media_type: &str| json!({"mediaType": media_type, "digest": format!("sha256:b{n}"), "size": 1});
+    let layers = [
+        blob(
+            0,
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ),
+        blob(1, "application/vnd.in-toto+json"),
+        blob(2, "application/vnd.oci.image.layer.v1.tar+zstd"),
+    ];
+    let target = put(
+        &fake,
+        MANIFEST,
+        &json!({"config": config, "layers": layers}),
+    );
+    let layers = &read(&fake, descriptor(&target)).await.unwrap().layers;
+    let digests: Vec<_> = layers.iter().map(|l| l.blob.digest.as_str()).collect();
+    assert_eq!(digests, ["sha256:b0", "sha256:b2"]);
+}
+
+#[tokio::test]
+async fn an_image_without_layers_is_one() {
+    let fake = Fake::default();
+    for layers in [json!([]), Value::Null] {
+        let config = json!({"rootfs": {"type": "layers", "diff_ids": layers}});
+        let config = put(&fake, CONFIG, &config);
+        let target = put(
+            &fake,
+            MANIFEST,
+            &json!({"config": config, "layers": layers}),
+        );
+        let manifest = read(&fake, descriptor(&target)).await.unwrap();
+        assert_eq!(manifest.chain_id(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_document_is_named() {
+    let fake = Fake::default();
+    let truncated = fake.document(MANIFEST, br#"{"schemaVersion": 2, "config"#);
+    let other = fake.document("application/vnd.cncf.helm.config", b"{}");
+    let mut changed = fake.image("changed:1", 1).target;
+    fake.corrupt(&changed.digest, b"{}");
+    // The descriptor is not part of what the digest speaks for.
+    changed.size = 7;
+    let gone = fake.document(MANIFEST, b"{}");
+    fake.discard(&gone.digest);
+    let schema1 = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let schema1 = fake.document(schema1, br#"{"fsLayers": []}"#);
+    let disguised = fake.document(MANIFEST, br#"{"fsLayers": [], "history": []}"#);
+    let list = fake.document(MANIFEST, br#"{"manifests": []}"#);
+    for (target, words) in [
+        (truncated, "EOF"),
+        (other, "media type application/vnd.cncf.helm.config"),
+        (changed, "its 2 bytes do not have this digest"),
+        (gone, "read blob"),
+        (schema1, "is of docker's schema 1"),
+        (disguised, "is of docker's schema 1"),
+        (list, "it is an index; remove the image and pull it again"),
+    ] {
+        let digest = target.digest.clone();
+        let message = read(&fake, target).await.unwrap_err();
+        assert!(message.starts_with("image a:1: "), "{message}");
+        assert!(
+            message.contains(&digest) && message.contains(words),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn layers_and_diff_ids_have_to_match() {
+    let fake = Fake::default();
+    let config = put(
+        &fake,
+        CONFIG,
+        &json!({"rootfs": {"diff_ids": ["sha256:00", "sha256:01"]}}),
+    );
+    let layers = json!([{"mediaType": LAYER, "digest": "sha256:02"}]);
+    let target = put(
+        &fake,
+        MANIFEST,
+        &json!({"config": config, "layers": layers}),
+    );
+    let message = read(&fake, descriptor(&target)).await.unwrap_err();
+    let words = format!(
+        "1 layers, but its config {} lists 2",
+        config["digest"].as_str().unwrap()
+    );
+    assert!(message.contains(&words), "{message}");
+}

@@ -1,0 +1,261 @@
+//! A layer's own directory, as overlayfs keeps it, back into the tar archive that a layer is.
+//!
+//! Everything that an unpack can have put there comes out again; what cannot be told in an archive
+//! is refused. It blocks, and what it keeps in memory does not grow with the layer's size: the names
+//! of the directories on the way, and inodes whose other names have not come yet.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, major, minor};
+
+use super::attributes;
+use super::entry::{Entry, Kind};
+
+/// What a layer's archive calls the file that takes `<name>` away: `.wh.<name>`.
+const WHITEOUT: &str = ".wh.";
+
+/// The entry of a directory that hides what lies below it.
+const OPAQUE: &str = ".wh..wh..opq";
+
+/// How the archive names the layer's root.
+const ROOT: &str = "./";
+
+/// Why a directory cannot become an archive.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::unpack) enum Error {
+    #[error("cannot take over {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{}: the attribute {attribute} points to data outside of the layer or is not known",
+        path.display()
+    )]
+    Attribute { path: PathBuf, attribute: String },
+    #[error("{}: in a layer this name would take another file away", .0.display())]
+    Name(PathBuf),
+    #[error("{}: a socket cannot be in a layer", .0.display())]
+    Socket(PathBuf),
+    #[error(
+        "{} holds {found} inodes, but the snapshotter counted {expected} when it committed the layer",
+        path.display()
+    )]
+    Inodes {
+        path: PathBuf,
+        found: u64,
+        expected: u64,
+    },
+}
+
+impl Error {
+    /// Nothing is wrong with the directory: whoever took the archive went away.
+    pub(super) fn is_unwanted(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Writes the archive of the layer in `root`, which has to hold as many inodes as its snapshotter
+/// has counted.
+pub(super) fn write(root: &Path, inodes: u64, out: impl Write) -> Result<(), Error> {
+    let mut archive = Archive {
+        root,
+        tar: tar::Builder::new(out),
+        links: HashMap::new(),
+        inodes: 0,
+    };
+    archive.walk()?;
+    if archive.inodes != inodes {
+        return Err(Error::Inodes {
+            path: root.to_owned(),
+            found: archive.inodes,
+            expected: inodes,
+        });
+    }
+    archive.tar.finish().map_err(failed(root))
+}
+
+struct Archive<'a, W: Write> {
+    root: &'a Path,
+    tar: tar::Builder<W>,
+    /// By device and inode number, those of several names.
+    links: HashMap<(u64, u64), Link>,
+    inodes: u64,
+}
+
+/// An inode of which more names are to come.
+struct Link {
+    /// The first name.
+    path: PathBuf,
+    more: u64,
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl<W: Write> Archive<'_, W> {
+    /// Every directory before what is in it, the names in order.
+    fn walk(&mut self) -> Result<(), Error> {
+        let mut next = vec![PathBuf::new()];
+        while let Some(path) = next.pop() {
+            if self.add(&path)? {
+                next.extend(self.names(&path)?.into_iter().rev());
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
+        let at = self.root.join(directory);
+        let names = fs::read_dir(&at).and_then(|entries| {
+            let name = |entry: io::Result<fs::DirEntry>| Ok(directory.join(entry?.file_name()));
+            entries.map(name).collect::<io::Result<Vec<_>>>()
+        });
+        let mut names = names.map_err(failed(&at))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Adds one file, directory or other; answers whether it is a directory.
+    fn add(&mut self, path: &Path) -> Result<bool, Error> {
+        let at = self.root.join(path);
+        let file_name = path.file_name().unwrap_or_default();
+        if file_name.as_bytes().starts_with(WHITEOUT.as_bytes()) {
+            return Err(Error::Name(at));
+        }
+        let metadata = fs::symlink_metadata(&at).map_err(failed(&at))?;
+        let earlier = self.count(path, &metadata);
+        let file_type = metadata.file_type();
+        let device = (major(metadata.rdev()), minor(metadata.rdev()));
+        if file_type.is_char_device() && device == (0, 0) {
+            self.add_marker(&whiteout(path), &metadata)?;
+            return Ok(false);
+        }
+        let raw = attributes::read(&at).map_err(failed(&at))?;
+        let attributes = attributes::sort(raw).map_err(|attribute| Error::Attribute {
+            path: at.clone(),
+            attribute,
+        })?;
+        let target;
+        let kind = if file_type.is_dir() {
+            Kind::Directory
+        } else if let Some(earlier) = &earlier {
+            Kind::HardLink(earlier)
+        } else if file_type.is_symlink() {
+            target = fs::read_link(&at).map_err(failed(&at))?;
+            Kind::Symlink(target.as_os_str())
+        } else if file_type.is_char_device() {
+            Kind::Character(device.0, device.1)
+        } else if file_type.is_block_device() {
+            Kind::Block(device.0, device.1)
+        } else if file_type.is_fifo() {
+            Kind::Fifo
+        } else if file_type.is_socket() {
+            return Err(Error::Socket(at));
+        } else {
+            Kind::File(metadata.len())
+        };
+        let name = match path.as_os_str().is_empty() {
+            true => Path::new(ROOT),
+            false => path,
+        };
+        let entry = entry(name, kind, &metadata, &attributes.own);
+        self.append(&entry, &at).map_err(failed(&at))?;
+        if attributes.opaque {
+            self.add_marker(&path.join(OPAQUE), &metadata)?;
+        }
+        Ok(file_type.is_dir())
+    }
+
+    /// Counts an inode when its first name comes; answers that name for the others.
+    fn count(&mut self, path: &Path, metadata: &Metadata) -> Option<PathBuf> {
+        if metadata.is_dir() || metadata.nlink() == 1 {
+            self.inodes += 1;
+            return None;
+        }
+        let inode = (metadata.dev(), metadata.ino());
+        let Some(link) = self.links.get_mut(&inode) else {
+            self.inodes += 1;
+            let link = Link {
+                path: path.to_owned(),
+                more: metadata.nlink() - 1,
+            };
+            self.links.insert(inode, link);
+            return None;
+        };
+        link.more -= 1;
+        if link.more == 0 {
+            return self.links.remove(&inode).map(|link| link.path);
+        }
+        Some(link.path.clone())
+    }
+
+    /// An empty file whose name is what matters.
+    fn add_marker(&mut self, path: &Path, metadata: &Metadata) -> Result<(), Error> {
+        let entry = entry(path, Kind::File(0), metadata, &[]);
+        let at = self.root.join(path);
+        let (header, records) = entry.encode();
+        let records = records
+            .iter()
+            .map(|(key, value)| (key.as_str(), &value[..]));
+        let appended = self.tar.append_pax_extensions(records);
+        let appended = appended.and_then(|()| self.tar.append(&header, io::empty()));
+        appended.map_err(failed(&at))
+    }
+
+    fn append(&mut self, entry: &Entry<'_>, at: &Path) -> io::Result<()> {
+        let (header, records) = entry.encode();
+        let records = records
+            .iter()
+            .map(|(key, value)| (key.as_str(), &value[..]));
+        self.tar.append_pax_extensions(records)?;
+        let Kind::File(size) = entry.kind else {
+            return self.tar.append(&header, io::empty());
+        };
+        let mut file = open(at)?;
+        self.tar.append(&header, (&mut file).take(size))?;
+        match file.stream_position()? == size {
+            true => Ok(()),
+            // The header has promised more, so the archive is spoiled.
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// Never through a link: whatever the layer holds, it is read from the layer.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+fn whiteout(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let name = [WHITEOUT.as_bytes(), name.as_bytes()].concat();
+    path.with_file_name(OsStr::from_bytes(&name))
+}
+
+fn entry<'a>(
+    path: &'a Path,
+    kind: Kind<'a>,
+    metadata: &Metadata,
+    attributes: &'a [attributes::Attribute],
+) -> Entry<'a> {
+    Entry {
+        path,
+        kind,
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        seconds: metadata.mtime(),
+        // The kernel keeps it below a second.
+        nanoseconds: metadata.mtime_nsec().try_into().unwrap_or_default(),
+        attributes,
+    }
+}

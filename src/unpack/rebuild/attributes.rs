@@ -1,0 +1,117 @@
+//! Extended attributes: which belong to the layer, which to overlayfs, which to the host.
+//!
+//! What overlayfs says in its own attributes is either known here or a reason to leave the layer
+//! alone: a layer that is taken over in part is worse than one that is missing.
+
+use std::io;
+use std::path::Path;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{lgetxattr, lgetxattr_query, llistxattr, llistxattr_query};
+
+/// An attribute as the file system has it.
+pub(super) type Attribute = (String, Vec<u8>);
+
+/// Where overlayfs keeps what it needs for itself, mounted by root or by a user.
+const OVERLAYFS: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+
+/// Of overlayfs' attributes those that say nothing about what is in the layer.
+const BOOKKEEPING: [&str; 6] = ["impure", "nlink", "origin", "protattr", "upper", "uuid"];
+
+/// What the host's security modules put on every file, by its place and not by its content. The
+/// target gets its own; another file's would be refused or wrong.
+const OF_THE_HOST: [&str; 3] = ["security.SMACK64", "security.evm", "security.selinux"];
+
+/// What the attributes of one file come down to.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Attributes {
+    /// Those that go into the archive.
+    pub(super) own: Vec<Attribute>,
+    /// The directory hides what lies below it.
+    pub(super) opaque: bool,
+}
+
+/// All attributes of a file, not of what it links to; by name, so that the same layer makes the same
+/// archive.
+pub(super) fn read(path: &Path) -> io::Result<Vec<Attribute>> {
+    let mut list = Vec::with_capacity(llistxattr_query(path)?);
+    if list.capacity() == 0 {
+        return Ok(vec![]);
+    }
+    llistxattr(path, spare_capacity(&mut list))?;
+    let names = list
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty());
+    let mut all = names
+        .map(|name| {
+            let mut value = Vec::with_capacity(lgetxattr_query(path, name)?);
+            if value.capacity() > 0 {
+                lgetxattr(path, name, spare_capacity(&mut value))?;
+            }
+            let name = String::from_utf8(name.to_vec()).map_err(io::Error::other)?;
+            Ok((name, value))
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Tells them apart; the error is the name of one that means data that is not in this directory.
+pub(super) fn sort(all: Vec<Attribute>) -> Result<Attributes, String> {
+    let mut sorted = Attributes::default();
+    for (name, value) in all {
+        let of_overlayfs = OVERLAYFS.iter().find_map(|own| name.strip_prefix(own));
+        match of_overlayfs {
+            Some("opaque") if value == b"y" => sorted.opaque = true,
+            Some(known) if BOOKKEEPING.contains(&known) => {}
+            Some(_) => return Err(name),
+            None if OF_THE_HOST.iter().any(|host| name.starts_with(host)) => {}
+            None => sorted.own.push((name, value)),
+        }
+    }
+    Ok(sorted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(name: &str, value: &[u8]) -> Attribute {
+        (name.to_owned(), value.to_vec())
+    }
+
+    #[test]
+    fn only_the_layers_own_are_kept() {
+        let own = [
+            attribute("security.capability", &[1, 0, 0, 2]),
+            attribute("security.ima", b"signature"),
+            attribute("user.empty", b""),
+        ];
+        let others = [
+            attribute("security.SMACK64EXEC", b"_"),
+            attribute("security.evm", b"x"),
+            attribute("security.selinux", b"container_ro_file_t"),
+            attribute("trusted.overlay.impure", b"y"),
+            attribute("trusted.overlay.origin", &[0xfb]),
+            attribute("user.overlay.opaque", b"y"),
+        ];
+        let sorted = sort([&own[..], &others].concat()).unwrap();
+        assert_eq!(sorted.own, own);
+        assert!(sorted.opaque);
+    }
+
+    #[test]
+    fn what_points_elsewhere_or_is_not_known_is_refused() {
+        for (name, value) in [
+            ("trusted.overlay.metacopy", &b""[..]),
+            ("trusted.overlay.redirect", b"/elsewhere"),
+            ("trusted.overlay.opaque", b"x"),
+            ("trusted.overlay.whiteout", b"y"),
+            ("trusted.overlay.overlay.opaque", b"y"),
+            ("user.overlay.metacopy", b""),
+        ] {
+            let refused = sort(vec![attribute(name, value)]);
+            assert_eq!(refused, Err(name.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! From a writer that blocks to the pieces of a blob: bounded, and without its end when the writer
+//! failed.
+
+use std::io::{self, Write};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use crate::containerd::{Descriptor, Piece};
+
+/// Bytes in one piece: large against the cost of a message, well below the 16 MiB that containerd
+/// takes.
+const PIECE: usize = 512 << 10;
+
+/// Pieces that wait: enough for both sides to be busy. With those in hand this is what a rebuild
+/// keeps in memory of a layer's content, whatever its size.
+pub(super) const WAITING: usize = 4;
+
+/// What the image specification calls a layer without compression.
+const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Passes on what is written into it.
+pub(super) struct Pieces {
+    sender: mpsc::Sender<Piece>,
+    piece: Vec<u8>,
+    digest: Sha256,
+    size: u64,
+}
+
+impl Pieces {
+    /// Writing fails as soon as nobody receives any more.
+    pub(super) fn new(sender: mpsc::Sender<Piece>) -> Self {
+        Self {
+            sender,
+            piece: Vec::with_capacity(PIECE),
+            digest: Sha256::new(),
+            size: 0,
+        }
+    }
+
+    /// That was all: promises the digest, and describes the blob.
+    pub(super) fn end(mut self) -> io::Result<Descriptor> {
+        self.flush()?;
+        let hex: String = self
+            .digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let digest = format!("sha256:{hex}");
+        let end = Piece::End {
+            digest: digest.clone(),
+            size: self.size,
+        };
+        send(&self.sender, end)?;
+        Ok(Descriptor {
+            media_type: TAR_LAYER.to_owned(),
+            digest,
+            size: self.size.try_into().unwrap_or(i64::MAX),
+            ..Default::default()
+        })
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = &bytes[..bytes.len().min(PIECE - self.piece.len())];
+        self.piece.extend_from_slice(taken);
+        if self.piece.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken.len())
+    }
+
+    /// Sends what there is as a piece.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        self.digest.update(&piece);
+        self.size += piece.len() as u64;
+        send(&self.sender, Piece::Data(piece))
+    }
+}
+
+fn send(sender: &mpsc::Sender<Piece>, piece: Piece) -> io::Result<()> {
+    let sent = sender.blocking_send(piece);
+    sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the blob is not wanted any more"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containerd::fake::sha256;
+
+    #[test]
+    fn pieces_are_of_one_size_and_add_up() {
+        let bytes: Vec<u8> = (0..PIECE * 2 + 10).map(|i| i as u8).collect();
+        let (sender, mut receiver) = mpsc::channel(10);
+        let mut pieces = Pieces::new(sender);
+        for part in bytes.chunks(1000) {
+            pieces.write_all(part).unwrap();
+        }
+        let blob = pieces.end().unwrap();
+        assert_eq!(blob.digest, sha256(&bytes));
+        let mut sizes = vec![];
+        let mut end = None;
+        while let Some(piece) = receiver.blocking_recv() {
+            match piece {
+                Piece::Data(data) => sizes.push(data.len()),
+                Piece::End { digest, size } => end = Some((digest, size)),
+            }
+        }
+        assert_eq!(sizes, [PIECE, PIECE, 10]);
+        assert_eq!(end, Some((blob.digest, bytes.len() as u64)));
+    }
+
+    #[test]
+    fn without_a_receiver_writing_fails() {
+        let (sender, receiver) = mpsc::channel(1);
+        drop(receiver);
+        let mut pieces = Pieces::new(sender);
+        let error = pieces.write_all(&vec![0; PIECE]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

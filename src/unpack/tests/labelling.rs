@@ -1,0 +1,94 @@
+//! What labels are wanted, and layers that only some can unpack.
+
+use super::*;
+use crate::config::Config;
+
+/// Decrypting is containerd's business; where it cannot, the error says so. Nobody needs the key of a
+/// layer that is there.
+#[tokio::test]
+async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {
+    for (there, fault, words) in [
+        (0, Some(ErrorKind::Other), Some("layer 1 of 2 (sha256:")),
+        (0, Some(ErrorKind::Unreachable), Some("apply layer sha256:")),
+        (0, None, None),
+        (2, Some(ErrorKind::Other), None),
+    ] {
+        let bench = Bench::of("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", 2).await;
+        bench.unpacked_without_labels(there);
+        if let Some(kind) = fault {
+            bench.fake.fail("apply layer", 0, kind);
+        }
+        match (bench.ensure().await, words) {
+            (Ok(_), None) => assert_eq!(bench.state().await, State::Ready),
+            (Err(e), Some(words)) => {
+                let encrypted = fault == Some(ErrorKind::Other);
+                assert_eq!(matches!(*e, Error::Encrypted { .. }), encrypted, "{e}");
+                assert!(e.to_string().contains(words), "{e}");
+            }
+            (outcome, words) => panic!("{outcome:?}, not {words:?}"),
+        }
+        bench.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn extra_labels_are_part_of_labelled() {
+    let extra = |text: &str| {
+        let text = format!("[snapshotters.erofs]\nextra_labels = {text}\n");
+        let config = Config::from_toml(&text, "test").unwrap();
+        config.snapshotter(EROFS).extra_labels.clone()
+    };
+    for cri in [true, false] {
+        let mut bench = Bench::new(2).await;
+        let wanted = |required, extra| fixed(cri, required, extra);
+        bench.want(wanted(true, ExtraLabels::default()));
+        bench.ensure().await.unwrap();
+
+        let label = extra("{ team = \"{image-ref}\" }");
+        bench.want(wanted(false, label.clone()));
+        assert_eq!(bench.ensure().await.unwrap().action, Action::None);
+        bench.want(wanted(true, label));
+        assert_eq!(bench.state().await, State::Unlabelled);
+        assert_eq!(bench.ensure().await.unwrap().action, Action::Relabelled);
+        for snapshot in bench.fake.all(EROFS) {
+            assert_eq!(snapshot.labels["team"], NAME);
+            assert_eq!(snapshot.labels.contains_key(IMAGE_REF), cri);
+        }
+        // Another value for the key is not another state.
+        bench.want(wanted(true, extra("{ team = \"storage\" }")));
+        assert_eq!(bench.state().await, State::Ready);
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_not_touched() {
+    let mut bench = Bench::new(2).await;
+    bench.unpacked_without_labels(2);
+    bench.want(Box::new(Fixed(None, ExtraLabels::default())));
+    let wants = [
+        Want::Image(NAME.to_owned()),
+        Want::Container {
+            key: "c".to_owned(),
+            chain: bench.chain_ids[1].clone(),
+            name: None,
+        },
+    ];
+    for want in wants {
+        bench.fake.calls();
+        let outcome = bench.engine.ensure(request(want)).outcome().await;
+        assert!(outcome.unwrap_err().is_left_out());
+        let calls = bench.fake.calls();
+        let reads = ["get image", "list images", "read blob"];
+        assert!(
+            calls.iter().all(|call| reads.contains(&call.as_str())),
+            "{calls:?}"
+        );
+    }
+    let names = [NAME.to_owned()];
+    let look = bench
+        .engine
+        .look(&bench.image, &names, EROFS)
+        .await
+        .unwrap();
+    assert_eq!((look.left_out, look.state), (true, State::Unanchored));
+}

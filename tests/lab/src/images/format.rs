@@ -1,0 +1,153 @@
+//! How a layer becomes a blob: the two formats' media types, and the compressions.
+
+use std::io::Write;
+
+use flate2::{Compression as Level, GzBuilder};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+/// Whose media types a manifest speaks in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Oci,
+    Docker,
+}
+
+/// How a layer's blob is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// As nearly all are.
+    #[default]
+    Gzip,
+    /// As some are.
+    Zstd,
+    /// Not at all: the blob is the tar.
+    None,
+}
+
+/// What a layer's media type says of it besides its compression.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Not to be distributed by registries.
+    pub(super) foreign: bool,
+    /// Said to be encrypted; it is not.
+    pub(super) encrypted: bool,
+}
+
+impl Format {
+    pub(super) fn manifest(self) -> &'static str {
+        match self {
+            Format::Oci => super::MANIFEST,
+            Format::Docker => super::DOCKER_MANIFEST,
+        }
+    }
+
+    pub(super) fn index(self) -> &'static str {
+        match self {
+            Format::Oci => super::INDEX,
+            Format::Docker => super::DOCKER_LIST,
+        }
+    }
+
+    pub(super) fn config(self) -> &'static str {
+        match self {
+            Format::Oci => super::CONFIG,
+            Format::Docker => "application/vnd.docker.container.image.v1+json",
+        }
+    }
+
+    pub(super) fn layer(self, compression: Compression, marks: Marks) -> String {
+        let (kind, separator) = match (self, marks.foreign) {
+            (Format::Oci, false) => ("oci.image.layer.v1.tar", '+'),
+            (Format::Oci, true) => ("oci.image.layer.nondistributable.v1.tar", '+'),
+            (Format::Docker, false) => ("docker.image.rootfs.diff.tar", '.'),
+            (Format::Docker, true) => ("docker.image.rootfs.foreign.diff.tar", '.'),
+        };
+        let mut media_type = format!("application/vnd.{kind}");
+        if let Some(suffix) = compression.suffix() {
+            media_type.push(separator);
+            media_type += suffix;
+        }
+        if marks.encrypted {
+            media_type += "+encrypted";
+        }
+        media_type
+    }
+}
+
+impl Compression {
+    fn suffix(self) -> Option<&'static str> {
+        match self {
+            Compression::Gzip => Some("gzip"),
+            Compression::Zstd => Some("zstd"),
+            Compression::None => None,
+        }
+    }
+
+    pub(super) fn compress(self, tar: Vec<u8>) -> Vec<u8> {
+        match self {
+            Compression::Gzip => gzip(&tar),
+            Compression::Zstd => compress_to_vec(&tar[..], CompressionLevel::Fastest),
+            Compression::None => tar,
+        }
+    }
+}
+
+/// The fastest level: most content is random, and the tests wait for this. No name and no time in the header.
+fn gzip(tar: &[u8]) -> Vec<u8> {
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Level::fast());
+    encoder
+        .write_all(tar)
+        .and_then(|()| encoder.finish())
+        .expect("a Vec takes everything")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_types_are_written_as_each_format_does() {
+        let foreign = Marks {
+            foreign: true,
+            ..Marks::default()
+        };
+        let encrypted = Marks {
+            encrypted: true,
+            ..Marks::default()
+        };
+        for (format, compression, marks, expected) in [
+            (
+                Format::Oci,
+                Compression::Gzip,
+                Marks::default(),
+                super::super::LAYER_GZIP,
+            ),
+            (
+                Format::Oci,
+                Compression::None,
+                Marks::default(),
+                "application/vnd.oci.image.layer.v1.tar",
+            ),
+            (
+                Format::Oci,
+                Compression::Zstd,
+                encrypted,
+                "application/vnd.oci.image.layer.v1.tar+zstd+encrypted",
+            ),
+            (
+                Format::Docker,
+                Compression::Gzip,
+                foreign,
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            ),
+            (
+                Format::Docker,
+                Compression::None,
+                Marks::default(),
+                "application/vnd.docker.image.rootfs.diff.tar",
+            ),
+        ] {
+            assert_eq!(format.layer(compression, marks), expected);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A chain that `ensure` made is what an ordinary unpack makes: a container starts from it, and every
+//! file in it equals the one of the default snapshotter. Remote snapshotters mount its layers.
+
+use anyhow::{Result, ensure};
+use lab::{Handler, Options, Registry, Remote, Version, images};
+
+use crate::support::Node;
+
+/// Type, mode, owner and name of every file, and the digest of its content. Directories are left out:
+/// how large one is, is the file system's affair, and `mkfs.erofs` makes those that a layer does not
+/// list itself with a mode of its own, in containerd's unpack as well.
+const LISTING: &str = "cd / && find bin data etc root tmp var ! -type d | while read -r f; do \
+    stat -c '%F %a %u:%g %s %n' \"$f\"; [ -L \"$f\" ] || sha256sum \"$f\"; done";
+
+async fn equals_the_default(version: Version, snapshotters: &[&str]) -> Result<()> {
+    let mut options = Options::new(version);
+    options.handlers = snapshotters.iter().map(|s| Handler::new(s, s)).collect();
+    let mut node = Node::start_with(version, options).await?;
+    let expected = node.listing("").await?;
+    ensure!(
+        expected.lines().count() > 30 && expected.contains("data/three"),
+        "{expected}"
+    );
+    for snapshotter in snapshotters {
+        let ensured = node.command(&["ensure", node.image.name(), "--snapshotter", snapshotter])?;
+        ensure!(ensured.status.success(), "{ensured:?}");
+        node.assert_labelled(snapshotter).await?;
+        let listing = node.listing(snapshotter).await?;
+        ensure!(
+            listing == expected,
+            "{snapshotter}:\n{listing}\nexpected:\n{expected}"
+        );
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Runs a container of the image; answers what is in it.
+    async fn listing(&mut self, handler: &str) -> Result<String> {
+        let image = self.image.name().to_owned();
+        let pod = self.cri.run_pod(handler, &[]).await?;
+        let container = self.cri.create_container(&pod, &image, &[], &[]).await?;
+        self.cri.start_container(&container).await?;
+        let exec = self
+            .cri
+            .exec_sync(&container, &["sh", "-c", LISTING])
+            .await?;
+        ensure!(exec.code == 0, "{}", exec.stderr);
+        self.cri.remove_pod(&pod).await?;
+        let mut lines: Vec<_> = exec.stdout.lines().collect();
+        lines.sort_unstable();
+        Ok(lines.join("\n"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_ones_on_2_1() -> Result<()> {
+    equals_the_default(Version::V2_1, &["erofs", "native", "blockfile"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_ones_on_1_7() -> Result<()> {
+    equals_the_default(Version::V1_7, &["native", "blockfile"]).await
+}
+
+/// soci mounts a layer that has labels from the registry; one without it would unpack.
+async fn soci(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Soci];
+    let registry = Registry::start_with_tls().await?;
+    let image = images::app(&registry.image("lab/app:1"))?;
+    let mut node = Node::start_on(version, options, registry, image).await?;
+    node.lab.publish_soci_index(node.image.name()).await?;
+    let ensured = node.command(&["ensure", node.image.name(), "--handler", "soci"])?;
+    ensure!(ensured.status.success(), "{ensured:?}");
+    node.assert_labelled("soci").await?;
+    let dir = node.lab.path("").display().to_string();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let lazy = mounts
+        .lines()
+        .filter(|m| m.contains(&dir) && m.contains("fuse.rawBridge"));
+    ensure!(lazy.count() == node.image.layers.len(), "{mounts}");
+    let expected = node.listing("").await?;
+    ensure!(node.listing("soci").await? == expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soci_on_2_1() -> Result<()> {
+    soci(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soci_on_1_7() -> Result<()> {
+    soci(Version::V1_7).await
+}
