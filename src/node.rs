@@ -4,9 +4,10 @@
 //! the background is owned here, and waited for by [`Node::close`].
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,11 +63,15 @@ impl Node {
     pub fn open(config: Config, role: Role) -> Result<Arc<Self>, SetupError> {
         let socket = config.containerd.socket.as_ref();
         let grpc = Grpc::new(socket, config.containerd.namespace.as_str())?;
-        let containerd: Arc<dyn Containerd> = Arc::new(grpc);
+        Ok(Self::with(config, role, Arc::new(grpc)))
+    }
+
+    /// On this containerd, whatever stands behind it.
+    pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
         let config = Arc::new(config);
         let parallel_images = config.unpack.parallel_images.count().get();
         let labels = policy::Labels(config.clone());
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             engine: Engine::new(
                 containerd.clone(),
                 role,
@@ -80,7 +85,7 @@ impl Node {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             session: Mutex::default(),
-        }))
+        })
     }
 
     /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
@@ -183,7 +188,7 @@ impl Node {
     pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
         let mut handlers = self.handlers.subscribe();
         let asked = handlers.wait_for(|known| !matches!(known, Known::NotYet));
-        let known = tokio::time::timeout_at(deadline.into(), asked).await;
+        let known = tokio::time::timeout_at(deadline, asked).await;
         match &*known.ok()?.ok()? {
             Known::Handlers(handlers) => Some(handlers.clone()),
             Known::NotYet | Known::NoAnswer => None,

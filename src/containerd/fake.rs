@@ -1,13 +1,14 @@
 //! containerd in memory, for what cannot be provoked on a real one: a fault in the middle of a step.
 //!
-//! It keeps the rules of the real metadata store that the unpack stands on (parents exist, names
-//! are taken once, parents of others stay, leases and labels hold, the rest is collected), so that
-//! a test sees what would be left behind.
+//! What a call does is the [`store`]'s to know; here calls are noted, delayed, failed, or their
+//! answers lost, so that a test sees what would be left behind.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod store;
+
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -17,6 +18,30 @@ use super::{
     Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Piece,
     Resource, Result, Snapshot, SnapshotKind, Snapshotter,
 };
+use store::{Effect, Store, at};
+
+/// The calls that change something.
+pub(crate) const WRITES: [&str; 13] = [
+    "write blob",
+    "write piece",
+    "abort write",
+    "label blob",
+    "prepare snapshot",
+    "view snapshot",
+    "commit snapshot",
+    "remove snapshot",
+    "label snapshot",
+    "apply layer",
+    "create lease",
+    "delete lease",
+    "add to lease",
+];
+
+/// What it lists.
+const SNAPSHOTTERS: [&str; 4] = ["erofs", "native", "nydus", "overlayfs"];
+
+/// Real work takes a moment, in which others get their turn.
+const APPLY: Duration = Duration::from_millis(2);
 
 /// containerd in memory.
 #[derive(Default)]
@@ -26,36 +51,29 @@ pub(crate) struct Fake {
 
 #[derive(Default)]
 struct State {
-    images: BTreeMap<String, Image>,
-    blobs: BTreeMap<String, (Vec<u8>, Labels)>,
-    /// What `apply` answers for a blob.
-    diff_ids: HashMap<String, String>,
-    /// What was written of blobs that are not finished.
-    ingests: BTreeMap<String, Vec<u8>>,
-    snapshots: BTreeMap<(String, String), Snapshot>,
-    /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
-    views: HashMap<(String, String), (Vec<Mount>, u64)>,
-    leases: BTreeMap<String, (Labels, BTreeSet<(String, String)>)>,
+    store: Store,
     faults: Vec<Fault>,
+    slow: HashMap<&'static str, Duration>,
+    down: bool,
     calls: Vec<String>,
-    made: u64,
 }
 
 /// The nth call of this kind from now on fails.
+#[derive(Clone)]
 struct Fault {
     call: &'static str,
     after: usize,
     kind: ErrorKind,
+    /// The call does its work; only the answer gets lost.
+    lost: bool,
 }
 
 impl Fake {
     /// Puts a document into the content store and describes it.
     pub(crate) fn document(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = sha256(bytes);
-        let mut state = self.state();
-        state
-            .blobs
-            .insert(digest.clone(), (bytes.to_vec(), Labels::new()));
+        let blob = (bytes.to_vec(), Labels::new());
+        self.state().store.blobs.insert(digest.clone(), blob);
         Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -76,6 +94,7 @@ impl Fake {
                 let blob = self.document(media_type, format!("layer {i}").as_bytes());
                 let diff_id = sha256(format!("diff {i}").as_bytes());
                 self.state()
+                    .store
                     .diff_ids
                     .insert(blob.digest.clone(), diff_id.clone());
                 (blob, diff_id)
@@ -104,42 +123,88 @@ impl Fake {
             target,
             labels: Labels::new(),
         };
-        self.state().images.insert(name.to_owned(), image.clone());
+        let mut state = self.state();
+        state.store.images.insert(name.to_owned(), image.clone());
+        drop(state);
         image
     }
 
     /// Changes what a blob's bytes are, against its digest.
     pub(crate) fn corrupt(&self, digest: &str, bytes: &[u8]) {
-        self.state().blobs.get_mut(digest).unwrap().0 = bytes.to_vec();
+        self.state().store.blobs.get_mut(digest).unwrap().0 = bytes.to_vec();
     }
 
     /// Makes `apply` answer another digest for a blob.
     pub(crate) fn applies_as(&self, blob: &str, diff_id: &str) {
         self.state()
+            .store
             .diff_ids
             .insert(blob.to_owned(), diff_id.to_owned());
     }
 
     /// Takes a blob away, as `discard_unpacked_layers` does.
     pub(crate) fn discard(&self, digest: &str) {
-        self.state().blobs.remove(digest).unwrap();
+        self.state().store.blobs.remove(digest).unwrap();
+    }
+
+    /// Removes the record of an image that has no other name, and has its documents collected.
+    pub(crate) fn remove_image(&self, image: &Image) {
+        let mut state = self.state();
+        let store = &mut state.store;
+        store.images.remove(&image.name).unwrap();
+        let (manifest, _) = store.blobs.remove(&image.target.digest).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap();
+        store.blobs.remove(config).unwrap();
+        store.collect_garbage();
     }
 
     /// From now on the call number `after` (0 is the next) of this name fails.
     pub(crate) fn fail(&self, call: &'static str, after: usize, kind: ErrorKind) {
-        self.state().faults.push(Fault { call, after, kind });
+        self.fault(call, after, kind, false);
+    }
+
+    /// From now on the call number `after` of this name does its work, and its answer gets lost.
+    pub(crate) fn lose(&self, call: &'static str, after: usize) {
+        self.fault(call, after, ErrorKind::TimedOut, true);
+    }
+
+    fn fault(&self, call: &'static str, after: usize, kind: ErrorKind, lost: bool) {
+        self.state().faults.push(Fault {
+            call,
+            after,
+            kind,
+            lost,
+        });
     }
 
     /// From now on nothing fails.
     pub(crate) fn heal(&self) {
-        self.state().faults.clear();
+        let mut state = self.state();
+        state.faults.clear();
+        state.down = false;
     }
 
-    /// A snapshot that somebody else made: committed without any label.
-    pub(crate) fn commit_unlabelled(&self, snapshotter: &str, name: &str, parent: Option<&str>) {
-        let labels = Labels::new();
+    /// From now on nobody answers.
+    pub(crate) fn go_down(&self) {
+        self.state().down = true;
+    }
+
+    /// From now on calls of this name take so long.
+    pub(crate) fn slow(&self, call: &'static str, time: Duration) {
+        self.state().slow.insert(call, time);
+    }
+
+    /// A layer that somebody else made.
+    pub(crate) fn put(&self, snapshotter: &str, name: &str, parent: Option<&str>, labels: Labels) {
         let kind = SnapshotKind::Committed;
-        self.state().add(snapshotter, name, parent, kind, labels);
+        let mut state = self.state();
+        state.store.add(snapshotter, name, parent, kind, labels);
+    }
+
+    /// A layer that somebody else made: committed without any label.
+    pub(crate) fn commit_unlabelled(&self, snapshotter: &str, name: &str, parent: Option<&str>) {
+        self.put(snapshotter, name, parent, Labels::new());
     }
 
     /// From now on a view of the snapshot `name` has these layers' directories, the highest first,
@@ -163,33 +228,41 @@ impl Fake {
                 }
             }
         };
-        let at = (snapshotter.to_owned(), name.to_owned());
-        self.state().views.insert(at, (vec![mount], inodes));
+        let shown = (vec![mount], inodes);
+        let mut state = self.state();
+        state.store.shown.insert(at(snapshotter, name), shown);
     }
 
     /// A snapshot is not there any more.
     pub(crate) fn forget(&self, snapshotter: &str, name: &str) {
-        let at = (snapshotter.to_owned(), name.to_owned());
-        self.state().snapshots.remove(&at).unwrap();
-        self.state().views.remove(&at);
+        self.state().store.forget(snapshotter, name);
     }
 
     /// What was begun to be written and neither finished nor aborted.
     pub(crate) fn ingests(&self) -> Vec<String> {
-        self.state().ingests.keys().cloned().collect()
+        self.state().store.ingests.keys().cloned().collect()
     }
 
     /// A container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
-        let labels = Labels::new();
-        let kind = SnapshotKind::Active;
-        self.state()
-            .add(snapshotter, key, Some(parent), kind, labels);
+        self.state().store.activate(snapshotter, key, parent);
+    }
+
+    /// A creation has failed, or a container was removed: garbage collection takes its snapshot.
+    pub(crate) fn collect_container(&self, snapshotter: &str, key: &str) {
+        let mut state = self.state();
+        state.store.abandon(snapshotter, key);
+        state.store.collect_garbage();
     }
 
     /// The names of the calls since the last time this was asked.
     pub(crate) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
+    }
+
+    /// Whether any of these calls changes something.
+    pub(crate) fn writes(calls: &[String]) -> bool {
+        calls.iter().any(|call| WRITES.contains(&call.as_str()))
     }
 
     /// What is in a snapshotter.
@@ -198,12 +271,12 @@ impl Fake {
         let of = |(key, snapshot): (&(String, String), &Snapshot)| {
             (key.0 == snapshotter).then(|| snapshot.clone())
         };
-        state.snapshots.iter().filter_map(of).collect()
+        state.store.snapshots.iter().filter_map(of).collect()
     }
 
     /// The ids of all leases.
     pub(crate) fn lease_ids(&self) -> Vec<String> {
-        self.state().leases.keys().cloned().collect()
+        self.state().store.leases.keys().cloned().collect()
     }
 
     /// A lease of somebody.
@@ -212,110 +285,67 @@ impl Fake {
             .iter()
             .map(|r| (r.kind.clone(), r.id.clone()))
             .collect();
-        self.state().leases.insert(id.to_owned(), (labels, held));
+        let mut state = self.state();
+        state.store.leases.insert(id.to_owned(), (labels, held));
     }
 
-    /// Collects the snapshots that neither a lease nor a blob's label nor a child holds. Blobs stay.
+    /// Collects the snapshots that nothing holds. Blobs stay.
     pub(crate) fn collect_garbage(&self) {
-        let mut state = self.state();
-        let mut held: BTreeSet<(String, String)> = BTreeSet::new();
-        for (_, resources) in state.leases.values() {
-            let snapshots = resources.iter().filter_map(|(kind, id)| {
-                let snapshotter = kind.strip_prefix("snapshots/")?;
-                Some((snapshotter.to_owned(), id.clone()))
-            });
-            held.extend(snapshots);
-        }
-        for (_, labels) in state.blobs.values() {
-            held.extend(labels.iter().filter_map(|(key, value)| {
-                let snapshotter = key.strip_prefix("containerd.io/gc.ref.snapshot.")?;
-                Some((snapshotter.to_owned(), value.clone()))
-            }));
-        }
-        // Active snapshots of containers are held by their containers.
-        let active = state
-            .snapshots
-            .iter()
-            .filter(|(key, s)| s.kind == SnapshotKind::Active && !key.1.starts_with("extract-"));
-        held.extend(active.map(|(key, _)| key.clone()));
-        let mut live = BTreeSet::new();
-        for (snapshotter, key) in held {
-            let mut next = Some(key);
-            while let Some(key) = next {
-                let at = (snapshotter.clone(), key);
-                next = state.snapshots.get(&at).and_then(|s| s.parent.clone());
-                live.insert(at);
-            }
-        }
-        state.snapshots.retain(|key, _| live.contains(key));
+        self.state().store.collect_garbage();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    /// Notes the call and fails it where a test wants it to.
-    fn enter(&self, call: &'static str, subject: &str) -> Result<MutexGuard<'_, State>> {
+    /// One call: noted, and failed where a test wants it to.
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        subject: &str,
+        effect: impl FnOnce(&mut Store) -> Effect<T> + Send,
+    ) -> Result<T> {
+        let slow = self.state().slow.get(call).copied();
+        if let Some(time) = slow {
+            tokio::time::sleep(time).await;
+        }
         let mut state = self.state();
         state.calls.push(call.to_owned());
-        let mut failed = None;
-        state.faults.retain_mut(|fault| {
-            if fault.call != call || failed.is_some() {
+        let effect = match state.fault(call) {
+            _ if state.down => Err(ErrorKind::Unreachable),
+            None => effect(&mut state.store),
+            Some(fault) => {
+                if fault.lost {
+                    let _ = effect(&mut state.store);
+                }
+                Err(fault.kind)
+            }
+        };
+        effect.map_err(|kind| Error {
+            kind,
+            call,
+            subject: subject.to_owned(),
+            message: format!("{kind:?}"),
+        })
+    }
+}
+
+impl State {
+    /// The fault that this call meets; every other one comes nearer.
+    fn fault(&mut self, call: &'static str) -> Option<Fault> {
+        let mut met = None;
+        self.faults.retain_mut(|fault| {
+            if fault.call != call || met.is_some() {
                 return true;
             }
             if fault.after > 0 {
                 fault.after -= 1;
                 return true;
             }
-            failed = Some(fault.kind);
+            met = Some(fault.clone());
             false
         });
-        match failed {
-            Some(kind) => Err(error(kind, call, subject)),
-            None => Ok(state),
-        }
-    }
-}
-
-impl State {
-    fn add(
-        &mut self,
-        snapshotter: &str,
-        key: &str,
-        parent: Option<&str>,
-        kind: SnapshotKind,
-        labels: Labels,
-    ) {
-        self.made += 1;
-        let at = (snapshotter.to_owned(), key.to_owned());
-        let snapshot = Snapshot {
-            name: key.to_owned(),
-            parent: parent.map(str::to_owned),
-            kind,
-            created_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(self.made)),
-            labels,
-        };
-        self.snapshots.insert(at, snapshot);
-    }
-
-    fn lease_snapshot(&mut self, lease: &str, snapshotter: &str, key: &str) -> Result<()> {
-        self.hold(lease, Resource::snapshot(snapshotter, key))
-    }
-
-    fn hold(&mut self, lease: &str, resource: Resource) -> Result<()> {
-        let held = self.leases.get_mut(lease);
-        let (_, held) = held.ok_or_else(|| error(ErrorKind::NotFound, "use lease", lease))?;
-        held.insert((resource.kind, resource.id));
-        Ok(())
-    }
-}
-
-fn error(kind: ErrorKind, call: &'static str, subject: &str) -> Error {
-    Error {
-        kind,
-        call,
-        subject: subject.to_owned(),
-        message: format!("{kind:?}"),
+        met
     }
 }
 
@@ -331,40 +361,37 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
+fn found<T>(thing: Option<T>) -> Effect<T> {
+    thing.ok_or(ErrorKind::NotFound)
+}
+
 #[async_trait]
 impl Containerd for Fake {
     async fn image(&self, name: &str) -> Result<Image> {
-        let call = "get image";
-        let state = self.enter(call, name)?;
-        let image = state.images.get(name).cloned();
-        image.ok_or_else(|| error(ErrorKind::NotFound, call, name))
+        let effect = |store: &mut Store| found(store.images.get(name).cloned());
+        self.call("get image", name, effect).await
     }
 
     async fn images(&self) -> Result<Vec<Image>> {
-        Ok(self
-            .enter("list images", "")?
-            .images
-            .values()
-            .cloned()
-            .collect())
+        let effect = |store: &mut Store| Ok(store.images.values().cloned().collect());
+        self.call("list images", "", effect).await
     }
 
     async fn blob(&self, digest: &str) -> Result<Blob> {
-        let call = "look up blob";
-        let state = self.enter(call, digest)?;
-        let blob = state.blobs.get(digest).map(|(bytes, labels)| Blob {
-            digest: digest.to_owned(),
-            size: bytes.len() as u64,
-            labels: labels.clone(),
-        });
-        blob.ok_or_else(|| error(ErrorKind::NotFound, call, digest))
+        let effect = |store: &mut Store| {
+            found(store.blobs.get(digest)).map(|(bytes, labels)| Blob {
+                digest: digest.to_owned(),
+                size: bytes.len() as u64,
+                labels: labels.clone(),
+            })
+        };
+        self.call("look up blob", digest, effect).await
     }
 
     async fn read(&self, digest: &str, _limit: u64) -> Result<Vec<u8>> {
-        let call = "read blob";
-        let state = self.enter(call, digest)?;
-        let blob = state.blobs.get(digest).map(|(bytes, _)| bytes.clone());
-        blob.ok_or_else(|| error(ErrorKind::NotFound, call, digest))
+        let effect =
+            |store: &mut Store| found(store.blobs.get(digest)).map(|(bytes, _)| bytes.clone());
+        self.call("read blob", digest, effect).await
     }
 
     async fn write_blob(
@@ -373,61 +400,45 @@ impl Containerd for Fake {
         reference: &str,
         mut pieces: BoxStream<'static, Piece>,
     ) -> Result<()> {
-        let call = "write blob";
-        {
-            let mut state = self.enter(call, reference)?;
-            state.ingests.insert(reference.to_owned(), vec![]);
-        }
+        let begin = |store: &mut Store| {
+            store.begin(reference);
+            Ok(())
+        };
+        self.call("write blob", reference, begin).await?;
         while let Some(piece) = pieces.next().await {
             // A fault in the middle: the pieces are not asked for any more.
-            let mut state = self.enter("write piece", reference)?;
-            let (digest, size) = match piece {
-                Piece::Data(data) => {
-                    state.ingests.get_mut(reference).unwrap().extend(data);
-                    continue;
+            let effect = |store: &mut Store| match piece {
+                Piece::Data(data) => store.append(reference, &data).map(|()| false),
+                Piece::End { digest, size } => {
+                    store.finish(lease, reference, &digest, size).map(|()| true)
                 }
-                Piece::End { digest, size } => (digest, size),
             };
-            let bytes = state.ingests.remove(reference).unwrap();
-            assert_eq!((sha256(&bytes), bytes.len() as u64), (digest.clone(), size));
-            if state.blobs.contains_key(&digest) {
-                return Err(error(ErrorKind::AlreadyExists, call, reference));
+            if self.call("write piece", reference, effect).await? {
+                return Ok(());
             }
-            state.hold(lease, Resource::blob(&digest))?;
-            state.blobs.insert(digest, (bytes, Labels::new()));
-            return Ok(());
         }
-        Err(error(ErrorKind::Other, call, reference))
+        let unfinished = |_: &mut Store| Err(ErrorKind::Other);
+        self.call("write piece", reference, unfinished).await
     }
 
     async fn abort_write(&self, reference: &str) -> Result<()> {
-        let call = "abort write";
-        let removed = self.enter(call, reference)?.ingests.remove(reference);
-        removed
-            .map(drop)
-            .ok_or_else(|| error(ErrorKind::NotFound, call, reference))
+        let effect = |store: &mut Store| found(store.ingests.remove(reference)).map(drop);
+        self.call("abort write", reference, effect).await
     }
 
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
-        let call = "label blob";
-        let mut state = self.enter(call, digest)?;
-        let blob = state.blobs.get_mut(digest);
-        let (_, there) = blob.ok_or_else(|| error(ErrorKind::NotFound, call, digest))?;
-        there.extend(labels);
-        there.retain(|_, value| !value.is_empty());
-        Ok(())
+        let effect = |store: &mut Store| store.label_blob(digest, labels);
+        self.call("label blob", digest, effect).await
     }
 
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        let call = "stat snapshot";
-        let state = self.enter(call, key)?;
-        let at = (snapshotter.to_owned(), key.to_owned());
-        let snapshot = state.snapshots.get(&at).cloned();
-        snapshot.ok_or_else(|| error(ErrorKind::NotFound, call, key))
+        let effect = |store: &mut Store| found(store.snapshots.get(&at(snapshotter, key)).cloned());
+        self.call("stat snapshot", key, effect).await
     }
 
     async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        drop(self.enter("list snapshots of", snapshotter)?);
+        let call = "list snapshots of";
+        self.call(call, snapshotter, |_| Ok(())).await?;
         Ok(self.all(snapshotter))
     }
 
@@ -439,23 +450,8 @@ impl Containerd for Fake {
         parent: Option<&str>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        let call = "prepare snapshot";
-        let mut state = self.enter(call, key)?;
-        let at = |name: &str| (snapshotter.to_owned(), name.to_owned());
-        if let Some(target) = labels.get("containerd.io/snapshot.ref")
-            && state.snapshots.contains_key(&at(target))
-        {
-            state.lease_snapshot(lease, snapshotter, target)?;
-            return Err(error(ErrorKind::AlreadyExists, call, target));
-        }
-        if parent.is_some_and(|parent| !state.snapshots.contains_key(&at(parent))) {
-            return Err(error(ErrorKind::NotFound, call, parent.unwrap()));
-        }
-        if state.snapshots.contains_key(&at(key)) {
-            return Err(error(ErrorKind::AlreadyExists, call, key));
-        }
-        state.lease_snapshot(lease, snapshotter, key)?;
-        state.add(snapshotter, key, parent, SnapshotKind::Active, labels);
+        let effect = |store: &mut Store| store.prepare(lease, snapshotter, key, parent, labels);
+        self.call("prepare snapshot", key, effect).await?;
         Ok(vec![Mount::default()])
     }
 
@@ -466,29 +462,13 @@ impl Containerd for Fake {
         key: &str,
         parent: &str,
     ) -> Result<Vec<Mount>> {
-        let call = "view snapshot";
-        let mut state = self.enter(call, parent)?;
-        let at = |name: &str| (snapshotter.to_owned(), name.to_owned());
-        if state.snapshots.contains_key(&at(key)) {
-            return Err(error(ErrorKind::AlreadyExists, call, key));
-        }
-        let mounts = state
-            .views
-            .get(&at(parent))
-            .map(|(mounts, _)| mounts.clone());
-        let mounts = mounts.ok_or_else(|| error(ErrorKind::NotFound, call, parent))?;
-        state.lease_snapshot(lease, snapshotter, key)?;
-        let kind = SnapshotKind::View;
-        state.add(snapshotter, key, Some(parent), kind, Labels::new());
-        Ok(mounts)
+        let effect = |store: &mut Store| store.view(lease, snapshotter, key, parent);
+        self.call("view snapshot", parent, effect).await
     }
 
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
-        let call = "ask usage of snapshot";
-        let state = self.enter(call, key)?;
-        let view = state.views.get(&(snapshotter.to_owned(), key.to_owned()));
-        view.map(|(_, inodes)| *inodes)
-            .ok_or_else(|| error(ErrorKind::NotFound, call, key))
+        let effect = |store: &mut Store| store.shown(snapshotter, key).map(|(_, inodes)| inodes);
+        self.call("ask usage of snapshot", key, effect).await
     }
 
     async fn commit(
@@ -499,100 +479,75 @@ impl Containerd for Fake {
         key: &str,
         labels: Labels,
     ) -> Result<()> {
-        let call = "commit snapshot";
-        let mut state = self.enter(call, name)?;
-        let at = |name: &str| (snapshotter.to_owned(), name.to_owned());
-        if state.snapshots.contains_key(&at(name)) {
-            return Err(error(ErrorKind::AlreadyExists, call, name));
-        }
-        let active = state.snapshots.remove(&at(key));
-        let active = active.ok_or_else(|| error(ErrorKind::NotFound, call, key))?;
-        let parent = active.parent.as_deref();
-        state.add(snapshotter, name, parent, SnapshotKind::Committed, labels);
-        state.lease_snapshot(lease, snapshotter, name)
+        let effect = |store: &mut Store| store.commit(lease, snapshotter, name, key, labels);
+        self.call("commit snapshot", name, effect).await
     }
 
     async fn remove(&self, snapshotter: &str, key: &str) -> Result<()> {
-        let call = "remove snapshot";
-        let mut state = self.enter(call, key)?;
-        let is_child = |(at, s): (&(String, String), &Snapshot)| {
-            at.0 == snapshotter && s.parent.as_deref() == Some(key)
-        };
-        if state.snapshots.iter().any(is_child) {
-            return Err(error(ErrorKind::FailedPrecondition, call, key));
-        }
-        let removed = state
-            .snapshots
-            .remove(&(snapshotter.to_owned(), key.to_owned()));
-        removed
-            .map(drop)
-            .ok_or_else(|| error(ErrorKind::NotFound, call, key))
+        let effect = |store: &mut Store| store.remove(snapshotter, key);
+        self.call("remove snapshot", key, effect).await
     }
 
     async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()> {
-        let call = "label snapshot";
-        let mut state = self.enter(call, key)?;
-        let at = (snapshotter.to_owned(), key.to_owned());
-        let snapshot = state.snapshots.get_mut(&at);
-        let snapshot = snapshot.ok_or_else(|| error(ErrorKind::NotFound, call, key))?;
-        snapshot.labels.extend(labels);
-        Ok(())
+        let effect = |store: &mut Store| store.label_snapshot(snapshotter, key, labels);
+        self.call("label snapshot", key, effect).await
     }
 
     async fn apply(&self, layer: &Descriptor, _mounts: Vec<Mount>) -> Result<String> {
-        let call = "apply layer";
-        // Real work takes a moment, in which others get their turn.
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        let state = self.enter(call, &layer.digest)?;
-        if !state.blobs.contains_key(&layer.digest) {
-            return Err(error(ErrorKind::NotFound, call, &layer.digest));
-        }
-        // A blob without a diff id of its own is a plain tar.
-        let diff_id = state.diff_ids.get(&layer.digest);
-        Ok(diff_id.unwrap_or(&layer.digest).clone())
+        tokio::time::sleep(APPLY).await;
+        let effect = |store: &mut Store| {
+            found(store.blobs.get(&layer.digest))?;
+            // A blob without a diff id of its own is a plain tar.
+            let diff_id = store.diff_ids.get(&layer.digest);
+            Ok(diff_id.unwrap_or(&layer.digest).clone())
+        };
+        self.call("apply layer", &layer.digest, effect).await
     }
 
     async fn create_lease(&self, id: &str, labels: Labels) -> Result<()> {
-        let mut state = self.enter("create lease", id)?;
-        state
-            .leases
-            .insert(id.to_owned(), (labels, BTreeSet::new()));
-        Ok(())
+        let effect = |store: &mut Store| {
+            store
+                .leases
+                .insert(id.to_owned(), (labels, BTreeSet::new()));
+            Ok(())
+        };
+        self.call("create lease", id, effect).await
     }
 
-    async fn delete_lease(&self, id: &str, _sync: bool) -> Result<()> {
-        let call = "delete lease";
-        let removed = self.enter(call, id)?.leases.remove(id);
-        removed
-            .map(drop)
-            .ok_or_else(|| error(ErrorKind::NotFound, call, id))
+    async fn delete_lease(&self, id: &str, sync: bool) -> Result<()> {
+        let effect = |store: &mut Store| {
+            found(store.leases.remove(id))?;
+            if sync {
+                store.collect_garbage();
+            }
+            Ok(())
+        };
+        self.call("delete lease", id, effect).await
     }
 
     async fn leases(&self) -> Result<Vec<Lease>> {
-        let state = self.enter("list leases", "")?;
         let lease = |(id, (labels, _)): (&String, &(Labels, _))| Lease {
             id: id.clone(),
             labels: labels.clone(),
         };
-        Ok(state.leases.iter().map(lease).collect())
+        let effect = |store: &mut Store| Ok(store.leases.iter().map(lease).collect());
+        self.call("list leases", "", effect).await
     }
 
     async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>> {
-        let call = "list resources of lease";
-        let state = self.enter(call, id)?;
-        let (_, held) = state
-            .leases
-            .get(id)
-            .ok_or_else(|| error(ErrorKind::NotFound, call, id))?;
         let resource = |(kind, id): &(String, String)| Resource {
             kind: kind.clone(),
             id: id.clone(),
         };
-        Ok(held.iter().map(resource).collect())
+        let effect = |store: &mut Store| {
+            found(store.leases.get(id)).map(|(_, held)| held.iter().map(resource).collect())
+        };
+        self.call("list resources of lease", id, effect).await
     }
 
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()> {
-        self.enter("add to lease", lease)?.hold(lease, resource)
+        let effect = |store: &mut Store| store.hold(lease, resource);
+        self.call("add to lease", lease, effect).await
     }
 
     async fn events(&self, _filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
@@ -600,7 +555,12 @@ impl Containerd for Fake {
     }
 
     async fn snapshotters(&self) -> Result<Vec<Snapshotter>> {
-        Ok(vec![])
+        let listed = |name: &str| Snapshotter {
+            name: name.to_owned(),
+            ..Snapshotter::default()
+        };
+        let effect = |_: &mut Store| Ok(SNAPSHOTTERS.map(listed).to_vec());
+        self.call("list snapshotters", "", effect).await
     }
 
     async fn version(&self) -> Result<String> {
@@ -608,6 +568,6 @@ impl Containerd for Fake {
     }
 
     async fn cri_config(&self) -> Result<Option<String>> {
-        Ok(None)
+        self.call("ask CRI for its status", "", |_| Ok(None)).await
     }
 }

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -220,7 +220,7 @@ impl Engine {
             lease.release(containerd).await;
         });
         // Without an answer the worst has to be assumed.
-        let answered = tokio::time::timeout_at(deadline.into(), answered).await;
+        let answered = tokio::time::timeout_at(deadline, answered).await;
         answered.ok().and_then(Result::ok).unwrap_or(Swapped::Lost)
     }
 

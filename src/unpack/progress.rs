@@ -1,9 +1,9 @@
 //! What a caller sees of work that goes on without it: a ticket.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Action, Error};
 
@@ -51,9 +51,7 @@ impl Ticket {
 
     /// Waits until `deadline` at most; `None` when it goes on after that.
     pub async fn outcome_by(&mut self, deadline: Instant) -> Option<Outcome> {
-        tokio::time::timeout_at(deadline.into(), self.outcome())
-            .await
-            .ok()
+        tokio::time::timeout_at(deadline, self.outcome()).await.ok()
     }
 
     /// How far the work is now.

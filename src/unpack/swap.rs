@@ -4,7 +4,9 @@
 //! Between the two calls containerd has a container without a snapshot. So everything else is ready
 //! before, and the second call is repeated until the deadline.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::containerd::{self, Containerd};
 
@@ -43,7 +45,7 @@ pub(super) async fn in_time<T>(
     deadline: Instant,
     call: impl Future<Output = Result<T, containerd::Error>>,
 ) -> Result<T, Swapped> {
-    match tokio::time::timeout_at(deadline.into(), call).await {
+    match tokio::time::timeout_at(deadline, call).await {
         Ok(result) => result.map_err(|e| Swapped::Untouched(e.to_string())),
         Err(_) => Err(Swapped::Untouched(
             "containerd did not answer in time".to_owned(),

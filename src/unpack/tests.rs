@@ -1,5 +1,6 @@
 //! The engine on the in-memory containerd: every state, every fault, and what is left afterwards.
 
+mod guest;
 mod labelling;
 
 use std::sync::Arc;

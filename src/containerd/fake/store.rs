@@ -1,0 +1,288 @@
+//! The rules of containerd's metadata store, as far as an unpack stands on them: parents exist,
+//! names are taken once, parents of others stay, leases and labels hold, the rest is collected.
+//!
+//! Knows nothing of calls and faults: every method either does its work or changes nothing,
+//! but for a write that cannot be finished.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
+
+use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind};
+use super::sha256;
+
+/// The one snapshotter that leaves layers to the guest.
+const GUEST_PULLS: &str = "nydus";
+
+/// With it a `Prepare` names the committed snapshot that it is for.
+const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+
+/// Without it nydus cannot know what the guest is to pull.
+const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+
+/// What nydus puts on a layer that it left to the guest.
+const PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+
+/// What a blob's label begins with that keeps a snapshot; the snapshotter follows, and then, for a
+/// second snapshot, a slash and any word.
+const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+
+/// A snapshotter and a key.
+pub(super) type At = (String, String);
+
+/// An effect, or why there is none.
+pub(super) type Effect<T = ()> = Result<T, ErrorKind>;
+
+#[derive(Default)]
+pub(super) struct Store {
+    pub(super) images: BTreeMap<String, Image>,
+    pub(super) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
+    /// What comes out of a blob.
+    pub(super) diff_ids: HashMap<String, String>,
+    /// What was written of blobs that are not finished.
+    pub(super) ingests: BTreeMap<String, Vec<u8>>,
+    pub(super) snapshots: BTreeMap<At, Snapshot>,
+    /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
+    pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
+    /// Each parent with its children. A child that is removed leaves it; one that was collected
+    /// stays in it until the parent itself is collected, as in the real store.
+    children: BTreeSet<(At, String)>,
+    /// The snapshots of containers that exist, or are being created.
+    containers: BTreeSet<At>,
+    pub(super) leases: BTreeMap<String, (Labels, BTreeSet<(String, String)>)>,
+    made: u64,
+}
+
+pub(super) fn at(snapshotter: &str, key: &str) -> At {
+    (snapshotter.to_owned(), key.to_owned())
+}
+
+impl Store {
+    pub(super) fn add(
+        &mut self,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&str>,
+        kind: SnapshotKind,
+        labels: Labels,
+    ) {
+        self.made += 1;
+        let snapshot = Snapshot {
+            name: key.to_owned(),
+            parent: parent.map(str::to_owned),
+            kind,
+            created_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(self.made)),
+            labels,
+        };
+        if let Some(parent) = parent {
+            self.children
+                .insert((at(snapshotter, parent), key.to_owned()));
+        }
+        self.snapshots.insert(at(snapshotter, key), snapshot);
+    }
+
+    /// A container's own snapshot, which lives as long as the container.
+    pub(super) fn activate(&mut self, snapshotter: &str, key: &str, parent: &str) {
+        self.containers.insert(at(snapshotter, key));
+        let kind = SnapshotKind::Active;
+        self.add(snapshotter, key, Some(parent), kind, Labels::new());
+    }
+
+    /// The container has gone; garbage collection will have its snapshot.
+    pub(super) fn abandon(&mut self, snapshotter: &str, key: &str) {
+        self.containers.remove(&at(snapshotter, key));
+    }
+
+    /// Whatever stands on it, the snapshot is not there any more.
+    pub(super) fn forget(&mut self, snapshotter: &str, key: &str) {
+        self.take(snapshotter, key).unwrap();
+        self.shown.remove(&at(snapshotter, key));
+    }
+
+    fn take(&mut self, snapshotter: &str, key: &str) -> Effect<Snapshot> {
+        let taken = self.snapshots.remove(&at(snapshotter, key));
+        let taken = taken.ok_or(ErrorKind::NotFound)?;
+        if let Some(parent) = &taken.parent {
+            self.children
+                .remove(&(at(snapshotter, parent), key.to_owned()));
+        }
+        Ok(taken)
+    }
+
+    pub(super) fn prepare(
+        &mut self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&str>,
+        mut labels: Labels,
+    ) -> Effect {
+        let exists = |key: &str| self.snapshots.contains_key(&at(snapshotter, key));
+        let target = labels.get(SNAPSHOT_REF).cloned();
+        if let Some(target) = &target
+            && exists(target)
+        {
+            self.hold(lease, Resource::snapshot(snapshotter, target))?;
+            return Err(ErrorKind::AlreadyExists);
+        }
+        if parent.is_some_and(|parent| !exists(parent)) {
+            return Err(ErrorKind::NotFound);
+        }
+        if exists(key) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        match target.filter(|_| snapshotter == GUEST_PULLS) {
+            Some(_) if !labels.contains_key(LAYER_DIGEST) => Err(ErrorKind::Other),
+            Some(target) => {
+                self.hold(lease, Resource::snapshot(snapshotter, &target))?;
+                labels.insert(PROXY_MODE.to_owned(), "true".to_owned());
+                let kind = SnapshotKind::Committed;
+                self.add(snapshotter, &target, parent, kind, labels);
+                Err(ErrorKind::AlreadyExists)
+            }
+            None => {
+                self.hold(lease, Resource::snapshot(snapshotter, key))?;
+                self.add(snapshotter, key, parent, SnapshotKind::Active, labels);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn view(
+        &mut self,
+        lease: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Effect<Vec<Mount>> {
+        if self.snapshots.contains_key(&at(snapshotter, key)) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        let (mounts, _) = self.shown(snapshotter, parent)?;
+        self.hold(lease, Resource::snapshot(snapshotter, key))?;
+        let kind = SnapshotKind::View;
+        self.add(snapshotter, key, Some(parent), kind, Labels::new());
+        Ok(mounts)
+    }
+
+    pub(super) fn shown(&self, snapshotter: &str, key: &str) -> Effect<(Vec<Mount>, u64)> {
+        let here = at(snapshotter, key);
+        let shown = self.shown.get(&here).cloned();
+        let shown = shown.filter(|_| self.snapshots.contains_key(&here));
+        shown.ok_or(ErrorKind::NotFound)
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        lease: &str,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Effect {
+        if self.snapshots.contains_key(&at(snapshotter, name)) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        let active = self.take(snapshotter, key)?;
+        let parent = active.parent.as_deref();
+        self.add(snapshotter, name, parent, SnapshotKind::Committed, labels);
+        self.hold(lease, Resource::snapshot(snapshotter, name))
+    }
+
+    pub(super) fn remove(&mut self, snapshotter: &str, key: &str) -> Effect {
+        let here = at(snapshotter, key);
+        if self.children.iter().any(|(parent, _)| *parent == here) {
+            return Err(ErrorKind::FailedPrecondition);
+        }
+        self.take(snapshotter, key).map(drop)
+    }
+
+    pub(super) fn hold(&mut self, lease: &str, resource: Resource) -> Effect {
+        let (_, held) = self.leases.get_mut(lease).ok_or(ErrorKind::NotFound)?;
+        held.insert((resource.kind, resource.id));
+        Ok(())
+    }
+
+    /// Whatever was written under this reference before is begun anew.
+    pub(super) fn begin(&mut self, reference: &str) {
+        self.ingests.insert(reference.to_owned(), vec![]);
+    }
+
+    pub(super) fn append(&mut self, reference: &str, data: &[u8]) -> Effect {
+        let written = self.ingests.get_mut(reference);
+        written.ok_or(ErrorKind::NotFound)?.extend(data);
+        Ok(())
+    }
+
+    /// The ingest becomes a blob; where there is one like it, only the ingest goes.
+    pub(super) fn finish(
+        &mut self,
+        lease: &str,
+        reference: &str,
+        digest: &str,
+        size: u64,
+    ) -> Effect {
+        let written = self.ingests.remove(reference);
+        let bytes = written.ok_or(ErrorKind::NotFound)?;
+        assert_eq!((&*sha256(&bytes), bytes.len() as u64), (digest, size));
+        if self.blobs.contains_key(digest) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        self.hold(lease, Resource::blob(digest))?;
+        self.blobs.insert(digest.to_owned(), (bytes, Labels::new()));
+        Ok(())
+    }
+
+    pub(super) fn label_blob(&mut self, digest: &str, labels: Labels) -> Effect {
+        let blob = self.blobs.get_mut(digest);
+        merge(&mut blob.ok_or(ErrorKind::NotFound)?.1, labels);
+        Ok(())
+    }
+
+    pub(super) fn label_snapshot(
+        &mut self,
+        snapshotter: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Effect {
+        let snapshot = self.snapshots.get_mut(&at(snapshotter, key));
+        merge(&mut snapshot.ok_or(ErrorKind::NotFound)?.labels, labels);
+        Ok(())
+    }
+
+    /// Collects the snapshots that neither a container nor a lease nor a blob's label holds, nor a
+    /// child of theirs.
+    pub(super) fn collect_garbage(&mut self) {
+        let mut live = BTreeSet::new();
+        for mut next in self.roots() {
+            while let Some(parent) = self.snapshots.get(&next).map(|s| s.parent.clone()) {
+                let above = parent.map(|parent| at(&next.0, &parent));
+                live.insert(next);
+                let Some(above) = above else { break };
+                next = above;
+            }
+        }
+        self.snapshots.retain(|key, _| live.contains(key));
+        self.children.retain(|(parent, _)| live.contains(parent));
+    }
+
+    fn roots(&self) -> Vec<At> {
+        let leased = self.leases.values().flat_map(|(_, held)| held);
+        let leased = leased.filter_map(|(kind, id)| {
+            let snapshotter = kind.strip_prefix("snapshots/")?;
+            Some(at(snapshotter, id))
+        });
+        let labels = self.blobs.values().flat_map(|(_, labels)| labels);
+        let labelled = labels.filter_map(|(key, value)| {
+            let snapshotter = key.strip_prefix(GC_SNAPSHOT)?.split('/').next()?;
+            Some(at(snapshotter, value))
+        });
+        let containers = self.containers.iter().cloned();
+        containers.chain(leased).chain(labelled).collect()
+    }
+}
+
+/// An empty value takes a label away.
+fn merge(labels: &mut Labels, more: Labels) {
+    labels.extend(more);
+    labels.retain(|_, value| !value.is_empty());
+}

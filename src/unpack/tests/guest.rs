@@ -1,0 +1,397 @@
+//! A snapshotter that leaves images to the guest: every state reached and left, base layers that
+//! two images share, and the move of a container off a host's unpack, with a fault at every call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::containerd::fake::Fake;
+use crate::containerd::{Containerd, ErrorKind, Image, Labels, SnapshotKind};
+use crate::image::{Manifests, Platform};
+
+use super::super::profile::is_proxied;
+use super::super::{
+    Action, Engine, Error, Missing, Move, Outcome, Request, Role, State, Swapped, Urgency, Want,
+};
+use super::usual;
+
+const NYDUS: &str = "nydus";
+
+/// The upper one is built from the lower one: its first layers are the other's.
+const LOWER: &str = "r.example/lower:1";
+const UPPER: &str = "r.example/upper:1";
+
+/// Every call of a replacement, and of the private chain where that is not possible.
+const CALLS: [&str; 11] = [
+    "list images",
+    "get image",
+    "read blob",
+    "look up blob",
+    "stat snapshot",
+    "list snapshots of",
+    "create lease",
+    "prepare snapshot",
+    "remove snapshot",
+    "label blob",
+    "delete lease",
+];
+
+const KINDS: [ErrorKind; 3] = [
+    ErrorKind::Other,
+    ErrorKind::Unreachable,
+    ErrorKind::TimedOut,
+];
+
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    lower: Image,
+    upper: Image,
+    /// Of the upper image, bottom first; the lower one has the first two.
+    chain_ids: Vec<String>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let fake = Arc::new(Fake::default());
+        let (lower, upper) = (fake.image(LOWER, 2), fake.image(UPPER, 4));
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(fake.as_ref(), &upper).await.unwrap();
+        Self {
+            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
+            fake,
+            lower,
+            upper,
+            chain_ids: manifest.layers.iter().map(|l| l.chain_id.clone()).collect(),
+        }
+    }
+
+    async fn ensure(&self, image: &str) -> Outcome {
+        let request = Request {
+            want: Want::Image(image.to_owned()),
+            snapshotter: NYDUS.to_owned(),
+            urgency: Urgency::Asked,
+        };
+        self.engine.ensure(request).outcome().await
+    }
+
+    async fn state(&self, image: &Image) -> State {
+        let names = [image.name.clone()];
+        let look = self.engine.look(image, &names, NYDUS).await;
+        look.unwrap().state
+    }
+
+    /// What containerd's fallback does: the layers that are not there are unpacked on the host.
+    async fn unpack_on_the_host(&self, count: usize) {
+        let mut parent = None;
+        for chain_id in &self.chain_ids[..count] {
+            if self.fake.stat(NYDUS, chain_id).await.is_err() {
+                self.fake.commit_unlabelled(NYDUS, chain_id, parent);
+            }
+            parent = Some(chain_id.as_str());
+        }
+    }
+
+    /// The chain on the host, and a container that is being created on it.
+    async fn poisoned(&self, key: &str) -> Move {
+        self.unpack_on_the_host(4).await;
+        let from = self.chain_ids[3].clone();
+        self.fake.activate(NYDUS, key, &from);
+        let error = self.ensure(UPPER).await.unwrap_err();
+        let Error::InUse {
+            onto: Some(onto), ..
+        } = &*error
+        else {
+            panic!("{error}");
+        };
+        Move {
+            snapshotter: NYDUS.to_owned(),
+            key: key.to_owned(),
+            from,
+            onto: onto.clone(),
+        }
+    }
+
+    async fn parent_of(&self, key: &str) -> Option<String> {
+        self.fake.stat(NYDUS, key).await.unwrap().parent
+    }
+
+    async fn assert_guest_pulls(&self, image: &Image) {
+        assert_eq!(self.state(image).await, State::Ready);
+        let top = if image == &self.lower { 1 } else { 3 };
+        let top = self.fake.stat(NYDUS, &self.chain_ids[top]).await.unwrap();
+        assert!(is_proxied(&top.labels), "{top:?}");
+    }
+
+    /// After a sweep and a garbage collection there is no lease, no extraction and no probe.
+    async fn assert_nothing_left(&self, context: &str) {
+        self.engine.sweep().await.unwrap();
+        self.fake.collect_garbage();
+        assert_eq!(self.fake.lease_ids(), Vec::<String>::new(), "{context}");
+        for snapshot in self.fake.all(NYDUS) {
+            let name = &snapshot.name;
+            let temporary = name.starts_with("extract-") || name.contains("probe");
+            assert!(!temporary, "{context}: {name} is left");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_state_becomes_a_guest_pull() {
+    let anchor = "containerd.io/gc.ref.snapshot.nydus".to_owned();
+    for (proxied, on_host, expected, action) in [
+        (0, 0, State::Missing, Action::Unpacked),
+        (2, 0, State::Partial, Action::Unpacked),
+        (0, 2, State::Partial, Action::Unpacked),
+        (0, 4, State::Unlabelled, Action::Replaced),
+        (2, 4, State::Mixed, Action::Replaced),
+        (4, 0, State::Ready, Action::None),
+    ] {
+        let bench = Bench::new().await;
+        match proxied {
+            2 => drop(bench.ensure(LOWER).await.unwrap()),
+            4 => drop(bench.ensure(UPPER).await.unwrap()),
+            _ => {}
+        }
+        bench.unpack_on_the_host(on_host).await;
+        assert_eq!(bench.state(&bench.upper).await, expected);
+        let done = bench.ensure(UPPER).await.unwrap();
+        assert_eq!(done.action, action, "{expected}");
+        bench.assert_guest_pulls(&bench.upper).await;
+        bench.fake.calls();
+        assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::None);
+        assert!(!Fake::writes(&bench.fake.calls()), "{expected}");
+        bench.assert_nothing_left(&expected.to_string()).await;
+        bench.assert_guest_pulls(&bench.upper).await;
+    }
+
+    let bench = Bench::new().await;
+    bench.ensure(UPPER).await.unwrap();
+    let manifests = Manifests::new(Platform::of_this_node());
+    let manifest = manifests.read(bench.fake.as_ref(), &bench.upper).await;
+    let unanchored = Labels::from([(anchor, String::new())]);
+    let config = manifest.unwrap().config.clone();
+    bench.fake.label_blob(&config, unanchored).await.unwrap();
+    assert_eq!(bench.state(&bench.upper).await, State::Unanchored);
+    assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Anchored);
+
+    // A prefix of an image that was left to the guest is that of another image.
+    let bench = Bench::new().await;
+    bench.ensure(UPPER).await.unwrap();
+    assert_eq!(bench.state(&bench.lower).await, State::Foreign);
+    bench.ensure(LOWER).await.unwrap();
+    bench.assert_guest_pulls(&bench.lower).await;
+    bench.assert_guest_pulls(&bench.upper).await;
+}
+
+#[tokio::test]
+async fn images_that_share_layers_are_both_left_to_the_guest() {
+    for order in [[LOWER, UPPER], [UPPER, LOWER]] {
+        let bench = Bench::new().await;
+        bench.unpack_on_the_host(4).await;
+        for image in order {
+            let _ = bench.ensure(image).await;
+        }
+        assert_eq!(bench.state(&bench.upper).await, State::Ready, "{order:?}");
+        bench.assert_guest_pulls(&bench.upper).await;
+        // The upper image stands on the lower one's layers: those stay, and it gets a private chain.
+        let error = bench.ensure(LOWER).await.unwrap_err();
+        let Error::InUse {
+            onto: Some(onto), ..
+        } = &*error
+        else {
+            panic!("{order:?}: {error}");
+        };
+        let private = bench.fake.stat(NYDUS, onto).await.unwrap();
+        assert!(is_proxied(&private.labels), "{private:?}");
+        bench.assert_nothing_left(&format!("{order:?}")).await;
+    }
+}
+
+/// The entry of a child that was collected makes its parent unremovable: it is collected, too.
+#[tokio::test]
+async fn a_chain_that_refuses_to_be_removed_is_collected() {
+    let bench = Bench::new().await;
+    let wanted = bench.poisoned("c").await;
+    let all = bench.fake.all(NYDUS);
+    assert!(all.iter().any(|s| s.name == wanted.onto));
+    // Held by nothing but the creation, the host's chain would go with it; a lease keeps it.
+    let top = crate::containerd::Resource::snapshot(NYDUS, &bench.chain_ids[3]);
+    bench.fake.lease("other", Labels::new(), &[top]);
+    bench.fake.collect_container(NYDUS, "c");
+    let refused = bench.fake.remove(NYDUS, &bench.chain_ids[3]).await;
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::FailedPrecondition);
+    // What somebody's lease holds survives the collection, and is in use.
+    let error = bench.ensure(UPPER).await.unwrap_err();
+    assert!(matches!(*error, Error::InUse { .. }), "{error}");
+    bench.fake.delete_lease("other", false).await.unwrap();
+
+    assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
+    bench.assert_guest_pulls(&bench.upper).await;
+}
+
+#[tokio::test]
+async fn a_private_chain_goes_with_its_image() {
+    let bench = Bench::new().await;
+    let wanted = bench.poisoned("c").await;
+    bench.fake.collect_garbage();
+    assert!(bench.fake.stat(NYDUS, &wanted.onto).await.is_ok());
+    bench.fake.collect_container(NYDUS, "c");
+    bench.fake.remove_image(&bench.upper);
+    assert_eq!(bench.fake.all(NYDUS), []);
+}
+
+#[tokio::test]
+async fn a_fault_in_any_call_of_a_replacement_takes_nothing_that_is_in_use() {
+    for in_use in [false, true] {
+        for call in CALLS {
+            for (after, kind) in (0..3).flat_map(|after| KINDS.map(|kind| (after, kind))) {
+                let context = format!("{call} {after} {kind:?}, in use: {in_use}");
+                let bench = Bench::new().await;
+                bench.unpack_on_the_host(4).await;
+                let top = bench.chain_ids[3].clone();
+                if in_use {
+                    bench.fake.activate(NYDUS, "c", &top);
+                }
+                bench.fake.fail(call, after, kind);
+                let _ = bench.ensure(UPPER).await;
+                bench.fake.heal();
+                if in_use {
+                    bench.assert_nothing_left(&context).await;
+                    assert_eq!(bench.parent_of("c").await, Some(top), "{context}");
+                    let left = bench.state(&bench.upper).await;
+                    assert_eq!(left, State::Unlabelled, "{context}");
+                    bench.fake.collect_container(NYDUS, "c");
+                }
+                let second = bench.ensure(UPPER).await;
+                assert!(second.is_ok(), "{context}: {second:?}");
+                bench.assert_nothing_left(&context).await;
+                bench.assert_guest_pulls(&bench.upper).await;
+            }
+        }
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_is_moved_or_left_where_it_is() {
+    let bench = Bench::new().await;
+    let wanted = bench.poisoned("c").await;
+    // Too late.
+    let late = Instant::now() + Duration::from_millis(50);
+    let swapped = bench.engine.swap(wanted.clone(), late).await;
+    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
+    // In time, and then not again.
+    let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+    assert_eq!(swapped, Swapped::Done);
+    assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.onto));
+    let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    bench.assert_nothing_left("moved").await;
+    assert_eq!(bench.parent_of("c").await, Some(wanted.onto));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_in_a_swap_leaves_it_done_or_undone() {
+    for call in [
+        "create lease",
+        "stat snapshot",
+        "remove snapshot",
+        "prepare snapshot",
+        "delete lease",
+    ] {
+        for kind in KINDS {
+            let bench = Bench::new().await;
+            let wanted = bench.poisoned("c").await;
+            bench.fake.fail(call, 0, kind);
+            let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+            bench.fake.heal();
+            let stands_on = match swapped {
+                Swapped::Done => wanted.onto,
+                Swapped::Untouched(_) => wanted.from,
+                Swapped::Lost => panic!("{call} {kind:?}"),
+            };
+            assert_eq!(
+                bench.parent_of("c").await,
+                Some(stands_on),
+                "{call} {kind:?}"
+            );
+            bench.assert_nothing_left(call).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_found_out() {
+    for call in ["remove snapshot", "prepare snapshot"] {
+        let bench = Bench::new().await;
+        let wanted = bench.poisoned("c").await;
+        bench.fake.lose(call, 0);
+        let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+        assert_eq!(swapped, Swapped::Done, "{call}");
+        assert_eq!(bench.parent_of("c").await, Some(wanted.onto), "{call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_put_back_is_lost_and_said_so() {
+    let bench = Bench::new().await;
+    let wanted = bench.poisoned("c").await;
+    // As many as there are tries until the deadline, and more.
+    for _ in 0..1000 {
+        bench.fake.fail("prepare snapshot", 0, ErrorKind::TimedOut);
+    }
+    let deadline = soon();
+    let swapped = bench.engine.swap(wanted, deadline).await;
+    assert_eq!(swapped, Swapped::Lost);
+    assert!(Instant::now() <= deadline + Duration::from_millis(1));
+    bench.fake.heal();
+    // The try under way is seen through, and its lease released, without anybody waiting.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.collect_container(NYDUS, "c");
+    bench.assert_nothing_left("lost").await;
+    bench.ensure(UPPER).await.unwrap();
+    bench.assert_guest_pulls(&bench.upper).await;
+}
+
+#[tokio::test]
+async fn twenty_creations_of_one_image_are_all_moved() {
+    let bench = Bench::new().await;
+    bench.unpack_on_the_host(4).await;
+    let keys: Vec<_> = (0..20).map(|i| format!("c{i}")).collect();
+    for key in &keys {
+        bench.fake.activate(NYDUS, key, &bench.chain_ids[3]);
+    }
+    let moves = keys.iter().map(|key| async {
+        let error = bench.ensure(UPPER).await.unwrap_err();
+        let Error::InUse {
+            onto: Some(onto), ..
+        } = &*error
+        else {
+            panic!("{error}");
+        };
+        let wanted = Move {
+            snapshotter: NYDUS.to_owned(),
+            key: key.clone(),
+            from: bench.chain_ids[3].clone(),
+            onto: onto.clone(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        assert_eq!(bench.engine.swap(wanted, deadline).await, Swapped::Done);
+        onto.clone()
+    });
+    let onto = futures::future::join_all(moves).await;
+    for (key, onto) in keys.iter().zip(onto) {
+        assert_eq!(bench.parent_of(key).await, Some(onto));
+    }
+    bench.engine.close().await;
+    let all = bench.fake.all(NYDUS);
+    let active = all.iter().filter(|s| s.kind == SnapshotKind::Active);
+    assert_eq!(active.count(), 20);
+    bench.assert_nothing_left("moved").await;
+}
