@@ -21,7 +21,7 @@ deps:
 	@missing=$$(for p in $(DEPS); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; }
 
-# The containerds and their helpers, about 125 MB, once.
+# The containerds and their helpers, about 170 MB, once.
 lab: deps
 	cargo run --quiet --package lab -- fetch
 

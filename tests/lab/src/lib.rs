@@ -3,7 +3,8 @@
 //! In the order in which a test meets them: [`packages`] brings Debian's containerd 1.7 and 2.1, runc and their
 //! helpers side by side into `target/lab`; [`images`] builds the images, sound or broken on purpose; [`Registry`]
 //! serves them; [`Lab`] is a daemon of the test's own, away from the system's, taken down with all that it started;
-//! [`Cri`] and [`Store`] speak to it; [`Plugin`] is the plugin under test.
+//! a [`ProxySnapshotter`] runs beside it where one is asked for; [`Cri`] and [`Store`] speak to it; [`Plugin`] is the
+//! plugin under test.
 //!
 //! It knows nothing of the plugin but its command line. What is missing on the machine is an error that names the
 //! remedy: a test that cannot have its containerd fails, it never skips.
@@ -16,6 +17,7 @@ mod cri;
 mod dir;
 pub mod images;
 mod log;
+mod metadata;
 mod mounts;
 pub mod nydus;
 mod options;
@@ -36,6 +38,7 @@ pub use containerd::Lab;
 pub use cri::Cri;
 pub use images::{Flaw, Image, Layer};
 pub use log::Log;
+pub use metadata::Metadata;
 pub use mounts::Mount;
 pub use options::{Handler, Launched, Options, Remote, Version};
 pub use packages::Packages;

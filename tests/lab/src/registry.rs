@@ -44,8 +44,10 @@ impl Registry {
     /// # Errors
     /// If its package cannot be had, or it does not start.
     pub async fn start() -> Result<Self> {
+        // It may have to download them, and says what is missing before anything is made.
+        let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
         let scratch = Scratch::create("registry".to_owned())?;
-        let (process, address) = serve(&scratch, "registry", "").await?;
+        let (process, address) = serve(packages, &scratch, "registry", "").await?;
         Ok(Self {
             host: HOST.to_owned(),
             address,
@@ -68,7 +70,7 @@ impl Registry {
             scratch.path(CERTIFICATE).display(),
             scratch.path(KEY).display()
         );
-        let (process, address) = serve(scratch, "registry-tls", &tls).await?;
+        let (process, address) = serve(Packages::fetch()?, scratch, "registry-tls", &tls).await?;
         let (_, port) = address
             .rsplit_once(':')
             .context("an address without port")?;
@@ -115,8 +117,12 @@ impl Registry {
 }
 
 /// Starts a registry on the run's storage and a free port; returns its address. `tls` ends its `http` section.
-async fn serve(scratch: &Scratch, name: &str, tls: &str) -> Result<(Process, String)> {
-    let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
+async fn serve(
+    packages: &Packages,
+    scratch: &Scratch,
+    name: &str,
+    tls: &str,
+) -> Result<(Process, String)> {
     let config = scratch.path(&format!("{name}.yml"));
     // Port 0: the kernel chooses a free one, the log says which.
     fs::write(

@@ -203,9 +203,10 @@ fn take_turn(lab: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Takes the lock of a run's directory; `None` if its owner is alive.
+/// Takes the lock of a run's directory; `None` if its owner is alive. The lock is on the directory itself: a file in
+/// it would be gone, and the lock with it, while its owner is still removing the rest.
 fn lock(dir: &Path) -> Result<Option<File>> {
-    let file = File::create(dir.join("lock"))?;
+    let file = File::open(dir)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

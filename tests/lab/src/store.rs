@@ -108,6 +108,19 @@ impl Store {
         Ok(image.chain_ids().into_iter().filter_map(find).collect())
     }
 
+    /// Takes a snapshot away.
+    ///
+    /// # Errors
+    /// containerd's own, for example for one that has a child.
+    pub async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<(), Status> {
+        let request = snapshots_api::RemoveSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        };
+        self.client.snapshots().remove(namespaced(request)).await?;
+        Ok(())
+    }
+
     /// All leases, with their labels.
     ///
     /// # Errors
@@ -318,6 +331,6 @@ fn snapshot(info: snapshots_api::Info) -> Snapshot {
     }
 }
 
-fn sorted(labels: HashMap<String, String>) -> Labels {
+pub(crate) fn sorted(labels: HashMap<String, String>) -> Labels {
     labels.into_iter().collect()
 }

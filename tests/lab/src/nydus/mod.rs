@@ -1,6 +1,6 @@
 //! nydus-snapshotter in its proxy mode, in which a confidential guest pulls the image and the host has none of it.
 //!
-//! There is no guest here: runc stands in for it, and `mount.fuse` gives it the files of the images it is to have.
+//! There is no guest here: runc stands in for it, and `mount.fuse` gives it the files of the images that it is to pull.
 //! Everything up to that, the snapshots and the mounts, is nydus-snapshotter's own.
 
 mod volume;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
 
 use crate::config::PAUSE;
+use crate::containerd::Lab;
 use crate::images::{self, Image};
 use crate::options::Remote;
 use crate::packages::Packages;
@@ -21,7 +22,8 @@ use crate::scratch::Scratch;
 
 pub use volume::{GUEST_PULL, KataVolume};
 
-/// What containerd calls for a mount of the type `fuse.*`, and what real guests need on no host.
+/// What containerd calls for a mount of a type `fuse.*`. Kata, which hands such a mount on to its guest, has no need
+/// of it.
 const MOUNT_FUSE: &str = include_str!("mount.fuse");
 
 /// Writes its configuration, and the guest's directory.
@@ -37,7 +39,7 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755))?;
     let program = |name: &str| packages.program("nydus-snapshotter", &format!("usr/bin/{name}"));
     symlink(program("nydus-overlayfs"), guest.join("nydus-overlayfs"))?;
-    give_to_guest(scratch, &images::pause(&[PAUSE])?)?;
+    give_to_guest(&guest, &images::pause(&[PAUSE])?)?;
     let invocation = Invocation {
         program: program("containerd-nydus-grpc"),
         arguments: vec!["--config".into(), config.into()],
@@ -47,20 +49,47 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     ProxySnapshotter::new(Remote::Nydus, scratch, invocation)
 }
 
-/// The directory to put first on containerd's PATH: the mount helper, and what it serves.
+impl Lab {
+    /// Lets the guest pull an image: a container that is left to the guest can be started then. The guest knows it by
+    /// its top layer. The pause image needs no such call. [`Remote::Nydus`] has to be among [`crate::Options::remotes`].
+    ///
+    /// # Errors
+    /// If an image without layers, one of other than gzipped layers, or one twice is given.
+    pub fn give_to_guest(&self, image: &Image) -> Result<()> {
+        give_to_guest(&guest_dir(self.scratch()), image)
+    }
+}
+
+/// The directory to put first on containerd's PATH: the mount helper, and beside it what it serves.
 pub(crate) fn guest_dir(scratch: &Scratch) -> PathBuf {
     scratch.path("guest")
 }
 
-/// Gives the guest the files of an image's top layer, so that it can run a container of it.
-fn give_to_guest(scratch: &Scratch, image: &Image) -> Result<()> {
+/// Unpacks an image where `mount.fuse` looks for it.
+fn give_to_guest(guest: &Path, image: &Image) -> Result<()> {
     let top = image.layers.last().context("an image without layers")?;
-    let blob = image.blobs.iter().find(|blob| blob.digest == top.digest);
-    let blob = blob.context("an image without its top layer")?;
-    let files = guest_dir(scratch).join(&top.digest);
-    tar::Archive::new(GzDecoder::new(&blob.bytes[..]))
-        .unpack(&files)
-        .with_context(|| format!("unpacking {} for the guest", image.name()))
+    let files = guest.join(&top.digest);
+    fs::create_dir(&files).with_context(|| format!("giving {} to the guest", image.name()))?;
+    for layer in &image.layers {
+        let blob = image.blobs.iter().find(|blob| blob.digest == layer.digest);
+        let blob = blob.with_context(|| format!("{} lacks {}", image.name(), layer.digest))?;
+        apply(&blob.bytes, &files).with_context(|| format!("unpacking {}", layer.digest))?;
+    }
+    Ok(())
+}
+
+/// Puts a gzipped layer on top of the files that are there; of whiteouts it knows those that a [`crate::Layer`] makes.
+fn apply(layer: &[u8], files: &Path) -> Result<()> {
+    for entry in tar::Archive::new(GzDecoder::new(layer)).entries()? {
+        let mut entry = entry?;
+        let path = files.join(entry.path()?);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match name.strip_prefix(".wh.") {
+            Some(hidden) => fs::remove_file(path.with_file_name(hidden))?,
+            None => drop(entry.unpack_in(files)?),
+        }
+    }
+    Ok(())
 }
 
 /// `enable_kata_volume`, since without nydusd a labelled container otherwise fails on a missing `image.boot`.

@@ -2,6 +2,7 @@
 
 mod blockfile;
 mod images;
+mod metadata;
 mod nydus;
 mod plugins;
 mod pods;

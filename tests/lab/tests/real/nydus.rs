@@ -23,7 +23,7 @@ async fn start(version: Version) -> (Lab, Registry) {
 }
 
 /// A labelled pull commits the whole chain without a single layer blob, and a container of it gets a volume for the
-/// guest. The sandbox runs, since the lab's stand-in for the guest has the pause program.
+/// guest. It starts once the guest has the image; the sandbox's image it always has.
 async fn a_labelled_pull_is_left_to_the_guest(version: Version) {
     let (lab, registry) = start(version).await;
     let app = images::app("registry.test/lab/app:1").unwrap();
@@ -54,6 +54,22 @@ async fn a_labelled_pull_is_left_to_the_guest(version: Version) {
         app.layers.last().unwrap().digest
     );
     assert!(guest_volume(&store, &pod.id).await.is_some());
+
+    let error = cri.start_container(&container).await.unwrap_err();
+    assert!(
+        error.message().contains("executable file not found"),
+        "{error}"
+    );
+    lab.give_to_guest(&app).unwrap();
+    let container = cri
+        .create_container(&pod, app.name(), &[], &[])
+        .await
+        .unwrap();
+    cri.start_container(&container).await.unwrap();
+    assert_eq!(cri.cat(&container, "/data/three").await.unwrap(), "three\n");
+    cri.cat(&container, "/data/one")
+        .await
+        .expect_err("a layer above hides it");
 }
 
 /// An image that is there for overlayfs only is unpacked on the host, without a label: the confidential container

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use lab::{Lab, Packages, Pod};
+use lab::{Lab, Options, Packages, Pod, Remote, Version};
 
 /// What an owner that is killed leaves behind is swept: here by `lab clean`, otherwise by the next start. The lab has
 /// a directory of its own, or the other tests' starts would be first.
@@ -32,6 +32,30 @@ fn what_a_killed_owner_leaves_is_swept() {
     assert!(cleaned.success());
     assert!(!socket.exists() && !log.exists());
     assert!(!processes_with(&log.with_file_name("config.toml")));
+}
+
+/// A test that panics leaves nothing either, with every daemon that a lab can have beside containerd.
+#[tokio::test]
+async fn a_panic_leaves_nothing_behind() {
+    let options = Options {
+        remotes: vec![Remote::Nydus, Remote::Soci],
+        ..Options::new(Version::V2_1)
+    };
+    let lab = Lab::start_with(Version::V2_1, options).await.unwrap();
+    let mut cri = lab.cri().await.unwrap();
+    cri.run_pod("soci", &[]).await.unwrap();
+    let pod = cri.run_pod("nydus", &[]).await.unwrap();
+    let daemons = [lab.path("nydus.toml"), lab.path("soci/config.toml")];
+    assert!(daemons.iter().all(|config| processes_with(config)));
+    let traces = Traces::of(&lab, &pod);
+
+    let test = std::thread::spawn(move || {
+        let _lab = lab;
+        panic!("on purpose");
+    });
+    test.join().expect_err("it panics");
+    traces.assert_gone();
+    assert!(!daemons.iter().any(|config| processes_with(config)));
 }
 
 /// The `lab` command with a directory of its own.
