@@ -12,6 +12,7 @@ use crate::image::{LayerLabels, Manifest};
 
 use super::gate::{Gate, Hurry, Place};
 use super::guest::Guest;
+use super::hold;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::{Lease, Leases};
 use super::missing::Missing;
@@ -191,8 +192,14 @@ impl Flight<'_> {
         done: &mut Done,
         touched: &mut HashSet<usize>,
     ) -> Result<(), Error> {
-        self.hold_what_is_there(lease, sight).await?;
+        let target = self.target;
+        let held = hold::committed(self.containerd, lease, target, sight).await;
+        held.map_err(|e| target.failed(e))?;
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
+        if unpacks && !target.rules.guest_pulls {
+            let held = hold::blobs(self.containerd, lease, target, sight).await;
+            held.map_err(|e| target.failed(e))?;
+        }
         let _place = if unpacks {
             Some(self.turn().await?)
         } else {
@@ -233,18 +240,6 @@ impl Flight<'_> {
     fn report(&self, sight: &Sight, more: usize) {
         let ready = sight.ready_layers(&self.target.rules) + more;
         self.reporter.layers(ready, sight.layers.len());
-    }
-
-    /// The highest committed layer, and with it all below, is not to be collected while we build on
-    /// it.
-    async fn hold_what_is_there(&self, lease: &Lease, sight: &Sight) -> Result<(), Error> {
-        let Some(highest) = sight.committed().checked_sub(1) else {
-            return Ok(());
-        };
-        let chain_id = &self.target.manifest.layers[highest].chain_id;
-        let resource = Resource::snapshot(&self.target.snapshotter, chain_id);
-        let held = self.containerd.hold(lease.id(), resource).await;
-        held.map_err(|e| self.target.failed(e))
     }
 
     async fn replace(&self, lease: &Lease) -> Result<Replaced, Error> {

@@ -8,6 +8,7 @@ mod error;
 mod flight;
 mod gate;
 mod guest;
+mod hold;
 mod layer;
 mod lease;
 mod missing;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
-use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
+use crate::containerd::{Containerd, ErrorKind, Image, Resource, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
@@ -191,6 +191,7 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
         "stat snapshot",
         "look up blob",
         "create lease",
+        "add to lease",
         "prepare snapshot",
         "apply layer",
         "commit snapshot",
@@ -285,6 +286,39 @@ async fn a_missing_blob_is_named() {
         "{message}"
     );
     bench.assert_nothing_left();
+}
+
+/// What is held by the leases that there are.
+async fn held(fake: &Fake) -> Vec<Resource> {
+    let mut held = vec![];
+    for lease in fake.lease_ids() {
+        held.extend(fake.lease_resources(&lease).await.unwrap());
+    }
+    held
+}
+
+#[tokio::test]
+async fn blobs_that_nothing_keeps_are_held_until_they_are_unpacked() {
+    for kept in [false, true] {
+        let bench = Bench::new(20).await;
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(bench.fake.as_ref(), &bench.image).await;
+        let manifest = manifest.unwrap();
+        let last = &manifest.layers.last().unwrap().blob.digest;
+        if kept {
+            let label = ("containerd.io/gc.ref.content.l.19".to_owned(), last.clone());
+            let labelled = bench.fake.label_blob(&manifest.digest, [label].into());
+            labelled.await.unwrap();
+        }
+        let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
+        while ticket.progress().ready_layers < 2 {
+            assert!(ticket.changed().await);
+        }
+        let held = held(&bench.fake).await;
+        assert_eq!(held.contains(&Resource::blob(last)), !kept, "{held:?}");
+        ticket.outcome().await.unwrap();
+        bench.assert_nothing_left();
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod tree;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -165,6 +166,24 @@ fn assert_equal(what: &str, rebuilt: &Tree, other: &Tree, causes: &[Cause]) -> R
 }
 
 impl Node {
+    /// Takes from the manifest what keeps its layers' blobs.
+    async fn let_go_of_layers(&self) -> Result<()> {
+        let digest = self.image.manifest.digest.clone();
+        let labels = self.store.content_labels(&digest).await?;
+        let layers = labels.keys().filter(|key| key.contains(".content.l."));
+        let paths = layers.map(|key| format!("labels.{key}")).collect();
+        let request = api::UpdateRequest {
+            info: Some(api::Info {
+                digest,
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask { paths }),
+        };
+        let mut content = self.store.client.content();
+        content.update(namespaced(request)).await?;
+        Ok(())
+    }
+
     /// The digests of all blobs.
     async fn blobs(&self) -> Result<BTreeSet<String>> {
         let request = api::ListContentRequest::default();
@@ -248,6 +267,49 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     ensure!(ensured(&node, handler)?["action"] == "rebuilt");
     node.assert_labelled(handler).await?;
     node.assert_nothing_rebuilding(handler).await
+}
+
+/// With `discard_unpacked_layers` an image that has just been pulled still has its blobs, and nothing
+/// keeps them: what is being unpacked is not collected.
+async fn held(version: Version, handler: &str) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    node.image = images::large(NASTY, 8, 8 << 20)?;
+    node.store.put_image(&node.image).await?;
+    // The collection that follows every lease is over.
+    node.store.collect_garbage().await?;
+    node.let_go_of_layers().await?;
+    let handler_named = handler.to_owned();
+    let node = Arc::new(node);
+    let other = node.clone();
+    let ensuring = tokio::task::spawn_blocking(move || ensured(&other, &handler_named));
+    let begun = async {
+        while node.store.chain(handler, &node.image).await?.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        node.store.collect_garbage().await?;
+        anyhow::Ok(node.store.chain(handler, &node.image).await?.len())
+    };
+    let made = tokio::time::timeout(PATIENCE, begun).await??;
+    ensure!(made < node.image.layers.len(), "too quick to be met");
+    let row = ensuring.await??;
+    ensure!(row["action"] == "unpacked", "{row:#}");
+    node.store.collect_garbage().await?;
+    // The first two are those of the other image on this node, too.
+    for layer in &node.image.layers[2..] {
+        let blob = node.store.content_labels(&layer.digest).await;
+        ensure!(blob.is_err(), "{} is held for longer", layer.digest);
+    }
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_are_held_for_erofs_on_2_1() -> Result<()> {
+    held(Version::V2_1, "erofs").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_are_held_for_native_on_1_7() -> Result<()> {
+    held(Version::V1_7, "native").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

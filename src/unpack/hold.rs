@@ -1,0 +1,63 @@
+//! What a flight stands on, put under its lease before it begins: the layers that are there, and the
+//! blobs of those that are not.
+
+use std::collections::HashSet;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use crate::containerd::{self, Containerd, Resource};
+
+use super::Sight;
+use super::flight::Target;
+use super::lease::Lease;
+
+/// What a manifest's labels for the blobs that it keeps begin with.
+const KEEPS: &str = "containerd.io/gc.ref.content";
+
+/// Blobs that are held at once: each takes containerd one transaction, one after another.
+const PARALLEL_HOLDS: usize = 4;
+
+/// The highest committed layer, and with it all below, is not to be collected while a flight builds
+/// on it.
+pub(super) async fn committed(
+    containerd: &dyn Containerd,
+    lease: &Lease,
+    target: &Target,
+    sight: &Sight,
+) -> Result<(), containerd::Error> {
+    let Some(highest) = sight.committed().checked_sub(1) else {
+        return Ok(());
+    };
+    let chain_id = &target.manifest.layers[highest].chain_id;
+    let resource = Resource::snapshot(&target.snapshotter, chain_id);
+    containerd.hold(lease.id(), resource).await
+}
+
+/// The blobs from which the layers above the committed ones are unpacked. Where the manifest keeps
+/// them, nothing is done; with `discard_unpacked_layers` it does not, and the next garbage collection
+/// takes those that are still there from a pull.
+pub(super) async fn blobs(
+    containerd: &dyn Containerd,
+    lease: &Lease,
+    target: &Target,
+    sight: &Sight,
+) -> Result<(), containerd::Error> {
+    let manifest = &target.manifest;
+    let labels = match containerd.blob(&manifest.digest).await {
+        Ok(blob) => blob.labels,
+        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let kept = labels.iter().filter(|(key, _)| key.starts_with(KEEPS));
+    let kept: HashSet<_> = kept.map(|(_, digest)| digest.as_str()).collect();
+    let missing = manifest.layers.iter().skip(sight.committed());
+    let digests: HashSet<_> = missing.map(|layer| layer.blob.digest.as_str()).collect();
+    let holds = digests
+        .difference(&kept)
+        .map(|digest| containerd.hold(lease.id(), Resource::blob(digest)));
+    let holds: Vec<_> = holds.collect();
+    stream::iter(holds)
+        .buffer_unordered(PARALLEL_HOLDS)
+        .try_collect()
+        .await
+}
