@@ -45,7 +45,7 @@ pub use packages::Packages;
 pub use plugin::Plugin;
 pub use pods::{Exec, Pod};
 pub use proxy::ProxySnapshotter;
-pub use registry::Registry;
+pub use registry::{PASSWORD, Registry, USER};
 pub use scratch::sweep;
 pub use shared::Shared;
 pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};

@@ -27,12 +27,23 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 const CERTIFICATE: &str = "registry.crt";
 const KEY: &str = "registry.key";
 
+/// The user of a registry that wants to know who pulls.
+pub const USER: &str = "lab";
+
+/// The user's password.
+pub const PASSWORD: &str = "let me in";
+
+/// The password as the registry wants it: by bcrypt.
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuu4h2R.N3/mVBA7Xh7aLzKSJDAsK61n52";
+
 /// A running registry with a storage of its own. Dropped, both go.
 #[derive(Debug)]
 pub struct Registry {
     /// The host part of its images' names.
     host: String,
     address: String,
+    /// Where images are pulled from, which is the same place unless that one wants to know who pulls.
+    pulls: String,
     /// The registry, and a second one over TLS where there is one. They are the same to whoever reads: the storage is.
     processes: Vec<Process>,
     scratch: Scratch,
@@ -47,9 +58,10 @@ impl Registry {
         // It may have to download them, and says what is missing before anything is made.
         let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
         let scratch = Scratch::create("registry".to_owned())?;
-        let (process, address) = serve(packages, &scratch, "registry", "").await?;
+        let (process, address) = serve(packages, &scratch, "registry", "", "").await?;
         Ok(Self {
             host: HOST.to_owned(),
+            pulls: address.clone(),
             address,
             processes: vec![process],
             scratch,
@@ -70,11 +82,32 @@ impl Registry {
             scratch.path(CERTIFICATE).display(),
             scratch.path(KEY).display()
         );
-        let (process, address) = serve(Packages::fetch()?, scratch, "registry-tls", &tls).await?;
+        let (process, address) =
+            serve(Packages::fetch()?, scratch, "registry-tls", &tls, "").await?;
         let (_, port) = address
             .rsplit_once(':')
             .context("an address without port")?;
         registry.host = format!("{HOST}:{port}");
+        registry.processes.push(process);
+        Ok(registry)
+    }
+
+    /// Starts an empty registry from which only [`USER`] pulls.
+    ///
+    /// # Errors
+    /// If its package cannot be had, or it does not start.
+    pub async fn start_private() -> Result<Self> {
+        let mut registry = Self::start().await?;
+        let scratch = &registry.scratch;
+        let users = scratch.path("users");
+        fs::write(&users, format!("{USER}:{PASSWORD_HASH}\n"))?;
+        let login = format!(
+            "auth: {{htpasswd: {{realm: lab, path: {}}}}}\n",
+            users.display()
+        );
+        let packages = Packages::fetch()?;
+        let (process, address) = serve(packages, scratch, "registry-private", "", &login).await?;
+        registry.pulls = address;
         registry.processes.push(process);
         Ok(registry)
     }
@@ -93,16 +126,21 @@ impl Registry {
         Some(self.scratch.path(CERTIFICATE)).filter(|file| file.exists())
     }
 
-    /// Where it listens: `127.0.0.1:PORT`.
+    /// Where it listens for pushes: `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Where it listens for pulls.
+    pub fn pull_address(&self) -> &str {
+        &self.pulls
     }
 
     /// The hosts file that sends a containerd here.
     pub(crate) fn hosts_toml(&self) -> String {
         format!(
             "server = \"http://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
-            self.address
+            self.pulls
         )
     }
 
@@ -116,12 +154,14 @@ impl Registry {
     }
 }
 
-/// Starts a registry on the run's storage and a free port; returns its address. `tls` ends its `http` section.
+/// Starts a registry on the run's storage and a free port; returns its address. `tls` ends its `http` section,
+/// `login` is a section of its own.
 async fn serve(
     packages: &Packages,
     scratch: &Scratch,
     name: &str,
     tls: &str,
+    login: &str,
 ) -> Result<(Process, String)> {
     let config = scratch.path(&format!("{name}.yml"));
     // Port 0: the kernel chooses a free one, the log says which.
@@ -129,7 +169,7 @@ async fn serve(
         &config,
         format!(
             "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n",
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n{login}",
             scratch.path("storage").display()
         ),
     )?;
