@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::config::{self, Config, ExtraLabels, MissingContent, OnUnready, Unlabelled};
-use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Repair, profile};
+use crate::config::{
+    self, AbsolutePath, Config, ExtraLabels, MissingContent, OnUnready, Unlabelled,
+};
+use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Registries, Repair, profile};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -62,13 +64,16 @@ impl LabelPolicy for Labels {
 /// What is done about a layer that has to be unpacked and whose blob is gone.
 pub fn missing(config: &Config) -> Missing {
     let means = config.unpack.missing_content.iter();
-    Missing {
-        means: means
-            .map(|means| match means {
-                MissingContent::Rebuild => Means::Rebuild,
-            })
-            .collect(),
-    }
+    let means = means.map(|means| match means {
+        MissingContent::Rebuild => Means::Rebuild,
+        MissingContent::Pull => Means::Pull,
+    });
+    let path = |path: &AbsolutePath| path.as_ref().to_owned();
+    let registries = Registries {
+        hosts: path(&config.pull.hosts),
+        credentials: config.pull.credentials.as_ref().map(path),
+    };
+    Missing::new(means.collect(), registries)
 }
 
 /// What becomes of a container whose image is not ready in this snapshotter.

@@ -27,6 +27,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// `[unpack]`
     pub unpack: Unpack,
+    /// `[pull]`
+    pub pull: Pull,
     /// `[handlers]`: runtime handler → snapshotter, where what containerd reports is to be
     /// overruled.
     pub handlers: BTreeMap<Name, Name>,
@@ -156,6 +158,27 @@ impl Default for Unpack {
 pub enum MissingContent {
     /// Take it from overlayfs on this node.
     Rebuild,
+    /// Have containerd fetch it from the image's registry.
+    Pull,
+}
+
+/// `[pull]`: how registries are reached, where what is missing is pulled.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Pull {
+    /// The directory of containerd's `hosts.toml` files; it need not exist.
+    pub hosts: AbsolutePath,
+    /// A file with credentials, in the form of docker's `config.json`.
+    pub credentials: Option<AbsolutePath>,
+}
+
+impl Default for Pull {
+    fn default() -> Self {
+        Self {
+            hosts: built_in("/etc/containerd/certs.d".to_owned()),
+            credentials: None,
+        }
+    }
 }
 
 /// `[metrics]`

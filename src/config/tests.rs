@@ -17,7 +17,7 @@ fn complaint(text: &str) -> String {
 
 #[test]
 fn empty_means_default() {
-    let tables = "[nri]\n[containerd]\n[hooks]\n[unpack]\n[handlers]\n[snapshotters.default]\n[metrics]\n[log]\n";
+    let tables = "[nri]\n[containerd]\n[hooks]\n[unpack]\n[pull]\n[handlers]\n[snapshotters.default]\n[metrics]\n[log]\n";
     for text in ["", "# nothing\n", tables] {
         assert_eq!(parse(text), Config::default(), "for {text:?}");
     }
@@ -33,7 +33,7 @@ fn bad_values_are_answered() {
         ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1: duplicate key in `level = \"warn\"`"),
         ("# ä\nä = \"ä\" ä\n", "2:9: unexpected key or value, expected newline, `#` in `ä = \"ä\" ä`"),
         // Keys that do not exist, and tables that are none.
-        ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `handlers`, `snapshotters`, `metrics`, `log`"),
+        ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `snapshotters`, `metrics`, `log`"),
         ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
         ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
         ("nri = 3\n", "1:7: nri: invalid type: integer `3`, expected a table"),
@@ -65,7 +65,10 @@ fn bad_values_are_answered() {
         ("[unpack]\nmin_free = \"+5%\"\n", "2:12: unpack.min_free: \"+5%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmin_free = \"100%\"\n", "2:12: unpack.min_free: \"100%\" is not a share: write \"0%\" to \"99%\", in whole percent"),
         ("[unpack]\nmissing_content = \"rebuild\"\n", "2:19: unpack.missing_content: invalid type: string \"rebuild\", expected a sequence"),
-        ("[unpack]\nmissing_content = [\"guess\"]\n", "2:20: unpack.missing_content[0]: unknown variant `guess`, expected `rebuild`"),
+        ("[unpack]\nmissing_content = [\"guess\"]\n", "2:20: unpack.missing_content[0]: unknown variant `guess`, expected `rebuild` or `pull`"),
+        // [pull]
+        ("[pull]\nhosts = \"certs.d\"\n", "2:9: pull.hosts: \"certs.d\" is not an absolute path: start it with `/`"),
+        ("[pull]\npassword = \"x\"\n", "2:1: pull.password: unknown field `password`, expected `hosts` or `credentials`"),
         // [handlers]
         ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),

@@ -16,12 +16,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Piece,
-    Resource, Result, Snapshot, SnapshotKind, Snapshotter,
+    Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use store::{Effect, Store, at};
 
 /// The calls that change something.
-pub(crate) const WRITES: [&str; 13] = [
+pub(crate) const WRITES: [&str; 14] = [
+    "fetch",
     "write blob",
     "write piece",
     "abort write",
@@ -56,6 +57,8 @@ struct State {
     slow: HashMap<&'static str, Duration>,
     down: bool,
     calls: Vec<String>,
+    /// Empty for one that is of no known version.
+    version: String,
 }
 
 /// The nth call of this kind from now on fails.
@@ -236,6 +239,23 @@ impl Fake {
     /// A snapshot is not there any more.
     pub(crate) fn forget(&self, snapshotter: &str, name: &str) {
         self.state().store.forget(snapshotter, name);
+    }
+
+    /// A registry has what is here now, and this version of containerd may be told to ask it.
+    pub(crate) fn publish(&self, version: &str) {
+        let mut state = self.state();
+        version.clone_into(&mut state.version);
+        state.store.publish();
+    }
+
+    /// The registry does not have a blob any more.
+    pub(crate) fn unpublish(&self, digest: &str) {
+        self.state().store.published.remove(digest).unwrap();
+    }
+
+    /// From where blobs were fetched.
+    pub(crate) fn fetched(&self) -> Vec<Source> {
+        self.state().store.fetched.clone()
     }
 
     /// What was begun to be written and neither finished nor aborted.
@@ -426,6 +446,11 @@ impl Containerd for Fake {
         self.call("abort write", reference, effect).await
     }
 
+    async fn fetch(&self, lease: &str, source: &Source) -> Result<()> {
+        let effect = |store: &mut Store| store.fetch(lease, source);
+        self.call("fetch", &source.reference, effect).await
+    }
+
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
         let effect = |store: &mut Store| store.label_blob(digest, labels);
         self.call("label blob", digest, effect).await
@@ -564,7 +589,8 @@ impl Containerd for Fake {
     }
 
     async fn version(&self) -> Result<String> {
-        Ok("fake".to_owned())
+        self.call("ask version", "", |_| Ok(())).await?;
+        Ok(self.state().version.clone())
     }
 
     async fn cri_config(&self) -> Result<Option<String>> {

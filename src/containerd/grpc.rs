@@ -3,6 +3,7 @@
 //! The channel connects when it is first used, and again whenever containerd has been away: one
 //! value serves for the daemon's whole life.
 
+mod fetch;
 mod write;
 
 use std::path::Path;
@@ -20,7 +21,7 @@ use tonic::{Request, Status};
 
 use super::{
     Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Piece, Resource,
-    Result, Snapshot, SnapshotKind, Snapshotter,
+    Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 
 /// A call that touches metadata only. containerd's own clients give such calls a few seconds; a
@@ -241,6 +242,10 @@ impl Containerd for Grpc {
         });
         let reply = self.content_api().abort(request).await;
         reply.map_err(failed("abort write", reference)).map(drop)
+    }
+
+    async fn fetch(&self, lease: &str, source: &Source) -> Result<()> {
+        self.transfer(lease, source).await
     }
 
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {

@@ -9,6 +9,8 @@ pub(crate) mod fake;
 pub mod grpc;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -128,6 +130,36 @@ pub enum Piece {
     },
 }
 
+/// Where an image's blobs are fetched from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// A repository and the digest of a manifest in it: `docker.io/library/busybox@sha256:…`.
+    pub reference: String,
+    /// The directory of the files that say how registries are reached, one directory for each host;
+    /// it need not exist.
+    pub hosts: PathBuf,
+    /// For the registries that want it.
+    pub logins: Logins,
+}
+
+/// Credentials by host, as containerd asks for them: `registry-1.docker.io`, `registry.example:5000`.
+pub type Logins = BTreeMap<String, Login>;
+
+/// What a registry is told about who asks.
+#[derive(Clone, PartialEq)]
+pub struct Login {
+    /// Empty where the secret is a token that stands for the user as well.
+    pub username: String,
+    /// A password or a token.
+    pub secret: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login({})", self.username)
+    }
+}
+
 /// A snapshotter that containerd lists, working or not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshotter {
@@ -176,6 +208,10 @@ pub trait Containerd: Send + Sync {
     ) -> Result<()>;
     /// Takes away what was written under `reference` and not finished.
     async fn abort_write(&self, reference: &str) -> Result<()>;
+    /// Has containerd fetch the blobs of a manifest that the content store lacks; they are held by
+    /// the lease. No image record is made or changed, but the manifest's labels keep the blobs
+    /// afterwards. Whether a blob is there is to be looked up: a success does not promise it.
+    async fn fetch(&self, lease: &str, source: &Source) -> Result<()>;
     /// Adds these labels to a blob, or replaces their values; others stay. An empty value takes a
     /// label away.
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()>;

@@ -10,7 +10,8 @@ pub type LayerLabels = Vec<Labels>;
 
 /// The chain id, by which a remote snapshotter and containerd's metadata store find each other.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
-const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+/// The name that the image is pulled by.
+pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// This and the following layers' digests: one alone on the top layer.

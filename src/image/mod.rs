@@ -15,7 +15,7 @@ mod reference;
 use crate::containerd;
 
 pub use extra::extra_labels;
-pub use labels::{IMAGE_LAYERS, LayerLabels, SNAPSHOT_REF, layer_labels};
+pub use labels::{IMAGE_LAYERS, IMAGE_REF, LayerLabels, SNAPSHOT_REF, layer_labels};
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;

@@ -326,6 +326,8 @@ impl Flight<'_> {
             containerd: self.containerd,
             snapshotter: &self.target.snapshotter,
             lease,
+            image: &self.target.image,
+            manifest: &self.target.manifest,
             layer: &layers[i],
             parent: i
                 .checked_sub(1)

@@ -1,11 +1,11 @@
 //! What a flight stands on, put under its lease before it begins: the layers that are there, and the
-//! blobs of those that are not.
+//! blobs of those that are not; and what a manifest keeps by its labels.
 
 use std::collections::HashSet;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::containerd::{self, Containerd, Resource};
+use crate::containerd::{self, Containerd, Labels, Resource};
 
 use super::Sight;
 use super::flight::Target;
@@ -60,4 +60,40 @@ pub(super) async fn blobs(
         .buffer_unordered(PARALLEL_HOLDS)
         .try_collect()
         .await
+}
+
+/// What to change in a manifest's labels so that it keeps the blobs that it kept before, and no
+/// others.
+pub(super) fn changes_back(before: &Labels, now: &Labels) -> Labels {
+    let keeps = now.iter().filter(|(key, _)| key.starts_with(KEEPS));
+    let changed = keeps.filter(|(key, value)| before.get(*key) != Some(value));
+    // An empty value takes a label away.
+    let back = changed.map(|(key, _)| (key.clone(), before.get(key).cloned().unwrap_or_default()));
+    back.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_added_goes_and_what_was_changed_comes_back() {
+        let labels = |all: &[(&str, &str)]| -> Labels {
+            let owned = |(key, value): &(&str, &str)| (key.to_string(), value.to_string());
+            all.iter().map(owned).collect()
+        };
+        let before = labels(&[("a", "1"), ("containerd.io/gc.ref.content.config", "c")]);
+        let now = labels(&[
+            ("a", "2"),
+            ("b", "3"),
+            ("containerd.io/gc.ref.content.config", "d"),
+            ("containerd.io/gc.ref.content.l.0", "l"),
+        ]);
+        let back = labels(&[
+            ("containerd.io/gc.ref.content.config", "c"),
+            ("containerd.io/gc.ref.content.l.0", ""),
+        ]);
+        assert_eq!(changes_back(&before, &now), back);
+        assert_eq!(changes_back(&now, &now), Labels::new());
+    }
 }

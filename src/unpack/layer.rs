@@ -6,7 +6,7 @@
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
-use crate::image::Layer;
+use crate::image::{Layer, Manifest};
 
 use super::lease::Lease;
 use super::missing::{Content, Missing};
@@ -52,6 +52,9 @@ pub(super) struct Unpack<'a> {
     pub(super) containerd: &'a dyn Containerd,
     pub(super) snapshotter: &'a str,
     pub(super) lease: &'a Lease,
+    /// The name that the image goes by.
+    pub(super) image: &'a str,
+    pub(super) manifest: &'a Manifest,
     pub(super) layer: &'a Layer,
     /// The chain id below.
     pub(super) parent: Option<&'a str>,

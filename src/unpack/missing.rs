@@ -2,10 +2,13 @@
 //!
 //! It decides which content is tried next; how a content becomes a snapshot is the layer's to know.
 
+use tokio::sync::Mutex;
+
 use crate::containerd::{Descriptor, Labels};
-use crate::image::Layer;
+use crate::image::{self, Layer};
 
 use super::layer::{Committed, Failure, Unpack};
+use super::pull::{self, Pull, Registries};
 use super::rebuild::{self, Rebuild, SOURCE};
 
 /// The label of a snapshot whose content did not come from the image's own blob: where from instead.
@@ -16,13 +19,17 @@ const REBUILT_FROM: &str = "nri-unpack/rebuilt-from";
 pub enum Means {
     /// From overlayfs on this node, exactly as it was unpacked there. Offline, without credentials.
     Rebuild,
+    /// From the image's registry, by containerd 2.1 or later.
+    Pull,
 }
 
 /// What is done about blobs that are gone: nothing by default.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Missing {
-    /// In this order.
-    pub means: Vec<Means>,
+    means: Vec<Means>,
+    registries: Registries,
+    /// One fetch at a time: it changes a manifest's labels and changes them back.
+    turn: Mutex<()>,
 }
 
 /// What is applied to make a layer.
@@ -64,12 +71,22 @@ impl Content {
 }
 
 impl Missing {
+    /// These means, in this order, with the registries reached in this way.
+    pub fn new(means: Vec<Means>, registries: Registries) -> Self {
+        Self {
+            means,
+            registries,
+            turn: Mutex::default(),
+        }
+    }
+
     /// Commits the layer by the first means that does it; the failure says what became of each.
     pub(super) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
         let mut tried = vec![];
         for means in &self.means {
             let outcome = match means {
                 Means::Rebuild => rebuilt(layer).await,
+                Means::Pull => self.pulled(layer).await,
             };
             match outcome {
                 Ok(committed) => return Ok(committed),
@@ -83,6 +100,25 @@ impl Missing {
         }
         Err(Failure::NoBlob(tried))
     }
+
+    async fn pulled(&self, layer: &Unpack<'_>) -> Result<Committed, Obstacle> {
+        let labelled = layer.labels.get(image::IMAGE_REF);
+        let names = labelled.map(String::as_str).into_iter();
+        let names: Vec<_> = names.chain([layer.image]).collect();
+        let pull = Pull {
+            containerd: layer.containerd,
+            lease: layer.lease,
+            registries: &self.registries,
+            manifest: layer.manifest,
+            names: &names,
+            stop: layer.stop,
+        };
+        let turn = layer.stop.run_until_cancelled(self.turn.lock()).await;
+        let turn = turn.ok_or(Failure::Stopped)?;
+        pull.blob(&layer.layer.blob.digest).await?;
+        drop(turn);
+        Ok(layer.unpack(&Content::of_image(layer.layer)).await?)
+    }
 }
 
 /// Why a means did not do it.
@@ -91,16 +127,21 @@ enum Obstacle {
     #[error(transparent)]
     Rebuild(#[from] rebuild::Failure),
     #[error(transparent)]
+    Pull(#[from] pull::Failure),
+    #[error(transparent)]
     Layer(#[from] Failure),
 }
 
 impl Obstacle {
     /// What to say of it before the next means; a failure where no other would do better.
     fn reason(self) -> Result<String, Failure> {
-        use rebuild::Failure::{Containerd, Stopped};
         match self {
-            Self::Layer(Failure::Stopped) | Self::Rebuild(Stopped) => Err(Failure::Stopped),
-            Self::Layer(Failure::Containerd(e)) | Self::Rebuild(Containerd(e))
+            Self::Layer(Failure::Stopped)
+            | Self::Pull(pull::Failure::Stopped)
+            | Self::Rebuild(rebuild::Failure::Stopped) => Err(Failure::Stopped),
+            // In a pull it may be the registry that does not answer.
+            Self::Layer(Failure::Containerd(e))
+            | Self::Rebuild(rebuild::Failure::Containerd(e))
                 if e.is_unreachable() =>
             {
                 Err(e.into())
@@ -126,6 +167,7 @@ impl std::fmt::Display for Means {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Rebuild => "rebuild",
+            Self::Pull => "pull",
         })
     }
 }

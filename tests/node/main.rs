@@ -7,6 +7,7 @@ mod json;
 mod labels;
 mod main_job;
 mod policy;
+mod pull;
 mod rebuild;
 mod recovery;
 mod shared_layers;

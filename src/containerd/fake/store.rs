@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind};
+use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind, Source};
 use super::sha256;
 
 /// The one snapshotter that leaves layers to the guest.
@@ -26,6 +26,9 @@ const PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
 /// second snapshot, a slash and any word.
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
+/// The same for a blob that another one keeps.
+const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
+
 /// A snapshotter and a key.
 pub(super) type At = (String, String);
 
@@ -38,6 +41,9 @@ pub(super) struct Store {
     pub(super) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
     /// What comes out of a blob.
     pub(super) diff_ids: HashMap<String, String>,
+    /// What a registry has, and for whom it was asked.
+    pub(super) published: BTreeMap<String, Vec<u8>>,
+    pub(super) fetched: Vec<Source>,
     /// What was written of blobs that are not finished.
     pub(super) ingests: BTreeMap<String, Vec<u8>>,
     pub(super) snapshots: BTreeMap<At, Snapshot>,
@@ -200,6 +206,27 @@ impl Store {
         let (_, held) = self.leases.get_mut(lease).ok_or(ErrorKind::NotFound)?;
         held.insert((resource.kind, resource.id));
         Ok(())
+    }
+
+    pub(super) fn publish(&mut self) {
+        let blobs = self.blobs.iter();
+        self.published = blobs
+            .map(|(d, (bytes, _))| (d.clone(), bytes.clone()))
+            .collect();
+    }
+
+    /// Everything that is published comes, and the manifest keeps it from now on.
+    pub(super) fn fetch(&mut self, lease: &str, source: &Source) -> Effect {
+        self.fetched.push(source.clone());
+        let (_, manifest) = source.reference.rsplit_once('@').unwrap();
+        let mut kept = Labels::new();
+        for (digest, bytes) in self.published.clone() {
+            self.hold(lease, Resource::blob(&digest))?;
+            kept.insert(format!("{GC_CONTENT}{digest}"), digest.clone());
+            let fetched = (bytes, Labels::new());
+            self.blobs.entry(digest).or_insert(fetched);
+        }
+        self.label_blob(manifest, kept)
     }
 
     /// Whatever was written under this reference before is begun anew.

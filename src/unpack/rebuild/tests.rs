@@ -22,7 +22,9 @@ use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, SnapshotKind};
 use crate::image::{Manifest, Manifests, Platform};
 
-use super::super::{Action, Engine, Error, Means, Missing, Outcome, Request, Role, Urgency, Want};
+use super::super::{
+    Action, Engine, Error, Means, Missing, Outcome, Registries, Request, Role, Urgency, Want,
+};
 use super::archive;
 
 const EROFS: &str = "erofs";
@@ -247,9 +249,7 @@ impl Bench {
         let image = fake.image(NAME, 3);
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = Missing {
-            means: vec![Means::Rebuild],
-        };
+        let missing = Missing::new(vec![Means::Rebuild], Registries::default());
         let bench = Self {
             engine: Engine::new(
                 fake.clone(),

@@ -1,0 +1,114 @@
+//! The blobs of an image whose layers are gone, from its registry: containerd fetches them, the
+//! flight's lease holds them until they are unpacked, and nothing of it stays.
+
+mod credentials;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use oci_spec::distribution::Reference;
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::{self, Containerd, Logins, Source};
+use crate::image::{self, Manifest};
+
+use super::hold;
+use super::lease::Lease;
+
+/// The first version whose transfer service takes the node's registry configuration along.
+const SINCE: (u64, u64) = (2, 1);
+
+/// How registries are reached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Registries {
+    /// containerd's directory of `hosts.toml` files.
+    pub hosts: PathBuf,
+    /// A file in the form of docker's `config.json`.
+    pub credentials: Option<PathBuf>,
+}
+
+/// Why the blobs were not fetched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("containerd {0} cannot fetch missing blobs, that takes 2.1 or later")]
+    TooOld(String),
+    #[error("the image has no name that could be pulled")]
+    NoName,
+    #[error(transparent)]
+    Credentials(#[from] credentials::Error),
+    #[error("{0} does not have the blob")]
+    NotThere(String),
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    #[error("stopped")]
+    Stopped,
+}
+
+/// What it takes to fetch an image's blobs.
+pub(super) struct Pull<'a> {
+    pub(super) containerd: &'a dyn Containerd,
+    pub(super) lease: &'a Lease,
+    pub(super) registries: &'a Registries,
+    pub(super) manifest: &'a Manifest,
+    /// The names that the image goes by, the best first.
+    pub(super) names: &'a [&'a str],
+    pub(super) stop: &'a CancellationToken,
+}
+
+impl Pull<'_> {
+    /// Fetches what the manifest names, and makes sure that `digest` is among it.
+    pub(super) async fn blob(&self, digest: &str) -> Result<(), Failure> {
+        let version = self.containerd.version().await?;
+        if is_older(&version) {
+            return Err(Failure::TooOld(version));
+        }
+        let logins = match &self.registries.credentials {
+            Some(path) => credentials::read(path).await?,
+            None => Logins::new(),
+        };
+        let source = Source {
+            reference: self.reference().ok_or(Failure::NoName)?,
+            hosts: self.registries.hosts.clone(),
+            logins,
+        };
+        self.fetch(&source).await?;
+        match self.containerd.blob(digest).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.is_not_found() => Err(Failure::NotThere(source.reference)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// By digest: a tag may have moved since.
+    fn reference(&self) -> Option<String> {
+        let name = self.names.iter().find(|name| image::is_pullable(name))?;
+        let name = Reference::try_from(*name).ok()?;
+        let (registry, repository) = (name.registry(), name.repository());
+        Some(format!("{registry}/{repository}@{}", self.manifest.digest))
+    }
+
+    /// A fetch labels the manifest, so that it keeps its blobs; afterwards it keeps what it kept
+    /// before.
+    async fn fetch(&self, source: &Source) -> Result<(), Failure> {
+        let digest = &self.manifest.digest;
+        let before = self.containerd.blob(digest).await?.labels;
+        let fetch = self.containerd.fetch(self.lease.id(), source);
+        let fetched = self.stop.run_until_cancelled(fetch).await;
+        let now = self.containerd.blob(digest).await?.labels;
+        let changes = hold::changes_back(&before, &now);
+        if !changes.is_empty() {
+            self.containerd.label_blob(digest, changes).await?;
+        }
+        Ok(fetched.ok_or(Failure::Stopped)??)
+    }
+}
+
+/// Of a version that is not understood the best is hoped.
+fn is_older(version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < SINCE,
+        _ => false,
+    }
+}
