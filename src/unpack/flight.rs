@@ -212,7 +212,11 @@ impl Flight<'_> {
             }
             let acted = match *step {
                 Step::Relabel(i) => self.relabel(i).await?.then(|| Action::from(*step)),
-                Step::Unpack(i) => Some(self.unpack(lease, i).await?),
+                Step::Unpack(i) => match self.unpack(lease, i).await? {
+                    Some(action) => Some(action),
+                    // What this round was planned on is not there any more.
+                    None => return Ok(()),
+                },
                 Step::Anchor => self.anchor().await?.then(|| Action::from(*step)),
                 // Stands alone: what comes after it is not known yet.
                 Step::Replace => None,
@@ -320,7 +324,8 @@ impl Flight<'_> {
         self.unless_gone(labelled.await)
     }
 
-    async fn unpack(&self, lease: &Lease, i: usize) -> Result<Action, Error> {
+    /// `None` where the layer below was taken away meanwhile: the next look finds it missing.
+    async fn unpack(&self, lease: &Lease, i: usize) -> Result<Option<Action>, Error> {
         let layers = &self.target.manifest.layers;
         let unpack = Unpack {
             containerd: self.containerd,
@@ -338,8 +343,9 @@ impl Flight<'_> {
         };
         match unpack.run().await {
             // Whoever committed it: it was missing, and is there now.
-            Ok(Committed::Applied | Committed::Existed) => Ok(Action::Unpacked),
-            Ok(Committed::Rebuilt) => Ok(Action::Rebuilt),
+            Ok(Committed::Applied | Committed::Existed) => Ok(Some(Action::Unpacked)),
+            Ok(Committed::Rebuilt) => Ok(Some(Action::Rebuilt)),
+            Err(Failure::ParentGone) => Ok(None),
             Err(failure) => Err(self.layer_failed(i, failure)),
         }
     }
@@ -369,7 +375,7 @@ impl Flight<'_> {
         let (position, layers, expected) = (i + 1, layers.len(), layers[i].diff_id.clone());
         match failure {
             Failure::Containerd(source) => self.target.failed(source),
-            Failure::Stopped => Error::Stopped(image),
+            Failure::ParentGone | Failure::Stopped => Error::Stopped(image),
             Failure::NoBlob(tried) => Error::Unavailable {
                 image,
                 digest,

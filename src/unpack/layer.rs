@@ -43,6 +43,9 @@ pub(super) enum Failure {
     /// The digest that came out.
     #[error("it unpacks to {0}")]
     WrongDiffId(String),
+    /// The layer below was taken away meanwhile: somebody else replaces the chain.
+    #[error("the layer below it was taken away")]
+    ParentGone,
     #[error("stopped")]
     Stopped,
 }
@@ -111,6 +114,9 @@ impl Unpack<'_> {
                 Err(e) => {
                     // An answer that got lost leaves the snapshot made.
                     self.abort(&key).await;
+                    if e.is_not_found() && self.parent_is_gone().await? {
+                        return Err(Failure::ParentGone);
+                    }
                     return Err(e.into());
                 }
             }
@@ -170,12 +176,20 @@ impl Unpack<'_> {
         }
     }
 
+    /// Whether it is the layer below that was not found.
+    async fn parent_is_gone(&self) -> Result<bool, containerd::Error> {
+        match self.parent {
+            None => Ok(false),
+            Some(parent) => Ok(!self.stands(parent).await?),
+        }
+    }
+
     async fn is_committed(&self) -> Result<bool, containerd::Error> {
-        match self
-            .containerd
-            .stat(self.snapshotter, &self.layer.chain_id)
-            .await
-        {
+        self.stands(&self.layer.chain_id).await
+    }
+
+    async fn stands(&self, chain_id: &str) -> Result<bool, containerd::Error> {
+        match self.containerd.stat(self.snapshotter, chain_id).await {
             Ok(_) => Ok(true),
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),

@@ -139,6 +139,7 @@ impl Obstacle {
             Self::Layer(Failure::Stopped)
             | Self::Pull(pull::Failure::Stopped)
             | Self::Rebuild(rebuild::Failure::Stopped) => Err(Failure::Stopped),
+            Self::Layer(Failure::ParentGone) => Err(Failure::ParentGone),
             // In a pull it may be the registry that does not answer.
             Self::Layer(Failure::Containerd(e))
             | Self::Rebuild(rebuild::Failure::Containerd(e))

@@ -4,6 +4,7 @@ mod guest;
 mod labelling;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
@@ -334,6 +335,22 @@ async fn many_who_ask_share_one_flight() {
     let calls = bench.fake.calls();
     let applied = calls.iter().filter(|call| *call == "apply layer").count();
     assert_eq!(applied, 4);
+}
+
+/// A lease spares a layer from garbage collection, not from somebody who replaces the chain.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
+    let bench = Bench::new(3).await;
+    bench.unpacked_without_labels(1);
+    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Relabelled, and the layer above it is about to be prepared.
+    bench.fake.remove(EROFS, &bench.chain_ids[0]).await.unwrap();
+    let done = ticket.outcome().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 3));
+    assert_eq!(bench.state().await, State::Ready);
+    bench.assert_nothing_left();
 }
 
 #[tokio::test]
