@@ -14,9 +14,6 @@ use super::profile::is_proxied;
 /// What the names of private chains begin with; the chain id follows.
 const PRIVATE: &str = "nri-unpack-private-";
 
-/// What the names of probes begin with.
-const PROBE: &str = "nri-unpack-probe-";
-
 /// Whether this is a chain that was made here.
 pub(super) fn is_private(chain: &str) -> bool {
     chain.starts_with(PRIVATE)
@@ -34,10 +31,12 @@ pub(super) struct Guest<'a> {
 impl Guest<'_> {
     /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind.
     pub(super) async fn pulls(&self) -> Result<bool, containerd::Error> {
-        let name = format!("{PROBE}{}", self.lease.id());
+        let name = self.lease.probe_name();
         let proxied = self.prepare(&name).await?;
         if proxied {
-            self.containerd.remove(self.snapshotter, &name).await?;
+            self.lease
+                .remove(self.containerd, self.snapshotter, &name)
+                .await;
         }
         Ok(proxied)
     }
@@ -76,7 +75,7 @@ impl Guest<'_> {
             .await
         {
             Ok(_) => {
-                self.containerd.remove(snapshotter, &key).await?;
+                self.lease.remove(self.containerd, snapshotter, &key).await;
                 Ok(false)
             }
             Err(e) if e.already_exists() => {

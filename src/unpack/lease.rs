@@ -19,6 +19,9 @@ const PREFIX: &str = "nri-unpack-";
 /// What the keys of all our views begin with.
 const VIEW: &str = "nri-unpack-view ";
 
+/// What the names of all our probes begin with; they hold nothing.
+const PROBE: &str = "nri-unpack-probe-";
+
 /// Who made a lease, for the sweep to tell the dead from the living.
 const OWNER: &str = "nri-unpack/owner";
 
@@ -140,12 +143,11 @@ async fn remove_temporary(
     resource: &Resource,
 ) -> Result<(), containerd::Error> {
     let key = resource.id.as_str();
+    let temporary = [VIEW, PROBE, &extraction_prefix(lease)]
+        .iter()
+        .any(|prefix| key.starts_with(prefix));
     match resource.snapshotter() {
-        Some(snapshotter)
-            if key.starts_with(&extraction_prefix(lease)) || key.starts_with(VIEW) =>
-        {
-            gone_is_fine(containerd.remove(snapshotter, key).await)
-        }
+        Some(snapshotter) if temporary => gone_is_fine(containerd.remove(snapshotter, key).await),
         _ => Ok(()),
     }
 }
@@ -184,6 +186,11 @@ impl Lease {
     /// mends what the loss of an earlier one has done to its parent.
     pub(super) fn view_key(chain_id: &str) -> String {
         format!("{VIEW}{chain_id}")
+    }
+
+    /// A name that is committed only to see what the snapshotter does with it.
+    pub(super) fn probe_name(&self) -> String {
+        format!("{PROBE}{}", self.id)
     }
 
     /// A name under which nobody else writes a blob.

@@ -71,16 +71,24 @@ impl Replace<'_> {
     /// collected, which deleting a lease with `sync` does and waits for. Whatever is in use is in no
     /// danger: collection spares what a container, a lease or another image holds.
     async fn collect(&self, top: &str) -> Result<Replaced, containerd::Error> {
+        let gone = self.let_go(top).await;
+        if let Ok(true) = gone {
+            return Ok(Replaced::Gone);
+        }
+        // Whatever kept it, or failed: a chain that is there stays anchored.
+        self.set_anchor(top).await?;
+        gone.map(|_| Replaced::InUse(1))
+    }
+
+    /// Whether the chain is gone after a garbage collection in which its anchor did not count.
+    async fn let_go(&self, top: &str) -> Result<bool, containerd::Error> {
         self.set_anchor("").await?;
         let lease = self.leases.take(self.containerd).await?;
         lease.release_and_collect(self.containerd).await?;
         match self.containerd.stat(self.snapshotter, top).await {
-            Err(e) if e.is_not_found() => Ok(Replaced::Gone),
+            Err(e) if e.is_not_found() => Ok(true),
             Err(e) => Err(e),
-            Ok(_) => {
-                self.set_anchor(top).await?;
-                Ok(Replaced::InUse(1))
-            }
+            Ok(_) => Ok(false),
         }
     }
 

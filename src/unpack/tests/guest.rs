@@ -113,6 +113,16 @@ impl Bench {
         }
     }
 
+    /// What keeps the upper image's chain; nothing if empty.
+    async fn set_anchor(&self, chain_id: &str) {
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(self.fake.as_ref(), &self.upper).await;
+        let anchor = "containerd.io/gc.ref.snapshot.nydus".to_owned();
+        let label = Labels::from([(anchor, chain_id.to_owned())]);
+        let config = manifest.unwrap().config.clone();
+        self.fake.label_blob(&config, label).await.unwrap();
+    }
+
     async fn parent_of(&self, key: &str) -> Option<String> {
         self.fake.stat(NYDUS, key).await.unwrap().parent
     }
@@ -139,7 +149,6 @@ impl Bench {
 
 #[tokio::test]
 async fn every_state_becomes_a_guest_pull() {
-    let anchor = "containerd.io/gc.ref.snapshot.nydus".to_owned();
     for (proxied, on_host, expected, action) in [
         (0, 0, State::Missing, Action::Unpacked),
         (2, 0, State::Partial, Action::Unpacked),
@@ -168,11 +177,7 @@ async fn every_state_becomes_a_guest_pull() {
 
     let bench = Bench::new().await;
     bench.ensure(UPPER).await.unwrap();
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests.read(bench.fake.as_ref(), &bench.upper).await;
-    let unanchored = Labels::from([(anchor, String::new())]);
-    let config = manifest.unwrap().config.clone();
-    bench.fake.label_blob(&config, unanchored).await.unwrap();
+    bench.set_anchor("").await;
     assert_eq!(bench.state(&bench.upper).await, State::Unanchored);
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Anchored);
 
@@ -229,6 +234,28 @@ async fn a_chain_that_refuses_to_be_removed_is_collected() {
 
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
     bench.assert_guest_pulls(&bench.upper).await;
+}
+
+/// Where the chain could not be let go, it is kept as it was.
+#[tokio::test]
+async fn a_chain_that_could_not_be_collected_stays_anchored() {
+    for call in ["create lease", "delete lease", "stat snapshot"] {
+        for after in 0..6 {
+            let bench = Bench::new().await;
+            bench.poisoned("c").await;
+            bench.set_anchor(&bench.chain_ids[3]).await;
+            let top = crate::containerd::Resource::snapshot(NYDUS, &bench.chain_ids[3]);
+            bench.fake.lease("other", Labels::new(), &[top]);
+            bench.fake.collect_container(NYDUS, "c");
+            bench.fake.fail(call, after, ErrorKind::TimedOut);
+            let _ = bench.ensure(UPPER).await;
+            bench.fake.heal();
+            bench.fake.delete_lease("other", false).await.unwrap();
+            bench.assert_nothing_left(call).await;
+            let state = bench.state(&bench.upper).await;
+            assert_eq!(state, State::Unlabelled, "{call} {after}");
+        }
+    }
 }
 
 #[tokio::test]
