@@ -192,35 +192,13 @@ impl Session {
             snapshotter: &snapshotter,
             started,
         };
-        let name = image_name(container);
-        let standing = self.node.engine.standing(&snapshotter, &container.id, name);
-        let chain = match tokio::time::timeout_at(deadline, standing).await {
-            Ok(Ok(Standing::Unknown { chain })) => chain,
-            Ok(Ok(Standing::Ready | Standing::Scratch)) => {
-                creation.say(Level::Debug, "image is ready", "known");
-                return Ok(());
-            }
-            Ok(Err(e)) => {
-                creation.say(
-                    Level::Warn,
-                    "container's snapshot not seen; let pass",
-                    &e.to_string(),
-                );
-                return Ok(());
-            }
-            Err(_) => {
-                creation.say(
-                    Level::Warn,
-                    "container's snapshot not seen; let pass",
-                    "containerd did not answer in time",
-                );
-                return Ok(());
-            }
+        let Some(chain) = self.unknown_chain(&creation, deadline).await else {
+            return Ok(());
         };
         let want = Want::Container {
             key: container.id.clone(),
             chain: chain.clone(),
-            name: name.map(str::to_owned),
+            name: image_name(container).map(str::to_owned),
         };
         let mut ticket = self.ensure(want, &snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
@@ -243,6 +221,29 @@ impl Session {
             }
             _ => creation.verdict(outcome, &ticket, unready),
         }
+    }
+
+    /// The chain that the container's own snapshot stands on, where that is not known to be ready;
+    /// `None` where the container may pass.
+    async fn unknown_chain(&self, creation: &Creation<'_>, deadline: Instant) -> Option<String> {
+        let container = creation.container;
+        let engine = &self.node.engine;
+        let standing = engine.standing(creation.snapshotter, &container.id, image_name(container));
+        let unseen = match tokio::time::timeout_at(deadline, standing).await {
+            Ok(Ok(Standing::Unknown { chain })) => return Some(chain),
+            Ok(Ok(Standing::Ready | Standing::Scratch)) => {
+                creation.say(Level::Debug, "image is ready", "known");
+                return None;
+            }
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => "containerd did not answer in time".to_owned(),
+        };
+        creation.say(
+            Level::Warn,
+            "container's snapshot not seen; let pass",
+            &unseen,
+        );
+        None
     }
 
     /// A container whose chain cannot be repaired under it is moved onto another, here and now, so

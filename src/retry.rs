@@ -11,14 +11,19 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// without it.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Growing pauses with jitter. Never ends.
+/// Pauses with jitter that grow to some seconds. Never ends.
 pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
+    pauses_up_to(LONGEST)
+}
+
+/// Pauses with jitter that grow to `longest`. Never ends.
+pub(crate) fn pauses_up_to(longest: Duration) -> impl Iterator<Item = Duration> + Send {
     let growing = ExponentialBuilder::default()
         .with_min_delay(SHORTEST)
-        .with_max_delay(LONGEST)
+        .with_max_delay(longest)
         .with_jitter()
         .without_max_times();
-    growing.build().chain(std::iter::repeat(LONGEST))
+    growing.build().chain(std::iter::repeat(longest))
 }
 
 #[cfg(test)]

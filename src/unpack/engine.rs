@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,15 +17,19 @@ use crate::retry;
 use super::flight::{Flight, Target};
 use super::gate::{Gate, Hurry, Urgency};
 use super::lease::{Leases, Role};
+use super::plan::Action;
 use super::profile::Repair;
-use super::progress::{Outcome, Reporter, Ticket};
+use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
 use super::{Error, Missing, Standing, State};
 
-/// How often a chain in use is tried to be replaced: quick at first, since containerd takes a
-/// rejected container's snapshot away within 0.2 s, then every 10 s or more for some minutes.
+/// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
+/// rejected container's snapshot away within 0.2 s.
+const REPLACE_PAUSE: Duration = Duration::from_secs(10);
+
+/// Tries to replace a chain in use: with those pauses, some minutes.
 const REPLACE_TRIES: usize = 30;
 
 /// What the labels of an image's layers are to be in a snapshotter.
@@ -247,7 +252,7 @@ impl Engine {
     }
 
     async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
-        for pause in retry::pauses().take(REPLACE_TRIES) {
+        for pause in retry::pauses_up_to(REPLACE_PAUSE).take(REPLACE_TRIES) {
             tokio::time::sleep(pause).await;
             let request = Request {
                 want: Want::Image(image.clone()),
@@ -255,6 +260,11 @@ impl Engine {
                 urgency: Urgency::Background,
             };
             match self.ensure(request).outcome().await {
+                // Somebody else was quicker.
+                Ok(Done {
+                    action: Action::None,
+                    ..
+                }) => return,
                 Ok(done) => {
                     log::info!(image, snapshotter, action:% = done.action; "a chain that was unpacked on the host is replaced");
                     return;
