@@ -13,7 +13,7 @@ use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
-use super::flight::{Flight, Target};
+use super::flight::Flight;
 use super::gate::{Gate, Hurry, Urgency};
 use super::lease::{Leases, Role};
 use super::profile::Repair;
@@ -21,6 +21,7 @@ use super::progress::{Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
+use super::target::Target;
 use super::{Error, Missing, Standing, State};
 
 /// How often a chain in use is tried to be replaced: quick at first, since containerd takes a
@@ -179,8 +180,7 @@ impl Engine {
         snapshotter: &str,
     ) -> Result<Look, Error> {
         let (target, left_out) = self.resolver.seen(image, names, snapshotter).await?;
-        let look = target.look(self.containerd.as_ref()).await;
-        let (sight, _) = look.map_err(|e| target.failed(e))?;
+        let (sight, _) = target.look(self.containerd.as_ref()).await?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
             state: sight.state(&target.rules),
