@@ -14,7 +14,7 @@ use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
-use super::flight::{Flight, Target};
+use super::flight::Flight;
 use super::gate::{Gate, Hurry, Urgency};
 use super::lease::{Leases, Role};
 use super::plan::Action;
@@ -23,6 +23,7 @@ use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
+use super::target::Target;
 use super::{Error, Missing, Standing, State};
 
 /// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
@@ -184,8 +185,7 @@ impl Engine {
         snapshotter: &str,
     ) -> Result<Look, Error> {
         let (target, left_out) = self.resolver.seen(image, names, snapshotter).await?;
-        let look = target.look(self.containerd.as_ref()).await;
-        let (sight, _) = look.map_err(|e| target.failed(e))?;
+        let (sight, _) = target.look(self.containerd.as_ref()).await?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
             state: sight.state(&target.rules),

@@ -8,8 +8,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use crate::containerd::{self, Containerd, Labels, Resource};
 
 use super::Sight;
-use super::flight::Target;
 use super::lease::Lease;
+use super::target::Target;
 
 /// What a manifest's labels for the blobs that it keeps begin with.
 const KEEPS: &str = "containerd.io/gc.ref.content";
@@ -60,6 +60,26 @@ pub(super) async fn blobs(
         .buffer_unordered(PARALLEL_HOLDS)
         .try_collect()
         .await
+}
+
+/// All blobs of the layers, for a chain that is to be taken away and unpacked again. Answers the
+/// lowest layer that has none.
+pub(super) async fn all_blobs(
+    containerd: &dyn Containerd,
+    lease: &Lease,
+    target: &Target,
+) -> Result<Option<usize>, containerd::Error> {
+    for (i, layer) in target.manifest.layers.iter().enumerate() {
+        let digest = &layer.blob.digest;
+        // Held first: what is there afterwards stays.
+        containerd.hold(lease.id(), Resource::blob(digest)).await?;
+        match containerd.blob(digest).await {
+            Ok(_) => {}
+            Err(e) if e.is_not_found() => return Ok(Some(i)),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// What to change in a manifest's labels so that it keeps the blobs that it kept before, and no

@@ -19,9 +19,11 @@ mod pull;
 mod rebuild;
 mod replace;
 mod resolve;
+mod round;
 mod standing;
 mod state;
 mod swap;
+mod target;
 #[cfg(test)]
 mod tests;
 

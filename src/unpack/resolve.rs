@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::containerd::{Containerd, Image, Labels};
 use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
 
-use super::flight::Target;
 use super::guest::Guest;
 use super::lease::Leases;
 use super::profile::{Repair, is_proxied, profile};
 use super::state::Rules;
+use super::target::Target;
 use super::{Error, LabelPolicy, Labelling, Request, Want};
 
 /// Reads images, for one engine.
