@@ -96,11 +96,10 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
         {
             return Err(source.clone().into());
         }
-        let target = image.as_ref().ok().map(|image| &image.target.digest);
-        let same = |other: &&Image| target == Some(&other.target.digest);
+        let names = image.iter().flat_map(|image| image::names_of(image, &all));
         asked.push(Asked {
             name: name.clone(),
-            names: all.iter().filter(same).map(|i| i.name.clone()).collect(),
+            names: names.collect(),
             by_name: true,
             image,
         });

@@ -79,6 +79,8 @@ fn joined(digests: &[&str]) -> String {
 mod tests {
     use std::collections::HashMap;
 
+    use proptest::prelude::*;
+
     use super::super::manifest::tests::manifest;
     use super::*;
 
@@ -135,5 +137,36 @@ mod tests {
         assert_eq!(labels["containerd.io/snapshot/nydus-bootstrap"], "true");
         assert_eq!(labels[LAYER_DIGEST], manifest.layers[0].blob.digest);
         assert_eq!(labels.len(), 6, "{labels:?}");
+    }
+
+    proptest! {
+        /// Whatever a manifest says, containerd takes the labels, and no image chooses what it must not.
+        #[test]
+        fn containerd_takes_the_labels_of_any_manifest(
+            layers in 1..130_usize,
+            keys in proptest::collection::vec(
+                prop_oneof!["containerd\\.io/snapshot/[a-z./-]{0,20}", Just(NEVER_INHERITED[0].to_owned()),
+                    Just(IMAGE_REF.to_owned()), Just(SNAPSHOT_REF.to_owned()), ".{0,20}"],
+                0..4,
+            ),
+            length in prop_oneof![0..50_usize, MAX_LABEL - 60..MAX_LABEL + 10],
+        ) {
+            let mut manifest = manifest(layers);
+            let top = manifest.layers.last_mut().unwrap();
+            let forged = keys.into_iter().map(|key| (key, "x".repeat(length)));
+            top.blob.annotations = forged.collect();
+            let labels = layer_labels(&manifest, Some("r.example/app:1"));
+            prop_assert_eq!(labels.len(), layers);
+            for (i, (set, layer)) in labels.iter().zip(&manifest.layers).enumerate() {
+                prop_assert!(set.iter().all(|(key, value)| key.len() + value.len() <= MAX_LABEL));
+                prop_assert!(!NEVER_INHERITED.iter().any(|key| set.contains_key(*key)));
+                prop_assert_eq!(&set[SNAPSHOT_REF], &layer.chain_id);
+                prop_assert_eq!(&set[IMAGE_REF], "r.example/app:1");
+                let listed: Vec<_> = set[IMAGE_LAYERS].split(',').collect();
+                let following = manifest.layers[i..].iter().map(|l| l.blob.digest.as_str());
+                prop_assert_eq!(&listed, &following.take(listed.len()).collect::<Vec<_>>());
+                prop_assert_eq!(listed.len(), 56.min(layers - i), "as many as fit");
+            }
+        }
     }
 }

@@ -45,9 +45,22 @@ pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Err
     }
 }
 
+/// The names of all records of `images` that have the target of `image`, and its own name: by all of
+/// them it is one image.
+pub fn names_of(image: &Image, images: &[Image]) -> Vec<String> {
+    let others = images.iter().filter(|other| other.name != image.name);
+    let same = others.filter(|other| other.target.digest == image.target.digest);
+    let names = std::iter::once(image).chain(same);
+    names.map(|image| image.name.clone()).collect()
+}
+
 /// Whether a registry can be asked for this name of a record: not so for an image id, nor for a name
 /// that does not begin with its registry, as an import makes it up (`import-2024-01-31@sha256:…`).
 pub fn is_pullable(name: &str) -> bool {
+    // The library's grammar knows no IPv6 addresses, which containerd's resolver does.
+    let ipv6 = name.strip_prefix('[').and_then(|name| name.split_once(']'));
+    let named = ipv6.map(|(_, rest)| format!("ipv6.invalid{rest}"));
+    let name = named.as_deref().unwrap_or(name);
     let reference = Reference::try_from(name);
     !is_id(name) && reference.is_ok_and(|reference| reference.whole() == name)
 }
@@ -145,6 +158,8 @@ mod tests {
         for (name, expected) in [
             ("docker.io/library/busybox:1", true),
             ("localhost/a:1", true),
+            ("[fd00::1]:5000/lab/a:1", true),
+            ("[fd00::1]:5000/lab/a", false),
             (&digest(), true),
             (&digest().replace('@', ":1@"), true),
             (ID, false),
@@ -183,6 +198,20 @@ mod tests {
         }
         assert_eq!(name_for_labels(None, &names[..3]).unwrap(), digest());
         assert_eq!(name_for_labels(Some(ID), &names[..1]), None);
+    }
+
+    #[test]
+    fn an_image_has_the_names_of_its_target() {
+        let fake = Fake::default();
+        let image = fake.image("r.example/a:1", 1);
+        let all = [
+            fake.image("r.example/other:1", 2),
+            fake.tag("r.example/a:2", image.target.clone()),
+        ];
+        // Whether it is still listed itself or not.
+        for images in [&all[..], &[&all[..], std::slice::from_ref(&image)].concat()] {
+            assert_eq!(names_of(&image, images), ["r.example/a:1", "r.example/a:2"]);
+        }
     }
 
     proptest! {

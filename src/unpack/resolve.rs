@@ -237,11 +237,10 @@ impl Resolver {
         }
     }
 
-    /// All names of an image's target.
+    /// All names of an image's target, its own among them even if it was removed meanwhile.
     async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
-        let same = |other: &Image| other.target.digest == image.target.digest;
-        let images = self.images().await?.into_iter();
-        Ok(images.filter(same).map(|other| other.name).collect())
+        let images = self.images().await?;
+        Ok(image::names_of(image, &images))
     }
 
     async fn images(&self) -> Result<Vec<Image>, Error> {
