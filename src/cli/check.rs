@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::node::Node;
-use crate::unpack::{Error, Look, Role, State};
+use crate::unpack::{Error, Listing, Look, Role, State};
 
 use super::scope::{self, Asked, Where};
 use super::table::table;
@@ -46,10 +46,14 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     let node = Node::open(config, Role::Command)?;
     let snapshotters = arguments.place.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
+    let mut listings = Vec::new();
+    for snapshotter in &snapshotters {
+        listings.push((snapshotter, node.engine.list(snapshotter).await?));
+    }
     let mut images = Vec::new();
     for asked in &asked {
-        for snapshotter in &snapshotters {
-            images.extend(row(&node, asked, snapshotter).await?);
+        for (snapshotter, listing) in &listings {
+            images.extend(row(&node, asked, snapshotter, listing).await?);
         }
     }
     let all_ready = images.iter().all(|row| row.state == State::Ready);
@@ -71,9 +75,14 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
 }
 
 /// `None` for one of all images that the configuration leaves to containerd.
-async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Option<Row>, Failure> {
+async fn row(
+    node: &Node,
+    asked: &Asked,
+    snapshotter: &str,
+    listing: &Listing,
+) -> Result<Option<Row>, Failure> {
     let look = match &asked.image {
-        Ok(image) => node.engine.look(image, &asked.names, snapshotter).await,
+        Ok(image) => node.engine.look(image, &asked.names, listing).await,
         Err(e) => Err(Error::Image(e.clone())),
     };
     let name = asked.name.clone();

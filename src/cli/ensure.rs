@@ -154,11 +154,14 @@ async fn row(
 
 /// After a failure: what the chain is now.
 async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
-    match &asked.image {
-        Ok(image) => match node.engine.look(image, &asked.names, snapshotter).await {
-            Ok(look) => look.state,
-            Err(_) => State::Unavailable,
-        },
+    let Ok(image) = &asked.image else {
+        return State::Unavailable;
+    };
+    let Ok(listing) = node.engine.list(snapshotter).await else {
+        return State::Unavailable;
+    };
+    match node.engine.look(image, &asked.names, &listing).await {
+        Ok(look) => look.state,
         Err(_) => State::Unavailable,
     }
 }

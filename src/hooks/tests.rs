@@ -82,7 +82,8 @@ impl Bench {
     async fn state(&self, snapshotter: &str) -> State {
         let names = [self.image.name.clone()];
         let engine = &self.node.engine;
-        let look = engine.look(&self.image, &names, snapshotter).await;
+        let listing = engine.list(snapshotter).await.unwrap();
+        let look = engine.look(&self.image, &names, &listing).await;
         look.unwrap().state
     }
 }

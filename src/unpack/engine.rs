@@ -24,7 +24,7 @@ use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
 use super::target::Target;
-use super::{Error, Missing, Standing, State};
+use super::{Error, Listing, Missing, Standing, State};
 
 /// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
 /// rejected container's snapshot away within 0.2 s.
@@ -177,15 +177,20 @@ impl Engine {
             .await
     }
 
+    /// What a snapshotter has now.
+    pub async fn list(&self, snapshotter: &str) -> Result<Listing, crate::containerd::Error> {
+        Listing::read(self.containerd.as_ref(), snapshotter).await
+    }
+
     /// How the image of these names stands in a snapshotter. Changes nothing.
     pub async fn look(
         &self,
         image: &Image,
         names: &[String],
-        snapshotter: &str,
+        listing: &Listing,
     ) -> Result<Look, Error> {
-        let (target, left_out) = self.resolver.seen(image, names, snapshotter).await?;
-        let (sight, _) = target.look(self.containerd.as_ref()).await?;
+        let (target, left_out) = self.resolver.seen(image, names, listing).await?;
+        let sight = target.look_in(self.containerd.as_ref(), listing).await?;
         Ok(Look {
             manifest: target.manifest.digest.clone(),
             state: sight.state(&target.rules),

@@ -12,7 +12,7 @@ use super::lease::Leases;
 use super::profile::{Repair, is_proxied, profile};
 use super::state::Rules;
 use super::target::Target;
-use super::{Error, LabelPolicy, Labelling, Request, Want};
+use super::{Error, LabelPolicy, Labelling, Listing, Request, Want};
 
 /// Reads images, for one engine.
 pub(super) struct Resolver {
@@ -91,8 +91,9 @@ impl Resolver {
         &self,
         image: &Image,
         names: &[String],
-        snapshotter: &str,
+        listing: &Listing,
     ) -> Result<(Target, bool), Error> {
+        let snapshotter = listing.snapshotter.as_str();
         let manifest = self.manifests.read(self.containerd(), image).await?;
         let wanted = self.policy.labelling(snapshotter, names);
         let labelling = wanted.unwrap_or(Labelling {
@@ -101,14 +102,9 @@ impl Resolver {
         });
         let reference = Some(image.name.as_str());
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
-        let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
-            Some(known) => known,
-            None => {
-                let snapshots = self.containerd.snapshots(snapshotter).await;
-                let snapshots = snapshots.map_err(|e| failed(image, snapshotter, e))?;
-                snapshots.iter().any(|s| is_proxied(&s.labels))
-            }
-        };
+        let guest_pulls = self
+            .guest_pulls_if_known(snapshotter, labelling)
+            .unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let target = target(image, snapshotter, manifest, labels, rules);
         Ok((target, wanted.is_none()))

@@ -10,7 +10,7 @@ use crate::containerd::{self, Containerd, Labels, Snapshot};
 use crate::image::{LayerLabels, Manifest};
 
 use super::state::Rules;
-use super::{Error, Sight};
+use super::{Error, Listing, Sight};
 
 /// Snapshots that are asked for at once: enough to hide the round trips, few enough for others.
 const PARALLEL_STATS: usize = 16;
@@ -44,6 +44,21 @@ impl Target {
     ) -> Result<(Sight, Option<SystemTime>), Error> {
         let seen = self.see(containerd).await;
         seen.map_err(|e| self.failed(e))
+    }
+
+    /// The same from a listing: one call, for the config blob.
+    pub(super) async fn look_in(
+        &self,
+        containerd: &dyn Containerd,
+        listing: &Listing,
+    ) -> Result<Sight, Error> {
+        let config = containerd.blob(&self.manifest.config).await;
+        let layers = self.manifest.layers.iter();
+        let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
+        Ok(Sight {
+            anchored: self.is_anchored(&config.map_err(|e| self.failed(e))?.labels),
+            layers: without_gaps(snapshots),
+        })
     }
 
     async fn see(
@@ -110,7 +125,7 @@ impl Target {
 
 /// The layers are asked for one by one: where somebody unpacks the chain at the same time, a lower
 /// one may still have been missing when a higher one was there already.
-fn without_gaps(snapshots: Vec<Option<Snapshot>>) -> Vec<Option<Labels>> {
+fn without_gaps(snapshots: impl IntoIterator<Item = Option<Snapshot>>) -> Vec<Option<Labels>> {
     let mut gap = false;
     let layers = snapshots.into_iter().map(|snapshot| {
         gap |= snapshot.is_none();

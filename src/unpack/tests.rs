@@ -91,7 +91,8 @@ impl Bench {
 
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
-        let look = self.engine.look(&self.image, &names, EROFS).await;
+        let listing = self.engine.list(EROFS).await.unwrap();
+        let look = self.engine.look(&self.image, &names, &listing).await;
         look.unwrap().state
     }
 
@@ -118,6 +119,17 @@ fn request(want: Want) -> Request {
         snapshotter: EROFS.to_owned(),
         urgency: Urgency::Asked,
     }
+}
+
+/// However many layers an image has, a look at it costs one call once its manifest is known.
+#[tokio::test]
+async fn a_look_needs_one_listing_and_no_stat() {
+    let bench = Bench::new(40).await;
+    assert_eq!(bench.state().await, State::Missing);
+    bench.fake.calls();
+    assert_eq!(bench.state().await, State::Missing);
+    let calls = bench.fake.calls();
+    assert_eq!(calls, ["list snapshots of", "look up blob"]);
 }
 
 #[tokio::test]

@@ -78,7 +78,8 @@ impl Bench {
 
     async fn state(&self, image: &Image) -> State {
         let names = [image.name.clone()];
-        let look = self.engine.look(image, &names, NYDUS).await;
+        let listing = self.engine.list(NYDUS).await.unwrap();
+        let look = self.engine.look(image, &names, &listing).await;
         look.unwrap().state
     }
 

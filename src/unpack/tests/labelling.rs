@@ -85,10 +85,8 @@ async fn what_is_left_out_is_not_touched() {
         );
     }
     let names = [NAME.to_owned()];
-    let look = bench
-        .engine
-        .look(&bench.image, &names, EROFS)
-        .await
-        .unwrap();
+    let listing = bench.engine.list(EROFS).await.unwrap();
+    let look = bench.engine.look(&bench.image, &names, &listing).await;
+    let look = look.unwrap();
     assert_eq!((look.left_out, look.state), (true, State::Unanchored));
 }
