@@ -164,7 +164,7 @@ impl Unpack<'_> {
         let (lease, labels) = (self.lease.id(), content.labels(self.labels));
         let committed = self
             .containerd
-            .commit(lease, self.snapshotter, chain_id, key, labels)
+            .commit(lease, self.snapshotter, chain_id, key, None, labels)
             .await;
         match committed {
             Ok(()) => Ok(true),
