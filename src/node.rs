@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
 use crate::handlers::{FileConfig, Handlers};
-use crate::unpack::{Engine, Request, Role, Standing, Urgency, Want};
+use crate::unpack::{Engine, Parallel, Request, Role, Standing, Urgency, Want};
 use crate::{policy, retry};
 
 /// Between sweeps for what could not be taken away before. Such leftovers are rare and harmless.
@@ -69,13 +69,16 @@ impl Node {
     /// On this containerd, whatever stands behind it.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
         let config = Arc::new(config);
-        let parallel_images = config.unpack.parallel_images.count().get();
+        let parallel = Parallel {
+            images: config.unpack.parallel_images.count().get(),
+            layers: config.unpack.parallel_layers.count().get(),
+        };
         let labels = policy::Labels(config.clone());
         Arc::new(Self {
             engine: Engine::new(
                 containerd.clone(),
                 role,
-                parallel_images,
+                parallel,
                 Box::new(labels),
                 policy::missing(&config),
             ),

@@ -3,21 +3,22 @@
 //! What a call does is the [`store`]'s to know; here calls are noted, delayed, failed, or their
 //! answers lost, so that a test sees what would be left behind.
 
+mod calls;
+mod directories;
 mod store;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, ErrorKind, Event, Image, Labels, Lease, Mount, Piece,
-    Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Descriptor, Error, ErrorKind, Image, Labels, Mount, Resource, Result, Snapshot, SnapshotKind,
+    Source,
 };
+pub(crate) use directories::Change;
 use store::{Effect, Store, at};
 
 /// The calls that change something.
@@ -38,12 +39,6 @@ pub(crate) const WRITES: [&str; 14] = [
     "add to lease",
 ];
 
-/// What it lists.
-const SNAPSHOTTERS: [&str; 4] = ["erofs", "native", "nydus", "overlayfs"];
-
-/// Real work takes a moment, in which others get their turn.
-const APPLY: Duration = Duration::from_millis(2);
-
 /// containerd in memory.
 #[derive(Default)]
 pub(crate) struct Fake {
@@ -55,8 +50,13 @@ struct State {
     store: Store,
     faults: Vec<Fault>,
     slow: HashMap<&'static str, Duration>,
+    /// How long it takes to apply these blobs, where not as long as any other.
+    apply: HashMap<String, Duration>,
+    /// Blobs that are being applied now, and the most that ever were.
+    applying: (usize, usize),
     down: bool,
-    calls: Vec<String>,
+    /// Each with its subject.
+    calls: Vec<(&'static str, String)>,
     /// Empty for one that is of no known version.
     version: String,
 }
@@ -92,17 +92,34 @@ impl Fake {
 
     /// An image whose layers have this media type.
     pub(crate) fn image_of(&self, name: &str, media_type: &str, layers: usize) -> Image {
-        let described: Vec<_> = (0..layers)
-            .map(|i| {
-                let blob = self.document(media_type, format!("layer {i}").as_bytes());
-                let diff_id = sha256(format!("diff {i}").as_bytes());
-                self.state()
-                    .store
-                    .diff_ids
-                    .insert(blob.digest.clone(), diff_id.clone());
-                (blob, diff_id)
-            })
+        let blobs: Vec<_> = (0..layers)
+            .map(|i| self.document(media_type, format!("layer {i}").as_bytes()))
             .collect();
+        self.image_from(name, &blobs)
+    }
+
+    /// An image whose layers make these changes, the lowest first.
+    pub(crate) fn image_with(&self, name: &str, layers: &[Vec<Change>]) -> Image {
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let described = layers.iter().map(|changes| {
+            let blob = self.document(media_type, format!("{changes:?}").as_bytes());
+            let mut state = self.state();
+            let store = &mut state.store;
+            store.changes.insert(blob.digest.clone(), changes.clone());
+            blob
+        });
+        self.image_from(name, &described.collect::<Vec<_>>())
+    }
+
+    fn image_from(&self, name: &str, blobs: &[Descriptor]) -> Image {
+        let described = blobs.iter().map(|blob| {
+            let diff_id = sha256(format!("what is in {}", blob.digest).as_bytes());
+            let mut state = self.state();
+            let diff_ids = &mut state.store.diff_ids;
+            diff_ids.insert(blob.digest.clone(), diff_id.clone());
+            (blob, diff_id)
+        });
+        let described: Vec<_> = described.collect();
         let diff_ids: Vec<_> = described.iter().map(|(_, diff_id)| diff_id).collect();
         let config = serde_json::json!({
             "architecture": "amd64", "os": "linux", "name": name,
@@ -198,6 +215,41 @@ impl Fake {
         self.state().slow.insert(call, time);
     }
 
+    /// From now on it takes so long to apply this blob.
+    pub(crate) fn applies_in(&self, blob: &str, time: Duration) {
+        self.state().apply.insert(blob.to_owned(), time);
+    }
+
+    /// The most blobs that were being applied at the same time.
+    pub(crate) fn most_applied_at_once(&self) -> usize {
+        self.state().applying.1
+    }
+
+    /// It is containerd of this version, and lists the capability `rebase` for the snapshotter.
+    pub(crate) fn can_rebase(&self, snapshotter: &str, version: &str) {
+        let mut state = self.state();
+        version.clone_into(&mut state.version);
+        state.store.rebases.insert(snapshotter.to_owned());
+    }
+
+    /// It does not list it any more.
+    pub(crate) fn cannot_rebase(&self, snapshotter: &str) {
+        self.state().store.rebases.remove(snapshotter);
+    }
+
+    /// The snapshotter has what is in this blob already, and puts it into the snapshot that is
+    /// prepared for the chain id.
+    pub(crate) fn stage(&self, snapshotter: &str, chain_id: &str, blob: &str) {
+        let mut state = self.state();
+        let staged = &mut state.store.staged;
+        staged.insert(at(snapshotter, chain_id), blob.to_owned());
+    }
+
+    /// The files that a container on this snapshot sees.
+    pub(crate) fn tree(&self, snapshotter: &str, name: &str) -> BTreeMap<String, String> {
+        self.state().store.tree(snapshotter, name)
+    }
+
     /// A layer that somebody else made.
     pub(crate) fn put(&self, snapshotter: &str, name: &str, parent: Option<&str>, labels: Labels) {
         let kind = SnapshotKind::Committed;
@@ -277,7 +329,15 @@ impl Fake {
 
     /// The names of the calls since the last time this was asked.
     pub(crate) fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().calls)
+        let calls = std::mem::take(&mut self.state().calls);
+        calls.into_iter().map(|(call, _)| call.to_owned()).collect()
+    }
+
+    /// What the calls of this name were about, in their order, since calls were last asked for.
+    pub(crate) fn subjects(&self, call: &str) -> Vec<String> {
+        let state = self.state();
+        let of = state.calls.iter().filter(|(name, _)| *name == call);
+        of.map(|(_, subject)| subject.clone()).collect()
     }
 
     /// Whether any of these calls changes something.
@@ -330,7 +390,7 @@ impl Fake {
             tokio::time::sleep(time).await;
         }
         let mut state = self.state();
-        state.calls.push(call.to_owned());
+        state.calls.push((call, subject.to_owned()));
         let effect = match state.fault(call) {
             _ if state.down => Err(ErrorKind::Unreachable),
             None => effect(&mut state.store),
@@ -379,221 +439,4 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         .map(|b| format!("{b:02x}"))
         .collect::<String>();
     format!("sha256:{hex}")
-}
-
-fn found<T>(thing: Option<T>) -> Effect<T> {
-    thing.ok_or(ErrorKind::NotFound)
-}
-
-#[async_trait]
-impl Containerd for Fake {
-    async fn image(&self, name: &str) -> Result<Image> {
-        let effect = |store: &mut Store| found(store.images.get(name).cloned());
-        self.call("get image", name, effect).await
-    }
-
-    async fn images(&self) -> Result<Vec<Image>> {
-        let effect = |store: &mut Store| Ok(store.images.values().cloned().collect());
-        self.call("list images", "", effect).await
-    }
-
-    async fn blob(&self, digest: &str) -> Result<Blob> {
-        let effect = |store: &mut Store| {
-            found(store.blobs.get(digest)).map(|(bytes, labels)| Blob {
-                digest: digest.to_owned(),
-                size: bytes.len() as u64,
-                labels: labels.clone(),
-            })
-        };
-        self.call("look up blob", digest, effect).await
-    }
-
-    async fn read(&self, digest: &str, _limit: u64) -> Result<Vec<u8>> {
-        let effect =
-            |store: &mut Store| found(store.blobs.get(digest)).map(|(bytes, _)| bytes.clone());
-        self.call("read blob", digest, effect).await
-    }
-
-    async fn write_blob(
-        &self,
-        lease: &str,
-        reference: &str,
-        mut pieces: BoxStream<'static, Piece>,
-    ) -> Result<()> {
-        let begin = |store: &mut Store| {
-            store.begin(reference);
-            Ok(())
-        };
-        self.call("write blob", reference, begin).await?;
-        while let Some(piece) = pieces.next().await {
-            // A fault in the middle: the pieces are not asked for any more.
-            let effect = |store: &mut Store| match piece {
-                Piece::Data(data) => store.append(reference, &data).map(|()| false),
-                Piece::End { digest, size } => {
-                    store.finish(lease, reference, &digest, size).map(|()| true)
-                }
-            };
-            if self.call("write piece", reference, effect).await? {
-                return Ok(());
-            }
-        }
-        let unfinished = |_: &mut Store| Err(ErrorKind::Other);
-        self.call("write piece", reference, unfinished).await
-    }
-
-    async fn abort_write(&self, reference: &str) -> Result<()> {
-        let effect = |store: &mut Store| found(store.ingests.remove(reference)).map(drop);
-        self.call("abort write", reference, effect).await
-    }
-
-    async fn fetch(&self, lease: &str, source: &Source) -> Result<()> {
-        let effect = |store: &mut Store| store.fetch(lease, source);
-        self.call("fetch", &source.reference, effect).await
-    }
-
-    async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()> {
-        let effect = |store: &mut Store| store.label_blob(digest, labels);
-        self.call("label blob", digest, effect).await
-    }
-
-    async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        let effect = |store: &mut Store| found(store.snapshots.get(&at(snapshotter, key)).cloned());
-        self.call("stat snapshot", key, effect).await
-    }
-
-    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        let call = "list snapshots of";
-        self.call(call, snapshotter, |_| Ok(())).await?;
-        Ok(self.all(snapshotter))
-    }
-
-    async fn prepare(
-        &self,
-        lease: &str,
-        snapshotter: &str,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        let effect = |store: &mut Store| store.prepare(lease, snapshotter, key, parent, labels);
-        self.call("prepare snapshot", key, effect).await?;
-        Ok(vec![Mount::default()])
-    }
-
-    async fn view(
-        &self,
-        lease: &str,
-        snapshotter: &str,
-        key: &str,
-        parent: &str,
-    ) -> Result<Vec<Mount>> {
-        let effect = |store: &mut Store| store.view(lease, snapshotter, key, parent);
-        self.call("view snapshot", parent, effect).await
-    }
-
-    async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
-        let effect = |store: &mut Store| store.shown(snapshotter, key).map(|(_, inodes)| inodes);
-        self.call("ask usage of snapshot", key, effect).await
-    }
-
-    async fn commit(
-        &self,
-        lease: &str,
-        snapshotter: &str,
-        name: &str,
-        key: &str,
-        labels: Labels,
-    ) -> Result<()> {
-        let effect = |store: &mut Store| store.commit(lease, snapshotter, name, key, labels);
-        self.call("commit snapshot", name, effect).await
-    }
-
-    async fn remove(&self, snapshotter: &str, key: &str) -> Result<()> {
-        let effect = |store: &mut Store| store.remove(snapshotter, key);
-        self.call("remove snapshot", key, effect).await
-    }
-
-    async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()> {
-        let effect = |store: &mut Store| store.label_snapshot(snapshotter, key, labels);
-        self.call("label snapshot", key, effect).await
-    }
-
-    async fn apply(&self, layer: &Descriptor, _mounts: Vec<Mount>) -> Result<String> {
-        tokio::time::sleep(APPLY).await;
-        let effect = |store: &mut Store| {
-            found(store.blobs.get(&layer.digest))?;
-            // A blob without a diff id of its own is a plain tar.
-            let diff_id = store.diff_ids.get(&layer.digest);
-            Ok(diff_id.unwrap_or(&layer.digest).clone())
-        };
-        self.call("apply layer", &layer.digest, effect).await
-    }
-
-    async fn create_lease(&self, id: &str, labels: Labels) -> Result<()> {
-        let effect = |store: &mut Store| {
-            store
-                .leases
-                .insert(id.to_owned(), (labels, BTreeSet::new()));
-            Ok(())
-        };
-        self.call("create lease", id, effect).await
-    }
-
-    async fn delete_lease(&self, id: &str, sync: bool) -> Result<()> {
-        let effect = |store: &mut Store| {
-            found(store.leases.remove(id))?;
-            if sync {
-                store.collect_garbage();
-            }
-            Ok(())
-        };
-        self.call("delete lease", id, effect).await
-    }
-
-    async fn leases(&self) -> Result<Vec<Lease>> {
-        let lease = |(id, (labels, _)): (&String, &(Labels, _))| Lease {
-            id: id.clone(),
-            labels: labels.clone(),
-        };
-        let effect = |store: &mut Store| Ok(store.leases.iter().map(lease).collect());
-        self.call("list leases", "", effect).await
-    }
-
-    async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>> {
-        let resource = |(kind, id): &(String, String)| Resource {
-            kind: kind.clone(),
-            id: id.clone(),
-        };
-        let effect = |store: &mut Store| {
-            found(store.leases.get(id)).map(|(_, held)| held.iter().map(resource).collect())
-        };
-        self.call("list resources of lease", id, effect).await
-    }
-
-    async fn hold(&self, lease: &str, resource: Resource) -> Result<()> {
-        let effect = |store: &mut Store| store.hold(lease, resource);
-        self.call("add to lease", lease, effect).await
-    }
-
-    async fn events(&self, _filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
-        Ok(stream::empty().boxed())
-    }
-
-    async fn snapshotters(&self) -> Result<Vec<Snapshotter>> {
-        let listed = |name: &str| Snapshotter {
-            name: name.to_owned(),
-            ..Snapshotter::default()
-        };
-        let effect = |_: &mut Store| Ok(SNAPSHOTTERS.map(listed).to_vec());
-        self.call("list snapshotters", "", effect).await
-    }
-
-    async fn version(&self) -> Result<String> {
-        self.call("ask version", "", |_| Ok(())).await?;
-        Ok(self.state().version.clone())
-    }
-
-    async fn cri_config(&self) -> Result<Option<String>> {
-        self.call("ask CRI for its status", "", |_| Ok(None)).await
-    }
 }

@@ -3,6 +3,7 @@
 //! The channel connects when it is first used, and again whenever containerd has been away: one
 //! value serves for the daemon's whole life.
 
+mod commit;
 mod fetch;
 mod write;
 
@@ -23,6 +24,7 @@ use super::{
     Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Piece, Resource,
     Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
+use commit::{CommitSnapshotRequest, commit};
 
 /// A call that touches metadata only. containerd's own clients give such calls a few seconds; a
 /// node under load needs some more.
@@ -346,19 +348,18 @@ impl Containerd for Grpc {
         snapshotter: &str,
         name: &str,
         key: &str,
+        parent: Option<&str>,
         labels: Labels,
     ) -> Result<()> {
-        let request = self.ask_leased(
-            lease,
-            snap::CommitSnapshotRequest {
-                snapshotter: snapshotter.to_owned(),
-                name: name.to_owned(),
-                key: key.to_owned(),
-                labels: labels.into_iter().collect(),
-            },
-        )?;
-        let reply = self.snapshots_api().commit(request).await;
-        reply.map_err(failed("commit snapshot", name)).map(drop)
+        let request = CommitSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+            labels: labels.into_iter().collect(),
+            parent: parent.unwrap_or_default().to_owned(),
+        };
+        let committed = commit(self.channel.clone(), self.ask_leased(lease, request)?).await;
+        committed.map_err(failed("commit snapshot", name))
     }
 
     async fn remove(&self, snapshotter: &str, key: &str) -> Result<()> {

@@ -7,6 +7,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod grpc;
+mod version;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ pub use containerd_client::types::{Descriptor, Mount};
 use futures::stream::BoxStream;
 
 pub use error::{Error, Kind as ErrorKind, Result};
+pub use version::numbers;
 
 /// Labels of an image, a blob, a snapshot or a lease.
 pub type Labels = BTreeMap<String, String>;
@@ -241,13 +243,17 @@ pub trait Containerd: Send + Sync {
     /// How many files, directories and others a snapshot itself holds, without its parents: for a
     /// committed one as the snapshotter counted them at the commit, each inode once.
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64>;
-    /// Turns the active snapshot `key` into the committed one `name`, held by the lease.
+    /// Turns the active snapshot `key` into the committed one `name`, held by the lease. Where it was
+    /// prepared without a parent, it may get one now: only if the snapshotter has the capability
+    /// `rebase` and containerd is 2.2 or later, which commits it without a parent otherwise.
+    /// *NotFound* where that parent is not there.
     async fn commit(
         &self,
         lease: &str,
         snapshotter: &str,
         name: &str,
         key: &str,
+        parent: Option<&str>,
         labels: Labels,
     ) -> Result<()>;
     /// Takes a snapshot away; one with children is refused.

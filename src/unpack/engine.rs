@@ -14,12 +14,13 @@ use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
-use super::flight::Flight;
-use super::gate::{Gate, Hurry, Urgency};
+use super::flight::{Flight, Layers};
+use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::lease::{Leases, Role};
 use super::plan::Action;
 use super::profile::Repair;
 use super::progress::{Done, Outcome, Reporter, Ticket};
+use super::rebase::Rebase;
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped};
@@ -124,6 +125,7 @@ pub struct Engine {
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashSet<FlightKey>>,
     gate: Gate,
+    layers: Layers,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -132,12 +134,11 @@ pub struct Engine {
 type FlightKey = (String, String);
 
 impl Engine {
-    /// An engine at rest. `parallel_images` flights run at the same time; `missing` says what is
-    /// done about blobs that are gone.
+    /// An engine at rest; `missing` says what is done about blobs that are gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
-        parallel_images: usize,
+        parallel: Parallel,
         policy: Box<dyn LabelPolicy>,
         missing: Missing,
     ) -> Arc<Self> {
@@ -151,7 +152,12 @@ impl Engine {
             memory: Memory::default(),
             flights: Mutex::default(),
             replacing: Mutex::default(),
-            gate: Gate::new(parallel_images),
+            gate: Gate::new(parallel.images),
+            layers: Layers {
+                at_once: parallel.layers,
+                gate: Gate::new(parallel.layers),
+                rebase: Rebase::default(),
+            },
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -283,6 +289,7 @@ impl Engine {
     /// Something about the node may have changed: containerd was restarted.
     pub fn forget(&self) {
         self.resolver.forget();
+        self.layers.rebase.forget();
     }
 
     /// Takes away what a crash has left. Answers how many leases that were.
@@ -370,6 +377,7 @@ impl Entry {
             containerd: engine.containerd.as_ref(),
             leases: &engine.leases,
             gate: &engine.gate,
+            layers: &engine.layers,
             hurry,
             missing: &engine.missing,
             reporter,

@@ -13,6 +13,7 @@ use super::lease::{Lease, Leases};
 use super::missing::Missing;
 use super::plan::{Step, plan};
 use super::progress::Reporter;
+use super::rebase::Rebase;
 use super::round::Round;
 use super::target::Target;
 use super::{Action, Done, Error, Sight};
@@ -22,6 +23,15 @@ use super::{Action, Done, Error, Sight};
 /// labels); more than this is a fight.
 const MAX_ROUNDS: usize = 4;
 
+/// How the layers of all flights are unpacked.
+pub(super) struct Layers {
+    /// That many are applied at the same time,
+    pub(super) at_once: usize,
+    /// and the others wait here.
+    pub(super) gate: Gate,
+    pub(super) rebase: Rebase,
+}
+
 /// The work on one target.
 pub(super) struct Flight<'a> {
     pub(super) target: &'a Target,
@@ -29,6 +39,7 @@ pub(super) struct Flight<'a> {
     pub(super) leases: &'a Arc<Leases>,
     /// Where an unpack waits for its turn. Nothing else does.
     pub(super) gate: &'a Gate,
+    pub(super) layers: &'a Layers,
     pub(super) hurry: &'a Hurry,
     pub(super) missing: &'a Missing,
     pub(super) reporter: &'a Reporter,
@@ -42,6 +53,12 @@ pub(super) struct Work {
     pub(super) action: Action,
     /// Each once, however often it was worked on.
     pub(super) layers: HashSet<usize>,
+}
+
+impl Work {
+    pub(super) fn did(&mut self, action: Action) {
+        self.action = self.action.max(action);
+    }
 }
 
 impl Flight<'_> {
@@ -67,12 +84,10 @@ impl Flight<'_> {
     ) -> Result<(Done, Option<SystemTime>), Error> {
         let mut work = Work::default();
         for _ in 0..MAX_ROUNDS {
-            let round = Round {
-                flight: self,
-                lease,
-                sight: &sight,
-            };
-            round.act(&self.plan(&sight), &mut work).await?;
+            let steps = self.plan(&sight);
+            Round::new(self, lease, &sight, &mut work)
+                .act(&steps)
+                .await?;
             let created_at;
             (sight, created_at) = self.look().await?;
             if self.plan(&sight).is_empty() {

@@ -1,11 +1,21 @@
 //! How many unpacks run at the same time, and who goes first.
 //!
-//! Its queue is as long as there are chains to unpack: each has one flight, whoever asks for it.
+//! Its queue is as long as there are chains to unpack: each has one flight, whoever asks for it. In
+//! the gate of the layers each of the flights that are let in waits with a few.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+
+/// How much is done at the same time, in the whole process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parallel {
+    /// Chains that are unpacked.
+    pub images: usize,
+    /// Layers that are applied, of whichever chains.
+    pub layers: usize,
+}
 
 /// Who waits for a piece of work; the later overtakes the earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

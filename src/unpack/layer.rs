@@ -1,15 +1,19 @@
 //! One layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
 //! containerd's own unpacker, so that both can work on one chain at the same time.
 //!
-//! Where the layer's blob turns out to be gone, [`Missing`] finds another content.
+//! The layer below is given when the snapshot is prepared, and has to be there by then; or, where the
+//! snapshotter can rebase, not before it is committed. Where the layer's blob turns out to be gone,
+//! [`Missing`] finds another content.
 
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
 use crate::image::{Layer, Manifest};
 
+use super::gate::{Gate, Hurry};
 use super::lease::Lease;
 use super::missing::{Content, Missing};
+use super::mounts;
 
 /// *AlreadyExists* without the chain id being there is somebody else in between; containerd's own
 /// unpacker tries as often.
@@ -21,7 +25,7 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// How a layer came to be committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Committed {
-    /// By us, just now.
+    /// By us, just now, from its blob or from what the snapshotter had of it.
     Applied,
     /// By us, from what another snapshotter has.
     Rebuilt,
@@ -64,7 +68,28 @@ pub(super) struct Unpack<'a> {
     pub(super) labels: &'a Labels,
     /// What is done where the blob is gone.
     pub(super) missing: &'a Missing,
+    /// Where an apply waits for its turn.
+    pub(super) gate: &'a Gate,
+    pub(super) hurry: &'a Hurry,
     pub(super) stop: &'a CancellationToken,
+}
+
+/// When a layer is put onto the one below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Join {
+    /// At once.
+    AtPrepare,
+    /// At the end. Only for a snapshotter that can rebase.
+    AtCommit,
+}
+
+/// A snapshot that holds a layer's content and is to be committed.
+#[derive(Debug)]
+pub(super) struct Filled {
+    key: String,
+    join: Join,
+    /// The snapshotter had the content: no blob was applied.
+    staged: bool,
 }
 
 impl Unpack<'_> {
@@ -78,19 +103,83 @@ impl Unpack<'_> {
 
     /// The same with this content.
     pub(super) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
-        let Some((key, mounts)) = self.prepare(content).await? else {
-            return Ok(Committed::Existed);
-        };
-        let outcome = self.fill(&key, mounts, content).await;
-        if matches!(outcome, Ok(Committed::Existed) | Err(_)) {
-            self.abort(&key).await;
+        match self.fill(content, Join::AtPrepare).await? {
+            Some(filled) => self.settle(filled, content).await,
+            None => Ok(Committed::Existed),
         }
-        outcome
+    }
+
+    /// The layer's content in a snapshot of its own; `None` where the layer turns out to be there
+    /// already.
+    pub(super) async fn fill(
+        &self,
+        content: &Content,
+        join: Join,
+    ) -> Result<Option<Filled>, Failure> {
+        let Some((key, mounts)) = self.prepare(content, join).await? else {
+            return Ok(None);
+        };
+        let staged = mounts::are_staged(&mounts);
+        let filled = Filled { key, join, staged };
+        if staged {
+            return Ok(Some(filled));
+        }
+        let mounts = match (join, self.parent) {
+            (Join::AtCommit, Some(_)) => mounts::with_whiteouts(self.snapshotter, mounts),
+            _ => mounts,
+        };
+        match self.apply(mounts, content).await {
+            Ok(()) => Ok(Some(filled)),
+            Err(failure) => {
+                self.abort(filled).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Commits it.
+    pub(super) async fn settle(
+        &self,
+        filled: Filled,
+        content: &Content,
+    ) -> Result<Committed, Failure> {
+        match self.commit(&filled, content).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.abort(filled).await;
+                return Ok(Committed::Existed);
+            }
+            Err(failure) => {
+                self.abort(filled).await;
+                return Err(failure);
+            }
+        }
+        if content.rebuilt_from.is_some() {
+            return Ok(Committed::Rebuilt);
+        }
+        if filled.staged {
+            return Ok(Committed::Applied);
+        }
+        let label = Labels::from([(UNCOMPRESSED.to_owned(), content.diff_id.clone())]);
+        let digest = &content.blob.digest;
+        match self.containerd.label_blob(digest, label).await {
+            // The blob may be let go of as soon as the layer stands.
+            Err(e) if !e.is_not_found() => Err(e.into()),
+            _ => Ok(Committed::Applied),
+        }
     }
 
     /// An active snapshot to unpack into; `None` where the layer turns out to be there already.
-    async fn prepare(&self, content: &Content) -> Result<Option<(String, Vec<Mount>)>, Failure> {
+    async fn prepare(
+        &self,
+        content: &Content,
+        join: Join,
+    ) -> Result<Option<(String, Vec<Mount>)>, Failure> {
         let chain_id = &self.layer.chain_id;
+        let parent = match join {
+            Join::AtPrepare => self.parent,
+            Join::AtCommit => None,
+        };
         let mut taken = None;
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);
@@ -98,9 +187,9 @@ impl Unpack<'_> {
             let id = self.lease.id();
             let prepare = self
                 .containerd
-                .prepare(id, self.snapshotter, &key, self.parent, labels);
+                .prepare(id, self.snapshotter, &key, parent, labels);
             let Some(prepared) = self.stop.run_until_cancelled(prepare).await else {
-                self.abort(&key).await;
+                self.remove(&key).await;
                 return Err(Failure::Stopped);
             };
             match prepared {
@@ -113,25 +202,21 @@ impl Unpack<'_> {
                 }
                 Err(e) => {
                     // An answer that got lost leaves the snapshot made.
-                    self.abort(&key).await;
-                    if e.is_not_found() && self.parent_is_gone().await? {
-                        return Err(Failure::ParentGone);
-                    }
-                    return Err(e.into());
+                    self.remove(&key).await;
+                    return Err(self.unless_gone(parent, e).await);
                 }
             }
         }
         Err(taken.map_or(Failure::Stopped, Failure::Containerd))
     }
 
-    async fn fill(
-        &self,
-        key: &str,
-        mounts: Vec<Mount>,
-        content: &Content,
-    ) -> Result<Committed, Failure> {
+    /// Applies the content and verifies it, in its turn.
+    async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let blob = &content.blob;
-        let apply = self.containerd.apply(blob, mounts);
+        let apply = async {
+            let _place = self.gate.enter(self.hurry).await;
+            self.containerd.apply(blob, mounts).await
+        };
         let applied = match self.stop.run_until_cancelled(apply).await {
             None => return Err(Failure::Stopped),
             Some(Err(e)) if self.is_gone(blob, &e).await => return Err(Failure::NoBlob(vec![])),
@@ -144,27 +229,27 @@ impl Unpack<'_> {
         if applied != content.diff_id {
             return Err(Failure::WrongDiffId(applied));
         }
-        if !self.commit(key, content).await? {
-            return Ok(Committed::Existed);
-        }
-        if content.rebuilt_from.is_some() {
-            return Ok(Committed::Rebuilt);
-        }
-        let label = Labels::from([(UNCOMPRESSED.to_owned(), applied)]);
-        match self.containerd.label_blob(&blob.digest, label).await {
-            // The blob may be let go of as soon as the layer stands.
-            Err(e) if !e.is_not_found() => Err(e.into()),
-            _ => Ok(Committed::Applied),
-        }
+        Ok(())
     }
 
     /// `false` where it was there, or came to be there in a way that is not known.
-    async fn commit(&self, key: &str, content: &Content) -> Result<bool, containerd::Error> {
+    async fn commit(&self, filled: &Filled, content: &Content) -> Result<bool, Failure> {
+        let parent = match filled.join {
+            Join::AtPrepare => None,
+            Join::AtCommit => self.parent,
+        };
         let chain_id = &self.layer.chain_id;
         let (lease, labels) = (self.lease.id(), content.labels(self.labels));
         let committed = self
             .containerd
-            .commit(lease, self.snapshotter, chain_id, key, labels)
+            .commit(
+                lease,
+                self.snapshotter,
+                chain_id,
+                &filled.key,
+                parent,
+                labels,
+            )
             .await;
         match committed {
             Ok(()) => Ok(true),
@@ -172,15 +257,19 @@ impl Unpack<'_> {
             // The answer got lost. If the layer is there, by us or by somebody else, nothing is lost;
             // should our key still be there, it is taken away.
             Err(e) if e.is_unreachable() && self.is_committed().await? => Ok(false),
-            Err(e) => Err(e),
+            Err(e) => Err(self.unless_gone(parent, e).await),
         }
     }
 
-    /// Whether it is the layer below that was not found.
-    async fn parent_is_gone(&self) -> Result<bool, containerd::Error> {
-        match self.parent {
-            None => Ok(false),
-            Some(parent) => Ok(!self.stands(parent).await?),
+    /// What a call has failed on: perhaps on the layer below, which it was given and did not find.
+    async fn unless_gone(&self, parent: Option<&str>, error: containerd::Error) -> Failure {
+        match parent {
+            Some(parent) if error.is_not_found() => match self.stands(parent).await {
+                Ok(true) => error.into(),
+                Ok(false) => Failure::ParentGone,
+                Err(e) => e.into(),
+            },
+            _ => error.into(),
         }
     }
 
@@ -202,8 +291,12 @@ impl Unpack<'_> {
             && matches!(self.containerd.blob(&blob.digest).await, Err(e) if e.is_not_found())
     }
 
-    /// Takes the extraction snapshot away.
-    async fn abort(&self, key: &str) {
+    /// Takes away what is not to be committed.
+    pub(super) async fn abort(&self, filled: Filled) {
+        self.remove(&filled.key).await;
+    }
+
+    async fn remove(&self, key: &str) {
         self.lease
             .remove(self.containerd, self.snapshotter, key)
             .await;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::layer::Committed;
 use super::profile::Repair;
 use super::state::{Rules, Sight, State};
 
@@ -12,14 +13,14 @@ pub(super) enum Step {
     Relabel(usize),
     /// Take the chain away from the top down, as far as nothing else holds it.
     Replace,
-    /// Prepare, apply, verify and commit a layer.
+    /// Prepare, apply, verify and commit this layer and all above it.
     Unpack(usize),
     /// Let the config blob keep the chain.
     Anchor,
 }
 
-/// The least that makes the chain ready, in the order in which it has to happen: layers are
-/// unpacked bottom up, and the chain is anchored when it is complete. What has to be done after a
+/// The least that makes the chain ready, in the order in which it has to happen: the chain is
+/// anchored when it is complete. What has to be done after a
 /// [`Step::Replace`] depends on how far that got. Empty for a ready chain.
 pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
     let state = sight.state(rules);
@@ -33,7 +34,9 @@ pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
     if state == State::Foreign {
         steps.push(Step::Relabel(sight.layers.len() - 1));
     }
-    steps.extend((sight.committed()..sight.layers.len()).map(Step::Unpack));
+    if sight.committed() < sight.layers.len() {
+        steps.push(Step::Unpack(sight.committed()));
+    }
     if !sight.anchored && !sight.layers.is_empty() {
         steps.push(Step::Anchor);
     }
@@ -59,13 +62,12 @@ pub enum Action {
     Rebuilt,
 }
 
-impl From<Step> for Action {
-    fn from(step: Step) -> Self {
-        match step {
-            Step::Relabel(_) => Self::Relabelled,
-            Step::Unpack(_) => Self::Unpacked,
-            Step::Replace => Self::Replaced,
-            Step::Anchor => Self::Anchored,
+impl From<Committed> for Action {
+    /// Whoever committed the layer: it was missing, and is there now.
+    fn from(committed: Committed) -> Self {
+        match committed {
+            Committed::Applied | Committed::Existed => Self::Unpacked,
+            Committed::Rebuilt => Self::Rebuilt,
         }
     }
 }
@@ -106,7 +108,7 @@ mod tests {
                 (vec![], false, vec![]),
                 (vec![labelled(), labelled()], true, vec![]),
                 (vec![labelled(), labelled()], false, vec![Anchor]),
-                (vec![None, None], false, vec![Unpack(0), Unpack(1), Anchor]),
+                (vec![None, None], false, vec![Unpack(0), Anchor]),
                 (vec![labelled(), None], false, vec![Unpack(1), Anchor]),
                 (vec![bare(), labelled()], true, vec![Relabel(0)]),
                 (vec![labelled(), goes_on()], true, vec![Relabel(1)]),
@@ -136,8 +138,8 @@ mod tests {
 
     #[test]
     fn the_action_that_says_most_is_reported() {
-        let steps = [Relabel(0), Unpack(1), Anchor];
-        let most = steps.into_iter().map(Action::from).max();
-        assert_eq!(most, Some(Action::Unpacked));
+        let done = [Action::Relabelled, Action::Unpacked, Action::Anchored];
+        assert_eq!(done.into_iter().max(), Some(Action::Unpacked));
+        assert!(Action::from(Committed::Rebuilt) > Action::from(Committed::Applied));
     }
 }

@@ -1,5 +1,12 @@
 //! The steps of one round of a flight, each done once, in the order of the plan.
 
+use std::ops::Range;
+use std::pin::pin;
+
+use futures::stream::StreamExt;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
 use crate::containerd::{self, Labels};
 
 use super::flight::{Flight, Work};
@@ -8,71 +15,85 @@ use super::guest::Guest;
 use super::hold;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::Lease;
+use super::parallel;
 use super::plan::Step;
 use super::replace::{Replace, Replaced};
-use super::target::Target;
 use super::{Action, Error, Sight};
 
 /// The steps that follow from one look at the chain.
 pub(super) struct Round<'a> {
-    pub(super) flight: &'a Flight<'a>,
-    pub(super) lease: &'a Lease,
-    pub(super) sight: &'a Sight,
+    flight: &'a Flight<'a>,
+    lease: &'a Lease,
+    sight: &'a Sight,
+    work: &'a mut Work,
+    /// Layers that became ready in this round.
+    layers: usize,
 }
 
-impl Round<'_> {
-    pub(super) async fn act(&self, steps: &[Step], work: &mut Work) -> Result<(), Error> {
-        if steps == [Step::Replace] {
-            self.replace().await?;
-            work.action = work.action.max(Action::Replaced);
-            return Ok(());
+impl<'a> Round<'a> {
+    pub(super) fn new(
+        flight: &'a Flight<'a>,
+        lease: &'a Lease,
+        sight: &'a Sight,
+        work: &'a mut Work,
+    ) -> Self {
+        Self {
+            flight,
+            lease,
+            sight,
+            work,
+            layers: 0,
         }
-        let target = self.flight.target;
+    }
+
+    /// Ends early where what the steps were planned on is not there any more.
+    pub(super) async fn act(mut self, steps: &[Step]) -> Result<(), Error> {
+        if steps == [Step::Replace] {
+            return self.replace().await;
+        }
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
-        let held = self.hold(unpacks && !target.rules.guest_pulls).await;
-        held.map_err(|e| target.failed(e))?;
+        let held = self.hold(unpacks).await;
+        held.map_err(|e| self.flight.target.failed(e))?;
         let _place = if unpacks {
             Some(self.turn().await?)
         } else {
             None
         };
-        let mut layers = 0;
         for step in steps {
             if self.flight.stop.is_cancelled() {
                 return Err(self.flight.stopped());
             }
-            let acted = match *step {
-                Step::Relabel(i) => self.relabel(i).await?.then(|| Action::from(*step)),
-                Step::Unpack(i) => match self.unpack(i).await? {
-                    Some(action) => Some(action),
-                    // What this round was planned on is not there any more.
-                    None => return Ok(()),
-                },
-                Step::Anchor => self.anchor().await?.then(|| Action::from(*step)),
+            match *step {
+                Step::Relabel(i) => self.relabel(i).await?,
+                Step::Unpack(from) => {
+                    if !self.unpack(from).await? {
+                        return Ok(());
+                    }
+                }
+                Step::Anchor => self.anchor().await?,
                 // Stands alone: what comes after it is not known yet.
-                Step::Replace => None,
-            };
-            let Some(action) = acted else {
-                continue;
-            };
-            work.action = work.action.max(action);
-            if let Step::Relabel(i) | Step::Unpack(i) = step {
-                work.layers.insert(*i);
-                layers += 1;
-                self.flight.report(self.sight, layers);
+                Step::Replace => {}
             }
         }
         Ok(())
     }
 
     /// What the steps stand on is not to be collected under them.
-    async fn hold(&self, blobs: bool) -> Result<(), containerd::Error> {
+    async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
         let (containerd, target) = (self.flight.containerd, self.flight.target);
         hold::committed(containerd, self.lease, target, self.sight).await?;
-        if blobs {
+        if unpacks && !target.rules.guest_pulls {
             hold::blobs(containerd, self.lease, target, self.sight).await?;
         }
         Ok(())
+    }
+
+    /// A layer is as it should be.
+    fn did(&mut self, layer: usize, action: Action) {
+        self.work.did(action);
+        self.work.layers.insert(layer);
+        self.layers += 1;
+        self.flight.report(self.sight, self.layers);
     }
 
     async fn turn(&self) -> Result<Place, Error> {
@@ -81,32 +102,93 @@ impl Round<'_> {
         place.ok_or_else(|| self.flight.stopped())
     }
 
-    /// `false` where the layer has gone meanwhile: the next look finds it missing.
-    async fn relabel(&self, i: usize) -> Result<bool, Error> {
-        let Target {
-            manifest,
-            labels,
-            snapshotter,
-            ..
-        } = self.flight.target;
-        let chain_id = &manifest.layers[i].chain_id;
+    /// A layer that has gone meanwhile is found missing by the next look.
+    async fn relabel(&mut self, i: usize) -> Result<(), Error> {
+        let target = self.flight.target;
+        let chain_id = &target.manifest.layers[i].chain_id;
+        let labels = target.labels[i].clone();
         let containerd = self.flight.containerd;
-        let labelled = containerd.label_snapshot(snapshotter, chain_id, labels[i].clone());
+        let labelled = containerd.label_snapshot(&target.snapshotter, chain_id, labels);
         match labelled.await {
-            Ok(()) => Ok(true),
-            Err(e) if e.is_not_found() => Ok(false),
-            Err(e) => Err(self.flight.target.failed(e)),
+            Ok(()) => self.did(i, Action::Relabelled),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(target.failed(e)),
+        }
+        Ok(())
+    }
+
+    /// The layers from this one to the top. `false` where a layer below was taken away meanwhile: the
+    /// next look finds it missing.
+    async fn unpack(&mut self, from: usize) -> Result<bool, Error> {
+        let missing = from..self.flight.target.manifest.layers.len();
+        if self.is_parallel(missing.len()).await {
+            return self.unpack_at_once(missing).await;
+        }
+        for i in missing {
+            if self.flight.stop.is_cancelled() {
+                return Err(self.flight.stopped());
+            }
+            let outcome = self.layer(i, self.flight.stop).run().await;
+            match self.settled(i, outcome)? {
+                Some(action) => self.did(i, action),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the missing layers are unpacked at the same time. Layers that are left to the guest
+    /// are made by `Prepare` alone, which has to know the parent.
+    async fn is_parallel(&self, missing: usize) -> bool {
+        let Flight {
+            target,
+            containerd,
+            layers,
+            ..
+        } = *self.flight;
+        missing > 1
+            && layers.at_once > 1
+            && !target.rules.guest_pulls
+            && layers
+                .rebase
+                .is_possible(containerd, &target.snapshotter)
+                .await
+    }
+
+    /// The same, all at the same time. Of several failures the one of the lowest layer counts: it is
+    /// what one after another would have met.
+    async fn unpack_at_once(&mut self, missing: Range<usize>) -> Result<bool, Error> {
+        let stops = parallel::stops(self.flight.stop, missing.len());
+        let layers = missing.clone().zip(&stops);
+        let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, stop)).collect();
+        let window = Semaphore::new(self.flight.layers.at_once);
+        let mut outcomes = pin!(parallel::unpack(&layers, &window));
+        let mut failed: Option<(usize, Failure)> = None;
+        while let Some((i, outcome)) = outcomes.next().await {
+            let i = missing.start + i;
+            match outcome {
+                Ok(committed) => self.did(i, committed.into()),
+                Err(failure) if failed.as_ref().is_none_or(|(lowest, _)| i < *lowest) => {
+                    failed = Some((i, failure));
+                }
+                Err(_) => {}
+            }
+        }
+        match failed {
+            None => Ok(true),
+            Some((i, failure)) => self.settled(i, Err(failure)).map(|action| action.is_some()),
         }
     }
 
-    /// `None` where the layer below was taken away meanwhile: the next look finds it missing.
-    async fn unpack(&self, i: usize) -> Result<Option<Action>, Error> {
-        let Flight {
-            target, containerd, ..
-        } = *self.flight;
+    fn layer<'b>(&self, i: usize, stop: &'b CancellationToken) -> Unpack<'b>
+    where
+        'a: 'b,
+    {
+        let flight = self.flight;
+        let target = flight.target;
         let layers = &target.manifest.layers;
-        let unpack = Unpack {
-            containerd,
+        Unpack {
+            containerd: flight.containerd,
             snapshotter: &target.snapshotter,
             lease: self.lease,
             image: &target.image,
@@ -116,13 +198,14 @@ impl Round<'_> {
                 .checked_sub(1)
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &target.labels[i],
-            missing: self.flight.missing,
-            stop: self.flight.stop,
-        };
-        self.settled(i, unpack.run().await)
+            missing: flight.missing,
+            gate: &flight.layers.gate,
+            hurry: flight.hurry,
+            stop,
+        }
     }
 
-    /// What a layer's outcome means for the chain.
+    /// What a layer's outcome means for the chain; `None` where there has to be another look.
     fn settled(
         &self,
         i: usize,
@@ -133,9 +216,7 @@ impl Round<'_> {
         let (image, position) = (target.image.clone(), i + 1);
         let digest = layers[i].blob.digest.clone();
         Err(match outcome {
-            // Whoever committed it: it was missing, and is there now.
-            Ok(Committed::Applied | Committed::Existed) => return Ok(Some(Action::Unpacked)),
-            Ok(Committed::Rebuilt) => return Ok(Some(Action::Rebuilt)),
+            Ok(committed) => return Ok(Some(committed.into())),
             Err(Failure::ParentGone) => return Ok(None),
             Err(Failure::Containerd(source)) => target.failed(source),
             Err(Failure::Stopped) => self.flight.stopped(),
@@ -158,20 +239,22 @@ impl Round<'_> {
         })
     }
 
-    async fn anchor(&self) -> Result<bool, Error> {
+    async fn anchor(&mut self) -> Result<(), Error> {
         let target = self.flight.target;
         let Some(chain_id) = target.manifest.chain_id() else {
-            return Ok(false);
+            return Ok(());
         };
         let label = Labels::from([(target.anchor(), chain_id.to_owned())]);
         let config = &target.manifest.config;
         let anchored = self.flight.containerd.label_blob(config, label).await;
-        anchored.map(|()| true).map_err(|e| target.failed(e))
+        anchored.map_err(|e| target.failed(e))?;
+        self.work.did(Action::Anchored);
+        Ok(())
     }
 
     /// Takes the chain away, as far as nothing else holds it. A chain whose layers cannot all be
     /// unpacked again stays.
-    async fn replace(&self) -> Result<(), Error> {
+    async fn replace(&mut self) -> Result<(), Error> {
         let Flight {
             target,
             containerd,
@@ -193,9 +276,10 @@ impl Round<'_> {
             anchor: &target.anchor(),
         };
         match replace.run().await.map_err(|e| target.failed(e))? {
-            Replaced::Gone => Ok(()),
-            Replaced::InUse(holders) => Err(self.in_use(holders).await),
+            Replaced::Gone => self.work.did(Action::Replaced),
+            Replaced::InUse(holders) => return Err(self.in_use(holders).await),
         }
+        Ok(())
     }
 
     /// The chain cannot be replaced because it is in use. Where the guest pulls, a private chain is

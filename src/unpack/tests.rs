@@ -2,6 +2,7 @@
 
 mod guest;
 mod labelling;
+mod parallel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,19 @@ use crate::containerd::{Containerd, ErrorKind, Image, Resource, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
-    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Repair, Request, Role,
-    Standing, State, Urgency, Want,
+    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Parallel, Repair, Request,
+    Role, Standing, State, Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+
+/// As the configuration has it by default.
+pub(super) const PARALLEL: Parallel = Parallel {
+    images: 2,
+    layers: 3,
+};
 
 /// The same for all images.
 pub(super) struct Fixed(Option<Labelling>, ExtraLabels);
@@ -67,7 +74,13 @@ impl Bench {
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
         let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
         let bench = Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                usual(),
+                Missing::default(),
+            ),
             fake,
             image,
             chain_ids: chain_ids.collect(),
@@ -79,7 +92,7 @@ impl Bench {
     /// Another engine on the same node, with another policy.
     fn want(&mut self, policy: Box<Fixed>) {
         let missing = Missing::default();
-        self.engine = Engine::new(self.fake.clone(), Role::Daemon, 2, policy, missing);
+        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, missing);
     }
 
     async fn ensure(&self) -> Outcome {
@@ -482,7 +495,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
     let engine = Engine::new(
         bench.fake.clone(),
         Role::Command,
-        1,
+        PARALLEL,
         fixed(false, true, ExtraLabels::default()),
         Missing::default(),
     );

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind, Source};
+use super::directories::{Change, Directories};
 use super::sha256;
 
 /// The one snapshotter that leaves layers to the guest.
@@ -41,12 +42,20 @@ pub(super) struct Store {
     pub(super) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
     /// What comes out of a blob.
     pub(super) diff_ids: HashMap<String, String>,
+    /// What a blob changes in the directory that it is applied to; nothing, if it is not here.
+    pub(super) changes: HashMap<String, Vec<Change>>,
     /// What a registry has, and for whom it was asked.
     pub(super) published: BTreeMap<String, Vec<u8>>,
     pub(super) fetched: Vec<Source>,
     /// What was written of blobs that are not finished.
     pub(super) ingests: BTreeMap<String, Vec<u8>>,
     pub(super) snapshots: BTreeMap<At, Snapshot>,
+    /// Each snapshot's own directory, where it was prepared here.
+    directories: Directories,
+    /// The snapshotters with the capability `rebase`.
+    pub(super) rebases: BTreeSet<String>,
+    /// The blob whose content a snapshotter has already, by the chain id that it is prepared for.
+    pub(super) staged: HashMap<At, String>,
     /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
     pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
     /// Each parent with its children. A child that is removed leaves it; one that was collected
@@ -121,7 +130,7 @@ impl Store {
         key: &str,
         parent: Option<&str>,
         mut labels: Labels,
-    ) -> Effect {
+    ) -> Effect<Vec<Mount>> {
         let exists = |key: &str| self.snapshots.contains_key(&at(snapshotter, key));
         let target = labels.get(SNAPSHOT_REF).cloned();
         if let Some(target) = &target
@@ -147,10 +156,41 @@ impl Store {
             }
             None => {
                 self.hold(lease, Resource::snapshot(snapshotter, key))?;
+                let target = labels.get(SNAPSHOT_REF).cloned().unwrap_or_default();
                 self.add(snapshotter, key, parent, SnapshotKind::Active, labels);
-                Ok(())
+                Ok(self.mounts(snapshotter, key, &target))
             }
         }
+    }
+
+    /// What a new snapshot mounts, the snapshots below it among that; read-only where the
+    /// snapshotter has its content already.
+    fn mounts(&mut self, snapshotter: &str, key: &str, target: &str) -> Vec<Mount> {
+        let chain = self.chain(snapshotter, key);
+        let staged = self.staged.get(&at(snapshotter, target));
+        let changes = staged.map(|blob| self.changes.get(blob).cloned().unwrap_or_default());
+        self.directories.make(&chain, changes.as_deref())
+    }
+
+    /// A snapshot and those below it.
+    fn chain(&self, snapshotter: &str, key: &str) -> Vec<At> {
+        let mut chain = vec![at(snapshotter, key)];
+        while let Some(snapshot) = chain.last().and_then(|here| self.snapshots.get(here)) {
+            let Some(parent) = &snapshot.parent else {
+                break;
+            };
+            chain.push(at(snapshotter, parent));
+        }
+        chain
+    }
+
+    pub(super) fn apply(&mut self, blob: &str, mounts: &[Mount]) -> Effect {
+        let changes = self.changes.get(blob).map(Vec::as_slice);
+        self.directories.apply(changes.unwrap_or_default(), mounts)
+    }
+
+    pub(super) fn tree(&self, snapshotter: &str, name: &str) -> BTreeMap<String, String> {
+        self.directories.merged(&self.chain(snapshotter, name))
     }
 
     pub(super) fn view(
@@ -183,15 +223,42 @@ impl Store {
         snapshotter: &str,
         name: &str,
         key: &str,
+        parent: Option<&str>,
         labels: Labels,
     ) -> Effect {
         if self.snapshots.contains_key(&at(snapshotter, name)) {
             return Err(ErrorKind::AlreadyExists);
         }
-        let active = self.take(snapshotter, key)?;
-        let parent = active.parent.as_deref();
-        self.add(snapshotter, name, parent, SnapshotKind::Committed, labels);
+        let active = self.snapshots.get(&at(snapshotter, key));
+        let prepared_on = active.ok_or(ErrorKind::NotFound)?.parent.clone();
+        let parent = match (prepared_on, parent) {
+            (None, Some(parent)) => {
+                self.check_rebase(snapshotter, parent)?;
+                Some(parent.to_owned())
+            }
+            (prepared_on, _) => prepared_on,
+        };
+        self.take(snapshotter, key)?;
+        let kind = SnapshotKind::Committed;
+        self.add(snapshotter, name, parent.as_deref(), kind, labels);
+        let (from, to) = (at(snapshotter, key), at(snapshotter, name));
+        self.directories.rename(&from, to);
         self.hold(lease, Resource::snapshot(snapshotter, name))
+    }
+
+    /// Whether a snapshot that was prepared without a parent may be committed onto this one. Where
+    /// the snapshotter cannot do it, a real containerd would commit it onto nothing.
+    fn check_rebase(&self, snapshotter: &str, parent: &str) -> Effect {
+        if !self.rebases.contains(snapshotter) {
+            return Err(ErrorKind::Other);
+        }
+        match self.snapshots.get(&at(snapshotter, parent)) {
+            None => Err(ErrorKind::NotFound),
+            Some(parent) if parent.kind != SnapshotKind::Committed => {
+                Err(ErrorKind::FailedPrecondition)
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     pub(super) fn remove(&mut self, snapshotter: &str, key: &str) -> Effect {
@@ -199,7 +266,9 @@ impl Store {
         if self.children.iter().any(|(parent, _)| *parent == here) {
             return Err(ErrorKind::FailedPrecondition);
         }
-        self.take(snapshotter, key).map(drop)
+        self.take(snapshotter, key)?;
+        self.directories.retain(|snapshot| *snapshot != here);
+        Ok(())
     }
 
     pub(super) fn hold(&mut self, lease: &str, resource: Resource) -> Effect {
@@ -289,6 +358,7 @@ impl Store {
             }
         }
         self.snapshots.retain(|key, _| live.contains(key));
+        self.directories.retain(|key| live.contains(key));
         self.children.retain(|(parent, _)| live.contains(parent));
     }
 

@@ -106,9 +106,5 @@ impl Pull<'_> {
 
 /// Of a version that is not understood the best is hoped.
 fn is_older(version: &str) -> bool {
-    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < SINCE,
-        _ => false,
-    }
+    containerd::numbers(version).is_some_and(|numbers| numbers < SINCE)
 }

@@ -7,7 +7,7 @@ use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Labels, SnapshotKind};
 use crate::image::{Manifest, Manifests, Platform};
 
-use super::super::tests::usual;
+use super::super::tests::{PARALLEL, usual};
 use super::super::{Action, Engine, Error, Means, Missing, Outcome, Request, Role, Urgency, Want};
 use super::{Registries, is_older};
 
@@ -43,7 +43,7 @@ impl Bench {
         // What does not work goes before what does.
         let missing = Missing::new(vec![Means::Rebuild, Means::Pull], registries);
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), missing),
+            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), missing),
             fake,
             manifest,
             before,

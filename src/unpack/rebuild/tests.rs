@@ -254,7 +254,7 @@ impl Bench {
             engine: Engine::new(
                 fake.clone(),
                 Role::Daemon,
-                2,
+                crate::unpack::tests::PARALLEL,
                 crate::unpack::tests::usual(),
                 missing,
             ),

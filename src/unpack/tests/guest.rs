@@ -14,7 +14,7 @@ use super::super::profile::is_proxied;
 use super::super::{
     Action, Engine, Error, Missing, Move, Outcome, Request, Role, State, Swapped, Urgency, Want,
 };
-use super::usual;
+use super::{PARALLEL, usual};
 
 const NYDUS: &str = "nydus";
 
@@ -59,7 +59,13 @@ impl Bench {
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &upper).await.unwrap();
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, usual(), Missing::default()),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                usual(),
+                Missing::default(),
+            ),
             fake,
             lower,
             upper,

@@ -1,0 +1,81 @@
+//! The missing layers of one chain at the same time: each is applied for itself, and committed onto
+//! the one below as soon as that stands.
+//!
+//! What comes of it is what an unpack of one after another leaves, failures included: a layer that
+//! fails takes those above it along, while those below go on.
+
+use futures::stream::{FuturesUnordered, Stream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::layer::{Committed, Failure, Join, Unpack};
+use super::missing::Content;
+
+/// The tokens that stop each of `layers` layers, the lowest first: what stops one stops those above
+/// it.
+pub(super) fn stops(stop: &CancellationToken, layers: usize) -> Vec<CancellationToken> {
+    let below = Some(stop.child_token());
+    let stops = std::iter::successors(below, |below| Some(below.child_token()));
+    stops.take(layers).collect()
+}
+
+/// Unpacks the layers, the lowest first, whose tokens are from [`stops`]. Answers what became of each,
+/// by its place among them, as it happens. `window` bounds those that have a snapshot and are not
+/// applied yet; how many are applied at once in the whole process is the layers' own gate's to say.
+pub(super) fn unpack<'a>(
+    layers: &'a [Unpack<'a>],
+    window: &'a Semaphore,
+) -> impl Stream<Item = (usize, Result<Committed, Failure>)> + 'a {
+    let mut below = None;
+    let outcomes = FuturesUnordered::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let (stands, above) = oneshot::channel();
+        let below = below.replace(above);
+        outcomes.push(async move {
+            let outcome = one(layer, window, below).await;
+            match (&outcome, layers.get(i + 1)) {
+                (_, None) => {}
+                // Refused where the one above has failed already.
+                (Ok(_), Some(_)) => drop(stands.send(())),
+                (Err(_), Some(above)) => above.stop.cancel(),
+            }
+            (i, outcome)
+        });
+    }
+    outcomes
+}
+
+/// One of them. `below` says when it is its turn to be committed; the lowest need not wait.
+async fn one(
+    layer: &Unpack<'_>,
+    window: &Semaphore,
+    below: Option<oneshot::Receiver<()>>,
+) -> Result<Committed, Failure> {
+    let content = Content::of_image(layer.layer);
+    let window = layer.stop.run_until_cancelled(window.acquire()).await;
+    let window = window.ok_or(Failure::Stopped)?;
+    let filled = match layer.fill(&content, Join::AtCommit).await {
+        Ok(Some(filled)) => Some(filled),
+        Ok(None) => return Ok(Committed::Existed),
+        Err(Failure::NoBlob(_)) => None,
+        Err(failure) => return Err(failure),
+    };
+    drop(window);
+    let turn = async {
+        match below {
+            Some(below) => below.await.is_ok(),
+            None => true,
+        }
+    };
+    let turn = layer.stop.run_until_cancelled(turn).await;
+    match (turn, filled) {
+        (Some(true), Some(filled)) => layer.settle(filled, &content).await,
+        // What takes the blob's place is unpacked onto the layer below, which stands by now.
+        (Some(true), None) => layer.missing.unpack(layer).await,
+        (_, Some(filled)) => {
+            layer.abort(filled).await;
+            Err(Failure::Stopped)
+        }
+        (_, None) => Err(Failure::Stopped),
+    }
+}
