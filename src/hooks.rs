@@ -15,9 +15,10 @@ use log::Level;
 use nri::{Container, Events, HandlerError, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
+use crate::ahead::{Ahead, Existing, image_volume};
 use crate::config::Config;
 use crate::handlers::Handlers;
-use crate::node::{Existing, Node};
+use crate::node::Node;
 use crate::policy::{self, Unready};
 use crate::unpack::{
     Error, Move, Outcome, Progress, Request, Standing, Swapped, Ticket, Urgency, Want,
@@ -44,6 +45,7 @@ pub struct Hooks {
 /// What is known once the runtime has configured the plugin.
 struct Session {
     node: Arc<Node>,
+    ahead: Arc<Ahead>,
     wait: Duration,
 }
 
@@ -85,20 +87,21 @@ impl Plugin for Hooks {
                 return Ok(Events::empty());
             }
         };
-        let wait = node.config.hooks.wait.as_duration();
-        let session = Session {
-            wait: bounded_wait(wait, runtime.request_timeout),
-            node,
-        };
-        log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = session.wait; "registered");
-        if session.wait < wait {
-            log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
-        }
-        let node = session.node.clone();
-        if self.session.set(session).is_err() {
+        if self.session.get().is_some() {
             return Err("configured twice in one session".into());
         }
+        let wait = node.config.hooks.wait.as_duration();
+        let bounded = bounded_wait(wait, runtime.request_timeout);
+        log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = bounded; "registered");
+        if bounded < wait {
+            log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
+        }
         node.refresh();
+        self.session.get_or_init(|| Session {
+            wait: bounded,
+            ahead: Ahead::begin(&node),
+            node,
+        });
         Ok(Events::RUN_POD_SANDBOX | Events::CREATE_CONTAINER)
     }
 
@@ -128,8 +131,11 @@ impl Session {
     /// Containers that exist are checked in the background, when the handlers are known.
     fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
         log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
+        for image in containers.iter().filter_map(image_name) {
+            self.ahead.is_used(image);
+        }
         let config = self.node.config.clone();
-        self.node.check_existing(move |handlers| {
+        self.ahead.check_existing(move |handlers| {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
@@ -145,39 +151,37 @@ impl Session {
     }
 
     async fn run_pod_sandbox(&self, pod: &Pod) {
-        let Some(annotation) = pod.annotations.get(policy::IMAGES) else {
-            return;
-        };
         let started = Instant::now();
         let deadline = started + self.wait;
         let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
             return;
         };
-        let (names, left_out) = policy::annotated_images(annotation);
+        let wants = self.wants(pod, &snapshotter);
+        let ask = |want: Want| {
+            let name = want.name().to_owned();
+            (name, self.ensure(want, &snapshotter, Urgency::Asked))
+        };
+        // All begin before the first is waited for.
+        let tickets: Vec<_> = wants.into_iter().map(ask).collect();
+        for (image, mut ticket) in tickets {
+            let outcome = ticket.outcome_by(deadline).await;
+            if let Some(Err(e)) = &outcome {
+                self.node.engine.replace_if_in_use(e, &snapshotter);
+            }
+            say_prepared(pod, &image, &snapshotter, outcome, started.elapsed());
+        }
+    }
+
+    /// What a new pod may need: the images that it names, and those that are on their way into its
+    /// snapshotter, the last that came first.
+    fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
+        let annotation = pod.annotations.get(policy::IMAGES);
+        let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
         if left_out > 0 {
             log::warn!(pod:% = Name(pod), left_out; "{} names too many images", policy::IMAGES);
         }
-        let ask =
-            |name: &str| self.ensure(Want::Image(name.to_owned()), &snapshotter, Urgency::Asked);
-        let mut tickets: Vec<_> = names.into_iter().map(|name| (name, ask(name))).collect();
-        for (name, ticket) in &mut tickets {
-            let outcome = ticket.outcome_by(deadline).await;
-            let took = started.elapsed();
-            match outcome {
-                Some(Ok(done)) => {
-                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), action:% = done.action, took:? = took; "pod's image is ready")
-                }
-                Some(Err(e)) if e.is_left_out() => {
-                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(); "pod's image is left to containerd")
-                }
-                Some(Err(e)) => {
-                    log::warn!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), error:% = e, took:? = took; "pod's image cannot be made ready")
-                }
-                None => {
-                    log::info!(pod:% = Name(pod), image = *name, snapshotter = snapshotter.as_str(), took:? = took; "pod's image is still being unpacked")
-                }
-            }
-        }
+        let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
+        named.chain(self.ahead.unready_in(snapshotter)).collect()
     }
 
     async fn create_container(&self, pod: &Pod, container: &Container) -> HandlerResult {
@@ -192,6 +196,10 @@ impl Session {
             snapshotter: &snapshotter,
             started,
         };
+        let sources = container.mounts.iter().map(|mount| mount.source.as_str());
+        for target in sources.filter_map(image_volume) {
+            self.ahead.volume(&snapshotter, target);
+        }
         let Some(chain) = self.unknown_chain(&creation, deadline).await else {
             return Ok(());
         };
@@ -291,6 +299,30 @@ impl Session {
             log::error!(pod:% = Name(pod), error:% = e; "no snapshotter for this pod; let pass");
             None
         })
+    }
+}
+
+fn say_prepared(
+    pod: &Pod,
+    image: &str,
+    snapshotter: &str,
+    outcome: Option<Outcome>,
+    took: Duration,
+) {
+    let pod = Name(pod);
+    match outcome {
+        Some(Ok(done)) => {
+            log::info!(pod:%, image, snapshotter, action:% = done.action, took:?; "pod's image is ready");
+        }
+        Some(Err(e)) if e.is_left_out() => {
+            log::info!(pod:%, image, snapshotter; "pod's image is left to containerd");
+        }
+        Some(Err(e)) => {
+            log::warn!(pod:%, image, snapshotter, error:% = e, took:?; "pod's image cannot be made ready");
+        }
+        None => {
+            log::info!(pod:%, image, snapshotter, took:?; "pod's image is still being unpacked");
+        }
     }
 }
 

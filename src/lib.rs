@@ -2,10 +2,11 @@
 //! snapshotter that the pod's runtime handler uses.
 //!
 //! The parts, in the order in which an event meets them: [`hooks`] turns NRI's events into requests,
-//! [`policy`] says what is wanted where, [`unpack`] brings an image's chain to `ready`, [`image`]
+//! [`ahead`] what is in containerd's store and what arrives there, [`policy`] says what is wanted where, [`unpack`] brings an image's chain to `ready`, [`image`]
 //! reads what an image consists of, and [`containerd`] is the one door to the outside. [`node`] holds
 //! them together, [`daemon`] and [`cli`] run them.
 
+pub mod ahead;
 pub mod cli;
 pub mod daemon;
 pub mod hooks;

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
 use crate::handlers::{FileConfig, Handlers};
-use crate::unpack::{Engine, Parallel, Request, Role, Standing, Urgency, Want};
+use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
 
 /// Between sweeps for what could not be taken away before. Such leftovers are rare and harmless.
@@ -45,17 +45,6 @@ enum Known {
     NoAnswer,
     /// This.
     Handlers(Arc<Handlers>),
-}
-
-/// A container that exists already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Existing {
-    /// Its id, which is its snapshot's key.
-    pub id: String,
-    /// Where its snapshot is.
-    pub snapshotter: String,
-    /// The image, as its annotation names it.
-    pub image: Option<String>,
 }
 
 impl Node {
@@ -119,22 +108,20 @@ impl Node {
         Ok(all.map(ToString::to_string).collect())
     }
 
-    /// In the background, for a new session: resolves the handlers anew, again and again until
-    /// containerd answers, and takes away what a crash has left, then and now and then.
+    /// A new session begins, and what went on for the one before ends. In the background the handlers
+    /// are resolved anew, again and again until containerd answers, and what a crash has left is
+    /// taken away, then and now and then.
     pub fn refresh(self: &Arc<Self>) {
         self.handlers.send_replace(Known::NotYet);
-        let token = self.next_session();
+        self.begin_session();
         let node = self.clone();
-        self.tasks.spawn(async move {
-            let refresh = async {
-                node.resolve_until_known().await;
-                node.engine.forget();
-                loop {
-                    node.sweep().await;
-                    tokio::time::sleep(SWEEP_EVERY).await;
-                }
-            };
-            token.run_until_cancelled(refresh).await;
+        self.in_session(async move {
+            node.resolve_until_known().await;
+            node.engine.forget();
+            loop {
+                node.sweep().await;
+                tokio::time::sleep(SWEEP_EVERY).await;
+            }
         });
     }
 
@@ -178,12 +165,10 @@ impl Node {
         }
     }
 
-    /// The token of what goes on for the session that begins; that of the one before is cancelled.
-    fn next_session(&self) -> CancellationToken {
+    fn begin_session(&self) {
         let token = self.stop.child_token();
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *session, token.clone()).cancel();
-        token
+        std::mem::replace(&mut *session, token).cancel();
     }
 
     /// The handlers, waited for until `deadline` while containerd is being asked for the first time in
@@ -198,67 +183,35 @@ impl Node {
         }
     }
 
-    /// In the background, one after another, once the handlers are known: has the images of these
-    /// containers ready for the next ones. The next session ends it.
-    pub fn check_existing(
-        self: &Arc<Self>,
-        existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send + 'static,
-    ) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let (token, node) = (session.clone(), self.clone());
-        self.tasks.spawn(async move {
-            let check = async {
-                let mut handlers = node.handlers.subscribe();
-                let known = handlers.wait_for(|known| matches!(known, Known::Handlers(_)));
-                let containers = match known.await.as_deref() {
-                    Ok(Known::Handlers(handlers)) => existing(handlers),
-                    _ => return,
-                };
-                for container in containers {
-                    node.check_one(container).await;
-                }
-            };
-            token.run_until_cancelled(check).await;
-        });
-    }
-
-    async fn check_one(&self, container: Existing) {
-        let Existing {
-            id,
-            snapshotter,
-            image,
-        } = container;
-        let name = image.as_deref();
-        let chain = match self.engine.standing(&snapshotter, &id, name).await {
-            Ok(Standing::Unknown { chain }) => chain,
-            Ok(Standing::Ready | Standing::Scratch) => return,
-            Err(e) => {
-                log::debug!(container = id.as_str(), error:% = e; "container not checked");
-                return;
+    /// The handlers, as soon as they are known.
+    pub async fn known_handlers(&self) -> Arc<Handlers> {
+        let mut handlers = self.handlers.subscribe();
+        loop {
+            if let Known::Handlers(handlers) = &*handlers.borrow_and_update() {
+                return handlers.clone();
             }
-        };
-        let want = Want::Container {
-            key: id.clone(),
-            chain,
-            name: image,
-        };
-        let request = Request {
-            want,
-            snapshotter: snapshotter.clone(),
-            urgency: Urgency::Background,
-        };
-        match self.engine.ensure(request).outcome().await {
-            Ok(done) => {
-                log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
-            }
-            Err(e) if e.is_left_out() => {
-                log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");
-            }
-            Err(e) => {
-                log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");
-                self.engine.replace_if_in_use(&e, &snapshotter);
+            if handlers.changed().await.is_err() {
+                // The sender lives in this node.
+                std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// The handlers, if they are known.
+    pub fn handlers_now(&self) -> Option<Arc<Handlers>> {
+        match &*self.handlers.borrow() {
+            Known::Handlers(handlers) => Some(handlers.clone()),
+            Known::NotYet | Known::NoAnswer => None,
+        }
+    }
+
+    /// In the background, until the next session begins.
+    pub fn in_session(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = session.clone();
+        self.tasks.spawn(async move {
+            token.run_until_cancelled(work).await;
+        });
     }
 
     /// Stops all work, and waits until it has tidied up after itself.

@@ -42,6 +42,11 @@ impl SnapshotterPolicy {
         };
         any(&self.include) && !any(&self.exclude)
     }
+
+    /// Whether it cares for every image, whatever its name.
+    pub fn admits_all(&self) -> bool {
+        self.exclude.is_empty() && self.include.contains(&ImagePattern::any())
+    }
 }
 
 impl Default for SnapshotterPolicy {

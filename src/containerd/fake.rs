@@ -13,10 +13,11 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
 use super::{
-    Descriptor, Error, ErrorKind, Image, Labels, Mount, Resource, Result, Snapshot, SnapshotKind,
-    Source,
+    Descriptor, Error, ErrorKind, Event, Image, Labels, Mount, Resource, Result, Snapshot,
+    SnapshotKind, Source,
 };
 pub(crate) use directories::Change;
 use store::{Effect, Store, at};
@@ -55,6 +56,8 @@ struct State {
     /// Blobs that are being applied now, and the most that ever were.
     applying: (usize, usize),
     down: bool,
+    /// Who wants to hear of events.
+    listeners: Vec<mpsc::UnboundedSender<Event>>,
     /// Each with its subject.
     calls: Vec<(&'static str, String)>,
     /// Empty for one that is of no known version.
@@ -142,6 +145,7 @@ impl Fake {
             name: name.to_owned(),
             target,
             labels: Labels::new(),
+            created_at: None,
         };
         let mut state = self.state();
         state.store.images.insert(name.to_owned(), image.clone());
@@ -325,6 +329,17 @@ impl Fake {
         let mut state = self.state();
         state.store.abandon(snapshotter, key);
         state.store.collect_garbage();
+    }
+
+    /// Something happened, and whoever listens hears it; nobody does after a restart.
+    pub(crate) fn emit(&self, event: &Event) {
+        let mut state = self.state();
+        state.listeners.retain(|l| l.send(event.clone()).is_ok());
+    }
+
+    /// Every subscription ends.
+    pub(crate) fn hang_up(&self) {
+        self.state().listeners.clear();
     }
 
     /// The names of the calls since the last time this was asked.

@@ -42,6 +42,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// thousands of images comes near tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
+/// The label with which a manifest keeps its config.
+const CONFIG_OF: &str = "containerd.io/gc.ref.content.config";
+
 /// Where CRI puts its configuration into a verbose `Status`.
 const CRI_CONFIG: &str = "config";
 
@@ -201,12 +204,21 @@ impl Containerd for Grpc {
         });
         let reply = self.content_api().info(request).await;
         let info = reply.map_err(failed(call, digest))?.into_inner().info;
-        let info = info.ok_or_else(empty(call, digest))?;
-        Ok(Blob {
-            digest: info.digest,
-            size: info.size.try_into().unwrap_or_default(),
-            labels: info.labels.into_iter().collect(),
+        info.map(blob).ok_or_else(empty(call, digest))
+    }
+
+    async fn manifests(&self) -> Result<Vec<Blob>> {
+        let call = "list manifests of";
+        let request = self.ask(api::ListContentRequest {
+            filters: vec![format!("labels.{CONFIG_OF:?}")],
+        });
+        let reply = self.content_api().list(request).await;
+        let stream = reply.map_err(failed(call, "content"))?.into_inner();
+        drain(call, "content", stream, |all, part| {
+            all.extend(part.info.into_iter().map(blob));
+            Ok(())
         })
+        .await
     }
 
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
@@ -460,11 +472,13 @@ impl Containerd for Grpc {
         reply.map_err(failed("add to lease", lease)).map(drop)
     }
 
-    async fn events(&self, filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
+    async fn events(&self, topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
         let call = "subscribe to";
+        let namespace = self.namespace.to_str().unwrap_or_default();
+        let filter = |topic: &&str| format!("topic=={topic:?},namespace=={namespace:?}");
         // No deadline: the stream lives as long as the connection.
         let request = self.in_namespace(Request::new(api::SubscribeRequest {
-            filters: filters.iter().map(ToString::to_string).collect(),
+            filters: topics.iter().map(filter).collect(),
         }));
         let reply = api::events_client::EventsClient::new(self.channel.clone())
             .subscribe(request)
@@ -525,7 +539,17 @@ fn image_record(image: api::Image) -> Option<Image> {
         name: image.name,
         target: image.target?,
         labels: image.labels.into_iter().collect(),
+        created_at: image.created_at.and_then(|t| SystemTime::try_from(t).ok()),
     })
+}
+
+fn blob(info: api::Info) -> Blob {
+    Blob {
+        digest: info.digest,
+        size: info.size.try_into().unwrap_or_default(),
+        labels: info.labels.into_iter().collect(),
+        created_at: info.created_at.and_then(|t| SystemTime::try_from(t).ok()),
+    }
 }
 
 fn snapshot(info: snap::Info) -> Snapshot {

@@ -36,6 +36,8 @@ pub struct Image {
     pub target: Descriptor,
     /// Among them CRI's `io.cri-containerd.pinned`.
     pub labels: Labels,
+    /// When the name was first given.
+    pub created_at: Option<SystemTime>,
 }
 
 /// What the content store says of a blob.
@@ -47,6 +49,8 @@ pub struct Blob {
     pub size: u64,
     /// Among them the references that garbage collection follows.
     pub labels: Labels,
+    /// When it was complete.
+    pub created_at: Option<SystemTime>,
 }
 
 /// Whether a snapshot is being written or stands fast.
@@ -196,6 +200,9 @@ pub trait Containerd: Send + Sync {
 
     /// What the content store knows of a blob.
     async fn blob(&self, digest: &str) -> Result<Blob>;
+    /// The blobs that refer to a config: all manifests, also those of images that are still being
+    /// pulled.
+    async fn manifests(&self) -> Result<Vec<Blob>>;
     /// A whole blob, for documents: more than `limit` bytes is an error.
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
     /// Writes a blob, held by the lease, under a `reference` that nobody else uses. Pieces that stop
@@ -276,8 +283,9 @@ pub trait Containerd: Send + Sync {
     /// Lets a lease hold one thing more.
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()>;
 
-    /// containerd's events, as its filters select them; the stream ends when the connection does.
-    async fn events(&self, filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>>;
+    /// containerd's events of these topics; the stream ends when the connection does. Answers when the
+    /// first event comes, but misses none from when it was asked.
+    async fn events(&self, topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>>;
 
     /// The snapshotters that containerd lists, with those that failed to come up.
     async fn snapshotters(&self) -> Result<Vec<Snapshotter>>;

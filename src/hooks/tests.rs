@@ -312,6 +312,8 @@ async fn handlers_are_waited_for_only_while_they_are_first_asked_for() {
 async fn a_pod_that_says_skip_is_left_alone() {
     let bench = Bench::new("").await;
     bench.run("local", (policy::IMAGES, "")).await;
+    // What is looked at when a session begins.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     bench.fake.calls();
     let mut pod = pod("local");
     let annotations = [(policy::MODE, "skip"), (policy::IMAGES, NAME)];

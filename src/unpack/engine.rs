@@ -56,10 +56,12 @@ pub trait LabelPolicy: Send + Sync {
 }
 
 /// What is to be made ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Want {
     /// An image, by whatever names it.
     Image(String),
+    /// An image that is still being pulled, and so has no record in the store yet.
+    Arriving(Image),
     /// The image of a container that is being created: what its snapshot stands on is the truth, the
     /// name in its annotation a hint.
     Container {
@@ -72,8 +74,19 @@ pub enum Want {
     },
 }
 
+impl Want {
+    /// What it is called: an image's name, a container's id.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Image(name) => name,
+            Self::Arriving(image) => &image.name,
+            Self::Container { key, .. } => key,
+        }
+    }
+}
+
 /// One `ensure`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// What.
     pub want: Want,
@@ -286,6 +299,12 @@ impl Engine {
         log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
     }
 
+    /// An image was removed. A chain that a container keeps is not anchored any more when the image is
+    /// pulled again, so no chain is taken for ready without a look.
+    pub fn image_removed(&self) {
+        self.memory.forget();
+    }
+
     /// Something about the node may have changed: containerd was restarted.
     pub fn forget(&self) {
         self.resolver.forget();
@@ -399,7 +418,7 @@ impl Drop for Entry {
 impl std::fmt::Display for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.want {
-            Want::Image(name) => write!(f, "{name}")?,
+            Want::Image(_) | Want::Arriving(_) => write!(f, "{}", self.want.name())?,
             Want::Container { key, .. } => write!(f, "container {key}")?,
         }
         write!(f, " in {}", self.snapshotter)

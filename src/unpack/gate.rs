@@ -23,6 +23,8 @@ pub struct Parallel {
 pub enum Urgency {
     /// Nobody.
     Background,
+    /// Nobody yet, but the image has just come: a pod that it was pulled for is near.
+    Arrived,
     /// A pod that will need it, or a person.
     Asked,
     /// A container that is being created: the whole node waits with it.
@@ -88,7 +90,7 @@ impl Drop for Place {
     }
 }
 
-/// Hands out the free places. Background work never takes the last of several: who comes in a
+/// Hands out the free places. Work that nobody waits for never takes the last of several: who comes in a
 /// hurry would have to wait for the end of it.
 fn admit(gate: &Arc<Mutex<Inner>>) {
     loop {
@@ -102,7 +104,7 @@ fn admit(gate: &Arc<Mutex<Inner>>) {
             let Some((best, urgency)) = best.map(|(i, (hurry, _))| (i, hurry.now())) else {
                 return;
             };
-            let needed = if urgency == Urgency::Background as u8 {
+            let needed = if urgency <= Urgency::Arrived as u8 {
                 1 + spare
             } else {
                 1

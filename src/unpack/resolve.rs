@@ -49,6 +49,7 @@ impl Resolver {
         let snapshotter = request.snapshotter.as_str();
         let (image, asked) = match &request.want {
             Want::Image(name) => (image::find(self.containerd(), name).await?, Some(name)),
+            Want::Arriving(image) => (image.clone(), Some(&image.name)),
             Want::Container { key, chain, name } => {
                 let found = self.of_chain(chain, name.as_deref()).await?;
                 let image = found.ok_or_else(|| Error::NoImage {

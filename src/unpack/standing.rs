@@ -51,6 +51,11 @@ impl Memory {
         }
     }
 
+    /// Nothing is taken for ready any more.
+    pub(super) fn forget(&self) {
+        self.remembered().ready.clear();
+    }
+
     /// A container of this image name stood on this chain.
     pub(super) fn stood_on(&self, snapshotter: &str, name: &str, chain: &str) {
         let key = (snapshotter.to_owned(), name.to_owned());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::mpsc;
 
 use super::super::{
     Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, Mount, Piece, Resource,
@@ -59,9 +60,29 @@ impl Containerd for Fake {
                 digest: digest.to_owned(),
                 size: bytes.len() as u64,
                 labels: labels.clone(),
+                created_at: None,
             })
         };
         self.call("look up blob", digest, effect).await
+    }
+
+    async fn manifests(&self) -> Result<Vec<Blob>> {
+        let is_manifest = |bytes: &[u8]| {
+            serde_json::from_slice::<serde_json::Value>(bytes)
+                .is_ok_and(|document| document.get("layers").is_some())
+        };
+        let effect = |store: &mut Store| {
+            let all = store.blobs.iter();
+            let manifests = all.filter(|(_, (bytes, _))| is_manifest(bytes));
+            let blob = |(digest, (bytes, labels)): (&String, &(Vec<u8>, Labels))| Blob {
+                digest: digest.clone(),
+                size: bytes.len() as u64,
+                labels: labels.clone(),
+                created_at: None,
+            };
+            Ok(manifests.map(blob).collect())
+        };
+        self.call("list manifests of", "content", effect).await
     }
 
     async fn read(&self, digest: &str, _limit: u64) -> Result<Vec<u8>> {
@@ -235,8 +256,14 @@ impl Containerd for Fake {
         self.call("add to lease", lease, effect).await
     }
 
-    async fn events(&self, _filters: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
-        Ok(stream::empty().boxed())
+    async fn events(&self, _topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.call("subscribe to", "events", |_| Ok(())).await?;
+        self.state().listeners.push(sender);
+        let next = |mut receiver: mpsc::UnboundedReceiver<Event>| async {
+            Some((Ok(receiver.recv().await?), receiver))
+        };
+        Ok(stream::unfold(receiver, next).boxed())
     }
 
     async fn snapshotters(&self) -> Result<Vec<Snapshotter>> {

@@ -1,0 +1,60 @@
+//! Containers that exist already when a session begins: their images are looked at for the next ones.
+
+use crate::handlers::Handlers;
+use crate::unpack::{Request, Standing, Urgency, Want};
+
+use super::{Ahead, is_news};
+
+/// A container that exists already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Existing {
+    /// Its id, which is its snapshot's key.
+    pub id: String,
+    /// Where its snapshot is.
+    pub snapshotter: String,
+    /// The image, as its annotation names it.
+    pub image: Option<String>,
+}
+
+/// One after another, once the handlers are known.
+pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
+    let handlers = ahead.node.known_handlers().await;
+    for container in existing(&handlers) {
+        check_one(ahead, container).await;
+    }
+}
+
+async fn check_one(ahead: &Ahead, container: Existing) {
+    let Existing {
+        id,
+        snapshotter,
+        image,
+    } = container;
+    let engine = &ahead.node.engine;
+    let chain = match engine.standing(&snapshotter, &id, image.as_deref()).await {
+        Ok(Standing::Unknown { chain }) => chain,
+        Ok(Standing::Ready | Standing::Scratch) => return,
+        Err(e) => return log::debug!(container = id.as_str(), error:% = e; "container not checked"),
+    };
+    let want = Want::Container {
+        key: id.clone(),
+        chain,
+        name: image,
+    };
+    let request = Request {
+        want,
+        snapshotter: snapshotter.clone(),
+        urgency: Urgency::Background,
+    };
+    match engine.ensure(request).outcome().await {
+        Ok(done) => {
+            log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
+        }
+        Err(e) => {
+            if is_news(&e) {
+                log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");
+            }
+            engine.replace_if_in_use(&e, &snapshotter);
+        }
+    }
+}

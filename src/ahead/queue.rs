@@ -1,0 +1,87 @@
+//! What has arrived and waits to be looked at. Bounded: what does not fit is found by the reconcile
+//! that is asked for instead, and counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Notify, mpsc};
+
+/// More than a node pulls in the time that it takes to look at them.
+const MAX_QUEUED: usize = 256;
+
+/// Something that may be unpacked ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// An image of this name was added or changed.
+    Image(String),
+    /// A layer of this chain id is being extracted: its image is being pulled.
+    Layer {
+        /// Into this snapshotter.
+        snapshotter: String,
+        /// The chain id.
+        chain: String,
+    },
+    /// An image was removed.
+    Removed,
+}
+
+/// Where what has arrived is put.
+#[derive(Debug)]
+pub(super) struct Queue {
+    arrivals: mpsc::Sender<Arrival>,
+    left_out: AtomicU64,
+    reconcile: Notify,
+}
+
+/// A queue, and where it comes out.
+pub(super) fn bounded() -> (Queue, mpsc::Receiver<Arrival>) {
+    let (arrivals, receiver) = mpsc::channel(MAX_QUEUED);
+    let queue = Queue {
+        arrivals,
+        left_out: AtomicU64::default(),
+        reconcile: Notify::new(),
+    };
+    (queue, receiver)
+}
+
+impl Queue {
+    /// Never waits.
+    pub(super) fn push(&self, arrival: Arrival) {
+        if self.arrivals.try_send(arrival).is_err() {
+            let left_out = self.left_out.fetch_add(1, Ordering::Relaxed) + 1;
+            log::debug!(left_out; "more arrives than can be looked at; all images are looked at instead");
+            self.reconcile();
+        }
+    }
+
+    /// Asks for a look at all images. Several that are asked for before it begins are one.
+    pub(super) fn reconcile(&self) {
+        self.reconcile.notify_one();
+    }
+
+    /// Until a look at all images is asked for.
+    pub(super) async fn asked_to_reconcile(&self) {
+        self.reconcile.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_found_by_a_reconcile() {
+        let (queue, mut arrivals) = bounded();
+        for n in 0..MAX_QUEUED {
+            queue.push(Arrival::Image(n.to_string()));
+        }
+        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        queue.push(Arrival::Removed);
+        queue.push(Arrival::Removed);
+        assert_eq!(queue.left_out.load(Ordering::Relaxed), 2);
+        assert!(queue.asked_to_reconcile().now_or_never().is_some());
+        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        assert_eq!(arrivals.try_recv(), Ok(Arrival::Image("0".to_owned())));
+    }
+}

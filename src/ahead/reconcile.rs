@@ -1,0 +1,188 @@
+//! A look at all images: what should be ready ahead and is not is made so, one after another and with
+//! rests, since nobody waits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt};
+use tokio::time::{Duration, Instant};
+
+use crate::containerd::{self, Image};
+use crate::handlers::Handlers;
+use crate::image;
+use crate::retry;
+use crate::unpack::{Action, Listing, State, Urgency, Want};
+
+use super::eager::{self, Known, Place};
+use super::{Ahead, is_news};
+
+/// Snapshots in one snapshotter from which on only pinned images are unpacked ahead: each labelled
+/// `Prepare` has containerd walk all of them (some 8 ms more with each thousand), so filling a
+/// snapshotter costs the square of what it holds.
+const MAX_SNAPSHOTS: usize = 2000;
+
+/// After each image that was unpacked there is a rest of as long as that took, so that containerd has
+/// half of its time for others; not longer than this.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+
+/// One image for one snapshotter.
+struct Piece {
+    image: String,
+    place: Place,
+}
+
+/// What a look has come to.
+#[derive(Debug, Default)]
+struct Tally {
+    ready: usize,
+    made: usize,
+    failed: usize,
+    left: usize,
+}
+
+/// Looks whenever that is asked for. Goes on until it is dropped.
+pub(super) async fn run(ahead: Arc<Ahead>) {
+    let mut pauses = retry::pauses();
+    loop {
+        ahead.queue.asked_to_reconcile().await;
+        match reconcile(&ahead).await {
+            Ok(()) => pauses = retry::pauses(),
+            Err(e) => {
+                log::debug!(error:% = e; "images not looked at; trying again");
+                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_REST)).await;
+                ahead.queue.reconcile();
+            }
+        }
+    }
+}
+
+async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
+    let node = &ahead.node;
+    let started = Instant::now();
+    let handlers = node.known_handlers().await;
+    let listed = node.containerd.snapshotters().await?;
+    let places = eager::places(&node.config, &handlers, &listed);
+    ahead.places.send_replace(Some(places.clone()));
+    if places.is_empty() {
+        return Ok(());
+    }
+    let images = node.containerd.images().await?;
+    let sandbox = sandbox_target(ahead, &handlers, &images).await;
+    let known = eager::in_order(images, sandbox.as_deref(), &ahead.used());
+    let mut tally = Tally::default();
+    let pieces = pieces(ahead, &places, &known, &mut tally).await;
+    let parallel = node.config.unpack.parallel_images.count().get();
+    let outcomes = stream::iter(pieces)
+        .map(|piece| work(ahead.clone(), piece))
+        .buffer_unordered(parallel);
+    let made: Vec<bool> = outcomes.collect().await;
+    tally.made = made.iter().filter(|made| **made).count();
+    tally.failed = made.len() - tally.made;
+    tally.say(started);
+    Ok(())
+}
+
+/// What the pause image's record stands for, where its name is configured and it is there.
+async fn sandbox_target(ahead: &Ahead, handlers: &Handlers, images: &[Image]) -> Option<String> {
+    let name = &handlers.sandbox_image()?.value;
+    let exactly = images.iter().find(|image| image.name == *name);
+    match exactly {
+        Some(image) => Some(image.target.digest.clone()),
+        None => {
+            let found = image::find(ahead.node.containerd.as_ref(), name).await;
+            found.ok().map(|image| image.target.digest)
+        }
+    }
+}
+
+/// What is not ready, in the order in which it is to be made so.
+async fn pieces(ahead: &Ahead, places: &[Place], known: &[Known], tally: &mut Tally) -> Vec<Piece> {
+    let node = &ahead.node;
+    let mut listings: HashMap<&str, (Listing, usize)> = HashMap::new();
+    for place in places {
+        match node.engine.list(&place.snapshotter).await {
+            Ok(listing) => {
+                let snapshots = listing.len();
+                listings.insert(&place.snapshotter, (listing, snapshots));
+            }
+            Err(e) => {
+                log::warn!(snapshotter = place.snapshotter.as_str(), error:% = e; "snapshotter does not answer: nothing is unpacked in it ahead");
+            }
+        }
+    }
+    let mut pieces = Vec::new();
+    for known in known {
+        for place in places {
+            let Some((listing, snapshots)) = listings.get_mut(place.snapshotter.as_str()) else {
+                continue;
+            };
+            if !eager::is_eager(&node.config, place, known.is_pinned) {
+                continue;
+            }
+            let Ok(look) = node.engine.look(&known.image, &known.names, listing).await else {
+                continue;
+            };
+            if look.left_out || look.state == State::Ready {
+                tally.ready += usize::from(!look.left_out);
+                continue;
+            }
+            let more = look.layers - look.committed;
+            if *snapshots + more > MAX_SNAPSHOTS && !known.is_pinned {
+                tally.left += 1;
+                continue;
+            }
+            *snapshots += more;
+            pieces.push(Piece {
+                image: known.image.name.clone(),
+                place: place.clone(),
+            });
+        }
+    }
+    pieces
+}
+
+/// Whether the image is ready now.
+async fn work(ahead: Arc<Ahead>, Piece { image, place }: Piece) -> bool {
+    let snapshotter = place.snapshotter.as_str();
+    ahead.room.wait(&place).await;
+    let started = Instant::now();
+    let want = Want::Image(image.clone());
+    match ahead
+        .make_ready(snapshotter, want, Urgency::Background)
+        .await
+    {
+        Ok(done) => {
+            if done.action != Action::None {
+                log::info!(image, snapshotter, action:% = done.action, took:? = started.elapsed(); "image is ready ahead");
+                tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
+            }
+            true
+        }
+        Err(e) => {
+            if is_news(&e) {
+                log::warn!(image, snapshotter, error:% = e; "image cannot be made ready ahead");
+            }
+            false
+        }
+    }
+}
+
+impl Tally {
+    fn say(&self, started: Instant) {
+        let Self {
+            ready,
+            made,
+            failed,
+            left,
+        } = *self;
+        let took = started.elapsed();
+        if made + failed + left == 0 {
+            log::debug!(ready, took:?; "looked at all images");
+        } else {
+            log::info!(ready, made, failed, left, took:?; "looked at all images");
+        }
+        if left > 0 {
+            log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter is full enough: the images that came first are not unpacked ahead, but when a pod asks for them");
+        }
+    }
+}

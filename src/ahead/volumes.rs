@@ -1,0 +1,84 @@
+//! Images that a pod mounts as volumes (containerd 2.1 and later).
+//!
+//! containerd unpacks such an image, without labels, while it makes the container, and mounts a
+//! snapshot of it before any hook. So the hook of the first container is too late to label it before; it
+//! is made ready for the next, and in the eager set it was ready before.
+
+use std::path::{Component, Path};
+
+use crate::image;
+use crate::unpack::{Action, Urgency, Want};
+
+use super::{Ahead, is_news};
+
+/// containerd mounts a volume's image at `<state>/image-volumes/<sandbox>/<digest of its target>`
+/// (`internal/cri/server/helpers.go`).
+const DIRECTORY: &str = "image-volumes";
+
+/// Hex digits of a sha256 digest.
+const DIGEST_LENGTH: usize = 64;
+
+/// The target of the image that is mounted from this directory of the host, if one is.
+pub fn image_volume(source: &str) -> Option<String> {
+    let mut below = Path::new(source).components();
+    below.find(|component| component.as_os_str() == DIRECTORY)?;
+    let _sandbox = below.next()?;
+    let Component::Normal(digest) = below.next()? else {
+        return None;
+    };
+    let digest = digest.to_str()?;
+    let is_digest =
+        digest.len() == DIGEST_LENGTH && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_digest.then(|| format!("sha256:{digest}"))
+}
+
+pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
+    let images = match ahead.node.containerd.images().await {
+        Ok(images) => images,
+        Err(e) => return log::debug!(error:% = e; "image of a volume not looked up"),
+    };
+    let names = images
+        .into_iter()
+        .filter(|image| image.target.digest == target);
+    let names: Vec<_> = names.map(|image| image.name).collect();
+    let Some(name) = image::name_for_labels(None, &names) else {
+        return;
+    };
+    match ahead
+        .make_ready(snapshotter, Want::Image(name.clone()), Urgency::Background)
+        .await
+    {
+        Ok(done) if done.action == Action::None => {}
+        Ok(done) => {
+            log::info!(image = name, snapshotter, action:% = done.action; "image of a volume is ready for the next pod");
+        }
+        Err(e) if is_news(&e) => {
+            log::warn!(image = name, snapshotter, error:% = e; "image of a volume cannot be made ready");
+        }
+        Err(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_volume_is_known_by_its_place() {
+        let hex = "0123456789abcdef".repeat(4);
+        let target = Some(format!("sha256:{hex}"));
+        for (source, expected) in [
+            (
+                format!("/run/c/io.containerd.grpc.v1.cri/image-volumes/s1/{hex}"),
+                target.clone(),
+            ),
+            (format!("/run/c/image-volumes/s1/{hex}/models/v1"), target),
+            (format!("/run/c/image-volumes/{hex}"), None),
+            ("/run/c/image-volumes/s1/short".to_owned(), None),
+            (format!("/var/lib/kubelet/pods/p/volumes/{hex}"), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(image_volume(&source), expected, "{source}");
+        }
+    }
+}

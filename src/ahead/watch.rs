@@ -1,0 +1,152 @@
+//! containerd's events, turned into arrivals. The stream is asked for again whenever it breaks, and a
+//! reconcile finds what was missed meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::events::SnapshotPrepare;
+use containerd_client::services::v1::{ImageCreate, ImageUpdate};
+use futures::StreamExt;
+use prost::Message;
+
+use crate::containerd::{Containerd, Error, Event};
+use crate::retry;
+
+use super::Ahead;
+use super::queue::{Arrival, Queue};
+
+const CREATED: &str = "/images/create";
+const UPDATED: &str = "/images/update";
+const DELETED: &str = "/images/delete";
+const PREPARED: &str = "/snapshot/prepare";
+
+/// What containerd names the snapshot of a layer that is being extracted: `extract-<unique> <chain id>`.
+const EXTRACTION: &str = "extract-";
+
+/// What our own are named.
+const OUR_EXTRACTION: &str = "extract-nri-unpack-";
+
+/// containerd answers a subscription with its first event. After this long it has begun, and what a
+/// reconcile does not find any more is in the stream.
+const SUBSCRIBED: Duration = Duration::from_millis(100);
+
+/// Goes on until it is dropped.
+pub(super) async fn run(ahead: Arc<Ahead>) {
+    let (containerd, queue) = (ahead.node.containerd.as_ref(), &ahead.queue);
+    let mut pauses = retry::pauses();
+    loop {
+        let subscribed = async {
+            tokio::time::sleep(SUBSCRIBED).await;
+            queue.reconcile();
+        };
+        let mut heard = false;
+        let listening = listen(containerd, queue, &mut heard);
+        let (ended, ()) = futures::join!(listening, subscribed);
+        match ended {
+            Ok(()) => log::debug!("containerd's events ended"),
+            Err(e) => log::debug!(error:% = e; "containerd's events broke off"),
+        }
+        if heard {
+            pauses = retry::pauses();
+        }
+        if let Some(pause) = pauses.next() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+async fn listen(containerd: &dyn Containerd, queue: &Queue, heard: &mut bool) -> Result<(), Error> {
+    let mut events = containerd
+        .events(&[CREATED, UPDATED, DELETED, PREPARED])
+        .await?;
+    while let Some(event) = events.next().await {
+        *heard = true;
+        if let Some(arrival) = arrival(&event?) {
+            queue.push(arrival);
+        }
+    }
+    Ok(())
+}
+
+/// What an event tells; `None` where that is nothing of ours.
+fn arrival(event: &Event) -> Option<Arrival> {
+    let payload = event.payload.value.as_slice();
+    match event.topic.as_str() {
+        CREATED => ImageCreate::decode(payload)
+            .ok()
+            .map(|e| Arrival::Image(e.name)),
+        UPDATED => ImageUpdate::decode(payload)
+            .ok()
+            .map(|e| Arrival::Image(e.name)),
+        DELETED => Some(Arrival::Removed),
+        PREPARED => extraction(SnapshotPrepare::decode(payload).ok()?),
+        _ => None,
+    }
+}
+
+fn extraction(prepared: SnapshotPrepare) -> Option<Arrival> {
+    let SnapshotPrepare {
+        key, snapshotter, ..
+    } = prepared;
+    if key.starts_with(OUR_EXTRACTION) || !key.starts_with(EXTRACTION) {
+        return None;
+    }
+    let (_, chain) = key.split_once(' ')?;
+    let chain = chain.to_owned();
+    Some(Arrival::Layer { snapshotter, chain })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(topic: &str, message: &impl Message) -> Event {
+        Event {
+            topic: topic.to_owned(),
+            payload: prost_types::Any {
+                type_url: String::new(),
+                value: message.encode_to_vec(),
+            },
+        }
+    }
+
+    fn prepared(key: &str) -> Event {
+        let message = SnapshotPrepare {
+            key: key.to_owned(),
+            parent: String::new(),
+            snapshotter: "overlayfs".to_owned(),
+        };
+        event(PREPARED, &message)
+    }
+
+    #[test]
+    fn events_tell_what_arrives() {
+        let name = "r.example/app:1".to_owned();
+        let created = ImageCreate {
+            name: name.clone(),
+            ..ImageCreate::default()
+        };
+        let layer = Arrival::Layer {
+            snapshotter: "overlayfs".to_owned(),
+            chain: "sha256:c".to_owned(),
+        };
+        for (event, expected) in [
+            (event(CREATED, &created), Some(Arrival::Image(name))),
+            (event(DELETED, &created), Some(Arrival::Removed)),
+            (prepared("extract-12-ab sha256:c"), Some(layer)),
+            (prepared("extract-nri-unpack-1-2-3.0 sha256:c"), None),
+            (prepared("a-container"), None),
+            (event("/tasks/start", &created), None),
+        ] {
+            assert_eq!(arrival(&event), expected, "{event:?}");
+        }
+        let garbled = Event {
+            topic: CREATED.to_owned(),
+            payload: prost_types::Any {
+                type_url: String::new(),
+                value: vec![0xff; 9],
+            },
+        };
+        assert_eq!(arrival(&garbled), None);
+    }
+}

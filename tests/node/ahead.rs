@@ -1,0 +1,61 @@
+//! What is made ready before a pod asks: at the start, and when an image arrives.
+
+use anyhow::{Result, ensure};
+use lab::{Options, Remote, Version, images};
+
+use crate::support::{Node, PATIENCE, handler};
+
+const READY: &str = "image is ready ahead";
+
+/// The lab's pause image is no other's, and no NRI event ever tells of it.
+async fn pause(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    let mut node = Node::start_with(version, options).await?;
+    let pause = images::pause(&[PAUSE])?;
+    ensure!(node.store.chain("nydus", &pause).await?.is_empty());
+    node.serve("").await?;
+    node.log.wait_for(READY, PATIENCE).await?;
+    let pod = node.cri.run_pod("nydus", &[]).await?;
+    let mounts = node.store.mounts("nydus", &pod.id).await?;
+    let volumes = mounts.iter().map(Mount::kata_volume);
+    let volumes = volumes.collect::<Result<Vec<_>>>()?;
+    ensure!(volumes.iter().any(Option::is_some), "{mounts:?}");
+    node.assert_nothing_left("nydus").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pause_image_on_1_7() -> Result<()> {
+    pause(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pause_image_on_2_1() -> Result<()> {
+    pause(Version::V2_1).await
+}
+
+/// Everything that is there at the start, and what is pulled later.
+async fn eager(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    node.serve("[snapshotters.default]\neager = \"all\"\n")
+        .await?;
+    node.wait_labelled(handler).await?;
+
+    let later = images::app("registry.test/lab/later:1")?;
+    node.registry.push(&later).await?;
+    node.cri.pull_image(later.name()).await?;
+    node.image = later;
+    node.wait_labelled(handler).await?;
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_and_what_arrives_on_1_7() -> Result<()> {
+    eager(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_and_what_arrives_on_2_1() -> Result<()> {
+    eager(Version::V2_1).await
+}
