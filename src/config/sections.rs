@@ -132,7 +132,7 @@ pub enum OnUnready {
 pub struct Unpack {
     /// How many images are unpacked at once.
     pub parallel_images: Workers,
-    /// How many layers of one image are applied at once, where the snapshotter allows it.
+    /// How many layers are applied at once, of all these images together.
     pub parallel_layers: Workers,
     /// The share of the snapshotter's file system that has to be free for eager work. What a pod
     /// asks for is unpacked regardless.

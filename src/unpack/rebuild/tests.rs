@@ -327,16 +327,26 @@ async fn what_overlayfs_has_becomes_the_other_snapshotters() {
 
 #[tokio::test]
 async fn only_what_has_no_blob_is_rebuilt() {
-    let bench = Bench::new().await;
-    let manifest = &bench.manifest;
-    // The second layer's blob comes back.
-    let media_type = &manifest.layers[1].blob.media_type;
-    bench.fake.document(media_type, b"layer 1");
-    assert_eq!(bench.ensure().await.unwrap().action, Action::Rebuilt);
-    for (i, rebuilt) in [true, false, true].into_iter().enumerate() {
-        let chain_id = &manifest.layers[i].chain_id;
-        let labels = bench.fake.stat(EROFS, chain_id).await.unwrap().labels;
-        assert_eq!(labels.contains_key("nri-unpack/rebuilt-from"), rebuilt);
+    for rebases in [false, true] {
+        let bench = Bench::new().await;
+        if rebases {
+            bench.fake.can_rebase(EROFS, "2.2.0");
+        }
+        let manifest = &bench.manifest;
+        // The second layer's blob comes back.
+        let media_type = &manifest.layers[1].blob.media_type;
+        bench.fake.document(media_type, b"layer 1");
+        assert_eq!(bench.ensure().await.unwrap().action, Action::Rebuilt);
+        let mut below = None;
+        for (i, rebuilt) in [true, false, true].into_iter().enumerate() {
+            let chain_id = &manifest.layers[i].chain_id;
+            let layer = bench.fake.stat(EROFS, chain_id).await.unwrap();
+            let labels = layer.labels;
+            assert_eq!(labels.contains_key("nri-unpack/rebuilt-from"), rebuilt);
+            assert_eq!(layer.parent, below);
+            below = Some(chain_id.clone());
+        }
+        bench.assert_nothing_left();
     }
 }
 

@@ -90,3 +90,43 @@ async fn what_is_left_out_is_not_touched() {
     let look = look.unwrap();
     assert_eq!((look.left_out, look.state), (true, State::Unanchored));
 }
+
+/// Chains without labels are to be taken away and unpacked again.
+struct Replaces;
+
+impl LabelPolicy for Replaces {
+    fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling> {
+        usual().labelling(snapshotter, names)
+    }
+
+    fn extra_labels(&self, _: &str) -> &ExtraLabels {
+        static NONE: std::sync::LazyLock<ExtraLabels> = std::sync::LazyLock::new(Default::default);
+        &NONE
+    }
+
+    fn repair(&self, _: &str) -> Option<Repair> {
+        Some(Repair::Replace)
+    }
+}
+
+#[tokio::test]
+async fn a_chain_that_cannot_be_unpacked_again_is_not_taken_away() {
+    for whole in [true, false] {
+        let mut bench = Bench::new(3).await;
+        bench.unpacked_without_labels(3);
+        let (fake, missing) = (bench.fake.clone(), Missing::default());
+        let policy = Box::new(Replaces);
+        bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, missing);
+        if whole {
+            assert_eq!(bench.ensure().await.unwrap().action, Action::Replaced);
+            assert_eq!(bench.state().await, State::Ready);
+        } else {
+            bench.fake.discard(&sha256(b"layer 1"));
+            let error = bench.ensure().await.unwrap_err();
+            let second = matches!(*error, Error::Unavailable { position: 2, .. });
+            assert!(second, "{error}");
+            assert_eq!(bench.state().await, State::Unlabelled);
+        }
+        bench.assert_nothing_left();
+    }
+}

@@ -1,1 +1,562 @@
+//! The layers of a chain at the same time: what comes of it is what one after another makes, faults,
+//! races and stops included.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::containerd::fake::{Change, Fake, sha256};
+use crate::containerd::{Containerd, ErrorKind, Image, Snapshot, SnapshotKind};
+use crate::image::{Manifest, Manifests, Platform};
+
+use super::super::{
+    Action, Engine, Error, Means, Missing, Outcome, Parallel, Registries, Request, Role, State,
+    Ticket, Urgency, Want,
+};
+use super::{NAME, PARALLEL, usual};
+
+const OVERLAYFS: &str = "overlayfs";
+const VERSION: &str = "2.2.0";
+const FILES: [&str; 3] = ["a", "b", "c"];
+
+/// Each layer puts a file that is not there and deletes one that a layer below has put.
+fn changes(layers: usize) -> Vec<Vec<Change>> {
+    let layer = |i: usize| {
+        let put = Change::Put(FILES[i % 3], format!("from layer {i}"));
+        vec![put, Change::Delete(FILES[(i + 1) % 3])]
+    };
+    (0..layers).map(layer).collect()
+}
+
+/// One engine on a containerd with one image.
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    image: Image,
+    manifest: Arc<Manifest>,
+    snapshotter: &'static str,
+}
+
+impl Bench {
+    /// In overlayfs, which can rebase.
+    async fn new(layers: usize) -> Self {
+        Self::with(layers, OVERLAYFS, true, PARALLEL).await
+    }
+
+    async fn with(
+        layers: usize,
+        snapshotter: &'static str,
+        rebases: bool,
+        parallel: Parallel,
+    ) -> Self {
+        let fake = Arc::new(Fake::default());
+        if rebases {
+            fake.can_rebase(snapshotter, VERSION);
+        }
+        let image = fake.image_with(NAME, &changes(layers));
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
+        let missing = Missing::default();
+        let engine = Engine::new(fake.clone(), Role::Daemon, parallel, usual(), missing);
+        fake.calls();
+        Self {
+            fake,
+            engine,
+            image,
+            manifest,
+            snapshotter,
+        }
+    }
+
+    fn ask(&self, name: &str) -> Ticket {
+        ask(&self.engine, name, self.snapshotter)
+    }
+
+    async fn ensure(&self) -> Outcome {
+        self.ask(NAME).outcome().await
+    }
+
+    async fn state(&self) -> State {
+        let names = [self.image.name.clone()];
+        let look = self.engine.look(&self.image, &names, self.snapshotter);
+        look.await.unwrap().state
+    }
+
+    fn chain_ids(&self) -> Vec<String> {
+        let layers = self.manifest.layers.iter();
+        layers.map(|layer| layer.chain_id.clone()).collect()
+    }
+
+    fn blob(&self, layer: usize) -> &str {
+        &self.manifest.layers[layer].blob.digest
+    }
+
+    /// The lowest layers, as another image of just these has them.
+    async fn have(&self, layers: usize) {
+        self.fake.image_with("r.example/base:1", &changes(layers));
+        let mut ticket = self.ask("r.example/base:1");
+        ticket.outcome().await.unwrap();
+    }
+
+    /// Nothing but the chain from its bottom to this height, each layer on the one below, and no
+    /// lease.
+    fn assert_stands(&self, layers: usize, told: &str) {
+        assert!(self.fake.lease_ids().is_empty(), "{told}");
+        let found = self.fake.all(self.snapshotter);
+        assert_eq!(found.len(), layers, "{told}: {found:?}");
+        let mut below = None;
+        for chain_id in self.chain_ids().into_iter().take(layers) {
+            let layer = found.iter().find(|snapshot| snapshot.name == chain_id);
+            let layer = layer.unwrap_or_else(|| panic!("{told}: no {chain_id}"));
+            assert_eq!(layer.kind, SnapshotKind::Committed, "{told}");
+            assert_eq!(layer.parent, below, "{told}");
+            below = Some(chain_id);
+        }
+    }
+
+    /// The whole of it, with the files that it has to have.
+    async fn assert_ready(&self, told: &str) {
+        assert_eq!(self.state().await, State::Ready, "{told}");
+        let layers = self.manifest.layers.len();
+        self.assert_stands(layers, told);
+        let mut files = BTreeMap::new();
+        for change in changes(layers).into_iter().flatten() {
+            match change {
+                Change::Put(name, content) => files.insert(name.to_owned(), content),
+                Change::Delete(name) => files.remove(name),
+            };
+        }
+        let top = self.manifest.chain_id().unwrap();
+        assert_eq!(self.fake.tree(self.snapshotter, top), files, "{told}");
+    }
+}
+
+fn ask(engine: &Arc<Engine>, name: &str, snapshotter: &str) -> Ticket {
+    engine.ensure(Request {
+        want: Want::Image(name.to_owned()),
+        snapshotter: snapshotter.to_owned(),
+        urgency: Urgency::Asked,
+    })
+}
+
+/// What tells two chains apart, but for when they were made.
+fn timeless(snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+    let timeless = |snapshot| Snapshot {
+        created_at: None,
+        ..snapshot
+    };
+    snapshots.into_iter().map(timeless).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_result_is_that_of_one_after_another() {
+    for snapshotter in [OVERLAYFS, "erofs"] {
+        for had in [0, 1, 3, 5] {
+            let one = Bench::with(6, snapshotter, false, PARALLEL).await;
+            let all = Bench::with(6, snapshotter, true, PARALLEL).await;
+            for bench in [&one, &all] {
+                if had > 0 {
+                    bench.have(had).await;
+                }
+            }
+            let done = all.ensure().await.unwrap();
+            assert_eq!(done, one.ensure().await.unwrap());
+            let unlabelled = if had > 0 { 1 } else { 0 };
+            // The top of the image below said of itself that nothing follows.
+            assert!(done.layers_done - (6 - had) <= unlabelled, "{done:?}");
+            let made = timeless(all.fake.all(snapshotter));
+            assert_eq!(made, timeless(one.fake.all(snapshotter)));
+            for digest in all.manifest.layers.iter().map(|l| &l.blob.digest) {
+                let (all, one) = (all.fake.blob(digest), one.fake.blob(digest));
+                assert_eq!(all.await.unwrap(), one.await.unwrap());
+            }
+            let told = format!("{snapshotter} had {had}");
+            one.assert_ready(&told).await;
+            all.assert_ready(&told).await;
+            assert_eq!(one.fake.most_applied_at_once(), 1);
+            // A single layer goes onto the one below in the ordinary way.
+            let expected = PARALLEL.layers.min(had.max(6 - had));
+            assert_eq!(all.fake.most_applied_at_once(), expected, "{told}");
+        }
+    }
+}
+
+/// The calls that make the layers, with what they are about.
+fn made(fake: &Fake) -> Vec<String> {
+    let calls = fake.calls().into_iter();
+    let made = ["prepare snapshot", "apply layer", "commit snapshot"];
+    calls.filter(|call| made.contains(&call.as_str())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_capability_all_goes_as_before() {
+    let one_after_another = ["prepare snapshot", "apply layer", "commit snapshot"].repeat(4);
+    let bench = Bench::with(4, OVERLAYFS, false, PARALLEL).await;
+    bench.ensure().await.unwrap();
+    assert_eq!(made(&bench.fake), one_after_another);
+    bench.assert_ready("not listed").await;
+
+    let bench = Bench::new(4).await;
+    bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
+    bench.ensure().await.unwrap();
+    assert_eq!(made(&bench.fake), one_after_another);
+
+    let bench = Bench::new(4).await;
+    bench.fake.can_rebase(OVERLAYFS, "2.1.9");
+    bench.ensure().await.unwrap();
+    assert_eq!(made(&bench.fake), one_after_another);
+
+    // Nobody is asked where it makes no difference.
+    let single = Bench::new(1).await;
+    single.ensure().await.unwrap();
+    let calls = single.fake.calls();
+    assert!(
+        !calls.contains(&"list snapshotters".to_owned()),
+        "{calls:?}"
+    );
+    let one = Parallel {
+        images: 2,
+        layers: 1,
+    };
+    let bench = Bench::with(4, OVERLAYFS, true, one).await;
+    bench.ensure().await.unwrap();
+    let calls = bench.fake.calls();
+    assert!(
+        !calls.contains(&"list snapshotters".to_owned()),
+        "{calls:?}"
+    );
+    assert_eq!(bench.fake.most_applied_at_once(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_containerd_that_comes_back_is_asked_again() {
+    let bench = Bench::new(4).await;
+    bench.have(3).await;
+    assert_eq!(bench.fake.most_applied_at_once(), 3);
+    bench.fake.image_with("r.example/other:1", &changes(7)[1..]);
+    bench.fake.cannot_rebase(OVERLAYFS);
+    bench.engine.forget();
+    bench.ask("r.example/other:1").outcome().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_for_the_guest_are_prepared_on_each_other() {
+    let bench = Bench::with(3, "nydus", true, PARALLEL).await;
+    bench.ensure().await.unwrap();
+    bench.assert_stands(3, "nydus");
+    assert_eq!(bench.state().await, State::Ready);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However long each takes.
+    #[test]
+    fn layers_are_committed_in_their_order(
+        times in proptest::collection::vec(1..1000_u64, 2..12),
+        layers in 2..6_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let parallel = Parallel { images: 1, layers };
+            let bench = Bench::with(times.len(), OVERLAYFS, true, parallel).await;
+            for (i, time) in times.iter().enumerate() {
+                bench.fake.applies_in(bench.blob(i), Duration::from_millis(*time));
+            }
+            let began = tokio::time::Instant::now();
+            let mut ticket = bench.ask(NAME);
+            let mut ready = vec![];
+            while ticket.changed().await {
+                ready.push(ticket.progress().ready_layers);
+            }
+            let done = ticket.outcome().await.unwrap();
+            prop_assert_eq!((done.action, done.layers_done), (Action::Unpacked, times.len()));
+            prop_assert!(ready.is_sorted(), "{:?}", ready);
+            prop_assert_eq!(ready.last(), Some(&times.len()));
+            prop_assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
+            let most = bench.fake.most_applied_at_once();
+            prop_assert_eq!(most, layers.min(times.len()));
+            // No place is empty while there is a layer to apply.
+            let (all, longest) = (times.iter().sum::<u64>(), *times.iter().max().unwrap());
+            let bound = all / layers as u64 + longest + 1;
+            prop_assert!(began.elapsed() <= Duration::from_millis(bound));
+            bench.assert_ready("random times").await;
+            Ok(())
+        })?;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_layers_and_images_at_once_in_the_whole_process() {
+    for (images, layers, expected) in [(3, 2, 2), (3, 3, 3), (3, 8, 8), (3, 64, 12), (1, 64, 4)] {
+        let bench = Bench::with(1, OVERLAYFS, true, Parallel { images, layers }).await;
+        let names = ["r.example/1:1", "r.example/2:1", "r.example/3:1"];
+        for (i, name) in names.iter().enumerate() {
+            // No two share a layer.
+            bench.fake.image_with(name, &changes(4 * (i + 1))[4 * i..]);
+        }
+        let mut tickets: Vec<_> = names.map(|name| bench.ask(name)).into();
+        // One after another in its snapshotter, and yet one of those that are counted.
+        tickets.push(ask(&bench.engine, names[0], "native"));
+        for mut ticket in tickets {
+            assert_eq!(ticket.outcome().await.unwrap().layers_done, 4);
+        }
+        let most = bench.fake.most_applied_at_once();
+        // The fourth image has one layer at a time.
+        let range = expected..=layers.min(expected + 1);
+        assert!(range.contains(&most), "{images} {layers}: {most}");
+        assert!(bench.fake.lease_ids().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_anywhere_leaves_nothing_and_the_next_ensure_finishes() {
+    let calls = [
+        "list snapshotters",
+        "ask version",
+        "list images",
+        "read blob",
+        "stat snapshot",
+        "look up blob",
+        "create lease",
+        "add to lease",
+        "prepare snapshot",
+        "apply layer",
+        "commit snapshot",
+        "label blob",
+    ];
+    for call in calls {
+        for after in 0..6 {
+            for fault in [
+                Some(ErrorKind::Other),
+                Some(ErrorKind::NotFound),
+                Some(ErrorKind::AlreadyExists),
+                Some(ErrorKind::Unreachable),
+                None,
+            ] {
+                let bench = Bench::new(5).await;
+                match fault {
+                    Some(kind) => bench.fake.fail(call, after, kind),
+                    None => bench.fake.lose(call, after),
+                }
+                let first = bench.ensure().await;
+                let told = format!("{call} {after} {fault:?}: {first:?}");
+                let layers = bench.fake.all(OVERLAYFS).len();
+                bench.assert_stands(layers, &told);
+                bench.fake.heal();
+                bench.ensure().await.expect(&told);
+                bench.assert_ready(&told).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_tidied_up_is_swept() {
+    for (call, after) in [
+        ("remove snapshot", 0),
+        ("remove snapshot", 1),
+        ("delete lease", 0),
+    ] {
+        let bench = Bench::new(5).await;
+        bench.fake.fail("apply layer", 1, ErrorKind::Other);
+        bench.fake.fail(call, after, ErrorKind::Unreachable);
+        bench.ensure().await.unwrap_err();
+        assert_eq!(bench.fake.lease_ids().len(), 1, "{call}");
+        bench.engine.sweep().await.unwrap();
+        bench.assert_stands(bench.fake.all(OVERLAYFS).len(), call);
+        bench.ensure().await.unwrap();
+        bench.assert_ready(call).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_in_the_middle_all_are_taken_away() {
+    for stage in ["prepare snapshot", "apply layer", "commit snapshot"] {
+        let bench = Bench::new(50).await;
+        let mut ticket = bench.ask(NAME);
+        while ticket.progress().ready_layers < 5 {
+            assert!(ticket.changed().await);
+        }
+        bench.fake.slow(stage, Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let close = bench.engine.close();
+        tokio::time::timeout(Duration::from_secs(60), close)
+            .await
+            .expect(stage);
+        let error = ticket.outcome().await.unwrap_err();
+        assert!(matches!(*error, Error::Stopped(_)), "{error}");
+        let layers = bench.fake.all(OVERLAYFS).len();
+        assert!((5..50).contains(&layers));
+        bench.assert_stands(layers, stage);
+        assert_eq!(bench.state().await, State::Partial);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_diff_id_takes_those_above_it_along_and_no_other() {
+    // The lowest takes longest, or not.
+    for time in [1, 500] {
+        let mut messages = vec![];
+        for rebases in [false, true] {
+            let bench = Bench::with(6, OVERLAYFS, rebases, PARALLEL).await;
+            let lowest = Duration::from_millis(time);
+            bench.fake.applies_in(bench.blob(0), lowest);
+            bench.fake.applies_as(bench.blob(2), &sha256(b"other"));
+            // Found out before the other where they are applied at the same time.
+            bench.fake.applies_as(bench.blob(4), &sha256(b"another"));
+            bench.fake.applies_in(bench.blob(2), 2 * lowest);
+            let error = bench.ensure().await.unwrap_err();
+            assert!(
+                matches!(
+                    *error,
+                    Error::WrongDiffId {
+                        position: 3,
+                        layers: 6,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            messages.push(error.to_string());
+            bench.assert_stands(2, &format!("{time} {rebases}"));
+        }
+        assert_eq!(messages[0], messages[1]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_layers_above_one_that_failed() {
+    let bench = Bench::new(6).await;
+    bench.fake.applies_as(bench.blob(0), &sha256(b"other"));
+    for i in 1..6 {
+        bench
+            .fake
+            .applies_in(bench.blob(i), Duration::from_secs(3600));
+    }
+    let began = tokio::time::Instant::now();
+    bench.ensure().await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(1));
+    bench.assert_stands(0, "the lowest failed");
+}
+
+/// A chain of many layers does not open a snapshot for each at once.
+#[tokio::test(start_paused = true)]
+async fn layers_are_prepared_as_they_can_be_applied() {
+    let bench = Bench::new(20).await;
+    for i in 0..20 {
+        bench.fake.applies_in(bench.blob(i), Duration::from_secs(1));
+    }
+    let mut ticket = bench.ask(NAME);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(bench.fake.all(OVERLAYFS).len(), PARALLEL.layers);
+    ticket.outcome().await.unwrap();
+    bench.assert_ready("prepared").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_on_one_chain_do_each_other_no_harm() {
+    let (mut at_commit, mut at_prepare) = (false, false);
+    for delay in 0..12 {
+        let bench = Bench::new(6).await;
+        let missing = Missing::default();
+        let fake = bench.fake.clone();
+        let other = Engine::new(fake, Role::Command, PARALLEL, usual(), missing);
+        for i in 0..6 {
+            let time = Duration::from_millis([3, 1, 2, 2, 1, 3][i]);
+            bench.fake.applies_in(bench.blob(i), time);
+        }
+        let mut one = bench.ask(NAME);
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let mut two = ask(&other, NAME, OVERLAYFS);
+        let (one, two) = tokio::join!(one.outcome(), two.outcome());
+        let told = format!("after {delay} ms: {one:?}, {two:?}");
+        assert!(one.is_ok() && two.is_ok(), "{told}");
+        bench.assert_ready(&told).await;
+        let prepared = bench.fake.subjects("prepare snapshot").len();
+        let applied = bench.fake.subjects("apply layer").len();
+        let committed = bench.fake.subjects("commit snapshot").len();
+        at_prepare |= applied < prepared;
+        at_commit |= committed > 6;
+    }
+    assert!(at_prepare && at_commit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
+    let bench = Bench::new(5).await;
+    bench.have(1).await;
+    bench.fake.slow("commit snapshot", Duration::from_secs(1));
+    let mut ticket = bench.ask(NAME);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let lowest = &bench.chain_ids()[0];
+    bench.fake.remove(OVERLAYFS, lowest).await.unwrap();
+    let done = ticket.outcome().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+    bench.assert_ready("taken away").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_snapshotter_has_is_committed_without_being_applied() {
+    for rebases in [false, true] {
+        let bench = Bench::with(5, OVERLAYFS, rebases, PARALLEL).await;
+        let staged = [0, 2, 4];
+        for i in staged {
+            let chain_id = &bench.manifest.layers[i].chain_id;
+            bench.fake.stage(OVERLAYFS, chain_id, bench.blob(i));
+            if i > 0 {
+                bench.fake.discard(bench.blob(i));
+            }
+        }
+        let done = bench.ensure().await.unwrap();
+        assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+        let applied = bench.fake.subjects("apply layer");
+        assert_eq!(applied.len(), 2, "{rebases}: {applied:?}");
+        bench.assert_ready("staged").await;
+        // Nothing came out of the blob that its digest could be compared with.
+        for (i, verified) in [(0, false), (1, true)] {
+            let labels = bench.fake.blob(bench.blob(i)).await.unwrap().labels;
+            assert_eq!(labels.contains_key("containerd.io/uncompressed"), verified);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_is_gone_is_pulled_or_named() {
+    for pulls in [true, false] {
+        let mut bench = Bench::new(5).await;
+        bench.fake.publish(VERSION);
+        for i in [1, 2, 4] {
+            bench.fake.discard(bench.blob(i));
+        }
+        if pulls {
+            let missing = Missing::new(vec![Means::Pull], Registries::default());
+            let fake = bench.fake.clone();
+            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, usual(), missing);
+            let done = bench.ensure().await.unwrap();
+            assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+            bench.assert_ready("pulled").await;
+            assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
+        } else {
+            let error = bench.ensure().await.unwrap_err();
+            assert!(
+                matches!(
+                    *error,
+                    Error::Unavailable {
+                        position: 2,
+                        layers: 5,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            bench.assert_stands(1, "named");
+        }
+    }
+}
