@@ -11,8 +11,8 @@ use crate::image::{Layer, Manifest};
 use super::lease::Lease;
 use super::missing::{Content, Missing};
 
-/// *AlreadyExists* without the chain id being there is somebody else in between; containerd's own
-/// unpacker tries as often.
+/// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
+/// somebody else in between; containerd's own unpacker tries as often.
 const PREPARE_TRIES: usize = 3;
 
 /// The layer's blob, once its content has been verified, carries the digest of what is in it.
@@ -91,7 +91,7 @@ impl Unpack<'_> {
     /// An active snapshot to unpack into; `None` where the layer turns out to be there already.
     async fn prepare(&self, content: &Content) -> Result<Option<(String, Vec<Mount>)>, Failure> {
         let chain_id = &self.layer.chain_id;
-        let mut taken = None;
+        let mut last = None;
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);
             let labels = content.labels(self.labels);
@@ -109,19 +109,23 @@ impl Unpack<'_> {
                     if self.is_committed().await? {
                         return Ok(None);
                     }
-                    taken = Some(e);
+                    last = Some(e);
                 }
                 Err(e) => {
                     // An answer that got lost leaves the snapshot made.
                     self.abort(&key).await;
-                    if e.is_not_found() && self.parent_is_gone().await? {
+                    if !e.is_not_found() {
+                        return Err(e.into());
+                    }
+                    if self.parent_is_gone().await? {
                         return Err(Failure::ParentGone);
                     }
-                    return Err(e.into());
+                    // Whoever has taken the layer below away may have made it anew since.
+                    last = Some(e);
                 }
             }
         }
-        Err(taken.map_or(Failure::Stopped, Failure::Containerd))
+        Err(last.map_or(Failure::Stopped, Failure::Containerd))
     }
 
     async fn fill(
