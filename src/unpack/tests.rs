@@ -2,6 +2,7 @@
 
 mod guest;
 mod labelling;
+mod properties;
 
 use std::sync::Arc;
 use std::time::Duration;
