@@ -4,10 +4,11 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::containerd;
 use crate::node::Node;
 use crate::unpack::{Error, Look, Role, State};
 
-use super::scope::{self, Asked, Where};
+use super::scope::{self, Asked, Meant, Where};
 use super::table::table;
 use super::{Exit, Failure, Output};
 
@@ -44,34 +45,70 @@ struct Row {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    let snapshotters = arguments.place.snapshotters(&node).await?;
+    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
-    let mut images = Vec::new();
-    for asked in &asked {
-        for snapshotter in &snapshotters {
-            images.extend(row(&node, asked, snapshotter).await?);
-        }
-    }
+    let nothing_meant = usable.is_empty() && unusable.is_empty();
+    unusable.iter().for_each(super::complain);
+    let (images, silent) = rows(&node, &asked, usable).await?;
+    let all_seen = unusable.is_empty() && !silent;
     let all_ready = images.iter().all(|row| row.state == State::Ready);
     let report = Report { images };
     match arguments.output {
         Output::Json => super::print_json(&report)?,
-        Output::Table if snapshotters.is_empty() => {
+        Output::Table if nothing_meant => {
             super::print(
                 "no runtime handler uses a snapshotter of its own; name one with --snapshotter",
             )?;
         }
         Output::Table => super::print(&report.table())?,
     }
-    Ok(if all_ready {
+    Ok(if all_ready && all_seen {
         Exit::Ready
     } else {
         Exit::NotReady
     })
 }
 
-/// `None` for one of all images that the configuration leaves to containerd.
-async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Option<Row>, Failure> {
+/// A row for each image and snapshotter, and whether a snapshotter did not answer: it is named, and
+/// not asked again.
+async fn rows(
+    node: &Node,
+    asked: &[Asked],
+    mut snapshotters: Vec<String>,
+) -> Result<(Vec<Row>, bool), Failure> {
+    let (mut rows, all) = (Vec::new(), snapshotters.len());
+    for asked in asked {
+        let mut answering = Vec::new();
+        for snapshotter in snapshotters {
+            match row(node, asked, &snapshotter).await? {
+                Seen::Row(row) => rows.push(row),
+                Seen::LeftOut => {}
+                Seen::NoAnswer(source) => {
+                    // Whose silence it is: containerd passes its snapshotters' on as its own.
+                    node.containerd.version().await?;
+                    super::complain(&format!(
+                        "snapshotter {snapshotter} does not answer: {source}; is its daemon running?"
+                    ));
+                    continue;
+                }
+            }
+            answering.push(snapshotter);
+        }
+        snapshotters = answering;
+    }
+    Ok((rows, snapshotters.len() < all))
+}
+
+/// What there is to say of an image in a snapshotter.
+enum Seen {
+    Row(Row),
+    /// It is one of all images, and the configuration leaves it to containerd.
+    LeftOut,
+    /// The snapshotter could not be asked.
+    NoAnswer(containerd::Error),
+}
+
+async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Seen, Failure> {
     let look = match &asked.image {
         Ok(image) => node.engine.look(image, &asked.names, snapshotter).await,
         Err(e) => Err(Error::Image(e.clone())),
@@ -79,8 +116,8 @@ async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Option<Row
     let name = asked.name.clone();
     let snapshotter = snapshotter.to_owned();
     match look {
-        Ok(look) if look.left_out && !asked.by_name => Ok(None),
-        Ok(look) => Ok(Some(Row {
+        Ok(look) if look.left_out && !asked.by_name => Ok(Seen::LeftOut),
+        Ok(look) => Ok(Seen::Row(Row {
             name,
             snapshotter,
             reason: reason(&look),
@@ -89,8 +126,12 @@ async fn row(node: &Node, asked: &Asked, snapshotter: &str) -> Result<Option<Row
             layers: look.layers,
             ready_layers: look.ready_layers,
         })),
+        // Not every call of containerd says in its code that nobody answered.
+        Err(Error::Containerd { source, .. }) if !source.is_not_found() => {
+            Ok(Seen::NoAnswer(source))
+        }
         Err(e) if e.unreachable().is_some() => Err(e.into()),
-        Err(e) => Ok(Some(Row {
+        Err(e) => Ok(Seen::Row(Row {
             name,
             manifest: None,
             snapshotter,

@@ -1,6 +1,7 @@
 //! The plugin on real containerd: one binary, a containerd of its own for each test.
 
 mod bad_input;
+mod check;
 mod guest_pull;
 mod images;
 mod json;
