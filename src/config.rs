@@ -1,7 +1,8 @@
 //! The configuration: TOML text in, a checked [`Config`] or one precise error out.
 //!
 //! Every value is checked while it is parsed, so whoever holds a `Config` has nothing left to
-//! check. This module does not know containerd, NRI or images; it reads one file and nothing else.
+//! check. This module does not know containerd or images, and of NRI only what a plugin's name and
+//! index may be; it reads one file and nothing else.
 
 mod amounts;
 mod error;

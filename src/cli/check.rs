@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::node::Node;
 use crate::unpack::{Error, Listing, Look, Role, State};
 
-use super::scope::{self, Asked, Where};
+use super::scope::{self, Asked, Meant, Where};
 use super::table::table;
 use super::{Exit, Failure, Output};
 
@@ -44,34 +44,56 @@ struct Row {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    let snapshotters = arguments.place.snapshotters(&node).await?;
+    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
-    let mut listings = Vec::new();
-    for snapshotter in &snapshotters {
-        listings.push((snapshotter, node.engine.list(snapshotter).await?));
-    }
+    let nothing_meant = usable.is_empty() && unusable.is_empty();
+    unusable.iter().for_each(super::complain);
+    let (listings, silent) = listings(&node, &usable).await?;
     let mut images = Vec::new();
     for asked in &asked {
         for (snapshotter, listing) in &listings {
             images.extend(row(&node, asked, snapshotter, listing).await?);
         }
     }
+    let all_seen = unusable.is_empty() && !silent;
     let all_ready = images.iter().all(|row| row.state == State::Ready);
     let report = Report { images };
     match arguments.output {
         Output::Json => super::print_json(&report)?,
-        Output::Table if snapshotters.is_empty() => {
+        Output::Table if nothing_meant => {
             super::print(
                 "no runtime handler uses a snapshotter of its own; name one with --snapshotter",
             )?;
         }
         Output::Table => super::print(&report.table())?,
     }
-    Ok(if all_ready {
+    Ok(if all_ready && all_seen {
         Exit::Ready
     } else {
         Exit::NotReady
     })
+}
+
+/// What each snapshotter has, and whether one did not answer: that one is named.
+async fn listings<'a>(
+    node: &Node,
+    snapshotters: &'a [String],
+) -> Result<(Vec<(&'a str, Listing)>, bool), Failure> {
+    let mut listings = Vec::new();
+    for snapshotter in snapshotters {
+        match node.engine.list(snapshotter).await {
+            Ok(listing) => listings.push((snapshotter.as_str(), listing)),
+            Err(source) => {
+                // Whose silence it is: containerd passes its snapshotters' on as its own.
+                node.containerd.version().await?;
+                super::complain(&format!(
+                    "snapshotter {snapshotter} does not answer: {source}; is its daemon running?"
+                ));
+            }
+        }
+    }
+    let silent = listings.len() < snapshotters.len();
+    Ok((listings, silent))
 }
 
 /// `None` for one of all images that the configuration leaves to containerd.

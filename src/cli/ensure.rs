@@ -51,7 +51,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
         return Err(Failure::Usage(say.to_owned()));
     }
     let node = Node::open(config, Role::Command)?;
-    let snapshotters = arguments.place.snapshotters(&node).await?;
+    let snapshotters = arguments.place.snapshotters(&node).await?.all()?;
     let asked = scope::images(&node, &arguments.images).await?;
     let work = |stop: tokio_util::sync::CancellationToken| {
         let (node, output) = (&node, arguments.output);

@@ -21,36 +21,61 @@ pub(super) struct Where {
     handler: Option<String>,
 }
 
+/// The snapshotters that a command is about.
+pub(super) struct Meant {
+    /// Those that containerd lists, and that came up.
+    pub(super) usable: Vec<String>,
+    /// What is wrong with each of the others.
+    pub(super) unusable: Vec<Failure>,
+}
+
+impl Meant {
+    /// For a command that is about all of them or none.
+    pub(super) fn all(self) -> Result<Vec<String>, Failure> {
+        self.unusable
+            .into_iter()
+            .next()
+            .map_or(Ok(self.usable), Err)
+    }
+}
+
 impl Where {
     pub(super) fn is_given(&self) -> bool {
         self.snapshotter.is_some() || self.handler.is_some()
     }
 
     /// The snapshotters that are meant: without an argument those of all handlers that are ours to
-    /// keep. Each is one that containerd lists, and that came up.
-    pub(super) async fn snapshotters(&self, node: &Node) -> Result<Vec<String>, Failure> {
+    /// keep. An argument that means one which containerd does not have is wrong usage.
+    pub(super) async fn snapshotters(&self, node: &Node) -> Result<Meant, Failure> {
         let known = node.containerd.snapshotters().await?;
-        let meant = match (&self.snapshotter, &self.handler) {
-            (Some(snapshotter), _) => vec![snapshotter.clone()],
-            (None, Some(handler)) => {
-                let handlers = node.resolve().await?;
-                let resolved = handlers.snapshotter(handler);
-                let resolved = resolved.map_err(|e| Failure::Usage(e.to_string()))?;
-                vec![resolved.snapshotter.clone()]
-            }
-            (None, None) => {
-                let handlers = node.resolve().await?;
-                let default = &handlers.default_snapshotter().value;
-                let all = handlers.snapshotters().into_iter();
-                all.filter(|name| policy::is_kept(&node.config, name, default))
-                    .map(|name| name.to_string())
-                    .collect()
-            }
+        let mut meant = Meant {
+            usable: vec![],
+            unusable: vec![],
         };
-        for name in &meant {
-            usable(name, &known)?;
+        for name in self.named(node).await? {
+            match usable(&name, &known) {
+                Ok(()) => meant.usable.push(name),
+                Err(wrong @ Failure::Usage(_)) if self.is_given() => return Err(wrong),
+                Err(wrong) => meant.unusable.push(wrong),
+            }
         }
         Ok(meant)
+    }
+
+    async fn named(&self, node: &Node) -> Result<Vec<String>, Failure> {
+        if let Some(snapshotter) = &self.snapshotter {
+            return Ok(vec![snapshotter.clone()]);
+        }
+        let handlers = node.resolve().await?;
+        if let Some(handler) = &self.handler {
+            let resolved = handlers.snapshotter(handler);
+            let resolved = resolved.map_err(|e| Failure::Usage(e.to_string()))?;
+            return Ok(vec![resolved.snapshotter.clone()]);
+        }
+        let default = &handlers.default_snapshotter().value;
+        let all = handlers.snapshotters().into_iter();
+        let kept = all.filter(|name| policy::is_kept(&node.config, name, default));
+        Ok(kept.map(|name| name.to_string()).collect())
     }
 }
 

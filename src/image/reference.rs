@@ -5,6 +5,8 @@
 //! (the config's digest). What is asked for may be none of them: a bare `busybox`, a short id, an
 //! id without its algorithm.
 
+use std::net::Ipv6Addr;
+
 use oci_spec::distribution::Reference;
 
 use crate::containerd::{Containerd, Image};
@@ -19,6 +21,9 @@ const ID_LENGTH: usize = 64;
 const SHORTEST_ID: usize = 7;
 
 const ID_PREFIX: &str = "sha256:";
+
+/// A host by name where a name has one by address.
+const STAND_IN: &str = "ipv6.invalid";
 
 /// Finds the record that `asked` stands for.
 pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Error> {
@@ -56,13 +61,27 @@ pub fn names_of(image: &Image, images: &[Image]) -> Vec<String> {
 
 /// Whether a registry can be asked for this name of a record: not so for an image id, nor for a name
 /// that does not begin with its registry, as an import makes it up (`import-2024-01-31@sha256:…`).
-pub fn is_pullable(name: &str) -> bool {
+fn is_pullable(name: &str) -> bool {
+    repository(name).is_some()
+}
+
+/// The registry and the repository of a name that can be pulled: `docker.io/library/busybox`.
+pub fn repository(name: &str) -> Option<String> {
     // The library's grammar knows no IPv6 addresses, which containerd's resolver does.
     let ipv6 = name.strip_prefix('[').and_then(|name| name.split_once(']'));
-    let named = ipv6.map(|(_, rest)| format!("ipv6.invalid{rest}"));
-    let name = named.as_deref().unwrap_or(name);
-    let reference = Reference::try_from(name);
-    !is_id(name) && reference.is_ok_and(|reference| reference.whole() == name)
+    let ipv6 = ipv6.filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok());
+    let named = ipv6.map(|(_, rest)| format!("{STAND_IN}{rest}"));
+    let spelled = named.as_deref().unwrap_or(name);
+    let reference = Reference::try_from(spelled).ok()?;
+    if is_id(name) || reference.whole() != spelled {
+        return None;
+    }
+    let (registry, repository) = (reference.registry(), reference.repository());
+    let registry = match ipv6 {
+        Some((address, _)) => registry.replacen(STAND_IN, &format!("[{address}]"), 1),
+        None => registry.to_owned(),
+    };
+    Some(format!("{registry}/{repository}"))
 }
 
 /// The name that the labels of an image's layers carry: the one that was asked for where it can be
@@ -159,7 +178,9 @@ mod tests {
             ("docker.io/library/busybox:1", true),
             ("localhost/a:1", true),
             ("[fd00::1]:5000/lab/a:1", true),
+            ("[fd00::1]/lab/a:1", true),
             ("[fd00::1]:5000/lab/a", false),
+            ("[registry]:5000/lab/a:1", false),
             (&digest(), true),
             (&digest().replace('@', ":1@"), true),
             (ID, false),
@@ -198,6 +219,18 @@ mod tests {
         }
         assert_eq!(name_for_labels(None, &names[..3]).unwrap(), digest());
         assert_eq!(name_for_labels(Some(ID), &names[..1]), None);
+    }
+
+    #[test]
+    fn a_repository_is_what_comes_before_tag_and_digest() {
+        for (name, expected) in [
+            ("r.example/app:1", Some("r.example/app")),
+            (&digest(), Some("127.0.0.1:5000/lab/app")),
+            ("[fd00::1]:5000/lab/a:1", Some("[fd00::1]:5000/lab/a")),
+            ("busybox:1", None),
+        ] {
+            assert_eq!(repository(name).as_deref(), expected, "{name}");
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use super::lease::Lease;
 use super::missing::{Content, Missing};
 use super::mounts;
 
-/// *AlreadyExists* without the chain id being there is somebody else in between; containerd's own
-/// unpacker tries as often.
+/// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
+/// somebody else in between; containerd's own unpacker tries as often.
 const PREPARE_TRIES: usize = 3;
 
 /// The layer's blob, once its content has been verified, carries the digest of what is in it.
@@ -180,7 +180,7 @@ impl Unpack<'_> {
             Join::AtPrepare => self.parent,
             Join::AtCommit => None,
         };
-        let mut taken = None;
+        let mut last = None;
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);
             let labels = content.labels(self.labels);
@@ -198,16 +198,20 @@ impl Unpack<'_> {
                     if self.is_committed().await? {
                         return Ok(None);
                     }
-                    taken = Some(e);
+                    last = Some(e);
                 }
                 Err(e) => {
                     // An answer that got lost leaves the snapshot made.
                     self.remove(&key).await;
-                    return Err(self.unless_gone(parent, e).await);
+                    match self.unless_gone(parent, e).await {
+                        // Whoever has taken the layer below away may have made it anew since.
+                        Failure::Containerd(e) if e.is_not_found() => last = Some(e),
+                        failure => return Err(failure),
+                    }
                 }
             }
         }
-        Err(taken.map_or(Failure::Stopped, Failure::Containerd))
+        Err(last.map_or(Failure::Stopped, Failure::Containerd))
     }
 
     /// Applies the content and verifies it, in its turn.

@@ -3,6 +3,7 @@
 mod guest;
 mod labelling;
 mod parallel;
+mod properties;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -374,6 +375,24 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.fake.remove(EROFS, &bench.chain_ids[0]).await.unwrap();
     let done = ticket.outcome().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 3));
+    assert_eq!(bench.state().await, State::Ready);
+    bench.assert_nothing_left();
+}
+
+/// It is gone when it is stood on, and there again when it is looked for.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_replaced_meanwhile_is_stood_on_again() {
+    let bench = Bench::new(2).await;
+    bench.unpacked_without_labels(1);
+    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    bench.fake.slow("remove snapshot", Duration::from_secs(1));
+    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bench.fake.forget(EROFS, &bench.chain_ids[0]);
+    // The prepare has failed, and its key is being taken away.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.unpacked_without_labels(1);
+    ticket.outcome().await.unwrap();
     assert_eq!(bench.state().await, State::Ready);
     bench.assert_nothing_left();
 }

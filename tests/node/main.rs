@@ -2,6 +2,7 @@
 
 mod ahead;
 mod bad_input;
+mod check;
 mod guest_pull;
 mod images;
 mod json;

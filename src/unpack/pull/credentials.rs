@@ -11,7 +11,8 @@ use serde::Deserialize;
 
 use crate::containerd::{Login, Logins};
 
-/// What docker's registry is called in the file, and by containerd when it asks.
+/// What docker's registry is called in the file, where it comes with a scheme and a path, and by
+/// containerd when it asks.
 const DOCKER: [&str; 2] = ["index.docker.io", "docker.io"];
 const DOCKER_HOST: &str = "registry-1.docker.io";
 
@@ -71,7 +72,7 @@ fn parse(text: &[u8]) -> Result<Logins, String> {
     Ok(logins)
 }
 
-/// `https://index.docker.io/v1/` is docker's own way to say which registry.
+/// The key of an entry is a host or a URL: docker writes a URL for the first name of [`DOCKER`].
 fn host(key: &str) -> String {
     let (_, rest) = key.split_once("://").unwrap_or(("", key));
     let host = rest.split('/').next().unwrap_or(rest);
@@ -118,22 +119,23 @@ mod tests {
 
     #[test]
     fn every_form_that_docker_writes() {
-        let text = br#"{
+        let text = r#"{
             "auths": {
-                "https://index.docker.io/v1/": {"auth": "dXNlcjpwYTpzcw=="},
+                "https://DOCKER/v1/": {"auth": "dXNlcjpwYTpzcw=="},
                 "registry.example:5000": {"username": "u", "password": "p"},
                 "http://token.example/v2": {"auth": "eDo=", "identitytoken": "t"},
                 "helped.example": {}
             },
             "credsStore": "desktop", "HttpHeaders": {"User-Agent": "x"}
         }"#;
+        let text = text.replace("DOCKER", DOCKER[0]);
         let expected = [
-            ("registry-1.docker.io", login("user", "pa:ss")),
+            (DOCKER_HOST, login("user", "pa:ss")),
             ("registry.example:5000", login("u", "p")),
             ("token.example", login("", "t")),
         ];
         let expected: Logins = expected.map(|(k, v)| (k.to_owned(), v)).into();
-        assert_eq!(parse(text).unwrap(), expected);
+        assert_eq!(parse(text.as_bytes()).unwrap(), expected);
         assert_eq!(parse(b"{}").unwrap(), Logins::new());
     }
 

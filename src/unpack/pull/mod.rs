@@ -7,7 +7,6 @@ mod tests;
 
 use std::path::PathBuf;
 
-use oci_spec::distribution::Reference;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Logins, Source};
@@ -82,10 +81,8 @@ impl Pull<'_> {
 
     /// By digest: a tag may have moved since.
     fn reference(&self) -> Option<String> {
-        let name = self.names.iter().find(|name| image::is_pullable(name))?;
-        let name = Reference::try_from(*name).ok()?;
-        let (registry, repository) = (name.registry(), name.repository());
-        Some(format!("{registry}/{repository}@{}", self.manifest.digest))
+        let repository = self.names.iter().find_map(|name| image::repository(name))?;
+        Some(format!("{repository}@{}", self.manifest.digest))
     }
 
     /// A fetch labels the manifest, so that it keeps its blobs; afterwards it keeps what it kept

@@ -1,0 +1,116 @@
+//! The plan by itself, acted on by a model: whatever a chain looks like, it ends `ready`.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::containerd::Labels;
+
+use super::super::super::plan::{Step, plan};
+use super::super::super::state::{Rules, tests as sights};
+use super::super::super::{Repair, Sight, State};
+
+/// A replacement, the unpack over what it left, and a last look.
+const ROUNDS: usize = 3;
+
+/// A chain, the rules for it, and how many layers a replacement could not take away.
+fn chains() -> impl Strategy<Value = (Sight, Rules, usize)> {
+    let layer = |i| match i {
+        0 => sights::bare(),
+        1 => sights::labelled(),
+        2 => sights::goes_on(),
+        3 => sights::proxied(),
+        _ => Some(Labels::from([("a".to_owned(), "other".to_owned())])),
+    };
+    let layers = prop_oneof![
+        vec(0..5, 0..9_usize).prop_map(move |all| all.into_iter().map(layer).collect::<Vec<_>>()),
+        (0..5, 0..9_usize).prop_map(move |(i, count)| vec![layer(i); count]),
+    ];
+    let missing = prop_oneof![Just(0), 0..9_usize];
+    // A snapshotter that leaves images to the guest has no other repair.
+    let repair = prop_oneof![
+        Just((true, Repair::Replace)),
+        Just((false, Repair::Replace)),
+        Just((false, Repair::Relabel)),
+    ];
+    (layers, missing, any::<bool>(), repair, 0..9_usize).prop_map(
+        |(mut layers, missing, anchored, (guest_pulls, repair), kept)| {
+            layers.extend(vec![None; missing]);
+            let mut rules = sights::rules(layers.len(), guest_pulls);
+            rules.repair = repair;
+            (Sight { layers, anchored }, rules, kept)
+        },
+    )
+}
+
+/// What containerd shows after these steps.
+fn act(sight: &mut Sight, rules: &Rules, steps: &[Step], kept: usize) {
+    let unpacked = if rules.guest_pulls {
+        sights::proxied()
+    } else {
+        sights::labelled()
+    };
+    for step in steps {
+        match *step {
+            Step::Relabel(i) => {
+                let layer = sight.layers[i].as_mut().expect("committed");
+                layer.extend(rules.required[i].clone());
+            }
+            Step::Unpack(i) => {
+                let below = i.checked_sub(1).map(|below| &sight.layers[below]);
+                assert!(below.is_none_or(Option::is_some), "{i} over nothing");
+                sight.layers[i].clone_from(&unpacked);
+            }
+            Step::Replace => {
+                // The top layer goes, or it is an error; what is below may be held.
+                let kept = kept.min(sight.layers.len() - 1);
+                sight.layers[kept..].fill(None);
+            }
+            Step::Anchor => {
+                assert_eq!(sight.committed(), sight.layers.len());
+                sight.anchored = true;
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_step_is_for_nothing((sight, rules, _) in chains()) {
+        let (state, steps) = (sight.state(&rules), plan(&sight, &rules));
+        prop_assert_eq!(steps.is_empty(), state == State::Ready, "{:?}", steps);
+        if steps.contains(&Step::Replace) {
+            prop_assert_eq!(&steps, &[Step::Replace]);
+            prop_assert!(matches!(state, State::Unlabelled | State::Mixed), "{}", state);
+            prop_assert_eq!(rules.repair, Repair::Replace);
+            return Ok(());
+        }
+        let unpacked = steps.iter().filter_map(|step| match step {
+            Step::Unpack(i) => Some(*i),
+            _ => None,
+        });
+        let missing = sight.committed()..sight.layers.len();
+        prop_assert_eq!(unpacked.collect::<Vec<_>>(), missing.collect::<Vec<_>>());
+        for step in &steps {
+            if let Step::Relabel(i) = step {
+                let lacking = sight.unlabelled(&rules).any(|lacking| lacking == *i);
+                let foreign = state == State::Foreign && i + 1 == sight.layers.len();
+                prop_assert!(lacking || foreign, "{}", i);
+            }
+        }
+        let anchors = steps.iter().filter(|step| **step == Step::Anchor).count();
+        let anchor = !sight.anchored && !sight.layers.is_empty();
+        prop_assert_eq!(anchors, usize::from(anchor));
+        prop_assert!(!anchor || steps.last() == Some(&Step::Anchor));
+    }
+
+    #[test]
+    fn every_chain_ends_ready((mut sight, rules, kept) in chains()) {
+        for _ in 0..ROUNDS {
+            let steps = plan(&sight, &rules);
+            act(&mut sight, &rules, &steps, kept);
+        }
+        prop_assert_eq!(sight.state(&rules), State::Ready, "{:?}", sight);
+        prop_assert_eq!(plan(&sight, &rules), vec![]);
+        prop_assert_eq!(sight.ready_layers(&rules), sight.layers.len());
+    }
+}
