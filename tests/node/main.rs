@@ -12,5 +12,6 @@ mod rebuild;
 mod recovery;
 mod shared_layers;
 mod snapshotters;
+mod states;
 mod support;
 mod unlabelled;

@@ -254,3 +254,30 @@ impl Node {
         Ok(())
     }
 }
+
+impl Node {
+    /// What `check` calls the image's state in a snapshotter.
+    pub(crate) async fn state_of(&self, image: &Image, snapshotter: &str) -> Result<String> {
+        let row = self.row(&["check", image.name(), "--snapshotter", snapshotter])?;
+        Ok(row["state"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Has `ensure` make it ready; answers what it did for that.
+    pub(crate) fn ensure_ready(&self, image: &Image, snapshotter: &str) -> Result<String> {
+        let row = self.row(&["ensure", image.name(), "--snapshotter", snapshotter])?;
+        ensure!(row["state"] == "ready", "{row:#}");
+        Ok(row["action"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The only row of a command's report.
+    pub(crate) fn row(&self, command: &[&str]) -> Result<serde_json::Value> {
+        let output = self.command(&[command, &["--output", "json"]].concat())?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{command:?}: {output:?}"))?;
+        let rows = report.get("images").or(report.get("results"));
+        match rows.and_then(|rows| rows.as_array()).map(Vec::as_slice) {
+            Some([row]) => Ok(row.clone()),
+            _ => anyhow::bail!("{command:?}: {report:#}"),
+        }
+    }
+}
