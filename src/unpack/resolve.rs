@@ -75,7 +75,12 @@ impl Resolver {
         let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
             Some(known) => known,
             // The question writes; a chain that stands is an answer.
-            None if self.is_left_to_guest(&image, &manifest, snapshotter).await? => true,
+            None if self
+                .is_left_to_guest(&image, &manifest, snapshotter)
+                .await? =>
+            {
+                true
+            }
             None => self.ask(&image, snapshotter, &labels).await?,
         };
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);

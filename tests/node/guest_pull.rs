@@ -6,7 +6,7 @@ use lab::{Options, Remote, Snapshot, Version, images};
 
 use crate::support::{CRI_LABELS, Node};
 
-const NYDUS: &str = "nydus";
+pub(crate) const NYDUS: &str = "nydus";
 
 /// The label by which nydus-snapshotter knows a layer that it leaves to the guest.
 const PROXIED: &str = "containerd.io/snapshot/nydus-proxy-mode";
@@ -18,7 +18,8 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
         .is_some_and(|value| value == "true")
 }
 
-async fn start(version: Version) -> Result<Node> {
+/// A node with nydus, without the plugin.
+pub(crate) async fn start(version: Version) -> Result<Node> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     Node::start_with(version, options).await
@@ -26,7 +27,7 @@ async fn start(version: Version) -> Result<Node> {
 
 impl Node {
     /// The container is mounted from what its guest pulls: the image with this top layer.
-    async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
+    pub(crate) async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
         let mounts = self.store.mounts(NYDUS, container).await?;
         let [mount] = &mounts[..] else {
             anyhow::bail!("{container}: {mounts:?}");
@@ -42,7 +43,7 @@ impl Node {
         Ok(())
     }
 
-    async fn assert_proxied(&self) -> Result<()> {
+    pub(crate) async fn assert_proxied(&self) -> Result<()> {
         let chain = self.store.chain(NYDUS, &self.image).await?;
         let layers = self.image.layers.len();
         ensure!(

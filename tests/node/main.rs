@@ -14,4 +14,5 @@ mod shared_layers;
 mod snapshotters;
 mod states;
 mod support;
+mod swap;
 mod unlabelled;

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Version, images};
+use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Tap, Version, images};
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nri-unpack");
@@ -50,6 +50,10 @@ pub(crate) struct Node {
     pub(crate) store: Store,
     pub(crate) image: Image,
     pub(crate) registry: Registry,
+    /// The plugin's table `hooks`, up to what a test adds to it.
+    pub(crate) hooks: &'static str,
+    /// The plugin and the commands speak to containerd through it, if there is one.
+    pub(crate) tap: Option<Tap>,
     pub(crate) lab: Lab,
 }
 
@@ -94,6 +98,8 @@ impl Node {
             store: lab.store().await?,
             image,
             registry,
+            hooks: HOOKS,
+            tap: None,
             lab,
         })
     }
@@ -140,11 +146,13 @@ impl Node {
 
     /// The plugin's configuration for this lab.
     pub(crate) fn config(&self, more: &str) -> String {
+        let containerd = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
         format!(
-            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{HOOKS}\n{more}[log]\nlevel = \"debug\"\n",
+            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{}\n{more}[log]\nlevel = \"debug\"\n",
             self.lab.nri_socket(),
-            self.lab.socket(),
+            containerd,
             self.lab.config(),
+            self.hooks,
         )
     }
 
