@@ -1,5 +1,6 @@
 //! The plugin on real containerd: one binary, a containerd of its own for each test.
 
+mod after_pull;
 mod bad_input;
 mod guest_pull;
 mod images;

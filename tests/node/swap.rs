@@ -1,11 +1,14 @@
 //! What could go wrong while a container is moved onto another chain does no harm: between the two
 //! halves of a swap containerd has a container without a snapshot.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Call, Held, Kind, Pod, Tap, Version};
+use k8s_cri::v1::ContainerStatusRequest;
+use lab::{Call, Held, Kind, Pod, Tap, Version, images};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::guest_pull::{NYDUS, start};
@@ -241,4 +244,78 @@ async fn amid_collections_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn amid_collections_on_1_7() -> Result<()> {
     amid_collections(Version::V1_7).await
+}
+
+/// What containerd has read from the image for a container: who runs it, by name, and what its volume
+/// is filled with.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    user: [u64; 2],
+    volume: Vec<(OsString, Vec<u8>)>,
+}
+
+impl Node {
+    async fn read_for(&mut self, container: &str) -> Result<Read> {
+        let request = ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: true,
+        };
+        let status = self.cri.runtime.container_status(request).await?;
+        let info = status.into_inner().info;
+        let info: Value = serde_json::from_str(info.get("info").context("verbose")?)?;
+        let spec = &info["runtimeSpec"];
+        let user = ["uid", "gid"].map(|id| spec["process"]["user"][id].as_u64().unwrap_or(0));
+        let mounts = spec["mounts"].as_array().context("mounts")?;
+        let volume = mounts.iter().find(|mount| mount["destination"] == "/data");
+        let source = volume.and_then(|volume| volume["source"].as_str());
+        let mut files = Vec::new();
+        for file in std::fs::read_dir(source.context("no volume")?)? {
+            let file = file?;
+            files.push((file.file_name(), std::fs::read(file.path())?));
+        }
+        Ok(Read {
+            user,
+            volume: files,
+        })
+    }
+}
+
+/// An image with a volume and a user of its own: the swap keeps what containerd has read of it.
+async fn volume_and_user(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.image = images::service("registry.test/lab/service:1")?;
+    node.lab.import(&node.image).await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod("", &[]).await?;
+    let usual = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    let expected = node.read_for(&usual).await?;
+    ensure!(
+        expected.user == [1234, 1235] && expected.volume == [("kept".into(), b"kept\n".to_vec())],
+        "{expected:?}"
+    );
+
+    node.serve("").await?;
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    ensure!(node.log.lines_with(MOVED).len() == 1, "not swapped");
+    node.assert_guest_pulls(&container).await?;
+    let read = node.read_for(&container).await?;
+    ensure!(read == expected, "{read:?}, not {expected:?}");
+
+    node.lab.give_to_guest(&node.image)?;
+    node.cri.start_container(&container).await?;
+    let ids = node.cri.exec_sync(&container, &["id", "-u"]).await?;
+    ensure!(ids.stdout == "1234\n", "{ids:?}");
+    ensure!(node.cri.cat(&container, "/data/kept").await? == "kept\n");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_and_user_on_2_1() -> Result<()> {
+    volume_and_user(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_and_user_on_1_7() -> Result<()> {
+    volume_and_user(Version::V1_7).await
 }
