@@ -85,6 +85,7 @@ impl Resolver {
         };
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
+        target.in_use = matches!(request.want, Want::Container { .. });
         if target.rules.repair == Repair::Replace {
             target.others = self.others(&target.manifest).await?;
         }
@@ -299,6 +300,7 @@ fn target(
         labels,
         rules,
         others: HashSet::new(),
+        in_use: false,
         snapshotter: snapshotter.to_owned(),
     }
 }
