@@ -2,6 +2,7 @@
 
 mod after_pull;
 mod bad_input;
+mod concurrency;
 mod guest_pull;
 mod images;
 mod json;

@@ -1,6 +1,7 @@
 //! What the tests share: a node with an image that was pulled for overlayfs only, and the plugin on it.
 
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -158,7 +159,10 @@ impl Node {
 
     /// Runs a command of the program against this containerd.
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Output> {
-        let config = self.lab.path("command.toml");
+        // One of its own: several may run at the same time.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let config = self.lab.path(&format!("command-{count}.toml"));
         std::fs::write(&config, self.config(""))?;
         let mut command = Command::new(PROGRAM);
         command.args(arguments).arg("--config").arg(config);

@@ -35,6 +35,7 @@ mod store;
 mod tap;
 mod traces;
 
+pub use config::PAUSE;
 pub use containerd::Lab;
 pub use cri::Cri;
 pub use images::{Flaw, Image, Layer};
