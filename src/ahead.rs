@@ -56,9 +56,13 @@ type Unready = Vec<(String, Want)>;
 impl Ahead {
     /// Begins, and goes on until the node's next session begins.
     pub fn begin(node: &Arc<Node>) -> Arc<Self> {
+        Self::with(node, Room::new(node.config.unpack.min_free))
+    }
+
+    fn with(node: &Arc<Node>, room: Room) -> Arc<Self> {
         let (queue, arrivals) = queue::bounded();
         let ahead = Arc::new(Self {
-            room: Room::new(node.config.unpack.min_free),
+            room,
             node: node.clone(),
             queue,
             pulls: Pulls::default(),

@@ -20,14 +20,21 @@ const USUAL_ROOT: &str = "/var/lib/containerd";
 #[derive(Debug)]
 pub(super) struct Room {
     min_free: Percent,
+    /// How much of a directory's file system is free, in percent.
+    free: fn(&str) -> rustix::io::Result<u64>,
     /// The directories of which it was said that there is too little room, or that nobody knows.
     said: Mutex<HashSet<String>>,
 }
 
 impl Room {
     pub(super) fn new(min_free: Percent) -> Self {
+        Self::seen_by(min_free, free_percent)
+    }
+
+    pub(super) fn seen_by(min_free: Percent, free: fn(&str) -> rustix::io::Result<u64>) -> Self {
         Self {
             min_free,
+            free,
             said: Mutex::default(),
         }
     }
@@ -37,7 +44,7 @@ impl Room {
     pub(super) fn is_enough(&self, place: &Place) -> bool {
         let root = place.root.as_deref().unwrap_or(USUAL_ROOT);
         let min_free = u64::from(self.min_free.as_u8());
-        let free = match free_percent(root) {
+        let free = match (self.free)(root) {
             Ok(free) => free,
             Err(e) => {
                 if self.is_new(root) {
@@ -80,4 +87,29 @@ fn free_percent(directory: &str) -> rustix::io::Result<u64> {
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
     let usable = used + stat.f_bavail;
     Ok((stat.f_bavail * 100).checked_div(usable).unwrap_or(100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_seen_and_what_cannot_be_seen_is_no_obstacle() {
+        let place = |root: &str| Place {
+            snapshotter: "erofs".to_owned(),
+            is_proxy: false,
+            root: Some(root.to_owned()),
+        };
+        let percent = |text: &str| Percent::try_from(text.to_owned()).unwrap();
+        assert!(free_percent("/").unwrap() <= 100);
+        let room = Room::seen_by(percent("15%"), |root| match root {
+            "/full" => Ok(14),
+            "/roomy" => Ok(15),
+            _ => Err(rustix::io::Errno::NOENT),
+        });
+        for (root, enough) in [("/full", false), ("/roomy", true), ("/elsewhere", true)] {
+            assert_eq!(room.is_enough(&place(root)), enough, "{root}");
+        }
+        assert!(Room::new(percent("0%")).is_enough(&place("/")));
+    }
 }

@@ -1,1 +1,185 @@
+//! The work ahead over the in-memory containerd, on a clock that stands still unless somebody waits.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use containerd_client::services::v1::ImageCreate;
+use prost::Message;
+
+use crate::config::Config;
+use crate::containerd::fake::Fake;
+use crate::containerd::{Event, Image, Labels};
+use crate::unpack::{Role, State};
+
+use super::*;
+
+const CONFIG: &str = "[containerd]\nconfig = \"/nonexistent/config.toml\"\n\
+                      [handlers]\nlocal = \"erofs\"\nguest = \"nydus\"\n";
+const NAME: &str = "r.example/app:1";
+
+struct Bench {
+    fake: Arc<Fake>,
+    node: Arc<Node>,
+    ahead: Arc<Ahead>,
+}
+
+impl Bench {
+    /// A session has begun on this containerd, and all images were looked at.
+    async fn on(fake: Fake, config: &str) -> Self {
+        let mut bench = Self::at_rest(fake, config);
+        bench.ahead = Ahead::begin(&bench.node);
+        settle().await;
+        bench
+    }
+
+    /// The work of a session that has ended.
+    fn at_rest(fake: Fake, config: &str) -> Self {
+        let fake = Arc::new(fake);
+        let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
+        let node = Node::with(config, Role::Daemon, fake.clone());
+        let ahead = Ahead::begin(&node);
+        node.refresh();
+        Self { fake, node, ahead }
+    }
+
+    async fn state(&self, image: &Image, snapshotter: &str) -> State {
+        let names = [image.name.clone()];
+        let listing = self.node.engine.list(snapshotter).await.unwrap();
+        let look = self.node.engine.look(image, &names, &listing).await;
+        look.unwrap().state
+    }
+
+    fn created(&self, name: &str) {
+        let message = ImageCreate {
+            name: name.to_owned(),
+            ..ImageCreate::default()
+        };
+        self.fake.emit(&Event {
+            topic: "/images/create".to_owned(),
+            payload: prost_types::Any {
+                type_url: String::new(),
+                value: message.encode_to_vec(),
+            },
+        });
+    }
+}
+
+/// Longer than all pauses.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(30)).await;
+}
+
+fn pinned() -> Labels {
+    Labels::from([("io.cri-containerd.pinned".to_owned(), "pinned".to_owned())])
+}
+
+const ALL: &str = "[snapshotters.erofs]\neager = \"all\"\n";
+
+#[tokio::test(start_paused = true)]
+async fn pinned_images_are_everywhere_and_others_where_they_are_wanted() {
+    let fake = Fake::default();
+    let app = fake.image(NAME, 3);
+    let pause = fake.image("r.example/pause:1", 1);
+    fake.label_image(&pause, pinned());
+    let bench = Bench::on(fake, ALL).await;
+    for (image, snapshotter, state) in [
+        (&pause, "erofs", State::Ready),
+        (&pause, "nydus", State::Ready),
+        (&pause, "native", State::Missing),
+        (&app, "erofs", State::Ready),
+        (&app, "nydus", State::Partial),
+    ] {
+        let found = bench.state(image, snapshotter).await;
+        assert_eq!(found, state, "{} in {snapshotter}", image.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_is_made_ready_and_what_was_missed_is_found() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let first = bench.fake.image(NAME, 3);
+    bench.created(NAME);
+    settle().await;
+    assert_eq!(bench.state(&first, "erofs").await, State::Ready);
+
+    // No event tells of this one: there was nobody to hear it.
+    bench.fake.hang_up();
+    let second = bench.fake.image("r.example/second:1", 4);
+    settle().await;
+    assert_eq!(bench.state(&second, "erofs").await, State::Ready);
+    let third = bench.fake.image("r.example/third:1", 5);
+    bench.created(&third.name);
+    settle().await;
+    assert_eq!(bench.state(&third, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_fits_is_found_all_the_same() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let images: Vec<_> = (0..40)
+        .map(|n| bench.fake.image(&format!("r.example/app:{n}"), 1))
+        .collect();
+    for _ in 0..20 {
+        images.iter().for_each(|image| bench.created(&image.name));
+    }
+    settle().await;
+    for image in &images {
+        assert_eq!(bench.state(image, "erofs").await, State::Ready);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_is_known() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.fake.slow("prepare snapshot", Duration::from_secs(60));
+    for name in [NAME, "r.example/second:1"] {
+        bench.fake.image(name, 1);
+        bench.created(name);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let wants = bench.ahead.unready_in("erofs");
+    let names: Vec<_> = wants.iter().map(Want::name).collect();
+    assert_eq!(names, ["r.example/second:1", NAME]);
+    assert_eq!(bench.ahead.unready_in("nydus"), []);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(bench.ahead.unready_in("erofs"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
+    static FREE: AtomicU64 = AtomicU64::new(3);
+    let fake = Fake::default();
+    let image = fake.image(NAME, 2);
+    let mut bench = Bench::at_rest(fake, ALL);
+    let min_free = bench.node.config.unpack.min_free;
+    let room = Room::seen_by(min_free, |_| Ok(FREE.load(Ordering::Relaxed)));
+    bench.ahead = Ahead::with(&bench.node, room);
+    settle().await;
+    let later = bench.fake.image("r.example/later:1", 3);
+    bench.created(&later.name);
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+    let asked = Request {
+        want: Want::Image(NAME.to_owned()),
+        snapshotter: "erofs".to_owned(),
+        urgency: Urgency::Asked,
+    };
+    bench.node.engine.ensure(asked).outcome().await.unwrap();
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+    assert_eq!(bench.state(&later, "erofs").await, State::Partial);
+
+    FREE.store(50, Ordering::Relaxed);
+    settle().await;
+    assert_eq!(bench.state(&later, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_session_ends_the_work() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.node.refresh();
+    settle().await;
+    let image = bench.fake.image(NAME, 1);
+    bench.created(NAME);
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+}

@@ -153,6 +153,13 @@ impl Fake {
         image
     }
 
+    /// Puts labels on an image's record.
+    pub(crate) fn label_image(&self, image: &Image, labels: Labels) {
+        let mut state = self.state();
+        let record = state.store.images.get_mut(&image.name).unwrap();
+        record.labels.extend(labels);
+    }
+
     /// Changes what a blob's bytes are, against its digest.
     pub(crate) fn corrupt(&self, digest: &str, bytes: &[u8]) {
         self.state().store.blobs.get_mut(digest).unwrap().0 = bytes.to_vec();

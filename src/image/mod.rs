@@ -19,7 +19,7 @@ pub use labels::{IMAGE_LAYERS, IMAGE_REF, LayerLabels, SNAPSHOT_REF, layer_label
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;
-pub use reference::{find, name_for_labels, names_of, repository};
+pub use reference::{find, is_pullable, name_for_labels, names_of, repository};
 
 /// Why an image cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -61,7 +61,7 @@ pub fn names_of(image: &Image, images: &[Image]) -> Vec<String> {
 
 /// Whether a registry can be asked for this name of a record: not so for an image id, nor for a name
 /// that does not begin with its registry, as an import makes it up (`import-2024-01-31@sha256:…`).
-fn is_pullable(name: &str) -> bool {
+pub fn is_pullable(name: &str) -> bool {
     repository(name).is_some()
 }
 

@@ -61,7 +61,7 @@ mod tests {
         let overlay = mount("overlay", "overlay", &options);
         for snapshotter in ["overlayfs", "erofs"] {
             let mounts = with_whiteouts(snapshotter, vec![bind.clone()]);
-            assert_eq!(mounts, [overlay.clone()], "{snapshotter}");
+            assert_eq!(mounts, std::slice::from_ref(&overlay), "{snapshotter}");
         }
         let others = [
             ("native", vec![bind.clone()]),

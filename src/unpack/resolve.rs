@@ -75,10 +75,18 @@ impl Resolver {
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
         let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
             Some(known) => known,
+            // The question writes; a chain that stands is an answer.
+            None if self
+                .is_left_to_guest(&image, &manifest, snapshotter)
+                .await? =>
+            {
+                true
+            }
             None => self.ask(&image, snapshotter, &labels).await?,
         };
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
+        target.in_use = matches!(request.want, Want::Container { .. });
         if target.rules.repair == Repair::Replace {
             target.others = self.others(&target.manifest).await?;
         }
@@ -161,6 +169,24 @@ impl Resolver {
             return Some(false);
         }
         self.guests().get(snapshotter).copied()
+    }
+
+    /// Whether the snapshotter has left this very image to the guest. What it does with others may
+    /// have changed since, so this is not remembered.
+    async fn is_left_to_guest(
+        &self,
+        image: &Image,
+        manifest: &Manifest,
+        snapshotter: &str,
+    ) -> Result<bool, Error> {
+        let Some(top) = manifest.chain_id() else {
+            return Ok(false);
+        };
+        match self.containerd.stat(snapshotter, top).await {
+            Ok(top) => Ok(is_proxied(&top.labels)),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(failed(image, snapshotter, e)),
+        }
     }
 
     /// Asks the snapshotter whether it leaves an image with these labels to the guest.
@@ -270,6 +296,7 @@ fn target(
         labels,
         rules,
         others: HashSet::new(),
+        in_use: false,
         snapshotter: snapshotter.to_owned(),
     }
 }

@@ -261,6 +261,10 @@ impl<'a> Round<'a> {
             leases,
             ..
         } = *self.flight;
+        if target.in_use {
+            // The list of all snapshots costs more than a hook has on a node with many images.
+            return Err(self.in_use(1).await);
+        }
         if !target.rules.guest_pulls {
             let missing = hold::all_blobs(containerd, self.lease, target).await;
             if let Some(i) = missing.map_err(|e| target.failed(e))? {

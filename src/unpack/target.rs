@@ -27,6 +27,8 @@ pub(super) struct Target {
     pub(super) rules: Rules,
     /// Chains at which other images end, where this one may have to be taken away.
     pub(super) others: HashSet<String>,
+    /// A container is known to stand on it: who else does has not to be found out.
+    pub(super) in_use: bool,
     pub(super) snapshotter: String,
 }
 

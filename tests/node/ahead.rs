@@ -1,7 +1,7 @@
 //! What is made ready before a pod asks: at the start, and when an image arrives.
 
 use anyhow::{Result, ensure};
-use lab::{Options, Remote, Version, images};
+use lab::{Mount, Options, PAUSE, Remote, Version, images};
 
 use crate::support::{Node, PATIENCE, handler};
 

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
-use lab::{Options, Remote, Snapshot, Version, images};
+use lab::{Image, Options, PAUSE, Remote, Snapshot, Version, images};
 
 use crate::support::{CRI_LABELS, Node};
 
-const NYDUS: &str = "nydus";
+pub(crate) const NYDUS: &str = "nydus";
 
 /// The label by which nydus-snapshotter knows a layer that it leaves to the guest.
 const PROXIED: &str = "containerd.io/snapshot/nydus-proxy-mode";
@@ -18,7 +18,8 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
         .is_some_and(|value| value == "true")
 }
 
-async fn start(version: Version) -> Result<Node> {
+/// A node with nydus, without the plugin.
+pub(crate) async fn start(version: Version) -> Result<Node> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     Node::start_with(version, options).await
@@ -26,23 +27,42 @@ async fn start(version: Version) -> Result<Node> {
 
 impl Node {
     /// The container is mounted from what its guest pulls: the image with this top layer.
-    async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
-        let mounts = self.store.mounts(NYDUS, container).await?;
+    pub(crate) async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
+        self.assert_guest_pulls_image(container, &self.image).await
+    }
+
+    /// The same for a container, or a sandbox, of another image.
+    async fn assert_guest_pulls_image(&self, key: &str, image: &Image) -> Result<()> {
+        let mounts = self.store.mounts(NYDUS, key).await?;
         let [mount] = &mounts[..] else {
-            anyhow::bail!("{container}: {mounts:?}");
+            anyhow::bail!("{key}: {mounts:?}");
         };
         let volume = mount.kata_volume()?;
-        let top = self.image.layers.last().map(|layer| layer.digest.clone());
+        let top = image.layers.last().map(|layer| layer.digest.clone());
         ensure!(
-            volume.as_ref().is_some_and(
-                |v| v.volume_type == GUEST_PULL && v.labels.get(CRI_LABELS[2]) == top.as_ref()
-            ),
-            "{container}: {mount:?}: {volume:?}"
+            mount.kind == "fuse.nydus-overlayfs"
+                && volume
+                    .as_ref()
+                    .is_some_and(|v| v.volume_type == GUEST_PULL
+                        && v.labels.get(CRI_LABELS[2]) == top.as_ref()),
+            "{key}: {mount:?}: {volume:?}"
         );
         Ok(())
     }
 
-    async fn assert_proxied(&self) -> Result<()> {
+    /// It is mounted from layers that were unpacked on the host.
+    async fn assert_on_the_host(&self, key: &str) -> Result<()> {
+        for mount in self.store.mounts(NYDUS, key).await? {
+            let volume = mount.kata_volume()?;
+            ensure!(
+                ["overlay", "bind"].contains(&mount.kind.as_str()) && volume.is_none(),
+                "{key}: {mount:?}"
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn assert_proxied(&self) -> Result<()> {
         let chain = self.store.chain(NYDUS, &self.image).await?;
         let layers = self.image.layers.len();
         ensure!(
@@ -53,13 +73,22 @@ impl Node {
     }
 }
 
-/// Neither blobs nor anything else is needed for it.
+/// Without the plugin, containerd's fallback unpacks the image and the pause image on the host. With
+/// `ensure` both are left to the guest, and neither blobs nor anything else is needed for it.
 async fn ensured_without_a_blob(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    for layer in &node.image.layers {
+    let (pause, image) = (images::pause(&[PAUSE])?, node.image.name().to_owned());
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    for key in [&pod.id, &container] {
+        node.assert_on_the_host(key).await?;
+    }
+
+    let mut node = start(version).await?;
+    for layer in node.image.layers.iter().chain(&pause.layers) {
         node.store.delete_content(&layer.digest).await?;
     }
-    let ensured = node.command(&["ensure", node.image.name(), "--handler", NYDUS])?;
+    let ensured = node.command(&["ensure", &image, PAUSE, "--handler", NYDUS])?;
     ensure!(ensured.status.success(), "{ensured:?}");
     node.assert_proxied().await?;
     node.assert_labelled(NYDUS).await?;
@@ -68,9 +97,14 @@ async fn ensured_without_a_blob(version: Version) -> Result<()> {
     node.assert_proxied().await?;
 
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
-    let image = node.image.name().to_owned();
+    node.assert_guest_pulls_image(&pod.id, &pause).await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
-    node.assert_guest_pulls(&container).await
+    node.assert_guest_pulls(&container).await?;
+    for layer in node.image.layers.iter().chain(&pause.layers) {
+        let blob = node.store.content_labels(&layer.digest).await;
+        ensure!(blob.is_err(), "{} is there", layer.digest);
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! The plugin on real containerd: one binary, a containerd of its own for each test.
 
+mod after_pull;
 mod ahead;
 mod bad_input;
 mod check;
+mod concurrency;
 mod guest_pull;
 mod images;
 mod json;
@@ -14,5 +16,7 @@ mod rebuild;
 mod recovery;
 mod shared_layers;
 mod snapshotters;
+mod states;
 mod support;
+mod swap;
 mod unlabelled;

@@ -6,29 +6,6 @@ use lab::{Image, Layer, Options, Remote, Version, images};
 use crate::support::{CRI_LABELS, Node, handler};
 
 impl Node {
-    async fn state_of(&self, image: &Image, snapshotter: &str) -> Result<String> {
-        let check = [
-            "check",
-            image.name(),
-            "--snapshotter",
-            snapshotter,
-            "--output",
-            "json",
-        ];
-        let output = self.command(&check)?;
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        Ok(report["images"][0]["state"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned())
-    }
-
-    fn ensure_ready(&self, image: &Image, snapshotter: &str) -> Result<()> {
-        let output = self.command(&["ensure", image.name(), "--snapshotter", snapshotter])?;
-        ensure!(output.status.success(), "{output:?}");
-        Ok(())
-    }
-
     /// The top layer's labels name this image.
     async fn assert_top(&self, image: &Image, snapshotter: &str) -> Result<()> {
         let chain = self.store.chain(snapshotter, image).await?;

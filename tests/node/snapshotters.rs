@@ -2,7 +2,7 @@
 //! file in it equals the one of the default snapshotter. Remote snapshotters mount its layers.
 
 use anyhow::{Result, ensure};
-use lab::{Handler, Options, Registry, Remote, Version, images};
+use lab::{Handler, Image, Layer, Options, Registry, Remote, Version, images};
 
 use crate::support::Node;
 
@@ -63,26 +63,48 @@ async fn local_ones_on_1_7() -> Result<()> {
     equals_the_default(Version::V1_7, &["native", "blockfile"]).await
 }
 
-/// soci mounts a layer that has labels from the registry; one without it would unpack.
+/// soci mounts a layer that has labels from the registry; one without it unpacks.
 async fn soci(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Soci];
     let registry = Registry::start_with_tls().await?;
     let image = images::app(&registry.image("lab/app:1"))?;
     let mut node = Node::start_on(version, options, registry, image).await?;
-    node.lab.publish_soci_index(node.image.name()).await?;
+    let layer = Layer::new().file("f", 0o644, "not lazy\n");
+    let plain = Image::builder(node.registry.image("lab/plain:1"));
+    let plain = plain.layer(layer).command(&["/none"]).build();
+    node.registry.push(&plain).await?;
+    node.cri.pull_image(plain.name()).await?;
+    for image in [node.image.name(), plain.name()] {
+        node.lab.publish_soci_index(image).await?;
+    }
+
+    let pod = node.cri.run_pod("soci", &[]).await?;
+    let name = plain.name().to_owned();
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+    let chain = node.store.chain("soci", &plain).await?;
+    ensure!(chain.len() == 1, "{chain:#?}");
+    let lazy = node.lazy_mounts()?;
+    ensure!(lazy.is_empty(), "without labels: {lazy:#?}");
+
     let ensured = node.command(&["ensure", node.image.name(), "--handler", "soci"])?;
     ensure!(ensured.status.success(), "{ensured:?}");
     node.assert_labelled("soci").await?;
-    let dir = node.lab.path("").display().to_string();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let lazy = mounts
-        .lines()
-        .filter(|m| m.contains(&dir) && m.contains("fuse.rawBridge"));
-    ensure!(lazy.count() == node.image.layers.len(), "{mounts}");
+    let lazy = node.lazy_mounts()?;
+    ensure!(lazy.len() == node.image.layers.len(), "{lazy:#?}");
     let expected = node.listing("").await?;
     ensure!(node.listing("soci").await? == expected);
     Ok(())
+}
+
+impl Node {
+    /// The layers that are mounted from a registry.
+    fn lazy_mounts(&self) -> Result<Vec<String>> {
+        let dir = self.lab.path("").display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let lazy = |mount: &&str| mount.contains(&dir) && mount.contains("fuse.rawBridge");
+        Ok(mounts.lines().filter(lazy).map(str::to_owned).collect())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
 //! What the tests share: a node with an image that was pulled for overlayfs only, and the plugin on it.
 
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Version, images};
+use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Tap, Version, images};
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nri-unpack");
@@ -50,6 +51,10 @@ pub(crate) struct Node {
     pub(crate) store: Store,
     pub(crate) image: Image,
     pub(crate) registry: Registry,
+    /// The plugin's table `hooks`, up to what a test adds to it.
+    pub(crate) hooks: &'static str,
+    /// The plugin and the commands speak to containerd through it, if there is one.
+    pub(crate) tap: Option<Tap>,
     pub(crate) lab: Lab,
 }
 
@@ -94,6 +99,8 @@ impl Node {
             store: lab.store().await?,
             image,
             registry,
+            hooks: HOOKS,
+            tap: None,
             lab,
         })
     }
@@ -140,17 +147,22 @@ impl Node {
 
     /// The plugin's configuration for this lab.
     pub(crate) fn config(&self, more: &str) -> String {
+        let containerd = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
         format!(
-            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{HOOKS}\n{more}[log]\nlevel = \"debug\"\n",
+            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{}\n{more}[log]\nlevel = \"debug\"\n",
             self.lab.nri_socket(),
-            self.lab.socket(),
+            containerd,
             self.lab.config(),
+            self.hooks,
         )
     }
 
     /// Runs a command of the program against this containerd.
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Output> {
-        let config = self.lab.path("command.toml");
+        // One of its own: several may run at the same time.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let config = self.lab.path(&format!("command-{count}.toml"));
         std::fs::write(&config, self.config(""))?;
         let mut command = Command::new(PROGRAM);
         command.args(arguments).arg("--config").arg(config);
@@ -252,5 +264,32 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+}
+
+impl Node {
+    /// What `check` calls the image's state in a snapshotter.
+    pub(crate) async fn state_of(&self, image: &Image, snapshotter: &str) -> Result<String> {
+        let row = self.row(&["check", image.name(), "--snapshotter", snapshotter])?;
+        Ok(row["state"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Has `ensure` make it ready; answers what it did for that.
+    pub(crate) fn ensure_ready(&self, image: &Image, snapshotter: &str) -> Result<String> {
+        let row = self.row(&["ensure", image.name(), "--snapshotter", snapshotter])?;
+        ensure!(row["state"] == "ready", "{row:#}");
+        Ok(row["action"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The only row of a command's report.
+    pub(crate) fn row(&self, command: &[&str]) -> Result<serde_json::Value> {
+        let output = self.command(&[command, &["--output", "json"]].concat())?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{command:?}: {output:?}"))?;
+        let rows = report.get("images").or(report.get("results"));
+        match rows.and_then(|rows| rows.as_array()).map(Vec::as_slice) {
+            Some([row]) => Ok(row.clone()),
+            _ => anyhow::bail!("{command:?}: {report:#}"),
+        }
     }
 }

@@ -80,8 +80,9 @@ impl Bench {
 
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
-        let look = self.engine.look(&self.image, &names, self.snapshotter);
-        look.await.unwrap().state
+        let listing = self.engine.list(self.snapshotter).await.unwrap();
+        let look = self.engine.look(&self.image, &names, &listing).await;
+        look.unwrap().state
     }
 
     fn chain_ids(&self) -> Vec<String> {

@@ -27,7 +27,7 @@ impl Paths<'_> {
 }
 
 /// The name of the image of all sandboxes.
-pub(crate) const PAUSE: &str = "registry.test/pause:1";
+pub const PAUSE: &str = "registry.test/pause:1";
 
 /// The whole file.
 pub(crate) fn render(version: Version, options: &Options, paths: &Paths<'_>) -> String {

@@ -225,6 +225,18 @@ impl Lab {
         self.scratch.path("config.toml")
     }
 
+    /// containerd's database, byte for byte: it counts its transactions, so that one which writes what was there
+    /// already, or takes away what it has made, shows as well.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn database(&self) -> Result<Vec<u8>> {
+        let file = self
+            .scratch
+            .path("root/io.containerd.metadata.v1.bolt/meta.db");
+        fs::read(&file).with_context(|| format!("reading {}", file.display()))
+    }
+
     /// A path for a file of the test's own, gone with the lab.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path(name)

@@ -3,8 +3,8 @@
 //! In the order in which a test meets them: [`packages`] brings Debian's containerd 1.7 and 2.1, runc and their
 //! helpers side by side into `target/lab`; [`images`] builds the images, sound or broken on purpose; [`Registry`]
 //! serves them; [`Lab`] is a daemon of the test's own, away from the system's, taken down with all that it started;
-//! a [`ProxySnapshotter`] runs beside it where one is asked for; [`Cri`] and [`Store`] speak to it; [`Plugin`] is the
-//! plugin under test.
+//! a [`ProxySnapshotter`] runs beside it where one is asked for; [`Cri`] and [`Store`] speak to it; a [`Tap`] listens to
+//! who speaks to it; [`Plugin`] is the plugin under test.
 //!
 //! It knows nothing of the plugin but its command line. What is missing on the machine is an error that names the
 //! remedy: a test that cannot have its containerd fails, it never skips.
@@ -32,8 +32,10 @@ mod shared;
 mod soci;
 mod sources;
 mod store;
+mod tap;
 mod traces;
 
+pub use config::PAUSE;
 pub use containerd::Lab;
 pub use cri::Cri;
 pub use images::{Flaw, Image, Layer};
@@ -49,3 +51,4 @@ pub use registry::{PASSWORD, Registry, USER};
 pub use scratch::sweep;
 pub use shared::Shared;
 pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};
+pub use tap::{Call, Held, Tap};

@@ -19,6 +19,7 @@ use super::super::super::{
     Engine, LabelPolicy, Labelling, Means, Missing, Outcome, Registries, Repair, Request, Role,
     State, Urgency, Want,
 };
+use super::super::PARALLEL;
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
 
@@ -196,11 +197,17 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "content").unwrap();
         let node = Node {
-            engine: Engine::new(fake.clone(), Role::Daemon, 2, Box::new(policy), missing),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                Box::new(policy),
+                missing,
+            ),
             snapshotter: if self.nydus { "nydus" } else { "erofs" },
             images: self.tagged(&fake).await,
             fake,
-            directory: directory,
+            directory,
         };
         node.fake.publish("2.1.9");
         for ((_, manifest), chain) in node.images.iter().zip(&self.images) {
@@ -365,7 +372,8 @@ impl Node {
     pub(super) async fn state(&self, image: usize) -> State {
         let (image, _) = &self.images[image];
         let names = [image.name.clone()];
-        let look = self.engine.look(image, &names, self.snapshotter).await;
+        let listing = self.engine.list(self.snapshotter).await.unwrap();
+        let look = self.engine.look(image, &names, &listing).await;
         look.unwrap().state
     }
 

@@ -11,11 +11,19 @@ use super::{Blob, BuiltLayer, Flaw, Image, Layer, architecture, digest};
 pub struct Builder {
     names: Vec<String>,
     layers: Vec<Layer>,
-    command: Vec<String>,
+    run: Run,
     format: Format,
     platform: (&'static str, &'static str),
     indexing: Option<Indexing>,
     flaws: Vec<Flaw>,
+}
+
+/// How a container of it runs, as far as its configuration says so.
+#[derive(Clone, Default)]
+pub(super) struct Run {
+    command: Vec<String>,
+    user: String,
+    volumes: Vec<String>,
 }
 
 impl Builder {
@@ -23,7 +31,7 @@ impl Builder {
         Self {
             names: vec![name],
             layers: Vec::new(),
-            command: Vec::new(),
+            run: Run::default(),
             format: Format::Oci,
             platform: (architecture(), ""),
             indexing: None,
@@ -45,7 +53,19 @@ impl Builder {
 
     /// What a container runs that names no command.
     pub fn command(mut self, command: &[&str]) -> Self {
-        self.command = command.iter().map(|&word| word.to_owned()).collect();
+        self.run.command = command.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Who runs it, by a name that is in the image's own `/etc/passwd`.
+    pub fn user(mut self, name: &str) -> Self {
+        self.run.user = name.to_owned();
+        self
+    }
+
+    /// Declares a volume: each container gets a directory of its own there, filled with what the image has in it.
+    pub fn volume(mut self, path: &str) -> Self {
+        self.run.volumes.push(path.to_owned());
         self
     }
 
@@ -115,7 +135,7 @@ impl Builder {
             }
         }
         let layers = chain(&blobs, &diff_ids);
-        let config = config(self.platform, &self.command, &diff_ids);
+        let config = config(self.platform, &self.run, &diff_ids);
         let config = Blob::new(self.format.config(), config);
         let mut manifest = manifest(self.format, &config, &descriptors);
         if self.flaws.contains(&Flaw::ManifestTruncated) {
@@ -170,17 +190,23 @@ fn chain(blobs: &[Blob], diff_ids: &[String]) -> Vec<BuiltLayer> {
 
 pub(super) fn config(
     (architecture, variant): (&str, &str),
-    command: &[String],
+    run: &Run,
     diff_ids: &[String],
 ) -> Vec<u8> {
     let mut config = json!({
         "architecture": architecture,
         "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": command },
+        "config": { "Env": ["PATH=/bin"], "Cmd": run.command },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     if !variant.is_empty() {
         config["variant"] = json!(variant);
+    }
+    if !run.user.is_empty() {
+        config["config"]["User"] = json!(run.user);
+    }
+    for volume in &run.volumes {
+        config["config"]["Volumes"][volume] = json!({});
     }
     bytes(&config)
 }

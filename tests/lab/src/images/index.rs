@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::build::{bytes, config, describe, manifest};
+use super::build::{Run, bytes, config, describe, manifest};
 use super::format::Format;
 use super::{Blob, CONFIG};
 
@@ -29,7 +29,7 @@ pub(super) fn index(
         let attestation = attestation(image, blobs);
         entries.push(attestation);
     }
-    let foreign_config = Blob::new(format.config(), config(("s390x", ""), &[], &[]));
+    let foreign_config = Blob::new(format.config(), config(("s390x", ""), &Run::default(), &[]));
     let foreign = manifest(format, &foreign_config, &[]);
     entries.push(entry(&foreign, "linux", ("s390x", "")));
     entries.push(entry(image, "linux", platform));

@@ -69,6 +69,20 @@ pub fn large(name: &str, layers: usize, bytes: usize) -> Result<Image> {
     Ok((0..layers).fold(on_busybox(name)?, add).build())
 }
 
+/// What some images expect containerd to read from them before a container starts: it is run by the user `app`, who is
+/// in its own `/etc/passwd` as 1234:1235, and `/data`, which holds `/data/kept`, is a volume.
+///
+/// # Errors
+/// When busybox cannot be had.
+pub fn service(name: &str) -> Result<Image> {
+    let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:app:/data:/bin/sh\n";
+    let layer = Layer::new()
+        .file("etc/passwd", 0o644, passwd)
+        .file("data/kept", 0o644, "kept\n");
+    let image = on_busybox(name)?.layer(layer);
+    Ok(image.user("app").volume("/data").build())
+}
+
 /// As many tiny layers on top of busybox as wanted: every cost that is paid once a layer shows.
 ///
 /// # Errors

@@ -1,0 +1,104 @@
+//! A creation right after the pull, before anything could be prepared: containerd unpacks the image on
+//! the host, and the container's first attempt gets the guest pull all the same.
+//!
+//! The tests make a few for each number of layers. How it goes in the long run, what the hook costs,
+//! and how often it costs more than it may by default, is shown by
+//! `NRI_UNPACK_SWAPS=100 cargo test --test node after_pull -- --nocapture --test-threads 1`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::images::Builder;
+use lab::{Image, Layer, Version};
+
+use crate::guest_pull::{NYDUS, start};
+
+/// How many creations for each number of layers.
+const COUNT: &str = "NRI_UNPACK_SWAPS";
+const FEW: usize = 3;
+
+/// What a hook may take by default.
+const DEFAULT_WAIT: Duration = Duration::from_millis(500);
+
+/// Shares no layer with any other.
+fn image(layers: usize, n: usize) -> Image {
+    let name = format!("registry.test/pulled/{layers}-layers:{n}");
+    let layer = |i: usize| Layer::new().file(&format!("f{i}"), 0o644, format!("{i} of {name}\n"));
+    let image = Image::builder(&name).command(&["/none"]);
+    (0..layers).map(layer).fold(image, Builder::layer).build()
+}
+
+async fn first_attempts(version: Version) -> Result<()> {
+    let count = match std::env::var(COUNT) {
+        Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
+        Err(_) => FEW,
+    };
+    let mut node = start(version).await?;
+    node.serve("").await?;
+    for layers in [1, 10, 40] {
+        let pod = node.cri.run_pod(NYDUS, &[]).await?;
+        let log = node.log.from_now();
+        let mut right = 0;
+        for n in 0..count {
+            node.image = image(layers, n);
+            node.registry.push(&node.image).await?;
+            let name = node.image.name().to_owned();
+            node.cri.pull_image(&name).await?;
+            match node.cri.create_container(&pod, &name, &[], &[]).await {
+                Ok(container) => {
+                    node.assert_guest_pulls(&container).await?;
+                    right += 1;
+                }
+                Err(error) => println!("{layers} layers, attempt {n}: {error}"),
+            }
+        }
+        let moved = log.lines_with("container moved");
+        let costs = costs(&moved)?;
+        println!("{version:?}, {layers} layers: {right} of {count}, hook {costs}");
+        ensure!(right == count, "{layers} layers: {right} of {count}");
+        ensure!(moved.len() == count, "{layers} layers: {moved:#?}");
+        node.cri.remove_pod(&pod).await?;
+        for n in 0..count {
+            node.cri.remove_image(image(layers, n).name()).await?;
+        }
+    }
+    node.assert_nothing_left(NYDUS).await
+}
+
+/// What the hooks took that moved a container: the median, all but one in a hundred, the longest.
+fn costs(moved: &[String]) -> Result<String> {
+    let took = moved.iter().map(|line| took(line));
+    let mut took = took.collect::<Result<Vec<_>>>()?;
+    took.sort_unstable();
+    let last = took.len().checked_sub(1).context("no swap")?;
+    let at = |percent: usize| took[last * percent / 100];
+    let [median, most, longest] = [at(50), at(99), at(100)];
+    let over = took.iter().filter(|took| **took > DEFAULT_WAIT).count();
+    Ok(format!(
+        "p50 {median:?}, p99 {most:?}, max {longest:?}, {over} over {DEFAULT_WAIT:?}"
+    ))
+}
+
+/// The field `took` of a line in the plugin's log.
+fn took(line: &str) -> Result<Duration> {
+    let mut words = line.split_whitespace();
+    let took = words.find_map(|word| word.strip_prefix("took="));
+    let took = took.with_context(|| line.to_owned())?;
+    let (number, unit) = match (took.strip_suffix("ms"), took.strip_suffix("µs")) {
+        (Some(number), _) => (number, 1e-3),
+        (_, Some(number)) => (number, 1e-6),
+        _ => (took.trim_end_matches('s'), 1.0),
+    };
+    let number: f64 = number.parse().with_context(|| line.to_owned())?;
+    Ok(Duration::from_secs_f64(number * unit))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_attempts_on_2_1() -> Result<()> {
+    first_attempts(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_attempts_on_1_7() -> Result<()> {
+    first_attempts(Version::V1_7).await
+}
