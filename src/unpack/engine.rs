@@ -134,7 +134,7 @@ pub struct Engine {
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
-    flights: Mutex<HashMap<FlightKey, (Ticket, Hurry)>>,
+    flights: Mutex<HashMap<FlightKey, InTheAir>>,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashSet<FlightKey>>,
     gate: Gate,
@@ -335,33 +335,56 @@ impl Engine {
                 {
                     self.memory.stood_on(&request.snapshotter, name, chain);
                 }
-                let flight = self.join(target, request.urgency);
+                let flight = self.flight_of(target, request.urgency).await;
                 reporter.follow(flight).await;
             }
         }
     }
 
+    /// The ticket of this image's flight. Another image of the very same layers may be in the air: that
+    /// one does the work, and then ours finds what is left, its own anchor.
+    async fn flight_of(self: &Arc<Self>, target: Target, urgency: Urgency) -> Ticket {
+        let target = Arc::new(target);
+        loop {
+            match self.join(&target, urgency) {
+                Joined::Ours(ticket) => return ticket,
+                // Its failure is its own.
+                Joined::Another(mut ticket) => drop(ticket.outcome().await),
+            }
+        }
+    }
+
     /// The ticket of the one flight of this chain, which starts now if there is none.
-    fn join(self: &Arc<Self>, target: Target, urgency: Urgency) -> Ticket {
+    fn join(self: &Arc<Self>, target: &Arc<Target>, urgency: Urgency) -> Joined {
         let chain = target
             .manifest
             .chain_id()
             .unwrap_or(&target.manifest.digest);
         let key = (target.snapshotter.clone(), chain.to_owned());
         let mut flights = self.flights();
-        if let Some((ticket, hurry)) = flights.get(&key) {
-            hurry.raise(urgency);
-            return ticket.clone();
+        if let Some(flight) = flights.get(&key) {
+            flight.hurry.raise(urgency);
+            let ticket = flight.ticket.clone();
+            return if flight.config == target.manifest.config {
+                Joined::Ours(ticket)
+            } else {
+                Joined::Another(ticket)
+            };
         }
         let (reporter, ticket) = Reporter::new(&target.image);
         let hurry = Hurry::new(urgency);
-        flights.insert(key.clone(), (ticket.clone(), hurry.clone()));
+        let flight = InTheAir {
+            ticket: ticket.clone(),
+            hurry: hurry.clone(),
+            config: target.manifest.config.clone(),
+        };
+        flights.insert(key.clone(), flight);
         let entry = Entry {
             engine: self.clone(),
             key,
         };
-        self.tasks.spawn(entry.fly(target, hurry, reporter));
-        ticket
+        self.tasks.spawn(entry.fly(target.clone(), hurry, reporter));
+        Joined::Ours(ticket)
     }
 
     fn replacing(&self) -> MutexGuard<'_, HashSet<FlightKey>> {
@@ -370,9 +393,23 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, (Ticket, Hurry)>> {
+    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, InTheAir>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A flight that goes on.
+struct InTheAir {
+    ticket: Ticket,
+    hurry: Hurry,
+    /// The config blob of its image.
+    config: String,
+}
+
+/// Whose flight of a chain it is.
+enum Joined {
+    Ours(Ticket),
+    Another(Ticket),
 }
 
 /// A flight's place in the map, which it leaves even when it panics.
@@ -382,7 +419,7 @@ struct Entry {
 }
 
 impl Entry {
-    async fn fly(self, target: Target, hurry: Hurry, reporter: Reporter) {
+    async fn fly(self, target: Arc<Target>, hurry: Hurry, reporter: Reporter) {
         let outcome = self.run(&target, &hurry, &reporter).await;
         // Whoever asks from now on gets a new look; whoever holds a ticket gets this outcome.
         drop(self);
