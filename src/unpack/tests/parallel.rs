@@ -502,6 +502,16 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.assert_ready("taken away").await;
 }
 
+/// Nobody knows what `native` would make of a whiteout.
+#[tokio::test(start_paused = true)]
+async fn where_deletions_would_be_lost_a_layer_waits_for_the_one_below() {
+    let bench = Bench::with(5, "native", true, PARALLEL).await;
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+    assert_eq!(bench.fake.most_applied_at_once(), 1);
+    bench.assert_ready("native").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_snapshotter_has_is_committed_without_being_applied() {
     for rebases in [false, true] {
@@ -542,6 +552,7 @@ async fn a_blob_that_is_gone_is_pulled_or_named() {
             let done = bench.ensure().await.unwrap();
             assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
             bench.assert_ready("pulled").await;
+            assert_eq!(bench.fake.fetched().len(), 1);
             assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
         } else {
             let error = bench.ensure().await.unwrap_err();
