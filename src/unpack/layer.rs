@@ -76,7 +76,7 @@ pub(super) struct Unpack<'a> {
 
 /// When a layer is put onto the one below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Join {
+enum Join {
     /// At once.
     AtPrepare,
     /// At the end. Only for a snapshotter that can rebase.
@@ -92,6 +92,17 @@ pub(super) struct Filled {
     staged: bool,
 }
 
+/// What came of filling a snapshot without the layer below.
+#[derive(Debug)]
+pub(super) enum Apart {
+    Filled(Filled),
+    /// The layer is there already.
+    Exists,
+    /// It takes the layer below: the blob is gone, and what takes its place is applied onto that; or
+    /// what the layer deletes would be lost.
+    NeedsBelow,
+}
+
 impl Unpack<'_> {
     /// Commits the layer under its chain id. Whatever happens, no extraction snapshot stays.
     pub(super) async fn run(&self) -> Result<Committed, Failure> {
@@ -103,33 +114,47 @@ impl Unpack<'_> {
 
     /// The same with this content.
     pub(super) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
-        match self.fill(content, Join::AtPrepare).await? {
-            Some(filled) => self.settle(filled, content).await,
-            None => Ok(Committed::Existed),
+        let Some((key, mounts)) = self.prepare(content, self.parent).await? else {
+            return Ok(Committed::Existed);
+        };
+        let filled = self.fill(key, Join::AtPrepare, mounts, content).await?;
+        self.settle(filled, content).await
+    }
+
+    /// The layer's content in a snapshot of its own, for [`Unpack::settle`] to put it onto the layer
+    /// below, which need not be there yet.
+    pub(super) async fn fill_apart(&self, content: &Content) -> Result<Apart, Failure> {
+        let Some((key, mut mounts)) = self.prepare(content, None).await? else {
+            return Ok(Apart::Exists);
+        };
+        if self.parent.is_some() && !mounts::are_staged(&mounts) {
+            let Some(overlay) = mounts::with_whiteouts(self.snapshotter, &mounts) else {
+                self.remove(&key).await;
+                return Ok(Apart::NeedsBelow);
+            };
+            mounts = overlay;
+        }
+        match self.fill(key, Join::AtCommit, mounts, content).await {
+            Ok(filled) => Ok(Apart::Filled(filled)),
+            Err(Failure::NoBlob(_)) => Ok(Apart::NeedsBelow),
+            Err(failure) => Err(failure),
         }
     }
 
-    /// The layer's content in a snapshot of its own; `None` where the layer turns out to be there
-    /// already.
-    pub(super) async fn fill(
+    async fn fill(
         &self,
-        content: &Content,
+        key: String,
         join: Join,
-    ) -> Result<Option<Filled>, Failure> {
-        let Some((key, mounts)) = self.prepare(content, join).await? else {
-            return Ok(None);
-        };
+        mounts: Vec<Mount>,
+        content: &Content,
+    ) -> Result<Filled, Failure> {
         let staged = mounts::are_staged(&mounts);
         let filled = Filled { key, join, staged };
         if staged {
-            return Ok(Some(filled));
+            return Ok(filled);
         }
-        let mounts = match (join, self.parent) {
-            (Join::AtCommit, Some(_)) => mounts::with_whiteouts(self.snapshotter, mounts),
-            _ => mounts,
-        };
         match self.apply(mounts, content).await {
-            Ok(()) => Ok(Some(filled)),
+            Ok(()) => Ok(filled),
             Err(failure) => {
                 self.abort(filled).await;
                 Err(failure)
@@ -137,7 +162,7 @@ impl Unpack<'_> {
         }
     }
 
-    /// Commits it.
+    /// Commits it, onto the layer below.
     pub(super) async fn settle(
         &self,
         filled: Filled,
@@ -173,13 +198,9 @@ impl Unpack<'_> {
     async fn prepare(
         &self,
         content: &Content,
-        join: Join,
+        parent: Option<&str>,
     ) -> Result<Option<(String, Vec<Mount>)>, Failure> {
         let chain_id = &self.layer.chain_id;
-        let parent = match join {
-            Join::AtPrepare => self.parent,
-            Join::AtCommit => None,
-        };
         let mut last = None;
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);

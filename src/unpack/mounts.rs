@@ -15,29 +15,30 @@ pub(super) fn are_staged(mounts: &[Mount]) -> bool {
     options.is_some_and(|options| options.iter().any(|option| option == "ro"))
 }
 
-/// The mounts of a snapshot without a parent, for a layer that has other layers below it.
+/// What a layer with other layers below it is applied through, from the mounts of a snapshot without
+/// a parent; `None` where it is not known how its deletions would survive.
 ///
 /// Such a snapshot is a bind mount of its directory. Applied through that, a deletion deletes what
 /// is there, which is nothing; through an overlay mount with that directory on top it leaves a
 /// whiteout, as it has to. The overlay is never mounted: containerd writes into its `upperdir`, so
 /// it needs neither `lowerdir` nor `workdir`.
 ///
-/// containerd does so for overlayfs only. erofs' own differ finds the same directory by `upperdir`
-/// and does without; where containerd's configuration leaves erofs to the walking differ, that needs
-/// it as well.
-pub(super) fn with_whiteouts(snapshotter: &str, mounts: Vec<Mount>) -> Vec<Mount> {
-    match &mounts[..] {
+/// containerd does so for overlayfs only, and applies through whatever else it gets. erofs' own differ
+/// finds the same directory by `upperdir` and does without; but where the walking differ stands in
+/// for it, files that an image has deleted come back.
+pub(super) fn with_whiteouts(snapshotter: &str, mounts: &[Mount]) -> Option<Vec<Mount>> {
+    match mounts {
         [bind] if bind.r#type == "bind" && OVERLAYS.contains(&snapshotter) => {
             let options = bind.options.iter().filter(|option| *option != "rbind");
             let upper = format!("upperdir={}", bind.source);
-            vec![Mount {
+            Some(vec![Mount {
                 r#type: "overlay".to_owned(),
                 source: "overlay".to_owned(),
                 options: options.cloned().chain([upper]).collect(),
                 ..Default::default()
-            }]
+            }])
         }
-        _ => mounts,
+        _ => None,
     }
 }
 
@@ -55,13 +56,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_bind_mount_becomes_an_overlay() {
+    fn a_lone_bind_mount_becomes_an_overlay_and_nothing_else_does() {
         let bind = mount("bind", "/s/1/fs", &["uidmap=0:1:2", "rw", "rbind"]);
         let options = ["uidmap=0:1:2", "rw", "upperdir=/s/1/fs"];
         let overlay = mount("overlay", "overlay", &options);
         for snapshotter in ["overlayfs", "erofs"] {
-            let mounts = with_whiteouts(snapshotter, vec![bind.clone()]);
-            assert_eq!(mounts, std::slice::from_ref(&overlay), "{snapshotter}");
+            let mounts = with_whiteouts(snapshotter, std::slice::from_ref(&bind));
+            assert_eq!(mounts, Some(vec![overlay.clone()]), "{snapshotter}");
         }
         let others = [
             ("native", vec![bind.clone()]),
@@ -71,7 +72,7 @@ mod tests {
             ("overlayfs", vec![]),
         ];
         for (snapshotter, mounts) in others {
-            assert_eq!(with_whiteouts(snapshotter, mounts.clone()), mounts);
+            assert_eq!(with_whiteouts(snapshotter, &mounts), None, "{mounts:?}");
         }
     }
 

@@ -2,13 +2,14 @@
 //! the one below as soon as that stands.
 //!
 //! What comes of it is what an unpack of one after another leaves, failures included: a layer that
-//! fails takes those above it along, while those below go on.
+//! fails takes those above it along, while those below go on. One that takes the layer below waits for
+//! it, and is then unpacked as it would be then.
 
 use futures::stream::{FuturesUnordered, Stream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::layer::{Committed, Failure, Join, Unpack};
+use super::layer::{Apart, Committed, Failure, Unpack};
 use super::missing::Content;
 
 /// The tokens that stop each of `layers` layers, the lowest first: what stops one stops those above
@@ -54,11 +55,10 @@ async fn one(
     let content = Content::of_image(layer.layer);
     let window = layer.stop.run_until_cancelled(window.acquire()).await;
     let window = window.ok_or(Failure::Stopped)?;
-    let filled = match layer.fill(&content, Join::AtCommit).await {
-        Ok(Some(filled)) => Some(filled),
-        Ok(None) => return Ok(Committed::Existed),
-        Err(Failure::NoBlob(_)) => None,
-        Err(failure) => return Err(failure),
+    let filled = match layer.fill_apart(&content).await? {
+        Apart::Filled(filled) => Some(filled),
+        Apart::Exists => return Ok(Committed::Existed),
+        Apart::NeedsBelow => None,
     };
     drop(window);
     let turn = async {
@@ -70,8 +70,7 @@ async fn one(
     let turn = layer.stop.run_until_cancelled(turn).await;
     match (turn, filled) {
         (Some(true), Some(filled)) => layer.settle(filled, &content).await,
-        // What takes the blob's place is unpacked onto the layer below, which stands by now.
-        (Some(true), None) => layer.missing.unpack(layer).await,
+        (Some(true), None) => layer.run().await,
         (_, Some(filled)) => {
             layer.abort(filled).await;
             Err(Failure::Stopped)

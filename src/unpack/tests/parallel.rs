@@ -503,23 +503,39 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.assert_ready("taken away").await;
 }
 
+/// Nobody knows what `native` would make of a whiteout.
+#[tokio::test(start_paused = true)]
+async fn where_deletions_would_be_lost_a_layer_waits_for_the_one_below() {
+    let bench = Bench::with(5, "native", true, PARALLEL).await;
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+    assert_eq!(bench.fake.most_applied_at_once(), 1);
+    bench.assert_ready("native").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_snapshotter_has_is_committed_without_being_applied() {
-    for rebases in [false, true] {
-        let bench = Bench::with(5, OVERLAYFS, rebases, PARALLEL).await;
-        let staged = [0, 2, 4];
-        for i in staged {
+    // In native the second and the fourth are prepared again on the layer below.
+    for (snapshotter, rebases, prepared) in [
+        (OVERLAYFS, false, 5),
+        (OVERLAYFS, true, 5),
+        ("native", true, 7),
+    ] {
+        let bench = Bench::with(5, snapshotter, rebases, PARALLEL).await;
+        for i in [0, 2, 4] {
             let chain_id = &bench.manifest.layers[i].chain_id;
-            bench.fake.stage(OVERLAYFS, chain_id, bench.blob(i));
+            bench.fake.stage(snapshotter, chain_id, bench.blob(i));
             if i > 0 {
                 bench.fake.discard(bench.blob(i));
             }
         }
         let done = bench.ensure().await.unwrap();
         assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
-        let applied = bench.fake.subjects("apply layer");
-        assert_eq!(applied.len(), 2, "{rebases}: {applied:?}");
-        bench.assert_ready("staged").await;
+        let told = format!("{snapshotter} {rebases}");
+        assert_eq!(bench.fake.subjects("apply layer").len(), 2, "{told}");
+        let subjects = bench.fake.subjects("prepare snapshot");
+        assert_eq!(subjects.len(), prepared, "{told}");
+        bench.assert_ready(&told).await;
         // Nothing came out of the blob that its digest could be compared with.
         for (i, verified) in [(0, false), (1, true)] {
             let labels = bench.fake.blob(bench.blob(i)).await.unwrap().labels;
@@ -528,11 +544,35 @@ async fn what_the_snapshotter_has_is_committed_without_being_applied() {
     }
 }
 
+/// Somebody else is quicker with the lower layers: the others go on.
+#[tokio::test(start_paused = true)]
+async fn what_is_there_by_the_time_of_prepare_is_built_upon() {
+    let bench = Bench::new(5).await;
+    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    let mut ticket = bench.ask(NAME);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let chain_ids = bench.chain_ids();
+    bench.fake.commit_unlabelled(OVERLAYFS, &chain_ids[0], None);
+    let below = Some(chain_ids[0].as_str());
+    bench
+        .fake
+        .commit_unlabelled(OVERLAYFS, &chain_ids[1], below);
+    let done = ticket.outcome().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
+    assert_eq!(bench.fake.subjects("prepare snapshot").len(), 5);
+    assert_eq!(bench.fake.subjects("apply layer").len(), 3);
+    assert_eq!(bench.state().await, State::Ready);
+    bench.assert_stands(5, "by somebody else");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blob_that_is_gone_is_pulled_or_named() {
     for pulls in [true, false] {
         let mut bench = Bench::new(5).await;
         bench.fake.publish(VERSION);
+        // The second and the third are found to be gone long before the lowest stands.
+        let lowest = Duration::from_millis(100);
+        bench.fake.applies_in(bench.blob(0), lowest);
         for i in [1, 2, 4] {
             bench.fake.discard(bench.blob(i));
         }
@@ -543,6 +583,7 @@ async fn a_blob_that_is_gone_is_pulled_or_named() {
             let done = bench.ensure().await.unwrap();
             assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
             bench.assert_ready("pulled").await;
+            assert_eq!(bench.fake.fetched().len(), 1);
             assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
         } else {
             let error = bench.ensure().await.unwrap_err();

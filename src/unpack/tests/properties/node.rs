@@ -11,11 +11,11 @@ use crate::containerd::{Containerd, Descriptor, Image, Labels, Resource, Snapsho
 use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
 
 use super::super::super::profile;
-use super::super::PARALLEL;
 use super::super::super::{
     Engine, LabelPolicy, Labelling, Missing, Outcome, Registries, Repair, Request, Role, State,
     Urgency, Want,
 };
+use super::super::PARALLEL;
 use super::world::{At, Chain, Looks, MAX_LAYERS, World};
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
@@ -51,7 +51,13 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "content").unwrap();
         let node = Node {
-            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, Box::new(policy), missing),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                Box::new(policy),
+                missing,
+            ),
             snapshotter: if self.nydus { "nydus" } else { "erofs" },
             images: self.tagged(&fake).await,
             fake,
