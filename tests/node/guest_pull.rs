@@ -32,7 +32,7 @@ impl Node {
     }
 
     /// The same for a container, or a sandbox, of another image.
-    async fn assert_guest_pulls_image(&self, key: &str, image: &Image) -> Result<()> {
+    pub(crate) async fn assert_guest_pulls_image(&self, key: &str, image: &Image) -> Result<()> {
         let mounts = self.store.mounts(NYDUS, key).await?;
         let [mount] = &mounts[..] else {
             anyhow::bail!("{key}: {mounts:?}");

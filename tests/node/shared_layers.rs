@@ -98,6 +98,9 @@ async fn proxied_and_poisoned(version: Version) -> Result<()> {
                 image.name()
             );
             node.assert_top(image, "nydus").await?;
+            let created = node.cri.create_container(&pod, image.name(), &[], &[]);
+            let container = created.await?;
+            node.assert_guest_pulls_image(&container, image).await?;
         }
         node.assert_nothing_left("nydus").await?;
     }
