@@ -14,6 +14,7 @@ use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::retry;
 
+use super::claims::Claims;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::lease::{Leases, Role};
@@ -170,6 +171,7 @@ impl Engine {
                 at_once: parallel.layers,
                 gate: Gate::new(parallel.layers),
                 rebase: Rebase::default(),
+                claims: Claims::default(),
             },
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

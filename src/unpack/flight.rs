@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::containerd::Containerd;
 
+use super::claims::Claims;
 use super::gate::{Gate, Hurry};
 use super::lease::{Lease, Leases};
 use super::missing::Missing;
@@ -30,6 +31,8 @@ pub(super) struct Layers {
     /// and the others wait here.
     pub(super) gate: Gate,
     pub(super) rebase: Rebase,
+    /// A layer that several chains have is unpacked once.
+    pub(super) claims: Claims,
 }
 
 /// The work on one target.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
 use crate::image::{Layer, Manifest};
 
+use super::claims::{Claim, Claims};
 use super::gate::{Gate, Hurry};
 use super::lease::Lease;
 use super::missing::{Content, Missing};
@@ -68,6 +69,8 @@ pub(super) struct Unpack<'a> {
     pub(super) labels: &'a Labels,
     /// What is done where the blob is gone.
     pub(super) missing: &'a Missing,
+    /// Who is at which layer.
+    pub(super) claims: &'a Claims,
     /// Where an apply waits for its turn.
     pub(super) gate: &'a Gate,
     pub(super) hurry: &'a Hurry,
@@ -104,6 +107,13 @@ pub(super) enum Apart {
 }
 
 impl Unpack<'_> {
+    /// Keeps the other flights of this process from the layer while it is unpacked.
+    pub(super) async fn claim(&self) -> Result<Claim, Failure> {
+        let claim = self.claims.claim(self.snapshotter, &self.layer.chain_id);
+        let claim = self.stop.run_until_cancelled(claim).await;
+        claim.ok_or(Failure::Stopped)
+    }
+
     /// Commits the layer under its chain id. Whatever happens, no extraction snapshot stays.
     pub(super) async fn run(&self) -> Result<Committed, Failure> {
         match self.unpack(&Content::of_image(self.layer)).await {

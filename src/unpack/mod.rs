@@ -3,6 +3,7 @@
 //! [`State`] and plan are pure; the flight acts on the plan; the [`Engine`] runs one flight for each
 //! (snapshotter, chain), detached from whoever asked. It does not know NRI.
 
+mod claims;
 mod engine;
 mod error;
 mod flight;

@@ -53,6 +53,7 @@ async fn one(
     below: Option<oneshot::Receiver<()>>,
 ) -> Result<Committed, Failure> {
     let content = Content::of_image(layer.layer);
+    let _claim = layer.claim().await?;
     let window = layer.stop.run_until_cancelled(window.acquire()).await;
     let window = window.ok_or(Failure::Stopped)?;
     let filled = match layer.fill_apart(&content).await? {

@@ -128,7 +128,11 @@ impl<'a> Round<'a> {
             if self.flight.stop.is_cancelled() {
                 return Err(self.flight.stopped());
             }
-            let outcome = self.layer(i, self.flight.stop).run().await;
+            let layer = self.layer(i, self.flight.stop);
+            let outcome = match layer.claim().await {
+                Ok(_claim) => layer.run().await,
+                Err(failure) => Err(failure),
+            };
             match self.settled(i, outcome)? {
                 Some(action) => self.did(i, action),
                 None => return Ok(false),
@@ -199,6 +203,7 @@ impl<'a> Round<'a> {
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &target.labels[i],
             missing: flight.missing,
+            claims: &flight.layers.claims,
             gate: &flight.layers.gate,
             hurry: flight.hurry,
             stop,

@@ -363,6 +363,31 @@ async fn many_who_ask_share_one_flight() {
     assert_eq!(applied, 4);
 }
 
+/// Fifty images on one base, of which nothing is there.
+#[tokio::test(start_paused = true)]
+async fn a_base_that_many_share_is_unpacked_once() {
+    for rebases in [false, true] {
+        let bench = Bench::new(3).await;
+        if rebases {
+            bench.fake.can_rebase(EROFS, "2.2.0");
+        }
+        let name = |n: usize| format!("r.example/child:{n}");
+        for n in 0..50 {
+            // The first three layers are those of all others.
+            bench.fake.image(&name(n), 4 + n % 3);
+        }
+        bench.fake.calls();
+        let ask = |n| bench.engine.ensure(request(Want::Image(name(n))));
+        for mut ticket in (0..50).map(ask).collect::<Vec<_>>() {
+            ticket.outcome().await.unwrap();
+        }
+        let calls = bench.fake.calls();
+        let applied = calls.iter().filter(|call| *call == "apply layer").count();
+        assert_eq!(applied, 6, "rebases: {rebases}");
+        bench.assert_nothing_left();
+    }
+}
+
 /// A lease spares a layer from garbage collection, not from somebody who replaces the chain.
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
