@@ -50,6 +50,9 @@ async fn check_one(ahead: &Ahead, container: Existing) {
         Ok(done) => {
             log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
         }
+        Err(e) if e.is_left_out() => {
+            log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");
+        }
         Err(e) => {
             if is_news(&e) {
                 log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");

@@ -11,7 +11,12 @@ use tokio::sync::OwnedMutexGuard;
 /// Nobody who holds a claim waits for a layer above the claimed one, so they cannot wait for each
 /// other in a circle.
 #[derive(Debug, Default)]
-pub(super) struct Claims(Mutex<HashMap<(String, String), Weak<tokio::sync::Mutex<()>>>>);
+pub(super) struct Claims(Mutex<HashMap<Key, Weak<Lock>>>);
+
+/// A snapshotter and a chain id.
+type Key = (String, String);
+
+type Lock = tokio::sync::Mutex<()>;
 
 /// A layer that nobody else unpacks, until it is dropped.
 pub(super) type Claim = OwnedMutexGuard<()>;

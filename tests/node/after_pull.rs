@@ -34,7 +34,7 @@ async fn first_attempts(version: Version) -> Result<()> {
         Err(_) => FEW,
     };
     let mut node = start(version).await?;
-    node.serve("").await?;
+    node.serve(crate::support::ON_DEMAND).await?;
     for layers in [1, 10, 40] {
         let pod = node.cri.run_pod(NYDUS, &[]).await?;
         let log = node.log.from_now();

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::{Mount, Options, PAUSE, Remote, Version, images};
 
-use crate::support::{Node, PATIENCE, handler};
+use crate::support::{Node, handler};
 
 const READY: &str = "image is ready ahead";
 
@@ -15,7 +15,8 @@ async fn pause(version: Version) -> Result<()> {
     let pause = images::pause(&[PAUSE])?;
     ensure!(node.store.chain("nydus", &pause).await?.is_empty());
     node.serve("").await?;
-    node.log.wait_for(READY, PATIENCE).await?;
+    // The app's as well: this snapshotter needs no content.
+    node.wait_for_lines(READY, 2).await?;
     let pod = node.cri.run_pod("nydus", &[]).await?;
     let mounts = node.store.mounts("nydus", &pod.id).await?;
     let volumes = mounts.iter().map(Mount::kata_volume);
@@ -42,7 +43,7 @@ async fn eager(version: Version) -> Result<()> {
         .await?;
     node.wait_labelled(handler).await?;
 
-    let later = images::app("registry.test/lab/later:1")?;
+    let later = images::many_layers("registry.test/lab/later:1", 7)?;
     node.registry.push(&later).await?;
     node.cri.pull_image(later.name()).await?;
     node.image = later;

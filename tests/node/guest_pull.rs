@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
 use lab::{Image, Options, PAUSE, Remote, Snapshot, Version, images};
 
-use crate::support::{CRI_LABELS, Node};
+use crate::support::{CRI_LABELS, Node, ON_DEMAND};
 
 pub(crate) const NYDUS: &str = "nydus";
 
@@ -121,7 +121,7 @@ async fn ensured_without_a_blob_on_1_7() -> Result<()> {
 /// first attempt gets the guest pull.
 async fn a_poisoned_creation_is_swapped(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
@@ -173,7 +173,7 @@ async fn a_poisoned_creation_is_swapped_on_1_7() -> Result<()> {
 /// With the swap off it is rejected once, and the second attempt gets it.
 async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    node.serve("swap = false\n").await?;
+    node.serve(&format!("swap = false\n{ON_DEMAND}")).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let rejected = node.cri.create_container(&pod, &image, &[], &[]).await;
@@ -211,7 +211,7 @@ async fn a_chain_in_use_is_left_alone(version: Version) -> Result<()> {
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let old = node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.cri.start_container(&old).await?;
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
     let ensured = node.command(&["ensure", &image, "--handler", NYDUS])?;
     ensure!(ensured.status.code() == Some(1), "{ensured:?}");
     let new = node.cri.create_container(&pod, &image, &[], &[]).await?;
@@ -240,7 +240,7 @@ async fn a_chain_in_use_is_left_alone_on_1_7() -> Result<()> {
 /// one of them gets the guest pull at its first attempt all the same.
 async fn twenty_at_once(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
     for layers in [1, 10] {
         node.image = images::many_layers(&format!("registry.test/lab/many:{layers}"), layers)?;
         let image = node.image.name().to_owned();

@@ -22,6 +22,9 @@ pub(crate) const RESOLVED: &str = "handler resolved";
 /// What is tested here is what a hook does, on a machine of any speed.
 const HOOKS: &str = "[hooks]\nwait = \"8s\"";
 
+/// What is tested is what a hook does about an image that nobody has made ready before.
+pub(crate) const ON_DEMAND: &str = "[snapshotters.nydus]\neager = \"none\"\n";
+
 /// Longer than the hook waits.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 

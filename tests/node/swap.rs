@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{Node, PATIENCE, RESOLVED};
+use crate::support::{Node, ON_DEMAND, PATIENCE, RESOLVED};
 
 const MOVED: &str = "container moved";
 
@@ -36,7 +36,7 @@ impl Node {
     /// The plugin serves, and speaks to containerd through a tap.
     async fn serve_tapped(&mut self) -> Result<()> {
         self.tap = Some(Tap::start(&self.lab)?);
-        self.serve("").await
+        self.serve(ON_DEMAND).await
     }
 
     /// Begins a creation and stops its swap in the middle.
@@ -170,7 +170,7 @@ async fn late_on_1_7() -> Result<()> {
 /// containerd dies after the swap and before the start: the container is what it was made.
 async fn containerd_killed_after_it(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
@@ -206,7 +206,7 @@ async fn amid_collections(version: Version) -> Result<()> {
     node.cri.start_container(&old).await?;
     let mounts = node.store.mounts(NYDUS, &old).await?;
     ensure!(mounts[0].kind == "overlay", "{mounts:?}");
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
 
     let store = node.lab.store().await?;
     let collections = Arc::new(AtomicUsize::new(0));
@@ -294,7 +294,7 @@ async fn volume_and_user(version: Version) -> Result<()> {
         "{expected:?}"
     );
 
-    node.serve("").await?;
+    node.serve(ON_DEMAND).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     ensure!(node.log.lines_with(MOVED).len() == 1, "not swapped");
