@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::{Mount, Options, PAUSE, Remote, Version, images};
 
-use crate::support::{Node, handler};
+use crate::support::{Node, PATIENCE, handler};
 
 const READY: &str = "image is ready ahead";
 
@@ -46,8 +46,11 @@ async fn eager(version: Version) -> Result<()> {
     let later = images::many_layers("registry.test/lab/later:1", 7)?;
     node.registry.push(&later).await?;
     node.cri.pull_image(later.name()).await?;
-    node.image = later;
-    node.wait_labelled(handler).await?;
+    let began = std::time::Instant::now();
+    while node.store.chain(handler, &later).await?.len() < later.layers.len() {
+        ensure!(began.elapsed() < PATIENCE, "not there after {PATIENCE:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     node.assert_nothing_left(handler).await
 }
 

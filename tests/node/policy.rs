@@ -147,7 +147,7 @@ async fn left_out(version: Version) -> Result<()> {
 
     // Rejected, if it were any of our business.
     node.serve(
-        "on_unready = \"reject\"\n[snapshotters.default]\nexclude = [\"*/app:*\"]\nextra_labels = { a = \"b\" }\n",
+        "on_unready = \"reject\"\n[snapshotters.default]\neager = \"none\"\nexclude = [\"*/app:*\"]\nextra_labels = { a = \"b\" }\n",
     )
     .await?;
     let by_digest = image.replace(":1", &format!("@{}", node.image.target.digest));
