@@ -107,7 +107,7 @@ pub enum Error {
     },
     /// The chain has to be taken away, and something uses it.
     #[error(
-        "image {image} in {snapshotter} is {state}, and {holders} containers or images use it: once they are gone, `nri-unpack ensure` or the running plugin replaces it"
+        "image {image} in {snapshotter} is {state}, and {holders} containers, images or leases use it: once they are gone, `nri-unpack ensure` or the running plugin replaces it"
     )]
     InUse {
         /// The image's name.

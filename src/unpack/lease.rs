@@ -120,6 +120,30 @@ impl Leases {
         Ok(swept)
     }
 
+    /// The snapshots that leases of others hold: a client of containerd that unpacks an image and has
+    /// not put its container on it yet. Those of this program hold what they stand on, not what they
+    /// need.
+    pub(super) async fn held_by_others(
+        containerd: &dyn Containerd,
+        snapshotter: &str,
+    ) -> Result<HashSet<String>, containerd::Error> {
+        let mut held = HashSet::new();
+        for lease in containerd.leases().await? {
+            if lease.id.starts_with(PREFIX) {
+                continue;
+            }
+            match containerd.lease_resources(&lease.id).await {
+                Err(e) if e.is_not_found() => {}
+                resources => {
+                    let here = resources?.into_iter();
+                    let here = here.filter(|held| held.snapshotter() == Some(snapshotter));
+                    held.extend(here.map(|resource| resource.id));
+                }
+            }
+        }
+        Ok(held)
+    }
+
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ use super::profile::is_proxied;
 pub(super) enum Replaced {
     /// The top layer is gone; lower ones that something else holds may have stayed.
     Gone,
-    /// The chain is used by this many containers or other images: nothing was changed.
+    /// The chain is used by this many containers, other images or leases: nothing was changed.
     InUse(usize),
 }
 
@@ -33,6 +33,12 @@ impl Replace<'_> {
     /// Takes the layers away from the top down, to the first that something else stands on or that
     /// the snapshotter left to the guest.
     pub(super) async fn run(&self) -> Result<Replaced, containerd::Error> {
+        // Before the list: a container that stands on the chain by now is in the list.
+        let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
+        let mut chain_ids = self.manifest.layers.iter().map(|l| &l.chain_id);
+        if chain_ids.any(|chain_id| held.contains(chain_id)) {
+            return Ok(Replaced::InUse(1));
+        }
         let snapshots = self.containerd.snapshots(self.snapshotter).await?;
         let children = children(&snapshots);
         let proxied = snapshots.iter().filter(|s| is_proxied(&s.labels));

@@ -183,7 +183,7 @@ async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
     ensure!(
         error
             .message()
-            .contains("is unlabelled, and 1 containers or images use it"),
+            .contains("is unlabelled, and 1 containers, images or leases use it"),
         "{error}"
     );
     node.wait_for_lines("is replaced", 1).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::containerd::fake::Fake;
-use crate::containerd::{Containerd, ErrorKind, Image, Labels, SnapshotKind};
+use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::super::profile::is_proxied;
@@ -22,14 +22,18 @@ const NYDUS: &str = "nydus";
 const LOWER: &str = "r.example/lower:1";
 const UPPER: &str = "r.example/upper:1";
 
+/// The lease of another process of this program.
+const ANOTHER_OF_OURS: &str = "nri-unpack-another";
+
 /// Every call of a replacement, and of the private chain where that is not possible.
-const CALLS: [&str; 11] = [
+const CALLS: [&str; 12] = [
     "list images",
     "get image",
     "read blob",
     "look up blob",
     "stat snapshot",
     "list snapshots of",
+    "list leases",
     "create lease",
     "prepare snapshot",
     "remove snapshot",
@@ -128,6 +132,12 @@ impl Bench {
         let label = Labels::from([(anchor, chain_id.to_owned())]);
         let config = manifest.unwrap().config.clone();
         self.fake.label_blob(&config, label).await.unwrap();
+    }
+
+    /// A lease on the upper image's chain.
+    fn hold_by(&self, lease: &str) {
+        let top = Resource::snapshot(NYDUS, &self.chain_ids[3]);
+        self.fake.lease(lease, Labels::new(), &[top]);
     }
 
     async fn parent_of(&self, key: &str) -> Option<String> {
@@ -229,16 +239,30 @@ async fn a_chain_that_refuses_to_be_removed_is_collected() {
     let all = bench.fake.all(NYDUS);
     assert!(all.iter().any(|s| s.name == wanted.onto));
     // Held by nothing but the creation, the host's chain would go with it; a lease keeps it.
-    let top = crate::containerd::Resource::snapshot(NYDUS, &bench.chain_ids[3]);
-    bench.fake.lease("other", Labels::new(), &[top]);
+    bench.hold_by(ANOTHER_OF_OURS);
     bench.fake.collect_container(NYDUS, "c");
     let refused = bench.fake.remove(NYDUS, &bench.chain_ids[3]).await;
     assert_eq!(refused.unwrap_err().kind, ErrorKind::FailedPrecondition);
     // What somebody's lease holds survives the collection, and is in use.
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
-    bench.fake.delete_lease("other", false).await.unwrap();
+    bench.fake.delete_lease(ANOTHER_OF_OURS, false).await.unwrap();
 
+    assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
+    bench.assert_guest_pulls(&bench.upper).await;
+}
+
+/// containerd's client unpacks under a lease, and puts its container on the chain afterwards.
+#[tokio::test]
+async fn a_chain_that_a_client_is_about_to_use_stays() {
+    let bench = Bench::new().await;
+    bench.unpack_on_the_host(4).await;
+    bench.hold_by("client");
+    let error = bench.ensure(UPPER).await.unwrap_err();
+    assert!(matches!(*error, Error::InUse { .. }), "{error}");
+    assert_eq!(bench.state(&bench.upper).await, State::Unlabelled);
+
+    bench.fake.delete_lease("client", false).await.unwrap();
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
     bench.assert_guest_pulls(&bench.upper).await;
 }
@@ -251,13 +275,12 @@ async fn a_chain_that_could_not_be_collected_stays_anchored() {
             let bench = Bench::new().await;
             bench.poisoned("c").await;
             bench.set_anchor(&bench.chain_ids[3]).await;
-            let top = crate::containerd::Resource::snapshot(NYDUS, &bench.chain_ids[3]);
-            bench.fake.lease("other", Labels::new(), &[top]);
+            bench.hold_by(ANOTHER_OF_OURS);
             bench.fake.collect_container(NYDUS, "c");
             bench.fake.fail(call, after, ErrorKind::TimedOut);
             let _ = bench.ensure(UPPER).await;
             bench.fake.heal();
-            bench.fake.delete_lease("other", false).await.unwrap();
+            bench.fake.delete_lease(ANOTHER_OF_OURS, false).await.unwrap();
             bench.assert_nothing_left(call).await;
             let state = bench.state(&bench.upper).await;
             assert_eq!(state, State::Unlabelled, "{call} {after}");
