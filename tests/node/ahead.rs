@@ -15,8 +15,8 @@ async fn pause(version: Version) -> Result<()> {
     let pause = images::pause(&[PAUSE])?;
     ensure!(node.store.chain("nydus", &pause).await?.is_empty());
     node.serve("").await?;
-    // The app's as well: this snapshotter needs no content.
-    node.wait_for_lines(READY, 2).await?;
+    let ready = format!("{READY} image={PAUSE} snapshotter=nydus");
+    node.log.wait_for(&ready, PATIENCE).await?;
     let pod = node.cri.run_pod("nydus", &[]).await?;
     let mounts = node.store.mounts("nydus", &pod.id).await?;
     let volumes = mounts.iter().map(Mount::kata_volume);
