@@ -6,6 +6,7 @@ use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
+use crate::containerd::{self, Image};
 use crate::image;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
@@ -46,8 +47,11 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     let Ok(image) = ahead.node.containerd.image(name).await else {
         return;
     };
+    let Ok(name) = name_for_labels(ahead, &image).await else {
+        return;
+    };
     let is_pinned = eager::is_pinned(&image);
-    let want = Want::Image(name.to_owned());
+    let want = Want::Image(name.clone());
     let places = ahead.places().await;
     let eager = places
         .iter()
@@ -56,10 +60,20 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
         if let Some(Err(e)) = arrive(ahead, place, want.clone()).await
             && is_news(&e)
         {
-            log::warn!(image = name, snapshotter = place.snapshotter.as_str(), error:% = e; "image that arrived is not ready");
+            log::warn!(image = name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that arrived is not ready");
         }
     });
     join_all(work).await;
+}
+
+/// A pull by a tag makes a record of the digest as well. The two arrive together, and whichever is
+/// looked at first, the labels are to carry what was asked for.
+async fn name_for_labels(ahead: &Ahead, image: &Image) -> Result<String, containerd::Error> {
+    if !image.name.contains('@') {
+        return Ok(image.name.clone());
+    }
+    let names = image::names_of(image, &ahead.node.containerd.images().await?);
+    Ok(image::name_for_labels(None, &names).unwrap_or_else(|| image.name.clone()))
 }
 
 /// A failure is no news: the pull may fail as well, and when it ends, the image arrives.
