@@ -21,7 +21,7 @@ const FEW: usize = 3;
 const DEFAULT_WAIT: Duration = Duration::from_millis(500);
 
 /// Shares no layer with any other.
-fn image(layers: usize, n: usize) -> Image {
+pub(crate) fn image(layers: usize, n: usize) -> Image {
     let name = format!("registry.test/pulled/{layers}-layers:{n}");
     let layer = |i: usize| Layer::new().file(&format!("f{i}"), 0o644, format!("{i} of {name}\n"));
     let image = Image::builder(&name).command(&["/none"]);
@@ -65,12 +65,16 @@ async fn first_attempts(version: Version) -> Result<()> {
     node.assert_nothing_left(NYDUS).await
 }
 
-/// What the hooks took that moved a container: the median, all but one in a hundred, the longest.
+/// What the hooks took that moved a container.
 fn costs(moved: &[String]) -> Result<String> {
     let took = moved.iter().map(|line| took(line));
-    let mut took = took.collect::<Result<Vec<_>>>()?;
+    percentiles(took.collect::<Result<_>>()?)
+}
+
+/// The median, all but one in a hundred, the longest.
+pub(crate) fn percentiles(mut took: Vec<Duration>) -> Result<String> {
     took.sort_unstable();
-    let last = took.len().checked_sub(1).context("no swap")?;
+    let last = took.len().checked_sub(1).context("nothing was measured")?;
     let at = |percent: usize| took[last * percent / 100];
     let [median, most, longest] = [at(50), at(99), at(100)];
     let over = took.iter().filter(|took| **took > DEFAULT_WAIT).count();
@@ -80,7 +84,7 @@ fn costs(moved: &[String]) -> Result<String> {
 }
 
 /// The field `took` of a line in the plugin's log.
-fn took(line: &str) -> Result<Duration> {
+pub(crate) fn took(line: &str) -> Result<Duration> {
     let mut words = line.split_whitespace();
     let took = words.find_map(|word| word.strip_prefix("took="));
     let took = took.with_context(|| line.to_owned())?;

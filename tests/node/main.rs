@@ -2,6 +2,7 @@
 
 mod after_pull;
 mod ahead;
+mod ahead_race;
 mod bad_input;
 mod check;
 mod concurrency;

@@ -1,0 +1,219 @@
+//! The race after a pull: the kubelet creates a container as soon as its pull has returned, and the
+//! image is eager in the pod's snapshotter. Whoever wins, the plugin's work ahead or containerd's
+//! fallback, the container's first attempt gets a chain that is right.
+//!
+//! The tests make a few pulls for each number of layers. What the work ahead wins in the long run, what
+//! the hook heals, and what that costs with the plugin's own default of `hooks.wait`, is shown by
+//! `NRI_UNPACK_RACES=50 cargo test --test node ahead_race -- --nocapture --test-threads 1`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Image, Log, Options, Remote, Version};
+
+use crate::after_pull::{image, percentiles, took};
+use crate::guest_pull::NYDUS;
+use crate::support::{Node, PATIENCE, handler};
+
+/// How many pulls for each number of layers.
+const COUNT: &str = "NRI_UNPACK_RACES";
+/// One for a pod that runs already, one for a new one.
+const FEW: usize = 2;
+
+const LAYERS: [usize; 3] = [1, 10, 40];
+
+/// With fewer, a pull may be over before anything of it can be read.
+const ALWAYS_EARLY: usize = 10;
+
+/// What the plugin does where nothing else is configured.
+const DEFAULT_HOOKS: &str = "[hooks]";
+
+const READY_AHEAD: &str = "image is ready ahead";
+
+/// How the races of images with as many layers ended.
+#[derive(Default)]
+struct Tally {
+    /// By what the hook said of the container.
+    verdicts: BTreeMap<String, Vec<Duration>>,
+    /// How long before the pull returned the work began, where a layer of the pull told of it.
+    leads: Vec<Duration>,
+    creations: Vec<Duration>,
+}
+
+impl Tally {
+    /// Reads the plugin's log since before the pull.
+    fn count(
+        &mut self,
+        log: &Log,
+        snapshotter: &str,
+        image: &Image,
+        returned: SystemTime,
+    ) -> Result<()> {
+        let ahead = log.lines_with(&ready_early(snapshotter, image));
+        let ahead = ahead.iter();
+        let leads =
+            ahead.map(|line| Ok(returned.duration_since(said_at(line)? - took(line)?).ok()));
+        let leads = leads.collect::<Result<Vec<_>>>()?;
+        self.leads.extend(leads.into_iter().flatten().max());
+        let said: Vec<_> = log
+            .lines_with("nri_unpack::hooks]")
+            .into_iter()
+            .filter(|line| line.contains(" container="))
+            .collect();
+        let [said] = &said[..] else {
+            anyhow::bail!("not one verdict: {said:#?}");
+        };
+        let verdicts = self.verdicts.entry(verdict(said)?);
+        verdicts.or_default().push(took(said)?);
+        Ok(())
+    }
+
+    fn say(&self, what: &str) -> Result<()> {
+        println!("{what}");
+        let early = self.leads.len();
+        if early > 0 {
+            println!(
+                "  {early} begun before the pull returned: {}",
+                percentiles(self.leads.clone())?
+            );
+        }
+        println!("  creation {}", percentiles(self.creations.clone())?);
+        for (verdict, took) in &self.verdicts {
+            println!("  {} {verdict}: {}", took.len(), percentiles(took.clone())?);
+        }
+        Ok(())
+    }
+}
+
+/// What is logged of an image that was made ready from a layer of its pull on: it has no name yet.
+fn ready_early(snapshotter: &str, image: &Image) -> String {
+    let repository = image.name().rsplit_once(':').map_or("", |(name, _)| name);
+    let digest = &image.target.digest;
+    format!("{READY_AHEAD} image={repository}@{digest} snapshotter={snapshotter} ")
+}
+
+/// When a line was logged; to the millisecond.
+fn said_at(line: &str) -> Result<SystemTime> {
+    let at = line.trim_start_matches('[').split_whitespace().next();
+    let at = at.with_context(|| line.to_owned())?;
+    humantime::parse_rfc3339(at).with_context(|| line.to_owned())
+}
+
+/// The message of a line, between its module and its first field.
+fn verdict(line: &str) -> Result<String> {
+    let (_, said) = line.split_once("] ").with_context(|| line.to_owned())?;
+    let words = said.split(' ').take_while(|word| !word.contains('='));
+    Ok(words.collect::<Vec<_>>().join(" "))
+}
+
+/// Pulls and creates at once, for a pod that runs already and for a new one in turn.
+async fn races(version: Version, snapshotter: &str, config: &str) -> Result<()> {
+    let many = std::env::var(COUNT).ok();
+    let count = match &many {
+        Some(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
+        None => FEW,
+    };
+    let mut options = Options::new(version);
+    if snapshotter == NYDUS {
+        options.remotes = vec![Remote::Nydus];
+    }
+    let mut node = Node::start_with(version, options).await?;
+    if many.is_some() {
+        node.hooks = DEFAULT_HOOKS;
+    }
+    node.serve(config).await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    let old_pod = node.cri.run_pod(snapshotter, &[]).await?;
+    for layers in LAYERS {
+        let mut tally = Tally::default();
+        for n in 0..count {
+            let raced = node.race(snapshotter, layers, n, &old_pod, &mut tally);
+            raced
+                .await
+                .with_context(|| format!("{layers} layers, pull {n}"))?;
+        }
+        tally.say(&format!(
+            "{version:?}, {snapshotter}, {layers} layers, {count} pulls"
+        ))?;
+        let early = tally.leads.len();
+        ensure!(
+            snapshotter != NYDUS || layers < ALWAYS_EARLY || early == count,
+            "{layers} layers: {early} of {count} begun before the pull returned"
+        );
+    }
+    node.assert_nothing_left(snapshotter).await
+}
+
+impl Node {
+    async fn race(
+        &mut self,
+        snapshotter: &str,
+        layers: usize,
+        n: usize,
+        old_pod: &lab::Pod,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        self.image = image(layers, n);
+        let name = self.image.name().to_owned();
+        self.registry.push(&self.image).await?;
+        let log = self.log.from_now();
+        self.cri.pull_image(&name).await?;
+        let returned = SystemTime::now();
+        let is_new = n % 2 == 1;
+        let pod = match is_new {
+            true => self.cri.run_pod(snapshotter, &[]).await?,
+            false => old_pod.clone(),
+        };
+        let began = std::time::Instant::now();
+        let container = self.cri.create_container(&pod, &name, &[], &[]).await?;
+        tally.creations.push(began.elapsed());
+        if snapshotter == NYDUS {
+            self.assert_guest_pulls(&container).await?;
+        } else {
+            self.wait_ready(snapshotter).await?;
+        }
+        // Said when whoever waits has been told.
+        if snapshotter == NYDUS && layers >= ALWAYS_EARLY {
+            let early = ready_early(snapshotter, &self.image);
+            log.wait_for(&early, PATIENCE).await?;
+        }
+        tally.count(&log, snapshotter, &self.image, returned)?;
+        if is_new {
+            self.cri.remove_pod(&pod).await?;
+        } else {
+            self.cri.remove_container(&container).await?;
+        }
+        Ok(())
+    }
+
+    /// Labelled, and nothing is to be done about it.
+    async fn wait_ready(&self, snapshotter: &str) -> Result<()> {
+        self.wait_labelled(snapshotter).await?;
+        let state = self.state_of(&self.image, snapshotter).await?;
+        ensure!(state == "ready", "{state}");
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_2_1() -> Result<()> {
+    races(Version::V2_1, NYDUS, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_1_7() -> Result<()> {
+    races(Version::V1_7, NYDUS, "").await
+}
+
+const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erofs_on_2_1() -> Result<()> {
+    races(Version::V2_1, handler(Version::V2_1), ALL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_on_1_7() -> Result<()> {
+    races(Version::V1_7, handler(Version::V1_7), ALL).await
+}
