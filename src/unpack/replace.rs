@@ -35,10 +35,6 @@ impl Replace<'_> {
     pub(super) async fn run(&self) -> Result<Replaced, containerd::Error> {
         // Before the list: a container that stands on the chain by now is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
-        let mut chain_ids = self.manifest.layers.iter().map(|l| &l.chain_id);
-        if chain_ids.any(|chain_id| held.contains(chain_id)) {
-            return Ok(Replaced::InUse(1));
-        }
         let snapshots = self.containerd.snapshots(self.snapshotter).await?;
         let children = children(&snapshots);
         let proxied = snapshots.iter().filter(|s| is_proxied(&s.labels));
@@ -51,10 +47,11 @@ impl Replace<'_> {
             if above.is_none() && holders > 0 {
                 return Ok(Replaced::InUse(holders));
             }
-            if above.is_none() && self.others.contains(chain_id) {
+            let is_kept = self.others.contains(chain_id) || held.contains(chain_id);
+            if above.is_none() && is_kept {
                 return Ok(Replaced::InUse(1));
             }
-            if holders > 0 || self.others.contains(chain_id) || proxied.contains(chain_id) {
+            if holders > 0 || is_kept || proxied.contains(chain_id) {
                 break;
             }
             match self.containerd.remove(self.snapshotter, chain_id).await {

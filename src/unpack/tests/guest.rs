@@ -246,7 +246,11 @@ async fn a_chain_that_refuses_to_be_removed_is_collected() {
     // What somebody's lease holds survives the collection, and is in use.
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
-    bench.fake.delete_lease(ANOTHER_OF_OURS, false).await.unwrap();
+    bench
+        .fake
+        .delete_lease(ANOTHER_OF_OURS, false)
+        .await
+        .unwrap();
 
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
     bench.assert_guest_pulls(&bench.upper).await;
@@ -280,7 +284,11 @@ async fn a_chain_that_could_not_be_collected_stays_anchored() {
             bench.fake.fail(call, after, ErrorKind::TimedOut);
             let _ = bench.ensure(UPPER).await;
             bench.fake.heal();
-            bench.fake.delete_lease(ANOTHER_OF_OURS, false).await.unwrap();
+            bench
+                .fake
+                .delete_lease(ANOTHER_OF_OURS, false)
+                .await
+                .unwrap();
             bench.assert_nothing_left(call).await;
             let state = bench.state(&bench.upper).await;
             assert_eq!(state, State::Unlabelled, "{call} {after}");
