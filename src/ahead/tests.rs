@@ -183,3 +183,19 @@ async fn the_next_session_ends_the_work() {
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_labels_carry_the_tag_whichever_record_arrives_first() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let image = bench.fake.image(NAME, 2);
+    let by_digest = format!("r.example/app@{}", image.target.digest);
+    bench.fake.tag(&by_digest, image.target.clone());
+    bench.created(&by_digest);
+    settle().await;
+    let all = bench.fake.all("erofs");
+    assert_eq!(all.len(), 2);
+    for snapshot in all {
+        let name = snapshot.labels.get("containerd.io/snapshot/cri.image-ref");
+        assert_eq!(name.map(String::as_str), Some(NAME));
+    }
+}
