@@ -168,7 +168,8 @@ impl Drop for Entry<'_> {
 }
 
 /// Whether it is worth a line that an image could not be made ready ahead: who needs it will hear of
-/// it, and what is left out or stopped is no failure.
+/// it; what is left out or stopped is no failure, and what is in use is replaced later.
 fn is_news(error: &Error) -> bool {
-    !error.is_left_out() && !matches!(error, Error::Stopped(_)) && error.unreachable().is_none()
+    let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
+    !error.is_left_out() && !goes_on && error.unreachable().is_none()
 }
