@@ -17,6 +17,7 @@ use crate::retry;
 use super::claims::Claims;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
+use super::in_use::way_out;
 use super::lease::{Leases, Role};
 use super::plan::Action;
 use super::profile::Repair;
@@ -337,8 +338,15 @@ impl Engine {
                 {
                     self.memory.stood_on(&request.snapshotter, name, chain);
                 }
-                let flight = self.flight_of(target, request.urgency).await;
-                reporter.follow(flight).await;
+                let claims = &self.layers.claims;
+                let containerd = self.containerd.as_ref();
+                match way_out(containerd, &self.leases, claims, &target).await {
+                    Some(e) => reporter.end(Err(Arc::new(e))),
+                    None => {
+                        let flight = self.flight_of(target, request.urgency).await;
+                        reporter.follow(flight).await;
+                    }
+                }
             }
         }
     }

@@ -19,6 +19,11 @@ pub(super) fn is_private(chain: &str) -> bool {
     chain.starts_with(PRIVATE)
 }
 
+/// What the private chain of the image whose own ends at `chain_id` is called.
+pub(super) fn private_name(chain_id: &str) -> String {
+    format!("{PRIVATE}{chain_id}")
+}
+
 /// One image in such a snapshotter.
 pub(super) struct Guest<'a> {
     pub(super) containerd: &'a dyn Containerd,
@@ -50,7 +55,7 @@ impl Guest<'_> {
         let Some(chain_id) = manifest.chain_id() else {
             return Ok(None);
         };
-        let name = format!("{PRIVATE}{chain_id}");
+        let name = private_name(chain_id);
         if !self.prepare(&name).await? {
             return Ok(None);
         }

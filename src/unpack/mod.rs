@@ -10,6 +10,7 @@ mod flight;
 mod gate;
 mod guest;
 mod hold;
+mod in_use;
 mod layer;
 mod lease;
 mod listing;

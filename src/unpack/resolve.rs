@@ -87,7 +87,8 @@ impl Resolver {
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
         target.in_use = matches!(request.want, Want::Container { .. });
-        if target.rules.repair == Repair::Replace {
+        // Whether another image has the chain as well makes no difference to one that is in use.
+        if target.rules.repair == Repair::Replace && !target.in_use {
             target.others = self.others(&target.manifest).await?;
         }
         Ok(target)

@@ -11,8 +11,8 @@ use crate::containerd::{self, Labels};
 
 use super::flight::{Flight, Work};
 use super::gate::Place;
-use super::guest::Guest;
 use super::hold;
+use super::in_use::in_use;
 use super::layer::{Committed, Failure, Unpack};
 use super::lease::Lease;
 use super::parallel;
@@ -291,31 +291,22 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// The chain cannot be replaced because it is in use. Where the guest pulls, a private chain is
-    /// made, onto which a container that is being created can be moved.
     async fn in_use(&self, holders: usize) -> Error {
-        let target = self.flight.target;
-        let onto = match target.labels.last() {
-            Some(labels) if target.rules.guest_pulls => {
-                let guest = Guest {
-                    containerd: self.flight.containerd,
-                    snapshotter: &target.snapshotter,
-                    lease: self.lease,
-                    labels,
-                };
-                match guest.private_chain(&target.manifest).await {
-                    Ok(onto) => onto,
-                    Err(e) => return target.failed(e),
-                }
-            }
-            _ => None,
-        };
-        Error::InUse {
-            image: target.image.clone(),
-            snapshotter: target.snapshotter.clone(),
-            state: self.sight.state(&target.rules),
+        let Flight {
+            target,
+            containerd,
+            layers,
+            ..
+        } = *self.flight;
+        let state = self.sight.state(&target.rules);
+        in_use(
+            containerd,
+            self.lease,
+            &layers.claims,
+            target,
+            state,
             holders,
-            onto,
-        }
+        )
+        .await
     }
 }
