@@ -56,7 +56,7 @@ type Unready = Vec<(String, Want)>;
 impl Ahead {
     /// Begins, and goes on until the node's next session begins.
     pub fn begin(node: &Arc<Node>) -> Arc<Self> {
-        Self::with(node, Room::new(node.config.unpack.min_free))
+        Self::with(node, Room::new(node.live_config()))
     }
 
     fn with(node: &Arc<Node>, room: Room) -> Arc<Self> {

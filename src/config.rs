@@ -7,6 +7,7 @@
 mod amounts;
 mod error;
 mod labels;
+mod live;
 mod names;
 mod patterns;
 mod places;
@@ -18,10 +19,11 @@ mod tests;
 
 use std::{io, path::Path};
 
-pub use amounts::{HookWait, Percent, Workers};
+pub use amounts::{HookWait, Interval, Percent, Workers};
 pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
+pub use live::Live;
 pub use names::{Name, Namespace};
 pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};

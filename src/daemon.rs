@@ -1,5 +1,6 @@
 //! The plugin's life: connect to the runtime, serve, connect again, until it is told to stop.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -124,18 +125,28 @@ pub async fn serve_launched(
     served
 }
 
-/// Runs work that stops, in its own time, when SIGTERM or SIGINT comes.
+/// Runs work that stops, in its own time, when SIGTERM or SIGINT comes, and when SIGHUP comes and
+/// `hung_up` says so.
 pub async fn until_signal<F: Future>(
     work: impl FnOnce(CancellationToken) -> F,
+    mut hung_up: impl FnMut() -> ControlFlow<()>,
 ) -> std::io::Result<F::Output> {
+    let mut hup = signal(SignalKind::hangup())?;
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
     let mut work = std::pin::pin!(work(stop.clone()));
-    tokio::select! {
-        done = &mut work => return Ok(done),
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => {
+                if hung_up().is_break() {
+                    break;
+                }
+            }
+        }
     }
     stop.cancel();
     Ok(work.await)

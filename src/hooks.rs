@@ -46,7 +46,8 @@ pub struct Hooks {
 struct Session {
     node: Arc<Node>,
     ahead: Arc<Ahead>,
-    wait: Duration,
+    /// The runtime's.
+    request_timeout: Duration,
 }
 
 impl Hooks {
@@ -90,7 +91,7 @@ impl Plugin for Hooks {
         if self.session.get().is_some() {
             return Err("configured twice in one session".into());
         }
-        let wait = node.config.hooks.wait.as_duration();
+        let wait = node.config().hooks.wait.as_duration();
         let bounded = bounded_wait(wait, runtime.request_timeout);
         log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = bounded; "registered");
         if bounded < wait {
@@ -98,7 +99,7 @@ impl Plugin for Hooks {
         }
         node.refresh();
         self.session.get_or_init(|| Session {
-            wait: bounded,
+            request_timeout: runtime.request_timeout,
             ahead: Ahead::begin(&node),
             node,
         });
@@ -128,13 +129,19 @@ impl Plugin for Hooks {
 }
 
 impl Session {
+    /// How long a hook may wait.
+    fn wait(&self) -> Duration {
+        let wait = self.node.config().hooks.wait.as_duration();
+        bounded_wait(wait, self.request_timeout)
+    }
+
     /// Containers that exist are checked in the background, when the handlers are known.
     fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
         log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
         for image in containers.iter().filter_map(image_name) {
             self.ahead.is_used(image);
         }
-        let config = self.node.config.clone();
+        let config = self.node.config();
         self.ahead.check_existing(move |handlers| {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
@@ -152,7 +159,7 @@ impl Session {
 
     async fn run_pod_sandbox(&self, pod: &Pod) {
         let started = Instant::now();
-        let deadline = started + self.wait;
+        let deadline = started + self.wait();
         let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
             return;
         };
@@ -186,7 +193,7 @@ impl Session {
 
     async fn create_container(&self, pod: &Pod, container: &Container) -> HandlerResult {
         let started = Instant::now();
-        let deadline = started + self.wait;
+        let deadline = started + self.wait();
         let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
             return Ok(());
         };
@@ -210,7 +217,7 @@ impl Session {
         };
         let mut ticket = self.ensure(want, &snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
-        let unready = policy::on_unready(&self.node.config, &snapshotter);
+        let unready = policy::on_unready(&self.node.config(), &snapshotter);
         let Some(Err(error)) = &outcome else {
             return creation.verdict(outcome, &ticket, unready);
         };
@@ -218,7 +225,7 @@ impl Session {
         match &**error {
             Error::InUse {
                 onto: Some(onto), ..
-            } if self.node.config.hooks.swap => {
+            } if self.node.config().hooks.swap => {
                 let wanted = Move {
                     snapshotter: snapshotter.clone(),
                     key: container.id.clone(),
@@ -295,7 +302,7 @@ impl Session {
             log::warn!(pod:% = Name(pod); "containerd has not said yet which snapshotter this pod uses; let pass");
             return None;
         };
-        kept_snapshotter(&self.node.config, &handlers, pod).unwrap_or_else(|e| {
+        kept_snapshotter(&self.node.config(), &handlers, pod).unwrap_or_else(|e| {
             log::error!(pod:% = Name(pod), error:% = e; "no snapshotter for this pod; let pass");
             None
         })

@@ -6,12 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
 use crate::handlers::{FileConfig, Handlers};
@@ -23,13 +23,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// The node that this program runs on.
 pub struct Node {
-    /// As it was read.
-    pub config: Arc<Config>,
+    config: Live,
     /// The one connection.
     pub containerd: Arc<dyn Containerd>,
     /// All work on it.
     pub engine: Arc<Engine>,
     handlers: watch::Sender<Known>,
+    /// Another configuration is in force, and the handlers are known as it has them.
+    reloaded: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Ends what goes on for an earlier session.
@@ -57,27 +58,55 @@ impl Node {
 
     /// On this containerd, whatever stands behind it.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
-        let config = Arc::new(config);
         let parallel = Parallel {
             images: config.unpack.parallel_images.count().get(),
             layers: config.unpack.parallel_layers.count().get(),
         };
-        let labels = policy::Labels(config.clone());
+        let live = Live::new(config);
         Arc::new(Self {
             engine: Engine::new(
                 containerd.clone(),
                 role,
                 parallel,
-                Box::new(labels),
-                policy::missing(&config),
+                Box::new(policy::Labels(live.clone())),
+                policy::missing(&live.now()),
             ),
-            config,
+            config: live,
+            reloaded: Notify::new(),
             containerd,
             handlers: watch::Sender::new(Known::NotYet),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             session: Mutex::default(),
         })
+    }
+
+    /// The configuration as it is now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.now()
+    }
+
+    /// The same for whoever has to see it change.
+    pub fn live_config(&self) -> Live {
+        self.config.clone()
+    }
+
+    /// Puts another configuration in force, as far as that is possible while the program runs: answers
+    /// the keys that take effect at a restart. In the background the handlers are resolved anew.
+    pub fn reload(self: &Arc<Self>, config: Config) -> Vec<&'static str> {
+        let in_vain = self.config.adopt(config);
+        let node = self.clone();
+        self.in_session(async move {
+            node.resolve_until_known().await;
+            node.engine.forget();
+            node.reloaded.notify_one();
+        });
+        in_vain
+    }
+
+    /// Until another configuration is in force.
+    pub async fn reloaded(&self) {
+        self.reloaded.notified().await;
     }
 
     /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
@@ -91,8 +120,9 @@ impl Node {
                 None
             }
         };
-        let file = FileConfig::read(self.config.containerd.config.as_ref());
-        let handlers = Handlers::resolve(&self.config, reported.as_deref(), Some(file));
+        let config = self.config();
+        let file = FileConfig::read(config.containerd.config.as_ref());
+        let handlers = Handlers::resolve(&config, reported.as_deref(), Some(file));
         Ok(Arc::new(handlers))
     }
 
@@ -126,7 +156,8 @@ impl Node {
     }
 
     async fn resolve_until_known(&self) {
-        let socket = &self.config.containerd.socket;
+        let config = self.config();
+        let socket = &config.containerd.socket;
         let mut said = false;
         for pause in retry::pauses() {
             let resolved = async {

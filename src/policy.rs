@@ -1,10 +1,8 @@
 //! What is wanted where: which pods are ours, which labels an image gets in a snapshotter, and what
 //! becomes of a container whose image is not ready. Pure: policy does no I/O.
 
-use std::sync::Arc;
-
 use crate::config::{
-    self, AbsolutePath, Config, ExtraLabels, MissingContent, OnUnready, Unlabelled,
+    self, AbsolutePath, Config, ExtraLabels, Live, MissingContent, OnUnready, Unlabelled,
 };
 use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Registries, Repair, profile};
 
@@ -37,23 +35,24 @@ pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: &str) ->
 }
 
 /// The configuration, as the engine asks it.
-pub struct Labels(pub Arc<Config>);
+pub struct Labels(pub Live);
 
 impl LabelPolicy for Labels {
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling> {
-        let policy = self.0.snapshotter(snapshotter);
+        let config = self.0.now();
+        let policy = config.snapshotter(snapshotter);
         policy.admits(names).then(|| Labelling {
             cri: policy.labels == config::Labels::Cri,
             required: policy.unlabelled != Unlabelled::Ignore,
         })
     }
 
-    fn extra_labels(&self, snapshotter: &str) -> &ExtraLabels {
-        &self.0.snapshotter(snapshotter).extra_labels
+    fn extra_labels(&self, snapshotter: &str) -> ExtraLabels {
+        self.0.now().snapshotter(snapshotter).extra_labels.clone()
     }
 
     fn repair(&self, snapshotter: &str) -> Option<Repair> {
-        match self.0.snapshotter(snapshotter).unlabelled {
+        match self.0.now().snapshotter(snapshotter).unlabelled {
             Unlabelled::Relabel => Some(Repair::Relabel),
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn labels_follow_the_snapshotter_and_the_image() {
-        let labels = Labels(Arc::new(config(
+        let labels = Labels(Live::new(config(
             "[snapshotters.soci]\nexclude = [\"registry.k8s.io/pause:*\"]\n\
              [snapshotters.native]\nlabels = \"none\"\n\
              [snapshotters.zfs]\nunlabelled = \"ignore\"\n\
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_example_for_soci_leaves_out_the_pause_image() {
-        let labels = Labels(Arc::new(config(include_str!(
+        let labels = Labels(Live::new(config(include_str!(
             "../examples/config/soci.toml"
         ))));
         for (snapshotter, names, labelled) in [

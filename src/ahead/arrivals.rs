@@ -52,10 +52,10 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     };
     let is_pinned = eager::is_pinned(&image);
     let want = Want::Image(name.clone());
-    let places = ahead.places().await;
+    let (places, config) = (ahead.places().await, ahead.node.config());
     let eager = places
         .iter()
-        .filter(|place| eager::is_eager(&ahead.node.config, place, is_pinned));
+        .filter(|place| eager::is_eager(&config, place, is_pinned));
     let work = eager.map(|place| async {
         if let Some(Err(e)) = arrive(ahead, place, want.clone()).await
             && is_news(&e)
@@ -83,7 +83,7 @@ async fn layer_arrives(ahead: &Ahead, extracted_in: &str, chain: &str) {
         return;
     };
     let mut places = ahead.places().await;
-    places.retain(|place| eager::is_eager_in_a_pull(&node.config, place));
+    places.retain(|place| eager::is_eager_in_a_pull(&node.config(), place));
     if extracted_in != handlers.default_snapshotter().value || places.is_empty() {
         return;
     }

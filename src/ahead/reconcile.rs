@@ -44,8 +44,16 @@ struct Tally {
 pub(super) async fn run(ahead: Arc<Ahead>) {
     let mut pauses = retry::pauses();
     loop {
-        ahead.queue.asked_to_reconcile().await;
-        match reconcile(&ahead).await {
+        wanted(&ahead).await;
+        let looked = tokio::select! {
+            looked = reconcile(&ahead) => looked,
+            () = ahead.node.reloaded() => {
+                // With the other configuration, from the beginning. What is in the air is not lost.
+                ahead.queue.reconcile();
+                continue;
+            }
+        };
+        match looked {
             Ok(()) => pauses = retry::pauses(),
             Err(e) => {
                 log::debug!(error:% = e; "images not looked at; trying again");
@@ -56,12 +64,28 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     }
 }
 
+/// Until a look is asked for, or it is time for one.
+async fn wanted(ahead: &Ahead) {
+    let every = ahead.node.config().unpack.reconcile_every;
+    let elapsed = async {
+        match every {
+            Some(every) => tokio::time::sleep(every.as_duration()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = ahead.queue.asked_to_reconcile() => {}
+        () = ahead.node.reloaded() => {}
+        () = elapsed => {}
+    }
+}
+
 async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
     let listed = node.containerd.snapshotters().await?;
-    let places = eager::places(&node.config, &handlers, &listed);
+    let places = eager::places(&node.config(), &handlers, &listed);
     ahead.places.send_replace(Some(places.clone()));
     if places.is_empty() {
         return Ok(());
@@ -71,7 +95,7 @@ async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
     let known = eager::in_order(images, sandbox.as_deref(), &ahead.used());
     let mut tally = Tally::default();
     let pieces = pieces(ahead, &places, &known, &mut tally).await;
-    let parallel = node.config.unpack.parallel_images.count().get();
+    let parallel = node.config().unpack.parallel_images.count().get();
     let outcomes = stream::iter(pieces)
         .map(|piece| work(ahead.clone(), piece))
         .buffer_unordered(parallel);
@@ -116,7 +140,7 @@ async fn pieces(ahead: &Ahead, places: &[Place], known: &[Known], tally: &mut Ta
             let Some((listing, snapshots)) = listings.get_mut(place.snapshotter.as_str()) else {
                 continue;
             };
-            if !eager::is_eager(&node.config, place, known.is_pinned) {
+            if !eager::is_eager(&node.config(), place, known.is_pinned) {
                 continue;
             }
             let Ok(look) = node.engine.look(&known.image, &known.names, listing).await else {

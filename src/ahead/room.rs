@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::Percent;
+use crate::config::Live;
 
 use super::eager::Place;
 
@@ -19,7 +19,7 @@ const USUAL_ROOT: &str = "/var/lib/containerd";
 /// How much has to be free.
 #[derive(Debug)]
 pub(super) struct Room {
-    min_free: Percent,
+    config: Live,
     /// How much of a directory's file system is free, in percent.
     free: fn(&str) -> rustix::io::Result<u64>,
     /// The directories of which it was said that there is too little room, or that nobody knows.
@@ -27,13 +27,14 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(min_free: Percent) -> Self {
-        Self::seen_by(min_free, free_percent)
+    /// The configuration says how much that is.
+    pub(super) fn new(config: Live) -> Self {
+        Self::seen_by(config, free_percent)
     }
 
-    pub(super) fn seen_by(min_free: Percent, free: fn(&str) -> rustix::io::Result<u64>) -> Self {
+    pub(super) fn seen_by(config: Live, free: fn(&str) -> rustix::io::Result<u64>) -> Self {
         Self {
-            min_free,
+            config,
             free,
             said: Mutex::default(),
         }
@@ -43,7 +44,7 @@ impl Room {
     /// the host's directory), there is. Each change is said once.
     pub(super) fn is_enough(&self, place: &Place) -> bool {
         let root = place.root.as_deref().unwrap_or(USUAL_ROOT);
-        let min_free = u64::from(self.min_free.as_u8());
+        let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         let free = match (self.free)(root) {
             Ok(free) => free,
             Err(e) => {
@@ -92,6 +93,7 @@ fn free_percent(directory: &str) -> rustix::io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn a_share_is_seen_and_what_cannot_be_seen_is_no_obstacle() {
@@ -100,9 +102,12 @@ mod tests {
             is_proxy: false,
             root: Some(root.to_owned()),
         };
-        let percent = |text: &str| Percent::try_from(text.to_owned()).unwrap();
+        let config = |min_free: &str| {
+            let text = format!("[unpack]\nmin_free = {min_free:?}\n");
+            Live::new(Config::from_toml(&text, "test").unwrap())
+        };
         assert!(free_percent("/").unwrap() <= 100);
-        let room = Room::seen_by(percent("15%"), |root| match root {
+        let room = Room::seen_by(config("15%"), |root| match root {
             "/full" => Ok(14),
             "/roomy" => Ok(15),
             _ => Err(rustix::io::Errno::NOENT),
@@ -110,6 +115,6 @@ mod tests {
         for (root, enough) in [("/full", false), ("/roomy", true), ("/elsewhere", true)] {
             assert_eq!(room.is_enough(&place(root)), enough, "{root}");
         }
-        assert!(Room::new(percent("0%")).is_enough(&place("/")));
+        assert!(Room::new(config("0%")).is_enough(&place("/")));
     }
 }

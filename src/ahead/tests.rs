@@ -151,8 +151,9 @@ async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
     let mut bench = Bench::at_rest(fake, ALL);
-    let min_free = bench.node.config.unpack.min_free;
-    let room = Room::seen_by(min_free, |_| Ok(FREE.load(Ordering::Relaxed)));
+    let room = Room::seen_by(bench.node.live_config(), |_| {
+        Ok(FREE.load(Ordering::Relaxed))
+    });
     bench.ahead = Ahead::with(&bench.node, room);
     settle().await;
     let later = bench.fake.image("r.example/later:1", 3);
@@ -197,5 +198,33 @@ async fn the_labels_carry_the_tag_whichever_record_arrives_first() {
     for snapshot in all {
         let name = snapshot.labels.get("containerd.io/snapshot/cri.image-ref");
         assert_eq!(name.map(String::as_str), Some(NAME));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_gains_a_snapshotter_is_reconciled() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    let more = format!("{CONFIG}other = \"native\"\n[snapshotters.native]\neager = \"all\"\n");
+    let config = Config::from_toml(&more, "test").unwrap();
+    assert_eq!(bench.node.reload(config), [""; 0]);
+    settle().await;
+    assert_eq!(bench.state(&image, "native").await, State::Ready);
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_images_are_looked_at_every_so_often() {
+    for (every, state) in [
+        ("reconcile_every = \"2m\"\n", State::Ready),
+        ("", State::Missing),
+    ] {
+        let config = format!("[unpack]\n{every}{ALL}");
+        let bench = Bench::on(Fake::default(), &config).await;
+        let image = bench.fake.image(NAME, 2);
+        settle().await;
+        assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(bench.state(&image, "erofs").await, state);
     }
 }

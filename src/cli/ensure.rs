@@ -1,5 +1,6 @@
 //! `ensure`: makes images ready in a snapshotter, however long that takes.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -75,7 +76,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
             }
         }
     };
-    let results = daemon::until_signal(work).await;
+    let results = daemon::until_signal(work, || ControlFlow::Break(())).await;
     // Also after a failure: what is under way ends in order.
     node.engine.close().await;
     let results = results.map_err(anyhow::Error::from)??;

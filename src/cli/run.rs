@@ -1,11 +1,12 @@
 //! `run`: the plugin, connecting to NRI's socket by itself or launched by containerd.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use nri::{Identity, RuntimeInfo};
 use tokio::net::UnixStream;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::daemon::{self, Daemon};
 use crate::hooks::Hooks;
 use crate::logs::{self, Launch};
@@ -29,17 +30,44 @@ async fn connect(global: &Global) -> Result<Exit, Failure> {
     let configured = logs.configure(&config.log);
     configured.map_err(|e| Failure::Usage(e.to_string()))?;
     let nri = config.nri.clone();
+    let node = Node::open(config, Role::Daemon)?;
     let daemon = Daemon {
         socket: nri.socket.as_ref(),
         identity: Identity {
             name: nri.name,
             index: nri.index,
         },
-        node: Node::open(config, Role::Daemon)?,
+        node: node.clone(),
     };
-    let run = daemon::until_signal(|stop| daemon.run(stop)).await;
+    let reload = || {
+        let read = Config::load(global.config.as_deref());
+        take_over(&node, &logs, read.map(|config| global.settle(config)))
+    };
+    let run = daemon::until_signal(|stop| daemon.run(stop), reload).await;
     run.map_err(anyhow::Error::from)?;
     Ok(Exit::Ready)
+}
+
+/// What a SIGHUP asks for. A configuration that cannot be read leaves the old one in force.
+fn take_over(
+    node: &Arc<Node>,
+    logs: &logs::Handle,
+    read: Result<Config, ConfigError>,
+) -> ControlFlow<()> {
+    match read {
+        Ok(config) => {
+            if let Err(e) = logs.configure(&config.log) {
+                log::error!("{e}; the log stays where it is");
+            }
+            let in_vain = node.reload(config);
+            log::info!("the configuration was read again");
+            if !in_vain.is_empty() {
+                log::warn!(keys:% = in_vain.join(", "); "some of what has changed takes effect at a restart");
+            }
+        }
+        Err(e) => log::error!("{e}; the configuration stays as it was"),
+    }
+    ControlFlow::Continue(())
 }
 
 /// Launched by containerd: one session, with the configuration that comes in it.
@@ -62,7 +90,13 @@ async fn serve_launched(
     };
     let hooks = Hooks::new(Box::new(open));
     let serve = |stop| daemon::serve_launched(stream, identity, Arc::clone(&hooks), stop);
-    let served = daemon::until_signal(serve).await;
+    let reload = || {
+        log::warn!(
+            "the configuration comes from containerd: it is read again when containerd is restarted"
+        );
+        ControlFlow::Continue(())
+    };
+    let served = daemon::until_signal(serve, reload).await;
     match served.map_err(anyhow::Error::from)? {
         Ok(()) => Ok(Exit::Ready),
         Err(e) => {

@@ -74,7 +74,7 @@ impl Where {
         }
         let default = &handlers.default_snapshotter().value;
         let all = handlers.snapshotters().into_iter();
-        let kept = all.filter(|name| policy::is_kept(&node.config, name, default));
+        let kept = all.filter(|name| policy::is_kept(&node.config(), name, default));
         Ok(kept.map(|name| name.to_string()).collect())
     }
 }

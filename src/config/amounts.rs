@@ -29,11 +29,7 @@ impl TryFrom<String> for HookWait {
     type Error = InvalidValue;
 
     fn try_from(text: String) -> Result<Self, InvalidValue> {
-        let wait = humantime::parse_duration(&text).map_err(|error| {
-            InvalidValue::new(format!(
-                "{text:?} is not a duration: {error}; write it like \"500ms\" or \"2s\""
-            ))
-        })?;
+        let wait = duration(&text, "\"500ms\" or \"2s\"")?;
         if (Self::MIN..=Self::MAX).contains(&wait) {
             return Ok(Self(wait));
         }
@@ -108,4 +104,43 @@ impl TryFrom<String> for Percent {
             ))
         })
     }
+}
+
+/// How often something is done without a cause: a minute to a week.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(try_from = "String")]
+pub struct Interval(Duration);
+
+impl Interval {
+    /// A look at all images takes a second or more on a full node.
+    const MIN: Duration = Duration::from_secs(60);
+    /// Longer is as good as never, which is what leaving it out says.
+    const MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+    /// From the end of one to the beginning of the next.
+    pub fn as_duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Interval {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        let interval = duration(&text, "\"30m\" or \"6h\"")?;
+        if (Self::MIN..=Self::MAX).contains(&interval) {
+            return Ok(Self(interval));
+        }
+        Err(InvalidValue::new(format!(
+            "{text:?} is out of range: write a duration from \"1m\" to \"7d\""
+        )))
+    }
+}
+
+fn duration(text: &str, examples: &str) -> Result<Duration, InvalidValue> {
+    humantime::parse_duration(text).map_err(|error| {
+        InvalidValue::new(format!(
+            "{text:?} is not a duration: {error}; write it like {examples}"
+        ))
+    })
 }

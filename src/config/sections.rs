@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
-    amounts::{HookWait, Percent, Workers},
+    amounts::{HookWait, Interval, Percent, Workers},
     names::{Name, Namespace},
     places::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
@@ -137,6 +137,8 @@ pub struct Unpack {
     /// The share of the snapshotter's file system that has to be free for eager work. What a pod
     /// asks for is unpacked regardless.
     pub min_free: Percent,
+    /// How often all images are looked at although nothing tells of a change; never if unset.
+    pub reconcile_every: Option<Interval>,
     /// What is done, in this order, about a layer whose blob is gone.
     pub missing_content: Vec<MissingContent>,
 }
@@ -147,6 +149,7 @@ impl Default for Unpack {
             parallel_images: built_in(2),
             parallel_layers: built_in(3),
             min_free: built_in("15%".to_owned()),
+            reconcile_every: None,
             missing_content: vec![MissingContent::Rebuild],
         }
     }

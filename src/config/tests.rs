@@ -75,6 +75,8 @@ fn bad_values_are_answered() {
         // [snapshotters.*]
         ("[snapshotters.\"a/b\"]\n", "1:15: snapshotters.a/b: \"a/b\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[snapshotters.x]\nlabels = \"all\"\n", "2:10: snapshotters.x.labels: unknown variant `all`, expected `cri` or `none`"),
+        ("[unpack]\nreconcile_every = \"59s\"\n", "2:19: unpack.reconcile_every: \"59s\" is out of range: write a duration from \"1m\" to \"7d\""),
+        ("[unpack]\nreconcile_every = \"often\"\n", "2:19: unpack.reconcile_every: \"often\" is not a duration: expected number at 0; write it like \"30m\" or \"6h\""),
         ("[snapshotters.x]\neager = \"some\"\n", "2:9: snapshotters.x.eager: unknown variant `some`, expected one of `auto`, `all`, `pinned`, `none`"),
         ("[snapshotters.x]\nunlabelled = \"\"\n", "2:14: snapshotters.x.unlabelled: unknown variant ``, expected one of `profile`, `relabel`, `replace`, `ignore`"),
         ("[snapshotters.x]\ninclude = \"*\"\n", "2:11: snapshotters.x.include: invalid type: string \"*\", expected a sequence"),

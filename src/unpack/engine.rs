@@ -52,7 +52,7 @@ pub trait LabelPolicy: Send + Sync {
     /// image is left to containerd.
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
     /// The labels that every layer gets on top.
-    fn extra_labels(&self, snapshotter: &str) -> &ExtraLabels;
+    fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
 }
@@ -308,8 +308,9 @@ impl Engine {
         self.memory.forget();
     }
 
-    /// Something about the node may have changed: containerd was restarted.
+    /// Something about the node may have changed: containerd was restarted, or the policy is another.
     pub fn forget(&self) {
+        self.memory.forget();
         self.resolver.forget();
         self.layers.rebase.forget();
     }

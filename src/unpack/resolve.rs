@@ -130,7 +130,7 @@ impl Resolver {
     ) -> (LayerLabels, LayerLabels) {
         let mut labels = image::layer_labels(manifest, reference.filter(|_| cri));
         let extra = self.policy.extra_labels(snapshotter);
-        let extra = image::extra_labels(manifest, reference, extra);
+        let extra = image::extra_labels(manifest, reference, &extra);
         for (labels, extra) in labels.iter_mut().zip(&extra) {
             labels.extend(extra.clone());
         }

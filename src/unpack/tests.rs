@@ -36,8 +36,8 @@ impl LabelPolicy for Fixed {
         self.0
     }
 
-    fn extra_labels(&self, _: &str) -> &ExtraLabels {
-        &self.1
+    fn extra_labels(&self, _: &str) -> ExtraLabels {
+        self.1.clone()
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {

@@ -99,9 +99,8 @@ impl LabelPolicy for Replaces {
         usual().labelling(snapshotter, names)
     }
 
-    fn extra_labels(&self, _: &str) -> &ExtraLabels {
-        static NONE: std::sync::LazyLock<ExtraLabels> = std::sync::LazyLock::new(Default::default);
-        &NONE
+    fn extra_labels(&self, _: &str) -> ExtraLabels {
+        ExtraLabels::default()
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {

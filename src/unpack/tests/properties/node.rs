@@ -265,8 +265,8 @@ impl LabelPolicy for Wanted {
         Some(self.labelling)
     }
 
-    fn extra_labels(&self, _: &str) -> &ExtraLabels {
-        &self.extra
+    fn extra_labels(&self, _: &str) -> ExtraLabels {
+        self.extra.clone()
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {
