@@ -15,6 +15,7 @@ mod policy;
 mod pull;
 mod rebuild;
 mod recovery;
+mod reload;
 mod shared_layers;
 mod snapshotters;
 mod states;

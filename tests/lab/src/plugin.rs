@@ -66,6 +66,18 @@ impl Plugin {
         self.process.as_ref().map(Process::pid)
     }
 
+    /// Gives it another configuration, and tells it with SIGHUP.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn reload(&self, config: &str) -> Result<()> {
+        let Some(process) = &self.process else {
+            anyhow::bail!("the plugin does not run")
+        };
+        fs::write(&self.config, config)?;
+        process.hang_up()
+    }
+
     /// Kills it with -9.
     pub fn kill(&mut self) {
         self.process.take();

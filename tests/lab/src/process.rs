@@ -52,6 +52,12 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends SIGHUP.
+    pub(crate) fn hang_up(&self) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        Ok(kill_process(pid, Signal::HUP)?)
+    }
+
     /// Polls `ready` until it holds.
     ///
     /// # Errors

@@ -1,0 +1,54 @@
+//! SIGHUP: another configuration in the middle of a session.
+
+use anyhow::{Result, ensure};
+use lab::Version;
+
+use crate::support::{Node, PATIENCE, handler};
+
+const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
+
+impl Node {
+    fn reload(&self, config: &str) -> Result<()> {
+        self.plugin.as_ref().expect("serving").reload(config)
+    }
+}
+
+async fn reload(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    node.serve("").await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    ensure!(node.store.chain(handler, &node.image).await?.is_empty());
+
+    let log = node.log.from_now();
+    node.reload("[hooks]\nwait = \"often\"\n")?;
+    let stays = "the configuration stays as it was";
+    let said = log.wait_for(stays, PATIENCE).await?;
+    ensure!(said.contains(":2:8: hooks.wait: \"often\""), "{said}");
+
+    let elsewhere = node
+        .config(ALL)
+        .replace("[nri]\n", "[nri]\nindex = \"77\"\n");
+    node.reload(&elsewhere)?;
+    let named = "some of what has changed takes effect at a restart keys=nri";
+    log.wait_for(named, PATIENCE).await?;
+    node.wait_labelled(handler).await?;
+
+    // In the same session.
+    ensure!(log.lines_with("registered").is_empty(), "registered again");
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    let container = node.cri.create_container(&pod, node.image.name(), &[], &[]);
+    container.await?;
+    log.wait_for("image is ready pod=", PATIENCE).await?;
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_on_1_7() -> Result<()> {
+    reload(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_on_2_1() -> Result<()> {
+    reload(Version::V2_1).await
+}
