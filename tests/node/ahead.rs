@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::{Mount, Options, PAUSE, Remote, Version, images};
 
-use crate::support::{Node, PATIENCE, handler};
+use crate::support::{ALL, Node, PATIENCE, handler};
 
 const READY: &str = "image is ready ahead";
 
@@ -39,8 +39,7 @@ async fn the_pause_image_on_2_1() -> Result<()> {
 async fn eager(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
-    node.serve("[snapshotters.default]\neager = \"all\"\n")
-        .await?;
+    node.serve(ALL).await?;
     node.wait_labelled(handler).await?;
 
     let later = images::many_layers("registry.test/lab/later:1", 7)?;

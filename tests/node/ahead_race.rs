@@ -14,7 +14,7 @@ use lab::{Image, Log, Options, Remote, Version};
 
 use crate::after_pull::{image, percentiles, took};
 use crate::guest_pull::NYDUS;
-use crate::support::{Node, PATIENCE, handler};
+use crate::support::{ALL, Node, PATIENCE, handler};
 
 /// How many pulls for each number of layers.
 const COUNT: &str = "NRI_UNPACK_RACES";
@@ -203,8 +203,6 @@ async fn nydus_on_2_1() -> Result<()> {
 async fn nydus_on_1_7() -> Result<()> {
     races(Version::V1_7, NYDUS, "").await
 }
-
-const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn erofs_on_2_1() -> Result<()> {

@@ -2,7 +2,11 @@
 
 mod after_pull;
 mod ahead;
+mod ahead_cost;
+mod ahead_in_the_way;
+mod ahead_kills;
 mod ahead_race;
+mod ahead_volume;
 mod bad_input;
 mod check;
 mod concurrency;

@@ -3,9 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::Version;
 
-use crate::support::{Node, PATIENCE, handler};
-
-const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
+use crate::support::{ALL, Node, PATIENCE, handler};
 
 impl Node {
     fn reload(&self, config: &str) -> Result<()> {

@@ -22,6 +22,9 @@ pub(crate) const RESOLVED: &str = "handler resolved";
 /// What is tested here is what a hook does, on a machine of any speed.
 const HOOKS: &str = "[hooks]\nwait = \"8s\"";
 
+/// Everything is ready ahead, everywhere.
+pub(crate) const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
+
 /// What is tested is what a hook does about an image that nobody has made ready before.
 pub(crate) const ON_DEMAND: &str = "[snapshotters.nydus]\neager = \"none\"\n";
 

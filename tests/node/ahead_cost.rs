@@ -1,0 +1,203 @@
+//! What the work ahead saves a pod, and what the plugin costs one: the same pods on two labs in turn,
+//! with and without the plugin, each idle while the other is measured.
+//!
+//! `cargo test --test node ahead_cost -- --ignored --nocapture --test-threads 1`; with `--release` for
+//! what the plugin itself costs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::images::Builder;
+use lab::{Image, Layer, Pod, Version};
+
+use crate::after_pull::{percentiles, took};
+use crate::support::{ALL, APP, Node, handler};
+
+/// Pairs of first containers.
+const FIRST: usize = 30;
+
+/// Pods of each side whose images are ready.
+const READY: usize = 100;
+
+/// Layers of an image, and bytes in each.
+const LAYERS: usize = 10;
+const BYTES: usize = 1 << 20;
+
+/// Different in every run: nothing but containerd is measured.
+fn image(n: usize) -> Image {
+    let name = format!("registry.test/cost/app:{n}");
+    let layer = |i: usize| {
+        let seed = (n * LAYERS + i) as u64;
+        Layer::new().file(&format!("f{i}"), 0o644, noise(seed, BYTES))
+    };
+    let image = Image::builder(&name).command(&["/none"]);
+    (0..LAYERS).map(layer).fold(image, Builder::layer).build()
+}
+
+/// Bytes that do not compress.
+pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        word.to_le_bytes()
+    });
+    words.flatten().take(bytes).collect()
+}
+
+/// Two nodes, only the first of which has the plugin.
+pub(crate) async fn pair(version: Version, config: &str) -> Result<(Node, Node)> {
+    let mut with = Node::start(version).await?;
+    with.hooks = "[hooks]";
+    with.serve(config).await?;
+    let without = Node::start(version).await?;
+    Ok((with, without))
+}
+
+pub(crate) fn median(times: &[Duration]) -> Duration {
+    at(times, 50)
+}
+
+pub(crate) fn at(times: &[Duration], percent: usize) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+impl Node {
+    async fn pull(&mut self, image: &Image) -> Result<()> {
+        self.registry.push(image).await?;
+        self.cri.pull_image(image.name()).await?;
+        Ok(())
+    }
+
+    /// How long the creation of a container takes, which is taken away again.
+    async fn creation(&mut self, pod: &Pod, image: &Image) -> Result<Duration> {
+        let began = Instant::now();
+        let container = self.cri.create_container(pod, image.name(), &[], &[]);
+        let container = container.await?;
+        let took = began.elapsed();
+        self.cri.remove_container(&container).await?;
+        Ok(took)
+    }
+
+    /// How long a pod and its container take, each.
+    pub(crate) async fn pod(&mut self, handler: &str, image: &str) -> Result<(Duration, Duration)> {
+        let began = Instant::now();
+        let pod = self.cri.run_pod(handler, &[]).await?;
+        let ran = began.elapsed();
+        let began = Instant::now();
+        self.cri.create_container(&pod, image, &[], &[]).await?;
+        let created = began.elapsed();
+        self.cri.remove_pod(&pod).await?;
+        Ok((ran, created))
+    }
+}
+
+/// The first container of an image that was pulled a while before.
+async fn first_containers(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let (mut with, mut without) = pair(version, ALL).await?;
+    let ours = with.cri.run_pod(handler, &[]).await?;
+    let default = with.cri.run_pod("", &[]).await?;
+    let theirs = without.cri.run_pod(handler, &[]).await?;
+    let [mut ahead, mut first, mut on_demand] = [const { Vec::new() }; 3];
+    for n in 0..FIRST {
+        with.image = image(n);
+        let image = with.image.clone();
+        with.pull(&image).await?;
+        with.wait_labelled(handler).await?;
+        with.assert_nothing_left(handler).await?;
+        // Whoever comes first warms what both read.
+        if n % 2 == 0 {
+            first.push(with.creation(&default, &image).await?);
+            ahead.push(with.creation(&ours, &image).await?);
+        } else {
+            ahead.push(with.creation(&ours, &image).await?);
+            first.push(with.creation(&default, &image).await?);
+        }
+        without.pull(&image).await?;
+        on_demand.push(without.creation(&theirs, &image).await?);
+    }
+    for (what, times) in [
+        (handler, &ahead),
+        ("default", &first),
+        ("on demand, without the plugin", &on_demand),
+    ] {
+        println!("{version:?}, {what}: {}", percentiles(times.clone())?);
+    }
+    let ratio = median(&ahead).as_secs_f64() / median(&first).as_secs_f64();
+    let gain = median(&on_demand).as_secs_f64() / median(&ahead).as_secs_f64();
+    println!("{version:?}, {handler} / default {ratio:.2}, on demand / {handler} {gain:.1}");
+    let known = with.log.lines_with("image is ready pod=").len();
+    ensure!(known == FIRST, "{known} of {FIRST} were ready");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn first_containers_on_2_1() -> Result<()> {
+    first_containers(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn first_containers_on_1_7() -> Result<()> {
+    first_containers(Version::V1_7).await
+}
+
+/// Pods whose images are ready.
+async fn ready(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let (mut with, mut without) = pair(version, ALL).await?;
+    with.wait_labelled(handler).await?;
+    with.assert_nothing_left(handler).await?;
+    for node in [&mut with, &mut without] {
+        node.pod(handler, APP).await?;
+    }
+    let log = with.log.from_now();
+    let [mut ran_with, mut ran_without] = [const { Vec::new() }; 2];
+    let [mut made_with, mut made_without] = [const { Vec::new() }; 2];
+    for n in 0..READY {
+        for is_with in [n % 2 == 0, n % 2 != 0] {
+            let node = if is_with { &mut with } else { &mut without };
+            let (ran, made) = node.pod(handler, APP).await?;
+            let (all_ran, all_made) = if is_with {
+                (&mut ran_with, &mut made_with)
+            } else {
+                (&mut ran_without, &mut made_without)
+            };
+            all_ran.push(ran);
+            all_made.push(made);
+        }
+    }
+    for (what, with, without) in [
+        ("RunPodSandbox", &ran_with, &ran_without),
+        ("CreateContainer", &made_with, &made_without),
+    ] {
+        println!("{version:?}, {what} with: {}", percentiles(with.clone())?);
+        println!(
+            "{version:?}, {what} without: {}",
+            percentiles(without.clone())?
+        );
+    }
+    let known = log.lines_with("image is ready pod=");
+    ensure!(known.len() == READY, "{} of {READY}", known.len());
+    let known = known.iter().map(|line| took(line));
+    let known = known.collect::<Result<Vec<_>>>().context("took")?;
+    println!("{version:?}, in the plugin: {}", percentiles(known)?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn ready_on_2_1() -> Result<()> {
+    ready(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn ready_on_1_7() -> Result<()> {
+    ready(Version::V1_7).await
+}

@@ -1,0 +1,23 @@
+//! Keeps every image that a pod may start from unpacked, with its per-layer labels, in the
+//! snapshotter that the pod's runtime handler uses.
+//!
+//! The parts, in the order in which an event meets them: [`hooks`] turns NRI's events into requests,
+//! [`policy`] says what is wanted where, [`unpack`] brings an image's chain to `ready`, [`image`]
+//! reads what an image consists of, and [`containerd`] is the one door to the outside. [`node`] holds
+//! them together, [`daemon`] and [`cli`] run them.
+
+pub mod cli;
+pub mod daemon;
+pub mod hooks;
+pub mod node;
+pub mod policy;
+pub mod unpack;
+
+pub mod handlers;
+pub mod image;
+
+pub mod containerd;
+
+pub mod config;
+pub mod logs;
+mod retry;
