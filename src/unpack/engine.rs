@@ -231,7 +231,6 @@ impl Engine {
         let engine = self.clone();
         self.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();
-            let cost = engine.swap_cost.estimate();
             let lease = swap::in_time(deadline, engine.leases.take(containerd)).await;
             let lease = match lease {
                 Ok(lease) => lease,
@@ -243,7 +242,7 @@ impl Engine {
                 wanted: &wanted,
             };
             let began = Instant::now();
-            let swapped = swap.run(deadline, cost).await;
+            let swapped = swap.run(deadline, &engine.swap_cost).await;
             if swapped == Swapped::Done {
                 engine.swap_cost.measured(began.elapsed());
             }

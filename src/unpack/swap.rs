@@ -55,7 +55,7 @@ pub(super) async fn in_time<T>(
 
 impl Swap<'_> {
     /// Swaps, if there is time.
-    pub(super) async fn run(&self, deadline: Instant, cost: Duration) -> Swapped {
+    pub(super) async fn run(&self, deadline: Instant, cost: &Cost) -> Swapped {
         let Move {
             snapshotter,
             key,
@@ -69,7 +69,8 @@ impl Swap<'_> {
         if old.parent.as_ref() != Some(from) {
             return Swapped::Untouched("its snapshot stands elsewhere by now".to_owned());
         }
-        if Instant::now() + cost * SPARE > deadline {
+        if Instant::now() + cost.estimate() * SPARE > deadline {
+            cost.not_begun();
             return Swapped::Untouched("too little time is left to move it".to_owned());
         }
         if let Err(e) = self.containerd.remove(snapshotter, key).await {
@@ -143,19 +144,57 @@ impl Default for Cost {
 }
 
 impl Cost {
-    pub(super) fn estimate(&self) -> Duration {
+    fn estimate(&self) -> Duration {
         *self
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Up at once, down by halves: a slow moment is a warning, a quick one no promise.
+    /// Up by doubling, down by halves: a slow moment is a warning and no more, a quick one no promise.
     pub(super) fn measured(&self, cost: Duration) {
+        self.change(|estimate| {
+            cost.min(estimate * 2)
+                .max((estimate + cost.min(estimate)) / 2)
+        });
+    }
+
+    /// A swap was not begun. Nothing is measured while none is, so an estimate that is too high has to
+    /// come down by itself.
+    fn not_begun(&self) {
+        self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE));
+    }
+
+    fn change(&self, change: impl FnOnce(Duration) -> Duration) {
         let mut estimate = self
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *estimate = cost.max((*estimate + cost) / 2);
+        *estimate = change(*estimate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_swap_does_not_forbid_the_next() {
+        let millis = Duration::from_millis;
+        let cost = Cost::default();
+        for (measured, expected) in [(4, 22), (1900, 44), (1900, 88), (60, 74), (70, 72)] {
+            cost.measured(millis(measured));
+            assert_eq!(cost.estimate(), millis(expected), "{measured}");
+        }
+        for _ in 0..5 {
+            cost.measured(millis(1900));
+        }
+        assert_eq!(cost.estimate(), millis(1900));
+        for expected in [950, 475] {
+            cost.not_begun();
+            assert_eq!(cost.estimate(), millis(expected));
+        }
+        (0..9).for_each(|_| cost.not_begun());
+        assert_eq!(cost.estimate(), FIRST_ESTIMATE);
     }
 }
