@@ -149,7 +149,7 @@ fn reason(look: &Look) -> String {
         State::Mixed => "a host's unpack lies over layers left to the guest".to_owned(),
         State::Foreign => "the top layer's labels name an image that goes on above it".to_owned(),
         State::Unanchored => "nothing keeps it from garbage collection".to_owned(),
-        State::Unavailable => "cannot be read".to_owned(),
+        State::Unavailable => "the blob of a layer that has to be unpacked is gone".to_owned(),
     }
 }
 

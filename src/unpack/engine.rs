@@ -20,7 +20,7 @@ use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
 use super::lease::{Leases, Role};
 use super::plan::Action;
-use super::profile::Repair;
+use super::profile::{Repair, profile};
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::rebase::Rebase;
 use super::resolve::Resolver;
@@ -212,10 +212,20 @@ impl Engine {
         listing: &Listing,
     ) -> Result<Look, Error> {
         let (target, left_out) = self.resolver.seen(image, names, listing).await?;
-        let sight = target.look_in(self.containerd.as_ref(), listing).await?;
+        let containerd = self.containerd.as_ref();
+        let sight = target.look_in(containerd, listing).await?;
+        let mut state = sight.state(&target.rules);
+        // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
+        let needs_blobs = !left_out && !profile(&listing.snapshotter).may_proxy;
+        if matches!(state, State::Missing | State::Partial)
+            && needs_blobs
+            && !target.has_blobs(containerd, &sight).await?
+        {
+            state = State::Unavailable;
+        }
         Ok(Look {
             manifest: target.manifest.digest.clone(),
-            state: sight.state(&target.rules),
+            state,
             left_out,
             layers: sight.layers.len(),
             ready_layers: sight.ready_layers(&target.rules),

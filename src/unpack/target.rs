@@ -63,6 +63,28 @@ impl Target {
         })
     }
 
+    /// Whether the blobs of all layers that have to be unpacked are there.
+    pub(super) async fn has_blobs(
+        &self,
+        containerd: &dyn Containerd,
+        sight: &Sight,
+    ) -> Result<bool, Error> {
+        let missing = &self.manifest.layers[sight.committed()..];
+        let blobs: Vec<_> = missing
+            .iter()
+            .map(|layer| containerd.blob(&layer.blob.digest))
+            .collect();
+        let mut blobs = stream::iter(blobs).buffered(PARALLEL_STATS);
+        while let Some(blob) = blobs.next().await {
+            match blob {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => return Ok(false),
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(true)
+    }
+
     async fn see(
         &self,
         containerd: &dyn Containerd,

@@ -135,15 +135,33 @@ fn request(want: Want) -> Request {
     }
 }
 
-/// However many layers an image has, a look at it costs one call once its manifest is known.
+/// However many layers an image has, a look at it costs one call once its manifest is known, and one
+/// for each layer that has to be unpacked.
 #[tokio::test]
 async fn a_look_needs_one_listing_and_no_stat() {
     let bench = Bench::new(40).await;
-    assert_eq!(bench.state().await, State::Missing);
-    bench.fake.calls();
-    assert_eq!(bench.state().await, State::Missing);
-    let calls = bench.fake.calls();
-    assert_eq!(calls, ["list snapshots of", "look up blob"]);
+    for (state, blobs) in [(State::Missing, 41), (State::Ready, 1)] {
+        assert_eq!(bench.state().await, state);
+        bench.fake.calls();
+        assert_eq!(bench.state().await, state);
+        let calls = bench.fake.calls();
+        assert_eq!(calls[0], "list snapshots of");
+        assert_eq!(calls[1..], vec!["look up blob"; blobs]);
+        bench.ensure().await.unwrap();
+    }
+    bench.fake.discard(&sha256(b"layer 3"));
+    assert_eq!(bench.state().await, State::Ready);
+}
+
+#[tokio::test]
+async fn what_has_to_be_unpacked_needs_its_blob() {
+    let bench = Bench::new(3).await;
+    bench.fake.discard(&sha256(b"layer 1"));
+    assert_eq!(bench.state().await, State::Unavailable);
+    bench.unpacked_without_labels(1);
+    assert_eq!(bench.state().await, State::Unavailable);
+    bench.unpacked_without_labels(2);
+    assert_eq!(bench.state().await, State::Partial);
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use crate::support::Node;
 
 /// What the states come from, each with the word that `check` has for it, and with what `ensure` does
 /// about it in a snapshotter that unpacks and in one that leaves images to the guest.
-const STATES: [(Cause, &str, [&str; 2]); 10] = [
+const STATES: [(Cause, &str, [&str; 2]); 11] = [
     (Cause::Imported, "missing", ["unpacked", "unpacked"]),
-    (Cause::Discarded, "missing", ["rebuilt", "unpacked"]),
+    (Cause::Discarded, "unavailable", ["rebuilt", "-"]),
+    (Cause::Discarded, "missing", ["-", "unpacked"]),
     (Cause::BaseReady, "partial", ["unpacked", "unpacked"]),
     (Cause::Fallback, "unlabelled", ["relabelled", "replaced"]),
     (
@@ -151,7 +152,7 @@ impl Node {
         let image = self.bring_about(cause, snapshotter).await?;
         let now = self.state_of(&image, snapshotter).await?;
         ensure!(now == state, "{now}");
-        if state == "unavailable" {
+        if let Cause::ConfigLost = cause {
             let row = self.row(&["ensure", image.name(), "--snapshotter", snapshotter])?;
             let error = row["error"].as_str().unwrap_or_default();
             ensure!(
