@@ -32,6 +32,10 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 /// Past the timeout containerd cuts the plugin off.
 const MARGIN: Duration = Duration::from_millis(100);
 
+/// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
+/// 1,024 characters.
+const MAX_REJECTION: usize = 1024;
+
 /// Opens the node when the runtime has said who it is: where containerd launched the plugin, its
 /// configuration comes along.
 pub type Open = Box<dyn Fn(&RuntimeInfo) -> HandlerResult<Arc<Node>> + Send + Sync>;
@@ -418,11 +422,25 @@ impl Creation<'_> {
             }
             Unready::Reject => {
                 self.say(Level::Warn, "image not ready; rejected", why);
-                let snapshotter = self.snapshotter;
-                Err(format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: {why}; the kubelet will try again").into())
+                Err(rejection(self.snapshotter, why).into())
             }
         }
     }
+}
+
+/// What the kubelet shows of a rejected container. The reason may be long: its end is cut off.
+fn rejection(snapshotter: &str, why: &str) -> String {
+    let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
+    let end = "; the kubelet will try again";
+    let room = MAX_REJECTION.saturating_sub(begin.len() + end.len());
+    if why.len() <= room {
+        return format!("{begin}{why}{end}");
+    }
+    let cut = "…";
+    let room = room.saturating_sub(cut.len());
+    let whole = why.char_indices().map(|(at, _)| at);
+    let at = whole.take_while(|at| *at <= room).last().unwrap_or(0);
+    format!("{begin}{}{cut}{end}", &why[..at])
 }
 
 /// A pod, as people name it.

@@ -325,3 +325,18 @@ async fn a_pod_that_says_skip_is_left_alone() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.fake.calls(), Vec::<String>::new());
 }
+
+#[test]
+fn a_rejection_fits_into_an_event() {
+    let short = rejection("nydus", "2 of 3 layers are ready, the unpack goes on");
+    assert_eq!(
+        short,
+        "nri-unpack: the image is not ready in snapshotter nydus: 2 of 3 layers are ready, the unpack \
+         goes on; the kubelet will try again"
+    );
+    for why in ["é".repeat(1000), "x".repeat(2000)] {
+        let long = rejection("nydus", &why);
+        assert!((1020..=1024).contains(&long.len()), "{}", long.len());
+        assert!(long.ends_with("…; the kubelet will try again"), "{long}");
+    }
+}
