@@ -69,13 +69,11 @@ async fn the_same_image(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the tap resets a stream now and then"]
 async fn the_same_image_on_2_1() -> Result<()> {
     the_same_image(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the tap resets a stream now and then"]
 async fn the_same_image_on_1_7() -> Result<()> {
     the_same_image(Version::V1_7).await
 }

@@ -209,8 +209,10 @@ async fn forward(
     let mut containerd = containerd.ready().await?;
     let (response, mut up) = containerd.send_request(Request::from_parts(head, ()), false)?;
     let upwards = async {
-        up.send_data(message.into(), false)?;
-        copy(body, up).await
+        match up.send_data(message.into(), false) {
+            Ok(()) => copy(body, up).await,
+            Err(_) => Ok(()),
+        }
     };
     let downwards = async {
         let (head, body) = response.await?.into_parts();
@@ -226,16 +228,19 @@ async fn forward(
     Ok(())
 }
 
-/// All data, and what comes after it.
+/// All data, and what comes after it. Whoever takes no more of it is done with the stream, as containerd is when it
+/// has answered before the end of the request came: the other direction goes on.
 async fn copy(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<()> {
     while let Some(data) = from.data().await {
         let data = taken(&mut from, data?)?;
-        to.send_data(data, false)?;
+        if to.send_data(data, false).is_err() {
+            return Ok(());
+        }
     }
-    match from.trailers().await? {
-        Some(trailers) => to.send_trailers(trailers)?,
-        None => to.send_data(Bytes::new(), true)?,
-    }
+    let _ = match from.trailers().await? {
+        Some(trailers) => to.send_trailers(trailers),
+        None => to.send_data(Bytes::new(), true),
+    };
     Ok(())
 }
 
