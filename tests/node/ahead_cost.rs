@@ -11,7 +11,7 @@ use lab::images::Builder;
 use lab::{Image, Layer, Pod, Version};
 
 use crate::after_pull::{percentiles, took};
-use crate::support::{ALL, APP, Node, handler};
+use crate::support::{ALL, APP, DEFAULT_HOOKS, Node, handler};
 
 /// Pairs of first containers.
 const FIRST: usize = 30;
@@ -49,7 +49,7 @@ pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 /// Two nodes, only the first of which has the plugin.
 pub(crate) async fn pair(version: Version, config: &str) -> Result<(Node, Node)> {
     let mut with = Node::start(version).await?;
-    with.hooks = "[hooks]";
+    with.hooks = DEFAULT_HOOKS;
     with.serve(config).await?;
     let without = Node::start(version).await?;
     Ok((with, without))

@@ -11,7 +11,7 @@ use lab::{Image, Options, Registry, Version, images};
 
 use crate::after_pull::{percentiles, took};
 use crate::ahead_cost::{at, median};
-use crate::support::{APP, Node, handler};
+use crate::support::{APP, DEFAULT_HOOKS, Node, handler};
 
 const BIG: &str = "registry.test/lab/big:1";
 /// Few: `native` copies all that lies below into each.
@@ -36,7 +36,7 @@ async fn start(version: Version, request_timeout: Duration) -> Result<Node> {
         images::app(APP)?,
     )
     .await?;
-    node.hooks = "[hooks]";
+    node.hooks = DEFAULT_HOOKS;
     Ok(node)
 }
 

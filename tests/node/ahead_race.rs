@@ -14,7 +14,7 @@ use lab::{Image, Log, Options, Remote, Version};
 
 use crate::after_pull::{image, percentiles, took};
 use crate::guest_pull::NYDUS;
-use crate::support::{ALL, Node, PATIENCE, handler};
+use crate::support::{ALL, DEFAULT_HOOKS, Node, PATIENCE, handler};
 
 /// How many pulls for each number of layers.
 const COUNT: &str = "NRI_UNPACK_RACES";
@@ -25,9 +25,6 @@ const LAYERS: [usize; 3] = [1, 10, 40];
 
 /// With fewer, a pull may be over before anything of it can be read.
 const ALWAYS_EARLY: usize = 10;
-
-/// What the plugin does where nothing else is configured.
-const DEFAULT_HOOKS: &str = "[hooks]";
 
 const READY_AHEAD: &str = "image is ready ahead";
 

@@ -3,6 +3,7 @@
 mod after_pull;
 mod ahead;
 mod ahead_cost;
+mod ahead_fill;
 mod ahead_in_the_way;
 mod ahead_kills;
 mod ahead_race;

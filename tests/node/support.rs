@@ -22,6 +22,9 @@ pub(crate) const RESOLVED: &str = "handler resolved";
 /// What is tested here is what a hook does, on a machine of any speed.
 const HOOKS: &str = "[hooks]\nwait = \"8s\"";
 
+/// What the plugin does where nothing else is configured, for measurements.
+pub(crate) const DEFAULT_HOOKS: &str = "[hooks]";
+
 /// Everything is ready ahead, everywhere.
 pub(crate) const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
 
