@@ -15,6 +15,8 @@ mod policy;
 mod sections;
 mod template;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 use std::{io, path::Path};

@@ -1,0 +1,53 @@
+//! The reference for people, docs/configuration.md, made from the commented file that the program
+//! carries. A test holds them equal: `UPDATE_DOCS=1 cargo test --lib reference` writes it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::Config;
+
+const INTRO: &str = "# Configuration\n\n\
+    `/etc/nri-unpack/config.toml`, TOML; where containerd launches the plugin, the same from NRI's\n\
+    `conf.d`. `nri-unpack config --default` prints all of it, `nri-unpack config --check FILE` says what is\n\
+    wrong with a file. Made from that file by a test: do not edit.\n";
+
+/// A table's heading and its remark, then each key with its default, or an example where it has none.
+fn reference(toml: &str) -> String {
+    let mut text = INTRO.to_owned();
+    let mut remark = Vec::new();
+    // What stands before the first table is in the introduction.
+    let tables = toml.find("\n\n[").map_or(toml, |at| &toml[at..]);
+    for line in tables.lines() {
+        if let Some(table) = line.strip_prefix('[') {
+            writeln!(text, "\n## `[{table}`").unwrap();
+            say(&mut text, &mut remark);
+        } else if let Some(words) = line.strip_prefix("# ") {
+            remark.push(words);
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let (key, what) = match key.strip_prefix('#') {
+                Some(key) => (key, "no default; for example"),
+                None => (key, "default"),
+            };
+            writeln!(text, "\n**`{key}`** ({what} `{value}`)").unwrap();
+            say(&mut text, &mut remark);
+        }
+    }
+    text
+}
+
+fn say(text: &mut String, remark: &mut Vec<&str>) {
+    for line in remark.drain(..) {
+        writeln!(text, "{line}").unwrap();
+    }
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let reference = reference(Config::default_toml());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &reference).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(written, reference, "UPDATE_DOCS=1 makes it anew");
+}
