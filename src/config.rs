@@ -12,10 +12,10 @@ mod names;
 mod patterns;
 mod places;
 mod policy;
-mod sections;
-mod template;
 #[cfg(test)]
 mod reference;
+mod sections;
+mod template;
 #[cfg(test)]
 mod tests;
 

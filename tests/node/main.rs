@@ -11,6 +11,7 @@ mod ahead_volume;
 mod bad_input;
 mod check;
 mod concurrency;
+mod docs;
 mod guest_pull;
 mod images;
 mod json;
