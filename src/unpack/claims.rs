@@ -1,30 +1,48 @@
 //! Images share base layers, and each has a flight of its own: who comes to a layer first claims it,
-//! and whoever comes later waits and finds it there.
+//! and whoever comes later waits and finds it there. Who is in a hurry hurries whom he waits for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
+
+use super::gate::Hurry;
 
 /// The layers that are being unpacked in this process, by snapshotter and chain id.
 ///
 /// Nobody who holds a claim waits for a layer above the claimed one, so they cannot wait for each
 /// other in a circle.
 #[derive(Debug, Default)]
-pub(super) struct Claims(Mutex<HashMap<Key, Weak<Lock>>>);
+pub(super) struct Claims(Mutex<HashMap<Key, Weak<Layer>>>);
 
 /// A snapshotter and a chain id.
 type Key = (String, String);
 
-type Lock = tokio::sync::Mutex<()>;
+/// A layer's turn.
+#[derive(Debug, Default)]
+struct Layer {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Of whoever has it.
+    holder: Mutex<Option<Hurry>>,
+}
 
 /// A layer that nobody else unpacks, until it is dropped.
-pub(super) type Claim = OwnedMutexGuard<()>;
+#[derive(Debug)]
+pub(super) struct Claim {
+    _turn: OwnedMutexGuard<()>,
+    layer: Arc<Layer>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        *self.layer.holder() = None;
+    }
+}
 
 impl Claims {
     /// Waits until nobody else is at this layer.
-    pub(super) async fn claim(&self, snapshotter: &str, chain_id: &str) -> Claim {
-        let layer = {
+    pub(super) async fn claim(&self, snapshotter: &str, chain_id: &str, hurry: &Hurry) -> Claim {
+        let layer: Arc<Layer> = {
             let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             claims.retain(|_, layer| layer.strong_count() > 0);
             let key = (snapshotter.to_owned(), chain_id.to_owned());
@@ -35,7 +53,18 @@ impl Claims {
                 layer
             })
         };
-        layer.lock_owned().await
+        if let Some(holder) = &*layer.holder() {
+            holder.raise_to(hurry);
+        }
+        let turn = layer.turn.clone().lock_owned().await;
+        *layer.holder() = Some(hurry.clone());
+        Claim { _turn: turn, layer }
+    }
+}
+
+impl Layer {
+    fn holder(&self) -> MutexGuard<'_, Option<Hurry>> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -43,20 +72,57 @@ impl Claims {
 mod tests {
     use futures::FutureExt;
 
+    use super::super::gate::Urgency;
     use super::*;
 
     #[tokio::test]
-    async fn a_layer_has_one_claim_at_a_time_and_leaves_nothing() {
+    async fn whoever_has_a_layer_is_hurried_by_those_who_wait_for_it() {
         let claims = Claims::default();
-        let first = claims.claim("erofs", "sha256:a").await;
-        assert!(claims.claim("erofs", "sha256:a").now_or_never().is_none());
+        let (holder, waiter) = (
+            Hurry::new(Urgency::Background),
+            Hurry::new(Urgency::Creation),
+        );
+        let claim = claims.claim("erofs", "sha256:a", &holder).await;
+        let mut waits = Box::pin(claims.claim("erofs", "sha256:a", &waiter));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert_eq!(holder.now(), Urgency::Creation as u8);
+
+        // Whoever is done with it is left in peace.
+        drop(claim);
+        drop(waits.await);
+        let next = Hurry::new(Urgency::Background);
+        drop(claims.claim("erofs", "sha256:a", &next).await);
+        drop(claims.claim("erofs", "sha256:a", &waiter).await);
+        assert_eq!(next.now(), Urgency::Background as u8);
+    }
+
+    #[tokio::test]
+    async fn a_layer_has_one_claim_at_a_time_and_leaves_nothing() {
+        let (claims, hurry) = (Claims::default(), &Hurry::new(Urgency::Background));
+        let first = claims.claim("erofs", "sha256:a", hurry).await;
+        assert!(
+            claims
+                .claim("erofs", "sha256:a", hurry)
+                .now_or_never()
+                .is_none()
+        );
         let others = [("native", "sha256:a"), ("erofs", "sha256:b")];
         for (snapshotter, chain_id) in others {
-            assert!(claims.claim(snapshotter, chain_id).now_or_never().is_some());
+            assert!(
+                claims
+                    .claim(snapshotter, chain_id, hurry)
+                    .now_or_never()
+                    .is_some()
+            );
         }
         drop(first);
-        assert!(claims.claim("erofs", "sha256:a").now_or_never().is_some());
-        drop(claims.claim("erofs", "sha256:c").await);
+        assert!(
+            claims
+                .claim("erofs", "sha256:a", hurry)
+                .now_or_never()
+                .is_some()
+        );
+        drop(claims.claim("erofs", "sha256:c", hurry).await);
         let left = claims
             .0
             .lock()

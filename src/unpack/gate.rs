@@ -44,7 +44,12 @@ impl Hurry {
         self.0.fetch_max(urgency as u8, Ordering::Relaxed);
     }
 
-    fn now(&self) -> u8 {
+    /// No less than this one is now.
+    pub(super) fn raise_to(&self, other: &Hurry) {
+        self.0.fetch_max(other.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn now(&self) -> u8 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::containerd::Containerd;
 
 use super::claims::Claims;
+use super::gate::{Hurry, Urgency};
 use super::guest::{Guest, private_name};
 use super::lease::{Lease, Leases};
 use super::target::Target;
@@ -59,7 +60,8 @@ pub(super) async fn in_use(
                 lease,
                 labels,
             };
-            let _claim = claims.claim(snapshotter, &private_name(chain_id)).await;
+            let (name, hurry) = (private_name(chain_id), Hurry::new(Urgency::Creation));
+            let _claim = claims.claim(snapshotter, &name, &hurry).await;
             match guest.private_chain(&target.manifest).await {
                 Ok(onto) => onto,
                 Err(e) => return target.failed(e),
