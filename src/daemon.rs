@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::hooks::Hooks;
+use crate::metrics;
 use crate::node::Node;
 use crate::retry;
 
@@ -77,6 +78,7 @@ impl Daemon<'_> {
             },
             Link::Serving(session, since) => {
                 let end = session.ended().await;
+                metrics::session_ended();
                 if since.elapsed() >= STEADY {
                     *pauses = Pauses::new();
                 }

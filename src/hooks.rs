@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::ahead::{Ahead, Existing, image_volume};
 use crate::config::Config;
 use crate::handlers::Handlers;
+use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
 use crate::unpack::{
@@ -102,6 +103,7 @@ impl Plugin for Hooks {
             log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
         }
         node.refresh();
+        metrics::session_began();
         self.session.get_or_init(|| Session {
             request_timeout: runtime.request_timeout,
             ahead: Ahead::begin(&node),
@@ -174,13 +176,19 @@ impl Session {
         };
         // All begin before the first is waited for.
         let tickets: Vec<_> = wants.into_iter().map(ask).collect();
+        let mut verdict = Verdict::Ready;
         for (image, mut ticket) in tickets {
             let outcome = ticket.outcome_by(deadline).await;
+            if !matches!(outcome, Some(Ok(_))) {
+                verdict = Verdict::LetPass;
+            }
             if let Some(Err(e)) = &outcome {
                 self.node.engine.replace_if_in_use(e, &snapshotter);
             }
             say_prepared(pod, &image, &snapshotter, outcome, started.elapsed());
         }
+        let (_, _, word) = verdict.words();
+        metrics::hook("RunPodSandbox", word, started.elapsed());
     }
 
     /// What a new pod may need: the images that it names, and those that are on their way into its
@@ -251,17 +259,13 @@ impl Session {
         let unseen = match tokio::time::timeout_at(deadline, standing).await {
             Ok(Ok(Standing::Unknown { chain })) => return Some(chain),
             Ok(Ok(Standing::Ready | Standing::Scratch)) => {
-                creation.say(Level::Debug, "image is ready", "known");
+                creation.say(Verdict::Ready, "known");
                 return None;
             }
             Ok(Err(e)) => e.to_string(),
             Err(_) => "containerd did not answer in time".to_owned(),
         };
-        creation.say(
-            Level::Warn,
-            "container's snapshot not seen; let pass",
-            &unseen,
-        );
+        creation.say(Verdict::Unseen, &unseen);
         None
     }
 
@@ -277,11 +281,7 @@ impl Session {
         let unpacked = "it was unpacked on the host, and is in use";
         match self.node.engine.swap(wanted, deadline).await {
             Swapped::Done => {
-                creation.say(
-                    Level::Info,
-                    "container moved onto a chain for the guest",
-                    unpacked,
-                );
+                creation.say(Verdict::Moved, unpacked);
                 Ok(())
             }
             Swapped::Untouched(why) => creation.unready(unready, &format!("{unpacked}; {why}")),
@@ -352,6 +352,41 @@ fn kept_snapshotter(
     Ok(kept.then(|| snapshotter.clone()))
 }
 
+/// What becomes of a creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ready,
+    MadeReady,
+    Moved,
+    LeftOut,
+    Unseen,
+    LetPass,
+    Rejected,
+}
+
+impl Verdict {
+    /// How loudly it is said, in which words, and the one word for metrics.
+    fn words(self) -> (Level, &'static str, &'static str) {
+        match self {
+            Self::Ready => (Level::Debug, "image is ready", "ready"),
+            Self::MadeReady => (Level::Info, "image made ready", "made_ready"),
+            Self::Moved => (
+                Level::Info,
+                "container moved onto a chain for the guest",
+                "moved",
+            ),
+            Self::LeftOut => (Level::Debug, "image left to containerd", "left_out"),
+            Self::Unseen => (
+                Level::Warn,
+                "container's snapshot not seen; let pass",
+                "unseen",
+            ),
+            Self::LetPass => (Level::Warn, "image not ready; let pass", "let_pass"),
+            Self::Rejected => (Level::Warn, "image not ready; rejected", "rejected"),
+        }
+    }
+}
+
 /// A container that is being created.
 struct Creation<'a> {
     pod: &'a Pod,
@@ -361,15 +396,18 @@ struct Creation<'a> {
 }
 
 impl Creation<'_> {
-    /// One line for each decision. The ready path says nothing above debug.
-    fn say(&self, level: Level, decision: &str, why: &str) {
+    /// One line and one count for each decision. The ready path says nothing above debug.
+    fn say(&self, verdict: Verdict, why: &str) {
+        let took = self.started.elapsed();
+        let (level, decision, word) = verdict.words();
+        metrics::hook("CreateContainer", word, took);
         log::log!(
             level,
             pod:% = Name(self.pod),
             container = self.container.name.as_str(),
             image = image_name(self.container).unwrap_or_default(),
             snapshotter = self.snapshotter,
-            took:? = self.started.elapsed(),
+            took:?,
             why;
             "{decision}"
         );
@@ -388,11 +426,11 @@ impl Creation<'_> {
                     "{} of {} layers {}",
                     done.layers_done, done.layers, done.action
                 );
-                self.say(Level::Info, "image made ready", &what);
+                self.say(Verdict::MadeReady, &what);
                 return Ok(());
             }
             Some(Err(e)) if e.is_left_out() => {
-                self.say(Level::Debug, "image left to containerd", &e.to_string());
+                self.say(Verdict::LeftOut, &e.to_string());
                 return Ok(());
             }
             // Nobody's image is at fault, and the creation will meet the same containerd.
@@ -417,11 +455,11 @@ impl Creation<'_> {
     fn unready(&self, unready: Unready, why: &str) -> HandlerResult {
         match unready {
             Unready::Allow => {
-                self.say(Level::Warn, "image not ready; let pass", why);
+                self.say(Verdict::LetPass, why);
                 Ok(())
             }
             Unready::Reject => {
-                self.say(Level::Warn, "image not ready; rejected", why);
+                self.say(Verdict::Rejected, why);
                 Err(rejection(self.snapshotter, why).into())
             }
         }

@@ -21,4 +21,5 @@ pub mod containerd;
 
 pub mod config;
 pub mod logs;
+pub mod metrics;
 mod retry;

@@ -245,6 +245,14 @@ impl Node {
         });
     }
 
+    /// In the background, for as long as the node lives.
+    pub fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
+    }
+
     /// Stops all work, and waits until it has tidied up after itself.
     pub async fn close(&self) {
         self.stop.cancel();

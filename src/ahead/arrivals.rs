@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::containerd::{self, Image};
 use crate::image;
+use crate::metrics;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::queue::Arrival;
@@ -21,6 +22,7 @@ const AT_ONCE: usize = 16;
 pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
     let next = |mut arrivals: mpsc::Receiver<Arrival>| async {
         let arrival = arrivals.recv().await?;
+        metrics::queued(arrivals.len());
         Some((arrival, arrivals))
     };
     let arrivals = stream::unfold(arrivals, next);

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Notify, mpsc};
 
+use crate::metrics;
+
 /// More than a node pulls in the time that it takes to look at them.
 const MAX_QUEUED: usize = 256;
 
@@ -46,7 +48,10 @@ pub(super) fn bounded() -> (Queue, mpsc::Receiver<Arrival>) {
 impl Queue {
     /// Never waits.
     pub(super) fn push(&self, arrival: Arrival) {
-        if self.arrivals.try_send(arrival).is_err() {
+        let refused = self.arrivals.try_send(arrival).is_err();
+        metrics::queued(self.arrivals.max_capacity() - self.arrivals.capacity());
+        if refused {
+            metrics::left_out();
             let left_out = self.left_out.fetch_add(1, Ordering::Relaxed) + 1;
             log::debug!(left_out; "more arrives than can be looked at; all images are looked at instead");
             self.reconcile();

@@ -1,7 +1,7 @@
 //! A look at all images: what should be ready ahead and is not is made so, one after another and with
 //! rests, since nobody waits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
@@ -10,6 +10,7 @@ use tokio::time::{Duration, Instant};
 use crate::containerd::{self, Image};
 use crate::handlers::Handlers;
 use crate::image;
+use crate::metrics;
 use crate::retry;
 use crate::unpack::{Action, Listing, State, Urgency, Want};
 
@@ -29,6 +30,8 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 struct Piece {
     image: String,
     place: Place,
+    /// What it was when it was looked at.
+    state: State,
 }
 
 /// What a look has come to.
@@ -38,6 +41,8 @@ struct Tally {
     made: usize,
     failed: usize,
     left: usize,
+    /// Images in a snapshotter by state.
+    states: BTreeMap<(String, &'static str), usize>,
 }
 
 /// Looks whenever that is asked for. Goes on until it is dropped.
@@ -99,9 +104,16 @@ async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
     let outcomes = stream::iter(pieces)
         .map(|piece| work(ahead.clone(), piece))
         .buffer_unordered(parallel);
-    let made: Vec<bool> = outcomes.collect().await;
-    tally.made = made.iter().filter(|made| **made).count();
-    tally.failed = made.len() - tally.made;
+    let outcomes: Vec<_> = outcomes.collect().await;
+    for (snapshotter, state) in outcomes {
+        if state == State::Ready {
+            tally.made += 1;
+        } else {
+            tally.failed += 1;
+        }
+        tally.count(snapshotter, state);
+    }
+    metrics::reconciled(tally.states());
     tally.say(started);
     Ok(())
 }
@@ -146,32 +158,43 @@ async fn pieces(ahead: &Ahead, places: &[Place], known: &[Known], tally: &mut Ta
             let Ok(look) = node.engine.look(&known.image, &known.names, listing).await else {
                 continue;
             };
-            if look.left_out || look.state == State::Ready {
-                tally.ready += usize::from(!look.left_out);
+            if look.left_out {
+                continue;
+            }
+            if look.state == State::Ready {
+                tally.ready += 1;
+                tally.count(place.snapshotter.clone(), look.state);
                 continue;
             }
             let more = look.layers - look.committed;
             if *snapshots + more > MAX_SNAPSHOTS && !known.is_pinned {
                 tally.left += 1;
+                tally.count(place.snapshotter.clone(), look.state);
                 continue;
             }
             *snapshots += more;
             pieces.push(Piece {
                 image: known.image.name.clone(),
                 place: place.clone(),
+                state: look.state,
             });
         }
     }
     pieces
 }
 
-/// Whether the image is ready now.
-async fn work(ahead: Arc<Ahead>, Piece { image, place }: Piece) -> bool {
+/// What the image is now, and where.
+async fn work(ahead: Arc<Ahead>, piece: Piece) -> (String, State) {
+    let Piece {
+        image,
+        place,
+        state,
+    } = piece;
     let snapshotter = place.snapshotter.as_str();
     ahead.room.wait(&place).await;
     let started = Instant::now();
     let want = Want::Image(image.clone());
-    match ahead
+    let state = match ahead
         .make_ready(snapshotter, want, Urgency::Background)
         .await
     {
@@ -180,24 +203,35 @@ async fn work(ahead: Arc<Ahead>, Piece { image, place }: Piece) -> bool {
                 log::info!(image, snapshotter, action:% = done.action, took:? = started.elapsed(); "image is ready ahead");
                 tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
             }
-            true
+            State::Ready
         }
         Err(e) => {
             if is_news(&e) {
                 log::warn!(image, snapshotter, error:% = e; "image cannot be made ready ahead");
             }
-            false
+            state
         }
-    }
+    };
+    (place.snapshotter, state)
 }
 
 impl Tally {
+    fn count(&mut self, snapshotter: String, state: State) {
+        *self.states.entry((snapshotter, state.word())).or_default() += 1;
+    }
+
+    fn states(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
+        let states = self.states.iter();
+        states.map(|((snapshotter, state), count)| (snapshotter.as_str(), *state, *count))
+    }
+
     fn say(&self, started: Instant) {
         let Self {
             ready,
             made,
             failed,
             left,
+            ..
         } = *self;
         let took = started.elapsed();
         if made + failed + left == 0 {

@@ -2,18 +2,26 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use nri::{Identity, RuntimeInfo};
 use tokio::net::UnixStream;
 
 use crate::config::{Config, ConfigError};
+use crate::containerd::Containerd;
+use crate::containerd::grpc::SetupError;
 use crate::daemon::{self, Daemon};
 use crate::hooks::Hooks;
 use crate::logs::{self, Launch};
+use crate::metrics::{self, Readiness};
 use crate::node::Node;
 use crate::unpack::Role;
 
 use super::{Exit, Failure, Global};
+
+/// How long containerd may take to answer whoever asks whether the plugin is ready.
+const ANSWER: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     match nri::connect::launched() {
@@ -30,7 +38,7 @@ async fn connect(global: &Global) -> Result<Exit, Failure> {
     let configured = logs.configure(&config.log);
     configured.map_err(|e| Failure::Usage(e.to_string()))?;
     let nri = config.nri.clone();
-    let node = Node::open(config, Role::Daemon)?;
+    let node = open(config)?;
     let daemon = Daemon {
         socket: nri.socket.as_ref(),
         identity: Identity {
@@ -46,6 +54,34 @@ async fn connect(global: &Global) -> Result<Exit, Failure> {
     let run = daemon::until_signal(|stop| daemon.run(stop), reload).await;
     run.map_err(anyhow::Error::from)?;
     Ok(Exit::Ready)
+}
+
+/// The plugin's node, with its metrics served where that is asked for.
+fn open(config: Config) -> Result<Arc<Node>, SetupError> {
+    let listen = config.metrics.listen.clone();
+    let node = Node::open(config, Role::Daemon)?;
+    if let Some(listen) = listen {
+        let readiness = Arc::new(Answers(node.containerd.clone()));
+        node.in_background(metrics::serve(listen, readiness));
+    }
+    Ok(node)
+}
+
+/// Ready is who has a session with the runtime and gets an answer from containerd.
+struct Answers(Arc<dyn Containerd>);
+
+#[async_trait]
+impl Readiness for Answers {
+    async fn check(&self) -> Result<(), String> {
+        if !metrics::is_registered() {
+            return Err("not registered with the runtime".to_owned());
+        }
+        match tokio::time::timeout(ANSWER, self.0.version()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(format!("containerd does not answer: {e}")),
+            Err(_) => Err(format!("containerd does not answer within {ANSWER:?}")),
+        }
+    }
 }
 
 /// What a SIGHUP asks for. A configuration that cannot be read leaves the old one in force.
@@ -86,7 +122,7 @@ async fn serve_launched(
         if let Err(e) = logs.configure(&config.log) {
             log::error!("{e}");
         }
-        Ok(Node::open(config, Role::Daemon)?)
+        Ok(open(config)?)
     };
     let hooks = Hooks::new(Box::new(open));
     let serve = |stop| daemon::serve_launched(stream, identity, Arc::clone(&hooks), stop);

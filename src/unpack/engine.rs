@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
+use crate::metrics;
 use crate::retry;
 
 use super::claims::Claims;
@@ -182,7 +183,13 @@ impl Engine {
     /// Starts or joins the work; never waits.
     pub fn ensure(self: &Arc<Self>, request: Request) -> Ticket {
         let (reporter, ticket) = Reporter::new(&request.to_string());
-        self.tasks.spawn(self.clone().serve(request, reporter));
+        let (urgency, snapshotter) = (request.urgency, request.snapshotter.clone());
+        let (serve, mut counted) = (self.clone().serve(request, reporter), ticket.clone());
+        self.tasks.spawn(async move {
+            serve.await;
+            let outcome = word(&counted.outcome().await);
+            metrics::ensured(urgency.trigger(), &snapshotter, outcome);
+        });
         ticket
     }
 
@@ -459,8 +466,12 @@ impl Entry {
             reporter,
             stop: &engine.stop,
         };
+        let began = Instant::now();
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
         let (snapshotter, chain) = &self.key;
+        if done.action != Action::None {
+            metrics::unpacked(snapshotter, began.elapsed());
+        }
         engine.memory.is_ready(snapshotter, chain, created_at);
         Ok(done)
     }
@@ -469,6 +480,20 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.engine.flights().remove(&self.key);
+    }
+}
+
+/// How an `ensure` ended, for metrics.
+fn word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Ok(done) => done.action.word(),
+        Err(e) => match &**e {
+            Error::LeftOut { .. } => "left_out",
+            Error::InUse { .. } => "in_use",
+            Error::Unavailable { .. } => "unavailable",
+            Error::Stopped(_) => "stopped",
+            _ => "failed",
+        },
     }
 }
 

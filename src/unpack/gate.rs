@@ -31,6 +31,18 @@ pub enum Urgency {
     Creation,
 }
 
+impl Urgency {
+    /// Who asked, for metrics.
+    pub(super) fn trigger(self) -> &'static str {
+        match self {
+            Self::Background => "reconcile",
+            Self::Arrived => "event",
+            Self::Asked => "asked",
+            Self::Creation => "creation",
+        }
+    }
+}
+
 /// The urgency of a flight, which rises when somebody joins it who is in more of a hurry.
 #[derive(Clone, Debug)]
 pub(super) struct Hurry(Arc<AtomicU8>);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
 use crate::image::{Layer, Manifest};
+use crate::metrics;
 
 use super::claims::{Claim, Claims};
 use super::gate::{Gate, Hurry};
@@ -266,6 +267,7 @@ impl Unpack<'_> {
         if applied != content.diff_id {
             return Err(Failure::WrongDiffId(applied));
         }
+        metrics::layer_applied(self.snapshotter, blob.size.try_into().unwrap_or_default());
         Ok(())
     }
 

@@ -72,16 +72,23 @@ impl From<Committed> for Action {
     }
 }
 
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Action {
+    /// As JSON and metrics have it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
             Self::None => "none",
             Self::Anchored => "anchored",
             Self::Relabelled => "relabelled",
             Self::Unpacked => "unpacked",
             Self::Replaced => "replaced",
             Self::Rebuilt => "rebuilt",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
     }
 }
 

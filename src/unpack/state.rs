@@ -30,9 +30,10 @@ pub enum State {
     Unavailable,
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl State {
+    /// As JSON and metrics have it.
+    pub fn word(self) -> &'static str {
+        match self {
             Self::Ready => "ready",
             Self::Missing => "missing",
             Self::Partial => "partial",
@@ -41,7 +42,13 @@ impl fmt::Display for State {
             Self::Foreign => "foreign",
             Self::Unanchored => "unanchored",
             Self::Unavailable => "unavailable",
-        })
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
     }
 }
 

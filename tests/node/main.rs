@@ -17,6 +17,7 @@ mod images;
 mod json;
 mod labels;
 mod main_job;
+mod metrics;
 mod policy;
 mod pull;
 mod rebuild;

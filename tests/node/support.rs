@@ -156,9 +156,15 @@ impl Node {
 
     /// The plugin's configuration for this lab.
     pub(crate) fn config(&self, more: &str) -> String {
+        // How full the tests' own disk is must not matter.
+        let room = if more.contains("[unpack]") {
+            ""
+        } else {
+            "[unpack]\nmin_free = \"0%\"\n"
+        };
         let containerd = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
         format!(
-            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{}\n{more}[log]\nlevel = \"debug\"\n",
+            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{}\n{room}{more}[log]\nlevel = \"debug\"\n",
             self.lab.nri_socket(),
             containerd,
             self.lab.config(),

@@ -1,0 +1,237 @@
+//! What the plugin counts, in one place, for the whole process: whoever does something counts it here,
+//! and knows nothing of who reads it.
+//!
+//! Labels are few and short: a snapshotter's name is the only one that is not a fixed word. No image and
+//! no pod is ever a label.
+
+mod server;
+mod text;
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+pub use server::{Readiness, serve};
+
+/// Seconds. A hook for a ready image takes a few milliseconds; the default of `hooks.wait` and NRI's own
+/// request timeout are bounds of buckets.
+const HOOK_BUCKETS: [f64; 11] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0,
+];
+
+/// Seconds: from a labelled `Prepare` to a large image.
+const UNPACK_BUCKETS: [f64; 9] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// Whether a session with the runtime goes on.
+static REGISTERED: AtomicBool = AtomicBool::new(false);
+
+struct Metrics {
+    registry: Registry,
+    hooks: Family<OfHook, Histogram>,
+    ensures: Family<OfEnsure, Counter>,
+    unpacks: Family<In, Histogram>,
+    bytes: Family<In, Counter>,
+    queued: Gauge,
+    not_queued: Counter,
+    images: Family<OfImages, Gauge>,
+    sessions: Counter,
+    last_reconcile: Gauge<f64, AtomicU64>,
+    registered: Gauge,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfHook {
+    hook: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfEnsure {
+    trigger: &'static str,
+    snapshotter: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct In {
+    snapshotter: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfImages {
+    snapshotter: String,
+    state: &'static str,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let this = Self {
+            registry: Registry::with_prefix("nri_unpack"),
+            hooks: Family::new_with_constructor(|| Histogram::new(HOOK_BUCKETS)),
+            ensures: Family::default(),
+            unpacks: Family::new_with_constructor(|| Histogram::new(UNPACK_BUCKETS)),
+            bytes: Family::default(),
+            queued: Gauge::default(),
+            not_queued: Counter::default(),
+            images: Family::default(),
+            sessions: Counter::default(),
+            last_reconcile: Gauge::default(),
+            registered: Gauge::<i64, AtomicI64>::default(),
+        };
+        this.registered()
+    }
+
+    /// Names, units and help.
+    fn registered(mut self) -> Self {
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let to = &mut self.registry;
+        to.register("build", "The program", build);
+        to.register_with_unit(
+            "hook_duration",
+            "How long a hook took, by what came of it",
+            Unit::Seconds,
+            self.hooks.clone(),
+        );
+        to.register(
+            "ensures",
+            "What was asked for, by whom, and how it ended",
+            self.ensures.clone(),
+        );
+        to.register_with_unit(
+            "unpack_duration",
+            "How long it took to make a chain ready that was not",
+            Unit::Seconds,
+            self.unpacks.clone(),
+        );
+        to.register_with_unit(
+            "unpacked",
+            "Compressed size of the layers that were unpacked",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        to.register(
+            "queue_length",
+            "Events that wait to be looked at",
+            self.queued.clone(),
+        );
+        to.register(
+            "queue_left_out",
+            "Events that did not fit, and were found by a reconcile",
+            self.not_queued.clone(),
+        );
+        to.register(
+            "images",
+            "Images that are wanted ahead, by their state after the last reconcile",
+            self.images.clone(),
+        );
+        to.register(
+            "sessions",
+            "Sessions with the runtime that have begun",
+            self.sessions.clone(),
+        );
+        to.register_with_unit(
+            "last_reconcile_timestamp",
+            "When all images were last looked at",
+            Unit::Seconds,
+            self.last_reconcile.clone(),
+        );
+        to.register(
+            "registered",
+            "Whether a session with the runtime goes on",
+            self.registered.clone(),
+        );
+        self
+    }
+}
+
+/// A hook has answered.
+pub fn hook(hook: &'static str, verdict: &'static str, took: Duration) {
+    let labels = OfHook { hook, verdict };
+    let histogram = METRICS.hooks.get_or_create(&labels);
+    histogram.observe(took.as_secs_f64());
+}
+
+/// Somebody's `ensure` has ended.
+pub fn ensured(trigger: &'static str, snapshotter: &str, outcome: &'static str) {
+    let labels = OfEnsure {
+        trigger,
+        snapshotter: snapshotter.to_owned(),
+        outcome,
+    };
+    METRICS.ensures.get_or_create(&labels).inc();
+}
+
+/// A chain that was not ready is.
+pub fn unpacked(snapshotter: &str, took: Duration) {
+    let histogram = METRICS.unpacks.get_or_create(&of(snapshotter));
+    histogram.observe(took.as_secs_f64());
+}
+
+/// A layer's blob of this size was applied.
+pub fn layer_applied(snapshotter: &str, bytes: u64) {
+    METRICS.bytes.get_or_create(&of(snapshotter)).inc_by(bytes);
+}
+
+/// So many events wait.
+pub fn queued(length: usize) {
+    METRICS.queued.set(length.try_into().unwrap_or(i64::MAX));
+}
+
+/// An event did not fit into the queue.
+pub fn left_out() {
+    METRICS.not_queued.inc();
+}
+
+/// All images were looked at; this many of a snapshotter's are in each state. What is not named any more
+/// is no more.
+pub fn reconciled<'a>(images: impl Iterator<Item = (&'a str, &'static str, usize)>) {
+    METRICS.images.clear();
+    for (snapshotter, state, count) in images {
+        let labels = OfImages {
+            snapshotter: snapshotter.to_owned(),
+            state,
+        };
+        let gauge = METRICS.images.get_or_create(&labels);
+        gauge.set(count.try_into().unwrap_or(i64::MAX));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs_f64();
+    METRICS.last_reconcile.set(now);
+}
+
+/// A session with the runtime has begun.
+pub fn session_began() {
+    METRICS.sessions.inc();
+    set_registered(true);
+}
+
+/// It has ended.
+pub fn session_ended() {
+    set_registered(false);
+}
+
+/// Whether one goes on.
+pub fn is_registered() -> bool {
+    REGISTERED.load(Ordering::Relaxed)
+}
+
+fn set_registered(registered: bool) {
+    REGISTERED.store(registered, Ordering::Relaxed);
+    METRICS.registered.set(registered.into());
+}
+
+fn of(snapshotter: &str) -> In {
+    In {
+        snapshotter: snapshotter.to_owned(),
+    }
+}

@@ -1,0 +1,144 @@
+//! A small HTTP server: `/metrics`, `/readyz`, `/livez`. It harms nobody: connections are few, each ends
+//! after a while, and where the address is taken it is tried again.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::config::Listen;
+use crate::retry;
+
+use super::text::Format;
+
+/// More than those who scrape a node.
+const MAX_CONNECTIONS: usize = 16;
+
+/// A connection lasts no longer, whatever comes on it.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Whether the plugin does its work, for `/readyz`.
+#[async_trait]
+pub trait Readiness: Send + Sync {
+    /// Why it does not.
+    async fn check(&self) -> Result<(), String>;
+}
+
+/// Serves until it is dropped.
+pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
+    let mut said = false;
+    for pause in retry::pauses() {
+        match serve_once(&listen, &readiness).await {
+            Ok(()) => return,
+            Err(e) if said => log::debug!(listen:%, error:% = e; "metrics not served"),
+            Err(e) => {
+                log::warn!(listen:%, error:% = e; "metrics not served; trying again until it works");
+                said = true;
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// # Errors
+/// If nobody can listen there, or nobody can any more.
+async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    match listen {
+        Listen::Tcp(address) => {
+            let listener = TcpListener::bind(address).await?;
+            log::info!(listen:%; "metrics are served");
+            loop {
+                let (stream, _) = listener.accept().await?;
+                converse(stream, &places, readiness);
+            }
+        }
+        Listen::Unix(path) => {
+            remove_stale(path.as_ref()).await?;
+            let listener = UnixListener::bind(path)?;
+            log::info!(listen:%; "metrics are served");
+            loop {
+                let (stream, _) = listener.accept().await?;
+                converse(stream, &places, readiness);
+            }
+        }
+    }
+}
+
+/// Takes a socket away on which nobody listens any more; nothing else that has its name.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => {}
+        _ => return Ok(()),
+    }
+    match UnixStream::connect(path).await {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
+
+/// In the background; with too many at once, not at all.
+fn converse<S>(stream: S, places: &Arc<Semaphore>, readiness: &Arc<dyn Readiness>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Ok(place) = places.clone().try_acquire_owned() else {
+        return;
+    };
+    let readiness = readiness.clone();
+    tokio::spawn(async move {
+        let service = service_fn(|request| answer(request, readiness.clone()));
+        let connection = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service);
+        // How it ends is the client's to know.
+        let _ = tokio::time::timeout(LONGEST, connection).await;
+        drop(place);
+    });
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    readiness: Arc<dyn Readiness>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    const PLAIN: &str = "text/plain; charset=utf-8";
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            let accept = request.headers().get(ACCEPT);
+            let accept = accept.and_then(|value| value.to_str().ok());
+            let format = Format::accepted(accept.unwrap_or_default());
+            (StatusCode::OK, format.content_type(), format.text())
+        }
+        (&Method::GET, "/livez") => (StatusCode::OK, PLAIN, "alive\n".to_owned()),
+        (&Method::GET, "/readyz") => match readiness.check().await {
+            Ok(()) => (StatusCode::OK, PLAIN, "ready\n".to_owned()),
+            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, why + "\n"),
+        },
+        (&Method::GET, _) => {
+            let text = "there are /metrics, /readyz and /livez\n".to_owned();
+            (StatusCode::NOT_FOUND, PLAIN, text)
+        }
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            PLAIN,
+            "GET only\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
+}

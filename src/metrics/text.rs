@@ -1,0 +1,107 @@
+//! The exposition, in OpenMetrics' text format or in Prometheus' older one.
+
+use prometheus_client::encoding::text::encode;
+
+use super::METRICS;
+
+/// Two formats of the same thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    OpenMetrics,
+    Prometheus,
+}
+
+impl Format {
+    /// What a client's `Accept` asks for; whoever does not know OpenMetrics gets the older one.
+    pub(super) fn accepted(accept: &str) -> Self {
+        match accept.contains("application/openmetrics-text") {
+            true => Self::OpenMetrics,
+            false => Self::Prometheus,
+        }
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    pub(super) fn text(self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &METRICS.registry);
+        match self {
+            Self::OpenMetrics => text,
+            Self::Prometheus => prometheus(&text),
+        }
+    }
+}
+
+/// The older format names a counter by its sample, `…_total`, and knows neither units nor infos nor an
+/// end.
+fn prometheus(text: &str) -> String {
+    let mut counters = std::collections::HashSet::new();
+    let mut infos = std::collections::HashSet::new();
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        if (words.next(), words.next()) == (Some("#"), Some("TYPE"))
+            && let (Some(name), Some(kind)) = (words.next(), words.next())
+        {
+            match kind {
+                "counter" => drop(counters.insert(name)),
+                "info" => drop(infos.insert(name)),
+                _ => {}
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.splitn(4, ' ').collect();
+        match &words[..] {
+            ["#", "EOF", ..] | ["#", "UNIT", ..] => {}
+            ["#", what, name, rest] if counters.contains(name) => {
+                lines.push(format!("# {what} {name}_total {rest}"));
+            }
+            ["#", "TYPE", name, _] if infos.contains(name) => {
+                lines.push(format!("# TYPE {name}_info gauge"));
+            }
+            ["#", what, name, rest] if infos.contains(name) => {
+                lines.push(format!("# {what} {name}_info {rest}"));
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_has_its_own_names() {
+        let new = "# HELP a Help me.\n# TYPE a counter\na_total 1\n# HELP b_seconds Time.\n\
+                   # TYPE b_seconds gauge\n# UNIT b_seconds seconds\nb_seconds{x=\"# EOF\"} 2.0\n\
+                   # HELP c C.\n# TYPE c info\nc_info{v=\"1\"} 1\n# EOF\n";
+        let old = "# HELP a_total Help me.\n# TYPE a_total counter\na_total 1\n\
+                   # HELP b_seconds Time.\n# TYPE b_seconds gauge\nb_seconds{x=\"# EOF\"} 2.0\n\
+                   # HELP c_info C.\n# TYPE c_info gauge\nc_info{v=\"1\"} 1\n";
+        assert_eq!(prometheus(new), old);
+    }
+
+    #[test]
+    fn who_does_not_ask_gets_the_older_format() {
+        for (accept, format) in [
+            ("", Format::Prometheus),
+            ("*/*", Format::Prometheus),
+            ("text/plain;version=0.0.4", Format::Prometheus),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+                Format::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept}");
+        }
+    }
+}

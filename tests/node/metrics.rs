@@ -1,0 +1,196 @@
+//! What is counted, on a real node; and whether the dashboard and the alerts name what there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use lab::Version;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use crate::support::{ALL, Node, PATIENCE, handler};
+
+const PREFIX: &str = "nri_unpack_";
+
+/// The status, the head and the body of an answer.
+async fn get<S>(mut stream: S, path: &str, accept: &str) -> Result<(u16, String, String)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: node\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, head.to_owned(), body.to_owned()))
+}
+
+/// The samples by name and labels.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    lines.filter_map(sample).collect()
+}
+
+/// Of all samples whose name and labels contain these words.
+fn sum(samples: &BTreeMap<String, f64>, words: &[&str]) -> f64 {
+    let meant = samples
+        .iter()
+        .filter(|(name, _)| words.iter().all(|word| name.contains(word)));
+    meant.map(|(_, value)| value).sum()
+}
+
+/// A port that nobody has at the moment.
+async fn free_port() -> Result<(TcpListener, String)> {
+    let taken = TcpListener::bind("127.0.0.1:0").await?;
+    let address = taken.local_addr()?.to_string();
+    Ok((taken, address))
+}
+
+impl Node {
+    async fn wait_status(&self, socket: &Path, path: &str, expected: u16) -> Result<String> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = match UnixStream::connect(socket).await {
+                Ok(stream) => get(stream, path, "*/*").await,
+                Err(e) => Err(e.into()),
+            };
+            match answer {
+                Ok((status, _, body)) if status == expected => return Ok(body),
+                _ if tokio::time::Instant::now() < deadline => {}
+                answer => anyhow::bail!("{path}: {answer:?}"),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn counted(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    let socket = node.lab.socket_path("metrics.sock")?;
+    node.serve(&format!(
+        "{ALL}[metrics]\nlisten = \"unix:{}\"\n",
+        socket.display()
+    ))
+    .await?;
+    ensure!(node.wait_status(&socket, "/livez", 200).await? == "alive\n");
+    node.wait_status(&socket, "/readyz", 200).await?;
+    node.wait_status(&socket, "/elsewhere", 404).await?;
+    node.wait_labelled(handler).await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    let name = node.image.name().to_owned();
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+    let accept = "application/openmetrics-text; version=1.0.0";
+    let (status, head, text) = get(UnixStream::connect(&socket).await?, "/metrics", accept).await?;
+    ensure!(
+        status == 200 && head.contains("application/openmetrics-text"),
+        "{head}"
+    );
+    ensure!(text.ends_with("# EOF\n"), "{text}");
+    let counted = samples(&text);
+    for (words, least) in [
+        (
+            &[
+                "hook_duration_seconds_count",
+                "\"CreateContainer\"",
+                "\"ready\"",
+            ][..],
+            1.0,
+        ),
+        (&["hook_duration_seconds_count", "\"RunPodSandbox\""], 1.0),
+        (
+            &["ensures_total", "\"reconcile\"", handler, "\"unpacked\""],
+            1.0,
+        ),
+        (&["unpack_duration_seconds_count", handler], 1.0),
+        (&["unpacked_bytes_total", handler], 100.0),
+        (&["images", handler, "\"ready\""], 1.0),
+        (&["last_reconcile_timestamp_seconds"], 1.7e9),
+        (&["sessions_total"], 1.0),
+        (&["registered"], 1.0),
+        (&["build_info"], 1.0),
+    ] {
+        let sum = sum(&counted, words);
+        ensure!(sum >= least, "{words:?}: {sum}\n{text}");
+    }
+    ensure!(!text.contains(&name), "an image is a label: {text}");
+
+    node.lab.kill();
+    let why = node.wait_status(&socket, "/readyz", 503).await?;
+    ensure!(
+        why.contains("not registered") || why.contains("does not answer"),
+        "{why}"
+    );
+    node.wait_status(&socket, "/livez", 200).await?;
+    node.restart_containerd().await?;
+    node.wait_status(&socket, "/readyz", 200).await?;
+    // It left its socket behind.
+    let plugin = node.plugin.as_mut().context("serving")?;
+    plugin.kill();
+    plugin.restart()?;
+    node.wait_status(&socket, "/readyz", 200).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counted_on_2_1() -> Result<()> {
+    counted(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counted_on_1_7() -> Result<()> {
+    counted(Version::V1_7).await
+}
+
+/// The metrics that an example names.
+fn named(text: &str) -> BTreeSet<String> {
+    let parts = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let names = parts.filter(|part| part.starts_with(PREFIX));
+    names.map(str::to_owned).collect()
+}
+
+/// In the older format, at an address that another has at first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_name_what_there_is() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    let (taken, address) = free_port().await?;
+    node.serve(&format!("{ALL}[metrics]\nlisten = \"{address}\"\n"))
+        .await?;
+    node.log
+        .wait_for("metrics not served; trying again", PATIENCE)
+        .await?;
+    drop(taken);
+    node.log.wait_for("metrics are served", PATIENCE).await?;
+    node.wait_labelled("erofs").await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    let pod = node.cri.run_pod("erofs", &[]).await?;
+    let name = node.image.name().to_owned();
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+
+    let (_, head, text) = get(TcpStream::connect(&address).await?, "/metrics", "*/*").await?;
+    ensure!(head.contains("text/plain; version=0.0.4"), "{head}");
+    let there: BTreeSet<_> = samples(&text)
+        .into_keys()
+        .map(|name| name.split('{').next().unwrap_or_default().to_owned())
+        .collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for example in ["grafana/nri-unpack.json", "prometheus/alerts.yaml"] {
+        let example = std::fs::read_to_string(root.join(example))?;
+        let names = named(&example);
+        ensure!(!names.is_empty(), "{example}");
+        let unknown: Vec<_> = names.difference(&there).collect();
+        ensure!(unknown.is_empty(), "{unknown:?}\n{text}");
+    }
+    let dashboard = std::fs::read_to_string(root.join("grafana/nri-unpack.json"))?;
+    serde_json::from_str::<serde_json::Value>(&dashboard)?;
+    Ok(())
+}
