@@ -133,25 +133,12 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
 }
 
 fn all_images(images: Vec<Image>) -> Vec<Asked> {
-    let mut by_target: std::collections::BTreeMap<String, Vec<Image>> = Default::default();
-    for image in images {
-        let of_target = by_target.entry(image.target.digest.clone()).or_default();
-        of_target.push(image);
-    }
-    let best = |mut images: Vec<Image>| {
-        let names: Vec<_> = images.iter().map(|image| image.name.clone()).collect();
-        let best = image::name_for_labels(None, &names);
-        let at = names.iter().position(|name| Some(name) == best.as_ref());
-        let image = images.swap_remove(at.unwrap_or(0));
-        let name = image.name.clone();
-        Asked {
-            name,
-            names,
-            by_name: false,
-            image: Ok(image),
-        }
+    let all = image::distinct(images).into_iter();
+    let asked = |image::Distinct { image, names }| Asked {
+        name: image.name.clone(),
+        names,
+        by_name: false,
+        image: Ok(image),
     };
-    let mut asked: Vec<_> = by_target.into_values().map(best).collect();
-    asked.sort_by(|a, b| a.name.cmp(&b.name));
-    asked
+    all.map(asked).collect()
 }
