@@ -2,10 +2,12 @@
 
 mod check;
 mod config_command;
+mod doctor;
 mod ensure;
 mod handlers;
 mod run;
 mod scope;
+mod style;
 mod table;
 
 use std::io::Write as _;
@@ -79,6 +81,8 @@ enum Command {
     Ensure(ensure::Arguments),
     /// Show each runtime handler, its snapshotter, and where that was read
     Handlers(handlers::Arguments),
+    /// Say what on this node stops the plugin from working, and what to do about it
+    Doctor(doctor::Arguments),
     /// Print the default configuration, or check a file
     Config(config_command::Arguments),
 }
@@ -188,6 +192,10 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Ensure(arguments) => {
             let config = global.for_command()?;
             at_socket(&config.clone(), ensure::ensure(config, arguments)).await
+        }
+        Command::Doctor(arguments) => {
+            let config = global.for_command()?;
+            doctor::doctor(config, &arguments).await
         }
         Command::Handlers(arguments) => {
             let config = global.for_command()?;

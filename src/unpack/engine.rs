@@ -318,6 +318,26 @@ impl Engine {
         self.leases.sweep(self.containerd.as_ref()).await
     }
 
+    /// The leases that a crash has left: those that [`Engine::sweep`] would take away.
+    pub async fn leftovers(&self) -> Result<Vec<String>, crate::containerd::Error> {
+        self.leases.leftovers(self.containerd.as_ref()).await
+    }
+
+    /// The layers of an image that a snapshotter does not have: each one's position from the bottom
+    /// and its chain id.
+    pub async fn missing_layers(
+        &self,
+        image: &Image,
+        listing: &Listing,
+    ) -> Result<Vec<(usize, String)>, Error> {
+        let (target, _) = self.resolver.seen(image, &[], listing).await?;
+        let layers = target.manifest.layers.iter().enumerate();
+        let missing = layers.filter(|(_, layer)| listing.snapshot(&layer.chain_id).is_none());
+        Ok(missing
+            .map(|(i, layer)| (i, layer.chain_id.clone()))
+            .collect())
+    }
+
     /// Stops all work, which tidies up after itself, and waits for it.
     pub async fn close(&self) {
         self.stop.cancel();

@@ -5,6 +5,7 @@ mod ahead;
 mod bad_input;
 mod check;
 mod concurrency;
+mod doctor;
 mod guest_pull;
 mod images;
 mod json;
