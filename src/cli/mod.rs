@@ -7,6 +7,7 @@ mod ensure;
 mod handlers;
 mod run;
 mod scope;
+mod short;
 mod style;
 mod table;
 

@@ -28,6 +28,12 @@ pub(super) fn takes_colour() -> bool {
     std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
+/// How many columns standard output has, where it is a terminal.
+pub(super) fn width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
 fn in_colour(style: Style, text: &str) -> String {
     let style = match style {
         Style::Good => AnsiColor::Green.on_default(),
