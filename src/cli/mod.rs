@@ -1,8 +1,10 @@
 //! The command line: arguments, the commands, and their exit status, which is a contract.
 
+mod bars;
 mod check;
 mod config_command;
 mod doctor;
+mod dry_run;
 mod ensure;
 mod handlers;
 mod run;

@@ -23,7 +23,7 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
             "leftovers",
             Severity::Warning,
             format!(
-                "an nri-unpack that was killed has left {} leases and {snapshots} unfinished snapshots",
+                "an nri-unpack that was killed has left something behind (leases: {}, unfinished snapshots: {snapshots})",
                 leases.len()
             ),
             "they hold room that garbage collection cannot take back",

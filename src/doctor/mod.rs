@@ -95,7 +95,7 @@ async fn sweep(node: &Arc<Node>) -> Option<String> {
         Ok(leases) => {
             let left = node.engine.leftovers().await;
             let is_gone = left.is_ok_and(|left| left.is_empty());
-            is_gone.then(|| format!("{leases} leases and what they held were taken away"))
+            is_gone.then(|| format!("taken away, with what it held (leases: {leases})"))
         }
         Err(e) => {
             log::error!(error:% = e; "not fixed");

@@ -57,7 +57,7 @@ async fn lost(
             lost.push((position, chain, images));
         }
     }
-    lost.sort_by(|a, b| b.0.cmp(&a.0));
+    lost.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
     let lost = lost.into_iter();
     lost.map(|(_, chain, images)| (chain, images)).collect()
 }

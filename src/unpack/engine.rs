@@ -18,7 +18,7 @@ use super::claims::Claims;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::lease::{Leases, Role};
-use super::plan::Action;
+use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::Repair;
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::rebase::Rebase;
@@ -220,6 +220,23 @@ impl Engine {
             ready_layers: sight.ready_layers(&target.rules),
             committed: sight.committed(),
         })
+    }
+
+    /// What an [`Engine::ensure`] would do for an image, in this order; nothing for one that is left
+    /// out. Changes nothing.
+    pub async fn planned(
+        &self,
+        image: &Image,
+        names: &[String],
+        listing: &Listing,
+    ) -> Result<Vec<Planned>, Error> {
+        let (target, left_out) = self.resolver.seen(image, names, listing).await?;
+        if left_out {
+            return Ok(vec![]);
+        }
+        let sight = target.look_in(self.containerd.as_ref(), listing).await?;
+        let steps = plan(&sight, &target.rules);
+        Ok(spelled_out(&steps, &target.manifest.layers))
     }
 
     /// Moves a container that is being created onto the chain that a flight has made for it

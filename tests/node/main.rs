@@ -6,6 +6,7 @@ mod bad_input;
 mod check;
 mod concurrency;
 mod doctor;
+mod ensure;
 mod guest_pull;
 mod images;
 mod json;
