@@ -91,7 +91,7 @@ async fn all_images_are_made_ready() -> Result<()> {
 /// On Ctrl-C: a bar is up, a layer half unpacked; then no lease and no extraction snapshot is left.
 async fn stopped(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
-    node.image = images::large("registry.test/lab/large:1", 12, 4 << 20)?;
+    node.image = images::large("registry.test/lab/large:1", 8, 4 << 20)?;
     node.store.put_image(&node.image).await?;
     let config = node.lab.path("ensure.toml");
     std::fs::write(&config, node.config(""))?;
