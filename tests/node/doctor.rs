@@ -28,6 +28,11 @@ impl Node {
         let output = command.arg(file).args(arguments).output()?;
         let report: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("doctor: {output:?}"))?;
+        let version = &report["containerd"]["version"];
+        ensure!(
+            version.is_null() == (output.status.code() == Some(3)),
+            "{report:#}"
+        );
         let findings = report["findings"].as_array().context("findings")?;
         println!("{:?}: {report:#}", output.status.code());
         let by_id = |finding: &Value| {
