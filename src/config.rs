@@ -31,7 +31,8 @@ pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};
 pub use policy::{Eager, Labels, SnapshotterPolicy, Snapshotters, Unlabelled};
 pub use sections::{
-    Config, Containerd, Hooks, Level, Log, Metrics, MissingContent, Nri, OnUnready, Pull, Unpack,
+    Config, Containerd, Hooks, Level, Log, LogFormat, Metrics, MissingContent, Nri, OnUnready,
+    Pull, Unpack,
 };
 pub use template::{Template, Variable};
 

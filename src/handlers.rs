@@ -8,6 +8,7 @@ mod cri_status;
 mod document;
 mod files;
 mod problem;
+mod settings;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::Config;
 pub use files::FileConfig;
 pub use problem::Problem;
+pub use settings::{NRI_TABLE, Settings};
 use source::Reported;
 pub use source::{Found, Origin};
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::ahead::{Ahead, Existing, image_volume};
 use crate::config::Config;
-use crate::handlers::Handlers;
+use crate::handlers::{FileConfig, Handlers};
 use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
@@ -31,7 +31,7 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
 /// What is left of the runtime's request timeout for the answer's way back through a busy node.
 /// Past the timeout containerd cuts the plugin off.
-const MARGIN: Duration = Duration::from_millis(100);
+pub const MARGIN: Duration = Duration::from_millis(100);
 
 /// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
 /// 1,024 characters.
@@ -96,16 +96,23 @@ impl Plugin for Hooks {
         if self.session.get().is_some() {
             return Err("configured twice in one session".into());
         }
-        let wait = node.config().hooks.wait.as_duration();
-        let bounded = bounded_wait(wait, runtime.request_timeout);
+        let config = node.config();
+        let wait = config.hooks.wait.as_duration();
+        // NRI before 0.8 does not tell its timeout; containerd's file may.
+        let file = FileConfig::read(config.containerd.config.as_ref());
+        let written = file.settings().request_timeout();
+        let request_timeout = written.map_or(runtime.request_timeout, |(timeout, _)| {
+            timeout.min(runtime.request_timeout)
+        });
+        let bounded = bounded_wait(wait, request_timeout);
         log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = bounded; "registered");
         if bounded < wait {
-            log::warn!(configured:? = wait, request_timeout:? = runtime.request_timeout; "hooks.wait is cut: the runtime does not wait as long");
+            log::warn!(configured:? = wait, request_timeout:?; "hooks.wait is cut: the runtime does not wait as long");
         }
         node.refresh();
         metrics::session_began();
         self.session.get_or_init(|| Session {
-            request_timeout: runtime.request_timeout,
+            request_timeout,
             ahead: Ahead::begin(&node),
             node,
         });

@@ -9,6 +9,7 @@
 pub mod ahead;
 pub mod cli;
 pub mod daemon;
+pub mod doctor;
 pub mod hooks;
 pub mod node;
 pub mod policy;

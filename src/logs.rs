@@ -6,6 +6,7 @@
 //! called `message` or `priority`, which are fields of its own.
 
 mod file;
+mod json;
 
 use std::{
     fmt, io,
@@ -19,7 +20,7 @@ use log::{
 };
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
-use crate::config::{self, Level};
+use crate::config::{self, Level, LogFormat};
 use file::LogFile;
 
 /// What `journalctl -t` finds us by, however the executable is called in NRI's plugin folder.
@@ -109,6 +110,9 @@ impl Settings {
             .format_timestamp_millis();
         if let Some(filter) = &self.overruled {
             lines.parse_filters(filter);
+        }
+        if log.format == LogFormat::Json {
+            lines.format(json::line);
         }
         if let Some(path) = &log.file {
             let file = LogFile::open(path.as_ref()).map_err(|reason| LogFileError {

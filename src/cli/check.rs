@@ -1,26 +1,72 @@
 //! `check`: how images stand in the snapshotters. Changes nothing.
 
-use clap::Args;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::daemon;
 use crate::node::Node;
 use crate::unpack::{Error, Listing, Look, Role, State};
 
 use super::scope::{self, Asked, Meant, Where};
-use super::table::table;
-use super::{Exit, Failure, Output};
+use super::style::{self, Style};
+use super::table::Layout;
+use super::{Exit, Failure, short};
+
+/// Between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Clears a terminal and goes to its upper left corner.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Images to look at [default: all]
+    /// Images to look at, by name, id, or pattern such as '*/pause:*' [default: all]
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
     place: Where,
+    /// Show only what is in one of these states, comma-separated; the exit status is about it alone
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
+    state: Vec<State>,
+    /// Show names and reasons whole
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show it again every 2 seconds, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    output: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    #[value(alias = "text")]
+    Table,
+    /// The same with manifests, and nothing shortened.
+    Wide,
+    /// For scripts.
+    Json,
+}
+
+/// A state by its word.
+fn state(word: &str) -> Result<State, String> {
+    let all = State::ALL;
+    let found = all.into_iter().find(|state| state.to_string() == word);
+    found.ok_or_else(|| {
+        let words: Vec<_> = all.iter().map(ToString::to_string).collect();
+        format!("not a state: write one of {}", words.join(", "))
+    })
 }
 
 /// What scripts read: one row for each image and snapshotter.
@@ -44,29 +90,63 @@ struct Row {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
-    let asked = scope::images(&node, &arguments.images).await?;
+    if !arguments.watch {
+        return once(&node, &arguments, "").await;
+    }
+    let watch = |stop: CancellationToken| async move {
+        let before = match std::io::stdout().is_terminal() {
+            true => CLEAR,
+            false => "\n",
+        };
+        let mut seen = Ok(Exit::Ready);
+        while !stop.is_cancelled() {
+            seen = once(&node, &arguments, before).await;
+            if let Err(failure) = &seen {
+                // It may come back.
+                super::complain(failure);
+            }
+            let pause = tokio::time::sleep(WATCH_EVERY);
+            stop.run_until_cancelled(pause).await;
+        }
+        seen
+    };
+    let watched = daemon::until_signal(watch, || ControlFlow::Break(())).await;
+    watched.map_err(anyhow::Error::from)?
+}
+
+/// One look, printed after `before`.
+async fn once(node: &Node, arguments: &Arguments, before: &str) -> Result<Exit, Failure> {
+    let Meant { usable, unusable } = arguments.place.snapshotters(node).await?;
+    let asked = scope::images(node, &arguments.images).await?;
     let nothing_meant = usable.is_empty() && unusable.is_empty();
-    unusable.iter().for_each(super::complain);
-    let (listings, silent) = listings(&node, &usable).await?;
+    let (listings, silent) = listings(node, &usable).await?;
     let mut images = Vec::new();
     for asked in &asked {
         for (snapshotter, listing) in &listings {
-            images.extend(row(&node, asked, snapshotter, listing).await?);
+            images.extend(row(node, asked, snapshotter, listing).await?);
         }
     }
-    let all_seen = unusable.is_empty() && !silent;
-    let all_ready = images.iter().all(|row| row.state == State::Ready);
+    let all_seen = unusable.is_empty() && silent.is_empty();
     let report = Report { images };
+    let summary = report.summary();
+    let report = report.of_states(&arguments.state);
+    let all_ready = report.images.iter().all(|row| row.state == State::Ready);
     match arguments.output {
-        Output::Json => super::print_json(&report)?,
-        Output::Table if nothing_meant => {
-            super::print(
-                "no runtime handler uses a snapshotter of its own; name one with --snapshotter",
-            )?;
+        Format::Json => super::print_json(&report)?,
+        Format::Table | Format::Wide if nothing_meant => {
+            let say =
+                "no runtime handler uses a snapshotter of its own; name one with --snapshotter";
+            super::print(&format!("{before}{say}"))?;
         }
-        Output::Table => super::print(&report.table())?,
+        Format::Table => {
+            let table = report.table(arguments.no_trunc);
+            super::print(&format!("{before}{table}{summary}"))?;
+        }
+        Format::Wide => super::print(&format!("{before}{}{summary}", report.wide()))?,
     }
+    // After the table, which may have cleared the screen.
+    unusable.iter().for_each(super::complain);
+    silent.iter().for_each(super::complain);
     Ok(if all_ready && all_seen {
         Exit::Ready
     } else {
@@ -74,25 +154,24 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     })
 }
 
-/// What each snapshotter has, and whether one did not answer: that one is named.
+/// What each snapshotter has, and what to say of those that did not answer.
 async fn listings<'a>(
     node: &Node,
     snapshotters: &'a [String],
-) -> Result<(Vec<(&'a str, Listing)>, bool), Failure> {
-    let mut listings = Vec::new();
+) -> Result<(Vec<(&'a str, Listing)>, Vec<String>), Failure> {
+    let (mut listings, mut silent) = (Vec::new(), Vec::new());
     for snapshotter in snapshotters {
         match node.engine.list(snapshotter).await {
             Ok(listing) => listings.push((snapshotter.as_str(), listing)),
             Err(source) => {
                 // Whose silence it is: containerd passes its snapshotters' on as its own.
                 node.containerd.version().await?;
-                super::complain(&format!(
+                silent.push(format!(
                     "snapshotter {snapshotter} does not answer: {source}; is its daemon running?"
                 ));
             }
         }
     }
-    let silent = listings.len() < snapshotters.len();
     Ok((listings, silent))
 }
 
@@ -154,17 +233,182 @@ fn reason(look: &Look) -> String {
 }
 
 impl Report {
-    fn table(&self) -> String {
-        let row = |row: &Row| {
+    fn of_states(mut self, states: &[State]) -> Self {
+        if !states.is_empty() {
+            self.images.retain(|row| states.contains(&row.state));
+        }
+        self
+    }
+
+    /// Short names, and lines that fit on the terminal.
+    fn table(&self, whole: bool) -> String {
+        let headings = ["IMAGE", "SNAPSHOTTER", "STATE", "LAYERS", "REASON"];
+        let cells = |row: &Row| {
+            let name = match whole {
+                true => row.name.clone(),
+                false => short::name(&row.name),
+            };
+            let Row {
+                snapshotter,
+                state,
+                reason,
+                ..
+            } = row;
             [
-                row.name.clone(),
-                row.snapshotter.clone(),
-                row.state.to_string(),
-                format!("{}/{}", row.ready_layers, row.layers),
-                row.reason.clone(),
+                name,
+                snapshotter.clone(),
+                state.to_string(),
+                row.count(),
+                reason.clone(),
             ]
         };
-        let rows: Vec<_> = self.images.iter().map(row).collect();
-        table(["IMAGE", "SNAPSHOTTER", "STATE", "LAYERS", "REASON"], &rows)
+        let width = match whole {
+            true => None,
+            false => style::width(),
+        };
+        self.lay_out(&headings, width, cells)
+    }
+
+    /// Everything.
+    fn wide(&self) -> String {
+        let headings = [
+            "IMAGE",
+            "SNAPSHOTTER",
+            "STATE",
+            "LAYERS",
+            "MANIFEST",
+            "REASON",
+        ];
+        let cells = |row: &Row| {
+            let Row {
+                name,
+                snapshotter,
+                state,
+                manifest,
+                reason,
+                ..
+            } = row;
+            let manifest = manifest.clone().unwrap_or_else(|| "-".to_owned());
+            [
+                name.clone(),
+                snapshotter.clone(),
+                state.to_string(),
+                row.count(),
+                manifest,
+                reason.clone(),
+            ]
+        };
+        self.lay_out(&headings, None, cells)
+    }
+
+    fn lay_out<const N: usize>(
+        &self,
+        headings: &[&str; N],
+        width: Option<usize>,
+        cells: impl Fn(&Row) -> [String; N],
+    ) -> String {
+        if self.images.is_empty() {
+            return String::new();
+        }
+        /// The column of the state.
+        const STATE: usize = 2;
+        let paint = |column: usize, cell: &str| {
+            let state = state(cell).ok().filter(|_| column == STATE)?;
+            Some(style::painted(colour(state), cell))
+        };
+        let layout = Layout {
+            width,
+            paint: &paint,
+        };
+        let headings = headings.map(str::to_owned);
+        let rows: Vec<_> = self.images.iter().map(|row| cells(row).to_vec()).collect();
+        format!("{}\n", layout.table(&headings, &rows))
+    }
+
+    /// A line for each snapshotter: «12 images, 3 not ready in nydus: 2 unlabelled, 1 missing».
+    fn summary(&self) -> String {
+        let mut by_place: BTreeMap<&str, (usize, BTreeMap<State, usize>)> = BTreeMap::new();
+        for row in &self.images {
+            let (images, unready) = by_place.entry(&row.snapshotter).or_default();
+            *images += 1;
+            if row.state != State::Ready {
+                *unready.entry(row.state).or_default() += 1;
+            }
+        }
+        let lines = by_place.iter().map(|(place, (images, unready))| {
+            let all = match images {
+                1 => "1 image".to_owned(),
+                n => format!("{n} images"),
+            };
+            let counts = unready.iter();
+            let counts: Vec<_> = counts
+                .map(|(state, count)| format!("{count} {state}"))
+                .collect();
+            match unready.values().sum() {
+                0 => format!("{all}, all ready in {place}"),
+                n => format!("{all}, {n} not ready in {place}: {}", counts.join(", ")),
+            }
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Row {
+    fn count(&self) -> String {
+        format!("{}/{}", self.ready_layers, self.layers)
+    }
+}
+
+fn colour(state: State) -> Style {
+    match state {
+        State::Ready => Style::Good,
+        State::Missing | State::Partial | State::Unanchored => Style::Attention,
+        State::Unlabelled | State::Foreign => Style::Attention,
+        State::Mixed | State::Unavailable => Style::Bad,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, snapshotter: &str, state: State) -> Row {
+        Row {
+            name: name.to_owned(),
+            manifest: None,
+            snapshotter: snapshotter.to_owned(),
+            state,
+            layers: 2,
+            ready_layers: 1,
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_summary_counts_what_is_not_ready() {
+        let report = Report {
+            images: vec![
+                row("a:1", "nydus", State::Missing),
+                row("b:1", "nydus", State::Unlabelled),
+                row("c:1", "nydus", State::Unlabelled),
+                row("d:1", "nydus", State::Ready),
+                row("d:1", "erofs", State::Ready),
+            ],
+        };
+        assert_eq!(
+            report.summary(),
+            "1 image, all ready in erofs\n\
+             4 images, 3 not ready in nydus: 1 missing, 2 unlabelled"
+        );
+        let shown = report.of_states(&[State::Missing, State::Ready]);
+        assert_eq!(shown.images.len(), 3);
+    }
+
+    #[test]
+    fn every_state_has_a_word_to_ask_for_it() {
+        for each in State::ALL {
+            assert_eq!(state(&each.to_string()), Ok(each));
+        }
+        assert!(state("bad").unwrap_err().contains("unlabelled"));
     }
 }

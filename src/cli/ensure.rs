@@ -12,16 +12,27 @@ use crate::daemon;
 use crate::node::Node;
 use crate::unpack::{Action, Outcome, Request, Role, State, Urgency, Want};
 
+use super::bars::Bars;
 use super::scope::{self, Asked, Where};
-use super::{Exit, Failure, Output};
+use super::{Exit, Failure, Output, dry_run};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Images to make ready
-    #[arg(value_name = "IMAGE", required = true)]
+    /// Images to make ready, by name, id, or pattern such as '*/pause:*'
+    #[arg(
+        value_name = "IMAGE",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
     images: Vec<String>,
+    /// All images; without a snapshotter or handler in those of all handlers
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     place: Where,
+    /// Print what would be done, step by step, and change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -47,13 +58,16 @@ struct Row {
 }
 
 pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
-    if !arguments.place.is_given() {
+    if !arguments.all && !arguments.place.is_given() {
         let say = "name the snapshotter with --snapshotter, or a runtime handler with --handler";
         return Err(Failure::Usage(say.to_owned()));
     }
     let node = Node::open(config, Role::Command)?;
     let snapshotters = arguments.place.snapshotters(&node).await?.all()?;
     let asked = scope::images(&node, &arguments.images).await?;
+    if arguments.dry_run {
+        return dry_run::show(&node, &asked, &snapshotters, arguments.output).await;
+    }
     let work = |stop: tokio_util::sync::CancellationToken| {
         let (node, output) = (&node, arguments.output);
         let (snapshotters, asked) = (&snapshotters, &asked);
@@ -98,21 +112,30 @@ async fn in_snapshotter(
     snapshotter: &str,
     output: Output,
 ) -> Result<Vec<Row>, Failure> {
-    let work = asked.iter().map(|asked| async move {
-        let started = Instant::now();
-        let mut ticket = node.engine.ensure(Request {
-            want: Want::Image(asked.name.clone()),
-            snapshotter: snapshotter.to_owned(),
-            urgency: Urgency::Asked,
-        });
-        (asked, ticket.outcome().await, started.elapsed())
+    let bars = Bars::new();
+    let work = asked.iter().map(|asked| {
+        let bars = &bars;
+        async move {
+            let started = Instant::now();
+            let mut ticket = node.engine.ensure(Request {
+                want: Want::Image(asked.name.clone()),
+                snapshotter: snapshotter.to_owned(),
+                urgency: Urgency::Asked,
+            });
+            bars.follow(&asked.name, &mut ticket).await;
+            (asked, ticket.outcome().await, started.elapsed())
+        }
     });
     let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
+        let is_left_out = matches!(&outcome, Err(e) if e.is_left_out());
+        if is_left_out && !asked.by_name {
+            continue;
+        }
         let row = row(node, asked, snapshotter, outcome, took).await?;
         if output == Output::Table {
-            super::print(&row.line())?;
+            bars.aside(|| super::print(&row.line()))?;
         }
         rows.push(row);
     }

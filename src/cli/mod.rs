@@ -1,11 +1,16 @@
 //! The command line: arguments, the commands, and their exit status, which is a contract.
 
+mod bars;
 mod check;
 mod config_command;
+mod doctor;
+mod dry_run;
 mod ensure;
 mod handlers;
 mod run;
 mod scope;
+mod short;
+mod style;
 mod table;
 
 use std::io::Write as _;
@@ -79,6 +84,8 @@ enum Command {
     Ensure(ensure::Arguments),
     /// Show each runtime handler, its snapshotter, and where that was read
     Handlers(handlers::Arguments),
+    /// Say what on this node stops the plugin from working, and what to do about it
+    Doctor(doctor::Arguments),
     /// Print the default configuration, or check a file
     Config(config_command::Arguments),
 }
@@ -189,6 +196,10 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
             let config = global.for_command()?;
             at_socket(&config.clone(), ensure::ensure(config, arguments)).await
         }
+        Command::Doctor(arguments) => {
+            let config = global.for_command()?;
+            doctor::doctor(config, &arguments).await
+        }
         Command::Handlers(arguments) => {
             let config = global.for_command()?;
             at_socket(&config.clone(), handlers::handlers(config, &arguments)).await
@@ -213,6 +224,7 @@ impl Global {
         config.log = config::Log {
             file: None,
             level: config::Level::Error,
+            format: config::LogFormat::Text,
         };
         logs.configure(&config.log).map_err(anyhow::Error::from)?;
         Ok(config)

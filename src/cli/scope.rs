@@ -2,12 +2,13 @@
 
 use clap::Args;
 
+use crate::config::ImagePattern;
 use crate::containerd::{self, Image};
 use crate::image;
 use crate::node::Node;
 use crate::policy;
 
-use super::Failure;
+use super::{Failure, short};
 
 /// `--snapshotter` or `--handler`.
 #[derive(Debug, Args)]
@@ -106,7 +107,7 @@ pub(super) struct Asked {
     pub(super) image: Result<Image, image::Error>,
 }
 
-/// The images that are named, or all: each once, under the best of its names.
+/// The images that are named, by name or pattern, or all: each once, under the best of its names.
 pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, Failure> {
     let containerd = node.containerd.as_ref();
     let all = containerd.images().await?;
@@ -115,6 +116,10 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
     }
     let mut asked = Vec::new();
     for name in named {
+        if is_pattern(name) {
+            asked.extend(matching(name, all.clone())?);
+            continue;
+        }
         let image = image::find(containerd, name).await;
         if let Err(image::Error::Containerd { source, .. }) = &image
             && source.is_unreachable()
@@ -132,26 +137,36 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
     Ok(asked)
 }
 
-fn all_images(images: Vec<Image>) -> Vec<Asked> {
-    let mut by_target: std::collections::BTreeMap<String, Vec<Image>> = Default::default();
-    for image in images {
-        let of_target = by_target.entry(image.target.digest.clone()).or_default();
-        of_target.push(image);
+/// A name has none of these; a `[` begins an address.
+fn is_pattern(name: &str) -> bool {
+    name.contains(['*', '?', '{'])
+}
+
+/// The images one of whose names, whole or as it is shown, matches.
+fn matching(pattern: &str, all: Vec<Image>) -> Result<Vec<Asked>, Failure> {
+    let matcher: ImagePattern = pattern
+        .parse()
+        .map_err(|e: crate::config::InvalidValue| Failure::Usage(e.to_string()))?;
+    let mut images = all_images(all);
+    images.retain(|asked| {
+        let mut names = asked.names.iter();
+        names.any(|name| matcher.matches(name) || matcher.matches(&short::name(name)))
+    });
+    match images.is_empty() {
+        true => Err(Failure::Other(anyhow::anyhow!(
+            "no image in containerd's image store matches {pattern:?}: `nri-unpack check` shows all"
+        ))),
+        false => Ok(images),
     }
-    let best = |mut images: Vec<Image>| {
-        let names: Vec<_> = images.iter().map(|image| image.name.clone()).collect();
-        let best = image::name_for_labels(None, &names);
-        let at = names.iter().position(|name| Some(name) == best.as_ref());
-        let image = images.swap_remove(at.unwrap_or(0));
-        let name = image.name.clone();
-        Asked {
-            name,
-            names,
-            by_name: false,
-            image: Ok(image),
-        }
+}
+
+fn all_images(images: Vec<Image>) -> Vec<Asked> {
+    let all = image::distinct(images).into_iter();
+    let asked = |image::Distinct { image, names }| Asked {
+        name: image.name.clone(),
+        names,
+        by_name: false,
+        image: Ok(image),
     };
-    let mut asked: Vec<_> = by_target.into_values().map(best).collect();
-    asked.sort_by(|a, b| a.name.cmp(&b.name));
-    asked
+    all.map(asked).collect()
 }

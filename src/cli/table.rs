@@ -1,24 +1,73 @@
 //! A plain table: columns as wide as their widest cell, two spaces between, nothing at the line's end.
 
+/// How a table is laid out.
+pub(super) struct Layout<'a> {
+    /// Lines are cut to as many columns, in their last cell; `None` leaves them as they are.
+    pub(super) width: Option<usize>,
+    /// What becomes of a cell of this column, after it was measured.
+    pub(super) paint: &'a dyn Fn(usize, &str) -> Option<String>,
+}
+
 /// Lays out rows below their headings.
 pub(super) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
-    let headings = headings.map(str::to_owned);
-    let lines = || std::iter::once(&headings).chain(rows);
-    let mut widths = [0; N];
-    for row in lines() {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |row: &[String; N]| {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        format!("{}\n", line.trim_end())
+    let headings = headings.map(str::to_owned).to_vec();
+    let rows: Vec<_> = rows.iter().map(|row| row.to_vec()).collect();
+    let layout = Layout {
+        width: None,
+        paint: &|_, _| None,
     };
-    lines().map(line).collect()
+    layout.table(&headings, &rows)
+}
+
+impl Layout<'_> {
+    /// Lays out rows below their headings.
+    pub(super) fn table(&self, headings: &[String], rows: &[Vec<String>]) -> String {
+        let mut widths = vec![0; headings.len()];
+        for row in std::iter::once(headings).chain(rows.iter().map(Vec::as_slice)) {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut table = format!("{}\n", self.line(headings, &widths, |_, _| None));
+        for row in rows {
+            table += &self.line(row, &widths, self.paint);
+            table += "\n";
+        }
+        table
+    }
+
+    fn line(
+        &self,
+        row: &[String],
+        widths: &[usize],
+        paint: impl Fn(usize, &str) -> Option<String>,
+    ) -> String {
+        let last = row.iter().rposition(|cell| !cell.is_empty()).unwrap_or(0);
+        let mut line = String::new();
+        let mut column = 0;
+        for (i, (cell, width)) in row.iter().zip(widths).enumerate().take(last + 1) {
+            let cell = match self.width {
+                Some(all) if i == last => cut(cell, all.saturating_sub(column)),
+                _ => cell.clone(),
+            };
+            let pad = match i == last {
+                true => 0,
+                false => width - cell.chars().count() + 2,
+            };
+            line += &paint(i, &cell).unwrap_or(cell);
+            line.extend(std::iter::repeat_n(' ', pad));
+            column += width + 2;
+        }
+        line
+    }
+}
+
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
+    }
+    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}…")
 }
 
 #[cfg(test)]
@@ -32,5 +81,18 @@ mod tests {
             ["äöü".to_owned(), String::new()],
         ];
         assert_eq!(table(["X", "Y"], &rows), "X    Y\na    longer\näöü\n");
+    }
+
+    #[test]
+    fn a_narrow_line_is_cut_and_a_painted_cell_takes_the_room_of_its_text() {
+        let layout = Layout {
+            width: Some(10),
+            paint: &|column, cell| (column == 0).then(|| format!("<{cell}>")),
+        };
+        let rows = [["a", "0123456"], ["bcd", "01234"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        let headings = ["X", "Y"].map(str::to_owned);
+        let table = layout.table(&headings, &rows);
+        assert_eq!(table, "X    Y\n<a>    0123…\n<bcd>  01234\n");
     }
 }

@@ -201,6 +201,19 @@ pub struct Log {
     pub file: Option<AbsolutePath>,
     /// The least severe level that is logged. `-v` raises it, `RUST_LOG` overrules it.
     pub level: Level,
+    /// What a line looks like. The journal has fields of its own, and gets text.
+    pub format: LogFormat,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people: the message and its pairs.
+    #[default]
+    Text,
+    /// For machines: an object a line.
+    Json,
 }
 
 /// A log level, by the names that `RUST_LOG` uses.

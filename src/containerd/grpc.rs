@@ -112,8 +112,11 @@ impl Grpc {
         self.under(lease, self.ask_within(WORK_DEADLINE, message))
     }
 
-    /// Adds the header that puts what the call makes under a lease.
+    /// Adds the header that puts what the call makes under a lease, if there is one.
     fn under<T>(&self, lease: &str, mut request: Request<T>) -> Result<Request<T>> {
+        if lease.is_empty() {
+            return Ok(request);
+        }
         let lease = lease
             .parse()
             .map_err(|_| Error::malformed("use lease", lease, "not a header value"))?;

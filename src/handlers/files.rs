@@ -9,7 +9,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{document::Document, problem::Problem, source::Reported};
+use super::{document::Document, problem::Problem, settings::Settings, source::Reported};
 use crate::config::line_and_column;
 
 /// The version of a main file that states none.
@@ -23,6 +23,7 @@ const MAX_FILES: usize = 256;
 pub struct FileConfig {
     pub(super) reported: Reported,
     pub(super) problems: Vec<Problem>,
+    settings: Settings,
 }
 
 impl FileConfig {
@@ -47,7 +48,8 @@ impl FileConfig {
                 break;
             }
             match load(&path) {
-                Ok(document) => {
+                Ok((document, text)) => {
+                    config.settings.add(&path, &text);
                     // A file without a version is of the main one's.
                     let stated = document.version.or(main_version);
                     let version = stated.unwrap_or(VERSION_UNSTATED);
@@ -59,6 +61,11 @@ impl FileConfig {
             }
         }
         config
+    }
+
+    /// Every key that the files have.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     fn add(&mut self, document: Document, version: u32, path: PathBuf) {
@@ -95,19 +102,21 @@ impl FileConfig {
     }
 }
 
-fn load(path: &Path) -> Result<Document, Problem> {
+/// The file, parsed, and its text.
+fn load(path: &Path) -> Result<(Document, String), Problem> {
     let text = std::fs::read_to_string(path).map_err(|reason| Problem::Unreadable {
         path: path.to_owned(),
         reason,
     })?;
-    Document::parse(&text).map_err(|error| {
+    let document = Document::parse(&text).map_err(|error| {
         let (line, _) = line_and_column(&text, error.span());
         Problem::Malformed {
             path: path.to_owned(),
             line,
             reason: error.message().to_owned(),
         }
-    })
+    })?;
+    Ok((document, text))
 }
 
 /// The path without `.` and `..`, by its text alone, so that one file has one name.

@@ -340,3 +340,21 @@ fn a_rejection_fits_into_an_event() {
         assert!(long.ends_with("…; the kubelet will try again"), "{long}");
     }
 }
+
+/// NRI before 0.8 tells nothing, and is taken for the usual.
+#[tokio::test]
+async fn the_request_timeout_is_read_where_it_is_not_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let nri = "[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_request_timeout = \"300ms\"\n";
+    for (text, wait) in [(nri, 200), ("", 500)] {
+        std::fs::write(&file, text).unwrap();
+        let config = format!("[containerd]\nconfig = {file:?}\n");
+        let config = Config::from_toml(&config, "test").unwrap();
+        let node = Node::with(config, Role::Daemon, Arc::new(Fake::default()));
+        let hooks = Hooks::new(Box::new(move |_| Ok(node.clone())));
+        hooks.configure(RuntimeInfo::default()).await.unwrap();
+        let session = hooks.session.get().unwrap();
+        assert_eq!(session.wait(), Duration::from_millis(wait), "{text}");
+    }
+}

@@ -3,6 +3,7 @@
 //!
 //! Reads containerd, changes nothing, and knows neither snapshotters nor hooks.
 
+mod distinct;
 mod document;
 mod extra;
 mod labels;
@@ -14,6 +15,7 @@ mod reference;
 
 use crate::containerd;
 
+pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;
 pub use labels::{IMAGE_LAYERS, IMAGE_REF, LayerLabels, SNAPSHOT_REF, layer_labels};
 pub use manifest::{Layer, Manifest};

@@ -20,7 +20,7 @@ use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
 use super::lease::{Leases, Role};
-use super::plan::Action;
+use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Repair, profile};
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::rebase::Rebase;
@@ -240,6 +240,23 @@ impl Engine {
         })
     }
 
+    /// What an [`Engine::ensure`] would do for an image, in this order; nothing for one that is left
+    /// out. Changes nothing.
+    pub async fn planned(
+        &self,
+        image: &Image,
+        names: &[String],
+        listing: &Listing,
+    ) -> Result<Vec<Planned>, Error> {
+        let (target, left_out) = self.resolver.seen(image, names, listing).await?;
+        if left_out {
+            return Ok(vec![]);
+        }
+        let sight = target.look_in(self.containerd.as_ref(), listing).await?;
+        let steps = plan(&sight, &target.rules);
+        Ok(spelled_out(&steps, &target.manifest.layers))
+    }
+
     /// Moves a container that is being created onto the chain that a flight has made for it
     /// ([`Error::InUse`]). Answers by the deadline; what was begun is seen through after it, and its
     /// lease is released without anybody waiting for that.
@@ -334,6 +351,26 @@ impl Engine {
     /// Takes away what a crash has left. Answers how many leases that were.
     pub async fn sweep(&self) -> Result<usize, crate::containerd::Error> {
         self.leases.sweep(self.containerd.as_ref()).await
+    }
+
+    /// The leases that a crash has left: those that [`Engine::sweep`] would take away.
+    pub async fn leftovers(&self) -> Result<Vec<String>, crate::containerd::Error> {
+        self.leases.leftovers(self.containerd.as_ref()).await
+    }
+
+    /// The layers of an image that a snapshotter does not have: each one's position from the bottom
+    /// and its chain id.
+    pub async fn missing_layers(
+        &self,
+        image: &Image,
+        listing: &Listing,
+    ) -> Result<Vec<(usize, String)>, Error> {
+        let (target, _) = self.resolver.seen(image, &[], listing).await?;
+        let layers = target.manifest.layers.iter().enumerate();
+        let missing = layers.filter(|(_, layer)| listing.snapshot(&layer.chain_id).is_none());
+        Ok(missing
+            .map(|(i, layer)| (i, layer.chain_id.clone()))
+            .collect())
     }
 
     /// Stops all work, which tidies up after itself, and waits for it.

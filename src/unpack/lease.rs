@@ -102,18 +102,11 @@ impl Leases {
         containerd: &dyn Containerd,
     ) -> Result<usize, containerd::Error> {
         let mut swept = 0;
-        for lease in containerd.leases().await? {
-            if !lease.id.starts_with(PREFIX) || self.active().contains(&lease.id) {
-                continue;
-            }
-            let owner = lease.labels.get(OWNER).and_then(|text| Owner::parse(text));
-            if owner.is_some_and(|owner| !self.owner.may_sweep(&owner)) {
-                continue;
-            }
-            match sweep_one(containerd, &lease.id).await {
+        for lease in self.leftovers(containerd).await? {
+            match sweep_one(containerd, &lease).await {
                 Ok(()) => swept += 1,
                 Err(e) => {
-                    log::debug!(lease = lease.id.as_str(), error:% = e; "lease not swept yet");
+                    log::debug!(lease, error:% = e; "lease not swept yet");
                 }
             }
         }
@@ -142,6 +135,21 @@ impl Leases {
             }
         }
         Ok(held)
+    }
+
+    /// The leases that the sweep would take away.
+    pub(super) async fn leftovers(
+        &self,
+        containerd: &dyn Containerd,
+    ) -> Result<Vec<String>, containerd::Error> {
+        let is_left = |lease: &containerd::Lease| {
+            let owner = lease.labels.get(OWNER).and_then(|text| Owner::parse(text));
+            lease.id.starts_with(PREFIX)
+                && !self.active().contains(&lease.id)
+                && owner.is_none_or(|owner| self.owner.may_sweep(&owner))
+        };
+        let leases = containerd.leases().await?.into_iter();
+        Ok(leases.filter(is_left).map(|lease| lease.id).collect())
     }
 
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {

@@ -34,6 +34,11 @@ impl Listing {
         self.snapshots.is_empty()
     }
 
+    /// The keys of all of them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.snapshots.keys().map(String::as_str)
+    }
+
     pub(super) fn snapshot(&self, name: &str) -> Option<&Snapshot> {
         self.snapshots.get(name)
     }

@@ -39,7 +39,7 @@ pub use gate::{Parallel, Urgency};
 pub use lease::Role;
 pub use listing::Listing;
 pub use missing::{Means, Missing};
-pub use plan::Action;
+pub use plan::{Action, Planned, StepKind};
 pub use profile::{Profile, Repair, profile};
 pub use progress::{Done, Outcome, Progress, Ticket};
 pub use pull::Registries;

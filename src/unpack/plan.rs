@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::image::Layer;
+
 use super::layer::Committed;
 use super::profile::Repair;
 use super::state::{Rules, Sight, State};
@@ -41,6 +43,58 @@ pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
         steps.push(Step::Anchor);
     }
     steps
+}
+
+/// One thing that an `ensure` would do, for people to read before it does.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Planned {
+    /// What.
+    pub step: StepKind,
+    /// The layer's position, from 1 at the bottom; `None` where it is about the whole chain.
+    pub layer: Option<usize>,
+    /// The digest of the layer's blob.
+    pub digest: Option<String>,
+    /// Of that blob, in bytes.
+    pub size: Option<u64>,
+}
+
+/// The kinds of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepKind {
+    /// Put the labels on a committed layer.
+    Relabel,
+    /// Take the chain away as far as nothing else holds it; then everything is looked at anew.
+    Replace,
+    /// Make the layer, with its labels.
+    Unpack,
+    /// Let the config blob keep the chain.
+    Anchor,
+}
+
+/// The same plan, with each layer for itself.
+pub(super) fn spelled_out(steps: &[Step], layers: &[Layer]) -> Vec<Planned> {
+    let whole = |step| Planned {
+        step,
+        layer: None,
+        digest: None,
+        size: None,
+    };
+    let one = |step, i: usize| Planned {
+        layer: Some(i + 1),
+        digest: Some(layers[i].blob.digest.clone()),
+        size: layers[i].blob.size.try_into().ok(),
+        ..whole(step)
+    };
+    let spell = |step: &Step| match *step {
+        Step::Relabel(i) => vec![one(StepKind::Relabel, i)],
+        Step::Replace => vec![whole(StepKind::Replace)],
+        Step::Unpack(from) => (from..layers.len())
+            .map(|i| one(StepKind::Unpack, i))
+            .collect(),
+        Step::Anchor => vec![whole(StepKind::Anchor)],
+    };
+    steps.iter().flat_map(spell).collect()
 }
 
 /// What was done for a chain: of several things the one that says most.

@@ -30,6 +30,9 @@ pub struct Progress {
     pub layers: usize,
     /// Layers that are ready.
     pub ready_layers: usize,
+    /// What this work has got done: the blobs of the layers that it made ready, in bytes, compressed
+    /// as they are.
+    pub bytes: u64,
     /// `None` while it goes on.
     pub outcome: Option<Outcome>,
 }
@@ -84,6 +87,10 @@ impl Reporter {
         });
     }
 
+    pub(super) fn bytes(&self, bytes: u64) {
+        self.0.send_modify(|p| p.bytes = bytes);
+    }
+
     pub(super) fn end(self, outcome: Outcome) {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
@@ -93,6 +100,7 @@ impl Reporter {
         loop {
             let progress = other.progress.borrow_and_update().clone();
             self.layers(progress.ready_layers, progress.layers);
+            self.bytes(progress.bytes);
             if progress.outcome.is_some() || !other.changed().await {
                 return self.end(other.outcome().await);
             }

@@ -94,6 +94,10 @@ impl<'a> Round<'a> {
         self.work.layers.insert(layer);
         self.layers += 1;
         self.flight.report(self.sight, self.layers);
+        let layers = &self.flight.target.manifest.layers;
+        let sizes = self.work.layers.iter().map(|&i| layers[i].blob.size);
+        let bytes = sizes.map(|size| u64::try_from(size).unwrap_or_default());
+        self.flight.reporter.bytes(bytes.sum());
     }
 
     async fn turn(&self) -> Result<Place, Error> {

@@ -8,7 +8,7 @@ use crate::image::{IMAGE_LAYERS, LayerLabels};
 use super::profile::{Repair, is_proxied};
 
 /// The state of an image's chain in one snapshotter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Every layer committed, with its labels, and anchored.
@@ -31,6 +31,18 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Ready,
+        Self::Missing,
+        Self::Partial,
+        Self::Unlabelled,
+        Self::Mixed,
+        Self::Foreign,
+        Self::Unanchored,
+        Self::Unavailable,
+    ];
+
     /// As JSON and metrics have it.
     pub fn word(self) -> &'static str {
         match self {

@@ -92,3 +92,131 @@ async fn a_snapshotter_that_is_not_there_is_named() -> Result<()> {
     }
     Ok(())
 }
+
+/// What is shown can be chosen; JSON has everything as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_can_be_chosen() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let name = node.image.name().to_owned();
+    node.ensure_ready(&node.image, "erofs")?;
+    let shown = |arguments: &[&str], code: i32| -> Result<String> {
+        let output = node.command(&[&["check"], arguments].concat())?;
+        ensure!(
+            output.status.code() == Some(code),
+            "{arguments:?}: {output:?}"
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let all = shown(&[], 1)?;
+    ensure!(
+        all.ends_with(
+            "\n\n2 images, 1 not ready in erofs: 1 missing\n2 images, 2 not ready in native: 2 missing\n"
+        ),
+        "{all}"
+    );
+    ensure!(!all.contains('\u{1b}'), "{all:?}");
+    for (arguments, code, rows) in [
+        (&["--state", "ready"][..], 0, 1),
+        (&["--state", "missing"], 1, 3),
+        (&["--state", "ready,missing"], 1, 4),
+        (&["--state", "mixed"], 0, 0),
+        (&["*/app:*"], 1, 2),
+        (&["*/app:*", "--handler", "erofs"], 0, 1),
+        (&["*/app:*", "*/pause:*"], 1, 4),
+    ] {
+        let report = shown(&[arguments, &["--output", "json"]].concat(), code)?;
+        let report: Value = serde_json::from_str(&report)?;
+        let found = report["images"].as_array().context("images")?.len();
+        ensure!(found == rows, "{arguments:?}: {report:#}");
+    }
+    let digest = &node.image.manifest.digest;
+    let wide = shown(&["--output", "wide"], 1)?;
+    ensure!(wide.contains(digest) && wide.contains("MANIFEST"), "{wide}");
+
+    // By its id, which is shown whole only where that is asked for.
+    let id = &node.image.config.digest;
+    let by_digest = format!("{}@{digest}", name.trim_end_matches(":1"));
+    for (arguments, whole) in [
+        (&[&*by_digest][..], false),
+        (&[&by_digest, "--no-trunc"], true),
+    ] {
+        let table = shown(arguments, 1)?;
+        ensure!(table.contains(digest) == whole, "{id}: {table}");
+    }
+
+    for (arguments, code, words) in [
+        (&["*/nothing:*"][..], 1, "matches \"*/nothing:*\""),
+        (&["a{b"], 2, "is not a pattern"),
+        (&["--state", "bad"], 2, "write one of ready, missing"),
+    ] {
+        let output = node.command(&[&["check"], arguments].concat())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(code) && said.contains(words),
+            "{arguments:?}: {output:?}"
+        );
+    }
+    Ok(())
+}
+
+/// A terminal gets colours and lines that fit, unless it is told not to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_gets_colours_and_lines_that_fit() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let config = node.lab.path("terminal.toml");
+    std::fs::write(&config, node.config(""))?;
+    let check = format!(
+        "{} check --config {}",
+        crate::support::PROGRAM,
+        config.display()
+    );
+    let on_terminal = |columns: u16, before: &str, after: &str| -> Result<String> {
+        let command = format!("stty cols {columns}; {before} {check} {after}");
+        let output = std::process::Command::new("script")
+            .args(["-qefc", &command, "/dev/null"])
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let coloured = on_terminal(200, "", "")?;
+    ensure!(
+        coloured.contains("\u{1b}[33mmissing\u{1b}[0m"),
+        "{coloured:?}"
+    );
+    ensure!(coloured.contains("not unpacked here"), "{coloured:?}");
+    let plain = on_terminal(64, "NO_COLOR=1", "")?;
+    ensure!(!plain.contains('\u{1b}'), "{plain:?}");
+    ensure!(plain.contains("not unpa…"), "{plain:?}");
+    let table = plain.split("\r\n\r\n").next().unwrap_or_default();
+    ensure!(
+        table
+            .lines()
+            .all(|line| line.trim_end().chars().count() <= 64),
+        "{plain:?}"
+    );
+    let watched = on_terminal(200, "timeout --foreground -s INT 3", "--watch")?;
+    ensure!(
+        watched.matches("\u{1b}[H\u{1b}[2J").count() == 2,
+        "{watched:?}"
+    );
+
+    // Plain blocks where it is none, until Ctrl-C.
+    let output = std::process::Command::new("timeout")
+        .args([
+            "-s",
+            "INT",
+            "--preserve-status",
+            "3",
+            crate::support::PROGRAM,
+            "check",
+            "--watch",
+        ])
+        .arg("--config")
+        .arg(&config)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.matches("IMAGE").count() == 2, "{output:?}");
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    Ok(())
+}

@@ -12,6 +12,8 @@ mod bad_input;
 mod check;
 mod concurrency;
 mod docs;
+mod doctor;
+mod ensure;
 mod guest_pull;
 mod images;
 mod json;

@@ -164,7 +164,7 @@ impl Node {
         };
         let containerd = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
         format!(
-            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{}\n{room}{more}[log]\nlevel = \"debug\"\n",
+            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{room}{}\n{more}[log]\nlevel = \"debug\"\n",
             self.lab.nri_socket(),
             containerd,
             self.lab.config(),

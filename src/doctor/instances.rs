@@ -1,0 +1,266 @@
+//! The plugins of this node that serve the same NRI: there should be one. NRI has no list of them, so
+//! the kernel's processes are looked through.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use tokio::net::UnixStream;
+
+use crate::config::Config;
+
+use super::finding::{Finding, Severity};
+use super::scene::Scene;
+
+/// What the program is called; in containerd's plugin directory with its index before it.
+const PROGRAM: &str = "nri-unpack";
+
+/// Where containerd looks for plugins to launch, if nothing else is said.
+const PLUGINS: &str = "/opt/nri/plugins";
+
+/// Where an enabled unit is linked.
+const UNIT: &str = "/etc/systemd/system/multi-user.target.wants/nri-unpack.service";
+
+/// Who started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Containerd,
+    Another,
+}
+
+/// Those that run, and what would start one.
+#[derive(Debug, Default)]
+pub(super) struct Instances {
+    running: Vec<(u32, By)>,
+    /// In containerd's plugin directory.
+    links: Vec<PathBuf>,
+    has_unit: bool,
+}
+
+impl Instances {
+    pub(super) async fn look(scene: &Scene) -> Self {
+        let containerd = containerd_pid(scene.config().containerd.socket.as_ref()).await;
+        let settings = scene.files.settings();
+        let plugins = settings.find(&["plugins", "io.containerd.nri.v1.nri", "plugin_path"]);
+        let plugins = plugins.and_then(|(path, _)| path.as_str());
+        Self {
+            running: running(scene.config(), containerd),
+            links: links(Path::new(plugins.unwrap_or(PLUGINS))),
+            has_unit: Path::new(UNIT).exists(),
+        }
+    }
+
+    /// Whether containerd has launched one.
+    pub(super) fn is_launched(&self) -> bool {
+        self.running.iter().any(|(_, by)| *by == By::Containerd)
+    }
+
+    pub(super) fn check(&self) -> Vec<Finding> {
+        match self.running.len() {
+            0 => vec![absent()],
+            1 if self.has_unit && !self.links.is_empty() => vec![self.started_twice()],
+            1 if self.links.len() > 1 => vec![self.started_twice()],
+            1 => vec![],
+            _ => vec![self.several()],
+        }
+    }
+
+    fn several(&self) -> Finding {
+        let named = |(pid, by): &(u32, By)| match by {
+            By::Containerd => format!("{pid} (launched by containerd)"),
+            By::Another => pid.to_string(),
+        };
+        let pids: Vec<_> = self.running.iter().map(named).collect();
+        let finding = Finding::new(
+            "second-instance",
+            Severity::Error,
+            format!(
+                "{} plugins serve this node, processes {}",
+                pids.len(),
+                pids.join(", ")
+            ),
+            "each takes the other's unfinished work for a dead one's and may take it away; every hook is waited for twice",
+        );
+        self.choose(finding)
+    }
+
+    /// The one that runs is not the only one that would.
+    fn started_twice(&self) -> Finding {
+        let finding = Finding::new(
+            "second-instance",
+            Severity::Warning,
+            "the plugin is in containerd's plugin directory, and would be started another time",
+            "after the next restart two plugins serve this node",
+        );
+        self.choose(finding)
+    }
+
+    fn choose(&self, finding: Finding) -> Finding {
+        let finding = finding.advise("choose who starts it: systemd (take it out of containerd's plugin directory) or containerd (disable the unit)");
+        match self.links.as_slice() {
+            [] => finding.run("systemctl restart nri-unpack"),
+            links => links.iter().fold(finding, |finding, link| {
+                finding.run(format!("rm {}", link.display()))
+            }),
+        }
+    }
+}
+
+fn absent() -> Finding {
+    Finding::new(
+        "plugin-absent",
+        Severity::Warning,
+        "no plugin runs on this node",
+        "no image is made ready for a pod, and containerd unpacks without labels where one is missing",
+    )
+    .advise("start it, or let containerd launch it from its plugin directory")
+    .run("systemctl enable --now nri-unpack")
+}
+
+/// Who listens on containerd's socket.
+async fn containerd_pid(socket: &Path) -> Option<u32> {
+    let stream = UnixStream::connect(socket).await.ok()?;
+    stream.peer_cred().ok()?.pid()?.try_into().ok()
+}
+
+/// The processes of this program that serve the same NRI. Those of other users cannot be seen into
+/// and are left out.
+fn running(config: &Config, containerd: Option<u32>) -> Vec<(u32, By)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut running: Vec<_> = pids
+        .filter_map(|pid| Some((pid, serves(pid, config, containerd)?)))
+        .collect();
+    running.sort_by_key(|(pid, _)| *pid);
+    running
+}
+
+fn serves(pid: u32, config: &Config, containerd: Option<u32>) -> Option<By> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    if !is_ours(&fs::read_link(proc.join("exe")).ok()?) {
+        return None;
+    }
+    let environment = fs::read(proc.join("environ")).ok()?;
+    let is_launched = environment
+        .split(|&b| b == 0)
+        .any(|variable| variable.starts_with(b"NRI_PLUGIN_SOCKET="));
+    if is_launched {
+        return (containerd.is_some() && parent(&proc) == containerd).then_some(By::Containerd);
+    }
+    let command = fs::read(proc.join("cmdline")).ok()?;
+    let arguments: Vec<_> = command
+        .split(|&b| b == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    if !arguments.iter().any(|word| word == "run") {
+        return None;
+    }
+    let its = nri_socket(&arguments, &proc)?;
+    (same(&its, config.nri.socket.as_ref())).then_some(By::Another)
+}
+
+/// Whether it is this program, under a name that it may have; also one that was replaced since.
+fn is_ours(program: &Path) -> bool {
+    let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    let name = String::from_utf8_lossy(name);
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    is_named(name)
+}
+
+/// `nri-unpack` or, as NRI wants it, `10-nri-unpack`.
+fn is_named(name: &str) -> bool {
+    match name.split_once('-') {
+        Some((index, rest)) if index.len() == 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
+            rest == PROGRAM
+        }
+        _ => name == PROGRAM,
+    }
+}
+
+/// The second field after the command's name, which may hold anything, is the parent.
+fn parent(proc: &Path) -> Option<u32> {
+    let stat = fs::read_to_string(proc.join("stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Where a plugin that was started with these arguments looks for NRI.
+fn nri_socket(arguments: &[String], proc: &Path) -> Option<PathBuf> {
+    if let Some(socket) = option(arguments, "--nri-socket") {
+        return Some(socket.into());
+    }
+    let file = option(arguments, "--config").unwrap_or_else(|| Config::DEFAULT_PATH.to_owned());
+    // As it sees the file system.
+    let file = match Path::new(&file).strip_prefix("/") {
+        Ok(file) => proc.join("root").join(file),
+        Err(_) => proc.join("cwd").join(file),
+    };
+    let config = match file.exists() {
+        true => Config::load(Some(&file)).ok()?,
+        false => Config::default(),
+    };
+    Some(config.nri.socket.as_ref().to_owned())
+}
+
+/// `--name value` or `--name=value`.
+fn option(arguments: &[String], name: &str) -> Option<String> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.strip_prefix(name) {
+            Some("") => return arguments.next().cloned(),
+            Some(rest) if rest.starts_with('=') => return Some(rest[1..].to_owned()),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    real(one) == real(other)
+}
+
+/// What containerd would launch of us.
+fn links(plugins: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(plugins).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| {
+        let target = fs::canonicalize(entry.path());
+        is_named(&entry.file_name().to_string_lossy()) || target.is_ok_and(|path| is_ours(&path))
+    });
+    let mut links: Vec<_> = ours.map(|entry| entry.path()).collect();
+    links.sort();
+    links
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_known_by_its_name() {
+        for (path, ours) in [
+            ("/usr/local/bin/nri-unpack", true),
+            ("/usr/local/bin/nri-unpack (deleted)", true),
+            ("/opt/nri/plugins/10-nri-unpack", true),
+            ("/usr/bin/containerd", false),
+            ("/usr/bin/not-nri-unpack", false),
+        ] {
+            assert_eq!(is_ours(Path::new(path)), ours, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_option_has_its_value_after_it() {
+        let arguments = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (text, value) in [
+            ("run --config /a", Some("/a")),
+            ("run --config=/b --x", Some("/b")),
+            ("run --configs /a", None),
+            ("run", None),
+        ] {
+            let found = option(&arguments(text), "--config");
+            assert_eq!(found.as_deref(), value, "{text}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What on this node keeps the plugin from working, each thing with what it means and its remedy.
+//!
+//! [`Finding`]s are values. Each check is a small function over one look at the node, and changes
+//! nothing; only what is [safe](Examination::fix) is done, and only where that is asked for.
+
+mod finding;
+mod images;
+mod instances;
+mod leftovers;
+mod nri;
+mod permissions;
+mod pulls;
+mod reach;
+mod scene;
+mod snapshotters;
+mod split;
+
+use std::sync::Arc;
+
+use crate::containerd;
+use crate::node::Node;
+use crate::unpack::{Request, Urgency, Want};
+
+use finding::Cure;
+pub use finding::{Finding, Remedy, Severity};
+use instances::Instances;
+use scene::Scene;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Examination {
+    /// containerd's version, or why it does not answer.
+    pub containerd: Result<String, containerd::Error>,
+    /// The worst first; of the same severity in the order in which things depend on each other.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at the node. Where containerd does not answer, what can be said without it is.
+pub async fn examine(node: &Arc<Node>) -> Examination {
+    let scene = Scene::look(node.clone()).await;
+    let instances = Instances::look(&scene).await;
+    let mut findings = [
+        reach::check(&scene),
+        nri::check(&scene, &instances),
+        instances.check(),
+        permissions::check(&scene),
+        snapshotters::check(&scene),
+        pulls::check(&scene),
+        split::check(&scene).await,
+        images::check(&scene).await,
+        leftovers::check(&scene).await,
+    ]
+    .concat();
+    findings.sort_by_key(|finding| finding.severity);
+    Examination {
+        containerd: scene.seen.map(|seen| seen.version),
+        findings,
+    }
+}
+
+impl Examination {
+    /// Does what is safe about the findings, and notes in each what was done.
+    pub async fn fix(&mut self, node: &Arc<Node>) {
+        for finding in &mut self.findings {
+            finding.fixed = match &finding.cure {
+                None => None,
+                Some(Cure::Ensure { image, snapshotter }) => ensure(node, image, snapshotter).await,
+                Some(Cure::Sweep) => sweep(node).await,
+            };
+        }
+    }
+}
+
+/// What was done; `None` where it failed, and the finding stays.
+async fn ensure(node: &Arc<Node>, image: &str, snapshotter: &str) -> Option<String> {
+    let request = Request {
+        want: Want::Image(image.to_owned()),
+        snapshotter: snapshotter.to_owned(),
+        urgency: Urgency::Asked,
+    };
+    match node.engine.ensure(request).outcome().await {
+        Ok(done) => Some(format!(
+            "{image} is ready in {snapshotter}: {}",
+            done.action
+        )),
+        Err(e) => {
+            log::error!(image, snapshotter, error:% = e; "not fixed");
+            None
+        }
+    }
+}
+
+async fn sweep(node: &Arc<Node>) -> Option<String> {
+    match node.engine.sweep().await {
+        Ok(leases) => {
+            let left = node.engine.leftovers().await;
+            let is_gone = left.is_ok_and(|left| left.is_empty());
+            is_gone.then(|| format!("taken away, with what it held (leases: {leases})"))
+        }
+        Err(e) => {
+            log::error!(error:% = e; "not fixed");
+            None
+        }
+    }
+}

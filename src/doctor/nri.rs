@@ -1,0 +1,214 @@
+//! Whether NRI is on, where it listens, and how much time it gives a hook.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::handlers::{NRI_TABLE as TABLE, Settings};
+use crate::hooks::MARGIN;
+
+use super::finding::{Finding, Severity};
+use super::instances::Instances;
+use super::scene::Scene;
+
+/// Where NRI listens if nothing else is said.
+const USUAL_SOCKET: &str = "/var/run/nri/nri.sock";
+
+/// What NRI gives a plugin for an answer if nothing else is said.
+const USUAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) fn check(scene: &Scene, instances: &Instances) -> Vec<Finding> {
+    let settings = scene.files.settings();
+    let file: &Path = scene.config().containerd.config.as_ref();
+    let mut findings: Vec<_> = off(scene, settings, file).into_iter().collect();
+    // Where containerd has launched the plugin, it brought the connection along.
+    if findings.is_empty() && !instances.is_launched() {
+        let socket: &Path = scene.config().nri.socket.as_ref();
+        findings.extend(connections_off(settings).or_else(|| elsewhere(settings, socket)));
+        if findings.is_empty() {
+            findings.extend(silent(socket, scene.config().containerd.socket.as_ref()));
+        }
+    }
+    findings.extend(timeout(
+        settings,
+        file,
+        scene.config().hooks.wait.as_duration(),
+    ));
+    findings
+}
+
+/// 1.7 has NRI off unless it is switched on, 2.0 and later the other way round.
+fn off(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
+    let by_default = matches!(scene.version(), Some((1, _)));
+    let (off, path) = match settings.switch(&["plugins", TABLE, "disable"]) {
+        Some((off, path)) => (off, path),
+        // A file that cannot be read may say so all the same.
+        None => (by_default && file.exists(), file),
+    };
+    off.then(|| {
+        Finding::new(
+            "nri-off",
+            Severity::Error,
+            format!("NRI is off in {}", path.display()),
+            "containerd calls no plugin: no image is made ready for a pod",
+        )
+        .advise("switch it on, and restart containerd; running pods go on")
+        .lines(path, &table("disable = false"))
+        .run("systemctl restart containerd")
+    })
+}
+
+fn connections_off(settings: &Settings) -> Option<Finding> {
+    let (off, path) = settings.switch(&["plugins", TABLE, "disable_connections"])?;
+    off.then(|| {
+        Finding::new(
+            "nri-connections-off",
+            Severity::Error,
+            format!("NRI takes no connections by {}", path.display()),
+            "only plugins that containerd launches itself are called; one that systemd starts never registers",
+        )
+        .advise("let NRI take connections, or have containerd launch the plugin from its plugin directory")
+        .lines(path, &table("disable_connections = false"))
+        .run("systemctl restart containerd")
+    })
+}
+
+fn elsewhere(settings: &Settings, ours: &Path) -> Option<Finding> {
+    let (said, path) = settings.find(&["plugins", TABLE, "socket_path"])?;
+    let theirs = Path::new(said.as_str().unwrap_or(USUAL_SOCKET));
+    (real(theirs) != real(ours)).then(|| {
+        Finding::new(
+            "nri-socket-elsewhere",
+            Severity::Error,
+            format!(
+                "NRI listens on {} by {}, and the plugin looks for it at {}",
+                theirs.display(),
+                path.display(),
+                ours.display()
+            ),
+            "the plugin never registers, and no image is made ready for a pod",
+        )
+        .advise("say where the socket is, and restart the plugin")
+        .lines(
+            Path::new(crate::config::Config::DEFAULT_PATH),
+            &format!("[nri]\nsocket = {:?}", theirs.display().to_string()),
+        )
+        .run("systemctl restart nri-unpack")
+    })
+}
+
+fn silent(socket: &Path, containerd: &Path) -> Option<Finding> {
+    let finding = |id, found: String| {
+        Finding::new(
+            id,
+            Severity::Error,
+            found,
+            "the plugin cannot register, and no image is made ready for a pod",
+        )
+        .advise("restart containerd, if NRI was switched on only now; else say where NRI's socket is, by nri.socket in the configuration or --nri-socket")
+        .run("systemctl restart containerd")
+    };
+    let at = socket.display();
+    match fs::metadata(socket) {
+        Err(e) => Some(finding(
+            "nri-socket-missing",
+            format!("NRI's socket {at}: {e}"),
+        )),
+        Ok(file) if !file.file_type().is_socket() => Some(finding(
+            "nri-socket-missing",
+            format!("NRI's socket {at} is no socket"),
+        )),
+        Ok(_) => {
+            let listening = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            // Another network namespace shows neither of the two, and says nothing.
+            let is_dead = is_listening(&listening, containerd) && !is_listening(&listening, socket);
+            is_dead.then(|| {
+                finding(
+                    "nri-socket-dead",
+                    format!("nobody listens on NRI's socket {at}"),
+                )
+            })
+        }
+    }
+}
+
+/// Whether the kernel's list of unix sockets has one there that takes connections. To connect would
+/// be taken for a plugin that fails.
+fn is_listening(list: &str, socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON`.
+    const ACCEPTS: &str = "00010000";
+    let socket = real(socket);
+    list.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        matches!(words[..], [_, _, _, ACCEPTS, _, _, _, path] if real(Path::new(path)) == socket)
+    })
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let whole = fs::canonicalize(path);
+    whole.unwrap_or_else(
+        |_| match (path.parent().map(fs::canonicalize), path.file_name()) {
+            (Some(Ok(parent)), Some(name)) => parent.join(name),
+            _ => path.to_owned(),
+        },
+    )
+}
+
+/// Whether a hook may wait as long as it is configured to.
+fn timeout(settings: &Settings, file: &Path, wait: Duration) -> Option<Finding> {
+    let said = settings.request_timeout();
+    let (timeout, path) = said.unwrap_or((USUAL_TIMEOUT, file));
+    if wait + MARGIN <= timeout {
+        return None;
+    }
+    let enough = humantime::format_duration(wait + wait.max(Duration::from_secs(1)));
+    let lines = table(&format!("plugin_request_timeout = {:?}", compact(&enough)));
+    Some(
+        Finding::new(
+            "request-timeout-short",
+            Severity::Warning,
+            format!(
+                "hooks.wait is {}, and NRI waits {} for an answer",
+                humantime::format_duration(wait),
+                humantime::format_duration(timeout)
+            ),
+            "a hook leaves before the timeout; an NRI before 0.8 does not say what it is, and then closes a plugin that waits longer",
+        )
+        .advise(
+            "give plugins more time, and restart containerd; or lower hooks.wait in the configuration of nri-unpack",
+        )
+        .lines(path, &lines)
+        .run("systemctl restart containerd"),
+    )
+}
+
+/// As Go reads it, without spaces.
+fn compact(duration: &humantime::FormattedDuration) -> String {
+    duration.to_string().replace(' ', "")
+}
+
+fn table(line: &str) -> String {
+    format!("[plugins.{TABLE:?}]\n  {line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_socket_is_seen_without_connecting() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = || fs::read_to_string("/proc/net/unix").unwrap();
+        let path = dir.path().join("s");
+        assert!(!is_listening(&list(), &path));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(is_listening(&list(), &path));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(is_listening(&list(), &link.join("s")));
+        drop(listener);
+        assert!(!is_listening(&list(), &path));
+    }
+}

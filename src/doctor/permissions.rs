@@ -1,0 +1,65 @@
+//! Whether this process may do what it will have to.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::config::MissingContent;
+
+use super::finding::{Finding, Severity};
+use super::scene::Scene;
+
+/// What layers are rebuilt from.
+const SOURCE: &str = "overlayfs";
+
+pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+    let root = not_root().into_iter();
+    root.chain(rebuild(scene)).collect()
+}
+
+fn not_root() -> Option<Finding> {
+    let user = fs::metadata("/proc/self").ok()?.uid();
+    (user != 0).then(|| {
+        Finding::new(
+            "not-root",
+            Severity::Warning,
+            format!("this runs as user {user}"),
+            "other plugins and containerd's files cannot be seen, so less is found than there is",
+        )
+        .advise("run it as root")
+        .run("sudo nri-unpack doctor")
+    })
+}
+
+/// A layer is rebuilt from the directories of overlayfs.
+fn rebuild(scene: &Scene) -> Option<Finding> {
+    let means = &scene.config().unpack.missing_content;
+    let source = scene.seen()?.snapshotter(SOURCE)?;
+    let root = source.exports.get("root")?;
+    let rebuilds = means.contains(&MissingContent::Rebuild) && source.init_error.is_none();
+    let why = unreadable(Path::new(root)).filter(|_| rebuilds)?;
+    Some(
+        Finding::new(
+            "rebuild-unreadable",
+            Severity::Warning,
+            format!("the directories of overlayfs below {root} cannot be read: {why}"),
+            "a layer whose blob is gone cannot be rebuilt from them: «content digest … not found»",
+        )
+        .advise("run as root; in a container, mount containerd's root directory of the host at the same path"),
+    )
+}
+
+fn unreadable(root: &Path) -> Option<std::io::Error> {
+    fs::read_dir(root).err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_cannot_be_read() {
+        assert!(unreadable(Path::new("/nowhere/overlayfs")).is_some());
+        assert!(unreadable(Path::new("/")).is_none());
+    }
+}

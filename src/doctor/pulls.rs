@@ -1,0 +1,145 @@
+//! What containerd's own pulls leave behind: labels, and the layers' blobs.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::MissingContent;
+
+use super::finding::{Finding, Severity};
+use super::scene::{Scene, Seen};
+
+/// CRI's table of version 2 of containerd's configuration, and of the later ones.
+const TABLES: [&[&str]; 2] = [
+    &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
+    &["plugins", "io.containerd.cri.v1.images"],
+];
+
+/// The first containerd that fetches blobs for somebody else.
+const PULLS_FROM: (u64, u64) = (2, 1);
+
+pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+    let Some(seen) = scene.seen() else {
+        return vec![];
+    };
+    let annotations = annotations(scene, seen);
+    annotations
+        .into_iter()
+        .chain(discarded(scene, seen))
+        .collect()
+}
+
+/// Only remote snapshotters need the labels, and only pulls into them lack them then.
+fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
+    let remote: Vec<_> = seen
+        .handlers
+        .snapshotters()
+        .into_iter()
+        .filter(|name| seen.is_proxy(name))
+        .collect();
+    let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
+    let (disabled, path) = switch(scene, seen, key, reported, true);
+    if !disabled || remote.is_empty() {
+        return None;
+    }
+    let default = &seen.handlers.default_snapshotter().value;
+    // The plugin does not look after the default one: nobody puts the labels on there.
+    let is_default = remote.contains(&default.as_str());
+    let (severity, means) = match is_default {
+        true => (
+            Severity::Warning,
+            "a pull unpacks without the labels that it needs: «missing CRI reference annotation», or a whole unpack instead of a lazy one",
+        ),
+        false => (
+            Severity::Note,
+            "what a pull unpacks there lacks labels until the plugin has put them on",
+        ),
+    };
+    let finding = Finding::new(
+        "annotations-off",
+        severity,
+        format!(
+            "containerd labels nothing that it unpacks (disable_snapshot_annotations), and {} wants labels",
+            remote.join(", ")
+        ),
+        means,
+    );
+    Some(
+        finding
+            .advise("have containerd put the labels on as well, and restart it")
+            .lines(&path, &lines(scene, "disable_snapshot_annotations = false"))
+            .run("systemctl restart containerd"),
+    )
+}
+
+fn discarded(scene: &Scene, seen: &Seen) -> Option<Finding> {
+    let (key, reported) = ("discard_unpacked_layers", "discardUnpackedLayers");
+    let (discards, path) = switch(scene, seen, key, reported, false);
+    if !discards {
+        return None;
+    }
+    let helps = |means: &MissingContent| match means {
+        MissingContent::Rebuild => true,
+        MissingContent::Pull => scene.version().is_some_and(|v| v >= PULLS_FROM),
+    };
+    let helped = scene.config().unpack.missing_content.iter().any(helps);
+    let (severity, means) = match helped {
+        true => (
+            Severity::Note,
+            "an image for another snapshotter is rebuilt or pulled again, as unpack.missing_content says",
+        ),
+        false => (
+            Severity::Warning,
+            "an image that another snapshotter needs cannot be unpacked there: «content digest … not found»",
+        ),
+    };
+    let finding = Finding::new(
+        "layers-discarded",
+        severity,
+        format!(
+            "containerd discards the layers of an image once it is unpacked (discard_unpacked_layers in {})",
+            path.display()
+        ),
+        means,
+    );
+    Some(
+        finding
+            .advise("keep the layers of later pulls, and restart containerd; or let nri-unpack rebuild them: unpack.missing_content = [\"rebuild\"]")
+            .lines(&path, &lines(scene, "discard_unpacked_layers = false"))
+            .run("systemctl restart containerd"),
+    )
+}
+
+/// What the running containerd says (1.7 does), else its files; and where to change it.
+fn switch(
+    scene: &Scene,
+    seen: &Seen,
+    key: &str,
+    reported: &str,
+    by_default: bool,
+) -> (bool, PathBuf) {
+    let running = || {
+        let containerd = seen.cri.as_ref()?.get("containerd")?;
+        containerd.get(reported).and_then(Value::as_bool)
+    };
+    let settings = scene.files.settings();
+    let said = TABLES
+        .iter()
+        .find_map(|table| settings.switch(&[table, &[key][..]].concat()));
+    let file: &Path = scene.config().containerd.config.as_ref();
+    let path = said.map_or(file, |(_, path)| path).to_owned();
+    let on = running().or(said.map(|(on, _)| on)).unwrap_or(by_default);
+    (on, path)
+}
+
+/// In the words of the file's version, or those of this containerd.
+fn lines(scene: &Scene, line: &str) -> String {
+    let is_old = match scene.files.settings().version() {
+        Some(version) => version < 3,
+        None => matches!(scene.version(), Some((1, _))),
+    };
+    match is_old {
+        true => format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  {line}"),
+        false => format!("[plugins.\"io.containerd.cri.v1.images\"]\n  {line}"),
+    }
+}

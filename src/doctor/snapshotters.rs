@@ -1,0 +1,112 @@
+//! Whether each handler's snapshotter is there and answers, and what is wrong with how handlers are
+//! configured.
+
+use crate::containerd::Snapshotter;
+use crate::handlers::Problem;
+
+use super::finding::{Finding, Severity};
+use super::scene::{Scene, Seen};
+
+/// Where a proxy plugin listens: only such a one exports it.
+const ADDRESS: &str = "address";
+
+pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+    let Some(seen) = scene.seen() else {
+        return vec![];
+    };
+    let mut findings: Vec<_> = seen.handlers.problems().iter().map(configured).collect();
+    for name in seen.handlers.snapshotters() {
+        let users = seen.users(name);
+        match seen.snapshotter(name) {
+            None => findings.push(unknown(seen, name, &users)),
+            Some(snapshotter) => {
+                let failed = snapshotter.init_error.as_ref();
+                let failed = failed.map(|why| failed_to_start(name, &users, why));
+                findings.extend(failed.or_else(|| silent(seen, snapshotter, &users)));
+            }
+        }
+    }
+    findings
+}
+
+/// What was wrong with the sources: each names its remedy itself.
+fn configured(problem: &Problem) -> Finding {
+    let (id, severity, means) = match problem {
+        Problem::PulledElsewhere { .. } => (
+            "handler-pulled-elsewhere",
+            Severity::Warning,
+            "what a pull unpacks is not what its pods use",
+        ),
+        Problem::NoSuchHandler { .. } => (
+            "handler-unknown",
+            Severity::Warning,
+            "this line of the configuration has no effect",
+        ),
+        _ => (
+            "containerd-config",
+            Severity::Warning,
+            "what it says about handlers and snapshotters is not known",
+        ),
+    };
+    // «What is so: what to do», as far as the problem says what to do.
+    let text = problem.to_string();
+    let (found, advice) = text
+        .rsplit_once(": ")
+        .unwrap_or((&text, "correct the file"));
+    match problem {
+        Problem::PulledElsewhere { .. } | Problem::NoSuchHandler { .. } => {
+            Finding::new(id, severity, found, means).advise(advice)
+        }
+        _ => Finding::new(id, severity, text, means)
+            .advise("correct the file, or let the plugin read it"),
+    }
+}
+
+fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {
+    let known: Vec<_> = seen.snapshotters.iter().map(|s| s.name.as_str()).collect();
+    let lines = format!(
+        "[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"/run/{name}/{name}.sock\""
+    );
+    Finding::new(
+        "snapshotter-unknown",
+        Severity::Error,
+        format!(
+            "handler {users} uses the snapshotter {name}, which containerd does not have: it has {}",
+            known.join(", ")
+        ),
+        "every pod of this handler fails",
+    )
+    .advise("add it to containerd's configuration, with the address where it listens, or correct the handler's snapshotter; then restart containerd")
+    .lines(std::path::Path::new("/etc/containerd/config.toml"), &lines)
+    .run("systemctl restart containerd")
+}
+
+fn failed_to_start(name: &str, users: &str, why: &str) -> Finding {
+    Finding::new(
+        "snapshotter-failed",
+        Severity::Error,
+        format!("the snapshotter {name} of handler {users} did not come up: {why}"),
+        "every pod of this handler fails",
+    )
+    .advise("mend what it says, and restart containerd")
+    .run("journalctl -u containerd -n 200")
+}
+
+fn silent(seen: &Seen, snapshotter: &Snapshotter, users: &str) -> Option<Finding> {
+    let name = &snapshotter.name;
+    let Err(why) = seen.listings.get(name)? else {
+        return None;
+    };
+    let finding = Finding::new(
+        "snapshotter-silent",
+        Severity::Error,
+        format!("the snapshotter {name} of handler {users} does not answer: {why}"),
+        "every pod of this handler fails, and its containers lose their file systems when they restart",
+    );
+    Some(match snapshotter.exports.get(ADDRESS) {
+        Some(address) => finding
+            .advise(format!("start its daemon, which has to listen on {address}; containerd finds it again by itself"))
+            .run(format!("systemctl status {name}-snapshotter")),
+        None => finding.advise("see containerd's log").run("journalctl -u containerd -n 200"),
+    })
+}

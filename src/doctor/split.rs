@@ -1,0 +1,97 @@
+//! Split brain: containerd's metadata has a layer that the snapshotter behind it has lost.
+//!
+//! containerd answers then that the layer is not there, and that it cannot be made because it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::containerd::{Containerd, Labels};
+use crate::unpack::Listing;
+
+use super::finding::{Finding, Severity};
+use super::scene::Scene;
+
+/// No snapshot has this key.
+const NOTHING: &str = "nri-unpack-doctor nothing";
+
+/// A lease is looked up before anything else.
+const NO_LEASE: &str = "";
+
+/// Layers that are asked for: where one is lost, others of its snapshotter are, too.
+const MAX_ASKED: usize = 500;
+
+pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
+    let Some(seen) = scene.seen() else {
+        return vec![];
+    };
+    let mut findings = Vec::new();
+    for (snapshotter, listing) in seen.kept(scene.config()) {
+        let lost = lost(scene, snapshotter, listing).await;
+        if !lost.is_empty() {
+            findings.push(finding(snapshotter, &lost));
+        }
+    }
+    findings
+}
+
+/// The chain ids that are lost, with the images that need them, the highest layer first.
+async fn lost(
+    scene: &Scene,
+    snapshotter: &str,
+    listing: &Listing,
+) -> Vec<(String, BTreeSet<String>)> {
+    let engine = &scene.node.engine;
+    let containerd = scene.node.containerd.as_ref();
+    // By how high it is in an image, at the most.
+    let mut missing: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
+    for known in scene.seen().iter().flat_map(|seen| &seen.images) {
+        let chains = engine.missing_layers(&known.image, listing).await;
+        for (position, chain) in chains.unwrap_or_default() {
+            let (highest, images) = missing.entry(chain).or_default();
+            *highest = position.max(*highest);
+            images.insert(known.image.name.clone());
+        }
+    }
+    let mut lost = Vec::new();
+    for (chain, (position, images)) in missing.into_iter().take(MAX_ASKED) {
+        if is_in_metadata(containerd, snapshotter, &chain).await {
+            lost.push((position, chain, images));
+        }
+    }
+    lost.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
+    let lost = lost.into_iter();
+    lost.map(|(_, chain, images)| (chain, images)).collect()
+}
+
+/// Whether the metadata has a snapshot of this name, whatever the snapshotter says. Nothing but a
+/// commit looks there first: one of a snapshot that does not exist fails in any case, and changes
+/// nothing.
+async fn is_in_metadata(containerd: &dyn Containerd, snapshotter: &str, chain: &str) -> bool {
+    let commit = containerd.commit(NO_LEASE, snapshotter, chain, NOTHING, None, Labels::new());
+    matches!(commit.await, Err(e) if e.already_exists())
+}
+
+fn finding(snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
+    let images: BTreeSet<_> = lost.iter().flat_map(|(_, images)| images).collect();
+    let images: Vec<_> = images.into_iter().map(String::as_str).collect();
+    let found = format!(
+        "containerd's metadata has {} layers that the snapshotter {snapshotter} has lost, of {}",
+        lost.len(),
+        images.join(", ")
+    );
+    let finding = Finding::new(
+        "split-brain",
+        Severity::Error,
+        found,
+        "these images can neither be used nor unpacked there: «already exists», and yet «not found»; their content was deleted behind containerd's back",
+    )
+    .advise("take the records away, from the top down (garbage collection may be quicker: «not found» is as good), and make the images ready again");
+    let finding = lost.iter().fold(finding, |finding, (chain, _)| {
+        finding.run(format!(
+            "ctr -n k8s.io snapshots --snapshotter {snapshotter} rm {chain}"
+        ))
+    });
+    finding.run(format!(
+        "nri-unpack ensure {} --snapshotter {snapshotter}",
+        images.join(" ")
+    ))
+}

@@ -1,0 +1,36 @@
+//! The records of the store by the images that they stand for.
+
+use std::collections::BTreeMap;
+
+use crate::containerd::Image;
+
+use super::name_for_labels;
+
+/// An image of the store, under all of its names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Distinct {
+    /// The record with the best of the names.
+    pub image: Image,
+    /// All of them, its own among them.
+    pub names: Vec<String>,
+}
+
+/// Each image once, sorted by the best of its names.
+pub fn distinct(images: Vec<Image>) -> Vec<Distinct> {
+    let mut by_target: BTreeMap<String, Vec<Image>> = BTreeMap::new();
+    for image in images {
+        let of_target = by_target.entry(image.target.digest.clone()).or_default();
+        of_target.push(image);
+    }
+    let mut all: Vec<_> = by_target.into_values().map(one).collect();
+    all.sort_by(|a, b| a.image.name.cmp(&b.image.name));
+    all
+}
+
+fn one(mut images: Vec<Image>) -> Distinct {
+    let names: Vec<_> = images.iter().map(|image| image.name.clone()).collect();
+    let best = name_for_labels(None, &names);
+    let at = names.iter().position(|name| Some(name) == best.as_ref());
+    let image = images.swap_remove(at.unwrap_or(0));
+    Distinct { image, names }
+}

@@ -1,0 +1,78 @@
+//! A record as one line of JSON: `time`, `level`, `target`, `message`, then its pairs.
+
+use std::io::{self, Write};
+
+use env_logger::fmt::Formatter;
+use log::Record;
+use log::kv::{self, Key, VisitSource};
+use serde_json::{Map, Value};
+
+/// Numbers and switches stay what they are; all else becomes text.
+pub(super) fn line(to: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = to.timestamp_millis().to_string();
+    writeln!(to, "{}", Value::Object(object(time, record)))
+}
+
+fn object(time: String, record: &Record<'_>) -> Map<String, Value> {
+    let mut pairs = Pairs(Map::new());
+    // This visitor does not fail.
+    let _ = record.key_values().visit(&mut pairs);
+    let Pairs(mut object) = pairs;
+    for (key, value) in [
+        ("time", time),
+        ("level", record.level().to_string()),
+        ("target", record.target().to_owned()),
+        ("message", record.args().to_string()),
+    ] {
+        object.insert(key.to_owned(), value.into());
+    }
+    object
+}
+
+struct Pairs(Map<String, Value>);
+
+impl<'kvs> VisitSource<'kvs> for Pairs {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let json = if let Some(number) = value.to_u64() {
+            number.into()
+        } else if let Some(number) = value.to_i64() {
+            number.into()
+        } else if let Some(switch) = value.to_bool() {
+            switch.into()
+        } else {
+            value.to_string().into()
+        };
+        self.0.insert(key.to_string(), json);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_an_object() {
+        let pairs: [(&str, kv::Value<'_>); 3] = [
+            ("image", "a \"quoted\"\nname".into()),
+            ("layers", 3_u64.into()),
+            ("level", "of a pair".into()),
+        ];
+        let mut record = Record::builder();
+        record
+            .level(log::Level::Warn)
+            .target("nri_unpack::test")
+            .key_values(&pairs);
+        let record = record.args(format_args!("said")).build();
+        let object = object("now".to_owned(), &record);
+        let expected = serde_json::json!({
+            "time": "now",
+            "level": "WARN",
+            "target": "nri_unpack::test",
+            "message": "said",
+            "image": "a \"quoted\"\nname",
+            "layers": 3,
+        });
+        assert_eq!(Value::Object(object), expected);
+    }
+}

@@ -1,0 +1,389 @@
+//! `doctor`: each thing that can be wrong with a node is brought about, found under its id, with the
+//! exit status and the JSON of the contract, and gone when its remedy was followed.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Options, PAUSE, Plugin, Remote, Version, images};
+use serde_json::Value;
+
+use crate::support::{Node, PATIENCE, PROGRAM, handler};
+
+/// What was found, by id.
+type Found = BTreeMap<String, Value>;
+
+impl Node {
+    /// With the configuration of the commands.
+    fn examine(&self) -> Result<(Option<i32>, Found)> {
+        self.examine_with(&self.config(""), &[])
+    }
+
+    /// With this one.
+    fn examine_with(&self, config: &str, arguments: &[&str]) -> Result<(Option<i32>, Found)> {
+        let file = self.lab.path("doctor.toml");
+        std::fs::write(&file, config)?;
+        let mut command = Command::new(PROGRAM);
+        command.args(["doctor", "--output", "json", "--config"]);
+        let output = command.arg(file).args(arguments).output()?;
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("doctor: {output:?}"))?;
+        let version = &report["containerd"]["version"];
+        ensure!(
+            version.is_null() == (output.status.code() == Some(3)),
+            "{report:#}"
+        );
+        let findings = report["findings"].as_array().context("findings")?;
+        println!("{:?}: {report:#}", output.status.code());
+        let by_id = |finding: &Value| {
+            for key in ["severity", "found", "means"] {
+                ensure!(finding[key].is_string(), "{key}: {finding:#}");
+            }
+            let remedy = &finding["remedy"];
+            ensure!(
+                remedy["say"].is_string()
+                    && remedy["lines"].is_array()
+                    && remedy["commands"].is_array(),
+                "{finding:#}"
+            );
+            let id = finding["id"].as_str().context("an id")?;
+            Ok((id.to_owned(), finding.clone()))
+        };
+        let found = findings.iter().map(by_id).collect::<Result<_>>()?;
+        Ok((output.status.code(), found))
+    }
+
+    /// containerd's configuration file, changed, for the commands to read; and theirs.
+    fn reading(&self, change: impl Fn(String) -> String, more: &str) -> Result<String> {
+        let text = std::fs::read_to_string(self.lab.config())?;
+        let changed = self.lab.path("changed.toml");
+        std::fs::write(&changed, change(text))?;
+        let usual = format!("{:?}", self.lab.config());
+        let config = self.config(more);
+        Ok(config.replace(&usual, &format!("{changed:?}")))
+    }
+}
+
+fn has(found: &Found, id: &str, severity: &str, words: &str) -> Result<()> {
+    let finding = found
+        .get(id)
+        .with_context(|| format!("no {id}: {found:#?}"))?;
+    ensure!(finding["severity"] == severity, "{finding:#}");
+    ensure!(
+        finding.to_string().contains(words),
+        "no «{words}»: {finding:#}"
+    );
+    Ok(())
+}
+
+/// A node as it should be: nothing but notes. Then the plugin twice, and not at all; then no containerd.
+async fn well_and_not(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    node.serve("").await?;
+    let pause = images::pause(&[PAUSE])?;
+    let began = std::time::Instant::now();
+    while node.state_of(&pause, handler(version)).await? != "ready"
+        || node.state_of(&pause, "native").await? != "ready"
+    {
+        ensure!(began.elapsed() < PATIENCE, "the pause image is not ready");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(0) && found.is_empty(), "{code:?}: {found:#?}");
+    let text = node.command(&["doctor"])?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    ensure!(text.ends_with("\nnothing is wrong\n"), "{text}");
+
+    let second = Plugin::start(&node.lab, PROGRAM, &node.config(""))?;
+    let pid = second.pid().context("a pid")?.to_string();
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1) && found.len() == 1, "{found:#?}");
+    has(&found, "second-instance", "error", &pid)?;
+    drop(second);
+
+    node.plugin.take();
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1) && found.len() == 1, "{found:#?}");
+    has(&found, "plugin-absent", "warning", "systemctl")?;
+
+    node.lab.kill();
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(3), "{code:?}");
+    has(
+        &found,
+        "containerd-down",
+        "error",
+        "systemctl start containerd",
+    )?;
+    let (code, found) = node.examine_with(
+        &node.config(""),
+        &["--containerd-socket", "/nowhere/c.sock"],
+    )?;
+    ensure!(code == Some(3), "{code:?}");
+    has(
+        &found,
+        "containerd-socket-missing",
+        "error",
+        "/nowhere/c.sock",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_well_on_2_1() -> Result<()> {
+    well_and_not(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_well_on_1_7() -> Result<()> {
+    well_and_not(Version::V1_7).await
+}
+
+/// What is wrong with the files of both sides. containerd need not be started again to show it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let nri = |text: String| text.replace("disable = false", "disable = true");
+    let connections =
+        |text: String| text.replace("disable_connections = false", "disable_connections = true");
+    let socket = node.lab.nri_socket().display().to_string();
+    let elsewhere = |text: String| text.replace(&socket, "/nowhere/nri.sock");
+    let discards = |text: String| {
+        text.replace(
+            "discard_unpacked_layers = false",
+            "discard_unpacked_layers = true",
+        )
+    };
+    let same = |text: String| text;
+    let handlers = "[handlers]\nkata = \"zfs9\"\nvm = \"devmapper\"\n";
+    type Change<'a> = &'a dyn Fn(String) -> String;
+    let cases: [(Change<'_>, &str, &[[&str; 3]]); 6] = [
+        (
+            &nri,
+            "",
+            &[[
+                "nri-off",
+                "error",
+                "[plugins.\\\"io.containerd.nri.v1.nri\\\"]",
+            ]],
+        ),
+        (
+            &connections,
+            "",
+            &[[
+                "nri-connections-off",
+                "error",
+                "disable_connections = false",
+            ]],
+        ),
+        (
+            &elsewhere,
+            "",
+            &[["nri-socket-elsewhere", "error", "/nowhere/nri.sock"]],
+        ),
+        (
+            &discards,
+            "",
+            &[["layers-discarded", "note", "io.containerd.cri.v1.images"]],
+        ),
+        (
+            &discards,
+            "[unpack]\nmissing_content = []\n",
+            &[["layers-discarded", "warning", "not found"]],
+        ),
+        (
+            &same,
+            handlers,
+            &[
+                ["snapshotter-unknown", "error", "[proxy_plugins.zfs9]"],
+                ["snapshotter-failed", "error", "devmapper"],
+                ["handler-unknown", "warning", "vm"],
+            ],
+        ),
+    ];
+    for (change, more, expected) in cases {
+        let (code, found) = node.examine_with(&node.reading(change, more)?, &[])?;
+        ensure!(code == Some(1), "{code:?}");
+        for [id, severity, words] in expected {
+            has(&found, id, severity, words)?;
+        }
+        // The pause image is missing in two snapshotters, and no plugin runs.
+        ensure!(found.len() == 2 + expected.len(), "{found:#?}");
+    }
+
+    let config = node
+        .config("")
+        .replace("wait = \"8s\"", "wait = \"9950ms\"");
+    let (_, found) = node.examine_with(&config, &[])?;
+    has(
+        &found,
+        "request-timeout-short",
+        "warning",
+        "plugin_request_timeout = ",
+    )?;
+    let config = node
+        .config("")
+        .replace("wait = \"8s\"", "wait = \"9900ms\"");
+    let (_, found) = node.examine_with(&config, &[])?;
+    ensure!(!found.contains_key("request-timeout-short"), "{found:#?}");
+
+    // Somebody has listened there.
+    let dead = node.lab.socket_path("dead.sock")?;
+    drop(std::os::unix::net::UnixListener::bind(&dead)?);
+    let dead = dead.display().to_string();
+    let config = node.reading(|text| text.replace(&socket, &dead), "")?;
+    for (arguments, id) in [
+        (["--nri-socket", &dead], "nri-socket-dead"),
+        (
+            ["--nri-socket", "/nowhere/nri.sock"],
+            "nri-socket-elsewhere",
+        ),
+    ] {
+        let (_, found) = node.examine_with(&config, &arguments)?;
+        has(&found, id, "error", arguments[1])?;
+    }
+    std::fs::remove_file(&dead)?;
+    let (_, found) = node.examine_with(&config, &["--nri-socket", &dead])?;
+    has(&found, "nri-socket-missing", "error", &dead)
+}
+
+/// A remote snapshotter, its labels, its daemon; and what `--fix` does.
+async fn remote(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    let node = Node::start_with(version, options).await?;
+    let lease = "nri-unpack-1-1-1";
+    node.lab.ctr(&["leases", "create", "--id", lease]).await?;
+
+    // It takes all that could still be on its way with it.
+    node.store.collect_garbage().await?;
+    let before = node.lab.database()?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "pause-not-ready", "error", "is missing in nydus")?;
+    has(
+        &found,
+        "annotations-off",
+        "note",
+        "disable_snapshot_annotations = false",
+    )?;
+    has(&found, "leftovers", "warning", "(leases: 1, ")?;
+    ensure!(node.lab.database()? == before, "something was written");
+
+    let (code, found) = node.examine_with(&node.config(""), &["--fix"])?;
+    // No plugin runs, still.
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "leftovers", "warning", "(leases: 1)")?;
+    has(&found, "pause-not-ready", "error", "is ready in nydus")?;
+    ensure!(!node.store.leases().await?.contains_key(lease));
+    let (_, found) = node.examine()?;
+    ensure!(
+        found.keys().eq(["annotations-off", "plugin-absent"].iter()),
+        "{found:#?}"
+    );
+
+    node.lab.remote(Remote::Nydus).kill();
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "snapshotter-silent", "error", "nydus.sock")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_remote_snapshotter_on_2_1() -> Result<()> {
+    remote(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_remote_snapshotter_on_1_7() -> Result<()> {
+    remote(Version::V1_7).await
+}
+
+/// Content that was deleted behind containerd's back. What is advised helps, and nothing else does.
+async fn split_brain(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    let node = Node::start_with(version, options).await?;
+    let name = node.image.name().to_owned();
+    node.ensure_ready(&node.image, "nydus")?;
+    node.store.collect_garbage().await?;
+    let before = node.lab.database()?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key("split-brain"), "{found:#?}");
+    // The pause image is asked for, which nydus does not have.
+    ensure!(node.lab.database()? == before, "something was written");
+    let nydus = node.lab.remote(Remote::Nydus);
+    nydus.kill();
+    std::fs::remove_dir_all(node.lab.path("nydus"))?;
+    nydus.restart().await?;
+    // containerd finds it again by itself, a second after the first call that did not reach it.
+    let began = std::time::Instant::now();
+    while node.examine()?.1.contains_key("snapshotter-silent") {
+        ensure!(began.elapsed() < PATIENCE, "nydus stays away");
+    }
+    let before = node.store.metadata().await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "split-brain", "error", &name)?;
+    let changes = before.changes(&node.store.metadata().await?);
+    ensure!(changes.is_empty(), "{changes:#?}");
+    // Without the remedy there is no way out.
+    let row = node.row(&["ensure", &name, "--snapshotter", "nydus"])?;
+    ensure!(row["state"] != "ready", "{row:#}");
+    let commands = found["split-brain"]["remedy"]["commands"].as_array();
+    for command in commands.context("commands")? {
+        let words: Vec<_> = command.as_str().context("text")?.split(' ').collect();
+        match words[..] {
+            ["ctr", "-n", "k8s.io", ref more @ ..] => match node.lab.ctr(more).await {
+                Err(e) if !e.to_string().contains("not found") => return Err(e),
+                _ => {}
+            },
+            ["nri-unpack", ref more @ ..] => {
+                let done = node.command(more)?;
+                ensure!(done.status.success(), "{done:?}");
+            }
+            _ => anyhow::bail!("{command}"),
+        }
+    }
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key("split-brain"), "{found:#?}");
+
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_was_deleted_is_found_on_2_1() -> Result<()> {
+    split_brain(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_was_deleted_is_found_on_1_7() -> Result<()> {
+    split_brain(Version::V1_7).await
+}
+
+/// Images in a bad state.
+async fn images_and_content(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let pod = node.cri.run_pod("native", &[]).await?;
+    let name = node.image.name().to_owned();
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+    node.cri.remove_pod(&pod).await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "images-unlabelled", "warning", &name)?;
+    node.ensure_ready(&node.image, "native")?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key("images-unlabelled"), "{found:#?}");
+
+    node.store.delete_content(&node.image.config.digest).await?;
+    let (_, found) = node.examine()?;
+    has(&found, "images-unavailable", "warning", "crictl pull")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_images_on_2_1() -> Result<()> {
+    images_and_content(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_images_on_1_7() -> Result<()> {
+    images_and_content(Version::V1_7).await
+}

@@ -1,0 +1,185 @@
+//! `ensure`: shown before it is done, for all images at once, and stopped in the middle.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Options, Remote, Version, images};
+use serde_json::Value;
+
+use crate::support::{Node, PATIENCE, PROGRAM};
+
+/// The plan says what is done then, and writes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_be_done_is_shown_and_not_done() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let name = node.image.name();
+    let plan = |code: i32| -> Result<Value> {
+        let ensure = ["ensure", name, "--handler", "native", "--dry-run"];
+        let output = node.command(&[&ensure[..], &["--output", "json"]].concat())?;
+        ensure!(output.status.code() == Some(code), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(report["plans"][0].clone())
+    };
+    node.store.collect_garbage().await?;
+    let before = node.lab.database()?;
+    let shown = plan(1)?;
+    ensure!(
+        shown["state"] == "missing" && shown["error"].is_null(),
+        "{shown:#}"
+    );
+    let steps = shown["steps"].as_array().context("steps")?;
+    ensure!(steps.len() == node.image.layers.len() + 1, "{shown:#}");
+    for (i, layer) in node.image.layers.iter().enumerate() {
+        let step = &steps[i];
+        ensure!(
+            step["step"] == "unpack" && step["layer"] == i + 1,
+            "{step:#}"
+        );
+        ensure!(step["digest"] == layer.digest.as_str(), "{step:#}");
+    }
+    ensure!(steps[steps.len() - 1]["step"] == "anchor", "{shown:#}");
+    let text = node.command(&["ensure", name, "--handler", "native", "--dry-run"])?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    ensure!(text.contains("\n  1. make layer 1 (sha256:"), "{text}");
+    ensure!(node.lab.database()? == before, "something was written");
+
+    node.ensure_ready(&node.image, "native")?;
+    let shown = plan(0)?;
+    ensure!(shown["steps"] == Value::Array(vec![]), "{shown:#}");
+    Ok(())
+}
+
+/// A host's unpack is to be replaced where the guest pulls.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replacement_is_planned() -> Result<()> {
+    let mut options = Options::new(Version::V2_1);
+    options.remotes = vec![Remote::Nydus];
+    let mut node = Node::start_with(Version::V2_1, options).await?;
+    let name = node.image.name().to_owned();
+    // One that is left to the guest tells that the snapshotter does so.
+    node.command(&["ensure", lab::PAUSE, "--handler", "nydus"])?;
+    let pod = node.cri.run_pod("nydus", &[]).await?;
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+    let ensure = ["ensure", &name, "--handler", "nydus", "--dry-run"];
+    let output = node.command(&[&ensure[..], &["--output", "json"]].concat())?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let steps = report["plans"][0]["steps"].as_array().context("steps")?;
+    ensure!(
+        steps.len() == 1 && steps[0]["step"] == "replace",
+        "{report:#}"
+    );
+    Ok(())
+}
+
+/// Every image in the snapshotters of all handlers.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_images_are_made_ready() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let all = node.command(&["ensure", "--all", "--output", "json"])?;
+    ensure!(all.status.code() == Some(0), "{all:?}");
+    let report: Value = serde_json::from_slice(&all.stdout)?;
+    let rows = report["results"].as_array().context("results")?;
+    ensure!(rows.len() == 4, "{report:#}");
+    let check = node.command(&["check"])?;
+    ensure!(check.status.code() == Some(0), "{check:?}");
+    let usage = node.command(&["ensure", "--all", "a:1"])?;
+    ensure!(usage.status.code() == Some(2), "{usage:?}");
+    Ok(())
+}
+
+/// On Ctrl-C: a bar is up, a layer half unpacked; then no lease and no extraction snapshot is left.
+async fn stopped(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    node.image = images::large("registry.test/lab/large:1", 8, 4 << 20)?;
+    node.store.put_image(&node.image).await?;
+    let config = node.lab.path("ensure.toml");
+    std::fs::write(&config, node.config(""))?;
+    let mut child = Command::new(PROGRAM)
+        .args(["ensure", node.image.name(), "--handler", "native"])
+        .args(["--output", "json", "--config"])
+        .arg(&config)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let began = Instant::now();
+    loop {
+        let snapshots = node.store.snapshots("native").await?;
+        let begun = snapshots
+            .iter()
+            .any(|s| s.key.starts_with("extract-nri-unpack"));
+        if begun && node.store.chain("native", &node.image).await?.len() >= 2 {
+            break;
+        }
+        ensure!(began.elapsed() < PATIENCE, "nothing begun");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let pid = child.id().to_string();
+    Command::new("kill").args(["-s", "INT", &pid]).status()?;
+    let signalled = Instant::now();
+    let status = child.wait()?;
+    ensure!(signalled.elapsed() < Duration::from_secs(10), "too slow");
+    let output = child.wait_with_output()?;
+    ensure!(status.code() == Some(1), "{status:?}");
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let row = &report["results"][0];
+    ensure!(
+        row["state"] == "partial" && row["error"].is_string(),
+        "{row:#}"
+    );
+    let leases = node.store.leases().await?;
+    ensure!(
+        !leases.keys().any(|id| id.starts_with("nri-unpack")),
+        "{leases:?}"
+    );
+    let snapshots = node.store.snapshots("native").await?;
+    ensure!(
+        !snapshots.iter().any(|s| s.key.contains("nri-unpack")),
+        "{snapshots:?}"
+    );
+    ensure!(node.ensure_ready(&node.image, "native")? == "unpacked");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_leaves_nothing_on_2_1() -> Result<()> {
+    stopped(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_leaves_nothing_on_1_7() -> Result<()> {
+    stopped(Version::V1_7).await
+}
+
+/// A terminal gets a bar with layers, bytes and rate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_gets_a_bar() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let large = images::large("registry.test/lab/large:1", 6, 4 << 20)?;
+    node.store.put_image(&large).await?;
+    let config = node.lab.path("ensure.toml");
+    std::fs::write(&config, node.config(""))?;
+    let command = format!(
+        "stty rows 40 cols 120; {PROGRAM} ensure {} --handler native --config {}",
+        large.name(),
+        config.display()
+    );
+    let output = Command::new("script")
+        .args(["-qefc", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said:?}");
+    let all = large.layers.len();
+    let bar = format!(" {all}/{all} layers");
+    ensure!(said.contains(&bar) && said.contains("MiB/s"), "{said:?}");
+    ensure!(
+        said.contains(&format!(": ready, unpacked ({all} layers")),
+        "{said:?}"
+    );
+    // No bar takes more than its line.
+    ensure!(!said.contains("\u{1b}[1A"), "{said:?}");
+    // Nothing but the line where nobody looks.
+    let output = node.command(&["ensure", large.name(), "--handler", "erofs"])?;
+    ensure!(output.stderr.is_empty(), "{output:?}");
+    Ok(())
+}
