@@ -6,6 +6,7 @@ mod config_command;
 mod doctor;
 mod dry_run;
 mod ensure;
+mod generate;
 mod handlers;
 mod run;
 mod scope;
@@ -88,6 +89,11 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Print the default configuration, or check a file
     Config(config_command::Arguments),
+    /// Print a shell's completions
+    Completions(generate::Completions),
+    /// Write the man pages
+    #[command(hide = true)]
+    ManPages(generate::ManPages),
 }
 
 /// How results are printed.
@@ -188,6 +194,8 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run => run::run(global).await,
         Command::Config(arguments) => config_command::config(&arguments),
+        Command::Completions(arguments) => generate::completions(&arguments, Cli::command()),
+        Command::ManPages(arguments) => generate::man_pages(&arguments, Cli::command()),
         Command::Check(arguments) => {
             let config = global.for_command()?;
             at_socket(&config.clone(), check::check(config, arguments)).await

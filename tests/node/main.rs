@@ -14,6 +14,7 @@ mod concurrency;
 mod docs;
 mod doctor;
 mod ensure;
+mod generate;
 mod guest_pull;
 mod images;
 mod json;

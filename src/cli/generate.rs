@@ -1,0 +1,58 @@
+//! What a package ships beside the program, from the same definitions: completions for shells, and man
+//! pages.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, Command};
+use clap_complete::{Shell, generate};
+use clap_mangen::Man;
+
+use super::{Exit, Failure};
+
+/// The program, and so the command that is completed.
+const NAME: &str = "nri-unpack";
+
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// Of which shell
+    shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ManPages {
+    /// Where the pages are written
+    #[arg(value_name = "DIRECTORY")]
+    directory: PathBuf,
+}
+
+/// Prints them.
+pub(super) fn completions(arguments: &Completions, mut command: Command) -> Result<Exit, Failure> {
+    let mut text = Vec::new();
+    generate(arguments.shell, &mut command, NAME, &mut text);
+    super::print(&String::from_utf8_lossy(&text))?;
+    Ok(Exit::Ready)
+}
+
+/// Writes one page for the program and one for each of its commands.
+pub(super) fn man_pages(arguments: &ManPages, mut command: Command) -> Result<Exit, Failure> {
+    command.build();
+    page(&arguments.directory, NAME.to_owned(), command.clone())?;
+    let commands = command.get_subcommands();
+    for command in commands.filter(|it| it.get_name() != "help" && !it.is_hide_set()) {
+        let name = format!("{NAME}-{}", command.get_name());
+        page(&arguments.directory, name, command.clone())?;
+    }
+    Ok(Exit::Ready)
+}
+
+fn page(directory: &Path, name: String, command: Command) -> Result<(), Failure> {
+    let path = directory.join(format!("{name}.1"));
+    let write = || {
+        let mut text = Vec::new();
+        Man::new(command).title(name).render(&mut text)?;
+        std::fs::write(&path, text)
+    };
+    let written = write().with_context(|| format!("cannot write {}", path.display()));
+    written.map_err(Failure::Other)
+}
