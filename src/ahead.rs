@@ -30,6 +30,7 @@ use eager::Place;
 pub use existing::Existing;
 use pulls::Pulls;
 use queue::Queue;
+pub use reconcile::MAX_SNAPSHOTS;
 use room::Room;
 pub use volumes::image_volume;
 

@@ -20,7 +20,7 @@ use super::{Ahead, is_news};
 /// Snapshots in one snapshotter from which on only pinned images are unpacked ahead: each labelled
 /// `Prepare` has containerd walk all of them (some 8 ms more with each thousand), so filling a
 /// snapshotter costs the square of what it holds.
-const MAX_SNAPSHOTS: usize = 2000;
+pub const MAX_SNAPSHOTS: usize = 2000;
 
 /// After each image that was unpacked there is a rest of as long as that took, so that containerd has
 /// half of its time for others; not longer than this.

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::ahead::MAX_SNAPSHOTS;
 use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
@@ -147,10 +148,24 @@ async fn once(node: &Node, arguments: &Arguments, before: &str) -> Result<Exit, 
     // After the table, which may have cleared the screen.
     unusable.iter().for_each(super::complain);
     silent.iter().for_each(super::complain);
+    let full = listings.iter();
+    let full = full.filter_map(|(snapshotter, listing)| full_enough(snapshotter, listing.len()));
+    full.for_each(|remark| super::complain(&remark));
     Ok(if all_ready && all_seen {
         Exit::Ready
     } else {
         Exit::NotReady
+    })
+}
+
+/// Why images that are wanted ahead may be missing in a snapshotter that holds so many snapshots.
+fn full_enough(snapshotter: &str, snapshots: usize) -> Option<String> {
+    (snapshots >= MAX_SNAPSHOTS).then(|| {
+        format!(
+            "snapshotter {snapshotter} holds {snapshots} snapshots, and each further one costs more than \
+             the one before: from {MAX_SNAPSHOTS} on only pinned images are unpacked ahead, others when a \
+             pod asks"
+        )
     })
 }
 
@@ -410,5 +425,12 @@ mod tests {
             assert_eq!(state(&each.to_string()), Ok(each));
         }
         assert!(state("bad").unwrap_err().contains("unlabelled"));
+    }
+
+    #[test]
+    fn a_bound_is_explained_where_it_is_met() {
+        assert_eq!(full_enough("nydus", MAX_SNAPSHOTS - 1), None);
+        let remark = full_enough("nydus", MAX_SNAPSHOTS + 7).unwrap();
+        assert!(remark.contains("nydus holds 2007 snapshots"), "{remark}");
     }
 }

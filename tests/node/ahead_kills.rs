@@ -139,7 +139,8 @@ impl Node {
         Ok(())
     }
 
-    async fn wait_image(&self, image: &Image, snapshotter: &str) -> Result<()> {
+    /// Until it is ready.
+    pub(crate) async fn wait_image(&self, image: &Image, snapshotter: &str) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let state = self.state_of(image, snapshotter).await?;

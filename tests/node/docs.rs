@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Options, Remote, Version, images};
 use nri_unpack::config::Config;
 
+use crate::after_pull::image;
 use crate::guest_pull::NYDUS;
-use crate::support::{Node, PATIENCE, handler};
+use crate::support::{Node, handler};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -125,19 +126,15 @@ async fn missing_reference_on_1_7() -> Result<()> {
     options.snapshot_annotations = false;
     let mut node = Node::start_with(version, options).await?;
     node.serve("").await?;
-    node.image = images::app("registry.test/lab/annotated:1")?;
+    // Shares no layer with what is ready already.
+    node.image = image(3, 0);
     node.registry.push(&node.image).await?;
     let name = node.image.name().to_owned();
     let Err(error) = node.cri.pull_image_for(&name, NYDUS).await else {
         bail!("pulled without labels");
     };
     node.play(NYDUS, error.message()).await?;
-    node.log
-        .wait_for(
-            "image is ready ahead image=registry.test/lab/annotated",
-            PATIENCE,
-        )
-        .await?;
+    node.wait_image(&node.image, NYDUS).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let container = node.cri.create_container(&pod, &name, &[], &[]).await?;
     node.assert_guest_pulls(&container).await
