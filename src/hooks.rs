@@ -7,6 +7,7 @@
 mod tests;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -226,8 +227,10 @@ impl Session {
         for target in sources.filter_map(image_volume) {
             self.ahead.volume(&snapshotter, target);
         }
-        let Some(chain) = self.unknown_chain(&creation, deadline).await else {
-            return Ok(());
+        let unready = policy::on_unready(&self.node.config(), &snapshotter);
+        let chain = match self.unknown_chain(&creation, deadline, unready).await {
+            ControlFlow::Continue(chain) => chain,
+            ControlFlow::Break(answer) => return answer,
         };
         let want = Want::Container {
             key: container.id.clone(),
@@ -236,11 +239,15 @@ impl Session {
         };
         let mut ticket = self.ensure(want, &snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
-        let unready = policy::on_unready(&self.node.config(), &snapshotter);
         let Some(Err(error)) = &outcome else {
             return creation.verdict(outcome, &ticket, unready);
         };
         self.node.engine.replace_if_in_use(error, &snapshotter);
+        let unready = if error.is_broken() {
+            Unready::Reject
+        } else {
+            unready
+        };
         match &**error {
             Error::InUse {
                 onto: Some(onto), ..
@@ -257,23 +264,30 @@ impl Session {
         }
     }
 
-    /// The chain that the container's own snapshot stands on, where that is not known to be ready;
-    /// `None` where the container may pass.
-    async fn unknown_chain(&self, creation: &Creation<'_>, deadline: Instant) -> Option<String> {
+    /// The chain that the container's own snapshot stands on, where that is not known to be ready; the
+    /// hook's answer where it is, and where containerd does not say. One that is there and slow is not
+    /// one that is lost: then `unready` decides, as for an unpack that takes too long.
+    async fn unknown_chain(
+        &self,
+        creation: &Creation<'_>,
+        deadline: Instant,
+        unready: Unready,
+    ) -> ControlFlow<HandlerResult, String> {
         let container = creation.container;
         let engine = &self.node.engine;
         let standing = engine.standing(creation.snapshotter, &container.id, image_name(container));
-        let unseen = match tokio::time::timeout_at(deadline, standing).await {
-            Ok(Ok(Standing::Unknown { chain })) => return Some(chain),
+        ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
+            Ok(Ok(Standing::Unknown { chain })) => return ControlFlow::Continue(chain),
             Ok(Ok(Standing::Ready | Standing::Scratch)) => {
                 creation.say(Verdict::Ready, "known");
-                return None;
+                Ok(())
             }
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "containerd did not answer in time".to_owned(),
-        };
-        creation.say(Verdict::Unseen, &unseen);
-        None
+            Ok(Err(e)) => {
+                creation.say(Verdict::Unseen, &e.to_string());
+                Ok(())
+            }
+            Err(_) => creation.unready(unready, "containerd did not say in time what it is"),
+        })
     }
 
     /// A container whose chain cannot be repaired under it is moved onto another, here and now, so

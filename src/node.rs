@@ -39,13 +39,28 @@ pub struct Node {
 
 /// What is known of the runtime handlers.
 #[derive(Clone, Debug)]
-enum Known {
-    /// containerd is being asked.
-    NotYet,
+struct Known {
+    /// As containerd answered last.
+    handlers: Option<Arc<Handlers>>,
+    answer: Answer,
+}
+
+/// Whether containerd has answered in this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It is being asked.
+    Awaited,
     /// It did not answer; it is asked again.
-    NoAnswer,
-    /// This.
-    Handlers(Arc<Handlers>),
+    Missing,
+    /// The handlers are as they are now.
+    Here,
+}
+
+impl Known {
+    fn now(&self) -> Option<&Arc<Handlers>> {
+        let is_here = self.answer == Answer::Here;
+        self.handlers.as_ref().filter(|_| is_here)
+    }
 }
 
 impl Node {
@@ -63,6 +78,7 @@ impl Node {
             layers: config.unpack.parallel_layers.count().get(),
         };
         let live = Live::new(config);
+        let stop = CancellationToken::new();
         Arc::new(Self {
             engine: Engine::new(
                 containerd.clone(),
@@ -74,10 +90,13 @@ impl Node {
             config: live,
             reloaded: Notify::new(),
             containerd,
-            handlers: watch::Sender::new(Known::NotYet),
+            handlers: watch::Sender::new(Known {
+                handlers: None,
+                answer: Answer::Awaited,
+            }),
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            session: Mutex::default(),
+            session: Mutex::new(stop.child_token()),
+            stop,
         })
     }
 
@@ -142,7 +161,8 @@ impl Node {
     /// are resolved anew, again and again until containerd answers, and what a crash has left is
     /// taken away, then and now and then.
     pub fn refresh(self: &Arc<Self>) {
-        self.handlers.send_replace(Known::NotYet);
+        self.handlers
+            .send_modify(|known| known.answer = Answer::Awaited);
         self.begin_session();
         let node = self.clone();
         self.in_session(async move {
@@ -173,7 +193,12 @@ impl Node {
                 }
             }
             said = true;
-            self.handlers.send_replace(Known::NoAnswer);
+            // What is known of this session stays so: only its configuration is read again.
+            self.handlers.send_modify(|known| {
+                if known.answer == Answer::Awaited {
+                    known.answer = Answer::Missing;
+                }
+            });
             tokio::time::sleep(pause).await;
         }
     }
@@ -185,7 +210,10 @@ impl Node {
         for (handler, resolved) in handlers.iter() {
             log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
         }
-        self.handlers.send_replace(Known::Handlers(handlers));
+        self.handlers.send_replace(Known {
+            handlers: Some(handlers),
+            answer: Answer::Here,
+        });
     }
 
     async fn sweep(&self) {
@@ -203,25 +231,24 @@ impl Node {
     }
 
     /// The handlers, waited for until `deadline` while containerd is being asked for the first time in
-    /// this session; where it does not answer, nobody waits.
+    /// this session; where it does not answer, nobody waits. Without an answer they are taken to be
+    /// what they were in the session before.
     pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
-        let mut handlers = self.handlers.subscribe();
-        let asked = handlers.wait_for(|known| !matches!(known, Known::NotYet));
-        let known = tokio::time::timeout_at(deadline, asked).await;
-        match &*known.ok()?.ok()? {
-            Known::Handlers(handlers) => Some(handlers.clone()),
-            Known::NotYet | Known::NoAnswer => None,
-        }
+        let mut known = self.handlers.subscribe();
+        let asked = known.wait_for(|known| known.answer != Answer::Awaited);
+        // In time or not: what is known now is all there is.
+        let _ = tokio::time::timeout_at(deadline, asked).await;
+        self.handlers.borrow().handlers.clone()
     }
 
     /// The handlers, as soon as they are known.
     pub async fn known_handlers(&self) -> Arc<Handlers> {
-        let mut handlers = self.handlers.subscribe();
+        let mut known = self.handlers.subscribe();
         loop {
-            if let Known::Handlers(handlers) = &*handlers.borrow_and_update() {
+            if let Some(handlers) = known.borrow_and_update().now() {
                 return handlers.clone();
             }
-            if handlers.changed().await.is_err() {
+            if known.changed().await.is_err() {
                 // The sender lives in this node.
                 std::future::pending::<()>().await;
             }
@@ -230,10 +257,7 @@ impl Node {
 
     /// The handlers, if they are known.
     pub fn handlers_now(&self) -> Option<Arc<Handlers>> {
-        match &*self.handlers.borrow() {
-            Known::Handlers(handlers) => Some(handlers.clone()),
-            Known::NotYet | Known::NoAnswer => None,
-        }
+        self.handlers.borrow().now().cloned()
     }
 
     /// In the background, until the next session begins.

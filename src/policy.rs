@@ -4,7 +4,7 @@
 use crate::config::{
     self, AbsolutePath, Config, ExtraLabels, Live, MissingContent, OnUnready, Unlabelled,
 };
-use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Registries, Repair, profile};
+use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Profile, Registries, Repair};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -51,12 +51,24 @@ impl LabelPolicy for Labels {
         self.0.now().snapshotter(snapshotter).extra_labels.clone()
     }
 
+    fn profile(&self, snapshotter: &str) -> Profile {
+        profile(&self.0.now(), snapshotter)
+    }
+
     fn repair(&self, snapshotter: &str) -> Option<Repair> {
         match self.0.now().snapshotter(snapshotter).unlabelled {
             Unlabelled::Relabel => Some(Repair::Relabel),
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
         }
+    }
+}
+
+fn profile(config: &Config, snapshotter: &str) -> Profile {
+    match config.snapshotter(snapshotter).profile {
+        config::Profile::Auto => Profile::of(snapshotter),
+        config::Profile::Nydus => Profile::NYDUS,
+        config::Profile::Complete => Profile::COMPLETE,
     }
 }
 
@@ -80,7 +92,7 @@ pub fn on_unready(config: &Config, snapshotter: &str) -> Unready {
     match config.hooks.on_unready {
         OnUnready::Allow => Unready::Allow,
         OnUnready::Reject => Unready::Reject,
-        OnUnready::Profile if profile(snapshotter).fails_closed => Unready::Reject,
+        OnUnready::Profile if profile(config, snapshotter).fails_closed => Unready::Reject,
         OnUnready::Profile => Unready::Allow,
     }
 }
@@ -109,6 +121,21 @@ mod tests {
         assert!(!is_kept(&plain, "overlayfs", "overlayfs"));
         let named = config("[snapshotters.overlayfs]\n");
         assert!(is_kept(&named, "overlayfs", "overlayfs"));
+    }
+
+    #[test]
+    fn nydus_fails_closed_under_any_name() {
+        let config = config(
+            "[snapshotters.proxy]\nprofile = \"nydus\"\n[snapshotters.nydus]\nprofile = \"complete\"\n",
+        );
+        for (snapshotter, unready) in [
+            ("nydus-cc", Unready::Reject),
+            ("proxy", Unready::Reject),
+            ("nydus", Unready::Allow),
+            ("soci", Unready::Allow),
+        ] {
+            assert_eq!(on_unready(&config, snapshotter), unready, "{snapshotter}");
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct Row {
     state: State,
     action: Action,
     layers_done: usize,
+    /// Lower ones that stayed as the host has unpacked them, since something else uses them.
+    layers_kept: usize,
     duration_ms: u128,
     /// `null` where all went well.
     error: Option<String>,
@@ -73,6 +75,10 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
         let (snapshotters, asked) = (&snapshotters, &asked);
         async move {
             let all = async {
+                // What an earlier command has left that was killed: no plugin need be running here.
+                if let Err(e) = node.engine.sweep().await {
+                    log::debug!(error:% = e; "not swept");
+                }
                 let mut results = Vec::new();
                 for snapshotter in snapshotters {
                     results.extend(in_snapshotter(node, asked, snapshotter, output).await?);
@@ -155,6 +161,7 @@ async fn row(
         state: State::Ready,
         action: Action::None,
         layers_done: 0,
+        layers_kept: 0,
         duration_ms: took.as_millis(),
         error: None,
     };
@@ -162,6 +169,7 @@ async fn row(
         Ok(done) => {
             row.action = done.action;
             row.layers_done = done.layers_done;
+            row.layers_kept = done.layers_kept;
         }
         Err(e) => {
             if let Some(source) = e.unreachable() {
@@ -198,14 +206,19 @@ impl Row {
             state,
             action,
             layers_done,
+            layers_kept,
             duration_ms,
             ..
         } = self;
+        let kept = match layers_kept {
+            0 => String::new(),
+            n => format!("; {n} lower ones stay as they were, since something else uses them"),
+        };
         match (&self.error, action) {
             (Some(error), _) => format!("{name} in {snapshotter}: {state}: {error}"),
             (None, Action::None) => format!("{name} in {snapshotter}: {state}"),
             (None, _) => format!(
-                "{name} in {snapshotter}: {state}, {action} ({layers_done} layers, {duration_ms} ms)"
+                "{name} in {snapshotter}: {state}, {action} ({layers_done} layers, {duration_ms} ms){kept}"
             ),
         }
     }

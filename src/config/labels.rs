@@ -25,12 +25,19 @@ impl ExtraLabels {
 impl TryFrom<BTreeMap<LabelKey, Template>> for ExtraLabels {
     type Error = InvalidValue;
 
-    /// What is too long whatever its variables stand for is refused here; what becomes too long with
-    /// an image's digests in it is found out then.
+    /// What is empty, or too long whatever its variables stand for, is refused here; what becomes too
+    /// long with an image's digests in it is found out then.
     fn try_from(labels: BTreeMap<LabelKey, Template>) -> Result<Self, InvalidValue> {
         let too_long = |(key, value): &(&LabelKey, &Template)| {
             key.as_str().len() + value.least_len() > LABEL_MAX
         };
+        if let Some((key, _)) = labels.iter().find(|(_, value)| value.is_empty()) {
+            return Err(InvalidValue::new(format!(
+                "the label \"{}\" is empty, and containerd keeps no such label: give it a value, or \
+                 leave it out",
+                key.as_str()
+            )));
+        }
         match labels.iter().find(too_long) {
             None => Ok(Self(labels)),
             Some((key, _)) => Err(InvalidValue::new(format!(

@@ -17,6 +17,8 @@ const DEFAULT_TABLE: &str = "default";
 /// What is wanted of one snapshotter, every key settled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotterPolicy {
+    /// What kind of snapshotter it is.
+    pub profile: Profile,
     /// Which labels a layer's snapshot gets.
     pub labels: Labels,
     /// Which images are unpacked before a pod asks for them.
@@ -52,6 +54,7 @@ impl SnapshotterPolicy {
 impl Default for SnapshotterPolicy {
     fn default() -> Self {
         Self {
+            profile: Profile::Auto,
             labels: Labels::Cri,
             eager: Eager::Auto,
             include: vec![ImagePattern::any()],
@@ -60,6 +63,18 @@ impl Default for SnapshotterPolicy {
             extra_labels: ExtraLabels::default(),
         }
     }
+}
+
+/// What kind of snapshotter it is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// What its name says.
+    Auto,
+    /// nydus, under another name.
+    Nydus,
+    /// One that has the whole content of what it unpacks, whatever its name.
+    Complete,
 }
 
 /// Which labels a layer's snapshot gets.
@@ -140,6 +155,7 @@ impl From<BTreeMap<Name, Table>> for Snapshotters {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 struct Table {
+    profile: Option<Profile>,
     labels: Option<Labels>,
     eager: Option<Eager>,
     include: Option<Vec<ImagePattern>>,
@@ -151,6 +167,7 @@ struct Table {
 impl Table {
     fn over(self, base: &SnapshotterPolicy) -> SnapshotterPolicy {
         SnapshotterPolicy {
+            profile: self.profile.unwrap_or(base.profile),
             labels: self.labels.unwrap_or(base.labels),
             eager: self.eager.unwrap_or(base.eager),
             include: self.include.unwrap_or_else(|| base.include.clone()),

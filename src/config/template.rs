@@ -64,6 +64,11 @@ impl Template {
         Some(filled)
     }
 
+    /// Whether it is always empty.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The bytes that it has before any variable is filled in.
     pub(super) fn least_len(&self) -> usize {
         let text = |part: &Part| match part {

@@ -35,7 +35,7 @@ fn bad_values_are_answered() {
         // Keys that do not exist, and tables that are none.
         ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `snapshotters`, `metrics`, `log`"),
         ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
-        ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
+        ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `profile`, `labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
         ("nri = 3\n", "1:7: nri: invalid type: integer `3`, expected a table"),
         ("[snapshotters]\nnydus = \"cri\"\n", "2:9: snapshotters.nydus: invalid type: string \"cri\", expected a table"),
         // [nri]
@@ -86,6 +86,8 @@ fn bad_values_are_answered() {
         ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
         ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is no variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),
         ("[snapshotters.x]\nextra_labels = { a = \"{\" }\n", "2:22: snapshotters.x.extra_labels.a: \"{\" has a brace without its other half: write it twice if it is meant as a brace"),
+        ("[snapshotters.x]\nextra_labels = { k = \"\" }\n", "2:16: snapshotters.x.extra_labels: the label \"k\" is empty, and containerd keeps no such label: give it a value, or leave it out"),
+        ("[snapshotters.x]\nprofile = \"soci\"\n", "2:11: snapshotters.x.profile: unknown variant `soci`, expected one of `auto`, `nydus`, `complete`"),
         // [metrics], [log]
         ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
         ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: \"x\" is not an absolute path: start it with `/`"),

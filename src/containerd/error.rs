@@ -83,6 +83,10 @@ fn kind(status: &Status) -> Kind {
         Code::Unavailable => Kind::Unreachable,
         // tonic's own client-side deadline comes as `Cancelled`.
         Code::DeadlineExceeded | Code::Cancelled => Kind::TimedOut,
+        // CRI, between its first answers and the end of its start.
+        Code::Unknown if status.message().contains("server is not initialized yet") => {
+            Kind::Unreachable
+        }
         // A connection that breaks under a call comes as `Unknown` with the transport's error
         // behind it; containerd's own `Unknown` has none.
         Code::Unknown if std::error::Error::source(status).is_some() => Kind::Unreachable,
@@ -123,5 +127,7 @@ mod tests {
             assert_eq!(error.kind, expected, "{code:?}");
             assert_eq!(error.to_string(), "stat snapshot k: words");
         }
+        let early = Status::new(Code::Unknown, "server is not initialized yet");
+        assert!(Error::from_status("read CRI's configuration", "", early).is_unreachable());
     }
 }

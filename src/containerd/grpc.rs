@@ -150,6 +150,17 @@ impl Grpc {
         api::leases_client::LeasesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
     }
+
+    async fn list_content(&self, call: &'static str, filters: Vec<String>) -> Result<Vec<Blob>> {
+        let request = self.ask(api::ListContentRequest { filters });
+        let reply = self.content_api().list(request).await;
+        let stream = reply.map_err(failed(call, "content"))?.into_inner();
+        drain(call, "content", stream, |all, part| {
+            all.extend(part.info.into_iter().map(blob));
+            Ok(())
+        })
+        .await
+    }
 }
 
 /// What turns gRPC's status into our error, for `map_err`.
@@ -210,18 +221,13 @@ impl Containerd for Grpc {
         info.map(blob).ok_or_else(empty(call, digest))
     }
 
+    async fn blobs(&self) -> Result<Vec<Blob>> {
+        self.list_content("list", vec![]).await
+    }
+
     async fn manifests(&self) -> Result<Vec<Blob>> {
-        let call = "list manifests of";
-        let request = self.ask(api::ListContentRequest {
-            filters: vec![format!("labels.{CONFIG_OF:?}")],
-        });
-        let reply = self.content_api().list(request).await;
-        let stream = reply.map_err(failed(call, "content"))?.into_inner();
-        drain(call, "content", stream, |all, part| {
-            all.extend(part.info.into_iter().map(blob));
-            Ok(())
-        })
-        .await
+        let filter = format!("labels.{CONFIG_OF:?}");
+        self.list_content("list manifests of", vec![filter]).await
     }
 
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {

@@ -200,6 +200,8 @@ pub trait Containerd: Send + Sync {
 
     /// What the content store knows of a blob.
     async fn blob(&self, digest: &str) -> Result<Blob>;
+    /// What the content store knows of all its blobs.
+    async fn blobs(&self) -> Result<Vec<Blob>>;
     /// The blobs that refer to a config: all manifests, also those of images that are still being
     /// pulled.
     async fn manifests(&self) -> Result<Vec<Blob>>;

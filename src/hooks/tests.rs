@@ -7,9 +7,9 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::config::Config;
 use crate::containerd::fake::Fake;
-use crate::containerd::{Containerd, Image};
+use crate::containerd::{Containerd, Image, Labels};
 use crate::image::{Manifests, Platform};
-use crate::unpack::{Role, State};
+use crate::unpack::{Role, State, proxied};
 
 use super::*;
 
@@ -211,6 +211,36 @@ async fn an_unready_image_is_rejected_or_allowed() {
     }
 }
 
+/// That containerd is slow is no reason to start a container that must not be.
+#[tokio::test(start_paused = true)]
+async fn where_containerd_does_not_say_in_time_the_profile_decides() {
+    for (handler, snapshotter, created) in [("local", "erofs", true), ("guest", "nydus", false)] {
+        let bench = Bench::new("").await;
+        bench.unpacked_without_labels(snapshotter);
+        bench.fake.slow("stat snapshot", Duration::from_secs(5));
+        let answer = bench.create(handler, snapshotter, "c").await;
+        assert_eq!(answer.is_ok(), created, "{snapshotter}: {answer:?}");
+    }
+}
+
+/// A host's unpack over layers that are empty is broken: nobody can want that.
+#[tokio::test(start_paused = true)]
+async fn a_mixed_chain_is_rejected_whatever_is_configured() {
+    let bench = Bench::new("[hooks]\nswap = false\non_unready = \"allow\"\n").await;
+    let bottom = &bench.chain_ids[0];
+    bench
+        .fake
+        .put("nydus", bottom, None, proxied(Labels::new()));
+    for two in bench.chain_ids.windows(2) {
+        bench
+            .fake
+            .commit_unlabelled("nydus", &two[1], Some(&two[0]));
+    }
+    assert_eq!(bench.state("nydus").await, State::Mixed);
+    let answer = bench.create("guest", "nydus", "c").await;
+    assert!(answer.is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_poisoned_creation_is_moved_in_its_own_hook() {
     let bench = Bench::new("").await;
@@ -306,6 +336,23 @@ async fn handlers_are_waited_for_only_while_they_are_first_asked_for() {
     let began = Instant::now();
     bench.create("local", "erofs", "c").await.unwrap();
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+/// In a new session, and while the configuration is read again.
+#[tokio::test(start_paused = true)]
+async fn without_an_answer_the_handlers_are_as_they_were() {
+    let bench = Bench::new("").await;
+    bench.unpacked_without_labels("nydus");
+    bench.run("guest", (policy::IMAGES, "")).await;
+    bench.fake.fail(
+        "ask CRI for its status",
+        0,
+        crate::containerd::ErrorKind::Unreachable,
+    );
+    bench.node.refresh();
+    bench.create("guest", "nydus", "c").await.unwrap();
+    let own = bench.fake.stat("nydus", "c").await.unwrap();
+    assert!(!bench.chain_ids.contains(&own.parent.unwrap()), "not moved");
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,7 +66,7 @@ mod tests {
     fn every_variable_has_the_layers_own_value() {
         let manifest = manifest(2);
         let extra = extra(
-            "a = \"{image-ref} {manifest-digest} {layer-digest} {diff-id} {chain-id}\"\nb = \"\"",
+            "a = \"{image-ref} {manifest-digest} {layer-digest} {diff-id} {chain-id}\"\nb = \"x\"",
         );
         let labels = extra_labels(&manifest, Some("r.example/app:1"), &extra);
         for (i, layer) in manifest.layers.iter().enumerate() {
@@ -78,7 +78,7 @@ mod tests {
                 &layer.chain_id,
             ];
             let label = |key: &str, value: String| (key.to_owned(), value);
-            let expected = [label("a", expected.join(" ")), label("b", String::new())];
+            let expected = [label("a", expected.join(" ")), label("b", "x".to_owned())];
             assert_eq!(labels[i], Labels::from(expected));
         }
     }

@@ -40,6 +40,8 @@ pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels
             key.starts_with(INHERITED)
                 && !NEVER_INHERITED.contains(&key)
                 && key.len() + value.len() <= MAX_LABEL
+                // containerd keeps none that is empty.
+                && !value.is_empty()
         });
         let mut labels: Labels = inherited.map(|(k, v)| (k.clone(), v.clone())).collect();
         labels.insert(SNAPSHOT_REF.to_owned(), layer.chain_id.clone());
@@ -131,6 +133,7 @@ mod tests {
             annotation("containerd.io/snapshot/gidmapping", "0:0:1"),
             annotation("containerd.io/snapshot/cri.layer-digest", "sha256:forged"),
             annotation("org.example.other", "x"),
+            annotation("containerd.io/snapshot/empty", ""),
             annotation("containerd.io/snapshot/long", &"x".repeat(MAX_LABEL)),
         ]);
         let labels = &layer_labels(&manifest, Some("r.example/app:1"))[0];

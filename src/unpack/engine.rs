@@ -21,7 +21,7 @@ use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
 use super::lease::{Leases, Role};
 use super::plan::{Action, Planned, plan, spelled_out};
-use super::profile::{Repair, profile};
+use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::rebase::Rebase;
 use super::resolve::Resolver;
@@ -34,8 +34,8 @@ use super::{Error, Listing, Missing, Standing, State};
 /// rejected container's snapshot away within 0.2 s.
 const REPLACE_PAUSE: Duration = Duration::from_secs(10);
 
-/// Tries to replace a chain in use: with those pauses, some minutes.
-const REPLACE_TRIES: usize = 30;
+/// Tries to replace a chain in use before that is said: with those pauses, some minutes.
+const TRIES_UNSAID: usize = 30;
 
 /// What the labels of an image's layers are to be in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub trait LabelPolicy: Send + Sync {
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
     /// The labels that every layer gets on top.
     fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
+    /// What kind of snapshotter it is.
+    fn profile(&self, snapshotter: &str) -> Profile;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
 }
@@ -219,14 +221,13 @@ impl Engine {
         listing: &Listing,
     ) -> Result<Look, Error> {
         let (target, left_out) = self.resolver.seen(image, names, listing).await?;
-        let containerd = self.containerd.as_ref();
-        let sight = target.look_in(containerd, listing).await?;
+        let sight = target.look_in(listing);
         let mut state = sight.state(&target.rules);
         // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
-        let needs_blobs = !left_out && !profile(&listing.snapshotter).may_proxy;
+        let needs_blobs = !left_out && !self.resolver.profile(&listing.snapshotter).may_proxy;
         if matches!(state, State::Missing | State::Partial)
             && needs_blobs
-            && !target.has_blobs(containerd, &sight).await?
+            && !target.has_blobs_in(listing, &sight)
         {
             state = State::Unavailable;
         }
@@ -252,7 +253,7 @@ impl Engine {
         if left_out {
             return Ok(vec![]);
         }
-        let sight = target.look_in(self.containerd.as_ref(), listing).await?;
+        let sight = target.look_in(listing);
         let steps = plan(&sight, &target.rules);
         Ok(spelled_out(&steps, &target.manifest.layers))
     }
@@ -262,10 +263,11 @@ impl Engine {
     /// lease is released without anybody waiting for that.
     pub async fn swap(self: &Arc<Self>, wanted: Move, deadline: Instant) -> Swapped {
         let (answer, answered) = oneshot::channel();
+        let swapped_by = deadline.checked_sub(swap::ANSWER).unwrap_or(deadline);
         let engine = self.clone();
         self.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();
-            let lease = swap::in_time(deadline, engine.leases.take(containerd)).await;
+            let lease = swap::in_time(swapped_by, engine.leases.take(containerd)).await;
             let lease = match lease {
                 Ok(lease) => lease,
                 Err(untouched) => return drop(answer.send(untouched)),
@@ -276,7 +278,7 @@ impl Engine {
                 wanted: &wanted,
             };
             let began = Instant::now();
-            let swapped = swap.run(deadline, &engine.swap_cost).await;
+            let swapped = swap.run(swapped_by, &engine.swap_cost).await;
             if swapped == Swapped::Done {
                 engine.swap_cost.measured(began.elapsed());
             }
@@ -290,7 +292,7 @@ impl Engine {
     }
 
     /// Asks for an image again and again, in the background, until its chain could be replaced: as
-    /// soon as nothing uses it any more. Gives up after a while; the next who asks tries again.
+    /// soon as nothing uses it any more, or the image is gone.
     fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
         let key = (snapshotter.clone(), image.clone());
         if !self.replacing().insert(key.clone()) {
@@ -312,8 +314,11 @@ impl Engine {
     }
 
     async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
-        for pause in retry::pauses_up_to(REPLACE_PAUSE).take(REPLACE_TRIES) {
+        for (n, pause) in retry::pauses_up_to(REPLACE_PAUSE).enumerate() {
             tokio::time::sleep(pause).await;
+            if n == TRIES_UNSAID {
+                log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
+            }
             let request = Request {
                 want: Want::Image(image.clone()),
                 snapshotter: snapshotter.clone(),
@@ -329,10 +334,14 @@ impl Engine {
                     log::info!(image, snapshotter, action:% = done.action; "a chain that was unpacked on the host is replaced");
                     return;
                 }
-                Err(e) => log::debug!(image, snapshotter, error:% = e; "chain not replaced yet"),
+                Err(e) if e.may_pass() => {
+                    log::debug!(image, snapshotter, error:% = e; "chain not replaced yet");
+                }
+                Err(e) => {
+                    return log::debug!(image, snapshotter, error:% = e; "chain not to be replaced any more");
+                }
             }
         }
-        log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
     }
 
     /// An image was removed. A chain that a container keeps is not anchored any more when the image is

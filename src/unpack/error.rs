@@ -149,6 +149,23 @@ impl Error {
         matches!(self, Self::LeftOut { .. })
     }
 
+    /// Whether the same may succeed later, with nobody doing anything about it.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::InUse { .. } | Self::Unsettled { .. }) || self.unreachable().is_some()
+    }
+
+    /// Whether what is there is wrong, and not merely unready: nothing may start from it, whatever the
+    /// configuration says of images that are not ready.
+    pub fn is_broken(&self) -> bool {
+        matches!(
+            self,
+            Self::InUse {
+                state: super::State::Mixed,
+                ..
+            }
+        )
+    }
+
     /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
     pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {

@@ -70,7 +70,7 @@ impl Flight<'_> {
     pub(super) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
         let (sight, created_at) = self.look().await?;
         if self.plan(&sight).is_empty() {
-            return Ok((self.done(&Work::default()), created_at));
+            return Ok((self.done(&Work::default(), &sight), created_at));
         }
         let lease = self.leases.take(self.containerd).await;
         let lease = lease.map_err(|e| self.target.failed(e))?;
@@ -94,7 +94,7 @@ impl Flight<'_> {
             let created_at;
             (sight, created_at) = self.look().await?;
             if self.plan(&sight).is_empty() {
-                return Ok((self.done(&work), created_at));
+                return Ok((self.done(&work, &sight), created_at));
             }
         }
         Err(Error::Unsettled {
@@ -120,11 +120,12 @@ impl Flight<'_> {
         self.reporter.layers(ready, sight.layers.len());
     }
 
-    fn done(&self, work: &Work) -> Done {
+    fn done(&self, work: &Work, sight: &Sight) -> Done {
         Done {
             image: self.target.image.clone(),
             action: work.action,
             layers_done: work.layers.len(),
+            layers_kept: sight.kept_layers(&self.target.rules),
             layers: self.target.manifest.layers.len(),
         }
     }

@@ -5,6 +5,9 @@
 //! snapshotter can rebase, not before it is committed. Where the layer's blob turns out to be gone,
 //! [`Missing`] finds another content.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
@@ -20,6 +23,10 @@ use super::mounts;
 /// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
 /// somebody else in between; containerd's own unpacker tries as often.
 const PREPARE_TRIES: usize = 3;
+
+/// How long a call that is under way when everything stops is waited for: well within the daemon's own
+/// time for tidying up.
+const LAST_PREPARE: Duration = Duration::from_secs(5);
 
 /// The layer's blob, once its content has been verified, carries the digest of what is in it.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -218,11 +225,7 @@ impl Unpack<'_> {
         for _ in 0..PREPARE_TRIES {
             let key = self.lease.extraction_key(chain_id);
             let labels = content.labels(self.labels);
-            let id = self.lease.id();
-            let prepare = self
-                .containerd
-                .prepare(id, self.snapshotter, &key, parent, labels);
-            let Some(prepared) = self.stop.run_until_cancelled(prepare).await else {
+            let Some(prepared) = self.try_prepare(&key, parent, labels).await else {
                 self.remove(&key).await;
                 return Err(Failure::Stopped);
             };
@@ -246,6 +249,26 @@ impl Unpack<'_> {
             }
         }
         Err(last.map_or(Failure::Stopped, Failure::Containerd))
+    }
+
+    /// `None` where everything stops first.
+    async fn try_prepare(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Option<Result<Vec<Mount>, containerd::Error>> {
+        let id = self.lease.id();
+        let prepare = self
+            .containerd
+            .prepare(id, self.snapshotter, key, parent, labels);
+        let mut prepare = pin!(prepare);
+        let prepared = self.stop.run_until_cancelled(prepare.as_mut()).await;
+        // What containerd makes after it was taken away would stay: then the sweep will have it.
+        if prepared.is_none() && tokio::time::timeout(LAST_PREPARE, prepare).await.is_err() {
+            self.lease.keep();
+        }
+        prepared
     }
 
     /// Applies the content and verifies it, in its turn.

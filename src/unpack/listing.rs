@@ -1,15 +1,16 @@
-//! All snapshots of a snapshotter, read in one go: what looks at many images needs no `Stat` for each
-//! layer of each.
+//! All snapshots of a snapshotter and all blobs, read in one go: what looks at many images needs no call
+//! for each layer of each.
 
 use std::collections::HashMap;
 
-use crate::containerd::{self, Containerd, Snapshot};
+use crate::containerd::{self, Blob, Containerd, Snapshot};
 
-/// What a snapshotter had when it was asked.
+/// What a snapshotter, and the content store, had when they were asked.
 #[derive(Clone, Debug)]
 pub struct Listing {
     pub(super) snapshotter: String,
     snapshots: HashMap<String, Snapshot>,
+    blobs: HashMap<String, Blob>,
 }
 
 impl Listing {
@@ -17,10 +18,14 @@ impl Listing {
         containerd: &dyn Containerd,
         snapshotter: &str,
     ) -> Result<Self, containerd::Error> {
-        let snapshots = containerd.snapshots(snapshotter).await?.into_iter();
+        let (snapshots, blobs) =
+            futures::try_join!(containerd.snapshots(snapshotter), containerd.blobs())?;
+        let snapshots = snapshots.into_iter().map(|s| (s.name.clone(), s));
+        let blobs = blobs.into_iter().map(|b| (b.digest.clone(), b));
         Ok(Self {
             snapshotter: snapshotter.to_owned(),
-            snapshots: snapshots.map(|s| (s.name.clone(), s)).collect(),
+            snapshots: snapshots.collect(),
+            blobs: blobs.collect(),
         })
     }
 
@@ -41,6 +46,10 @@ impl Listing {
 
     pub(super) fn snapshot(&self, name: &str) -> Option<&Snapshot> {
         self.snapshots.get(name)
+    }
+
+    pub(super) fn blob(&self, digest: &str) -> Option<&Blob> {
+        self.blobs.get(digest)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Snapshot> {

@@ -40,7 +40,9 @@ pub use lease::Role;
 pub use listing::Listing;
 pub use missing::{Means, Missing};
 pub use plan::{Action, Planned, StepKind};
-pub use profile::{Profile, Repair, profile};
+#[cfg(test)]
+pub(crate) use profile::tests::proxied;
+pub use profile::{Profile, Repair};
 pub use progress::{Done, Outcome, Progress, Ticket};
 pub use pull::Registries;
 pub use standing::Standing;

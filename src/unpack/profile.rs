@@ -20,7 +20,7 @@ pub enum Repair {
     Replace,
 }
 
-/// What is known of a snapshotter by its name alone.
+/// What is known of a kind of snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// It may leave the image to the guest, depending on its own configuration: to be found out.
@@ -30,12 +30,28 @@ pub struct Profile {
     pub fails_closed: bool,
 }
 
-/// The table. Proxy plugins have the names that users give them; these are the usual ones.
-pub fn profile(snapshotter: &str) -> Profile {
-    let proxies = snapshotter == "nydus" || snapshotter.starts_with("nydus-");
-    Profile {
-        may_proxy: proxies,
-        fails_closed: proxies,
+impl Profile {
+    /// nydus: in proxy mode the guest pulls, and what the host unpacked is another image to it.
+    pub const NYDUS: Self = Self {
+        may_proxy: true,
+        fails_closed: true,
+    };
+
+    /// Whatever has the whole content of a layer that was unpacked without labels, and is merely slow
+    /// then: stargz, soci and overlaybd, which mount labelled layers lazily; overlayfs, erofs, native,
+    /// blockfile, devmapper, btrfs and zfs, which keep labels when given.
+    pub const COMPLETE: Self = Self {
+        may_proxy: false,
+        fails_closed: false,
+    };
+
+    /// By its name. Proxy plugins have the names that users give them; these are the usual ones, and
+    /// the configuration may say otherwise.
+    pub fn of(snapshotter: &str) -> Self {
+        match snapshotter.split('-').next() {
+            Some("nydus") => Self::NYDUS,
+            _ => Self::COMPLETE,
+        }
     }
 }
 
@@ -56,7 +72,7 @@ impl fmt::Display for Repair {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The labels of a layer that nydus left to the guest.
@@ -73,9 +89,10 @@ pub(super) mod tests {
             ("erofs", false),
             ("soci", false),
             ("stargz", false),
+            ("nydusx", false),
             ("overlayfs", false),
         ] {
-            let profile = profile(snapshotter);
+            let profile = Profile::of(snapshotter);
             assert_eq!(profile.may_proxy, proxies, "{snapshotter}");
             assert_eq!(profile.fails_closed, proxies, "{snapshotter}");
         }

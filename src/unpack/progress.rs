@@ -16,6 +16,9 @@ pub struct Done {
     pub action: Action,
     /// Layers that were unpacked or relabelled.
     pub layers_done: usize,
+    /// Layers that stayed below it as the host has unpacked them, since something else uses them. To
+    /// whoever mounts the chain they make no difference.
+    pub layers_kept: usize,
     /// Layers of the image.
     pub layers: usize,
 }

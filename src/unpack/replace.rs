@@ -54,6 +54,10 @@ impl Replace<'_> {
             if holders > 0 || is_kept || proxied.contains(chain_id) {
                 break;
             }
+            if self.is_another(chain_id, &snapshots).await? {
+                // Somebody else has replaced it since the list was read.
+                return Ok(Replaced::Gone);
+            }
             match self.containerd.remove(self.snapshotter, chain_id).await {
                 Err(e) if e.kind == ErrorKind::FailedPrecondition => {
                     // Somebody was quicker to stand on it, or it cannot be removed in this way.
@@ -67,6 +71,24 @@ impl Replace<'_> {
             }
         }
         Ok(Replaced::Gone)
+    }
+
+    /// Whether the snapshot of this name is not the one in the list any more: another process may
+    /// replace the same chain.
+    async fn is_another(
+        &self,
+        chain_id: &str,
+        listed: &[Snapshot],
+    ) -> Result<bool, containerd::Error> {
+        match self.containerd.stat(self.snapshotter, chain_id).await {
+            Ok(now) => {
+                let then = listed.iter().find(|s| s.name == chain_id);
+                Ok(then.is_none_or(|then| then.created_at != now.created_at))
+            }
+            // Not another one; that it is gone shows when it is removed.
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// A snapshot that garbage collection once took a child from refuses `Remove` for good: its

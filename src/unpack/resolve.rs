@@ -9,7 +9,7 @@ use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
 
 use super::guest::Guest;
 use super::lease::Leases;
-use super::profile::{Repair, is_proxied, profile};
+use super::profile::{Profile, Repair, is_proxied};
 use super::state::Rules;
 use super::target::Target;
 use super::{Error, LabelPolicy, Labelling, Listing, Request, Want};
@@ -42,6 +42,11 @@ impl Resolver {
     /// What a snapshotter was found to do may have changed: its daemon may have been restarted.
     pub(super) fn forget(&self) {
         self.guests().clear();
+    }
+
+    /// What kind of snapshotter it is.
+    pub(super) fn profile(&self, snapshotter: &str) -> Profile {
+        self.policy.profile(snapshotter)
     }
 
     /// The target of a request.
@@ -166,7 +171,7 @@ impl Resolver {
 
     /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it.
     fn guest_pulls_if_known(&self, snapshotter: &str, labelling: Labelling) -> Option<bool> {
-        if !labelling.cri || !profile(snapshotter).may_proxy {
+        if !labelling.cri || !self.profile(snapshotter).may_proxy {
             return Some(false);
         }
         self.guests().get(snapshotter).copied()

@@ -111,6 +111,17 @@ impl Sight {
         }
     }
 
+    /// How many layers of a chain that the guest pulls stayed below it as the host has unpacked them,
+    /// since something else uses them.
+    pub(super) fn kept_layers(&self, rules: &Rules) -> usize {
+        if rules.guest_pulls && self.top().is_some_and(is_proxied) {
+            let layers = self.layers.iter().flatten();
+            layers.filter(|labels| !is_proxied(labels)).count()
+        } else {
+            0
+        }
+    }
+
     /// The committed layers that lack labels, bottom first.
     pub(super) fn unlabelled<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
         let pairs = self.layers.iter().zip(&rules.required).enumerate();
@@ -193,6 +204,22 @@ pub(super) mod tests {
                 Repair::Relabel
             },
             guest_pulls,
+        }
+    }
+
+    #[test]
+    fn what_stayed_below_is_counted() {
+        for (layers, kept) in [
+            (vec![bare(), proxied()], 1),
+            (vec![proxied(), proxied()], 0),
+            (vec![bare(), bare()], 0),
+        ] {
+            let rules = rules(layers.len(), true);
+            let sight = Sight {
+                layers,
+                anchored: true,
+            };
+            assert_eq!(sight.kept_layers(&rules), kept, "{sight:?}");
         }
     }
 

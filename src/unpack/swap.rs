@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::containerd::{self, Containerd};
+use crate::containerd::{self, Containerd, Resource};
 
 use super::Move;
 use super::lease::Lease;
@@ -18,6 +18,10 @@ const FIRST_ESTIMATE: Duration = Duration::from_millis(40);
 
 /// A swap begins only with this many times its cost left.
 const SPARE: u32 = 3;
+
+/// What is left of the deadline for the answer: one that comes in the very moment in which the hook
+/// stops to wait for it is not heard, and the worst assumed.
+pub(super) const ANSWER: Duration = Duration::from_millis(5);
 
 /// Between tries of the second half.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -69,6 +73,9 @@ impl Swap<'_> {
         if old.parent.as_ref() != Some(from) {
             return Swapped::Untouched("its snapshot stands elsewhere by now".to_owned());
         }
+        if let Err(untouched) = in_time(deadline, self.hold()).await {
+            return untouched;
+        }
         if Instant::now() + cost.estimate() * SPARE > deadline {
             cost.not_begun();
             return Swapped::Untouched("too little time is left to move it".to_owned());
@@ -82,6 +89,16 @@ impl Swap<'_> {
             }
         }
         self.put_back(&old, deadline).await
+    }
+
+    /// What it is to stand on must be there, and stay: its image may be removed in this very moment.
+    async fn hold(&self) -> Result<(), containerd::Error> {
+        let Move {
+            snapshotter, onto, ..
+        } = self.wanted;
+        let onto_it = Resource::snapshot(snapshotter, onto);
+        self.containerd.hold(self.lease.id(), onto_it).await?;
+        self.containerd.stat(snapshotter, onto).await.map(drop)
     }
 
     /// The second half, repeated until the deadline. A try that the deadline finds under way is seen
@@ -162,7 +179,7 @@ impl Cost {
     /// A swap was not begun. Nothing is measured while none is, so an estimate that is too high has to
     /// come down by itself.
     fn not_begun(&self) {
-        self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE));
+        self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE.min(estimate)));
     }
 
     fn change(&self, change: impl FnOnce(Duration) -> Duration) {
@@ -196,5 +213,8 @@ mod tests {
         }
         (0..9).for_each(|_| cost.not_begun());
         assert_eq!(cost.estimate(), FIRST_ESTIMATE);
+        (0..9).for_each(|_| cost.measured(millis(4)));
+        cost.not_begun();
+        assert!(cost.estimate() < millis(5), "it never goes up for nothing");
     }
 }

@@ -48,41 +48,21 @@ impl Target {
         seen.map_err(|e| self.failed(e))
     }
 
-    /// The same from a listing: one call, for the config blob.
-    pub(super) async fn look_in(
-        &self,
-        containerd: &dyn Containerd,
-        listing: &Listing,
-    ) -> Result<Sight, Error> {
-        let config = containerd.blob(&self.manifest.config).await;
+    /// The same from a listing, without a call.
+    pub(super) fn look_in(&self, listing: &Listing) -> Sight {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
-        Ok(Sight {
-            anchored: self.is_anchored(&config.map_err(|e| self.failed(e))?.labels),
+        let config = listing.blob(&self.manifest.config);
+        Sight {
+            anchored: config.is_some_and(|config| self.is_anchored(&config.labels)),
             layers: without_gaps(snapshots),
-        })
+        }
     }
 
-    /// Whether the blobs of all layers that have to be unpacked are there.
-    pub(super) async fn has_blobs(
-        &self,
-        containerd: &dyn Containerd,
-        sight: &Sight,
-    ) -> Result<bool, Error> {
-        let missing = &self.manifest.layers[sight.committed()..];
-        let blobs: Vec<_> = missing
-            .iter()
-            .map(|layer| containerd.blob(&layer.blob.digest))
-            .collect();
-        let mut blobs = stream::iter(blobs).buffered(PARALLEL_STATS);
-        while let Some(blob) = blobs.next().await {
-            match blob {
-                Ok(_) => {}
-                Err(e) if e.is_not_found() => return Ok(false),
-                Err(e) => return Err(self.failed(e)),
-            }
-        }
-        Ok(true)
+    /// Whether the blobs of all layers that have to be unpacked were there.
+    pub(super) fn has_blobs_in(&self, listing: &Listing, sight: &Sight) -> bool {
+        let mut missing = self.manifest.layers.iter().skip(sight.committed());
+        missing.all(|layer| listing.blob(&layer.blob.digest).is_some())
     }
 
     async fn see(

@@ -58,6 +58,7 @@ async fn check_ensure_and_handlers() -> Result<()> {
         "state",
         "action",
         "layers_done",
+        "layers_kept",
         "duration_ms",
         "error",
     ];

@@ -66,22 +66,17 @@ impl Containerd for Fake {
         self.call("look up blob", digest, effect).await
     }
 
+    async fn blobs(&self) -> Result<Vec<Blob>> {
+        let effect = |store: &mut Store| Ok(store.blobs_that(|_| true));
+        self.call("list", "content", effect).await
+    }
+
     async fn manifests(&self) -> Result<Vec<Blob>> {
         let is_manifest = |bytes: &[u8]| {
             serde_json::from_slice::<serde_json::Value>(bytes)
                 .is_ok_and(|document| document.get("layers").is_some())
         };
-        let effect = |store: &mut Store| {
-            let all = store.blobs.iter();
-            let manifests = all.filter(|(_, (bytes, _))| is_manifest(bytes));
-            let blob = |(digest, (bytes, labels)): (&String, &(Vec<u8>, Labels))| Blob {
-                digest: digest.clone(),
-                size: bytes.len() as u64,
-                labels: labels.clone(),
-                created_at: None,
-            };
-            Ok(manifests.map(blob).collect())
-        };
+        let effect = |store: &mut Store| Ok(store.blobs_that(is_manifest));
         self.call("list manifests of", "content", effect).await
     }
 

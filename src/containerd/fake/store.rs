@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use super::super::{ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind, Source};
+use super::super::{
+    Blob, ErrorKind, Image, Labels, Mount, Resource, Snapshot, SnapshotKind, Source,
+};
 use super::directories::{Change, Directories};
 use super::sha256;
 
@@ -78,8 +80,10 @@ impl Store {
         key: &str,
         parent: Option<&str>,
         kind: SnapshotKind,
-        labels: Labels,
+        mut labels: Labels,
     ) {
+        // The real store writes none that is empty.
+        labels.retain(|_, value| !value.is_empty());
         self.made += 1;
         let snapshot = Snapshot {
             name: key.to_owned(),
@@ -93,6 +97,17 @@ impl Store {
                 .insert((at(snapshotter, parent), key.to_owned()));
         }
         self.snapshots.insert(at(snapshotter, key), snapshot);
+    }
+
+    pub(super) fn blobs_that(&self, is_meant: impl Fn(&[u8]) -> bool) -> Vec<Blob> {
+        let meant = self.blobs.iter().filter(|(_, (bytes, _))| is_meant(bytes));
+        let blob = |(digest, (bytes, labels)): (&String, &(Vec<u8>, Labels))| Blob {
+            digest: digest.clone(),
+            size: bytes.len() as u64,
+            labels: labels.clone(),
+            created_at: None,
+        };
+        meant.map(blob).collect()
     }
 
     /// A container's own snapshot, which lives as long as the container.

@@ -351,6 +351,14 @@ async fn a_container_is_moved_or_left_where_it_is() {
     let swapped = bench.engine.swap(wanted.clone(), late).await;
     assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
+    // Onto what has gone with its image meanwhile.
+    let gone = Move {
+        onto: "nri-unpack-private-sha256:gone".to_owned(),
+        ..wanted.clone()
+    };
+    let swapped = bench.engine.swap(gone, soon()).await;
+    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
     // In time, and then not again.
     let swapped = bench.engine.swap(wanted.clone(), soon()).await;
     assert_eq!(swapped, Swapped::Done);
@@ -366,6 +374,7 @@ async fn a_fault_in_a_swap_leaves_it_done_or_undone() {
     for call in [
         "create lease",
         "stat snapshot",
+        "add to lease",
         "remove snapshot",
         "prepare snapshot",
         "delete lease",

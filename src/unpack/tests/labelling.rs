@@ -103,6 +103,10 @@ impl LabelPolicy for Replaces {
         ExtraLabels::default()
     }
 
+    fn profile(&self, snapshotter: &str) -> Profile {
+        Profile::of(snapshotter)
+    }
+
     fn repair(&self, _: &str) -> Option<Repair> {
         Some(Repair::Replace)
     }

@@ -12,8 +12,8 @@ use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
 
 use super::super::super::profile;
 use super::super::super::{
-    Engine, LabelPolicy, Labelling, Missing, Outcome, Registries, Repair, Request, Role, State,
-    Urgency, Want,
+    Engine, LabelPolicy, Labelling, Missing, Outcome, Profile, Registries, Repair, Request, Role,
+    State, Urgency, Want,
 };
 use super::super::PARALLEL;
 use super::world::{At, Chain, Looks, MAX_LAYERS, World};
@@ -267,6 +267,10 @@ impl LabelPolicy for Wanted {
 
     fn extra_labels(&self, _: &str) -> ExtraLabels {
         self.extra.clone()
+    }
+
+    fn profile(&self, snapshotter: &str) -> Profile {
+        Profile::of(snapshotter)
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {
