@@ -1,28 +1,29 @@
 //! The blobs are gone, as `discard_unpacked_layers` leaves it, and the registry is, too: the layers
 //! come from overlayfs, and the result is what an ordinary unpack of the blobs makes.
 
-mod nasty;
-mod tree;
+pub(crate) mod nasty;
+pub(crate) mod tree;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use containerd_client::services::v1 as api;
-use lab::{Kind, Options, Registry, Version, images, namespaced};
+use lab::{Handler, Kind, Layer, Options, Registry, Version, images, namespaced};
 
 use crate::support::{Node, PATIENCE};
 use tree::{Difference, Tree};
 
-const NASTY: &str = "registry.test/lab/nasty:1";
+pub(crate) const NASTY: &str = "registry.test/lab/nasty:1";
 
 /// A node that has pulled the image for overlayfs and kept no blob of its layers; the registry is
 /// gone.
-async fn discarded(version: Version) -> Result<Node> {
+async fn discarded(version: Version, handler: &str) -> Result<Node> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
+    options.handlers = vec![Handler::new(handler, handler)];
     let mut node = Node::start_with(version, options).await?;
     node.image = nasty::image(NASTY)?;
     let registry = Registry::start().await?;
@@ -39,7 +40,7 @@ async fn discarded(version: Version) -> Result<Node> {
 }
 
 /// Runs `ensure` and answers its row.
-fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
+pub(crate) fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
     let output = node.command(&["ensure", NASTY, "--handler", handler, "--output", "json"])?;
     ensure!(output.status.success(), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
@@ -48,7 +49,9 @@ fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
 
 /// What an ordinary unpack of the blobs makes of the image, on a node of its own.
 async fn ordinary(version: Version, handler: &str) -> Result<Tree> {
-    let mut node = Node::start(version).await?;
+    let mut options = Options::new(version);
+    options.handlers = vec![Handler::new(handler, handler)];
+    let mut node = Node::start_with(version, options).await?;
     node.image = nasty::image(NASTY)?;
     node.store.put_image(&node.image).await?;
     let row = ensured(&node, handler)?;
@@ -57,7 +60,7 @@ async fn ordinary(version: Version, handler: &str) -> Result<Tree> {
 }
 
 async fn rebuilt(version: Version, handler: &str) -> Result<()> {
-    let mut node = discarded(version).await?;
+    let mut node = discarded(version, handler).await?;
     let blobs = node.blobs().await?;
     let row = ensured(&node, handler)?;
     ensure!(
@@ -101,7 +104,7 @@ async fn rebuilt(version: Version, handler: &str) -> Result<()> {
 }
 
 /// A cause for trees to differ, and in what.
-type Cause = (&'static str, fn(&Difference, &Tree) -> bool);
+pub(crate) type Cause = (&'static str, fn(&Difference, &Tree) -> bool);
 
 const COPIED: Cause = (
     "native copies its parent for each layer, and directories are of the time they are filled",
@@ -124,10 +127,35 @@ const EARLY: Cause = (
     |found, _| found.field == "time" && found.path == Path::new("old"),
 );
 
+const FILLED: Cause = (
+    "a directory that a layer fills and does not list is of the time at which that happens",
+    |found, tree| found.field == "time" && is_filled(&found.path, tree),
+);
+
+const OF_ITS_OWN: Cause = (
+    "a block file holds a file system, with a directory of its own, and a root of the time at which that \
+     is filled",
+    |found, _| {
+        found.path == Path::new("lost+found")
+            || found.field == "time" && found.path.as_os_str().is_empty()
+    },
+);
+
 /// Causes to differ from overlayfs, where the layers are from.
 fn from_source(handler: &str) -> &'static [Cause] {
     match handler {
         "native" => &[COPIED, SPLIT],
+        "blockfile" => &[OF_ITS_OWN],
+        _ => &[],
+    }
+}
+
+/// Causes for an ordinary unpack to differ from that of overlayfs.
+pub(crate) fn from_overlayfs(snapshotter: &str) -> &'static [Cause] {
+    match snapshotter {
+        "native" => &[COPIED, SPLIT],
+        "erofs" => &[MADE_UP, EARLY],
+        "blockfile" => &[OF_ITS_OWN, FILLED],
         _ => &[],
     }
 }
@@ -136,7 +164,9 @@ fn from_source(handler: &str) -> &'static [Cause] {
 fn from_ordinary(handler: &str) -> &'static [Cause] {
     match handler {
         "native" => &[COPIED],
-        _ => &[MADE_UP, EARLY],
+        "erofs" => &[MADE_UP, EARLY],
+        "blockfile" => &[OF_ITS_OWN, FILLED],
+        _ => &[],
     }
 }
 
@@ -145,7 +175,12 @@ fn is_filled(directory: &Path, tree: &Tree) -> bool {
 }
 
 /// They differ by these causes, by each of them, and in nothing else.
-fn assert_equal(what: &str, rebuilt: &Tree, other: &Tree, causes: &[Cause]) -> Result<()> {
+pub(crate) fn assert_equal(
+    what: &str,
+    rebuilt: &Tree,
+    other: &Tree,
+    causes: &[Cause],
+) -> Result<()> {
     let mut differences = tree::differences(rebuilt, other);
     for (cause, explains) in causes {
         let before = differences.len();
@@ -302,6 +337,52 @@ async fn held(version: Version, handler: &str) -> Result<()> {
     node.assert_nothing_left(handler).await
 }
 
+/// The plugin needs no more memory for a large layer than for a small one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_layer_needs_no_memory() -> Result<()> {
+    /// Much less than the layer, and more than the plugin's buffers.
+    const ALLOWED: u64 = 32 << 20;
+    const LAYER: usize = 256 << 20;
+    let mut node = Node::start(Version::V2_1).await?;
+    node.serve("").await?;
+    let mut grown = Vec::new();
+    for (name, bytes) in [("small", 1 << 10), ("large", LAYER)] {
+        let name = format!("registry.test/lab/{name}:1");
+        let layer = Layer::new().file("f", 0o644, vec![0x5a; bytes]);
+        node.image = lab::Image::builder(&name)
+            .command(&["/none"])
+            .layer(layer)
+            .build();
+        node.lab.import(&node.image).await?;
+        node.store
+            .delete_content(&node.image.layers[0].digest)
+            .await?;
+        node.cri
+            .run_pod("erofs", &[("nri-unpack/images", &name)])
+            .await?;
+        node.wait_labelled("erofs").await?;
+        let chain = node.store.chain("erofs", &node.image).await?;
+        let is_rebuilt = |s: &lab::Snapshot| s.labels.contains_key("nri-unpack/rebuilt-from");
+        ensure!(chain.iter().all(is_rebuilt), "{chain:#?}");
+        grown.push(node.peak_memory()?);
+    }
+    println!("peak resident memory after a small and a large layer: {grown:?}");
+    ensure!(grown[1] < grown[0] + ALLOWED, "{grown:?}");
+    Ok(())
+}
+
+impl Node {
+    /// The most that the plugin has had in memory so far, in bytes.
+    fn peak_memory(&self) -> Result<u64> {
+        let pid = self.plugin.as_ref().and_then(lab::Plugin::pid);
+        let pid = pid.context("the plugin does not run")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|peak| peak.split_whitespace().next());
+        Ok(kilobytes.context("no VmHWM")?.parse::<u64>()? << 10)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_are_held_for_erofs_on_2_1() -> Result<()> {
     held(Version::V2_1, "erofs").await
@@ -330,6 +411,11 @@ async fn for_erofs_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn for_native_on_2_1() -> Result<()> {
     rebuilt(Version::V2_1, "native").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_blockfile_on_2_1() -> Result<()> {
+    rebuilt(Version::V2_1, "blockfile").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

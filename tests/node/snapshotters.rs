@@ -1,9 +1,10 @@
-//! A chain that `ensure` made is what an ordinary unpack makes: a container starts from it, and every
-//! file in it equals the one of the default snapshotter. Remote snapshotters mount its layers.
+//! A chain that `ensure` made is what the default snapshotter has: a container starts from it, and every
+//! file in it is the same. Remote snapshotters mount its layers.
 
 use anyhow::{Result, ensure};
 use lab::{Handler, Image, Layer, Options, Registry, Remote, Version, images};
 
+use crate::rebuild::{self, nasty, tree};
 use crate::support::Node;
 
 /// Type, mode, owner and name of every file, and the digest of its content. Directories are left out:
@@ -30,6 +31,17 @@ async fn equals_the_default(version: Version, snapshotters: &[&str]) -> Result<(
             listing == expected,
             "{snapshotter}:\n{listing}\nexpected:\n{expected}"
         );
+    }
+    // An image of everything that is hard to unpack, by walking the mounts themselves.
+    node.image = nasty::image(rebuild::NASTY)?;
+    node.lab.import(&node.image).await?;
+    let expected = tree::of(&node, "overlayfs").await?;
+    for snapshotter in snapshotters {
+        let row = rebuild::ensured(&node, snapshotter)?;
+        ensure!(row["action"] == "unpacked", "{row:#}");
+        let unpacked = tree::of(&node, snapshotter).await?;
+        let causes = rebuild::from_overlayfs(snapshotter);
+        rebuild::assert_equal(snapshotter, &unpacked, &expected, causes)?;
     }
     Ok(())
 }

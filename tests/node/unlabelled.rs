@@ -12,7 +12,7 @@ async fn repaired_in_place(version: Version) -> Result<()> {
 
     // Without the plugin: unpacked, no labels at all.
     let pod = node.cri.run_pod(handler, &[]).await?;
-    node.cri.create_container(&pod, &image, &[], &[]).await?;
+    let first = node.cri.create_container(&pod, &image, &[], &[]).await?;
     let chain = node.store.chain(handler, &node.image).await?;
     ensure!(
         chain.len() == 5 && chain.iter().all(|s| s.labels.is_empty()),
@@ -23,9 +23,15 @@ async fn repaired_in_place(version: Version) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&check.stdout)?;
     ensure!(report["images"][0]["state"] == "unlabelled", "{report:#}");
 
+    // What exists when the plugin comes would be repaired without a hook.
+    node.cri.remove_container(&first).await?;
     node.serve("").await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.wait_labelled(handler).await?;
+    ensure!(
+        node.log.lines_with("image made ready").len() == 1,
+        "not by the hook"
+    );
     let check = node.command(&["check", &image, "--handler", handler])?;
     ensure!(check.status.code() == Some(0), "{check:?}");
     node.cri.start_container(&container).await?;

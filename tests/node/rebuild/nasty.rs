@@ -26,7 +26,7 @@ const SAME: (i64, u32) = (1_600_000_000, 500_000_001);
 
 /// Directories that no layer lists which has something in them, or the highest such layer does not:
 /// what they are like is for whoever unpacks to say.
-pub(super) fn is_unlisted(path: &Path) -> bool {
+pub(crate) fn is_unlisted(path: &Path) -> bool {
     let listed_in_no_layer = path.starts_with("deep") && path.components().count() < 4;
     let unlisted = ["", "implied", "implied/sub", "links", "odd", "opaque", "w"];
     unlisted.iter().any(|unlisted| path == Path::new(unlisted))
@@ -134,7 +134,7 @@ fn layer(entries: &[Entry<'_>]) -> Result<Layer> {
 }
 
 /// The image. It can be run: it has a shell.
-pub(super) fn image(name: &str) -> Result<Image> {
+pub(crate) fn image(name: &str) -> Result<Image> {
     let busybox = Packages::fetch()?.program("busybox-static", "usr/bin/busybox");
     let image = Image::builder(name)
         .layer(base(&std::fs::read(busybox)?)?)

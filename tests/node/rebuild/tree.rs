@@ -20,30 +20,30 @@ const VIEW: &str = "a-test-looks";
 
 /// All that can be told of a file without going by its name.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Type and permissions.
-    pub(super) mode: String,
-    pub(super) owner: (u32, u32),
+    pub(crate) mode: String,
+    pub(crate) owner: (u32, u32),
     /// In seconds and nanoseconds; what is not a file has no content.
-    pub(super) time: (i64, i64),
+    pub(crate) time: (i64, i64),
     /// Size and digest, of files.
-    pub(super) content: Option<(u64, String)>,
+    pub(crate) content: Option<(u64, String)>,
     /// Where a symbolic link points to.
-    pub(super) target: Option<PathBuf>,
-    pub(super) device: u64,
+    pub(crate) target: Option<PathBuf>,
+    pub(crate) device: u64,
     /// All names of the same inode.
-    pub(super) names: Vec<PathBuf>,
-    pub(super) attributes: BTreeMap<String, Vec<u8>>,
+    pub(crate) names: Vec<PathBuf>,
+    pub(crate) attributes: BTreeMap<String, Vec<u8>>,
 }
 
 /// Something in which two trees are not the same.
 #[derive(Debug)]
-pub(super) struct Difference {
-    pub(super) path: PathBuf,
+pub(crate) struct Difference {
+    pub(crate) path: PathBuf,
     /// `mode`, `time`, …; or `presence`.
-    pub(super) field: &'static str,
+    pub(crate) field: &'static str,
     /// Both values.
-    pub(super) told: String,
+    pub(crate) told: String,
 }
 
 impl Entry {
@@ -62,7 +62,7 @@ impl Entry {
 }
 
 /// What differs between two trees.
-pub(super) fn differences(ours: &Tree, theirs: &Tree) -> Vec<Difference> {
+pub(crate) fn differences(ours: &Tree, theirs: &Tree) -> Vec<Difference> {
     let absent = || [("presence", "absent".to_owned())].into();
     let fields = |entry: Option<&Entry>| entry.map_or_else(absent, |e| Vec::from(e.fields()));
     let mut found = vec![];
@@ -81,10 +81,10 @@ pub(super) fn differences(ours: &Tree, theirs: &Tree) -> Vec<Difference> {
 }
 
 /// By path, from the root.
-pub(super) type Tree = BTreeMap<PathBuf, Entry>;
+pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 
 /// The tree of the node's image in a snapshotter.
-pub(super) async fn of(node: &Node, snapshotter: &str) -> Result<Tree> {
+pub(crate) async fn of(node: &Node, snapshotter: &str) -> Result<Tree> {
     let request = ViewSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: VIEW.to_owned(),
