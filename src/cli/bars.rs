@@ -12,8 +12,8 @@ use super::short;
 /// Work that is over sooner than this needs no bar.
 const WORTH_A_BAR: Duration = Duration::from_millis(200);
 
-/// Layers, what they amount to, and how fast they go.
-const TEMPLATE: &str = "{prefix}  {bar:24} {pos}/{len} layers  {msg}";
+/// Layers, what they amount to, and how fast they go; the last is cut where the terminal ends.
+const TEMPLATE: &str = "{prefix}  {bar:16} {pos}/{len} layers  {wide_msg}";
 
 /// Done, at work, to do. Plain ones: their width is known to everybody.
 const CHARACTERS: &str = "=>-";

@@ -115,29 +115,33 @@ fn paragraph(finding: &Finding) -> String {
         Severity::Warning => Style::Attention,
         Severity::Note => Style::Quiet,
     };
-    let severity = style::painted(style, &finding.severity.to_string());
-    let mut text = format!("{severity}: {} [{}]\n", finding.found, finding.id);
+    let severity = finding.severity.to_string();
+    let found = format!("{severity}: {} [{}]", finding.found, finding.id);
+    let found = style::wrapped(&found, "", "  ");
+    let mut text = found.replacen(&severity, &style::painted(style, &severity), 1) + "\n";
     let mut line = |line: &str| {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "  {line}");
+        let _ = writeln!(text, "{line}");
     };
     if let Some(fixed) = &finding.fixed {
-        line(&style::painted(Style::Good, &format!("fixed: {fixed}")));
+        let fixed = style::wrapped(&format!("fixed: {fixed}"), "  ", "  ");
+        line(&style::painted(Style::Good, &fixed));
         return text;
     }
-    line(&finding.means);
+    line(&style::wrapped(&finding.means, "  ", "  "));
     let remedy = &finding.remedy;
     if !remedy.say.is_empty() {
-        line(&format!("-> {}", remedy.say));
+        line(&style::wrapped(&remedy.say, "  -> ", "     "));
     }
+    // What is to be copied stays as it is.
     if let Some(file) = &remedy.file {
-        line(&format!("   in {}:", file.display()));
+        line(&format!("     in {}:", file.display()));
     }
     for content in &remedy.lines {
-        line(&format!("       {content}"));
+        line(&format!("         {content}"));
     }
     for command in &remedy.commands {
-        line(&format!("   $ {command}"));
+        line(&format!("     $ {command}"));
     }
     text
 }

@@ -34,6 +34,22 @@ pub(super) fn width() -> Option<usize> {
     (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
+/// Text whose lines end between words where the terminal does, each after its indent; elsewhere one line.
+pub(super) fn wrapped(text: &str, first: &str, others: &str) -> String {
+    match width() {
+        Some(width) => {
+            let options = textwrap::Options::new(width)
+                .initial_indent(first)
+                .subsequent_indent(others)
+                // A path or a digest that is too long is for the terminal to break.
+                .break_words(false)
+                .word_splitter(textwrap::WordSplitter::NoHyphenation);
+            textwrap::fill(text, options)
+        }
+        None => format!("{first}{text}"),
+    }
+}
+
 fn in_colour(style: Style, text: &str) -> String {
     let style = match style {
         Style::Good => AnsiColor::Green.on_default(),

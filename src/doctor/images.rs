@@ -85,7 +85,7 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
             "pause-not-ready",
             Severity::Error,
             format!("the pause image {name} is {state} in {snapshotter}"),
-            format!("the sandbox of a pod of handler {users} fails, or runs on a host's unpack; no NRI event tells of it in time"),
+            format!("the sandbox of a pod of handler {users} fails, is slow, or runs on a host's unpack; no NRI event tells of it in time"),
         )
         .advise("make it ready; the running plugin does so by itself, unless it is told not to")
         .run(ensure(&[name], snapshotter))

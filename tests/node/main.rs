@@ -26,6 +26,7 @@ mod pull;
 mod rebuild;
 mod recovery;
 mod reload;
+mod screens;
 mod shared_layers;
 mod snapshotters;
 mod states;
