@@ -5,7 +5,16 @@
 # for screens.
 DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux
 
-.PHONY: test demo lint deps lab clean-lab
+# The program for any Linux of this machine's kind, linked with musl.
+STATIC := $(shell uname -m)-unknown-linux-musl
+
+# What the manifests call the image.
+IMAGE := $(shell sed -n 's/^ *image: //p' examples/kubernetes/base/daemonset.yaml)
+
+# With storage of its own, for the time of the build.
+BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/buildah/run --storage-driver vfs
+
+.PHONY: test demo lint static image deps lab clean-lab
 
 test: lab
 	cargo test --workspace
@@ -16,6 +25,19 @@ demo: lab
 lint: deps
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+static: deps
+	rustup target add $(STATIC)
+	cargo build --release --target $(STATIC)
+
+# The container image as an archive, for `skopeo copy` or `ctr images import`. No registry is asked.
+image: static
+	@command -v buildah >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends buildah >/dev/null; }
+	install -D -t target/image target/$(STATIC)/release/nri-unpack
+	rm -f target/nri-unpack.oci.tar
+	$(BUILDAH) build --isolation chroot --tag $(IMAGE) --file examples/kubernetes/Containerfile target/image
+	$(BUILDAH) push $(IMAGE) oci-archive:target/nri-unpack.oci.tar:$(IMAGE)
+	$(BUILDAH) rmi --all
 
 # Asks apt only for what dpkg does not have, so that it needs neither root nor a network the second time.
 deps:

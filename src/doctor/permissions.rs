@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::config::MissingContent;
+use crate::unpack::attributes_are_seen;
 
 use super::finding::{Finding, Severity};
 use super::scene::Scene;
@@ -45,12 +46,18 @@ fn rebuild(scene: &Scene) -> Option<Finding> {
             format!("the directories of overlayfs below {root} cannot be read: {why}"),
             "a layer whose blob is gone cannot be rebuilt from them: «content digest … not found»",
         )
-        .advise("run as root; in a container, mount containerd's root directory of the host at the same path"),
+        .advise("run as root; in a container, mount containerd's root directory of the host at the same path, and add DAC_READ_SEARCH and SYS_ADMIN to its capabilities"),
     )
 }
 
-fn unreadable(root: &Path) -> Option<std::io::Error> {
-    fs::read_dir(root).err()
+fn unreadable(root: &Path) -> Option<String> {
+    match fs::read_dir(root) {
+        Err(e) => Some(e.to_string()),
+        Ok(_) if !attributes_are_seen() => {
+            Some("the kernel hides overlayfs' own attributes".to_owned())
+        }
+        Ok(_) => None,
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ pub(crate) use profile::tests::proxied;
 pub use profile::{Profile, Repair};
 pub use progress::{Done, Outcome, Progress, Ticket};
 pub use pull::Registries;
+pub(crate) use rebuild::attributes_are_seen;
 pub use standing::Standing;
 pub use state::{Rules, Sight, State};
 pub use swap::Swapped;

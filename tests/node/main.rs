@@ -18,6 +18,7 @@ mod generate;
 mod guest_pull;
 mod images;
 mod json;
+mod kubernetes;
 mod labels;
 mod main_job;
 mod metrics;

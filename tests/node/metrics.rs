@@ -13,7 +13,7 @@ use crate::support::{ALL, Node, PATIENCE, handler};
 const PREFIX: &str = "nri_unpack_";
 
 /// The status, the head and the body of an answer.
-async fn get<S>(mut stream: S, path: &str, accept: &str) -> Result<(u16, String, String)>
+pub(crate) async fn get<S>(mut stream: S, path: &str, accept: &str) -> Result<(u16, String, String)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -47,7 +47,7 @@ fn sum(samples: &BTreeMap<String, f64>, words: &[&str]) -> f64 {
 }
 
 /// A port that nobody has at the moment.
-async fn free_port() -> Result<(TcpListener, String)> {
+pub(crate) async fn free_port() -> Result<(TcpListener, String)> {
     let taken = TcpListener::bind("127.0.0.1:0").await?;
     let address = taken.local_addr()?.to_string();
     Ok((taken, address))

@@ -20,7 +20,7 @@ pub(crate) const NASTY: &str = "registry.test/lab/nasty:1";
 
 /// A node that has pulled the image for overlayfs and kept no blob of its layers; the registry is
 /// gone.
-async fn discarded(version: Version, handler: &str) -> Result<Node> {
+pub(crate) async fn discarded(version: Version, handler: &str) -> Result<Node> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
     options.handlers = vec![Handler::new(handler, handler)];
@@ -85,9 +85,8 @@ async fn rebuilt(version: Version, handler: &str) -> Result<()> {
     node.assert_labelled(handler).await?;
     ensure!(ensured(&node, handler)?["action"] == "none");
 
+    assert_as_source(&node, handler).await?;
     let rebuilt = tree::of(&node, handler).await?;
-    let source = tree::of(&node, "overlayfs").await?;
-    assert_equal("overlayfs", &rebuilt, &source, from_source(handler))?;
     let ordinary = ordinary(version, handler).await?;
     assert_equal(
         "an ordinary unpack",
@@ -101,6 +100,13 @@ async fn rebuilt(version: Version, handler: &str) -> Result<()> {
     node.cri.start_container(&container).await?;
     ensure!(node.cri.cat(&container, "/same").await? == "beyond");
     node.assert_labelled(handler).await
+}
+
+/// The image is the same in a handler's snapshotter as in overlayfs.
+pub(crate) async fn assert_as_source(node: &Node, handler: &str) -> Result<()> {
+    let rebuilt = tree::of(node, handler).await?;
+    let source = tree::of(node, "overlayfs").await?;
+    assert_equal("overlayfs", &rebuilt, &source, from_source(handler))
 }
 
 /// A cause for trees to differ, and in what.

@@ -15,6 +15,7 @@ mod pieces;
 mod source;
 #[cfg(test)]
 mod tests;
+mod trusted;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,8 @@ use crate::containerd::{self, Containerd, Descriptor, Piece, Resource};
 
 use super::lease::Lease;
 use pieces::Pieces;
+
+pub(crate) use trusted::attributes_are_seen;
 
 /// The snapshotter that layers are taken from.
 pub(super) const SOURCE: &str = "overlayfs";
@@ -43,6 +46,11 @@ pub(super) enum Failure {
          at the same path", .0.display()
     )]
     OutOfReach(PathBuf),
+    #[error(
+        "the kernel hides {SOURCE}' own attributes from this process: run it as root with \
+         CAP_SYS_ADMIN, in no user namespace"
+    )]
+    Hidden,
     #[error(transparent)]
     Archive(#[from] archive::Error),
     #[error(transparent)]
@@ -72,6 +80,9 @@ impl Rebuild<'_> {
         let inodes = self.containerd.inodes(SOURCE, self.chain_id).await?;
         if !directory.exists() {
             return Err(Failure::OutOfReach(directory));
+        }
+        if !attributes_are_seen() {
+            return Err(Failure::Hidden);
         }
         self.write(&directory, inodes).await
     }

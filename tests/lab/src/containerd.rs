@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 
 use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
@@ -235,6 +236,25 @@ impl Lab {
             .scratch
             .path("root/io.containerd.metadata.v1.bolt/meta.db");
         fs::read(&file).with_context(|| format!("reading {}", file.display()))
+    }
+
+    /// The directory that it keeps everything in.
+    pub fn root(&self) -> PathBuf {
+        self.scratch.path("root")
+    }
+
+    /// Lets mounts below its root and the directory of its sockets propagate into containers that ask for it, as on
+    /// a machine that systemd has started.
+    ///
+    /// # Errors
+    /// If the kernel does not.
+    pub fn share_mounts(&self) -> Result<()> {
+        for dir in [&*self.root(), self.socket.parent().unwrap_or(&self.socket)] {
+            let shared = mount_bind_recursive(dir, dir)
+                .and_then(|()| mount_change(dir, MountPropagationFlags::SHARED));
+            shared.with_context(|| format!("sharing the mounts of {}", dir.display()))?;
+        }
+        Ok(())
     }
 
     /// A path for a file of the test's own, gone with the lab.

@@ -53,6 +53,8 @@ const PACKAGES: &[Package] = &[
     package(TRIXIE, "docker-registry", ""),
     // containerd's erofs snapshotter wants 1.8 or newer; Debian 12 has 1.5.
     package(TRIXIE, "erofs-utils", "1.8"),
+    // Debian 12 has none, and this one runs on its libraries.
+    package(TRIXIE, "kustomize", "5."),
     package(TRIXIE, "libc6", ""),
     package(TRIXIE, "libdeflate0", ""),
     package(TRIXIE, "liblz4-1", ""),

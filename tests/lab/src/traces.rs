@@ -47,9 +47,11 @@ impl Traces<'_> {
         let shim_sockets = self.shim_sockets();
         self.kill_processes(deadline)?;
         // The latest mount first: it may lie on an earlier one.
-        for mount in mounts_below(self.dir)?.iter().rev() {
-            unmount(mount, UnmountFlags::DETACH)
-                .with_context(|| format!("unmounting {}", mount.display()))?;
+        for dir in [self.dir, self.sockets] {
+            for mount in mounts_below(dir)?.iter().rev() {
+                unmount(mount, UnmountFlags::DETACH)
+                    .with_context(|| format!("unmounting {}", mount.display()))?;
+            }
         }
         for cgroup in self.cgroup_dirs() {
             remove_cgroup(&cgroup, deadline)

@@ -21,6 +21,7 @@ pub struct Builder {
 /// How a container of it runs, as far as its configuration says so.
 #[derive(Clone, Default)]
 pub(super) struct Run {
+    entrypoint: Vec<String>,
     command: Vec<String>,
     user: String,
     volumes: Vec<String>,
@@ -54,6 +55,12 @@ impl Builder {
     /// What a container runs that names no command.
     pub fn command(mut self, command: &[&str]) -> Self {
         self.run.command = command.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// What the command, the image's or the container's, is handed to.
+    pub fn entrypoint(mut self, entrypoint: &[&str]) -> Self {
+        self.run.entrypoint = entrypoint.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -201,6 +208,9 @@ pub(super) fn config(
     });
     if !variant.is_empty() {
         config["variant"] = json!(variant);
+    }
+    if !run.entrypoint.is_empty() {
+        config["config"]["Entrypoint"] = json!(run.entrypoint);
     }
     if !run.user.is_empty() {
         config["config"]["User"] = json!(run.user);

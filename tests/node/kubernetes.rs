@@ -1,0 +1,105 @@
+//! The plugin as Kubernetes runs it: the manifests are right, and with just what they give it the plugin
+//! does its work in a container on a real containerd.
+
+mod kubelet;
+mod manifests;
+mod pod;
+mod recipe;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use nri_unpack::config::Config;
+use serde_json::Value;
+
+use manifests::{Manifests, VARIANTS, checked, directory, documents, render};
+
+/// A misspelt field and a value of another type are found.
+#[test]
+fn what_is_not_in_the_schema_is_an_error() -> Result<()> {
+    let documents = render("base")?;
+    let mut documents = documents.iter().filter(|d| d["kind"] == "DaemonSet");
+    let sound = documents.next().context("a DaemonSet")?;
+    checked::<DaemonSet>(sound)?;
+    let spec = "/spec/template/spec";
+    let cases = [
+        (spec, "hostNetworks", Value::Bool(true)),
+        (spec, "hostNetwork", Value::from("yes")),
+        (
+            "/spec/template/spec/containers/0/securityContext",
+            "readOnlyRootFileSystem",
+            Value::Bool(true),
+        ),
+    ];
+    for (place, name, value) in cases {
+        let mut flawed = sound.clone();
+        flawed.pointer_mut(place).context(place)?[name] = value;
+        let Err(error) = checked::<DaemonSet>(&flawed) else {
+            bail!("{name} was not found");
+        };
+        let error = error.to_string();
+        ensure!(
+            error.contains(name) || error.contains("expected a boolean"),
+            "{name}: {error}"
+        );
+    }
+    Ok(())
+}
+
+/// The configuration speaks of places that are mounted, and the mounts of those places on the node.
+#[test]
+fn every_variant_fits_together() -> Result<()> {
+    for variant in VARIANTS {
+        let manifests = Manifests::of(variant).context(variant)?;
+        let config = Config::from_toml(manifests.config()?, variant)?;
+        let container = manifests.container()?;
+        let mut mounted = Vec::new();
+        for mount in container.volume_mounts.iter().flatten() {
+            let volume = manifests.volume(&mount.name)?;
+            if let Some(host) = &volume.host_path {
+                ensure!(host.path == mount.mount_path, "{variant}: {mount:?}");
+                mounted.push(Path::new(&mount.mount_path));
+            }
+            ensure!(mount.read_only == Some(true), "{variant}: {mount:?}");
+        }
+        let paths = [
+            config.containerd.socket.as_ref(),
+            config.containerd.config.as_ref(),
+            config.nri.socket.as_ref(),
+            config.pull.hosts.as_ref(),
+        ];
+        for path in paths {
+            let is_mounted = mounted.iter().any(|mount| path.starts_with(mount));
+            ensure!(is_mounted, "{variant}: {} is not mounted", path.display());
+        }
+        let listen = config.metrics.listen.context("it does not listen")?;
+        for probe in [&container.liveness_probe, &container.readiness_probe] {
+            let (address, _) = kubelet::asks(container, probe.as_ref())?;
+            ensure!(address == listen.to_string(), "{variant}: {address}");
+        }
+        let image = container.image.as_deref().unwrap_or_default();
+        let tag = concat!(":", env!("CARGO_PKG_VERSION"));
+        ensure!(image.ends_with(tag), "{variant}: {image}, not {tag}");
+    }
+    Ok(())
+}
+
+/// Prometheus' own kind has no schema here; what it speaks of is there.
+#[test]
+fn the_pod_monitor_finds_the_pods() -> Result<()> {
+    let manifests = Manifests::of("base")?;
+    let text = std::fs::read_to_string(directory().join("podmonitor.yaml"))?;
+    let [monitor] = &documents(&text)?[..] else {
+        bail!("not one document");
+    };
+    let metadata = &manifests.daemon_set.metadata;
+    let selector = &monitor["spec"]["selector"]["matchLabels"];
+    ensure!(*selector == serde_json::to_value(&metadata.labels)?);
+    ensure!(monitor["metadata"]["namespace"] == *metadata.namespace.as_ref().context("none")?);
+    let port = &monitor["spec"]["podMetricsEndpoints"][0]["port"];
+    let ports = manifests.container()?.ports.iter().flatten();
+    let names: Vec<_> = ports.map(|port| port.name.as_deref()).collect();
+    ensure!(names.contains(&port.as_str()), "{port} in {names:?}");
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The manifests as kustomize renders them, held against the published schemas: what is in them and not
+//! in a schema is an error.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Volume};
+use lab::Packages;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Every directory that a node's administrator may apply.
+pub(super) const VARIANTS: [&str; 3] = ["base", "k3s", "rke2"];
+
+/// What one of them comes to.
+pub(super) struct Manifests {
+    pub(super) daemon_set: DaemonSet,
+    pub(super) config_map: ConfigMap,
+}
+
+pub(super) fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kubernetes")
+}
+
+/// The documents of a YAML text.
+pub(super) fn documents(text: &str) -> Result<Vec<Value>> {
+    Ok(serde_saphyr::from_multiple(text)?)
+}
+
+/// The documents that kustomize makes of a variant.
+pub(super) fn render(variant: &str) -> Result<Vec<Value>> {
+    let kustomize = Packages::fetch()?.program("kustomize", "usr/bin/kustomize");
+    let mut command = Command::new(kustomize);
+    let output = command.arg("build").arg(directory().join(variant));
+    let output = output.output().context("running kustomize")?;
+    // It warns of what is deprecated.
+    ensure!(
+        output.status.success() && output.stderr.is_empty(),
+        "{variant}: {output:?}"
+    );
+    documents(&String::from_utf8(output.stdout)?)
+}
+
+impl Manifests {
+    pub(super) fn of(variant: &str) -> Result<Self> {
+        let (mut daemon_set, mut config_map) = (None, None);
+        for document in render(variant)? {
+            match document["kind"].as_str() {
+                Some("DaemonSet") => daemon_set = Some(checked(&document)?),
+                Some("ConfigMap") => config_map = Some(checked(&document)?),
+                _ => bail!("nobody checks this: {document:#}"),
+            }
+        }
+        Ok(Self {
+            daemon_set: daemon_set.context("a DaemonSet")?,
+            config_map: config_map.context("a ConfigMap")?,
+        })
+    }
+
+    pub(super) fn pod(&self) -> Result<&PodSpec> {
+        let spec = self.daemon_set.spec.as_ref();
+        spec.and_then(|spec| spec.template.spec.as_ref())
+            .context("no pod")
+    }
+
+    /// The pod's annotations.
+    pub(super) fn annotations(&self) -> Vec<(&str, &str)> {
+        let metadata = self.daemon_set.spec.as_ref();
+        let metadata = metadata.and_then(|spec| spec.template.metadata.as_ref());
+        let annotations = metadata.and_then(|metadata| metadata.annotations.as_ref());
+        let annotations = annotations.into_iter().flatten();
+        annotations.map(|(key, value)| (&**key, &**value)).collect()
+    }
+
+    pub(super) fn container(&self) -> Result<&Container> {
+        match &self.pod()?.containers[..] {
+            [container] => Ok(container),
+            containers => bail!("{} containers", containers.len()),
+        }
+    }
+
+    /// The volume behind a mount.
+    pub(super) fn volume(&self, name: &str) -> Result<&Volume> {
+        let volumes = self.pod()?.volumes.iter().flatten();
+        let mut named = volumes.filter(|volume| volume.name == name);
+        named.next().with_context(|| format!("no volume {name}"))
+    }
+
+    /// The plugin's configuration.
+    pub(super) fn config(&self) -> Result<&str> {
+        let data = self.config_map.data.as_ref();
+        let config = data.and_then(|data| data.get("config.toml"));
+        config.map(String::as_str).context("no config.toml")
+    }
+}
+
+/// For what a test needs otherwise.
+impl Manifests {
+    pub(super) fn set_config(&mut self, config: String) {
+        let data = self.config_map.data.get_or_insert_default();
+        data.insert("config.toml".to_owned(), config);
+    }
+
+    pub(super) fn set_arguments(&mut self, arguments: &[&str]) -> Result<()> {
+        let arguments = arguments.iter().map(|&word| word.to_owned());
+        self.container_mut()?.args = Some(arguments.collect());
+        Ok(())
+    }
+
+    /// Those that the container gets.
+    pub(super) fn capabilities(&mut self) -> Result<&mut Vec<String>> {
+        let context = self.container_mut()?.security_context.as_mut();
+        let capabilities = context.and_then(|context| context.capabilities.as_mut());
+        capabilities
+            .and_then(|capabilities| capabilities.add.as_mut())
+            .context("no capabilities")
+    }
+
+    fn container_mut(&mut self) -> Result<&mut Container> {
+        let spec = self.daemon_set.spec.as_mut();
+        let pod = spec.and_then(|spec| spec.template.spec.as_mut());
+        let mut containers = pod.context("no pod")?.containers.iter_mut();
+        containers.next().context("no container")
+    }
+}
+
+/// A document as its type knows it, if that is all there is in it.
+pub(super) fn checked<T: Serialize + DeserializeOwned>(document: &Value) -> Result<T> {
+    let typed: T = serde_json::from_value(document.clone())?;
+    let mut unknown = Vec::new();
+    compare("", document, &serde_json::to_value(&typed)?, &mut unknown);
+    ensure!(
+        unknown.is_empty(),
+        "not in the schema: {}",
+        unknown.join(", ")
+    );
+    Ok(typed)
+}
+
+/// Collects the paths of what a value has and another has not.
+fn compare(path: &str, value: &Value, other: &Value, differing: &mut Vec<String>) {
+    match (value, other) {
+        (Value::Object(fields), Value::Object(others)) => {
+            for (name, field) in fields {
+                let other = others.get(name).unwrap_or(&Value::Null);
+                compare(&format!("{path}.{name}"), field, other, differing);
+            }
+        }
+        (Value::Array(items), Value::Array(others)) if items.len() == others.len() => {
+            for (i, (item, other)) in items.iter().zip(others).enumerate() {
+                compare(&format!("{path}[{i}]"), item, other, differing);
+            }
+        }
+        _ if value == other => {}
+        _ => differing.push(path.to_owned()),
+    }
+}
