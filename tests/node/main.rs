@@ -28,6 +28,7 @@ mod recovery;
 mod reload;
 mod screens;
 mod shared_layers;
+mod smoke;
 mod snapshotters;
 mod states;
 mod support;
