@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{ListContainersRequest, ListPodSandboxRequest};
-use lab::{Log, Options, Tap, Version};
+use lab::{Log, Tap, Version};
 
 use crate::guest_pull::{self, NYDUS};
 use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, handler};
@@ -150,7 +150,7 @@ async fn passes(version: Version) -> Result<()> {
         format!(" runs, of handler {handler}\n"),
         " was started: CONTAINER_RUNNING\n".to_owned(),
         format!("state     {APP} is ready in {handler}\n"),
-        "labels    are on each of the 5 snapshots".to_owned(),
+        "labels    are on all snapshots that the container stands on: 5".to_owned(),
         "removed   pod ".to_owned(),
     ] {
         ensure!(said.contains(&words), "{words}:\n{said}");
@@ -218,7 +218,7 @@ async fn passes_where_the_guest_pulls(version: Version) -> Result<()> {
         .await?;
     ensure!(said.contains(" is created\n"), "{said}");
     ensure!(
-        said.contains("labels    are on each of the 1 snapshots"),
+        said.contains("labels    are on all snapshots that the container stands on: 1"),
         "{said}"
     );
     ensure!(node.log.lines_with("container moved").len() == 1, "{said}");
@@ -244,6 +244,37 @@ async fn passes_where_the_guest_pulls_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn passes_where_the_guest_pulls_on_1_7() -> Result<()> {
     passes_where_the_guest_pulls(Version::V1_7).await
+}
+
+/// A creation that the plugin rejects is tried again, as the kubelet does.
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_again() -> Result<()> {
+    let mut node = guest_pull::start(Version::V2_1).await?;
+    node.serve(&format!("swap = false\n{ON_DEMAND}")).await?;
+    let run = node.smoke(&["--no-start", NYDUS, APP])?;
+    let said = run.ends(0, "PASS").await?;
+    let waiting = "waiting   the image is not ready in snapshotter nydus: ";
+    ensure!(said.contains(waiting), "{said}");
+    node.assert_as_before(true).await
+}
+
+/// What is kept can be taken away as the script says.
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_what_it_is_told_to() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.serve("").await?;
+    let arguments = ["--pull", "--keep", "--no-labels", "erofs", APP];
+    let said = node.smoke(&arguments)?.ends(0, "PASS").await?;
+    ensure!(
+        said.contains("pulled ") && !said.contains("labels ") && !said.contains("removed "),
+        "{said}"
+    );
+    let kept = said.split("crictl rmp -f ").nth(1);
+    let id = kept.and_then(|rest| rest.lines().next());
+    let id = id.context("a pod that is kept")?.to_owned();
+    let config = Default::default();
+    node.cri.remove_pod(&lab::Pod { id, config }).await?;
+    node.assert_as_before(true).await
 }
 
 /// What cannot be run is named, with what there is to do.
@@ -331,7 +362,12 @@ async fn cleans_up_on_ctrl_c() -> Result<()> {
         node.cri.pull_image(APP).await?;
     }
     node.tap = None;
-    for (line, delay) in [("image ", 100), ("pod ", 50), ("pod ", 500)] {
+    for (line, delay) in [
+        ("image ", 100),
+        ("image ", 250),
+        ("pod ", 50),
+        ("pod ", 500),
+    ] {
         let run = node.smoke(&["--wait", "60", "erofs", APP])?;
         run.said.wait_for(line, PATIENCE).await?;
         tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -375,7 +411,7 @@ async fn outlives_a_kubelet() -> Result<()> {
 /// An image that has another name already stays, with both.
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_an_image_that_was_there_under_another_name() -> Result<()> {
-    let mut node = Node::start_with(Version::V2_1, Options::new(Version::V2_1)).await?;
+    let mut node = Node::start(Version::V2_1).await?;
     node.serve("").await?;
     let mut other = node.image.clone();
     other.names = vec!["registry.test/lab/other:1".to_owned()];

@@ -360,5 +360,5 @@ while [ -n "$top" ]; do
     layers=$((layers + 1))
     top=$(printf '%s\n' "$found" | value_of Parent)
 done
-say labels "are on each of the $layers snapshots that the container stands on"
+say labels "are on all snapshots that the container stands on: $layers"
 verdict=PASS status=0
