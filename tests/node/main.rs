@@ -11,6 +11,7 @@ mod ahead_volume;
 mod bad_input;
 mod check;
 mod concurrency;
+mod decisions;
 mod docs;
 mod doctor;
 mod ensure;
