@@ -3,6 +3,7 @@
 //! A hook holds the whole node. It never works itself: it asks, waits for a bounded time, and
 //! answers; the work goes on in the engine. Where anything is in doubt it lets the pod pass.
 
+mod decision;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use log::Level;
 use nri::{Container, Events, HandlerError, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
@@ -23,8 +23,11 @@ use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
 use crate::unpack::{
-    Error, Move, Outcome, Progress, Request, Standing, Swapped, Ticket, Urgency, Want,
+    Action, Done, Error, Move, Outcome, Progress, Request, Standing, State, Swapped, Ticket,
+    Urgency, Want,
 };
+
+use decision::{Decision, Did, Hook, Name, Verdict};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -37,6 +40,9 @@ pub const MARGIN: Duration = Duration::from_millis(100);
 /// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
 /// 1,024 characters.
 const MAX_REJECTION: usize = 1024;
+
+/// Most decisions are taken without.
+const NOTHING: Did = Did::Chain(Action::None);
 
 /// Opens the node when the runtime has said who it is: where containerd launched the plugin, its
 /// configuration comes along.
@@ -193,10 +199,22 @@ impl Session {
             if let Some(Err(e)) = &outcome {
                 self.node.engine.replace_if_in_use(e, &snapshotter);
             }
-            say_prepared(pod, &image, &snapshotter, outcome, started.elapsed());
+            let (verdict, did, why) = prepared(&outcome);
+            let decision = Decision {
+                hook: Hook::RunPodSandbox,
+                pod,
+                container: "",
+                image: &image,
+                snapshotter: &snapshotter,
+                state: found(&ticket, &outcome),
+                did,
+                verdict,
+                took: started.elapsed(),
+                why: &why,
+            };
+            decision.say();
         }
-        let (_, _, word) = verdict.words();
-        metrics::hook("RunPodSandbox", word, started.elapsed());
+        Hook::RunPodSandbox.count(verdict, started.elapsed());
     }
 
     /// What a new pod may need: the images that it names, and those that are on their way into its
@@ -258,7 +276,9 @@ impl Session {
                     from: chain,
                     onto: onto.clone(),
                 };
-                self.moved(&creation, wanted, deadline, unready).await
+                let state = found(&ticket, &outcome);
+                self.moved(&creation, wanted, deadline, state, unready)
+                    .await
             }
             _ => creation.verdict(outcome, &ticket, unready),
         }
@@ -279,14 +299,14 @@ impl Session {
         ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
             Ok(Ok(Standing::Unknown { chain })) => return ControlFlow::Continue(chain),
             Ok(Ok(Standing::Ready | Standing::Scratch)) => {
-                creation.say(Verdict::Ready, "known");
+                creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
                 Ok(())
             }
             Ok(Err(e)) => {
-                creation.say(Verdict::Unseen, &e.to_string());
+                creation.say(Verdict::Unseen, None, NOTHING, &e.to_string());
                 Ok(())
             }
-            Err(_) => creation.unready(unready, "containerd did not say in time what it is"),
+            Err(_) => creation.unready(unready, None, "containerd did not say in time what it is"),
         })
     }
 
@@ -297,16 +317,21 @@ impl Session {
         creation: &Creation<'_>,
         wanted: Move,
         deadline: Instant,
+        state: Option<State>,
         unready: Unready,
     ) -> HandlerResult {
         let unpacked = "it was unpacked on the host, and is in use";
         match self.node.engine.swap(wanted, deadline).await {
             Swapped::Done => {
-                creation.say(Verdict::Moved, unpacked);
+                creation.say(Verdict::Moved, state, Did::Swapped, unpacked);
                 Ok(())
             }
-            Swapped::Untouched(why) => creation.unready(unready, &format!("{unpacked}; {why}")),
-            Swapped::Lost => creation.unready(Unready::Reject, "its snapshot was lost in a move"),
+            Swapped::Untouched(why) => {
+                creation.unready(unready, state, &format!("{unpacked}; {why}"))
+            }
+            Swapped::Lost => {
+                creation.unready(Unready::Reject, state, "its snapshot was lost in a move")
+            }
         }
     }
 
@@ -334,27 +359,36 @@ impl Session {
     }
 }
 
-fn say_prepared(
-    pod: &Pod,
-    image: &str,
-    snapshotter: &str,
-    outcome: Option<Outcome>,
-    took: Duration,
-) {
-    let pod = Name(pod);
+/// What came of making one of a pod's images ready, by the deadline.
+fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
     match outcome {
-        Some(Ok(done)) => {
-            log::info!(pod:%, image, snapshotter, action:% = done.action, took:?; "pod's image is ready");
-        }
-        Some(Err(e)) if e.is_left_out() => {
-            log::info!(pod:%, image, snapshotter; "pod's image is left to containerd");
-        }
-        Some(Err(e)) => {
-            log::warn!(pod:%, image, snapshotter, error:% = e, took:?; "pod's image cannot be made ready");
-        }
-        None => {
-            log::info!(pod:%, image, snapshotter, took:?; "pod's image is still being unpacked");
-        }
+        Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),
+        Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
+        Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
+        None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
+    }
+}
+
+/// What the chain was before anything was done about it.
+fn found(ticket: &Ticket, outcome: &Option<Outcome>) -> Option<State> {
+    let failed = || match outcome {
+        Some(Err(e)) => e.state(),
+        _ => None,
+    };
+    ticket.progress().found.or_else(failed)
+}
+
+fn done_is(done: &Done) -> Verdict {
+    match done.action {
+        Action::None => Verdict::Ready,
+        _ => Verdict::MadeReady,
+    }
+}
+
+fn what(done: &Done) -> String {
+    match done.action {
+        Action::None => "found ready".to_owned(),
+        action => format!("{} of {} layers {action}", done.layers_done, done.layers),
     }
 }
 
@@ -373,41 +407,6 @@ fn kept_snapshotter(
     Ok(kept.then(|| snapshotter.clone()))
 }
 
-/// What becomes of a creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Ready,
-    MadeReady,
-    Moved,
-    LeftOut,
-    Unseen,
-    LetPass,
-    Rejected,
-}
-
-impl Verdict {
-    /// How loudly it is said, in which words, and the one word for metrics.
-    fn words(self) -> (Level, &'static str, &'static str) {
-        match self {
-            Self::Ready => (Level::Debug, "image is ready", "ready"),
-            Self::MadeReady => (Level::Info, "image made ready", "made_ready"),
-            Self::Moved => (
-                Level::Info,
-                "container moved onto a chain for the guest",
-                "moved",
-            ),
-            Self::LeftOut => (Level::Debug, "image left to containerd", "left_out"),
-            Self::Unseen => (
-                Level::Warn,
-                "container's snapshot not seen; let pass",
-                "unseen",
-            ),
-            Self::LetPass => (Level::Warn, "image not ready; let pass", "let_pass"),
-            Self::Rejected => (Level::Warn, "image not ready; rejected", "rejected"),
-        }
-    }
-}
-
 /// A container that is being created.
 struct Creation<'a> {
     pod: &'a Pod,
@@ -417,21 +416,23 @@ struct Creation<'a> {
 }
 
 impl Creation<'_> {
-    /// One line and one count for each decision. The ready path says nothing above debug.
-    fn say(&self, verdict: Verdict, why: &str) {
-        let took = self.started.elapsed();
-        let (level, decision, word) = verdict.words();
-        metrics::hook("CreateContainer", word, took);
-        log::log!(
-            level,
-            pod:% = Name(self.pod),
-            container = self.container.name.as_str(),
-            image = image_name(self.container).unwrap_or_default(),
-            snapshotter = self.snapshotter,
-            took:?,
-            why;
-            "{decision}"
-        );
+    /// One line and one count.
+    fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
+        let hook = Hook::CreateContainer;
+        let decision = Decision {
+            hook,
+            pod: self.pod,
+            container: &self.container.name,
+            image: image_name(self.container).unwrap_or_default(),
+            snapshotter: self.snapshotter,
+            state,
+            did,
+            verdict,
+            took: self.started.elapsed(),
+            why,
+        };
+        hook.count(verdict, decision.took);
+        decision.say();
     }
 
     /// The one place where a creation fails. `None` is an unpack that goes on.
@@ -441,22 +442,19 @@ impl Creation<'_> {
         ticket: &Ticket,
         unready: Unready,
     ) -> HandlerResult {
+        let state = found(ticket, &outcome);
         let why = match outcome {
             Some(Ok(done)) => {
-                let what = format!(
-                    "{} of {} layers {}",
-                    done.layers_done, done.layers, done.action
-                );
-                self.say(Verdict::MadeReady, &what);
+                self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
                 return Ok(());
             }
             Some(Err(e)) if e.is_left_out() => {
-                self.say(Verdict::LeftOut, &e.to_string());
+                self.say(Verdict::LeftOut, state, NOTHING, &e.to_string());
                 return Ok(());
             }
             // Nobody's image is at fault, and the creation will meet the same containerd.
             Some(Err(e)) if e.unreachable().is_some() || matches!(&*e, Error::Stopped(_)) => {
-                return self.unready(Unready::Allow, &e.to_string());
+                return self.unready(Unready::Allow, state, &e.to_string());
             }
             Some(Err(e)) => e.to_string(),
             None => match ticket.progress() {
@@ -470,17 +468,17 @@ impl Creation<'_> {
                 }
             },
         };
-        self.unready(unready, &why)
+        self.unready(unready, state, &why)
     }
 
-    fn unready(&self, unready: Unready, why: &str) -> HandlerResult {
+    fn unready(&self, unready: Unready, state: Option<State>, why: &str) -> HandlerResult {
         match unready {
             Unready::Allow => {
-                self.say(Verdict::LetPass, why);
+                self.say(Verdict::LetPass, state, NOTHING, why);
                 Ok(())
             }
             Unready::Reject => {
-                self.say(Verdict::Rejected, why);
+                self.say(Verdict::Rejected, state, NOTHING, why);
                 Err(rejection(self.snapshotter, why).into())
             }
         }
@@ -500,15 +498,6 @@ fn rejection(snapshotter: &str, why: &str) -> String {
     let whole = why.char_indices().map(|(at, _)| at);
     let at = whole.take_while(|at| *at <= room).last().unwrap_or(0);
     format!("{begin}{}{cut}{end}", &why[..at])
-}
-
-/// A pod, as people name it.
-struct Name<'a>(&'a Pod);
-
-impl std::fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.0.namespace, self.0.name)
-    }
 }
 
 fn is_skipped(pod: &Pod) -> bool {

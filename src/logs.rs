@@ -12,6 +12,7 @@ use std::{
     fmt, io,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use log::{
@@ -75,6 +76,13 @@ impl Handle {
         log::set_max_level(self.0.max_level());
         Ok(())
     }
+}
+
+/// A duration as lines have it, under a key that ends in `_ms`: a number, so that people can compute
+/// with it. To the microsecond.
+pub fn milliseconds(duration: Duration) -> f64 {
+    // Exact for longer than anything here takes.
+    duration.as_micros() as f64 / 1000.0
 }
 
 /// What was settled when the program started.

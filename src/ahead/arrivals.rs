@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::containerd::{self, Image};
 use crate::image;
+use crate::logs;
 use crate::metrics;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
@@ -117,7 +118,7 @@ async fn arrive(ahead: &Ahead, place: &Place, want: Want) -> Option<Outcome> {
     if let Ok(done) = &outcome
         && done.action != Action::None
     {
-        log::info!(image, snapshotter = place.snapshotter.as_str(), action:% = done.action, took:? = started.elapsed(); "image is ready ahead");
+        log::info!(image, snapshotter = place.snapshotter.as_str(), state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
     }
     Some(outcome)
 }

@@ -48,7 +48,7 @@ async fn check_one(ahead: &Ahead, container: Existing) {
     };
     match engine.ensure(request).outcome().await {
         Ok(done) => {
-            log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), action:% = done.action; "container's image is ready");
+            log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), state:% = done.found, action:% = done.action; "container's image is ready");
         }
         Err(e) if e.is_left_out() => {
             log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");

@@ -10,6 +10,7 @@ use tokio::time::{Duration, Instant};
 use crate::containerd::{self, Image};
 use crate::handlers::Handlers;
 use crate::image;
+use crate::logs;
 use crate::metrics;
 use crate::retry;
 use crate::unpack::{Action, Listing, State, Urgency, Want};
@@ -200,7 +201,7 @@ async fn work(ahead: Arc<Ahead>, piece: Piece) -> (String, State) {
     {
         Ok(done) => {
             if done.action != Action::None {
-                log::info!(image, snapshotter, action:% = done.action, took:? = started.elapsed(); "image is ready ahead");
+                log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
                 tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
             }
             State::Ready
@@ -233,11 +234,11 @@ impl Tally {
             left,
             ..
         } = *self;
-        let took = started.elapsed();
+        let took_ms = logs::milliseconds(started.elapsed());
         if made + failed + left == 0 {
-            log::debug!(ready, took:?; "looked at all images");
+            log::debug!(ready, took_ms; "looked at all images");
         } else {
-            log::info!(ready, made, failed, left, took:?; "looked at all images");
+            log::info!(ready, made, failed, left, took_ms; "looked at all images");
         }
         if left > 0 {
             log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter is full enough: the images that came first are not unpacked ahead, but when a pod asks for them");

@@ -50,7 +50,7 @@ pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
     {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
-            log::info!(image = name, snapshotter, action:% = done.action; "image of a volume is ready for the next pod");
+            log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action; "image of a volume is ready for the next pod");
         }
         Err(e) if is_news(&e) => {
             log::warn!(image = name, snapshotter, error:% = e; "image of a volume cannot be made ready");

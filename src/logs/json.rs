@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use env_logger::fmt::Formatter;
 use log::Record;
 use log::kv::{self, Key, VisitSource};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// Numbers and switches stay what they are; all else becomes text.
 pub(super) fn line(to: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
@@ -37,6 +37,8 @@ impl<'kvs> VisitSource<'kvs> for Pairs {
             number.into()
         } else if let Some(number) = value.to_i64() {
             number.into()
+        } else if let Some(number) = value.to_f64().and_then(Number::from_f64) {
+            number.into()
         } else if let Some(switch) = value.to_bool() {
             switch.into()
         } else {
@@ -53,9 +55,11 @@ mod tests {
 
     #[test]
     fn a_record_is_an_object() {
-        let pairs: [(&str, kv::Value<'_>); 3] = [
+        let pairs: [(&str, kv::Value<'_>); 5] = [
             ("image", "a \"quoted\"\nname".into()),
             ("layers", 3_u64.into()),
+            ("took_ms", 12.345.into()),
+            ("sound", true.into()),
             ("level", "of a pair".into()),
         ];
         let mut record = Record::builder();
@@ -72,6 +76,8 @@ mod tests {
             "message": "said",
             "image": "a \"quoted\"\nname",
             "layers": 3,
+            "took_ms": 12.345,
+            "sound": true,
         });
         assert_eq!(Value::Object(object), expected);
     }

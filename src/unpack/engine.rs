@@ -331,7 +331,7 @@ impl Engine {
                     ..
                 }) => return,
                 Ok(done) => {
-                    log::info!(image, snapshotter, action:% = done.action; "a chain that was unpacked on the host is replaced");
+                    log::info!(image, snapshotter, state:% = done.found, action:% = done.action; "a chain that was unpacked on the host is replaced");
                     return;
                 }
                 Err(e) if e.may_pass() => {

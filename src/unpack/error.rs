@@ -166,6 +166,15 @@ impl Error {
         )
     }
 
+    /// What the chain was seen to be, where that is why.
+    pub fn state(&self) -> Option<super::State> {
+        match self {
+            Self::InUse { state, .. } | Self::Unsettled { state, .. } => Some(*state),
+            Self::Unavailable { .. } => Some(super::State::Unavailable),
+            _ => None,
+        }
+    }
+
     /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
     pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {

@@ -17,7 +17,7 @@ use super::progress::Reporter;
 use super::rebase::Rebase;
 use super::round::Round;
 use super::target::Target;
-use super::{Action, Done, Error, Sight};
+use super::{Action, Done, Error, Sight, State};
 
 /// Rounds after which a chain that is still not ready although every step succeeded is given up.
 /// Somebody else may work on it at the same time (containerd's own unpack leaves layers without
@@ -69,8 +69,10 @@ impl Flight<'_> {
     /// released on every path.
     pub(super) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
         let (sight, created_at) = self.look().await?;
+        let found = sight.state(&self.target.rules);
+        self.reporter.found(found);
         if self.plan(&sight).is_empty() {
-            return Ok((self.done(&Work::default(), &sight), created_at));
+            return Ok((self.done(found, &Work::default(), &sight), created_at));
         }
         let lease = self.leases.take(self.containerd).await;
         let lease = lease.map_err(|e| self.target.failed(e))?;
@@ -86,6 +88,7 @@ impl Flight<'_> {
         mut sight: Sight,
     ) -> Result<(Done, Option<SystemTime>), Error> {
         let mut work = Work::default();
+        let found = sight.state(&self.target.rules);
         for _ in 0..MAX_ROUNDS {
             let steps = self.plan(&sight);
             Round::new(self, lease, &sight, &mut work)
@@ -94,7 +97,7 @@ impl Flight<'_> {
             let created_at;
             (sight, created_at) = self.look().await?;
             if self.plan(&sight).is_empty() {
-                return Ok((self.done(&work, &sight), created_at));
+                return Ok((self.done(found, &work, &sight), created_at));
             }
         }
         Err(Error::Unsettled {
@@ -120,9 +123,10 @@ impl Flight<'_> {
         self.reporter.layers(ready, sight.layers.len());
     }
 
-    fn done(&self, work: &Work, sight: &Sight) -> Done {
+    fn done(&self, found: State, work: &Work, sight: &Sight) -> Done {
         Done {
             image: self.target.image.clone(),
+            found,
             action: work.action,
             layers_done: work.layers.len(),
             layers_kept: sight.kept_layers(&self.target.rules),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Action, Error};
+use super::{Action, Error, State};
 
 /// What was done to make a chain ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The name of the image's record.
     pub image: String,
+    /// What it was before.
+    pub found: State,
     /// Of several things the one that says most.
     pub action: Action,
     /// Layers that were unpacked or relabelled.
@@ -29,6 +31,8 @@ pub type Outcome = Result<Done, Arc<Error>>;
 /// How far the work is.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
+    /// What the chain was before the work; `None` while nobody has looked.
+    pub found: Option<State>,
     /// Layers of the image; 0 while it is not known yet.
     pub layers: usize,
     /// Layers that are ready.
@@ -90,6 +94,10 @@ impl Reporter {
         });
     }
 
+    pub(super) fn found(&self, state: State) {
+        self.0.send_modify(|p| p.found = Some(state));
+    }
+
     pub(super) fn bytes(&self, bytes: u64) {
         self.0.send_modify(|p| p.bytes = bytes);
     }
@@ -102,6 +110,9 @@ impl Reporter {
     pub(super) async fn follow(self, mut other: Ticket) {
         loop {
             let progress = other.progress.borrow_and_update().clone();
+            if let Some(state) = progress.found {
+                self.found(state);
+            }
             self.layers(progress.ready_layers, progress.layers);
             self.bytes(progress.bytes);
             if progress.outcome.is_some() || !other.changed().await {

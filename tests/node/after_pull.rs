@@ -90,15 +90,10 @@ pub(crate) fn percentiles(mut took: Vec<Duration>) -> Result<String> {
 /// The field `took` of a line in the plugin's log.
 pub(crate) fn took(line: &str) -> Result<Duration> {
     let mut words = line.split_whitespace();
-    let took = words.find_map(|word| word.strip_prefix("took="));
+    let took = words.find_map(|word| word.strip_prefix("took_ms="));
     let took = took.with_context(|| line.to_owned())?;
-    let (number, unit) = match (took.strip_suffix("ms"), took.strip_suffix("µs")) {
-        (Some(number), _) => (number, 1e-3),
-        (_, Some(number)) => (number, 1e-6),
-        _ => (took.trim_end_matches('s'), 1.0),
-    };
-    let number: f64 = number.parse().with_context(|| line.to_owned())?;
-    Ok(Duration::from_secs_f64(number * unit))
+    let milliseconds: f64 = took.parse().with_context(|| line.to_owned())?;
+    Ok(Duration::from_secs_f64(milliseconds / 1e3))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,7 +98,7 @@ async fn never(version: Version, request_timeout: Duration) -> Result<()> {
         at(&ours, 99).as_secs_f64() / at(&theirs, 99).as_secs_f64(),
     );
     let hooks = with.log.lines_with("nri_unpack::hooks]");
-    let hooks = hooks.iter().filter(|line| line.contains(" took="));
+    let hooks = hooks.iter().filter(|line| line.contains(" took_ms="));
     let hooks = hooks.map(|line| took(line)).collect::<Result<Vec<_>>>()?;
     println!("hooks {}", percentiles(hooks.clone())?);
     let longest = hooks.into_iter().max().context("no hook")?;

@@ -59,7 +59,7 @@ impl Tally {
         let said: Vec<_> = log
             .lines_with("nri_unpack::hooks]")
             .into_iter()
-            .filter(|line| line.contains(" container="))
+            .filter(|line| line.contains(" hook=CreateContainer "))
             .collect();
         let [said] = &said[..] else {
             anyhow::bail!("not one verdict: {said:#?}");

@@ -270,6 +270,11 @@ impl Lab {
         self.scratch.socket(name)
     }
 
+    /// The cgroup for pods: what is in it goes with the lab.
+    pub fn cgroup(&self) -> String {
+        self.scratch.traces().cgroup()
+    }
+
     /// What containerd has logged, over all restarts.
     pub fn log(&self) -> &Log {
         &self.log
@@ -296,9 +301,14 @@ impl Lab {
         Store::connect(&self.socket).await
     }
 
+    /// The version's `ctr`.
+    pub fn ctr_program(&self) -> PathBuf {
+        self.programs.join("ctr")
+    }
+
     /// How to call `ctr` by hand, up to its namespace.
     pub fn ctr_command(&self) -> String {
-        let ctr = self.programs.join("ctr");
+        let ctr = self.ctr_program();
         format!("{} --address {}", ctr.display(), self.socket.display())
     }
 
@@ -307,7 +317,7 @@ impl Lab {
     /// # Errors
     /// If it fails; the message is its own.
     pub async fn ctr(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(self.programs.join("ctr"));
+        let mut command = Command::new(self.ctr_program());
         command
             .env("PATH", &self.path)
             .arg("--address")

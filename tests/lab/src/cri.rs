@@ -40,7 +40,7 @@ impl Cri {
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel),
-            cgroup: lab.scratch().traces().cgroup(),
+            cgroup: lab.cgroup(),
         })
     }
 

@@ -1,0 +1,154 @@
+//! What a hook decides, as one line and one count: every line has the same keys, whatever came of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use log::Level;
+use nri::Pod;
+
+use crate::logs;
+use crate::metrics;
+use crate::unpack::{Action, State};
+
+/// Whose these lines are, whatever this file is called.
+const TARGET: &str = "nri_unpack::hooks";
+
+/// A hook that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    RunPodSandbox,
+    CreateContainer,
+}
+
+/// What becomes of a creation; of a pod, whose creation nothing stops, of one of its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It was ready.
+    Ready,
+    MadeReady,
+    Moved,
+    LeftOut,
+    Unseen,
+    LetPass,
+    /// Let pass, and the work goes on.
+    GoesOn,
+    Rejected,
+}
+
+/// What was done before the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Did {
+    /// Something about the chain, or nothing.
+    Chain(Action),
+    /// The container was moved onto another.
+    Swapped,
+}
+
+/// One decision.
+pub(super) struct Decision<'a> {
+    pub(super) hook: Hook,
+    pub(super) pod: &'a Pod,
+    /// Empty for a pod.
+    pub(super) container: &'a str,
+    pub(super) image: &'a str,
+    pub(super) snapshotter: &'a str,
+    /// As it was found; `None` where nobody saw it.
+    pub(super) state: Option<State>,
+    pub(super) did: Did,
+    pub(super) verdict: Verdict,
+    /// Since the hook was called.
+    pub(super) took: Duration,
+    pub(super) why: &'a str,
+}
+
+/// A pod, as people name it.
+pub(super) struct Name<'a>(pub(super) &'a Pod);
+
+impl Hook {
+    /// As NRI calls it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::RunPodSandbox => "RunPodSandbox",
+            Self::CreateContainer => "CreateContainer",
+        }
+    }
+
+    /// Counts a call.
+    pub(super) fn count(self, verdict: Verdict, took: Duration) {
+        metrics::hook(self.word(), verdict.word(), took);
+    }
+}
+
+impl Verdict {
+    /// As logs and metrics have it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::MadeReady => "made_ready",
+            Self::Moved => "moved",
+            Self::LeftOut => "left_out",
+            Self::Unseen => "unseen",
+            Self::LetPass | Self::GoesOn => "let_pass",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// How loudly it is said, and in which words. The ready path says nothing above debug.
+    fn said_of(self, hook: Hook) -> (Level, &'static str) {
+        use Hook::{CreateContainer, RunPodSandbox};
+        match (self, hook) {
+            (Self::Ready, CreateContainer) => (Level::Debug, "image is ready"),
+            (Self::Ready, RunPodSandbox) => (Level::Debug, "pod's image is ready"),
+            (Self::MadeReady, CreateContainer) => (Level::Info, "image made ready"),
+            (Self::MadeReady, RunPodSandbox) => (Level::Info, "pod's image made ready"),
+            (Self::Moved, _) => (Level::Info, "container moved onto a chain for the guest"),
+            (Self::LeftOut, CreateContainer) => (Level::Debug, "image left to containerd"),
+            (Self::LeftOut, RunPodSandbox) => (Level::Info, "pod's image is left to containerd"),
+            (Self::Unseen, _) => (Level::Warn, "container's snapshot not seen; let pass"),
+            (Self::LetPass | Self::GoesOn, CreateContainer) => {
+                (Level::Warn, "image not ready; let pass")
+            }
+            (Self::LetPass, RunPodSandbox) => (Level::Warn, "pod's image cannot be made ready"),
+            (Self::GoesOn, RunPodSandbox) => (Level::Info, "pod's image is still being unpacked"),
+            (Self::Rejected, _) => (Level::Warn, "image not ready; rejected"),
+        }
+    }
+}
+
+impl fmt::Display for Did {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain(action) => action.fmt(f),
+            Self::Swapped => f.write_str("swapped"),
+        }
+    }
+}
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0.namespace, self.0.name)
+    }
+}
+
+impl Decision<'_> {
+    /// The line.
+    pub(super) fn say(&self) {
+        let (level, message) = self.verdict.said_of(self.hook);
+        let state = self.state.map(|state| state.to_string());
+        log::log!(
+            target: TARGET,
+            level,
+            pod:% = Name(self.pod),
+            container = self.container,
+            image = self.image,
+            snapshotter = self.snapshotter,
+            state = state.as_deref().unwrap_or("unknown"),
+            action:% = self.did,
+            verdict = self.verdict.word(),
+            hook = self.hook.word(),
+            took_ms = logs::milliseconds(self.took),
+            why = self.why;
+            "{message}"
+        );
+    }
+}

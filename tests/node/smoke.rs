@@ -1,0 +1,442 @@
+//! The operator's smoke test, `tests/smoke/crictl.sh`, as an operator runs it: on a real node, with a stand-in for
+//! `crictl` that speaks CRI to it. Whatever it says, it leaves the node as it was.
+
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_cri::v1::{ListContainersRequest, ListPodSandboxRequest};
+use lab::{Log, Tap, Version};
+
+use crate::guest_pull::{self, NYDUS};
+use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, handler};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/smoke/crictl.sh");
+
+/// The shell that is Debian's `sh`, whatever a machine has made of that.
+const SHELL: &str = "/bin/dash";
+
+/// What `create` and `runp` are in CRI.
+const CREATE: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const RUN_POD: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+const PULL: &str = "/runtime.v1.ImageService/PullImage";
+
+/// The stand-in, built here: nothing else that builds this test asks for it.
+fn crictl() -> Result<&'static Path> {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
+    }
+    let profile = Path::new(PROGRAM).parent().context("a directory")?;
+    let name = match profile.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => anyhow::bail!("{PROGRAM} is in no profile's directory"),
+    };
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--package", "lab", "--bin", "crictl"]);
+    build.args(["--profile", name, "--target-dir"]);
+    build.arg(profile.parent().context("a target directory")?);
+    let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
+    ensure!(built.status.success(), "{built:?}");
+    Ok(BUILT.get_or_init(|| profile.join("crictl")))
+}
+
+/// A run of the script, with what it has said so far.
+struct Run {
+    child: Child,
+    said: Log,
+}
+
+impl Run {
+    /// As the terminal does on Ctrl-C: to all that run in it.
+    fn interrupt(&self) -> Result<()> {
+        let group = format!("-{}", self.child.id());
+        let sent = Command::new("kill")
+            .args(["-s", "INT", "--", &group])
+            .status()?;
+        ensure!(sent.success(), "kill {group}");
+        Ok(())
+    }
+
+    /// Its exit status, and everything that it has said.
+    async fn end(mut self) -> Result<(Option<i32>, String)> {
+        let deadline = tokio::time::Instant::now() + 2 * PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((status.code(), self.said.text()));
+            }
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "it goes on and on: {}",
+                self.said.text()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// That it ends with this status, and these words in its last line.
+    async fn ends(self, code: i32, words: &str) -> Result<String> {
+        let (found, said) = self.end().await?;
+        let last = said.lines().last().unwrap_or_default();
+        ensure!(
+            found == Some(code) && last.contains(words),
+            "{found:?}:\n{said}"
+        );
+        Ok(said)
+    }
+}
+
+impl Node {
+    /// Starts the script with these arguments, on a PATH with all that it may call.
+    fn smoke(&self, arguments: &[&str]) -> Result<Run> {
+        let bin = self.lab.path("smoke");
+        if !bin.exists() {
+            std::fs::create_dir(&bin)?;
+            symlink(crictl()?, bin.join("crictl"))?;
+            symlink(PROGRAM, bin.join("nri-unpack"))?;
+            symlink(self.lab.ctr_program(), bin.join("ctr"))?;
+        }
+        let path = format!("{}:/usr/bin:/bin", bin.display());
+        self.smoke_on(&path, arguments)
+    }
+
+    fn smoke_on(&self, path: &str, arguments: &[&str]) -> Result<Run> {
+        let config = self.lab.path("smoke.toml");
+        std::fs::write(&config, self.config(""))?;
+        let socket = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
+        let said = Log::new(self.lab.path("smoke.out")).from_now();
+        let mut file = std::fs::File::options();
+        let file = file.create(true).append(true).open(said.path())?;
+        let mut command = Command::new(SHELL);
+        command.arg(SCRIPT).arg("--config").arg(config);
+        command.arg("--cgroup-parent").arg(self.lab.cgroup());
+        command.arg("--runtime-endpoint").arg(socket);
+        command.args(arguments).env("PATH", path).process_group(0);
+        let child = command.stdout(file.try_clone()?).stderr(file).spawn()?;
+        Ok(Run { child, said })
+    }
+
+    /// No pod and no container; and the image, if it is to be there.
+    async fn assert_as_before(&mut self, has_image: bool) -> Result<()> {
+        let pods = self
+            .cri
+            .runtime
+            .list_pod_sandbox(ListPodSandboxRequest::default());
+        let pods = pods.await?.into_inner().items;
+        ensure!(pods.is_empty(), "{pods:?}");
+        let containers = ListContainersRequest::default();
+        let containers = self.cri.runtime.list_containers(containers).await?;
+        let containers = containers.into_inner().containers;
+        ensure!(containers.is_empty(), "{containers:?}");
+        let image = self.cri.image_status(APP).await?;
+        ensure!(image.is_some() == has_image, "{image:?}");
+        Ok(())
+    }
+}
+
+async fn passes(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    node.serve("").await?;
+    let handler = handler(version);
+    let said = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
+    for words in [
+        format!("image     {APP} is there: sha256:"),
+        format!(" runs, of handler {handler}\n"),
+        " was started: CONTAINER_RUNNING\n".to_owned(),
+        format!("state     {APP} is ready in {handler}\n"),
+        "labels    are on all snapshots that the container stands on: 5".to_owned(),
+        "removed   pod ".to_owned(),
+    ] {
+        ensure!(said.contains(&words), "{words}:\n{said}");
+    }
+    ensure!(!said.contains("pulled "), "{said}");
+    node.assert_as_before(true).await?;
+
+    node.cri.remove_image(APP).await?;
+    let said = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
+    ensure!(
+        said.contains(&format!("pulled    {APP}: sha256:")),
+        "{said}"
+    );
+    ensure!(said.contains("removed   image sha256:"), "{said}");
+    node.assert_as_before(false).await?;
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_on_2_1() -> Result<()> {
+    passes(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_on_1_7() -> Result<()> {
+    passes(Version::V1_7).await
+}
+
+/// Nobody labels what containerd unpacks by itself.
+async fn fails_without_the_plugin(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    let reason = format!(
+        "FAIL: {APP} is unlabelled in {handler}: 5 of 5 layers lack labels; does the plugin run? nri-unpack doctor"
+    );
+    node.smoke(&["--wait", "1", handler, APP])?
+        .ends(1, &reason)
+        .await?;
+    node.assert_as_before(true).await?;
+    node.cri.remove_image(APP).await?;
+    node.smoke(&["--wait", "0", handler, APP])?
+        .ends(1, &reason)
+        .await?;
+    node.assert_as_before(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fails_without_the_plugin_on_2_1() -> Result<()> {
+    fails_without_the_plugin(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fails_without_the_plugin_on_1_7() -> Result<()> {
+    fails_without_the_plugin(Version::V1_7).await
+}
+
+/// Where the guest pulls, and there is no guest: the container is created, on a chain that was made ahead, or moved in
+/// its hook onto one.
+async fn passes_where_the_guest_pulls(version: Version) -> Result<()> {
+    let mut node = guest_pull::start(version).await?;
+    node.serve(ON_DEMAND).await?;
+    let said = node
+        .smoke(&["--no-start", NYDUS, APP])?
+        .ends(0, "PASS")
+        .await?;
+    ensure!(said.contains(" is created\n"), "{said}");
+    ensure!(
+        said.contains("labels    are on all snapshots that the container stands on: 1"),
+        "{said}"
+    );
+    ensure!(node.log.lines_with("container moved").len() == 1, "{said}");
+    node.assert_as_before(true).await?;
+
+    let plugin = node.plugin.as_mut().context("serving")?;
+    plugin.stop().await?;
+    node.serve("").await?;
+    node.cri.remove_image(APP).await?;
+    let said = node
+        .smoke(&["--no-start", NYDUS, APP])?
+        .ends(0, "PASS")
+        .await?;
+    ensure!(said.contains("removed   image sha256:"), "{said}");
+    node.assert_as_before(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_where_the_guest_pulls_on_2_1() -> Result<()> {
+    passes_where_the_guest_pulls(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_where_the_guest_pulls_on_1_7() -> Result<()> {
+    passes_where_the_guest_pulls(Version::V1_7).await
+}
+
+/// A creation that the plugin rejects is tried again, as the kubelet does.
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_again() -> Result<()> {
+    let mut node = guest_pull::start(Version::V2_1).await?;
+    node.serve(&format!("swap = false\n{ON_DEMAND}")).await?;
+    let run = node.smoke(&["--no-start", NYDUS, APP])?;
+    let said = run.ends(0, "PASS").await?;
+    let waiting = "waiting   the image is not ready in snapshotter nydus: ";
+    ensure!(said.contains(waiting), "{said}");
+    node.assert_as_before(true).await
+}
+
+/// What is kept can be taken away as the script says.
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_what_it_is_told_to() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.serve("").await?;
+    let arguments = ["--pull", "--keep", "--no-labels", "erofs", APP];
+    let said = node.smoke(&arguments)?.ends(0, "PASS").await?;
+    ensure!(
+        said.contains("pulled ") && !said.contains("labels ") && !said.contains("removed "),
+        "{said}"
+    );
+    let kept = said.split("crictl rmp -f ").nth(1);
+    let id = kept.and_then(|rest| rest.lines().next());
+    let id = id.context("a pod that is kept")?.to_owned();
+    let config = Default::default();
+    node.cri.remove_pod(&lab::Pod { id, config }).await?;
+    node.assert_as_before(true).await
+}
+
+/// What cannot be run is named, with what there is to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn says_what_is_wrong() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    let gone = "registry.test/lab/gone:1";
+    for (arguments, code, words) in [
+        (
+            &["gone", APP][..],
+            1,
+            "FAIL: containerd has no runtime handler gone; it has erofs native runc",
+        ),
+        (
+            &["erofs", gone],
+            1,
+            "FAIL: cannot pull registry.test/lab/gone:1: pulling image: rpc error: code = NotFound",
+        ),
+        (
+            &["--no-pull", "erofs", gone],
+            1,
+            "FAIL: the image registry.test/lab/gone:1 is not there",
+        ),
+        (
+            &["--snapshotter", "gone", "erofs", APP],
+            1,
+            "containerd has no snapshotter gone; it has",
+        ),
+        (
+            &["--wait", "0", "runc", APP],
+            1,
+            "overlayfs is the default snapshotter",
+        ),
+        (
+            &["--program", "/gone/nri-unpack", "erofs", APP],
+            2,
+            "FAIL: /gone/nri-unpack is not on PATH",
+        ),
+        (&["erofs"], 2, "FAIL: give a runtime handler and an image"),
+        (
+            &["--wait", "x", "erofs", APP],
+            2,
+            "FAIL: --wait takes seconds",
+        ),
+        (
+            &["--frobnicate", "erofs", APP],
+            2,
+            "FAIL: there is no option --frobnicate",
+        ),
+        (&["erofs", "a\"b"], 2, "is not the name of an image"),
+    ] {
+        node.smoke(arguments)?.ends(code, words).await?;
+        node.assert_as_before(true).await?;
+    }
+    let empty = node.lab.path("empty").display().to_string();
+    let said = "FAIL: crictl is not on PATH: install cri-tools";
+    node.smoke_on(&empty, &["erofs", APP])?
+        .ends(2, said)
+        .await?;
+
+    node.lab.kill();
+    let said = "FAIL: crictl does not reach containerd: validate service connection";
+    node.smoke(&["erofs", APP])?.ends(1, said).await?;
+    Ok(())
+}
+
+/// Ctrl-C in the middle of each step: while the call is on its way, while containerd works on it, and while the script
+/// waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn cleans_up_on_ctrl_c() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.tap = Some(Tap::start(&node.lab)?);
+    for call in [PULL, RUN_POD, CREATE] {
+        node.cri.remove_image(APP).await?;
+        let mut held = node
+            .tap
+            .as_ref()
+            .context("tapped")?
+            .hold(move |c| c.path == call);
+        let run = node.smoke(&["erofs", APP])?;
+        tokio::time::timeout(PATIENCE, held.came()).await??;
+        run.interrupt()?;
+        run.ends(1, "FAIL: interrupted").await?;
+        node.assert_as_before(false).await?;
+        node.cri.pull_image(APP).await?;
+    }
+    node.tap = None;
+    for (line, delay) in [
+        ("image ", 100),
+        ("image ", 250),
+        ("pod ", 50),
+        ("pod ", 500),
+    ] {
+        let run = node.smoke(&["--wait", "60", "erofs", APP])?;
+        run.said.wait_for(line, PATIENCE).await?;
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        run.interrupt()?;
+        run.ends(1, "FAIL: interrupted").await?;
+        node.assert_as_before(true).await?;
+    }
+    Ok(())
+}
+
+/// A kubelet removes pods that it does not know: then there is another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn outlives_a_kubelet() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.serve("").await?;
+    node.tap = Some(Tap::start(&node.lab)?);
+    let mut held = node
+        .tap
+        .as_ref()
+        .context("tapped")?
+        .hold(|c| c.path == CREATE);
+    let run = node.smoke(&["erofs", APP])?;
+    tokio::time::timeout(PATIENCE, held.came()).await??;
+    let pods = node
+        .cri
+        .runtime
+        .list_pod_sandbox(ListPodSandboxRequest::default());
+    for pod in pods.await?.into_inner().items {
+        let (id, config) = (pod.id, Default::default());
+        node.cri.remove_pod(&lab::Pod { id, config }).await?;
+    }
+    held.release();
+    let said = run.ends(0, "PASS").await?;
+    ensure!(
+        said.contains("again     somebody has removed the pod"),
+        "{said}"
+    );
+    node.assert_as_before(true).await
+}
+
+/// An image that has another name already stays, with both.
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_an_image_that_was_there_under_another_name() -> Result<()> {
+    let mut node = Node::start(Version::V2_1).await?;
+    node.serve("").await?;
+    let mut other = node.image.clone();
+    other.names = vec!["registry.test/lab/other:1".to_owned()];
+    node.registry.push(&other).await?;
+    let said = node
+        .smoke(&["erofs", other.name()])?
+        .ends(0, "PASS")
+        .await?;
+    ensure!(
+        said.contains("it was there before, under another name"),
+        "{said}"
+    );
+    node.assert_as_before(true).await
+}
+
+#[test]
+fn is_posix() -> Result<()> {
+    for check in [
+        Command::new(SHELL).args(["-n", SCRIPT]),
+        Command::new("shellcheck").args(["--shell", "sh", SCRIPT]),
+    ] {
+        let done = check
+            .output()
+            .context("is shellcheck there? `make deps` installs it")?;
+        ensure!(done.status.success(), "{done:?}");
+    }
+    Ok(())
+}
