@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
 use crate::unpack::{
-    Action, Done, Error, Move, Outcome, Progress, Request, Standing, State, Swapped, Ticket,
+    Action, Done, Error, Move, Outcome, Progress, Request, Standing, State, Swapped, Ticket, Until,
     Urgency, Want,
 };
 
@@ -276,9 +276,12 @@ impl Session {
                     from: chain,
                     onto: onto.clone(),
                 };
+                let until = Until {
+                    usual: deadline,
+                    last: started + bounded_wait(Duration::MAX, self.request_timeout),
+                };
                 let state = found(&ticket, &outcome);
-                self.moved(&creation, wanted, deadline, state, unready)
-                    .await
+                self.moved(&creation, wanted, until, state, unready).await
             }
             _ => creation.verdict(outcome, &ticket, unready),
         }
@@ -316,12 +319,12 @@ impl Session {
         &self,
         creation: &Creation<'_>,
         wanted: Move,
-        deadline: Instant,
+        until: Until,
         state: Option<State>,
         unready: Unready,
     ) -> HandlerResult {
         let unpacked = "it was unpacked on the host, and is in use";
-        match self.node.engine.swap(wanted, deadline).await {
+        match self.node.engine.swap(wanted, until).await {
             Swapped::Done => {
                 creation.say(Verdict::Moved, state, Did::Swapped, unpacked);
                 Ok(())

@@ -26,7 +26,7 @@ use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::rebase::Rebase;
 use super::resolve::Resolver;
 use super::standing::Memory;
-use super::swap::{self, Swapped};
+use super::swap::{self, Swapped, Until};
 use super::target::Target;
 use super::{Error, Listing, Missing, Standing, State};
 
@@ -259,15 +259,15 @@ impl Engine {
     }
 
     /// Moves a container that is being created onto the chain that a flight has made for it
-    /// ([`Error::InUse`]). Answers by the deadline; what was begun is seen through after it, and its
-    /// lease is released without anybody waiting for that.
-    pub async fn swap(self: &Arc<Self>, wanted: Move, deadline: Instant) -> Swapped {
+    /// ([`Error::InUse`]). Answers in time; what was begun is seen through all the same, and its lease
+    /// is released without anybody waiting for that.
+    pub async fn swap(self: &Arc<Self>, wanted: Move, until: Until) -> Swapped {
         let (answer, answered) = oneshot::channel();
-        let swapped_by = deadline.checked_sub(swap::ANSWER).unwrap_or(deadline);
+        let inner = until.answered();
         let engine = self.clone();
         self.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();
-            let lease = swap::in_time(swapped_by, engine.leases.take(containerd)).await;
+            let lease = swap::in_time(inner.usual, engine.leases.take(containerd)).await;
             let lease = match lease {
                 Ok(lease) => lease,
                 Err(untouched) => return drop(answer.send(untouched)),
@@ -278,7 +278,7 @@ impl Engine {
                 wanted: &wanted,
             };
             let began = Instant::now();
-            let swapped = swap.run(swapped_by, &engine.swap_cost).await;
+            let swapped = swap.run(inner, &engine.swap_cost).await;
             if swapped == Swapped::Done {
                 engine.swap_cost.measured(began.elapsed());
             }
@@ -287,7 +287,7 @@ impl Engine {
             lease.release(containerd).await;
         });
         // Without an answer the worst has to be assumed.
-        let answered = tokio::time::timeout_at(deadline, answered).await;
+        let answered = tokio::time::timeout_at(until.last, answered).await;
         answered.ok().and_then(Result::ok).unwrap_or(Swapped::Lost)
     }
 

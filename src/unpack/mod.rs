@@ -48,4 +48,4 @@ pub use pull::Registries;
 pub(crate) use rebuild::attributes_are_seen;
 pub use standing::Standing;
 pub use state::{Rules, Sight, State};
-pub use swap::Swapped;
+pub use swap::{Swapped, Until};

@@ -21,10 +21,30 @@ const SPARE: u32 = 3;
 
 /// What is left of the deadline for the answer: one that comes in the very moment in which the hook
 /// stops to wait for it is not heard, and the worst assumed.
-pub(super) const ANSWER: Duration = Duration::from_millis(5);
+const ANSWER: Duration = Duration::from_millis(5);
 
 /// Between tries of the second half.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a swap may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Until {
+    /// It is begun only if it can be expected to be done by then.
+    pub usual: Instant,
+    /// Once begun it goes on until then: a container without its snapshot is worse than a wait.
+    pub last: Instant,
+}
+
+impl Until {
+    /// The same, with time left for the answer.
+    pub(super) fn answered(self) -> Self {
+        let less = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
+        Self {
+            usual: less(self.usual),
+            last: less(self.last),
+        }
+    }
+}
 
 /// How a swap ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +79,14 @@ pub(super) async fn in_time<T>(
 
 impl Swap<'_> {
     /// Swaps, if there is time.
-    pub(super) async fn run(&self, deadline: Instant, cost: &Cost) -> Swapped {
+    pub(super) async fn run(
+        &self,
+        Until {
+            usual: deadline,
+            last,
+        }: Until,
+        cost: &Cost,
+    ) -> Swapped {
         let Move {
             snapshotter,
             key,
@@ -88,7 +115,7 @@ impl Swap<'_> {
                 Err(_) => return self.lost(&e),
             }
         }
-        self.put_back(&old, deadline).await
+        self.put_back(&old, last).await
     }
 
     /// What it is to stand on must be there, and stay: its image may be removed in this very moment.
@@ -101,14 +128,14 @@ impl Swap<'_> {
         self.containerd.stat(snapshotter, onto).await.map(drop)
     }
 
-    /// The second half, repeated until the deadline. A try that the deadline finds under way is seen
-    /// through: containerd cleans up after a creation that failed.
-    async fn put_back(&self, old: &containerd::Snapshot, deadline: Instant) -> Swapped {
+    /// The second half, repeated until `last`. A try that this finds under way is seen through:
+    /// containerd cleans up after a creation that failed.
+    async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> Swapped {
         loop {
             let Err(e) = self.try_put_back(old).await else {
                 return Swapped::Done;
             };
-            if Instant::now() + PAUSE > deadline {
+            if Instant::now() + PAUSE > last {
                 return self.lost(&e);
             }
             tokio::time::sleep(PAUSE).await;

@@ -8,17 +8,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_cri::v1::ContainerStatusRequest;
-use lab::{Call, Held, Kind, Pod, Tap, Version, images};
+use lab::{Call, Held, Kind, Options, Pod, Registry, Remote, Tap, Version, images};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{Node, ON_DEMAND, PATIENCE, RESOLVED};
+use crate::support::{APP, Node, ON_DEMAND, PATIENCE, RESOLVED};
 
 const MOVED: &str = "container moved";
 
-/// Long enough for the first half on a busy machine: what comes after is held up by the test.
-const SHORT: &str = "[hooks]\nwait = \"3s\"";
+/// What the runtime waits for a hook: long enough for the first half on a busy machine; what comes after
+/// is held up by the test.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// The second half of a swap: what a flight prepares has another key.
 fn puts_back(call: &Call) -> bool {
@@ -136,8 +137,11 @@ async fn killed_between_on_1_7() -> Result<()> {
 /// what it was asked for in the end or not, and its successor is right.
 async fn late(version: Version) -> Result<()> {
     for arrives in [false, true] {
-        let mut node = start(version).await?;
-        node.hooks = SHORT;
+        let mut options = Options::new(version);
+        options.remotes = vec![Remote::Nydus];
+        options.request_timeout = SHORT;
+        let (registry, image) = (Registry::start().await?, images::app(APP)?);
+        let mut node = Node::start_on(version, options, registry, image).await?;
         node.serve_tapped().await?;
         let halfway = node.halfway().await?;
         let Err(error) = halfway.creation.await? else {
