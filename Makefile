@@ -1,9 +1,9 @@
 # What a checkout needs: a Rust toolchain and, for everything but `lint`, root on Debian 12 or 13. The tests and the
 # demo run containerds of their own below target/lab; nothing of the system is configured, only DEPS are installed.
 
-# For bindings, for linking, for loading file systems, runc's one library, for a file system in a file, for TLS, and
+# For bindings, for linking, for loading file systems, runc's one library, for a file system in a file, for TLS, for
 # for screens.
-DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux
+DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux systemd
 
 # The program for any Linux of this machine's kind, linked with musl.
 STATIC := $(shell uname -m)-unknown-linux-musl
