@@ -27,6 +27,7 @@ mod policy;
 mod pull;
 mod rebuild;
 mod recovery;
+mod release;
 mod reload;
 mod screens;
 mod service;
