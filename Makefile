@@ -2,8 +2,8 @@
 # demo run containerds of their own below target/lab; nothing of the system is configured, only DEPS are installed.
 
 # For bindings, for linking, for loading file systems, runc's one library, for a file system in a file, for TLS, for
-# screens, and for the shell scripts.
-DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux shellcheck
+# screens, for shell scripts, and to check the unit.
+DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux shellcheck systemd
 
 # The program for any Linux of this machine's kind, linked with musl.
 STATIC := $(shell uname -m)-unknown-linux-musl
@@ -11,10 +11,14 @@ STATIC := $(shell uname -m)-unknown-linux-musl
 # What the manifests call the image.
 IMAGE := $(shell sed -n 's/^ *image: //p' examples/kubernetes/base/daemonset.yaml)
 
+# Makes Debian packages; at the version that this was tried with.
+CARGO_DEB := 3.8.0
+TOOLS := target/tools/cargo-deb-$(CARGO_DEB)
+
 # With storage of its own, for the time of the build.
 BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/buildah/run --storage-driver vfs
 
-.PHONY: test demo lint static image deps lab clean-lab
+.PHONY: test demo lint static check-static image deb check-deb deps lab clean-lab
 
 test: lab
 	cargo test --workspace
@@ -29,6 +33,29 @@ lint: deps
 static: deps
 	rustup target add $(STATIC)
 	cargo build --release --target $(STATIC)
+
+# The static program on a real containerd.
+check-static: static lab
+	cargo test --test node -- --ignored --exact release::the_static_program
+
+# The Debian package, in target/debian.
+deb: static $(TOOLS)/bin/cargo-deb
+	rm -rf target/deb target/debian
+	mkdir -p target/deb/man target/deb/completions target/deb/systemd
+	target/$(STATIC)/release/nri-unpack man-pages target/deb/man
+	for shell in bash zsh fish; do \
+		target/$(STATIC)/release/nri-unpack completions $$shell >target/deb/completions/$$shell || exit; \
+	done
+	sed 's|/usr/local/bin/|/usr/bin/|' systemd/nri-unpack.service >target/deb/systemd/nri-unpack.service
+	$(TOOLS)/bin/cargo-deb deb --no-build --target $(STATIC) --output target/debian/
+
+# Installs it, and takes it away, on a systemd and a file system that are not the machine's.
+check-deb: deb lab
+	cargo test --test node -- --ignored --exact release::the_package
+
+$(TOOLS)/bin/cargo-deb:
+	cargo install --quiet cargo-deb --version $(CARGO_DEB) --locked --root $(TOOLS) --target-dir target/tools/build
+	rm -rf target/tools/build
 
 # The container image as an archive, for `skopeo copy` or `ctr images import`. No registry is asked.
 image: static

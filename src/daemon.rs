@@ -1,5 +1,7 @@
 //! The plugin's life: connect to the runtime, serve, connect again, until it is told to stop.
 
+mod watchdog;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,13 +48,14 @@ impl Daemon<'_> {
     pub async fn run(self, stop: CancellationToken) {
         notify(&[sd_notify::NotifyState::Ready]);
         let mut link = Link::Disconnected;
-        let mut pauses = Pauses::new();
-        loop {
-            let next = stop
-                .run_until_cancelled(self.next(&mut link, &mut pauses))
-                .await;
-            let Some(next) = next else { break };
-            link = next;
+        let node = self.node.clone();
+        let watched = watchdog::watched(
+            move || node.pass(),
+            || notify(&[sd_notify::NotifyState::Watchdog]),
+        );
+        tokio::select! {
+            () = self.follow(&mut link, &stop) => {}
+            () = watched => {}
         }
         notify(&[sd_notify::NotifyState::Stopping]);
         log::info!("stopping");
@@ -63,6 +66,13 @@ impl Daemon<'_> {
             self.node.close().await;
         };
         drained(close).await;
+    }
+
+    async fn follow(&self, link: &mut Link, stop: &CancellationToken) {
+        let mut pauses = Pauses::new();
+        while let Some(next) = stop.run_until_cancelled(self.next(link, &mut pauses)).await {
+            *link = next;
+        }
     }
 
     /// One step of the link. A step that is cancelled leaves the link as it was.

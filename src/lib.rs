@@ -11,6 +11,7 @@ pub mod cli;
 pub mod daemon;
 pub mod doctor;
 pub mod hooks;
+pub mod install;
 pub mod node;
 pub mod policy;
 pub mod unpack;

@@ -277,6 +277,14 @@ impl Node {
         });
     }
 
+    /// Takes each lock that all work takes, and lets it go: where one is held for good, this does not
+    /// return.
+    pub fn pass(&self) {
+        drop(self.session.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.handlers_now());
+        self.engine.pass();
+    }
+
     /// Stops all work, and waits until it has tidied up after itself.
     pub async fn close(&self) {
         self.stop.cancel();

@@ -8,6 +8,7 @@ mod dry_run;
 mod ensure;
 mod generate;
 mod handlers;
+mod install;
 mod run;
 mod scope;
 mod short;
@@ -89,6 +90,10 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Print the default configuration, or check a file
     Config(config_command::Arguments),
+    /// Have containerd or systemd start the plugin on this node
+    Install(install::InstallArguments),
+    /// Take away what `install` has written
+    Uninstall(install::UninstallArguments),
     /// Print a shell's completions
     Completions(generate::Completions),
     /// Write the man pages
@@ -194,6 +199,8 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run => run::run(global).await,
         Command::Config(arguments) => config_command::config(&arguments),
+        Command::Install(arguments) => install::install(global, arguments),
+        Command::Uninstall(arguments) => install::uninstall(global, arguments),
         Command::Completions(arguments) => generate::completions(&arguments, Cli::command()),
         Command::ManPages(arguments) => generate::man_pages(&arguments, Cli::command()),
         Command::Check(arguments) => {

@@ -9,18 +9,10 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 use crate::config::Config;
+use crate::install::{ENABLED, PLUGINS, is_named};
 
 use super::finding::{Finding, Severity};
 use super::scene::Scene;
-
-/// What the program is called; in containerd's plugin directory with its index before it.
-const PROGRAM: &str = "nri-unpack";
-
-/// Where containerd looks for plugins to launch, if nothing else is said.
-const PLUGINS: &str = "/opt/nri/plugins";
-
-/// Where an enabled unit is linked.
-const UNIT: &str = "/etc/systemd/system/multi-user.target.wants/nri-unpack.service";
 
 /// Who started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +39,7 @@ impl Instances {
         Self {
             running: running(scene.config(), containerd),
             links: links(Path::new(plugins.unwrap_or(PLUGINS))),
-            has_unit: Path::new(UNIT).exists(),
+            has_unit: Path::new(ENABLED).exists(),
         }
     }
 
@@ -166,16 +158,6 @@ fn is_ours(program: &Path) -> bool {
     let name = String::from_utf8_lossy(name);
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
     is_named(name)
-}
-
-/// `nri-unpack` or, as NRI wants it, `10-nri-unpack`.
-fn is_named(name: &str) -> bool {
-    match name.split_once('-') {
-        Some((index, rest)) if index.len() == 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
-            rest == PROGRAM
-        }
-        _ => name == PROGRAM,
-    }
 }
 
 /// The second field after the command's name, which may hold anything, is the parent.

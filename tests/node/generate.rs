@@ -48,6 +48,8 @@ fn every_command_has_a_man_page() -> Result<()> {
         "-handlers",
         "-doctor",
         "-config",
+        "-install",
+        "-uninstall",
     ] {
         let page = directory.path().join(format!("nri-unpack{name}.1"));
         let text = std::fs::read_to_string(&page)?;

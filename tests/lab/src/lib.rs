@@ -32,6 +32,7 @@ mod shared;
 mod soci;
 mod sources;
 mod store;
+mod systemd;
 mod tap;
 mod traces;
 
@@ -51,4 +52,5 @@ pub use registry::{PASSWORD, Registry, USER};
 pub use scratch::sweep;
 pub use shared::Shared;
 pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};
+pub use systemd::Systemd;
 pub use tap::{Call, Held, Tap};

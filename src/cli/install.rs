@@ -1,0 +1,147 @@
+//! `install` and `uninstall`: has containerd or systemd start the plugin on this node, or in an image or
+//! a package of one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::config::Config;
+use crate::install::{self, Error, Install, LaunchedBy, Root, Step};
+
+use super::{Exit, Failure, Global};
+
+#[derive(Debug, Args)]
+pub(super) struct InstallArguments {
+    /// Who starts the plugin
+    #[arg(long, value_name = "WHO")]
+    launched_by: By,
+    /// The program as the node will find it [default: this one]
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UninstallArguments {
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Below which all of it lies, for images and packages; containerd's configuration is not read then
+    #[arg(long, value_name = "DIRECTORY")]
+    prefix: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum By {
+    /// From NRI's plugin directory
+    Containerd,
+    /// By a unit
+    Systemd,
+}
+
+impl From<By> for LaunchedBy {
+    fn from(by: By) -> Self {
+        match by {
+            By::Containerd => Self::Containerd,
+            By::Systemd => Self::Systemd,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Config(error) => Self::Config(error),
+            Error::Program { .. } => Self::Usage(error.to_string()),
+            error => Self::Other(error.into()),
+        }
+    }
+}
+
+/// Writes what is missing, and says which command starts the plugin.
+pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Exit, Failure> {
+    let by = arguments.launched_by.into();
+    let root = Root(arguments.place.prefix);
+    let program = program(&root, arguments.program)?;
+    let install = Install {
+        root: root.clone(),
+        program,
+        config: global.config.as_deref(),
+    };
+    run(&install.plan(by)?)?;
+    match (by, &root.0) {
+        (LaunchedBy::Systemd, None) => {
+            super::print("next: systemctl daemon-reload && systemctl enable --now nri-unpack")?;
+        }
+        (LaunchedBy::Systemd, Some(root)) => {
+            super::print(&format!(
+                "next: systemctl --root={} enable nri-unpack",
+                root.display()
+            ))?;
+        }
+        (LaunchedBy::Containerd, None) => super::print("next: systemctl restart containerd")?,
+        // Whatever starts there finds it.
+        (LaunchedBy::Containerd, Some(_)) => {}
+    }
+    Ok(Exit::Ready)
+}
+
+/// Takes it away, and says which command ends the plugin.
+pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Result<Exit, Failure> {
+    let root = Root(arguments.place.prefix);
+    let config = match &global.config {
+        Some(path) => Config::load(Some(path))?,
+        // Where a wrong one names other directories, it does not come to that any more.
+        None => Config::load(None).unwrap_or_default(),
+    };
+    let steps = install::removal(&root, &config)?;
+    run(&steps)?;
+    match steps.iter().any(Step::is_change) {
+        false => super::print("nothing to remove")?,
+        true if root.0.is_none() => super::print(
+            "next: systemctl daemon-reload && systemctl stop nri-unpack, or where containerd has started it: systemctl restart containerd",
+        )?,
+        true => {}
+    }
+    Ok(Exit::Ready)
+}
+
+fn run(steps: &[Step]) -> Result<(), Failure> {
+    for step in steps {
+        super::print(&step.run()?)?;
+    }
+    Ok(())
+}
+
+/// The program that the node is to start: it has to be there, unless the node is yet to be.
+fn program(root: &Root, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let Some(named) = named else {
+        let this = std::env::current_exe()
+            .context("cannot tell where this program is; name it (--program)")?;
+        return Ok(root.inside(&this));
+    };
+    if root.0.is_none() && !is_program(&named) {
+        return Err(Failure::Usage(format!(
+            "{} is no program: name one that is there (--program)",
+            named.display()
+        )));
+    }
+    if named.is_absolute() {
+        return Ok(named);
+    }
+    Err(Failure::Usage(format!(
+        "{} is not an absolute path (--program)",
+        named.display()
+    )))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,180 @@
+//! What makes a node start the plugin: a link in NRI's plugin directory or a unit of systemd, and a
+//! configuration.
+//!
+//! Everything is looked at before anything is written, and what is there and is not ours is never
+//! overwritten. This module knows files only: neither containerd nor systemd is asked or told.
+
+mod error;
+mod places;
+mod remove;
+mod steps;
+mod unit;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nri::Identity;
+
+use crate::config::{Config, ConfigError};
+
+pub use error::Error;
+pub(crate) use places::{ENABLED, PLUGINS};
+pub use places::{Root, is_named};
+pub use remove::removal;
+pub use steps::Step;
+
+use places::{CONFIG, PACKAGED, UNIT};
+
+/// Directories that the unit hides from the program, and so programs in them cannot be started.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+
+/// Who starts the plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaunchedBy {
+    /// containerd, from NRI's plugin directory; it ends with containerd.
+    Containerd,
+    /// systemd, by a unit; it outlives every restart of containerd.
+    Systemd,
+}
+
+/// What is to be installed, and where.
+#[derive(Debug)]
+pub struct Install<'a> {
+    /// Below which everything is written.
+    pub root: Root,
+    /// The program, as the node will find it.
+    pub program: PathBuf,
+    /// The configuration to install; without one the node's own, or the default.
+    pub config: Option<&'a Path>,
+}
+
+impl Install<'_> {
+    /// What has to be done, in this order. What starts the plugin comes last.
+    pub fn plan(&self, by: LaunchedBy) -> Result<Vec<Step>, Error> {
+        match by {
+            LaunchedBy::Containerd => self.for_containerd(),
+            LaunchedBy::Systemd => self.for_systemd(),
+        }
+    }
+
+    fn for_containerd(&self) -> Result<Vec<Step>, Error> {
+        let (text, config) = self.configuration()?;
+        let identity = Identity {
+            name: config.nri.name.clone(),
+            index: config.nri.index,
+        };
+        for unit in [UNIT, ENABLED].map(|path| self.root.at(path)) {
+            if fs::symlink_metadata(&unit).is_ok() {
+                return Err(Error::in_the_way(
+                    unit,
+                    "systemd starts the plugin, and two would serve this node",
+                    "run `systemctl disable --now nri-unpack` and `nri-unpack uninstall` first",
+                ));
+            }
+        }
+        let nri = self.root.nri(&config);
+        let link = nri.plugins.join(identity.to_string());
+        let others = places::entries(&nri.plugins)?;
+        for other in others.iter().filter(|other| **other != link) {
+            check_neighbour(other)?;
+        }
+        let file = nri.config.join(format!("{identity}.conf"));
+        Ok(vec![
+            self.write_config(file, text)?,
+            Step::link(link, &self.program)?,
+        ])
+    }
+
+    fn for_systemd(&self) -> Result<Vec<Step>, Error> {
+        let (text, config) = self.configuration()?;
+        if let Some(hidden) = HIDDEN.iter().find(|it| self.program.starts_with(it)) {
+            return Err(Error::Program {
+                path: self.program.clone(),
+                why: "the unit keeps the program out of that directory".to_owned(),
+                remedy: format!("install it outside of {hidden}, in /usr/local/bin for example"),
+            });
+        }
+        let links = places::entries(&self.root.nri(&config).plugins)?;
+        if let Some(link) = links.iter().find(|path| places::is_ours(path)) {
+            return Err(Error::in_the_way(
+                link.clone(),
+                "containerd starts the plugin, and two would serve this node",
+                "run `nri-unpack uninstall` and `systemctl restart containerd` first",
+            ));
+        }
+        Ok(vec![
+            self.write_config(self.root.at(CONFIG), text)?,
+            self.write_unit()?,
+        ])
+    }
+
+    fn write_unit(&self) -> Result<Step, Error> {
+        let text = unit::text(&self.program)?;
+        let packaged = PACKAGED.map(|path| self.root.at(path));
+        match packaged.into_iter().find(|path| path.exists()) {
+            None => Step::unit(self.root.at(UNIT), text),
+            Some(path) if unit::starts(&path, &self.program)? => Ok(Step::Keep(path)),
+            Some(path) => Err(Error::in_the_way(
+                path,
+                "it comes with a package, and starts another program",
+                "run the package's own `nri-unpack install`, or remove the package",
+            )),
+        }
+    }
+
+    /// What the configuration file is to hold, which is checked before it is installed.
+    fn configuration(&self) -> Result<(String, Config), Error> {
+        let there = self.root.at(CONFIG);
+        let path = match self.config {
+            Some(path) => path,
+            None if there.exists() => &there,
+            None => return Ok((Config::default_toml().to_owned(), Config::default())),
+        };
+        let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason,
+        })?;
+        let config = Config::from_toml(&text, &path.display().to_string())?;
+        Ok((text, config))
+    }
+
+    /// One that is there stays as it is, as long as it is right and nothing else was asked for.
+    fn write_config(&self, path: PathBuf, text: String) -> Result<Step, Error> {
+        if fs::symlink_metadata(&path).is_err() {
+            return Ok(Step::Write { path, text });
+        }
+        let there = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        if self.config.is_some() && there != text {
+            return Err(Error::in_the_way(
+                path,
+                "it differs from what --config names",
+                "edit it, or take it away first",
+            ));
+        }
+        Config::from_toml(&there, &path.display().to_string())?;
+        Ok(Step::Keep(path))
+    }
+}
+
+/// Whether what else is in the plugin directory lets this plugin be the only one, and be found.
+fn check_neighbour(path: &Path) -> Result<(), Error> {
+    if places::is_ours(path) {
+        return Err(Error::in_the_way(
+            path.to_owned(),
+            "it starts the plugin as well, and two would serve this node",
+            "run `nri-unpack uninstall` first, or take it away",
+        ));
+    }
+    let metadata = fs::symlink_metadata(path).map_err(|e| Error::io(path, e))?;
+    let is_executable = !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if is_executable && name.parse::<Identity>().is_err() {
+        return Err(Error::in_the_way(
+            path.to_owned(),
+            "it is not called NN-name: containerd launches no plugin at all while it is there",
+            "rename it or take it away",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! The way back: what `install` wrote goes, what somebody has changed stays.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+use super::places::{self, CONFIG, ENABLED, PACKAGED, Root, UNIT};
+use super::{Error, Step, is_named, unit};
+
+/// What has to be taken away, whoever starts the plugin, and what is left.
+pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
+    let mut steps = of_containerd(root, config)?;
+    // A package's own are the package manager's.
+    if !PACKAGED.iter().any(|path| root.at(path).exists()) {
+        steps.extend(of_systemd(root)?);
+    }
+    Ok(steps)
+}
+
+fn of_containerd(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
+    let nri = root.nri(config);
+    let mut steps = vec![];
+    let mut names = vec![];
+    for path in places::entries(&nri.plugins)? {
+        if places::is_our_link(&path) {
+            names.extend(path.file_name().map(|it| it.to_string_lossy().into_owned()));
+            steps.push(Step::Remove(path));
+        } else if places::is_ours(&path) {
+            let why = "it is no link to nri-unpack; take it away yourself";
+            steps.push(Step::Leave { path, why });
+        }
+    }
+    for path in places::entries(&nri.config)? {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let is_conf = path.extension().is_some_and(|it| it == "conf");
+        if is_conf && (is_named(&stem) || names.iter().any(|name| *name == stem)) {
+            steps.extend(of_configuration(path, Step::Remove)?);
+        }
+    }
+    Ok(steps)
+}
+
+fn of_systemd(root: &Root) -> Result<Vec<Step>, Error> {
+    let mut steps = vec![];
+    let unit = root.at(UNIT);
+    match read(&unit)? {
+        Some(text) if unit::is_as_written(&text) => {
+            // What `systemctl enable` made of it would point nowhere.
+            let enabled = root.at(ENABLED);
+            if enabled.is_symlink() {
+                steps.push(Step::Remove(enabled));
+            }
+            steps.push(Step::Remove(unit));
+        }
+        Some(_) => steps.push(Step::Leave {
+            path: unit,
+            why: "somebody has written or changed it",
+        }),
+        None => {}
+    }
+    steps.extend(of_configuration(
+        root.at(CONFIG),
+        Step::RemoveWithDirectory,
+    )?);
+    Ok(steps)
+}
+
+fn of_configuration(path: PathBuf, remove: fn(PathBuf) -> Step) -> Result<Option<Step>, Error> {
+    Ok(match read(&path)? {
+        Some(text) if text == Config::default_toml() => Some(remove(path)),
+        Some(_) => Some(Step::Leave {
+            path,
+            why: "it is not the default",
+        }),
+        None => None,
+    })
+}
+
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}

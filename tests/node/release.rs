@@ -1,0 +1,148 @@
+//! What is made of a release. The package and the static program take minutes to build, so what needs them is run by
+//! `make check-deb` and `make check-static`; here it is held that they have what they name.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Systemd, Version};
+
+use crate::support::{Node, handler};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Each file of the package is in the tree, or the makefile makes it.
+#[test]
+fn the_package_has_what_it_names() -> Result<()> {
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml"))?.parse()?;
+    let makefile = std::fs::read_to_string(root().join("Makefile"))?;
+    let deb = &manifest["package"]["metadata"]["deb"];
+    let assets = deb["assets"].as_array().context("assets")?;
+    let mut places = BTreeSet::new();
+    for asset in assets {
+        let source = asset[0].as_str().context("a source")?;
+        places.insert(asset[1].as_str().context("a place")?);
+        if source == "target/release/nri-unpack" {
+            continue;
+        }
+        let directory = Path::new(source).parent().context("a directory")?;
+        if let Ok(made) = directory.strip_prefix("target") {
+            let made = Path::new("target").join(made).display().to_string();
+            ensure!(makefile.contains(&made), "nobody makes {source}");
+            continue;
+        }
+        let found = glob::glob(&root().join(source).display().to_string())?.count();
+        ensure!(found > 0, "no {source}");
+    }
+    for place in [
+        "usr/bin/",
+        "etc/nri-unpack/config.toml",
+        "usr/share/man/man1/",
+    ] {
+        ensure!(places.contains(place), "nothing at {place}");
+    }
+    let scripts = deb["maintainer-scripts"].as_str().context("scripts")?;
+    let script = std::fs::read_to_string(root().join(scripts).join("postrm"))?;
+    ensure!(script.contains("#DEBHELPER#"), "{script}");
+    // What `sed` puts another place for.
+    let unit = std::fs::read_to_string(root().join("systemd/nri-unpack.service"))?;
+    ensure!(unit.matches("/usr/local/bin/").count() == 1, "{unit}");
+    Ok(())
+}
+
+/// The only file of this form, made by `make`.
+fn made(pattern: &str) -> Result<PathBuf> {
+    let mut found = glob::glob(&root().join(pattern).display().to_string())?;
+    let first = found.next().with_context(|| format!("no {pattern}"))??;
+    ensure!(found.next().is_none(), "more than one {pattern}");
+    Ok(first)
+}
+
+/// Every file that the machine does not write by itself.
+fn files(systemd: &Systemd) -> Result<BTreeSet<String>> {
+    let find = "find / -xdev -path /var/log/journal -prune -o -path /var/lib/dpkg -prune -o -print";
+    let list = systemd.ok("sh", &["-c", find])?;
+    Ok(list.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make check-deb`, which builds the package"]
+async fn the_package() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    let systemd = Systemd::boot(&node.lab).await?;
+    std::fs::copy(
+        made("target/debian/*.deb")?,
+        systemd.path("/run/package.deb"),
+    )?;
+    let before = files(&systemd)?;
+    systemd.ok("dpkg", &["--install", "/run/package.deb"])?;
+    for state in ["is-enabled", "is-active"] {
+        systemd.ok("systemctl", &[state, "nri-unpack"])?;
+    }
+    systemd.ok("systemd-analyze", &["verify", "nri-unpack.service"])?;
+    let handlers = systemd.ok("nri-unpack", &["handlers"])?;
+    ensure!(handlers.contains("erofs"), "{handlers}");
+    let installed = files(&systemd)?;
+    for file in [
+        "/usr/bin/nri-unpack",
+        "/etc/nri-unpack/config.toml",
+        "/usr/share/man/man1/nri-unpack-install.1.gz",
+        "/usr/share/bash-completion/completions/nri-unpack",
+        "/usr/share/doc/nri-unpack/copyright",
+    ] {
+        ensure!(installed.contains(file), "no {file}");
+    }
+    // Its unit is there: nothing is to be written, and a second one is refused.
+    let said = systemd.ok("nri-unpack", &["install", "--launched-by", "systemd"])?;
+    ensure!(said.matches("kept").count() == 2, "{said}");
+    let refused = systemd.run("nri-unpack", &["install", "--launched-by", "containerd"])?;
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+
+    // Again, over an operator's edit.
+    let config = systemd.path("/etc/nri-unpack/config.toml");
+    std::fs::write(&config, "[hooks]\nwait = \"1s\"\n")?;
+    systemd.ok("dpkg", &["--install", "/run/package.deb"])?;
+    ensure!(
+        std::fs::read_to_string(&config)?.contains("1s"),
+        "overwritten"
+    );
+
+    systemd.ok("dpkg", &["--remove", "nri-unpack"])?;
+    let active = systemd.run("systemctl", &["is-active", "nri-unpack"])?;
+    ensure!(!active.status.success(), "{active:?}");
+    ensure!(config.exists(), "an operator's edit goes with a purge only");
+    systemd.ok("dpkg", &["--purge", "nri-unpack"])?;
+    let after = files(&systemd)?;
+    let left: Vec<_> = after.symmetric_difference(&before).collect();
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make check-static`, which builds the program"]
+async fn the_static_program() -> Result<()> {
+    let program = made("target/*-unknown-linux-musl/release/nri-unpack")?;
+    let linked = Command::new("ldd").arg(&program).output()?;
+    let linked = String::from_utf8([linked.stdout, linked.stderr].concat())?;
+    let is_static = ["statically linked", "not a dynamic executable"];
+    ensure!(is_static.iter().any(|it| linked.contains(it)), "{linked}");
+
+    let node = Node::start(Version::V2_1).await?;
+    let handler = handler(Version::V2_1);
+    let config = node.lab.path("static.toml");
+    std::fs::write(&config, node.config(""))?;
+    let run = |command: &str| -> Result<Option<i32>> {
+        let output = Command::new(&program)
+            .args([command, node.image.name(), "--handler", handler, "--config"])
+            .arg(&config)
+            .output()?;
+        Ok(output.status.code())
+    };
+    ensure!(run("check")? == Some(1), "it is not ready yet");
+    ensure!(run("ensure")? == Some(0), "not made ready");
+    ensure!(run("check")? == Some(0), "not ready");
+    node.assert_labelled(handler).await
+}

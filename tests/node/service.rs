@@ -1,0 +1,229 @@
+//! The unit on a real systemd, with the sandbox that it asks for, beside a real containerd: installed by one command,
+//! used, watched, and taken away.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Options, Systemd, Version};
+use tokio::time::sleep;
+
+use crate::rebuild;
+use crate::support::{Node, PATIENCE, PROGRAM};
+
+/// Where the program is on a node.
+const PLACE: &str = "/usr/local/bin/nri-unpack";
+
+/// What an operator has configured. Everything else is as it is by default, the sockets first of all.
+const CONFIG: &str = "[hooks]\nwait = \"8s\"\n[unpack]\nmin_free = \"0%\"\n\
+    [snapshotters.default]\neager = \"all\"\n[metrics]\nlisten = \"unix:/run/nri-unpack/metrics.sock\"\n[log]\nlevel = \"debug\"\n";
+
+/// A watchdog with little patience.
+const WATCHDOG: &str = "[Service]\nWatchdogSec=3\n";
+
+/// The end of what a command prints: what is to be run next.
+fn next(printed: &str) -> Result<&str> {
+    let line = printed.lines().last();
+    let next = line.and_then(|line| line.strip_prefix("next: "));
+    next.with_context(|| format!("no next command: {printed}"))
+}
+
+struct Service(Systemd);
+
+impl Service {
+    async fn boot(node: &Node) -> Result<Self> {
+        let systemd = Systemd::boot(&node.lab).await?;
+        std::fs::copy(PROGRAM, systemd.path(PLACE))?;
+        Ok(Self(systemd))
+    }
+
+    fn show(&self, property: &str) -> Result<String> {
+        let shown = self.0.ok(
+            "systemctl",
+            &["show", "nri-unpack", "--value", "-p", property],
+        )?;
+        Ok(shown.trim().to_owned())
+    }
+
+    fn journal(&self) -> Result<String> {
+        self.0.ok(
+            "journalctl",
+            &["--no-pager", "-o", "cat", "-t", "nri-unpack"],
+        )
+    }
+
+    async fn wait_for(&self, words: &str, count: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let journal = self.journal()?;
+            if journal.matches(words).count() >= count {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let all = self.0.ok("journalctl", &["--no-pager"])?;
+                anyhow::bail!("no {count} lines with «{words}»: {all}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn wait_property(&self, property: &str, value: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.show(property)? != value {
+            ensure!(
+                Instant::now() < deadline,
+                "{property} is {:?}, not {value:?}",
+                self.show(property)?
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// As an operator does, who copies the last line.
+    async fn install(&self) -> Result<()> {
+        let config = "/usr/local/etc/nri-unpack.toml";
+        std::fs::create_dir_all(self.0.path("/usr/local/etc"))?;
+        std::fs::write(self.0.path(config), CONFIG)?;
+        let install = ["install", "--launched-by", "systemd", "--config", config];
+        let printed = self.0.ok(PLACE, &install)?;
+        self.0.ok("sh", &["-c", next(&printed)?])?;
+        self.wait_property("ActiveState", "active").await?;
+        self.wait_for("handler resolved", 1).await
+    }
+}
+
+/// Layers are rebuilt from directories that only root may read, attributes that only an administrator sees, and
+/// through every other thing that the sandbox allows or does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_lets_it_do_its_work() -> Result<()> {
+    let mut node = rebuild::discarded(Version::V2_1, "erofs").await?;
+    let service = Service::boot(&node).await?;
+    service.install().await?;
+    let verified = service
+        .0
+        .run("systemd-analyze", &["verify", "nri-unpack.service"])?;
+    ensure!(
+        verified.status.success() && verified.stderr.is_empty(),
+        "{verified:?}"
+    );
+    ensure!(
+        service.0.path("/run/nri-unpack/metrics.sock").exists(),
+        "no metrics"
+    );
+
+    node.wait_labelled("erofs").await?;
+    let name = node.image.name().to_owned();
+    let pod = node.cri.run_pod("erofs", &[]).await?;
+    node.cri.create_container(&pod, &name, &[], &[]).await?;
+    service.wait_for("image is ready pod=", 1).await?;
+    for snapshot in node.store.chain("erofs", &node.image).await? {
+        let rebuilt = snapshot.labels.contains_key("nri-unpack/rebuilt-from");
+        ensure!(rebuilt, "{snapshot:#?}");
+    }
+    service.0.ok("systemctl", &["reload", "nri-unpack"])?;
+    service
+        .wait_for("the configuration was read again", 1)
+        .await?;
+    let journal = service.journal()?;
+    ensure!(!journal.contains("Operation not permitted"), "{journal}");
+
+    let printed = service.0.ok(PLACE, &["uninstall"])?;
+    ensure!(
+        printed.contains("left /etc/nri-unpack/config.toml"),
+        "{printed}"
+    );
+    service.0.ok(
+        "sh",
+        &["-c", "systemctl daemon-reload && systemctl stop nri-unpack"],
+    )?;
+    service.wait_property("LoadState", "not-found").await?;
+    for path in [
+        "nri-unpack.service",
+        "multi-user.target.wants/nri-unpack.service",
+    ] {
+        let path = service.0.path("/etc/systemd/system").join(path);
+        ensure!(
+            path.symlink_metadata().is_err(),
+            "{} is left",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Where `trusted.*` attributes cannot be seen, a layer with an opaque directory would look like one without.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_capability_nothing_is_rebuilt() -> Result<()> {
+    let node = rebuild::discarded(Version::V2_1, "erofs").await?;
+    let config = node.lab.path("blind.toml");
+    std::fs::write(&config, node.config(""))?;
+    let output = std::process::Command::new("setpriv")
+        .args([
+            "--bounding-set",
+            "-sys_admin",
+            "--inh-caps",
+            "-sys_admin",
+            PROGRAM,
+        ])
+        .args([
+            "ensure",
+            node.image.name(),
+            "--handler",
+            "erofs",
+            "--config",
+        ])
+        .arg(config)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let named = said.contains("CAP_SYS_ADMIN") || printed.contains("CAP_SYS_ADMIN");
+    ensure!(output.status.code() == Some(1) && named, "{output:?}");
+    node.assert_nothing_left("erofs").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watchdog_ends_who_hangs_and_nobody_else() -> Result<()> {
+    let node = Node::start_with(Version::V2_1, Options::new(Version::V2_1)).await?;
+    let service = Service::boot(&node).await?;
+    let directory = service.0.path("/etc/systemd/system/nri-unpack.service.d");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("watchdog.conf"), WATCHDOG)?;
+    service.install().await?;
+    ensure!(service.show("WatchdogUSec")? == "3s");
+
+    node.lab.kill();
+    sleep(Duration::from_secs(7)).await;
+    ensure!(
+        service.show("NRestarts")? == "0",
+        "ended because containerd is down"
+    );
+
+    let pid = service.show("MainPID")?;
+    service.0.ok("kill", &["-STOP", &pid])?;
+    service.wait_property("NRestarts", "1").await?;
+    service.wait_property("ActiveState", "active").await?;
+    node.lab.restart().await?;
+    service.wait_for("handler resolved", 2).await
+}
+
+/// The figure that the documentation states.
+#[test]
+fn the_unit_is_hardened() -> Result<()> {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/nri-unpack.service");
+    let output = std::process::Command::new("systemd-analyze")
+        .args([
+            "security",
+            "--offline=true",
+            "--threshold=20",
+            "--no-pager",
+            unit,
+        ])
+        .output()
+        .context("systemd-analyze is in Debian's package systemd: `make deps`")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && said.contains("Overall exposure level"),
+        "{said}"
+    );
+    Ok(())
+}
