@@ -186,7 +186,9 @@ impl Engine {
     pub fn ensure(self: &Arc<Self>, request: Request) -> Ticket {
         let (reporter, ticket) = Reporter::new(&request.to_string());
         let (urgency, snapshotter) = (request.urgency, request.snapshotter.clone());
-        let (serve, mut counted) = (self.clone().serve(request, reporter), ticket.clone());
+        let hurry = Hurry::new(urgency);
+        let serve = self.clone().serve(request, hurry, reporter);
+        let mut counted = ticket.clone();
         self.tasks.spawn(async move {
             serve.await;
             let outcome = word(&counted.outcome().await);
@@ -389,7 +391,7 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    async fn serve(self: Arc<Self>, request: Request, reporter: Reporter) {
+    async fn serve(self: Arc<Self>, request: Request, hurry: Hurry, reporter: Reporter) {
         match self.resolver.target(&request).await {
             Err(e) => reporter.end(Err(Arc::new(e))),
             Ok(target) => {
@@ -406,7 +408,7 @@ impl Engine {
                 match way_out(containerd, &self.leases, claims, &target).await {
                     Some(e) => reporter.end(Err(Arc::new(e))),
                     None => {
-                        let flight = self.flight_of(target, request.urgency).await;
+                        let flight = self.flight_of(target, hurry).await;
                         reporter.follow(flight).await;
                     }
                 }
@@ -416,10 +418,10 @@ impl Engine {
 
     /// The ticket of this image's flight. Another image of the very same layers may be in the air: that
     /// one does the work, and then ours finds what is left, its own anchor.
-    async fn flight_of(self: &Arc<Self>, target: Target, urgency: Urgency) -> Ticket {
+    async fn flight_of(self: &Arc<Self>, target: Target, hurry: Hurry) -> Ticket {
         let target = Arc::new(target);
         loop {
-            match self.join(&target, urgency) {
+            match self.join(&target, &hurry) {
                 Joined::Ours(ticket) => return ticket,
                 // Its failure is its own.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
@@ -428,7 +430,7 @@ impl Engine {
     }
 
     /// The ticket of the one flight of this chain, which starts now if there is none.
-    fn join(self: &Arc<Self>, target: &Arc<Target>, urgency: Urgency) -> Joined {
+    fn join(self: &Arc<Self>, target: &Arc<Target>, hurry: &Hurry) -> Joined {
         let chain = target
             .manifest
             .chain_id()
@@ -436,7 +438,7 @@ impl Engine {
         let key = (target.snapshotter.clone(), chain.to_owned());
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&key) {
-            flight.hurry.raise(urgency);
+            flight.hurry.raise_to(hurry);
             let ticket = flight.ticket.clone();
             return if flight.config == target.manifest.config {
                 Joined::Ours(ticket)
@@ -445,7 +447,6 @@ impl Engine {
             };
         }
         let (reporter, ticket) = Reporter::new(&target.image);
-        let hurry = Hurry::new(urgency);
         let flight = InTheAir {
             ticket: ticket.clone(),
             hurry: hurry.clone(),
@@ -456,7 +457,7 @@ impl Engine {
             engine: self.clone(),
             key,
         };
-        self.tasks.spawn(entry.fly(target.clone(), hurry, reporter));
+        self.tasks.spawn(entry.fly(target.clone(), hurry.clone(), reporter));
         Joined::Ours(ticket)
     }
 

@@ -3,7 +3,7 @@
 //! Its queue is as long as there are chains to unpack: each has one flight, whoever asks for it. In
 //! the gate of the layers each of the flights that are let in waits with a few.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -43,17 +43,23 @@ impl Urgency {
     }
 }
 
-/// The urgency of a flight, which rises when somebody joins it who is in more of a hurry.
+/// The urgency of a flight, which rises when somebody joins it who is in more of a hurry; and since
+/// when it has that: of two that are as urgent, the one that became so first goes first. Whoever asks for
+/// several asks in the order in which they are wanted.
 #[derive(Clone, Debug)]
-pub(super) struct Hurry(Arc<AtomicU8>);
+pub(super) struct Hurry(Arc<AtomicU64>);
+
+/// Bits below the urgency: they count down with each that is asked for.
+const SINCE: u32 = 56;
 
 impl Hurry {
     pub(super) fn new(urgency: Urgency) -> Self {
-        Self(Arc::new(AtomicU8::new(urgency as u8)))
-    }
-
-    pub(super) fn raise(&self, urgency: Urgency) {
-        self.0.fetch_max(urgency as u8, Ordering::Relaxed);
+        static ASKED: AtomicU64 = AtomicU64::new(0);
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        let left = (1 << SINCE) - 1 - asked;
+        Self(Arc::new(AtomicU64::new(
+            (urgency as u64) << SINCE | left,
+        )))
     }
 
     /// No less than this one is now.
@@ -61,8 +67,14 @@ impl Hurry {
         self.0.fetch_max(other.now(), Ordering::Relaxed);
     }
 
-    pub(super) fn now(&self) -> u8 {
+    /// More is more urgent.
+    pub(super) fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits for it.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.now() >> SINCE <= Urgency::Arrived as u64
     }
 }
 
@@ -74,7 +86,7 @@ pub(super) struct Gate(Arc<Mutex<Inner>>);
 struct Inner {
     places: usize,
     free: usize,
-    /// First come, first in the queue; the most urgent leaves it first.
+    /// The most urgent leaves it first.
     waiting: Vec<(Hurry, oneshot::Sender<Place>)>,
 }
 
@@ -121,16 +133,12 @@ fn admit(gate: &Arc<Mutex<Inner>>) {
             inner.waiting.retain(|(_, sender)| !sender.is_closed());
             let spare = usize::from(inner.places > 1);
             let queue = inner.waiting.iter().enumerate();
-            // The first of the most urgent.
+            // The first that came, of several with one hurry: the layers of a flight.
             let best = queue.max_by_key(|(i, (hurry, _))| (hurry.now(), std::cmp::Reverse(*i)));
-            let Some((best, urgency)) = best.map(|(i, (hurry, _))| (i, hurry.now())) else {
+            let Some((best, is_ahead)) = best.map(|(i, (hurry, _))| (i, hurry.is_ahead())) else {
                 return;
             };
-            let needed = if urgency <= Urgency::Arrived as u8 {
-                1 + spare
-            } else {
-                1
-            };
+            let needed = if is_ahead { 1 + spare } else { 1 };
             if inner.free < needed {
                 return;
             }
@@ -164,13 +172,32 @@ mod tests {
         let mut second_waits = Box::pin(gate.enter(&second));
         assert!(first_waits.as_mut().now_or_never().is_none());
         assert!(second_waits.as_mut().now_or_never().is_none());
-        first.raise(Urgency::Creation);
+        first.raise_to(&hurry(Urgency::Creation));
         drop(place);
         assert!(second_waits.as_mut().now_or_never().is_none());
         let place = first_waits.now_or_never().flatten();
         assert!(place.is_some());
         drop(place);
         assert!(second_waits.now_or_never().flatten().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_first_goes_first_wherever_it_waited() {
+        let gate = Gate::new(1);
+        let place = gate.enter(&hurry(Urgency::Asked)).await;
+        let (older, newer) = (hurry(Urgency::Arrived), hurry(Urgency::Arrived));
+        let mut older_waits = Box::pin(gate.enter(&older));
+        let mut newer_waits = Box::pin(gate.enter(&newer));
+        assert!(older_waits.as_mut().now_or_never().is_none());
+        assert!(newer_waits.as_mut().now_or_never().is_none());
+        // A pod comes, and wants the newer one first. That the older hears of it earlier is chance.
+        let (first, second) = (hurry(Urgency::Asked), hurry(Urgency::Asked));
+        older.raise_to(&second);
+        newer.raise_to(&first);
+        drop(place);
+        assert!(older_waits.as_mut().now_or_never().is_none());
+        assert!(newer_waits.now_or_never().flatten().is_some());
+        assert!(older_waits.now_or_never().flatten().is_some());
     }
 
     #[tokio::test]
