@@ -6,73 +6,72 @@
 //! holds. Nothing here is urgent: whoever asks overtakes it.
 
 mod arrivals;
+mod choice;
 mod eager;
 mod existing;
 mod pulls;
 mod queue;
 mod reconcile;
-mod room;
+mod tally;
 #[cfg(test)]
 mod tests;
+mod unready;
 mod volumes;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch as latest;
 
+use crate::containerd::Image;
 use crate::handlers::Handlers;
 use crate::node::Node;
 use crate::unpack::{Error, Outcome, Request, Urgency, Want};
 
+pub use choice::MAX_SNAPSHOTS;
 use eager::Place;
 pub use existing::Existing;
 use pulls::Pulls;
-use queue::Queue;
-pub use reconcile::MAX_SNAPSHOTS;
-use room::Room;
+use queue::{Arrival, Queue};
+use unready::{Entry, Unready};
 pub use volumes::image_volume;
-
-/// Images of a snapshotter that a new pod pushes ahead: those that came last. A pod has a handful of
-/// containers, and the rest is not for it.
-const MAX_PUSHED: usize = 8;
 
 /// The work ahead, for one session with the runtime.
 pub struct Ahead {
     node: Arc<Node>,
     queue: Queue,
-    room: Room,
     pulls: Pulls,
     /// As they were found by the last reconcile; `None` before the first.
     places: latest::Sender<Option<Vec<Place>>>,
     /// The images of containers, as their annotations name them.
     used: Mutex<HashSet<String>>,
-    unready: Mutex<Unready>,
+    unready: Unready,
+    /// The snapshots in each snapshotter, as far as that is known.
+    held: Mutex<HashMap<String, usize>>,
+    /// Something was left because a snapshotter holds too many.
+    left: AtomicBool,
 }
-
-/// What is being made ready in which snapshotter, or waits for it, in the order of arrival.
-type Unready = Vec<(String, Want)>;
 
 impl Ahead {
     /// Begins, and goes on until the node's next session begins.
     pub fn begin(node: &Arc<Node>) -> Arc<Self> {
-        Self::with(node, Room::new(node.live_config()))
-    }
-
-    fn with(node: &Arc<Node>, room: Room) -> Arc<Self> {
-        let (queue, arrivals) = queue::bounded();
+        let (queue, comes_out) = queue::bounded();
         let ahead = Arc::new(Self {
-            room,
             node: node.clone(),
             queue,
             pulls: Pulls::default(),
             places: latest::Sender::new(None),
             used: Mutex::default(),
-            unready: Mutex::default(),
+            unready: Unready::default(),
+            held: Mutex::default(),
+            left: AtomicBool::default(),
         });
         node.in_session(watch::run(ahead.clone()));
-        node.in_session(arrivals::run(ahead.clone(), arrivals));
+        for arrivals in comes_out {
+            node.in_session(arrivals::run(ahead.clone(), arrivals));
+        }
         node.in_session(reconcile::run(ahead.clone()));
         ahead
     }
@@ -89,39 +88,42 @@ impl Ahead {
     }
 
     /// In the background: has an image that a container mounts as a volume ready for the next one.
-    pub fn volume(self: &Arc<Self>, snapshotter: &str, target: String) {
-        let (ahead, snapshotter) = (self.clone(), snapshotter.to_owned());
-        self.node.in_session(async move {
-            volumes::make_ready(&ahead, &snapshotter, &target).await;
+    pub fn volume(&self, snapshotter: &str, target: String) {
+        let snapshotter = snapshotter.to_owned();
+        self.queue.push(Arrival::Volume {
+            snapshotter,
+            target,
         });
     }
 
     /// Images of this name are wanted before those that no container has.
     pub fn is_used(&self, image: &str) {
-        self.lock(&self.used).insert(image.to_owned());
+        lock(&self.used).insert(image.to_owned());
     }
 
     /// The eager images of a snapshotter that are not ready yet, as far as that is known: the last
     /// that came first.
     pub fn unready_in(&self, snapshotter: &str) -> Vec<Want> {
-        let unready = self.lock(&self.unready);
-        let here = unready.iter().rev().filter(|(s, _)| s == snapshotter);
-        here.take(MAX_PUSHED)
-            .map(|(_, want)| want.clone())
-            .collect()
+        self.unready.newest_in(snapshotter)
     }
 
-    /// One piece of the work, known to whoever asks meanwhile.
-    async fn make_ready(&self, snapshotter: &str, want: Want, urgency: Urgency) -> Outcome {
-        let _entry = Entry::new(self, snapshotter, &want);
+    /// One of them is ready.
+    pub fn is_ready(&self, snapshotter: &str, image: &str) {
+        self.unready.remove(snapshotter, image);
+    }
+
+    /// One piece of the work.
+    async fn make_ready(&self, entry: &Entry<'_>, urgency: Urgency) -> Outcome {
+        let snapshotter = entry.snapshotter();
         let request = Request {
-            want,
+            want: entry.want().clone(),
             snapshotter: snapshotter.to_owned(),
             urgency,
         };
         let outcome = self.node.engine.ensure(request).outcome().await;
-        if let Err(e) = &outcome {
-            self.node.engine.replace_if_in_use(e, snapshotter);
+        match &outcome {
+            Ok(done) => self.holds_more(snapshotter, done.layers_done),
+            Err(e) => self.node.engine.replace_if_in_use(e, snapshotter),
         }
         outcome
     }
@@ -136,36 +138,43 @@ impl Ahead {
             .unwrap_or_default()
     }
 
-    fn used(&self) -> HashSet<String> {
-        self.lock(&self.used).clone()
+    /// The names of these images that containers use; others are forgotten.
+    fn used_of(&self, images: &[Image]) -> HashSet<String> {
+        let names: HashSet<_> = images.iter().map(|image| image.name.as_str()).collect();
+        let mut used = lock(&self.used);
+        used.retain(|name| names.contains(name.as_str()));
+        used.clone()
     }
 
-    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A snapshotter was found to hold so many snapshots.
+    fn holds(&self, snapshotter: &str, snapshots: usize) {
+        lock(&self.held).insert(snapshotter.to_owned(), snapshots);
     }
-}
 
-/// An image that is on its way into a snapshotter.
-struct Entry<'a> {
-    ahead: &'a Ahead,
-    entry: (String, Want),
-}
-
-impl<'a> Entry<'a> {
-    fn new(ahead: &'a Ahead, snapshotter: &str, want: &Want) -> Self {
-        let entry = (snapshotter.to_owned(), want.clone());
-        ahead.lock(&ahead.unready).push(entry.clone());
-        Self { ahead, entry }
-    }
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        let mut unready = self.ahead.lock(&self.ahead.unready);
-        if let Some(at) = unready.iter().position(|entry| *entry == self.entry) {
-            unready.remove(at);
+    fn holds_more(&self, snapshotter: &str, more: usize) {
+        if let Some(held) = lock(&self.held).get_mut(snapshotter) {
+            *held += more;
         }
     }
+
+    /// Whether a snapshotter is known to hold so many that nothing more is unpacked in it ahead.
+    fn is_full_enough(&self, snapshotter: &str) -> bool {
+        let held = lock(&self.held).get(snapshotter).copied();
+        held.is_some_and(|held| held >= MAX_SNAPSHOTS)
+    }
+
+    /// An image was removed: what was left for the snapshots that it had may fit now.
+    fn image_removed(&self) {
+        // One that is pulled again under a running container is ready, but not anchored any more.
+        self.node.engine.image_removed();
+        if self.left.load(Ordering::Relaxed) {
+            self.queue.look_again();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether it is worth a line that an image could not be made ready ahead: who needs it will hear of
@@ -173,4 +182,10 @@ impl Drop for Entry<'_> {
 fn is_news(error: &Error) -> bool {
     let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
     !error.is_left_out() && !goes_on && error.unreachable().is_none()
+}
+
+/// Whether the same may succeed in a while with nobody doing anything about it, and nobody else tries
+/// again: a chain that is in use is replaced later.
+fn may_pass(error: &Error) -> bool {
+    error.may_pass() && !matches!(error, Error::InUse { .. })
 }

@@ -193,11 +193,13 @@ impl Session {
         let mut verdict = Verdict::Ready;
         for (image, mut ticket) in tickets {
             let outcome = ticket.outcome_by(deadline).await;
+            match &outcome {
+                Some(Ok(_)) => self.ahead.is_ready(&snapshotter, &image),
+                Some(Err(e)) => self.node.engine.replace_if_in_use(e, &snapshotter),
+                None => {}
+            }
             if !matches!(outcome, Some(Ok(_))) {
                 verdict = Verdict::LetPass;
-            }
-            if let Some(Err(e)) = &outcome {
-                self.node.engine.replace_if_in_use(e, &snapshotter);
             }
             let (verdict, did, why) = prepared(&outcome);
             let decision = Decision {
@@ -232,6 +234,9 @@ impl Session {
     async fn create_container(&self, pod: &Pod, container: &Container) -> HandlerResult {
         let started = Instant::now();
         let deadline = started + self.wait();
+        if let Some(image) = image_name(container) {
+            self.ahead.is_used(image);
+        }
         let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
             return Ok(());
         };

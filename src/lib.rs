@@ -25,3 +25,4 @@ pub mod config;
 pub mod logs;
 pub mod metrics;
 mod retry;
+mod room;

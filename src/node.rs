@@ -15,6 +15,7 @@ use crate::config::{Config, Live};
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
 use crate::handlers::{FileConfig, Handlers};
+use crate::room::{self, Room};
 use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
 
@@ -28,6 +29,8 @@ pub struct Node {
     pub containerd: Arc<dyn Containerd>,
     /// All work on it.
     pub engine: Arc<Engine>,
+    /// For work that nobody has asked for.
+    pub(crate) room: Room,
     handlers: watch::Sender<Known>,
     /// Another configuration is in force, and the handlers are known as it has them.
     reloaded: Notify,
@@ -73,6 +76,16 @@ impl Node {
 
     /// On this containerd, whatever stands behind it.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
+        Self::seeing(config, role, containerd, room::free_percent)
+    }
+
+    /// The same, where somebody else says how much room is free.
+    pub(crate) fn seeing(
+        config: Config,
+        role: Role,
+        containerd: Arc<dyn Containerd>,
+        free: room::Free,
+    ) -> Arc<Self> {
         let parallel = Parallel {
             images: config.unpack.parallel_images.count().get(),
             layers: config.unpack.parallel_layers.count().get(),
@@ -87,6 +100,7 @@ impl Node {
                 Box::new(policy::Labels(live.clone())),
                 policy::missing(&live.now()),
             ),
+            room: Room::new(live.clone(), free),
             config: live,
             reloaded: Notify::new(),
             containerd,
@@ -103,11 +117,6 @@ impl Node {
     /// The configuration as it is now.
     pub fn config(&self) -> Arc<Config> {
         self.config.now()
-    }
-
-    /// The same for whoever has to see it change.
-    pub fn live_config(&self) -> Live {
-        self.config.clone()
     }
 
     /// Puts another configuration in force, as far as that is possible while the program runs: answers

@@ -1,6 +1,7 @@
 //! What has just arrived, unpacked as it comes.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
@@ -13,7 +14,7 @@ use crate::metrics;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::queue::Arrival;
-use super::{Ahead, Place, eager, is_news};
+use super::{Ahead, Place, eager, is_news, may_pass, reconcile, volumes};
 
 /// Arrivals that are worked on at the same time. Most are nothing but a look, and the engine bounds
 /// what is unpacked at once.
@@ -21,9 +22,10 @@ const AT_ONCE: usize = 16;
 
 /// Goes on until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
-    let next = |mut arrivals: mpsc::Receiver<Arrival>| async {
+    let queue = &ahead.queue;
+    let next = |mut arrivals: mpsc::Receiver<Arrival>| async move {
         let arrival = arrivals.recv().await?;
-        metrics::queued(arrivals.len());
+        metrics::queued(queue.length());
         Some((arrival, arrivals))
     };
     let arrivals = stream::unfold(arrivals, next);
@@ -37,8 +39,10 @@ async fn arrived(ahead: Arc<Ahead>, arrival: Arrival) {
         Arrival::Layer { snapshotter, chain } => {
             layer_arrives(&ahead, &snapshotter, &chain).await;
         }
-        // One that is pulled again under a running container is ready, but not anchored any more.
-        Arrival::Removed => ahead.node.engine.image_removed(),
+        Arrival::Volume {
+            snapshotter,
+            target,
+        } => volumes::make_ready(&ahead, &snapshotter, &target).await,
     }
 }
 
@@ -47,26 +51,53 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     if !image::is_pullable(name) {
         return;
     }
-    let Ok(image) = ahead.node.containerd.image(name).await else {
-        return;
+    let image = match ahead.node.containerd.image(name).await {
+        Ok(image) => image,
+        Err(e) if e.is_not_found() => return,
+        Err(e) => return not_looked_at(ahead, name, &e),
     };
-    let Ok(name) = name_for_labels(ahead, &image).await else {
-        return;
+    let name = match name_for_labels(ahead, &image).await {
+        Ok(name) => name,
+        Err(e) => return not_looked_at(ahead, name, &e),
     };
-    let is_pinned = eager::is_pinned(&image);
+    let is_pinned = eager::is_pinned(&image) || is_sandbox(ahead, &image).await;
     let want = Want::Image(name.clone());
     let (places, config) = (ahead.places().await, ahead.node.config());
     let eager = places
         .iter()
         .filter(|place| eager::is_eager(&config, place, is_pinned));
     let work = eager.map(|place| async {
-        if let Some(Err(e)) = arrive(ahead, place, want.clone()).await
+        if !is_pinned && ahead.is_full_enough(&place.snapshotter) {
+            // A look at all images finds out whether that is still so, and says it.
+            return ahead.queue.reconcile();
+        }
+        let Some(arrived) = arrive(ahead, place, want.clone(), image.created_at).await else {
+            return;
+        };
+        let snapshotter = place.snapshotter.as_str();
+        if let Err(e) = arrived
             && is_news(&e)
         {
-            log::warn!(image = name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that arrived is not ready");
+            log::warn!(image = name.as_str(), snapshotter, error:% = e; "image that arrived is not ready");
         }
     });
     join_all(work).await;
+}
+
+/// Found by the next look at all images.
+fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
+    log::debug!(image, error:% = error; "image that arrived not looked at");
+    ahead.queue.look_again();
+}
+
+/// The pause image need not be pinned.
+async fn is_sandbox(ahead: &Ahead, image: &Image) -> bool {
+    let Some(handlers) = ahead.node.handlers_now() else {
+        return false;
+    };
+    let records = std::slice::from_ref(image);
+    let sandbox = reconcile::sandbox_target(ahead, &handlers, records).await;
+    sandbox.as_deref() == Some(image.target.digest.as_str())
 }
 
 /// A pull by a tag makes a record of the digest as well. The two arrive together, and whichever is
@@ -95,30 +126,37 @@ async fn layer_arrives(ahead: &Ahead, extracted_in: &str, chain: &str) {
         Ok(None) => return,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
     };
+    places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {
         let want = Want::Arriving(image.clone());
-        if let Some(Err(e)) = arrive(ahead, place, want).await {
+        if let Some(Err(e)) = arrive(ahead, place, want, image.created_at).await {
             log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
         }
     });
     join_all(work).await;
 }
 
-/// `None` where there is no room for it now: a reconcile waits until there is.
-async fn arrive(ahead: &Ahead, place: &Place, want: Want) -> Option<Outcome> {
-    if !ahead.room.is_enough(place) {
-        ahead.queue.reconcile();
+/// `None` where there is no room for it: when there is, all images are looked at.
+async fn arrive(
+    ahead: &Ahead,
+    place: &Place,
+    want: Want,
+    came: Option<SystemTime>,
+) -> Option<Outcome> {
+    if !ahead.node.room.is_enough(place.root.as_deref()) {
         return None;
     }
-    let image = want.name().to_owned();
+    let (image, snapshotter) = (want.name().to_owned(), place.snapshotter.as_str());
     let started = tokio::time::Instant::now();
-    let outcome = ahead
-        .make_ready(&place.snapshotter, want, Urgency::Arrived)
-        .await;
-    if let Ok(done) = &outcome
-        && done.action != Action::None
-    {
-        log::info!(image, snapshotter = place.snapshotter.as_str(), state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
+    let entry = ahead.unready.enter(snapshotter, want, came);
+    let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;
+    match &outcome {
+        Ok(done) if done.action == Action::None => {}
+        Ok(done) => {
+            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
+        }
+        Err(e) if may_pass(e) => ahead.queue.look_again(),
+        Err(_) => {}
     }
     Some(outcome)
 }

@@ -54,7 +54,7 @@ pub(super) struct Known {
     pub(super) image: Image,
     pub(super) names: Vec<String>,
     pub(super) is_pinned: bool,
-    created_at: Option<SystemTime>,
+    pub(super) created_at: Option<SystemTime>,
 }
 
 /// The images of the store, each once, in the order in which they are unpacked: pinned ones, those

@@ -16,10 +16,16 @@ pub struct Existing {
     pub image: Option<String>,
 }
 
-/// One after another, once the handlers are known.
+/// One after another, once the handlers are known, and while there is room.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
+    let places = ahead.places().await;
     for container in existing(&handlers) {
+        let place = places
+            .iter()
+            .find(|p| p.snapshotter == container.snapshotter);
+        let root = place.and_then(|place| place.root.as_deref());
+        ahead.node.room.wait(root).await;
         check_one(ahead, container).await;
     }
 }

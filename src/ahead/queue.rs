@@ -22,40 +22,61 @@ pub(super) enum Arrival {
         /// The chain id.
         chain: String,
     },
-    /// An image was removed.
-    Removed,
+    /// A container mounts an image.
+    Volume {
+        /// Its pod's.
+        snapshotter: String,
+        /// What the image's record stands for.
+        target: String,
+    },
 }
 
 /// Where what has arrived is put.
 #[derive(Debug)]
 pub(super) struct Queue {
     arrivals: mpsc::Sender<Arrival>,
+    /// What a pod waits for does not wait behind the others.
+    volumes: mpsc::Sender<Arrival>,
     left_out: AtomicU64,
     reconcile: Notify,
+    again: Notify,
 }
 
-/// A queue, and where it comes out.
-pub(super) fn bounded() -> (Queue, mpsc::Receiver<Arrival>) {
-    let (arrivals, receiver) = mpsc::channel(MAX_QUEUED);
+/// A queue, and where it comes out: each part by itself.
+pub(super) fn bounded() -> (Queue, [mpsc::Receiver<Arrival>; 2]) {
+    let (arrivals, of_arrivals) = mpsc::channel(MAX_QUEUED);
+    let (volumes, of_volumes) = mpsc::channel(MAX_QUEUED);
     let queue = Queue {
         arrivals,
+        volumes,
         left_out: AtomicU64::default(),
         reconcile: Notify::new(),
+        again: Notify::new(),
     };
-    (queue, receiver)
+    (queue, [of_arrivals, of_volumes])
 }
 
 impl Queue {
     /// Never waits.
     pub(super) fn push(&self, arrival: Arrival) {
-        let refused = self.arrivals.try_send(arrival).is_err();
-        metrics::queued(self.arrivals.max_capacity() - self.arrivals.capacity());
+        let part = match arrival {
+            Arrival::Volume { .. } => &self.volumes,
+            _ => &self.arrivals,
+        };
+        let refused = part.try_send(arrival).is_err();
+        metrics::queued(self.length());
         if refused {
             metrics::left_out();
             let left_out = self.left_out.fetch_add(1, Ordering::Relaxed) + 1;
             log::debug!(left_out; "more arrives than can be looked at; all images are looked at instead");
             self.reconcile();
         }
+    }
+
+    /// How many wait.
+    pub(super) fn length(&self) -> usize {
+        let waiting = |part: &mpsc::Sender<_>| part.max_capacity() - part.capacity();
+        waiting(&self.arrivals) + waiting(&self.volumes)
     }
 
     /// Asks for a look at all images. Several that are asked for before it begins are one.
@@ -67,6 +88,16 @@ impl Queue {
     pub(super) async fn asked_to_reconcile(&self) {
         self.reconcile.notified().await;
     }
+
+    /// Asks for one in a while: something did not answer.
+    pub(super) fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Until one is asked for.
+    pub(super) async fn asked_to_look_again(&self) {
+        self.again.notified().await;
+    }
 }
 
 #[cfg(test)]
@@ -77,16 +108,23 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_found_by_a_reconcile() {
-        let (queue, mut arrivals) = bounded();
+        let (queue, [mut arrivals, mut volumes]) = bounded();
         for n in 0..MAX_QUEUED {
             queue.push(Arrival::Image(n.to_string()));
         }
         assert!(queue.asked_to_reconcile().now_or_never().is_none());
-        queue.push(Arrival::Removed);
-        queue.push(Arrival::Removed);
+        queue.push(Arrival::Image("more".to_owned()));
+        queue.push(Arrival::Image("and more".to_owned()));
         assert_eq!(queue.left_out.load(Ordering::Relaxed), 2);
         assert!(queue.asked_to_reconcile().now_or_never().is_some());
         assert!(queue.asked_to_reconcile().now_or_never().is_none());
         assert_eq!(arrivals.try_recv(), Ok(Arrival::Image("0".to_owned())));
+
+        let volume = Arrival::Volume {
+            snapshotter: "erofs".to_owned(),
+            target: "sha256:t".to_owned(),
+        };
+        queue.push(volume.clone());
+        assert_eq!(volumes.try_recv(), Ok(volume));
     }
 }

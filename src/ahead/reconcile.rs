@@ -1,8 +1,9 @@
 //! A look at all images: what should be ready ahead and is not is made so, one after another and with
 //! rests, since nobody waits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::stream::{self, StreamExt};
 use tokio::time::{Duration, Instant};
@@ -11,48 +12,48 @@ use crate::containerd::{self, Image};
 use crate::handlers::Handlers;
 use crate::image;
 use crate::logs;
-use crate::metrics;
 use crate::retry;
-use crate::unpack::{Action, Listing, State, Urgency, Want};
+use crate::unpack::{Action, Listing, Outcome, State, Urgency, Want};
 
+use super::Ahead;
+use super::choice::{Choice, choice};
 use super::eager::{self, Known, Place};
-use super::{Ahead, is_news};
-
-/// Snapshots in one snapshotter from which on only pinned images are unpacked ahead: each labelled
-/// `Prepare` has containerd walk all of them (some 8 ms more with each thousand), so filling a
-/// snapshotter costs the square of what it holds.
-pub const MAX_SNAPSHOTS: usize = 2000;
+use super::tally::{Said, Tally};
+use super::unready::Entry;
 
 /// After each image that was unpacked there is a rest of as long as that took, so that containerd has
 /// half of its time for others; not longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
-/// One image for one snapshotter.
-struct Piece {
-    image: String,
-    place: Place,
-    /// What it was when it was looked at.
-    state: State,
+/// Between looks while something does not answer, at most: a look reads all that there is.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// One image for one snapshotter. While it waits for its turn, a pod pushes it.
+struct Piece<'a> {
+    entry: Entry<'a>,
+    place: &'a Place,
+    /// What it was when it was looked at, if it was.
+    state: Option<State>,
 }
 
-/// What a look has come to.
-#[derive(Debug, Default)]
-struct Tally {
-    ready: usize,
-    made: usize,
-    failed: usize,
-    left: usize,
-    /// Images in a snapshotter by state.
-    states: BTreeMap<(String, &'static str), usize>,
+/// How one ended.
+struct Worked<'a> {
+    image: String,
+    place: &'a Place,
+    /// As before.
+    state: Option<State>,
+    /// `None` where there was no room for it.
+    outcome: Option<Outcome>,
 }
 
 /// Looks whenever that is asked for. Goes on until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
-    let mut pauses = retry::pauses();
+    let mut said = Said::default();
+    let mut later = Later::new();
     loop {
-        wanted(&ahead).await;
+        wanted(&ahead, &mut later).await;
         let looked = tokio::select! {
-            looked = reconcile(&ahead) => looked,
+            looked = reconcile(&ahead, &mut said) => looked,
             () = ahead.node.reloaded() => {
                 // With the other configuration, from the beginning. What is in the air is not lost.
                 ahead.queue.reconcile();
@@ -60,18 +61,38 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             }
         };
         match looked {
-            Ok(()) => pauses = retry::pauses(),
+            Ok(true) => later = Later::new(),
+            Ok(false) => later.again(),
             Err(e) => {
                 log::debug!(error:% = e; "images not looked at; trying again");
-                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_REST)).await;
-                ahead.queue.reconcile();
+                later.again();
             }
         }
     }
 }
 
+/// When to look again at what did not succeed.
+struct Later {
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    /// Something did not: after this long.
+    next: Option<Duration>,
+}
+
+impl Later {
+    fn new() -> Self {
+        Self {
+            pauses: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
+            next: None,
+        }
+    }
+
+    fn again(&mut self) {
+        self.next = self.pauses.next();
+    }
+}
+
 /// Until a look is asked for, or it is time for one.
-async fn wanted(ahead: &Ahead) {
+async fn wanted(ahead: &Ahead, later: &mut Later) {
     let every = ahead.node.config().unpack.reconcile_every;
     let elapsed = async {
         match every {
@@ -79,14 +100,24 @@ async fn wanted(ahead: &Ahead) {
             None => std::future::pending().await,
         }
     };
+    let again = async {
+        if later.next.is_none() {
+            ahead.queue.asked_to_look_again().await;
+            later.again();
+        }
+        tokio::time::sleep(later.next.unwrap_or(LONGEST_PAUSE)).await;
+    };
     tokio::select! {
         () = ahead.queue.asked_to_reconcile() => {}
         () = ahead.node.reloaded() => {}
+        () = ahead.node.room.again() => {}
+        () = again => {}
         () = elapsed => {}
     }
 }
 
-async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
+/// Whether all was done that can be done; else it is to be tried again.
+async fn reconcile(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
@@ -94,33 +125,47 @@ async fn reconcile(ahead: &Arc<Ahead>) -> Result<(), containerd::Error> {
     let places = eager::places(&node.config(), &handlers, &listed);
     ahead.places.send_replace(Some(places.clone()));
     if places.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let images = node.containerd.images().await?;
     let sandbox = sandbox_target(ahead, &handlers, &images).await;
-    let known = eager::in_order(images, sandbox.as_deref(), &ahead.used());
+    let used = ahead.used_of(&images);
+    let known = eager::in_order(images, sandbox.as_deref(), &used);
     let mut tally = Tally::default();
-    let pieces = pieces(ahead, &places, &known, &mut tally).await;
-    let parallel = node.config().unpack.parallel_images.count().get();
-    let outcomes = stream::iter(pieces)
-        .map(|piece| work(ahead.clone(), piece))
-        .buffer_unordered(parallel);
-    let outcomes: Vec<_> = outcomes.collect().await;
-    for (snapshotter, state) in outcomes {
-        if state == State::Ready {
-            tally.made += 1;
-        } else {
-            tally.failed += 1;
-        }
-        tally.count(snapshotter, state);
+    // Pods wait for the pinned ones, and the engine looks at each: they do not wait for the others.
+    let pinned = work(ahead, pinned(ahead, &places, &known));
+    let (pinned, scan) = futures::join!(pinned, scan(ahead, &places, &known, said, &mut tally));
+    for mut worked in pinned {
+        let key = (worked.image.as_str(), worked.place.snapshotter.as_str());
+        worked.state = scan.pinned.get(&key).copied();
+        count(&mut tally, said, worked);
     }
-    metrics::reconciled(tally.states());
-    tally.say(started);
-    Ok(())
+    for worked in work(ahead, scan.pieces).await {
+        count(&mut tally, said, worked);
+    }
+    ahead.left.store(tally.has_left(), Ordering::Relaxed);
+    Ok(tally.say(said, started))
+}
+
+fn count(tally: &mut Tally, said: &Said, worked: Worked<'_>) {
+    let snapshotter = worked.place.snapshotter.as_str();
+    match worked.outcome {
+        None => tally.no_room(snapshotter, worked.state),
+        Some(Ok(done)) if done.action == Action::None => tally.ready(snapshotter),
+        Some(Ok(_)) => tally.made(snapshotter),
+        Some(Err(e)) => {
+            let piece = (worked.image, snapshotter.to_owned());
+            tally.failed(said, piece, worked.state, &e);
+        }
+    }
 }
 
 /// What the pause image's record stands for, where its name is configured and it is there.
-async fn sandbox_target(ahead: &Ahead, handlers: &Handlers, images: &[Image]) -> Option<String> {
+pub(super) async fn sandbox_target(
+    ahead: &Ahead,
+    handlers: &Handlers,
+    images: &[Image],
+) -> Option<String> {
     let name = &handlers.sandbox_image()?.value;
     let exactly = images.iter().find(|image| image.name == *name);
     match exactly {
@@ -132,116 +177,134 @@ async fn sandbox_target(ahead: &Ahead, handlers: &Handlers, images: &[Image]) ->
     }
 }
 
-/// What is not ready, in the order in which it is to be made so.
-async fn pieces(ahead: &Ahead, places: &[Place], known: &[Known], tally: &mut Tally) -> Vec<Piece> {
+fn pinned<'a>(ahead: &'a Ahead, places: &'a [Place], known: &[Known]) -> Vec<Piece<'a>> {
+    let config = ahead.node.config();
+    let pinned = known.iter().filter(|known| known.is_pinned);
+    let everywhere = pinned.flat_map(|known| places.iter().map(move |place| (known, place)));
+    let wanted = everywhere.filter(|(_, place)| eager::is_eager(&config, place, true));
+    wanted
+        .map(|(known, place)| Piece {
+            entry: enter(ahead, known, place),
+            place,
+            state: None,
+        })
+        .collect()
+}
+
+fn enter<'a>(ahead: &'a Ahead, known: &Known, place: &Place) -> Entry<'a> {
+    let want = Want::Image(known.image.name.clone());
+    ahead
+        .unready
+        .enter(&place.snapshotter, want, known.created_at)
+}
+
+/// What a look at the images was.
+struct Scan<'a> {
+    /// What is not ready, in the order in which it is to be made so.
+    pieces: Vec<Piece<'a>>,
+    /// The states of pinned images, which are worked on meanwhile: name and snapshotter.
+    pinned: HashMap<(&'a str, &'a str), State>,
+}
+
+async fn scan<'a>(
+    ahead: &'a Ahead,
+    places: &'a [Place],
+    known: &'a [Known],
+    said: &Said,
+    tally: &mut Tally,
+) -> Scan<'a> {
     let node = &ahead.node;
     let mut listings: HashMap<&str, (Listing, usize)> = HashMap::new();
     for place in places {
         match node.engine.list(&place.snapshotter).await {
             Ok(listing) => {
-                let snapshots = listing.len();
-                listings.insert(&place.snapshotter, (listing, snapshots));
+                let held = listing.len();
+                ahead.holds(&place.snapshotter, held);
+                listings.insert(&place.snapshotter, (listing, held));
             }
+            Err(e) => tally.silent(said, &place.snapshotter, &e),
+        }
+    }
+    let mut scan = Scan {
+        pieces: Vec::new(),
+        pinned: HashMap::new(),
+    };
+    let everywhere = known
+        .iter()
+        .flat_map(|k| places.iter().map(move |p| (k, p)));
+    let everywhere: Vec<_> = everywhere.collect();
+    for (known, place) in everywhere {
+        let snapshotter = place.snapshotter.as_str();
+        let Some((listing, held)) = listings.get_mut(snapshotter) else {
+            continue;
+        };
+        if !eager::is_eager(&node.config(), place, known.is_pinned) {
+            continue;
+        }
+        let look = match node.engine.look(&known.image, &known.names, listing).await {
+            Ok(look) => look,
             Err(e) => {
-                log::warn!(snapshotter = place.snapshotter.as_str(), error:% = e; "snapshotter does not answer: nothing is unpacked in it ahead");
+                tally.unseen(&e);
+                continue;
+            }
+        };
+        if known.is_pinned {
+            let key = (known.image.name.as_str(), snapshotter);
+            scan.pinned.insert(key, look.state);
+            continue;
+        }
+        match choice(&look, known.is_pinned, *held) {
+            Choice::LeftOut => {}
+            Choice::Ready => tally.ready(snapshotter),
+            Choice::TooMany => tally.left(snapshotter, look.state),
+            Choice::Make { more } => {
+                *held += more;
+                scan.pieces.push(Piece {
+                    entry: enter(ahead, known, place),
+                    place,
+                    state: Some(look.state),
+                });
             }
         }
     }
-    let mut pieces = Vec::new();
-    for known in known {
-        for place in places {
-            let Some((listing, snapshots)) = listings.get_mut(place.snapshotter.as_str()) else {
-                continue;
-            };
-            if !eager::is_eager(&node.config(), place, known.is_pinned) {
-                continue;
-            }
-            let Ok(look) = node.engine.look(&known.image, &known.names, listing).await else {
-                continue;
-            };
-            if look.left_out {
-                continue;
-            }
-            if look.state == State::Ready {
-                tally.ready += 1;
-                tally.count(place.snapshotter.clone(), look.state);
-                continue;
-            }
-            let more = look.layers - look.committed;
-            if *snapshots + more > MAX_SNAPSHOTS && !known.is_pinned {
-                tally.left += 1;
-                tally.count(place.snapshotter.clone(), look.state);
-                continue;
-            }
-            *snapshots += more;
-            pieces.push(Piece {
-                image: known.image.name.clone(),
-                place: place.clone(),
-                state: look.state,
-            });
-        }
-    }
-    pieces
+    scan
 }
 
-/// What the image is now, and where.
-async fn work(ahead: Arc<Ahead>, piece: Piece) -> (String, State) {
+/// One after another, as many at once as the configuration says.
+async fn work<'a>(ahead: &'a Ahead, pieces: Vec<Piece<'a>>) -> Vec<Worked<'a>> {
+    let parallel = ahead.node.config().unpack.parallel_images.count().get();
+    let work = pieces.into_iter().map(|piece| work_on(ahead, piece));
+    let work: Vec<_> = work.collect();
+    let work = stream::iter(work).buffer_unordered(parallel);
+    work.collect().await
+}
+
+async fn work_on<'a>(ahead: &Ahead, piece: Piece<'a>) -> Worked<'a> {
     let Piece {
-        image,
+        entry,
         place,
         state,
     } = piece;
-    let snapshotter = place.snapshotter.as_str();
-    ahead.room.wait(&place).await;
-    let started = Instant::now();
-    let want = Want::Image(image.clone());
-    let state = match ahead
-        .make_ready(snapshotter, want, Urgency::Background)
-        .await
-    {
-        Ok(done) => {
-            if done.action != Action::None {
-                log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
-                tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
-            }
-            State::Ready
+    let image = entry.want().name().to_owned();
+    let mut outcome = None;
+    // A place without room does not keep the others waiting: it is looked at again when it has some.
+    if ahead.node.room.is_enough(place.root.as_deref()) {
+        let started = Instant::now();
+        let ended = ahead.make_ready(&entry, Urgency::Background).await;
+        drop(entry);
+        if let Ok(done) = &ended
+            && done.action != Action::None
+        {
+            let (snapshotter, took) = (place.snapshotter.as_str(), started.elapsed());
+            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(took); "image is ready ahead");
+            tokio::time::sleep(took.min(LONGEST_REST)).await;
         }
-        Err(e) => {
-            if is_news(&e) {
-                log::warn!(image, snapshotter, error:% = e; "image cannot be made ready ahead");
-            }
-            state
-        }
-    };
-    (place.snapshotter, state)
-}
-
-impl Tally {
-    fn count(&mut self, snapshotter: String, state: State) {
-        *self.states.entry((snapshotter, state.word())).or_default() += 1;
+        outcome = Some(ended);
     }
-
-    fn states(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
-        let states = self.states.iter();
-        states.map(|((snapshotter, state), count)| (snapshotter.as_str(), *state, *count))
-    }
-
-    fn say(&self, started: Instant) {
-        let Self {
-            ready,
-            made,
-            failed,
-            left,
-            ..
-        } = *self;
-        let took_ms = logs::milliseconds(started.elapsed());
-        if made + failed + left == 0 {
-            log::debug!(ready, took_ms; "looked at all images");
-        } else {
-            log::info!(ready, made, failed, left, took_ms; "looked at all images");
-        }
-        if left > 0 {
-            log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter is full enough: the images that came first are not unpacked ahead, but when a pod asks for them");
-        }
+    Worked {
+        image,
+        place,
+        state,
+        outcome,
     }
 }

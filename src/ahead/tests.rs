@@ -8,7 +8,8 @@ use prost::Message;
 
 use crate::config::Config;
 use crate::containerd::fake::Fake;
-use crate::containerd::{Event, Image, Labels};
+use crate::containerd::{ErrorKind, Event, Image, Labels};
+use crate::room;
 use crate::unpack::{Role, State};
 
 use super::*;
@@ -26,19 +27,18 @@ struct Bench {
 impl Bench {
     /// A session has begun on this containerd, and all images were looked at.
     async fn on(fake: Fake, config: &str) -> Self {
-        let mut bench = Self::at_rest(fake, config);
-        bench.ahead = Ahead::begin(&bench.node);
+        let bench = Self::begun(fake, config, |_| Ok(100));
         settle().await;
         bench
     }
 
-    /// The work of a session that has ended.
-    fn at_rest(fake: Fake, config: &str) -> Self {
+    /// A session has begun, on a file system of which so much is free.
+    fn begun(fake: Fake, config: &str, free: room::Free) -> Self {
         let fake = Arc::new(fake);
         let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
-        let node = Node::with(config, Role::Daemon, fake.clone());
-        let ahead = Ahead::begin(&node);
+        let node = Node::seeing(config, Role::Daemon, fake.clone(), free);
         node.refresh();
+        let ahead = Ahead::begin(&node);
         Self { fake, node, ahead }
     }
 
@@ -50,12 +50,21 @@ impl Bench {
     }
 
     fn created(&self, name: &str) {
+        self.tell("/images/create", name);
+    }
+
+    fn removed(&self, name: &str) {
+        self.tell("/images/delete", name);
+    }
+
+    /// An event about this image.
+    fn tell(&self, topic: &str, name: &str) {
         let message = ImageCreate {
             name: name.to_owned(),
             ..ImageCreate::default()
         };
         self.fake.emit(&Event {
-            topic: "/images/create".to_owned(),
+            topic: topic.to_owned(),
             payload: prost_types::Any {
                 type_url: String::new(),
                 value: message.encode_to_vec(),
@@ -145,16 +154,82 @@ async fn what_is_on_its_way_is_known() {
     assert_eq!(bench.ahead.unready_in("erofs"), []);
 }
 
+/// What waits for its turn in the look at all images is known, too: a pod pushes it.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_turn_is_known() {
+    let fake = Fake::default();
+    for n in 0..6 {
+        fake.image(&format!("r.example/app:{n}"), 1 + n);
+    }
+    fake.slow("prepare snapshot", Duration::from_secs(60));
+    let bench = Bench::begun(fake, ALL, |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.ahead.unready_in("erofs").len(), 6);
+}
+
+/// Nobody else asks for it, and no event tells that it may succeed now.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_answer_is_tried_again() {
+    for call in ["list snapshots of", "prepare snapshot", "look up blob"] {
+        let fake = Fake::default();
+        let there = fake.image(NAME, 2);
+        fake.fail(call, 0, ErrorKind::Unreachable);
+        let bench = Bench::on(fake, ALL).await;
+        assert_eq!(bench.state(&there, "erofs").await, State::Ready, "{call}");
+
+        let arrives = bench.fake.image("r.example/arrives:1", 3);
+        bench
+            .fake
+            .fail("prepare snapshot", 0, ErrorKind::Unreachable);
+        bench.created(&arrives.name);
+        settle().await;
+        assert_eq!(bench.state(&arrives, "erofs").await, State::Ready, "{call}");
+    }
+}
+
+/// Neither what is there nor what arrives; pinned images always, and what is removed makes way.
+#[tokio::test(start_paused = true)]
+async fn a_snapshotter_that_holds_many_is_left_alone() {
+    let fake = Fake::default();
+    for n in 0..MAX_SNAPSHOTS {
+        fake.commit_unlabelled("erofs", &format!("sha256:{n}"), None);
+    }
+    let there = fake.image(NAME, 2);
+    let bench = Bench::on(fake, ALL).await;
+    let (arrives, pause) = (
+        bench.fake.image("r.example/arrives:1", 3),
+        bench.fake.image("r.example/pause:1", 4),
+    );
+    bench.fake.label_image(&pause, pinned());
+    for image in [&arrives, &pause] {
+        bench.created(&image.name);
+    }
+    settle().await;
+    assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
+    // Those below it are theirs as well.
+    for image in [&there, &arrives] {
+        let state = bench.state(image, "erofs").await;
+        assert_ne!(state, State::Missing, "{}", image.name);
+    }
+    let lone = bench.fake.image_with("r.example/lone:1", &[vec![]]);
+    bench.created(&lone.name);
+    settle().await;
+    assert_eq!(bench.state(&lone, "erofs").await, State::Missing);
+
+    for n in 0..100 {
+        bench.fake.forget("erofs", &format!("sha256:{n}"));
+    }
+    bench.removed("r.example/other:1");
+    settle().await;
+    assert_eq!(bench.state(&lone, "erofs").await, State::Ready);
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
     static FREE: AtomicU64 = AtomicU64::new(3);
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
-    let mut bench = Bench::at_rest(fake, ALL);
-    let room = Room::seen_by(bench.node.live_config(), |_| {
-        Ok(FREE.load(Ordering::Relaxed))
-    });
-    bench.ahead = Ahead::with(&bench.node, room);
+    let bench = Bench::begun(fake, ALL, |_| Ok(FREE.load(Ordering::Relaxed)));
     settle().await;
     let later = bench.fake.image("r.example/later:1", 3);
     bench.created(&later.name);

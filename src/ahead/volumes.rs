@@ -44,10 +44,10 @@ pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
     let Some(name) = image::name_for_labels(None, &names) else {
         return;
     };
-    match ahead
-        .make_ready(snapshotter, Want::Image(name.clone()), Urgency::Background)
-        .await
-    {
+    let want = Want::Image(name.clone());
+    let entry = ahead.unready.enter(snapshotter, want, None);
+    // A pod has asked for it.
+    match ahead.make_ready(&entry, Urgency::Asked).await {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
             log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action; "image of a volume is ready for the next pod");

@@ -9,11 +9,11 @@ use containerd_client::services::v1::{ImageCreate, ImageUpdate};
 use futures::StreamExt;
 use prost::Message;
 
-use crate::containerd::{Containerd, Error, Event};
+use crate::containerd::{Error, Event};
 use crate::retry;
 
 use super::Ahead;
-use super::queue::{Arrival, Queue};
+use super::queue::Arrival;
 
 const CREATED: &str = "/images/create";
 const UPDATED: &str = "/images/update";
@@ -26,21 +26,20 @@ const EXTRACTION: &str = "extract-";
 /// What our own are named.
 const OUR_EXTRACTION: &str = "extract-nri-unpack-";
 
-/// containerd answers a subscription with its first event. After this long it has begun, and what a
-/// reconcile does not find any more is in the stream.
+/// containerd answers a subscription with its first event. After this long it has begun, as a rule, and
+/// what a reconcile does not find any more is in the stream.
 const SUBSCRIBED: Duration = Duration::from_millis(100);
 
 /// Goes on until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
-    let (containerd, queue) = (ahead.node.containerd.as_ref(), &ahead.queue);
     let mut pauses = retry::pauses();
     loop {
         let subscribed = async {
             tokio::time::sleep(SUBSCRIBED).await;
-            queue.reconcile();
+            ahead.queue.reconcile();
         };
         let mut heard = false;
-        let listening = listen(containerd, queue, &mut heard);
+        let listening = listen(&ahead, &mut heard);
         let (ended, ()) = futures::join!(listening, subscribed);
         match ended {
             Ok(()) => log::debug!("containerd's events ended"),
@@ -55,14 +54,22 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     }
 }
 
-async fn listen(containerd: &dyn Containerd, queue: &Queue, heard: &mut bool) -> Result<(), Error> {
+async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
+    let containerd = ahead.node.containerd.as_ref();
     let mut events = containerd
         .events(&[CREATED, UPDATED, DELETED, PREPARED])
         .await?;
     while let Some(event) = events.next().await {
-        *heard = true;
-        if let Some(arrival) = arrival(&event?) {
-            queue.push(arrival);
+        let event = event?;
+        if !std::mem::replace(heard, true) {
+            // Now it has begun for certain, and may have begun later than was thought.
+            ahead.queue.reconcile();
+        }
+        if event.topic == DELETED {
+            // At once: whatever else waits, a chain may not be taken for ready any more.
+            ahead.image_removed();
+        } else if let Some(arrival) = arrival(&event) {
+            ahead.queue.push(arrival);
         }
     }
     Ok(())
@@ -78,7 +85,6 @@ fn arrival(event: &Event) -> Option<Arrival> {
         UPDATED => ImageUpdate::decode(payload)
             .ok()
             .map(|e| Arrival::Image(e.name)),
-        DELETED => Some(Arrival::Removed),
         PREPARED => extraction(SnapshotPrepare::decode(payload).ok()?),
         _ => None,
     }
@@ -132,7 +138,7 @@ mod tests {
         };
         for (event, expected) in [
             (event(CREATED, &created), Some(Arrival::Image(name))),
-            (event(DELETED, &created), Some(Arrival::Removed)),
+            (event(DELETED, &created), None),
             (prepared("extract-12-ab sha256:c"), Some(layer)),
             (prepared("extract-nri-unpack-1-2-3.0 sha256:c"), None),
             (prepared("a-container"), None),

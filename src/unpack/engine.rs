@@ -457,7 +457,8 @@ impl Engine {
             engine: self.clone(),
             key,
         };
-        self.tasks.spawn(entry.fly(target.clone(), hurry.clone(), reporter));
+        self.tasks
+            .spawn(entry.fly(target.clone(), hurry.clone(), reporter));
         Joined::Ours(ticket)
     }
 

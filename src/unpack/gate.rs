@@ -57,9 +57,7 @@ impl Hurry {
         static ASKED: AtomicU64 = AtomicU64::new(0);
         let asked = ASKED.fetch_add(1, Ordering::Relaxed);
         let left = (1 << SINCE) - 1 - asked;
-        Self(Arc::new(AtomicU64::new(
-            (urgency as u64) << SINCE | left,
-        )))
+        Self(Arc::new(AtomicU64::new((urgency as u64) << SINCE | left)))
     }
 
     /// No less than this one is now.

@@ -1,0 +1,145 @@
+//! What a look at all images has come to, and what is said of it: what stays as it was, once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::time::Instant;
+
+use crate::logs;
+use crate::metrics;
+use crate::unpack::{Error, State};
+
+use super::choice::MAX_SNAPSHOTS;
+use super::is_news;
+
+/// An image and a snapshotter.
+type Piece = (String, String);
+
+/// What the looks have said so far and is still so.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    silent: BTreeSet<String>,
+    failed: BTreeSet<Piece>,
+    left: usize,
+}
+
+/// What one look has come to.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    ready: usize,
+    made: usize,
+    failed: BTreeSet<Piece>,
+    /// Not begun: the snapshotter holds too many.
+    left: usize,
+    /// Not begun: there is no room.
+    no_room: usize,
+    /// Snapshotters that did not answer.
+    silent: BTreeSet<String>,
+    /// What did not succeed may do so later.
+    again: bool,
+    /// Images in a snapshotter by state.
+    states: BTreeMap<(String, &'static str), usize>,
+}
+
+impl Tally {
+    pub(super) fn ready(&mut self, snapshotter: &str) {
+        self.ready += 1;
+        self.count(snapshotter, State::Ready);
+    }
+
+    pub(super) fn made(&mut self, snapshotter: &str) {
+        self.made += 1;
+        self.count(snapshotter, State::Ready);
+    }
+
+    pub(super) fn left(&mut self, snapshotter: &str, state: State) {
+        self.left += 1;
+        self.count(snapshotter, state);
+    }
+
+    pub(super) fn no_room(&mut self, snapshotter: &str, state: Option<State>) {
+        self.no_room += 1;
+        if let Some(state) = state {
+            self.count(snapshotter, state);
+        }
+    }
+
+    /// It is what it was, as far as that is known.
+    pub(super) fn failed(
+        &mut self,
+        said: &Said,
+        piece: Piece,
+        state: Option<State>,
+        error: &Error,
+    ) {
+        let (image, snapshotter) = (piece.0.as_str(), piece.1.as_str());
+        if error.is_left_out() {
+            return;
+        }
+        if is_news(error) && !said.failed.contains(&piece) {
+            log::warn!(image, snapshotter, error:% = error; "image cannot be made ready ahead");
+        } else {
+            log::debug!(image, snapshotter, error:% = error; "image not made ready ahead");
+        }
+        if let Some(state) = state {
+            self.count(snapshotter, state);
+        }
+        self.again |= super::may_pass(error);
+        self.failed.insert(piece);
+    }
+
+    pub(super) fn silent(
+        &mut self,
+        said: &Said,
+        snapshotter: &str,
+        error: &crate::containerd::Error,
+    ) {
+        if !said.silent.contains(snapshotter) {
+            log::warn!(snapshotter, error:% = error; "snapshotter does not answer: nothing is unpacked in it ahead until it does");
+        }
+        self.silent.insert(snapshotter.to_owned());
+        self.again = true;
+    }
+
+    /// An image could not be looked at.
+    pub(super) fn unseen(&mut self, error: &Error) {
+        self.again |= super::may_pass(error);
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Whether all was done that can be done.
+    pub(super) fn say(self, said: &mut Said, started: Instant) -> bool {
+        let Self {
+            ready,
+            made,
+            left,
+            no_room,
+            again,
+            ..
+        } = self;
+        let (failed, took_ms) = (self.failed.len(), logs::milliseconds(started.elapsed()));
+        if made + failed + left + no_room == 0 {
+            log::debug!(ready, took_ms; "looked at all images");
+        } else {
+            log::info!(ready, made, failed, left, no_room, took_ms; "looked at all images");
+        }
+        if left > 0 && said.left == 0 {
+            log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter is full enough: the images that came first are not unpacked ahead, but when a pod asks for them");
+        }
+        let states = self.states.iter();
+        metrics::reconciled(states.map(|((s, state), count)| (s.as_str(), *state, *count)));
+        *said = Said {
+            silent: self.silent,
+            failed: self.failed,
+            left,
+        };
+        !again
+    }
+
+    fn count(&mut self, snapshotter: &str, state: State) {
+        let key = (snapshotter.to_owned(), state.word());
+        *self.states.entry(key).or_default() += 1;
+    }
+}

@@ -1,0 +1,166 @@
+//! Work that nobody has asked for yet stops while the file system is nearly full: what is asked for
+//! needs the rest.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::Live;
+
+/// Between looks at a file system that is nearly full. What makes room, the kubelet's collection of
+/// images, runs every five minutes.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// containerd's directory where nothing says another one.
+const USUAL_ROOT: &str = "/var/lib/containerd";
+
+/// How much of a directory's file system is free, in percent.
+pub(crate) type Free = fn(&str) -> rustix::io::Result<u64>;
+
+/// How much has to be free, and what was said of that: each change once, in the life of the process.
+#[derive(Debug)]
+pub(crate) struct Room {
+    config: Live,
+    free: Free,
+    /// The directories that have too little room.
+    full: Mutex<HashSet<String>>,
+    /// Those of which nobody knows.
+    unseen: Mutex<HashSet<String>>,
+    /// A directory has room again.
+    again: Notify,
+}
+
+impl Room {
+    /// The configuration says how much has to be free; `free`, how much is.
+    pub(crate) fn new(config: Live, free: Free) -> Self {
+        Self {
+            config,
+            free,
+            full: Mutex::default(),
+            unseen: Mutex::default(),
+            again: Notify::new(),
+        }
+    }
+
+    /// Whether there is room for work that uses this directory. Where that cannot be seen (a container
+    /// without the host's directory), there is.
+    pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
+        let root = root.unwrap_or(USUAL_ROOT);
+        let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
+        let free = match (self.free)(root) {
+            Ok(free) => free,
+            Err(e) => {
+                if lock(&self.unseen).insert(root.to_owned()) {
+                    log::warn!(root, error:% = e; "cannot see how much room is left; unpacking ahead goes on");
+                }
+                self.has_room(root);
+                return true;
+            }
+        };
+        if free >= min_free {
+            if self.has_room(root) {
+                log::info!(root, free:% = format_args!("{free}%"); "there is room again: unpacking ahead goes on");
+            }
+            return true;
+        }
+        if lock(&self.full).insert(root.to_owned()) {
+            log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "too little room: nothing is unpacked ahead until there is more; what a pod asks for is");
+        }
+        false
+    }
+
+    /// Until there is room for work that uses this directory.
+    pub(crate) async fn wait(&self, root: Option<&str>) {
+        while !self.is_enough(root) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Until there is room again where there was too little. It is for one to wait here.
+    pub(crate) async fn again(&self) {
+        let looks = async {
+            loop {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                let full: Vec<_> = lock(&self.full).iter().cloned().collect();
+                for root in full {
+                    self.is_enough(Some(&root));
+                }
+            }
+        };
+        tokio::select! {
+            () = self.again.notified() => {}
+            () = looks => {}
+        }
+    }
+
+    /// Whether that is new.
+    fn has_room(&self, root: &str) -> bool {
+        let is_new = lock(&self.full).remove(root);
+        if is_new {
+            self.again.notify_one();
+        }
+        is_new
+    }
+}
+
+fn lock(mutex: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The share that others than root may still use, as `df` has it.
+pub(crate) fn free_percent(directory: &str) -> rustix::io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+    let usable = used + stat.f_bavail;
+    Ok((stat.f_bavail * 100).checked_div(usable).unwrap_or(100))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn config(min_free: &str) -> Live {
+        let text = format!("[unpack]\nmin_free = {min_free:?}\n");
+        Live::new(Config::from_toml(&text, "test").unwrap())
+    }
+
+    #[test]
+    fn a_share_is_seen_and_what_cannot_be_seen_is_no_obstacle() {
+        assert!(free_percent("/").unwrap() <= 100);
+        let room = Room::new(config("15%"), |root| match root {
+            "/full" => Ok(14),
+            "/roomy" => Ok(15),
+            _ => Err(rustix::io::Errno::NOENT),
+        });
+        for (root, enough) in [
+            (Some("/full"), false),
+            (Some("/roomy"), true),
+            (Some("/elsewhere"), true),
+            (None, true),
+        ] {
+            assert_eq!(room.is_enough(root), enough, "{root:?}");
+        }
+        assert!(Room::new(config("0%"), |_| Ok(0)).is_enough(Some("/")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_that_is_there_again_is_told_once() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static FREE: AtomicU64 = AtomicU64::new(3);
+        let room = Room::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
+        assert!(!room.is_enough(None));
+        let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
+        assert!(minute.await.is_err());
+        FREE.store(20, Ordering::Relaxed);
+        // Whoever looks first, it is told.
+        assert!(room.is_enough(None));
+        assert!(room.again().now_or_never().is_some());
+        let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
+        assert!(minute.await.is_err());
+    }
+}
