@@ -151,7 +151,9 @@ async fn arrive(
     let entry = ahead.unready.enter(snapshotter, want, came);
     let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;
     match &outcome {
-        Ok(done) if done.action == Action::None => {}
+        Ok(done) if done.action == Action::None => {
+            log::debug!(image, snapshotter, action:% = done.action; "image that arrives is ready already");
+        }
         Ok(done) => {
             log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
         }

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::config::Listen;
 use crate::retry;
@@ -56,13 +57,15 @@ pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
 /// If nobody can listen there, or nobody can any more.
 async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // They end with the server.
+    let mut open = JoinSet::new();
     match listen {
         Listen::Tcp(address) => {
             let listener = TcpListener::bind(address).await?;
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &places, readiness);
+                converse(stream, &places, readiness, &mut open);
             }
         }
         Listen::Unix(path) => {
@@ -71,7 +74,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &places, readiness);
+                converse(stream, &places, readiness, &mut open);
             }
         }
     }
@@ -91,15 +94,20 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// In the background; with too many at once, not at all.
-fn converse<S>(stream: S, places: &Arc<Semaphore>, readiness: &Arc<dyn Readiness>)
-where
+fn converse<S>(
+    stream: S,
+    places: &Arc<Semaphore>,
+    readiness: &Arc<dyn Readiness>,
+    open: &mut JoinSet<()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    while open.try_join_next().is_some() {}
     let Ok(place) = places.clone().try_acquire_owned() else {
         return;
     };
     let readiness = readiness.clone();
-    tokio::spawn(async move {
+    open.spawn(async move {
         let service = service_fn(|request| answer(request, readiness.clone()));
         let connection = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service);

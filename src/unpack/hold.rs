@@ -7,6 +7,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Resource};
 
+use crate::image::Manifest;
+
 use super::Sight;
 use super::lease::Lease;
 use super::target::Target;
@@ -60,6 +62,18 @@ pub(super) async fn blobs(
         .buffer_unordered(PARALLEL_HOLDS)
         .try_collect()
         .await
+}
+
+/// The manifest and the config of an image that is still being pulled: nothing keeps them but the pull
+/// itself, which may fail.
+pub(super) async fn documents(
+    containerd: &dyn Containerd,
+    lease: &Lease,
+    target: &Target,
+) -> Result<(), containerd::Error> {
+    let Manifest { digest, config, .. } = &*target.manifest;
+    let hold = |digest: &str| containerd.hold(lease.id(), Resource::blob(digest));
+    futures::try_join!(hold(digest), hold(config)).map(drop)
 }
 
 /// All blobs of the layers, for a chain that is to be taken away and unpacked again. Answers the

@@ -92,6 +92,7 @@ impl Resolver {
         let rules = self.rules(snapshotter, labelling, required, guest_pulls);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
         target.in_use = matches!(request.want, Want::Container { .. });
+        target.arrives = matches!(request.want, Want::Arriving(_));
         // Whether another image has the chain as well makes no difference to one that is in use.
         if target.rules.repair == Repair::Replace && !target.in_use {
             target.others = self.others(&target.manifest).await?;
@@ -303,6 +304,7 @@ fn target(
         rules,
         others: HashSet::new(),
         in_use: false,
+        arrives: false,
         snapshotter: snapshotter.to_owned(),
     }
 }

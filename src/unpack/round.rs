@@ -81,7 +81,13 @@ impl<'a> Round<'a> {
     /// What the steps stand on is not to be collected under them.
     async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
         let (containerd, target) = (self.flight.containerd, self.flight.target);
-        hold::committed(containerd, self.lease, target, self.sight).await?;
+        let committed = hold::committed(containerd, self.lease, target, self.sight);
+        if target.arrives {
+            let documents = hold::documents(containerd, self.lease, target);
+            futures::try_join!(committed, documents)?;
+        } else {
+            committed.await?;
+        }
         if unpacks && !target.rules.guest_pulls {
             hold::blobs(containerd, self.lease, target, self.sight).await?;
         }

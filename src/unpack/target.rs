@@ -29,6 +29,8 @@ pub(super) struct Target {
     pub(super) others: HashSet<String>,
     /// A container is known to stand on it: who else does has not to be found out.
     pub(super) in_use: bool,
+    /// It is still being pulled.
+    pub(super) arrives: bool,
     pub(super) snapshotter: String,
 }
 

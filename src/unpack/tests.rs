@@ -443,6 +443,27 @@ async fn a_layer_that_is_replaced_meanwhile_is_stood_on_again() {
     bench.assert_nothing_left();
 }
 
+/// Nothing else may keep its documents: the pull that brought them may fail.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_arrives_is_held_with_its_documents() {
+    let bench = Bench::new(1).await;
+    let image = bench.fake.image("r.example/arrives:1", 3);
+    let manifests = Manifests::new(Platform::of_this_node());
+    let manifest = manifests.read(bench.fake.as_ref(), &image).await.unwrap();
+    bench.fake.slow("prepare snapshot", Duration::from_secs(60));
+    let mut ticket = bench.engine.ensure(request(Want::Arriving(image)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let [lease] = &bench.fake.lease_ids()[..] else {
+        panic!("one flight, one lease");
+    };
+    let held = bench.fake.lease_resources(lease).await.unwrap();
+    for digest in [&manifest.digest, &manifest.config] {
+        assert!(held.contains(&Resource::blob(digest)), "{digest}: {held:?}");
+    }
+    ticket.outcome().await.unwrap();
+    bench.assert_nothing_left();
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_work_goes_on_without_its_caller() {
     let bench = Bench::new(3).await;

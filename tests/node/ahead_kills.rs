@@ -1,20 +1,21 @@
 //! containerd, the snapshotter or the plugin is killed at a random moment of a run of pods whose images
 //! have just been pulled: afterwards every image is ready all the same, and nothing is left behind.
 //!
-//! The tests kill each once. Twenty times is `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills --
-//! --nocapture --test-threads 1`.
+//! The tests kill each once. Each of them twenty times, in runs of sixty pods, is
+//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
-use lab::{Cri, Image, Remote, Version};
+use lab::{Cri, Image, Remote, Store, Version};
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{ALL, Node, PATIENCE, handler};
 
-/// How many kills.
+/// How many kills of each.
 const COUNT: &str = "NRI_UNPACK_KILLS";
 
 /// In turn; the snapshotter, if it is a process of its own, at the end.
@@ -24,8 +25,8 @@ const VICTIMS: [Victim; 2] = [Victim::Plugin, Victim::Containerd];
 const PODS: usize = 3;
 const LAYERS: usize = 10;
 
-/// Within this time one of the pods is being made.
-const MOMENTS: u64 = 1200;
+/// From its beginning, a pod is being made for longer than this, in milliseconds.
+const MOMENTS: u64 = 250;
 
 /// The kubelet tries again; a killed containerd takes some seconds to come back.
 const TRIES: usize = 20;
@@ -38,12 +39,12 @@ enum Victim {
     Containerd,
 }
 
-/// Any time up to the last.
-fn moment() -> Result<Duration> {
+/// A moment in the making of one of the pods.
+fn moment() -> Result<(usize, Duration)> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    Ok(Duration::from_millis(
-        u64::from(now.subsec_nanos()) / 7 % MOMENTS,
-    ))
+    let chance = u64::from(now.subsec_nanos()) / 7;
+    let pod = usize::try_from(chance)? % PODS;
+    Ok((pod, Duration::from_millis(chance / 7 % MOMENTS)))
 }
 
 /// nydus-snapshotter 0.13.4 in proxy mode does not find its instances again when it was restarted: no
@@ -53,10 +54,18 @@ fn is_its_own_fault(error: &tonic::Status) -> bool {
     message.contains("create instance") && message.contains("already exists")
 }
 
-/// Pulls an image and makes a pod and a container of it; answers how many tries failed.
-async fn run(mut cri: Cri, handler: &str, image: &Image) -> Result<usize> {
+/// Pulls an image and makes a pod and a container of it; answers how many tries failed. No container is
+/// mounted from a host's unpack where its guest is to pull.
+async fn run(store: &Store, mut cri: Cri, handler: &str, image: &Image) -> Result<usize> {
     let mut failed = 0;
-    while let Err(error) = try_once(&mut cri, handler, image.name()).await {
+    loop {
+        let error = match try_once(store, &mut cri, handler, image.name()).await {
+            Ok(is_right) => {
+                ensure!(is_right, "{} is mounted from the host", image.name());
+                break;
+            }
+            Err(error) => error,
+        };
         println!("{}: {}", image.name(), error.message());
         if is_its_own_fault(&error) {
             break;
@@ -68,11 +77,29 @@ async fn run(mut cri: Cri, handler: &str, image: &Image) -> Result<usize> {
     Ok(failed)
 }
 
-async fn try_once(cri: &mut Cri, handler: &str, image: &str) -> Result<(), tonic::Status> {
+/// Whether the container that was made has the right mounts.
+async fn try_once(
+    store: &Store,
+    cri: &mut Cri,
+    handler: &str,
+    image: &str,
+) -> Result<bool, tonic::Status> {
     cri.pull_image(image).await?;
     let pod = cri.run_pod(handler, &[]).await?;
-    cri.create_container(&pod, image, &[], &[]).await?;
-    cri.remove_pod(&pod).await
+    let container = cri.create_container(&pod, image, &[], &[]).await?;
+    let is_right = handler != NYDUS || is_left_to_guest(store, &container).await;
+    cri.remove_pod(&pod).await?;
+    Ok(is_right)
+}
+
+/// Where nobody answers, because he was killed, nothing is known to be wrong.
+async fn is_left_to_guest(store: &Store, container: &str) -> bool {
+    match store.mounts(NYDUS, container).await {
+        Ok(mounts) => mounts
+            .iter()
+            .any(|mount| mount.kind == "fuse.nydus-overlayfs"),
+        Err(_) => true,
+    }
 }
 
 impl Node {
@@ -102,15 +129,21 @@ impl Node {
             self.registry.push(image).await?;
         }
         let (cri, moment) = (self.cri.clone(), moment()?);
+        let begun = AtomicUsize::new(0);
+        let store = self.lab.store().await?;
         let pods = async {
             let mut failed = 0;
             for image in images {
-                failed += run(cri.clone(), snapshotter, image).await?;
+                begun.fetch_add(1, Ordering::Relaxed);
+                failed += run(&store, cri.clone(), snapshotter, image).await?;
             }
             Ok::<_, anyhow::Error>(failed)
         };
         let kill = async {
-            tokio::time::sleep(moment).await;
+            while begun.load(Ordering::Relaxed) <= moment.0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(moment.1).await;
             self.kill(victim).await
         };
         let (failed, killed) = tokio::join!(pods, kill);
@@ -160,14 +193,16 @@ impl Node {
 async fn kills(version: Version, snapshotter: &str, config: &str) -> Result<()> {
     let count = match std::env::var(COUNT) {
         Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
-        Err(_) => VICTIMS.len(),
+        Err(_) => 1,
     };
     let mut node = start(version).await?;
     node.serve(config).await?;
-    let turns = VICTIMS.into_iter().cycle().take(count);
+    let each = |victim| std::iter::repeat_n(victim, count);
+    // With nydus-snapshotter restarted, no more pods come up: it is the last.
     let last = (snapshotter == NYDUS).then_some(Victim::Snapshotter);
+    let turns = VICTIMS.into_iter().chain(last).flat_map(each);
     let mut images = Vec::new();
-    for (n, victim) in turns.chain(last).enumerate() {
+    for (n, victim) in turns.enumerate() {
         let these: Vec<_> = (0..PODS).map(|i| image(LAYERS, n * PODS + i)).collect();
         node.round(victim, snapshotter, &these).await?;
         images.extend(these);

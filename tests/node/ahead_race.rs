@@ -64,6 +64,10 @@ impl Tally {
         let [said] = &said[..] else {
             anyhow::bail!("not one verdict: {said:#?}");
         };
+        ensure!(
+            !said.contains("let pass"),
+            "from a chain that was not ready: {said}"
+        );
         let verdicts = self.verdicts.entry(verdict(said)?);
         verdicts.or_default().push(took(said)?);
         Ok(())

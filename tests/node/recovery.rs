@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lab::{Version, images};
+use anyhow::{Context, Result, ensure};
+use lab::{Handler, Options, Version, images};
 
 use crate::support::{LaunchedBy, Node, PATIENCE, RESOLVED, handler};
 
@@ -38,6 +38,64 @@ async fn containerd_1_7_killed_and_started_again() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_2_1_launches_another_plugin() -> Result<()> {
     containerd_killed(Version::V2_1, LaunchedBy::Containerd).await
+}
+
+/// containerd comes back with another snapshotter for a handler, which gets what is wanted there; and
+/// SIGHUP takes a handler's away again.
+async fn handlers_changed(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    // For containerd to have the snapshotter.
+    options.handlers.push(Handler::new("other", "blockfile"));
+    let mut node = Node::start_with(version, options).await?;
+    node.serve("[snapshotters.blockfile]\neager = \"all\"\n")
+        .await?;
+    let log = node.log.from_now();
+    let config = std::fs::read_to_string(node.lab.config())?;
+    let (before, after) = config
+        .split_once("runtimes.native]")
+        .context("no handler native")?;
+    let after = after.replacen("\"native\"", "\"blockfile\"", 1);
+    std::fs::write(
+        node.lab.config(),
+        format!("{before}runtimes.native]{after}"),
+    )?;
+    node.restart_containerd().await?;
+    let resolved = "handler resolved handler=native snapshotter=blockfile";
+    log.wait_for(resolved, PATIENCE).await?;
+    node.wait_labelled("blockfile").await?;
+
+    let log = node.log.from_now();
+    let plugin = node.plugin.as_ref().context("serving")?;
+    plugin.reload(&node.config("[handlers]\nnative = \"overlayfs\"\n"))?;
+    let resolved = "handler resolved handler=native snapshotter=overlayfs";
+    log.wait_for(resolved, PATIENCE).await?;
+    log.wait_for("looked at all images", PATIENCE).await?;
+    let later = images::many_layers("registry.test/lab/later:1", 3)?;
+    node.lab.import(&later).await?;
+    let pod = node
+        .cri
+        .run_pod("native", &[("nri-unpack/images", later.name())])
+        .await?;
+    node.cri.remove_pod(&pod).await?;
+    // The default snapshotter is left alone.
+    let chain = node.store.chain("overlayfs", &later).await?;
+    ensure!(
+        chain.iter().all(|s| !s
+            .labels
+            .contains_key("containerd.io/snapshot/cri.image-ref")),
+        "{chain:#?}"
+    );
+    node.assert_nothing_left("blockfile").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_changed_on_2_1() -> Result<()> {
+    handlers_changed(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_changed_on_1_7() -> Result<()> {
+    handlers_changed(Version::V1_7).await
 }
 
 /// Killed at a moment when it has a lease and a layer half unpacked.
