@@ -21,8 +21,12 @@ use super::missing::{Content, Missing};
 use super::mounts;
 
 /// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
-/// somebody else in between; containerd's own unpacker tries as often.
-const PREPARE_TRIES: usize = 3;
+/// somebody else in between: he unpacks the chain, or takes it away. containerd's own unpacker tries three
+/// times at once; a replacement by another process takes longer.
+const PREPARE_TRIES: u32 = 5;
+
+/// Before the second try, and twice as long before each further one.
+const PREPARE_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a call that is under way when everything stops is waited for: well within the daemon's own
 /// time for tidying up.
@@ -222,7 +226,10 @@ impl Unpack<'_> {
     ) -> Result<Option<(String, Vec<Mount>)>, Failure> {
         let chain_id = &self.layer.chain_id;
         let mut last = None;
-        for _ in 0..PREPARE_TRIES {
+        for n in 0..PREPARE_TRIES {
+            if n > 0 {
+                tokio::time::sleep(PREPARE_PAUSE * 2_u32.pow(n - 1)).await;
+            }
             let key = self.lease.extraction_key(chain_id);
             let labels = content.labels(self.labels);
             let Some(prepared) = self.try_prepare(&key, parent, labels).await else {
