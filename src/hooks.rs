@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::ahead::{Ahead, Existing, image_volume};
 use crate::config::Config;
 use crate::handlers::{FileConfig, Handlers};
+use crate::logs;
 use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
@@ -134,18 +135,28 @@ impl Plugin for Hooks {
     }
 
     async fn run_pod_sandbox(&self, pod: Pod) -> HandlerResult {
+        let started = Instant::now();
         if let Some(session) = self.session.get() {
             session.run_pod_sandbox(&pod).await;
         }
+        answers("RunPodSandbox", started);
         Ok(())
     }
 
     async fn create_container(&self, pod: Pod, container: Container) -> HandlerResult {
-        match self.session.get() {
+        let started = Instant::now();
+        let answer = match self.session.get() {
             Some(session) => session.create_container(&pod, &container).await,
             None => Ok(()),
-        }
+        };
+        answers("CreateContainer", started);
+        answer
     }
+}
+
+/// Every hook, also for a pod of which nothing else is said: the node was held for so long.
+fn answers(hook: &str, started: Instant) {
+    log::trace!(hook, took_ms = logs::milliseconds(started.elapsed()); "answers");
 }
 
 impl Session {

@@ -32,6 +32,14 @@ pub(crate) struct Room {
     again: Notify,
 }
 
+/// What is new of a directory. In percent.
+#[derive(Debug, PartialEq)]
+enum Change {
+    Unseen(rustix::io::Errno),
+    Full { free: u64, min_free: u64 },
+    Roomy { free: u64 },
+}
+
 impl Room {
     /// The configuration says how much has to be free; `free`, how much is.
     pub(crate) fn new(config: Live, free: Free) -> Self {
@@ -48,27 +56,37 @@ impl Room {
     /// without the host's directory), there is.
     pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
         let root = root.unwrap_or(USUAL_ROOT);
-        let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
-        let free = match (self.free)(root) {
-            Ok(free) => free,
-            Err(e) => {
-                if lock(&self.unseen).insert(root.to_owned()) {
-                    log::warn!(root, error:% = e; "cannot see how much room is left; unpacking ahead goes on");
-                }
-                self.has_room(root);
-                return true;
+        let (is_enough, change) = self.look(root);
+        match change {
+            None => {}
+            Some(Change::Unseen(e)) => {
+                log::warn!(root, error:% = e; "cannot see how much room is left; unpacking ahead goes on");
             }
-        };
-        if free >= min_free {
-            if self.has_room(root) {
+            Some(Change::Full { free, min_free }) => {
+                log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "too little room: nothing is unpacked ahead until there is more; what a pod asks for is");
+            }
+            Some(Change::Roomy { free }) => {
                 log::info!(root, free:% = format_args!("{free}%"); "there is room again: unpacking ahead goes on");
             }
-            return true;
         }
-        if lock(&self.full).insert(root.to_owned()) {
-            log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "too little room: nothing is unpacked ahead until there is more; what a pod asks for is");
+        is_enough
+    }
+
+    /// The same, and what is new.
+    fn look(&self, root: &str) -> (bool, Option<Change>) {
+        let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
+        match (self.free)(root) {
+            Ok(free) if free < min_free => {
+                let is_new = lock(&self.full).insert(root.to_owned());
+                (false, is_new.then_some(Change::Full { free, min_free }))
+            }
+            Ok(free) => (true, self.has_room(root).then_some(Change::Roomy { free })),
+            Err(e) => {
+                self.has_room(root);
+                let is_new = lock(&self.unseen).insert(root.to_owned());
+                (true, is_new.then_some(Change::Unseen(e)))
+            }
         }
-        false
     }
 
     /// Until there is room for work that uses this directory.
@@ -149,16 +167,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn room_that_is_there_again_is_told_once() {
+    async fn each_change_is_told_once() {
         use std::sync::atomic::{AtomicU64, Ordering};
         static FREE: AtomicU64 = AtomicU64::new(3);
         let room = Room::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
-        assert!(!room.is_enough(None));
+        let full = Change::Full {
+            free: 3,
+            min_free: 15,
+        };
+        assert_eq!(room.look(USUAL_ROOT), (false, Some(full)));
+        assert_eq!(room.look(USUAL_ROOT), (false, None));
         let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
         assert!(minute.await.is_err());
         FREE.store(20, Ordering::Relaxed);
         // Whoever looks first, it is told.
-        assert!(room.is_enough(None));
+        assert_eq!(
+            room.look(USUAL_ROOT),
+            (true, Some(Change::Roomy { free: 20 }))
+        );
+        assert_eq!(room.look(USUAL_ROOT), (true, None));
         assert!(room.again().now_or_never().is_some());
         let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
         assert!(minute.await.is_err());

@@ -75,13 +75,30 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
             return;
         };
         let snapshotter = place.snapshotter.as_str();
-        if let Err(e) = arrived
-            && is_news(&e)
-        {
-            log::warn!(image = name.as_str(), snapshotter, error:% = e; "image that arrived is not ready");
+        match arrived {
+            Ok(_) if eager::is_eager_in_a_pull(&config, place) => {
+                name_layers(ahead, &name, snapshotter).await;
+            }
+            Err(e) if is_news(&e) => {
+                log::warn!(image = name.as_str(), snapshotter, error:% = e; "image that arrived is not ready");
+            }
+            _ => {}
         }
     });
     join_all(work).await;
+}
+
+/// The work may have begun while it was being pulled, under another name.
+async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
+    match ahead.node.engine.name_layers(image, snapshotter).await {
+        Ok(0) => {}
+        Ok(layers) => {
+            log::debug!(image, snapshotter, layers; "labels name the image as it was pulled")
+        }
+        Err(e) => {
+            log::debug!(image, snapshotter, error:% = e; "labels name the image by its digest")
+        }
+    }
 }
 
 /// Found by the next look at all images.

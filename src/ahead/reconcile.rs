@@ -270,9 +270,11 @@ async fn scan<'a>(
     scan
 }
 
-/// One after another, as many at once as the configuration says.
+/// One after another, as many at once as the engine lets in of what nobody waits for: one more would be
+/// let in while another rests, and containerd had no rest.
 async fn work<'a>(ahead: &'a Ahead, pieces: Vec<Piece<'a>>) -> Vec<Worked<'a>> {
     let parallel = ahead.node.config().unpack.parallel_images.count().get();
+    let parallel = parallel.saturating_sub(1).max(1);
     let work = pieces.into_iter().map(|piece| work_on(ahead, piece));
     let work: Vec<_> = work.collect();
     let work = stream::iter(work).buffer_unordered(parallel);

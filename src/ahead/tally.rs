@@ -20,6 +20,7 @@ pub(super) struct Said {
     silent: BTreeSet<String>,
     failed: BTreeSet<Piece>,
     left: usize,
+    no_room: usize,
 }
 
 /// What one look has come to.
@@ -83,6 +84,9 @@ impl Tally {
         if let Some(state) = state {
             self.count(snapshotter, state);
         }
+        if let Some(source) = error.unreachable() {
+            self.silent(said, snapshotter, source);
+        }
         self.again |= super::may_pass(error);
         self.failed.insert(piece);
     }
@@ -93,10 +97,10 @@ impl Tally {
         snapshotter: &str,
         error: &crate::containerd::Error,
     ) {
-        if !said.silent.contains(snapshotter) {
+        let is_new = self.silent.insert(snapshotter.to_owned());
+        if is_new && !said.silent.contains(snapshotter) {
             log::warn!(snapshotter, error:% = error; "snapshotter does not answer: nothing is unpacked in it ahead until it does");
         }
-        self.silent.insert(snapshotter.to_owned());
         self.again = true;
     }
 
@@ -120,8 +124,9 @@ impl Tally {
             ..
         } = self;
         let (failed, took_ms) = (self.failed.len(), logs::milliseconds(started.elapsed()));
-        if made + failed + left + no_room == 0 {
-            log::debug!(ready, took_ms; "looked at all images");
+        let is_new = self.failed != said.failed || left != said.left || no_room != said.no_room;
+        if made == 0 && !is_new {
+            log::debug!(ready, failed, left, no_room, took_ms; "looked at all images");
         } else {
             log::info!(ready, made, failed, left, no_room, took_ms; "looked at all images");
         }
@@ -134,6 +139,7 @@ impl Tally {
             silent: self.silent,
             failed: self.failed,
             left,
+            no_room,
         };
         !again
     }

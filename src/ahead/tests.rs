@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use containerd_client::services::v1::ImageCreate;
+use containerd_client::services::v1::{ImageCreate, ImageDelete};
 use prost::Message;
 
+use nri::{Container, Plugin, Pod, RuntimeInfo};
+
 use crate::config::Config;
-use crate::containerd::fake::Fake;
-use crate::containerd::{ErrorKind, Event, Image, Labels};
+use crate::containerd::fake::{Fake, sha256};
+use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
+use crate::hooks::Hooks;
+use crate::image::IMAGE_REF;
 use crate::room;
-use crate::unpack::{Role, State};
+use crate::unpack::{Role, Standing, State};
 
 use super::*;
 
@@ -27,12 +31,17 @@ struct Bench {
 impl Bench {
     /// A session has begun on this containerd, and all images were looked at.
     async fn on(fake: Fake, config: &str) -> Self {
-        let bench = Self::begun(fake, config, |_| Ok(100));
+        Self::with_free(fake, config, |_| Ok(100)).await
+    }
+
+    /// The same, with so much room.
+    async fn with_free(fake: Fake, config: &str, free: room::Free) -> Self {
+        let bench = Self::begun(fake, config, free);
         settle().await;
         bench
     }
 
-    /// A session has begun, on a file system of which so much is free.
+    /// A session begins.
     fn begun(fake: Fake, config: &str, free: room::Free) -> Self {
         let fake = Arc::new(fake);
         let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
@@ -42,6 +51,14 @@ impl Bench {
         Self { fake, node, ahead }
     }
 
+    /// The hooks of a session of their own.
+    async fn hooks(&self) -> Arc<Hooks> {
+        let node = self.node.clone();
+        let hooks = Hooks::new(Box::new(move |_| Ok(node.clone())));
+        hooks.configure(RuntimeInfo::default()).await.unwrap();
+        hooks
+    }
+
     async fn state(&self, image: &Image, snapshotter: &str) -> State {
         let names = [image.name.clone()];
         let listing = self.node.engine.list(snapshotter).await.unwrap();
@@ -49,20 +66,33 @@ impl Bench {
         look.unwrap().state
     }
 
+    /// Those of these images, each of one layer, that were prepared, in this order.
+    fn prepared(&self, images: &[(&str, &Image)]) -> Vec<String> {
+        let keys = self.fake.subjects("prepare snapshot");
+        let name = |key: &String| {
+            let mut images = images.iter();
+            let one = images.find(|(_, image)| key.ends_with(&only_chain(image)));
+            one.map(|(name, _)| (*name).to_owned())
+        };
+        keys.iter().filter_map(name).collect()
+    }
+
     fn created(&self, name: &str) {
-        self.tell("/images/create", name);
-    }
-
-    fn removed(&self, name: &str) {
-        self.tell("/images/delete", name);
-    }
-
-    /// An event about this image.
-    fn tell(&self, topic: &str, name: &str) {
         let message = ImageCreate {
             name: name.to_owned(),
             ..ImageCreate::default()
         };
+        self.emit("/images/create", &message);
+    }
+
+    fn removed(&self, name: &str) {
+        let message = ImageDelete {
+            name: name.to_owned(),
+        };
+        self.emit("/images/delete", &message);
+    }
+
+    fn emit(&self, topic: &str, message: &impl Message) {
         self.fake.emit(&Event {
             topic: topic.to_owned(),
             payload: prost_types::Any {
@@ -154,83 +184,13 @@ async fn what_is_on_its_way_is_known() {
     assert_eq!(bench.ahead.unready_in("erofs"), []);
 }
 
-/// What waits for its turn in the look at all images is known, too: a pod pushes it.
-#[tokio::test(start_paused = true)]
-async fn what_waits_for_its_turn_is_known() {
-    let fake = Fake::default();
-    for n in 0..6 {
-        fake.image(&format!("r.example/app:{n}"), 1 + n);
-    }
-    fake.slow("prepare snapshot", Duration::from_secs(60));
-    let bench = Bench::begun(fake, ALL, |_| Ok(100));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(bench.ahead.unready_in("erofs").len(), 6);
-}
-
-/// Nobody else asks for it, and no event tells that it may succeed now.
-#[tokio::test(start_paused = true)]
-async fn what_does_not_answer_is_tried_again() {
-    for call in ["list snapshots of", "prepare snapshot", "look up blob"] {
-        let fake = Fake::default();
-        let there = fake.image(NAME, 2);
-        fake.fail(call, 0, ErrorKind::Unreachable);
-        let bench = Bench::on(fake, ALL).await;
-        assert_eq!(bench.state(&there, "erofs").await, State::Ready, "{call}");
-
-        let arrives = bench.fake.image("r.example/arrives:1", 3);
-        bench
-            .fake
-            .fail("prepare snapshot", 0, ErrorKind::Unreachable);
-        bench.created(&arrives.name);
-        settle().await;
-        assert_eq!(bench.state(&arrives, "erofs").await, State::Ready, "{call}");
-    }
-}
-
-/// Neither what is there nor what arrives; pinned images always, and what is removed makes way.
-#[tokio::test(start_paused = true)]
-async fn a_snapshotter_that_holds_many_is_left_alone() {
-    let fake = Fake::default();
-    for n in 0..MAX_SNAPSHOTS {
-        fake.commit_unlabelled("erofs", &format!("sha256:{n}"), None);
-    }
-    let there = fake.image(NAME, 2);
-    let bench = Bench::on(fake, ALL).await;
-    let (arrives, pause) = (
-        bench.fake.image("r.example/arrives:1", 3),
-        bench.fake.image("r.example/pause:1", 4),
-    );
-    bench.fake.label_image(&pause, pinned());
-    for image in [&arrives, &pause] {
-        bench.created(&image.name);
-    }
-    settle().await;
-    assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
-    // Those below it are theirs as well.
-    for image in [&there, &arrives] {
-        let state = bench.state(image, "erofs").await;
-        assert_ne!(state, State::Missing, "{}", image.name);
-    }
-    let lone = bench.fake.image_with("r.example/lone:1", &[vec![]]);
-    bench.created(&lone.name);
-    settle().await;
-    assert_eq!(bench.state(&lone, "erofs").await, State::Missing);
-
-    for n in 0..100 {
-        bench.fake.forget("erofs", &format!("sha256:{n}"));
-    }
-    bench.removed("r.example/other:1");
-    settle().await;
-    assert_eq!(bench.state(&lone, "erofs").await, State::Ready);
-}
-
 #[tokio::test(start_paused = true)]
 async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
     static FREE: AtomicU64 = AtomicU64::new(3);
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
-    let bench = Bench::begun(fake, ALL, |_| Ok(FREE.load(Ordering::Relaxed)));
-    settle().await;
+    let free = |_: &str| Ok(FREE.load(Ordering::Relaxed));
+    let bench = Bench::with_free(fake, ALL, free).await;
     let later = bench.fake.image("r.example/later:1", 3);
     bench.created(&later.name);
     settle().await;
@@ -247,6 +207,23 @@ async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
     FREE.store(50, Ordering::Relaxed);
     settle().await;
     assert_eq!(bench.state(&later, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_place_keeps_nobody_waiting() {
+    let fake = Fake::default();
+    let pause = fake.image("r.example/pause:1", 1);
+    fake.label_image(&pause, pinned());
+    let config = "[snapshotters.default]\neager = \"all\"\n[unpack]\nparallel_images = 1\n";
+    let free = |root: &str| Ok(if root == "/erofs" { 3 } else { 50 });
+    let bench = Bench::with_free(fake, config, free).await;
+    assert_eq!(bench.state(&pause, "erofs").await, State::Missing);
+    assert_eq!(bench.state(&pause, "nydus").await, State::Ready);
+    // A reconcile goes on as before.
+    bench.fake.hang_up();
+    let later = bench.fake.image("r.example/later:1", 2);
+    settle().await;
+    assert_eq!(bench.state(&later, "nydus").await, State::Ready);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,4 +279,330 @@ async fn all_images_are_looked_at_every_so_often() {
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_eq!(bench.state(&image, "erofs").await, state);
     }
+}
+
+/// With nobody who asks again.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_answer_is_looked_at_again() {
+    for (call, times) in [
+        ("list snapshotters", 9),
+        ("list images", 5),
+        ("list snapshots of", 9),
+        ("read blob", 3),
+        ("prepare snapshot", 9),
+        ("create lease", 9),
+    ] {
+        let fake = Fake::default();
+        let image = fake.image(NAME, 2);
+        for _ in 0..times {
+            fake.fail(call, 0, ErrorKind::Unreachable);
+        }
+        let bench = Bench::on(fake, ALL).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let found = bench.state(&image, "erofs").await;
+        assert_eq!(found, State::Ready, "{times} times no answer: {call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_while_nobody_answers_is_looked_at_again() {
+    for (call, times) in [
+        ("get image", 1),
+        ("prepare snapshot", 4),
+        ("create lease", 4),
+    ] {
+        let bench = Bench::on(Fake::default(), ALL).await;
+        // The first event ever has all images looked at; that is over.
+        bench.created("r.example/none:1");
+        settle().await;
+        let image = bench.fake.image(NAME, 2);
+        for _ in 0..times {
+            bench.fake.fail(call, 0, ErrorKind::Unreachable);
+        }
+        bench.created(NAME);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let found = bench.state(&image, "erofs").await;
+        assert_eq!(found, State::Ready, "{times} times no answer: {call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_event_shows_that_the_subscription_had_begun() {
+    let fake = Fake::default();
+    fake.slow("subscribe to", Duration::from_secs(5));
+    let bench = Bench::begun(fake, ALL, |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Looked at already, and not heard yet.
+    let image = bench.fake.image(NAME, 2);
+    bench.created(NAME);
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+    bench.created("r.example/none:1");
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
+    let fake = Fake::default();
+    let others: Vec<_> = (0..MAX_SNAPSHOTS)
+        .map(|n| format!("sha256:{n:064}"))
+        .collect();
+    for name in &others {
+        fake.commit_unlabelled("erofs", name, None);
+    }
+    let (first, pause) = (fake.image(NAME, 3), fake.image("r.example/pause:1", 4));
+    fake.label_image(&pause, pinned());
+    let bench = Bench::on(fake, ALL).await;
+    assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
+    let of = image_of_its_own_layer(&bench.fake, "r.example/later:1");
+    bench.created(&of.name);
+    settle().await;
+    assert_eq!(bench.state(&of, "erofs").await, State::Missing);
+    // All of its layers are there; it lacks its anchor alone.
+    assert_eq!(bench.state(&first, "erofs").await, State::Ready);
+
+    others[..5]
+        .iter()
+        .for_each(|name| bench.fake.forget("erofs", name));
+    bench.removed("r.example/gone:1");
+    settle().await;
+    assert_eq!(bench.state(&of, "erofs").await, State::Ready);
+}
+
+fn only_layer(name: &str) -> String {
+    format!("the only layer of {name}")
+}
+
+/// One layer, which no other image has.
+fn image_of_its_own_layer(fake: &Fake, name: &str) -> Image {
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let layer = fake.document(media_type, only_layer(name).as_bytes());
+    fake.image_from(name, &[layer])
+}
+
+/// The chain id of such an image.
+fn only_chain(image: &Image) -> String {
+    let blob = sha256(only_layer(&image.name).as_bytes());
+    sha256(format!("what is in {blob}").as_bytes())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_comes_before_what_is_new_and_after_what_is_pinned() {
+    let fake = Fake::default();
+    let image = |name: &str, came| {
+        let image = image_of_its_own_layer(&fake, name);
+        fake.came(&image, came);
+        image
+    };
+    let (old, used) = (image("r.example/old:1", 2), image("r.example/used:1", 1));
+    let (new, pause) = (image("r.example/new:1", 3), image("r.example/pause:1", 0));
+    fake.label_image(&pause, pinned());
+    fake.slow("prepare snapshot", Duration::from_secs(1));
+    let bench = Bench::begun(fake, ALL, |_| Ok(100));
+    bench.ahead.is_used("r.example/used:1");
+    let began = tokio::time::Instant::now();
+    let names = [
+        ("old", &old),
+        ("used", &used),
+        ("new", &new),
+        ("pause", &pause),
+    ];
+    let mut times = Vec::new();
+    while times.len() < names.len() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let made = bench.fake.all("erofs");
+        let made = made
+            .iter()
+            .filter(|s| s.name.starts_with("sha256:"))
+            .count();
+        if made > times.len() {
+            times.push(began.elapsed());
+        }
+    }
+    let order = bench.prepared(&names);
+    let order: Vec<_> = order.iter().map(String::as_str).collect();
+    let in_erofs: Vec<_> = order.into_iter().filter(|name| *name != "pause").collect();
+    assert_eq!(in_erofs, ["used", "new", "old"]);
+    // One takes a second, and then there is a rest of a second.
+    for pair in times[1..].windows(2) {
+        let apart = pair[1] - pair[0];
+        assert!(apart >= Duration::from_millis(1900), "{apart:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pinned_images_do_not_wait_for_a_look_at_all_others() {
+    let fake = Fake::default();
+    fake.image(NAME, 3);
+    let pause = fake.image("r.example/pause:1", 1);
+    fake.label_image(&pause, pinned());
+    fake.slow("list snapshots of", Duration::from_secs(300));
+    let bench = Bench::on(fake, ALL).await;
+    let top = bench.fake.all("nydus");
+    assert!(
+        top.iter()
+            .any(|s| s.labels.contains_key("containerd.io/snapshot.ref")),
+        "{top:?}"
+    );
+}
+
+/// Everything waits behind an image that takes long, and a pod comes.
+#[tokio::test(start_paused = true)]
+async fn a_pod_pushes_what_waits_in_the_reconcile() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.node.refresh();
+    let names: Vec<_> = (0..20).map(|n| format!("r.example/app:{n}")).collect();
+    let mut images = Vec::new();
+    for (n, name) in names.iter().enumerate() {
+        let image = image_of_its_own_layer(&bench.fake, name);
+        bench.fake.came(&image, 100 - n as u64);
+        images.push(image);
+    }
+    bench.fake.slow("apply layer", Duration::from_secs(60));
+    let hooks = bench.hooks().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.calls();
+    let pod = Pod {
+        runtime_handler: "local".to_owned(),
+        ..Pod::default()
+    };
+    hooks.run_pod_sandbox(pod).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let named: Vec<_> = names.iter().map(String::as_str).zip(&images).collect();
+    let order = bench.prepared(&named);
+    // The first is in the air already. The newest of the others follow, in their order, at once.
+    assert_eq!(order[..6], names[1..7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_container_is_created_from_is_used() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.node.refresh();
+    let (used, new) = ("r.example/used:1", "r.example/new:1");
+    let images = [used, new].map(|name| image_of_its_own_layer(&bench.fake, name));
+    bench.fake.came(&images[0], 1);
+    bench.fake.came(&images[1], 2);
+    let hooks = bench.hooks().await;
+    let container = Container {
+        annotations: [("io.kubernetes.cri.image-name".to_owned(), used.to_owned())].into(),
+        ..Container::default()
+    };
+    hooks
+        .create_container(Pod::default(), container)
+        .await
+        .unwrap();
+    settle().await;
+    let named = [("used", &images[0]), ("new", &images[1])];
+    assert_eq!(bench.prepared(&named), ["used", "new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_is_heard_while_all_else_waits() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let image = bench.fake.image(NAME, 1);
+    bench.created(NAME);
+    settle().await;
+    let all = bench.fake.all("erofs");
+    let top = all
+        .iter()
+        .find(|s| s.parent.is_none())
+        .unwrap()
+        .name
+        .clone();
+    bench.fake.activate("erofs", "c", &top);
+    let standing = || async {
+        let engine = &bench.node.engine;
+        engine.standing("erofs", "c", Some(NAME)).await.unwrap()
+    };
+    assert_eq!(standing().await, Standing::Ready);
+    bench.fake.slow("get image", Duration::from_secs(3600));
+    for n in 0..400 {
+        bench.created(&format!("r.example/app:{n}"));
+    }
+    bench.removed(&image.name);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(standing().await, Standing::Unknown { chain: top });
+}
+
+/// And does not wait behind what has only arrived.
+#[tokio::test(start_paused = true)]
+async fn the_image_of_a_volume_is_made_ready() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    bench.fake.slow("get image", Duration::from_secs(10));
+    for n in 0..100 {
+        bench.created(&format!("r.example/app:{n}"));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.ahead.volume("erofs", image.target.digest.clone());
+    bench.ahead.volume("erofs", image.target.digest.clone());
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_image_arrives_unpinned() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let config = "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"r.example/pause:1\"\n";
+    std::fs::write(file.path(), config).unwrap();
+    let fake = Arc::new(Fake::default());
+    let config = CONFIG.replace("/nonexistent/config.toml", file.path().to_str().unwrap());
+    let config = Config::from_toml(&config, "test").unwrap();
+    let node = Node::seeing(config, Role::Daemon, fake.clone(), |_| Ok(100));
+    node.refresh();
+    let ahead = Ahead::begin(&node);
+    settle().await;
+    let bench = Bench { fake, node, ahead };
+    bench.created("r.example/none:1");
+    settle().await;
+    let (pause, app) = (
+        bench.fake.image("r.example/pause:1", 1),
+        bench.fake.image(NAME, 2),
+    );
+    bench.created(&pause.name);
+    bench.created(&app.name);
+    settle().await;
+    assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
+    assert_eq!(bench.state(&app, "erofs").await, State::Partial);
+}
+
+/// An image that is being pulled has no record, and no name but its digest.
+#[tokio::test(start_paused = true)]
+async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    let documents = bench.fake.documents_of(&image);
+    bench.fake.untag(NAME);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    bench.fake.slow("prepare snapshot", Duration::from_secs(5));
+    let ticket = bench.node.engine.ensure(Request {
+        want: Want::Arriving(arriving.clone()),
+        snapshotter: "erofs".to_owned(),
+        urgency: Urgency::Arrived,
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let [lease] = &bench.fake.lease_ids()[..] else {
+        panic!("not one lease")
+    };
+    let held = bench.fake.lease_resources(lease).await.unwrap();
+    for digest in documents {
+        assert!(held.contains(&Resource::blob(&digest)), "{held:?}");
+    }
+    ticket.clone().outcome().await.unwrap();
+
+    bench.fake.tag(NAME, image.target.clone());
+    let name = || {
+        let all = bench.fake.all("erofs");
+        let names = all.iter().map(|s| s.labels.get(IMAGE_REF).cloned());
+        names.map(Option::unwrap_or_default).collect::<Vec<_>>()
+    };
+    assert_eq!(name(), [arriving.name.as_str(); 2]);
+    let engine = &bench.node.engine;
+    assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 2);
+    assert_eq!(name(), [NAME; 2]);
+    assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
 }

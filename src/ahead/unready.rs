@@ -70,10 +70,14 @@ impl Unready {
         let pieces = waiting.pieces.iter();
         let mut here: Vec<_> = pieces.filter(|p| p.snapshotter == snapshotter).collect();
         here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
-        // One that arrives may wait in a look at all images as well.
-        here.dedup_by_key(|piece| piece.want.name());
-        let here = here.into_iter().take(MAX_PUSHED);
-        here.map(|piece| piece.want.clone()).collect()
+        // One may have arrived and wait in the reconcile as well.
+        let mut wants = Vec::new();
+        for piece in here {
+            if wants.len() < MAX_PUSHED && !wants.contains(&piece.want) {
+                wants.push(piece.want.clone());
+            }
+        }
+        wants
     }
 
     /// This image needs no push any more.
@@ -113,7 +117,6 @@ mod tests {
             unready.enter(snapshotter, Want::Image(name.to_owned()), Some(came))
         };
         let mut entries = vec![enter("erofs", "middle", 2), enter("erofs", "newest", 3)];
-        entries.push(enter("erofs", "newest", 3));
         entries.push(enter("erofs", "oldest", 1));
         entries.push(enter("nydus", "elsewhere", 9));
         let names = || {
@@ -126,9 +129,16 @@ mod tests {
         assert_eq!(names(), ["newest", "middle", "oldest"]);
         unready.remove("erofs", "newest");
         assert_eq!(names(), ["middle", "oldest"]);
-        entries.extend((10..20).map(|n| enter("erofs", &format!("more {n}"), n)));
-        assert_eq!(names().len(), MAX_PUSHED);
-        assert_eq!(names()[0], "more 19");
+        entries.push(enter("erofs", "oldest", 4));
+        assert_eq!(names(), ["oldest", "middle"]);
+        let more: Vec<_> = (10..20).map(|n| n.to_string()).collect();
+        entries.extend(
+            more.iter()
+                .zip(10..)
+                .map(|(n, came)| enter("erofs", n, came)),
+        );
+        let newest: Vec<_> = more.iter().rev().take(MAX_PUSHED).collect();
+        assert_eq!(names().iter().collect::<Vec<_>>(), newest);
         entries.clear();
         assert_eq!(names(), [""; 0]);
     }

@@ -10,7 +10,7 @@ mod store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -114,7 +114,7 @@ impl Fake {
         self.image_from(name, &described.collect::<Vec<_>>())
     }
 
-    fn image_from(&self, name: &str, blobs: &[Descriptor]) -> Image {
+    pub(crate) fn image_from(&self, name: &str, blobs: &[Descriptor]) -> Image {
         let described = blobs.iter().map(|blob| {
             let diff_id = sha256(format!("what is in {}", blob.digest).as_bytes());
             let mut state = self.state();
@@ -160,6 +160,13 @@ impl Fake {
         record.labels.extend(labels);
     }
 
+    /// An image's record was made so many seconds after the first that could be.
+    pub(crate) fn came(&self, image: &Image, after: u64) {
+        let mut state = self.state();
+        let record = state.store.images.get_mut(&image.name).unwrap();
+        record.created_at = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(after));
+    }
+
     /// Changes what a blob's bytes are, against its digest.
     pub(crate) fn corrupt(&self, digest: &str, bytes: &[u8]) {
         self.state().store.blobs.get_mut(digest).unwrap().0 = bytes.to_vec();
@@ -188,6 +195,19 @@ impl Fake {
         let config = manifest["config"]["digest"].as_str().unwrap();
         store.blobs.remove(config).unwrap();
         store.collect_garbage();
+    }
+
+    /// The digests of an image's manifest and config.
+    pub(crate) fn documents_of(&self, image: &Image) -> [String; 2] {
+        let manifest = self.state().store.blobs[&image.target.digest].0.clone();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap();
+        [image.target.digest.clone(), config.to_owned()]
+    }
+
+    /// Takes a name away; what it stood for stays.
+    pub(crate) fn untag(&self, name: &str) {
+        self.state().store.images.remove(name).unwrap();
     }
 
     /// From now on the call number `after` (0 is the next) of this name fails.

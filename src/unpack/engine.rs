@@ -20,6 +20,7 @@ use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
 use super::lease::{Leases, Role};
+use super::naming::name_layers;
 use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
@@ -208,6 +209,18 @@ impl Engine {
         self.memory
             .standing(containerd, snapshotter, key, name)
             .await
+    }
+
+    /// Puts the name of an image that has one into the labels of layers that were made when it was still
+    /// being pulled. Answers into how many.
+    pub async fn name_layers(&self, image: &str, snapshotter: &str) -> Result<usize, Error> {
+        let request = Request {
+            want: Want::Image(image.to_owned()),
+            snapshotter: snapshotter.to_owned(),
+            urgency: Urgency::Background,
+        };
+        let target = self.resolver.target(&request).await?;
+        name_layers(self.containerd.as_ref(), &target).await
     }
 
     /// What a snapshotter has now.

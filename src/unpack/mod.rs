@@ -16,6 +16,7 @@ mod lease;
 mod listing;
 mod missing;
 mod mounts;
+mod naming;
 mod parallel;
 mod plan;
 mod profile;

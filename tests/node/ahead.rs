@@ -35,34 +35,6 @@ async fn the_pause_image_on_2_1() -> Result<()> {
     pause(Version::V2_1).await
 }
 
-/// A pause image without CRI's label is known by containerd's configuration.
-async fn unpinned(version: Version) -> Result<()> {
-    let mut node = Node::start(version).await?;
-    let ctr = node.lab.ctr_command();
-    let label = format!("{ctr} --namespace k8s.io images label {PAUSE} io.cri-containerd.pinned=");
-    let labelled = std::process::Command::new("sh")
-        .args(["-c", &label])
-        .output()?;
-    ensure!(labelled.status.success(), "{labelled:?}");
-    let handler = handler(version);
-    node.serve("").await?;
-    let ready = format!("{READY} image={PAUSE} snapshotter={handler}");
-    node.log.wait_for(&ready, PATIENCE).await?;
-    // Nothing else is.
-    ensure!(node.store.chain(handler, &node.image).await?.is_empty());
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unpinned_pause_image_on_1_7() -> Result<()> {
-    unpinned(Version::V1_7).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unpinned_pause_image_on_2_1() -> Result<()> {
-    unpinned(Version::V2_1).await
-}
-
 /// Everything that is there at the start, and what is pulled later.
 async fn eager(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;

@@ -127,9 +127,14 @@ async fn first_containers(version: Version) -> Result<()> {
     ] {
         println!("{version:?}, {what}: {}", percentiles(times.clone())?);
     }
-    let ratio = median(&ahead).as_secs_f64() / median(&first).as_secs_f64();
-    let gain = median(&on_demand).as_secs_f64() / median(&ahead).as_secs_f64();
-    println!("{version:?}, {handler} / default {ratio:.2}, on demand / {handler} {gain:.1}");
+    for (what, percent) in [("medians", 50), ("p99", 99)] {
+        let of = |times: &[Duration]| at(times, percent).as_secs_f64();
+        println!(
+            "{version:?}, {what}: {handler} / default {:.2}, on demand / {handler} {:.1}",
+            of(&ahead) / of(&first),
+            of(&on_demand) / of(&ahead)
+        );
+    }
     let known = with.log.lines_with("image is ready pod=").len();
     ensure!(known == FIRST, "{known} of {FIRST} were ready");
     Ok(())
@@ -176,6 +181,15 @@ async fn ready(version: Version) -> Result<()> {
         ("RunPodSandbox", &ran_with, &ran_without),
         ("CreateContainer", &made_with, &made_without),
     ] {
+        let added = |percent| {
+            let [with, without] = [with, without].map(|all| at(all, percent).as_secs_f64());
+            (with - without) * 1e3
+        };
+        println!(
+            "{version:?}, {what}: the plugin adds {:+.1} ms to the median, {:+.1} ms to p99",
+            added(50),
+            added(99)
+        );
         println!("{version:?}, {what} with: {}", percentiles(with.clone())?);
         println!(
             "{version:?}, {what} without: {}",

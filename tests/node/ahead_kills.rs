@@ -1,15 +1,17 @@
 //! containerd, the snapshotter or the plugin is killed at a random moment of a run of pods whose images
-//! have just been pulled: afterwards every image is ready all the same, and nothing is left behind.
+//! have just been pulled: no pod fails for the plugin's sake, each container has what it should have, and
+//! afterwards every image is ready all the same, and nothing is left behind.
 //!
 //! The tests kill each once. Each of them twenty times, in runs of sixty pods, is
-//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`.
+//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. The same
+//! moments again: `NRI_UNPACK_SEED=…` with the number that was printed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
-use lab::{Cri, Image, Remote, Store, Version};
+use lab::{Cri, Image, Remote, Store, Version, images};
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
@@ -18,19 +20,19 @@ use crate::support::{ALL, Node, PATIENCE, handler};
 /// How many kills of each.
 const COUNT: &str = "NRI_UNPACK_KILLS";
 
-/// In turn; the snapshotter, if it is a process of its own, at the end.
-const VICTIMS: [Victim; 2] = [Victim::Plugin, Victim::Containerd];
+/// Where chance begins.
+const SEED: &str = "NRI_UNPACK_SEED";
 
-/// Pods that are run while one is killed.
+/// Pods for each kill. The first shows how long one takes, and no kill falls into it.
 const PODS: usize = 3;
 const LAYERS: usize = 10;
-
-/// From its beginning, a pod is being made for longer than this, in milliseconds.
-const MOMENTS: u64 = 250;
 
 /// The kubelet tries again; a killed containerd takes some seconds to come back.
 const TRIES: usize = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+
+/// What the plugin's own errors begin with.
+const REJECTION: &str = "nri-unpack:";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -39,12 +41,29 @@ enum Victim {
     Containerd,
 }
 
-/// A moment in the making of one of the pods.
-fn moment() -> Result<(usize, Duration)> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    let chance = u64::from(now.subsec_nanos()) / 7;
-    let pod = usize::try_from(chance)? % PODS;
-    Ok((pod, Duration::from_millis(chance / 7 % MOMENTS)))
+/// Numbers that look random and can be had again.
+struct Chance(u64);
+
+impl Chance {
+    /// From the environment, or the time.
+    fn new() -> Result<Self> {
+        let seed = match std::env::var(SEED) {
+            Ok(seed) => seed.parse().with_context(|| format!("{SEED}={seed}"))?,
+            Err(_) => SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)?
+                .as_nanos() as u64,
+        };
+        println!("{SEED}={seed}");
+        Ok(Self(seed | 1))
+    }
+
+    /// Below this.
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % end
+    }
 }
 
 /// nydus-snapshotter 0.13.4 in proxy mode does not find its instances again when it was restarted: no
@@ -54,51 +73,79 @@ fn is_its_own_fault(error: &tonic::Status) -> bool {
     message.contains("create instance") && message.contains("already exists")
 }
 
-/// Pulls an image and makes a pod and a container of it; answers how many tries failed. No container is
-/// mounted from a host's unpack where its guest is to pull.
-async fn run(store: &Store, mut cri: Cri, handler: &str, image: &Image) -> Result<usize> {
-    let mut failed = 0;
-    loop {
-        let error = match try_once(store, &mut cri, handler, image.name()).await {
-            Ok(is_right) => {
-                ensure!(is_right, "{} is mounted from the host", image.name());
-                break;
+/// What became of pods.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    /// Made, with a container that has what it should have.
+    made: usize,
+    /// Given up, since the snapshotter makes none any more.
+    given_up: usize,
+    failed_tries: usize,
+}
+
+/// Pods on this handler.
+struct Pods {
+    store: Store,
+    cri: Cri,
+    handler: &'static str,
+}
+
+impl Pods {
+    /// Pulls an image and makes a pod and a container of it, as often as it takes.
+    async fn make(&mut self, image: &Image, tally: &mut Tally) -> Result<()> {
+        for _ in 0..TRIES {
+            let error = match self.try_once(image).await {
+                Ok(is_right) => {
+                    ensure!(is_right, "{}: not what is in the image", image.name());
+                    tally.made += 1;
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            println!("{}: {}", image.name(), error.message());
+            ensure!(
+                !error.message().contains(REJECTION),
+                "the plugin's: {error}"
+            );
+            if is_its_own_fault(&error) {
+                tally.given_up += 1;
+                return Ok(());
             }
-            Err(error) => error,
-        };
-        println!("{}: {}", image.name(), error.message());
-        if is_its_own_fault(&error) {
-            break;
+            tally.failed_tries += 1;
+            tokio::time::sleep(BETWEEN_TRIES).await;
         }
-        failed += 1;
-        ensure!(failed < TRIES, "{}: {error}", image.name());
-        tokio::time::sleep(BETWEEN_TRIES).await;
+        anyhow::bail!("{}: no pod after {TRIES} tries", image.name())
     }
-    Ok(failed)
-}
 
-/// Whether the container that was made has the right mounts.
-async fn try_once(
-    store: &Store,
-    cri: &mut Cri,
-    handler: &str,
-    image: &str,
-) -> Result<bool, tonic::Status> {
-    cri.pull_image(image).await?;
-    let pod = cri.run_pod(handler, &[]).await?;
-    let container = cri.create_container(&pod, image, &[], &[]).await?;
-    let is_right = handler != NYDUS || is_left_to_guest(store, &container).await;
-    cri.remove_pod(&pod).await?;
-    Ok(is_right)
-}
+    /// Whether the container that was made has what is in the image.
+    async fn try_once(&mut self, image: &Image) -> Result<bool, tonic::Status> {
+        self.cri.pull_image(image.name()).await?;
+        let pod = self.cri.run_pod(self.handler, &[]).await?;
+        let created = self.cri.create_container(&pod, image.name(), &[], &[]);
+        let container = created.await?;
+        let is_right = match self.handler {
+            NYDUS => self.is_left_to_guest(&container).await?,
+            _ => self.has_all(&container, image).await?,
+        };
+        self.cri.remove_pod(&pod).await?;
+        Ok(is_right)
+    }
 
-/// Where nobody answers, because he was killed, nothing is known to be wrong.
-async fn is_left_to_guest(store: &Store, container: &str) -> bool {
-    match store.mounts(NYDUS, container).await {
-        Ok(mounts) => mounts
-            .iter()
-            .any(|mount| mount.kind == "fuse.nydus-overlayfs"),
-        Err(_) => true,
+    async fn is_left_to_guest(&self, container: &str) -> Result<bool, tonic::Status> {
+        let mounts = self.store.mounts(NYDUS, container).await?;
+        let mut kinds = mounts.iter().map(|mount| mount.kind.as_str());
+        Ok(kinds.any(|kind| kind == "fuse.nydus-overlayfs"))
+    }
+
+    /// Every layer's file is there.
+    async fn has_all(&mut self, container: &str, image: &Image) -> Result<bool, tonic::Status> {
+        self.cri.start_container(container).await?;
+        let files: Vec<_> = (0..LAYERS).map(|n| format!("/data/{n}")).collect();
+        let mut command = vec!["cat"];
+        command.extend(files.iter().map(String::as_str));
+        let read = self.cri.exec_sync(container, &command).await?;
+        let expected = (0..LAYERS).map(|n| format!("{n} of {}\n", image.name()));
+        Ok(read.stdout == expected.collect::<String>())
     }
 }
 
@@ -123,38 +170,66 @@ impl Node {
         }
     }
 
-    /// Runs pods of these images, and kills while they are made.
-    async fn round(&mut self, victim: Victim, snapshotter: &str, images: &[Image]) -> Result<()> {
+    /// Runs pods of these images, and kills while one of them, but the first, is made.
+    async fn round(
+        &mut self,
+        victim: Victim,
+        handler: &'static str,
+        images: &[Image],
+        chance: &mut Chance,
+    ) -> Result<Tally> {
         for image in images {
             self.registry.push(image).await?;
         }
-        let (cri, moment) = (self.cri.clone(), moment()?);
+        let mut pods = Pods {
+            store: self.lab.store().await?,
+            cri: self.lab.cri().await?,
+            handler,
+        };
+        let (mut tally, began) = (Tally::default(), Instant::now());
+        let (first, others) = images.split_first().context("no image")?;
+        pods.make(first, &mut tally).await?;
+        // Later ones may be quicker.
+        let moments = began.elapsed().as_micros() as usize * 2 / 3;
+        let (nth, moment) = (chance.below(others.len()), chance.below(moments));
+        let moment = Duration::from_micros(moment as u64);
         let begun = AtomicUsize::new(0);
-        let store = self.lab.store().await?;
-        let pods = async {
-            let mut failed = 0;
-            for image in images {
+        let made = async {
+            for image in others {
                 begun.fetch_add(1, Ordering::Relaxed);
-                failed += run(&store, cri.clone(), snapshotter, image).await?;
+                pods.make(image, &mut tally).await?;
             }
-            Ok::<_, anyhow::Error>(failed)
+            Ok::<_, anyhow::Error>(())
         };
         let kill = async {
-            while begun.load(Ordering::Relaxed) <= moment.0 {
+            while begun.load(Ordering::Relaxed) <= nth {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            tokio::time::sleep(moment.1).await;
-            self.kill(victim).await
+            tokio::time::sleep(moment).await;
+            let fell_into = begun.load(Ordering::Relaxed);
+            self.kill(victim).await?;
+            Ok::<_, anyhow::Error>(fell_into)
         };
-        let (failed, killed) = tokio::join!(pods, kill);
-        killed?;
-        let failed = failed.with_context(|| format!("{victim:?} killed after {moment:?}"))?;
-        println!("{victim:?} killed after {moment:?}: {failed} tries failed");
+        let (made, killed) = tokio::join!(made, kill);
+        let what = format!("{victim:?} killed {moment:?} into pod {}", nth + 2);
+        println!("{what}, in the making of pod {}", killed? + 1);
+        made.context(what)?;
         ensure!(
-            victim != Victim::Plugin || failed == 0,
+            victim != Victim::Plugin || tally.failed_tries == 0,
             "without the plugin nothing would have failed"
         );
-        Ok(())
+        Ok(tally)
+    }
+
+    /// Every image becomes ready, and nothing is left.
+    async fn ends_well(&mut self, images: &[Image], snapshotter: &str) -> Result<()> {
+        self.cri = self.lab.cri().await?;
+        self.store = self.lab.store().await?;
+        self.remove_pods().await?;
+        for image in images {
+            self.wait_image(image, snapshotter).await?;
+        }
+        self.assert_nothing_left(snapshotter).await
     }
 
     async fn remove_pods(&mut self) -> Result<()> {
@@ -190,30 +265,50 @@ impl Node {
     }
 }
 
-async fn kills(version: Version, snapshotter: &str, config: &str) -> Result<()> {
+/// No other has their layers.
+fn images_of(handler: &str, round: usize) -> Result<Vec<Image>> {
+    let numbers = (0..PODS).map(|n| round * PODS + n);
+    numbers
+        .map(|n| match handler {
+            NYDUS => Ok(image(LAYERS, n)),
+            _ => images::own_layers(&format!("registry.test/killed/app:{n}"), LAYERS),
+        })
+        .collect()
+}
+
+async fn kills(version: Version, handler: &'static str, config: &str) -> Result<()> {
     let count = match std::env::var(COUNT) {
         Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
         Err(_) => 1,
     };
-    let mut node = start(version).await?;
-    node.serve(config).await?;
-    let each = |victim| std::iter::repeat_n(victim, count);
-    // With nydus-snapshotter restarted, no more pods come up: it is the last.
-    let last = (snapshotter == NYDUS).then_some(Victim::Snapshotter);
-    let turns = VICTIMS.into_iter().chain(last).flat_map(each);
-    let mut images = Vec::new();
-    for (n, victim) in turns.enumerate() {
-        let these: Vec<_> = (0..PODS).map(|i| image(LAYERS, n * PODS + i)).collect();
-        node.round(victim, snapshotter, &these).await?;
-        images.extend(these);
+    let mut chance = Chance::new()?;
+    let mut victims = vec![Victim::Plugin, Victim::Containerd];
+    if handler == NYDUS {
+        victims.push(Victim::Snapshotter);
     }
-    node.cri = node.lab.cri().await?;
-    node.store = node.lab.store().await?;
-    node.remove_pods().await?;
-    for image in &images {
-        node.wait_image(image, snapshotter).await?;
+    for victim in victims {
+        let (mut all, mut images) = (Tally::default(), Vec::new());
+        let mut node = start(version).await?;
+        node.serve(config).await?;
+        for round in 0..count {
+            // Once it was restarted, nydus-snapshotter makes no more pods: each kill has a node of its own.
+            if victim == Victim::Snapshotter && round > 0 {
+                node.ends_well(&images, handler).await?;
+                images.clear();
+                node = start(version).await?;
+                node.serve(config).await?;
+            }
+            let these = images_of(handler, round)?;
+            let tally = node.round(victim, handler, &these, &mut chance).await?;
+            images.extend(these);
+            all.made += tally.made;
+            all.given_up += tally.given_up;
+            all.failed_tries += tally.failed_tries;
+        }
+        node.ends_well(&images, handler).await?;
+        println!("{version:?}, {handler}: {victim:?} killed {count} times: {all:?}; all ready");
     }
-    node.assert_nothing_left(snapshotter).await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use lab::{Image, Log, Options, Remote, Version};
 
 use crate::after_pull::{image, percentiles, took};
 use crate::guest_pull::NYDUS;
-use crate::support::{ALL, DEFAULT_HOOKS, Node, PATIENCE, handler};
+use crate::support::{ALL, CRI_LABELS, DEFAULT_HOOKS, Node, PATIENCE, handler};
 
 /// How many pulls for each number of layers.
 const COUNT: &str = "NRI_UNPACK_RACES";
@@ -27,6 +27,9 @@ const LAYERS: [usize; 3] = [1, 10, 40];
 const ALWAYS_EARLY: usize = 10;
 
 const READY_AHEAD: &str = "image is ready ahead";
+
+/// What the hook says where the work ahead was in time.
+const WON: &str = "image is ready";
 
 /// How the races of images with as many layers ended.
 #[derive(Default)]
@@ -65,8 +68,10 @@ impl Tally {
             anyhow::bail!("not one verdict: {said:#?}");
         };
         ensure!(
-            !said.contains("let pass"),
-            "from a chain that was not ready: {said}"
+            [WON, "image made ready", "container moved"]
+                .iter()
+                .any(|w| said.contains(w)),
+            "not from a ready chain: {said}"
         );
         let verdicts = self.verdicts.entry(verdict(said)?);
         verdicts.or_default().push(took(said)?);
@@ -74,7 +79,17 @@ impl Tally {
     }
 
     fn say(&self, what: &str) -> Result<()> {
-        println!("{what}");
+        let verdicts = self.verdicts.iter();
+        let (won, healed): (Vec<_>, Vec<_>) = verdicts.partition(|(said, _)| *said == WON);
+        let count = |all: &[(&String, &Vec<Duration>)]| -> usize {
+            all.iter().map(|(_, took)| took.len()).sum()
+        };
+        println!(
+            "{what}: {} of {} won by the work ahead, {} healed by the hook",
+            count(&won),
+            self.creations.len(),
+            count(&healed)
+        );
         if !self.leads.is_empty() {
             let leads = percentiles(self.leads.clone())?;
             println!(
@@ -82,9 +97,10 @@ impl Tally {
                 self.early
             );
         }
-        println!("  creation {}", percentiles(self.creations.clone())?);
+        println!("  CreateContainer {}", percentiles(self.creations.clone())?);
         for (verdict, took) in &self.verdicts {
-            println!("  {} {verdict}: {}", took.len(), percentiles(took.clone())?);
+            let took = (took.len(), percentiles(took.clone())?);
+            println!("  hook, {} times «{verdict}»: {}", took.0, took.1);
         }
         Ok(())
     }
@@ -169,6 +185,7 @@ impl Node {
         tally.creations.push(began.elapsed());
         if snapshotter == NYDUS {
             self.assert_guest_pulls(&container).await?;
+            self.wait_named().await?;
         } else {
             self.wait_ready(snapshotter).await?;
         }
@@ -184,6 +201,21 @@ impl Node {
             self.cri.remove_container(&container).await?;
         }
         Ok(())
+    }
+
+    /// No layer is called by the digest any more, which was all that the pull had told.
+    async fn wait_named(&self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let chain = self.store.chain(NYDUS, &self.image).await?;
+            let names = chain.iter().filter_map(|s| s.labels.get(CRI_LABELS[0]));
+            let others: Vec<_> = names.filter(|name| *name != self.image.name()).collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            ensure!(tokio::time::Instant::now() < deadline, "{others:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Labelled, and nothing is to be done about it.

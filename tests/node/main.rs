@@ -4,6 +4,7 @@ mod after_pull;
 mod ahead;
 mod ahead_cost;
 mod ahead_fill;
+mod ahead_gaps;
 mod ahead_in_the_way;
 mod ahead_kills;
 mod ahead_race;

@@ -1,9 +1,7 @@
 //! containerd goes and comes back; the plugin is killed in the middle of its work.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use lab::{Handler, Options, Version, images};
+use lab::{Handler, Options, Tap, Version, images};
 
 use crate::support::{LaunchedBy, Node, PATIENCE, RESOLVED, handler};
 
@@ -98,52 +96,35 @@ async fn handlers_changed_on_1_7() -> Result<()> {
     handlers_changed(Version::V1_7).await
 }
 
-/// Killed at a moment when it has a lease and a layer half unpacked.
+/// Killed at a moment when it has a lease and a layer half unpacked: its commit is on the way.
 async fn plugin_killed(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
-    // Layers of incompressible noise: an unpack that takes long enough to be met in the middle.
-    node.image = images::large("registry.test/lab/large:1", 12, 4 << 20)?;
+    node.image = images::many_layers("registry.test/lab/many:1", 12)?;
     node.store.put_image(&node.image).await?;
+    let tap = Tap::start(&node.lab)?;
+    let third = node.image.chain_ids().swap_remove(2);
+    let mut held =
+        tap.hold(move |call| call.path.ends_with("/Commit") && call.message.contains(&third));
+    node.tap = Some(tap);
     node.serve("").await?;
 
-    let annotation = [("nri-unpack/images", node.image.name().to_owned())];
-    let annotation = annotation
-        .each_ref()
-        .map(|(key, value)| (*key, value.as_str()));
+    let annotation = [("nri-unpack/images", node.image.name())];
     let pod = async {
         // The plugin dies under this hook; containerd lets the pod pass.
         let _ = node.cri.clone().run_pod(handler, &annotation).await;
     };
-    let midway = async {
-        loop {
-            let snapshots = node.store.snapshots(handler).await?;
-            let begun = snapshots
-                .iter()
-                .any(|s| s.key.starts_with("extract-nri-unpack"));
-            let committed = node.store.chain(handler, &node.image).await?.len();
-            if begun && committed >= 2 {
-                return Ok::<_, anyhow::Error>(committed);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let killed = async {
-        let committed = tokio::time::timeout(PATIENCE, midway).await??;
-        ensure!(
-            committed < node.image.layers.len(),
-            "the unpack was too quick to be met"
-        );
-        Ok(())
-    };
     let mut plugin = node.plugin.take().expect("serving");
     let kill = async {
-        let met = killed.await;
+        let met = tokio::time::timeout(PATIENCE, held.came()).await;
         plugin.kill();
-        met
+        met?
     };
     let ((), met) = tokio::join!(pod, kill);
     met?;
+    drop(held);
+    let committed = node.store.chain(handler, &node.image).await?.len();
+    ensure!(committed == 2, "{committed} layers");
     let leases = node.store.leases().await?;
     ensure!(
         leases.keys().any(|id| id.starts_with("nri-unpack")),

@@ -127,7 +127,12 @@ impl Node {
     /// Starts the plugin by itself and waits until it is of use; `more` is added to its
     /// configuration.
     pub(crate) async fn serve(&mut self, more: &str) -> Result<()> {
-        let plugin = Plugin::start(&self.lab, PROGRAM, &self.config(more))?;
+        self.serve_config(&self.config(more)).await
+    }
+
+    /// The same with this configuration.
+    pub(crate) async fn serve_config(&mut self, config: &str) -> Result<()> {
+        let plugin = Plugin::start(&self.lab, PROGRAM, config)?;
         self.log = plugin.log().clone();
         self.plugin = Some(plugin);
         self.log.wait_for(RESOLVED, PATIENCE).await?;

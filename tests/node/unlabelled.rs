@@ -1,10 +1,12 @@
 //! What containerd unpacked without labels is found, and repaired in place by the hook of the very
 //! container that caused it, before it starts.
 
-use anyhow::{Result, ensure};
-use lab::Version;
+use std::time::Duration;
 
-use crate::support::{LaunchedBy, Node, handler};
+use anyhow::{Result, ensure};
+use lab::{Tap, Version};
+
+use crate::support::{LaunchedBy, Node, PATIENCE, handler};
 
 async fn repaired_in_place(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
@@ -61,20 +63,41 @@ async fn existing_containers_are_synchronized() -> Result<()> {
     node.wait_labelled("erofs").await
 }
 
-/// A ready image costs its container one round trip to containerd.
+/// A ready image costs its container one round trip to containerd: of all calls that go there from
+/// before the creation until after it, one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ready_image_costs_one_round_trip() -> Result<()> {
     for version in Version::ALL {
-        let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+        let mut node = Node::start(version).await?;
+        node.tap = Some(Tap::start(&node.lab)?);
+        node.serve("").await?;
         let (handler, image) = (handler(version), node.image.name().to_owned());
         let pod = node.cri.run_pod(handler, &[]).await?;
-        for _ in 0..11 {
-            node.cri.create_container(&pod, &image, &[], &[]).await?;
+        node.cri.create_container(&pod, &image, &[], &[]).await?;
+        node.log.wait_for("looked at all images", PATIENCE).await?;
+        node.assert_nothing_left(handler).await?;
+        let calls = || node.tap.as_ref().map(Tap::calls).unwrap_or_default();
+        // Until what the first has begun is over.
+        let mut before = calls();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = calls();
+            if now.len() == before.len() {
+                break;
+            }
+            before = now;
+        }
+        for _ in 0..10 {
+            let before = calls().len();
+            let mut cri = node.cri.clone();
+            cri.create_container(&pod, &image, &[], &[]).await?;
+            let made = calls().split_off(before);
+            let [call] = &made[..] else {
+                anyhow::bail!("{version:?}: {made:#?}");
+            };
+            ensure!(call.path.ends_with("/Stat"), "{call:?}");
         }
         node.wait_for_lines("image is ready", 10).await?;
-        for line in node.log.lines_with("image is ready") {
-            println!("{line}");
-        }
     }
     Ok(())
 }

@@ -269,6 +269,7 @@ impl Containerd for Fake {
                     true => vec!["remap-ids".to_owned(), "rebase".to_owned()],
                     false => vec!["remap-ids".to_owned()],
                 },
+                exports: [("root".to_owned(), format!("/{name}"))].into(),
                 ..Snapshotter::default()
             };
             Ok(SNAPSHOTTERS.map(listed).to_vec())

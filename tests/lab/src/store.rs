@@ -176,6 +176,26 @@ impl Store {
         Ok(sorted(image.labels))
     }
 
+    /// Takes a label of an image record away.
+    ///
+    /// # Errors
+    /// containerd's own; `NotFound` if there is no such record.
+    pub async fn remove_image_label(&self, name: &str, label: &str) -> Result<(), Status> {
+        let request = namespaced(api::GetImageRequest {
+            name: name.to_owned(),
+        });
+        let mut image = self.client.images().get(request).await?.into_inner().image;
+        if let Some(image) = &mut image {
+            image.labels.remove(label);
+        }
+        let request = namespaced(api::UpdateImageRequest {
+            image,
+            ..Default::default()
+        });
+        self.client.images().update(request).await?;
+        Ok(())
+    }
+
     /// The labels of a blob.
     ///
     /// # Errors

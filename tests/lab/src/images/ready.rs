@@ -91,6 +91,18 @@ pub fn many_layers(name: &str, layers: usize) -> Result<Image> {
     large(name, layers, 16)
 }
 
+/// As many tiny layers on top of busybox, which no image of another name has: `/data/0` and so on, each with its number
+/// and the name in it.
+///
+/// # Errors
+/// When busybox cannot be had.
+pub fn own_layers(name: &str, layers: usize) -> Result<Image> {
+    let add = |image: Builder, n: usize| {
+        image.layer(Layer::new().file(&format!("data/{n}"), 0o644, format!("{n} of {name}\n")))
+    };
+    Ok((0..layers).fold(on_busybox(name)?, add).build())
+}
+
 /// An image of docker's first schema, as far as a store needs it: its name points at a manifest that has no config.
 pub fn schema1(name: &str) -> Image {
     let body =
