@@ -19,6 +19,9 @@ use crate::room::{self, Room};
 use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
 
+/// Until the second sweep: the last call of a process that was killed may end after the first.
+const SWEEP_SOON: Duration = Duration::from_secs(10);
+
 /// Between sweeps for what could not be taken away before. Such leftovers are rare and harmless.
 const SWEEP_EVERY: Duration = Duration::from_secs(5 * 60);
 
@@ -177,9 +180,9 @@ impl Node {
         self.in_session(async move {
             node.resolve_until_known().await;
             node.engine.forget();
-            loop {
+            for pause in std::iter::once(SWEEP_SOON).chain(std::iter::repeat(SWEEP_EVERY)) {
                 node.sweep().await;
-                tokio::time::sleep(SWEEP_EVERY).await;
+                tokio::time::sleep(pause).await;
             }
         });
     }
