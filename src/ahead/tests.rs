@@ -606,3 +606,38 @@ async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
     assert_eq!(name(), [NAME; 2]);
     assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
 }
+
+/// The work that began with the pull met a chain in use. When that is replaced, the image has its name.
+#[tokio::test(start_paused = true)]
+async fn what_is_replaced_later_is_named_as_it_is_then() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let by_digest = format!("r.example/app@{}", image.target.digest);
+    bench.fake.tag(&by_digest, image.target.clone());
+    let chain = only_chain(&image);
+    bench.fake.commit_unlabelled("nydus", &chain, None);
+    bench.fake.activate("nydus", "c", &chain);
+    let asked = Request {
+        want: Want::Image(by_digest),
+        snapshotter: "nydus".to_owned(),
+        urgency: Urgency::Arrived,
+    };
+    let met = bench.node.engine.ensure(asked).outcome().await.unwrap_err();
+    bench.node.engine.replace_if_in_use(&met, "nydus");
+    bench.fake.collect_container("nydus", "c");
+    settle().await;
+    let all = bench.fake.all("nydus");
+    let replaced = all.iter().find(|s| s.name == chain).unwrap();
+    let name = replaced.labels.get(IMAGE_REF).map(String::as_str);
+    assert_eq!(name, Some(NAME), "{met}");
+}
+
+/// A call of a process that was killed ends after its successor has swept.
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_process_leaves_late_is_taken_away() {
+    let bench = Bench::begun(Fake::default(), "", |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.lease("nri-unpack-1", Labels::new(), &[]);
+    settle().await;
+    assert_eq!(bench.fake.lease_ids(), [""; 0]);
+}

@@ -334,8 +334,10 @@ impl Engine {
             if n == TRIES_UNSAID {
                 log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
             }
+            // It may have been known by its digest alone when it was asked for.
+            let name = self.resolver.best_name(&image).await;
             let request = Request {
-                want: Want::Image(image.clone()),
+                want: Want::Image(name.unwrap_or_else(|| image.clone())),
                 snapshotter: snapshotter.clone(),
                 urgency: Urgency::Background,
             };

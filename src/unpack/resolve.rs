@@ -100,6 +100,13 @@ impl Resolver {
         Ok(target)
     }
 
+    /// The name that an image's labels should carry, whatever it was asked for by.
+    pub(super) async fn best_name(&self, asked: &str) -> Option<String> {
+        let image = image::find(self.containerd(), asked).await.ok()?;
+        let names = self.names(&image).await.ok()?;
+        image::name_for_labels(None, &names)
+    }
+
     /// The target of a look, which changes nothing: how an image stands does not depend on the name
     /// that its labels carry, and whether the guest pulls shows in the snapshots that are there. And
     /// whether it is left to containerd: then it lacks no label.
