@@ -2,11 +2,12 @@
 //! `UPDATE_DOCS=1 cargo test --test node screens` makes anew.
 //!
 //! The terminal is one of tmux, in a mount namespace where this test's containerd is at the usual
-//! places, so that what is shown has no path of the machine that it was taken on.
+//! places, so that what is shown has no path of the machine that it was taken on; and in a pid namespace,
+//! so that no plugin of another test is seen.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -38,13 +39,16 @@ touch /run/containerd/containerd.sock /run/nri/nri.sock
 mount --bind "$NRI_DIRECTORY/containerd.sock" /run/containerd/containerd.sock
 mount --bind "$NRI_DIRECTORY/nri.sock" /run/nri/nri.sock
 export PATH="$LAB/bin:$PATH" PS1='# ' TERM=xterm-256color LC_ALL=C.UTF-8
-exec tmux -S "$TMUX_SOCKET" -f /dev/null new-session -d -x "$COLUMNS_WANTED" -y "$LINES_WANTED" \
+tmux -S "$TMUX_SOCKET" -f /dev/null new-session -d -x "$COLUMNS_WANTED" -y "$LINES_WANTED" \
     'env -i PATH="$PATH" PS1="# " TERM=xterm-256color LC_ALL=C.UTF-8 HOME=/ sh'
+exec sleep infinity
 "##;
 
 /// A terminal of so many columns, on this node.
 struct Terminal {
     socket: PathBuf,
+    /// The first process of the pid namespace lives as long as this does.
+    unshare: Child,
 }
 
 impl Terminal {
@@ -52,8 +56,9 @@ impl Terminal {
         let directory = node.lab.path(&format!("terminal-{columns}"));
         std::fs::create_dir_all(&directory)?;
         let socket = node.lab.socket_path(&format!("tmux-{columns}.sock"))?;
-        let output = Command::new("unshare")
-            .args(["--mount", "sh", "-c", AT_THE_USUAL_PLACES])
+        let mut unshare = Command::new("unshare")
+            .args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
+            .args(["sh", "-c", AT_THE_USUAL_PLACES])
             .env("LAB", &directory)
             .env("CONFIG", node.lab.config())
             .env("PROGRAM", PROGRAM)
@@ -62,10 +67,18 @@ impl Terminal {
             .env("TMUX_SOCKET", &socket)
             .env("COLUMNS_WANTED", columns.to_string())
             .env("LINES_WANTED", LINES.to_string())
-            .output()
+            .spawn()
             .context("running unshare")?;
-        ensure!(output.status.success(), "no terminal: {output:?}");
-        let terminal = Self { socket };
+        let began = Instant::now();
+        while !socket.exists() {
+            let ended = unshare.try_wait()?;
+            ensure!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "no terminal: {ended:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let terminal = Self { socket, unshare };
         terminal.wait(|screen| screen.trim_end() == PROMPT.trim_end())?;
         Ok(terminal)
     }
@@ -116,8 +129,9 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // The only session goes, and the server with it.
-        let _ = self.tmux(&["kill-server"]);
+        // With it goes everything in its namespace.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
     }
 }
 
