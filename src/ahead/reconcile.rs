@@ -135,6 +135,7 @@ async fn reconcile(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::E
     // Pods wait for the pinned ones, and the engine looks at each: they do not wait for the others.
     let pinned = work(ahead, pinned(ahead, &places, &known));
     let (pinned, scan) = futures::join!(pinned, scan(ahead, &places, &known, said, &mut tally));
+    ahead.left.store(tally.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
         let key = (worked.image.as_str(), worked.place.snapshotter.as_str());
         worked.state = scan.pinned.get(&key).copied();
@@ -143,7 +144,6 @@ async fn reconcile(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::E
     for worked in work(ahead, scan.pieces).await {
         count(&mut tally, said, worked);
     }
-    ahead.left.store(tally.has_left(), Ordering::Relaxed);
     Ok(tally.say(said, started))
 }
 

@@ -1,6 +1,7 @@
 //! containerd's events, turned into arrivals. The stream is asked for again whenever it breaks, and a
 //! reconcile finds what was missed meanwhile.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +40,14 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             ahead.queue.reconcile();
         };
         let mut heard = false;
-        let listening = listen(&ahead, &mut heard);
-        let (ended, ()) = futures::join!(listening, subscribed);
+        let ended = {
+            let mut listening = pin!(listen(&ahead, &mut heard));
+            // One that has failed by then has not begun.
+            tokio::select! {
+                ended = &mut listening => ended,
+                () = subscribed => listening.await,
+            }
+        };
         match ended {
             Ok(()) => log::debug!("containerd's events ended"),
             Err(e) => log::debug!(error:% = e; "containerd's events broke off"),

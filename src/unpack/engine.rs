@@ -38,6 +38,9 @@ const REPLACE_PAUSE: Duration = Duration::from_secs(10);
 /// Tries to replace a chain in use before that is said: with those pauses, some minutes.
 const TRIES_UNSAID: usize = 30;
 
+/// Between tries after that: a container may run for months, and each try lists all snapshots.
+const SELDOM: Duration = Duration::from_secs(5 * 60);
+
 /// What the labels of an image's layers are to be in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Labelling {
@@ -330,6 +333,7 @@ impl Engine {
 
     async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
         for (n, pause) in retry::pauses_up_to(REPLACE_PAUSE).enumerate() {
+            let pause = if n > TRIES_UNSAID { SELDOM } else { pause };
             tokio::time::sleep(pause).await;
             if n == TRIES_UNSAID {
                 log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
@@ -454,6 +458,8 @@ impl Engine {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&key) {
             flight.hurry.raise_to(hurry);
+            self.gate.wake();
+            self.layers.gate.wake();
             let ticket = flight.ticket.clone();
             return if flight.config == target.manifest.config {
                 Joined::Ours(ticket)

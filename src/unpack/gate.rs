@@ -106,6 +106,11 @@ impl Gate {
         drop(lock(&self.0));
     }
 
+    /// Somebody who waits may be in more of a hurry than before, and may take what is free now.
+    pub(super) fn wake(&self) {
+        admit(&self.0);
+    }
+
     /// Waits for a place. Cancel safe: a place that nobody takes goes to the next.
     pub(super) async fn enter(&self, hurry: &Hurry) -> Option<Place> {
         let (sender, receiver) = oneshot::channel();
@@ -213,6 +218,18 @@ mod tests {
         drop(two);
         assert!(waits.as_mut().now_or_never().is_none());
         drop(one);
+        assert!(waits.now_or_never().flatten().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_becomes_urgent_takes_the_place_that_was_left_free() {
+        let gate = Gate::new(2);
+        let _one = gate.enter(&hurry(Urgency::Background)).await;
+        let second = hurry(Urgency::Background);
+        let mut waits = Box::pin(gate.enter(&second));
+        assert!(waits.as_mut().now_or_never().is_none());
+        second.raise_to(&hurry(Urgency::Creation));
+        gate.wake();
         assert!(waits.now_or_never().flatten().is_some());
     }
 

@@ -32,6 +32,9 @@ const EXPIRE: &str = "containerd.io/gc.expire";
 /// as long.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What stands for a part of an owner that could not be read.
+const UNKNOWN: &str = "unknown";
+
 /// Whose leases a process makes, and may take for dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -287,20 +290,27 @@ struct Owner {
 
 impl Owner {
     fn this_process(role: Role) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let boot = boot.map(|id| id.trim().to_owned());
+        let namespace = std::fs::read_link("/proc/self/ns/pid").ok();
+        let namespace = namespace.map(|link| link.to_string_lossy().into_owned());
+        let unknown = || UNKNOWN.to_owned();
         let pid = std::process::id();
         Self {
             role,
-            boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
-            namespace: namespace.to_string_lossy().into_owned(),
+            boot: boot.unwrap_or_else(unknown),
+            namespace: namespace.unwrap_or_else(unknown),
             pid,
             started: start_time(pid).unwrap_or_default(),
         }
     }
 
-    /// Whether what `other` left may be taken away by this process.
+    /// Whether what `other` left may be taken away by this process. Where either could not tell who it
+    /// is (a part of `/proc` is hidden), nobody is taken for dead.
     fn may_sweep(&self, other: &Owner) -> bool {
+        if !self.is_known() || !other.is_known() {
+            return false;
+        }
         if other.boot != self.boot {
             return true;
         }
@@ -309,6 +319,11 @@ impl Owner {
             return is_me || start_time(other.pid) != Some(other.started);
         }
         self.role == Role::Daemon && other.role == Role::Daemon
+    }
+
+    fn is_known(&self) -> bool {
+        let is_told = |word: &str| word != UNKNOWN;
+        is_told(&self.boot) && is_told(&self.namespace) && self.started > 0
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -388,6 +403,8 @@ mod tests {
             (of("earlier", &me.namespace, Role::Command), true),
             (of(&me.boot, "pid:[1]", Role::Command), false),
             (of(&me.boot, "pid:[1]", Role::Daemon), true),
+            (of(UNKNOWN, &me.namespace, Role::Daemon), false),
+            (of("earlier", UNKNOWN, Role::Daemon), false),
         ] {
             assert_eq!(me.may_sweep(&other), swept, "{other}");
         }
