@@ -607,29 +607,50 @@ async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
     assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
 }
 
-/// The work that began with the pull met a chain in use. When that is replaced, the image has its name.
+/// The work that began with the pull met a chain in use, whose lower layers are its own. When a container
+/// is moved, and when the others are replaced, the image has its name.
 #[tokio::test(start_paused = true)]
 async fn what_is_replaced_later_is_named_as_it_is_then() {
     let bench = Bench::on(Fake::default(), "").await;
-    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let image = bench.fake.image(NAME, 2);
     let by_digest = format!("r.example/app@{}", image.target.digest);
     bench.fake.tag(&by_digest, image.target.clone());
-    let chain = only_chain(&image);
-    bench.fake.commit_unlabelled("nydus", &chain, None);
-    bench.fake.activate("nydus", "c", &chain);
-    let asked = Request {
-        want: Want::Image(by_digest),
-        snapshotter: "nydus".to_owned(),
-        urgency: Urgency::Arrived,
+    let ensure = || async {
+        let asked = Request {
+            want: Want::Image(by_digest.clone()),
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(asked).outcome().await
     };
-    let met = bench.node.engine.ensure(asked).outcome().await.unwrap_err();
+    ensure().await.unwrap();
+    let layers = bench.fake.all("nydus");
+    let lower = layers.iter().find(|s| s.parent.is_none()).unwrap();
+    let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
+    bench.fake.forget("nydus", &top.name);
+    let (lower, top) = (lower.name.as_str(), top.name.as_str());
+    bench.fake.commit_unlabelled("nydus", top, Some(lower));
+    bench.fake.activate("nydus", "c", top);
+    // The lower one stays.
+    bench.fake.activate("nydus", "other", lower);
+    let met = ensure().await.unwrap_err();
     bench.node.engine.replace_if_in_use(&met, "nydus");
+    // The hook of the container comes, which is moved onto a chain that the guest pulls by the tag.
+    let asked = Request {
+        want: Want::Container {
+            key: "c".to_owned(),
+            chain: top.to_owned(),
+            name: Some(NAME.to_owned()),
+        },
+        snapshotter: "nydus".to_owned(),
+        urgency: Urgency::Creation,
+    };
+    bench.node.engine.ensure(asked).outcome().await.unwrap_err();
     bench.fake.collect_container("nydus", "c");
     settle().await;
-    let all = bench.fake.all("nydus");
-    let replaced = all.iter().find(|s| s.name == chain).unwrap();
-    let name = replaced.labels.get(IMAGE_REF).map(String::as_str);
-    assert_eq!(name, Some(NAME), "{met}");
+    let layers = bench.fake.all("nydus");
+    let names = layers.iter().filter_map(|s| s.labels.get(IMAGE_REF));
+    assert_eq!(names.collect::<Vec<_>>(), [NAME; 3], "{met}");
 }
 
 /// A call of a process that was killed ends after its successor has swept.

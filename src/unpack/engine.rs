@@ -340,12 +340,19 @@ impl Engine {
             }
             // It may have been known by its digest alone when it was asked for.
             let name = self.resolver.best_name(&image).await;
+            let name = name.unwrap_or_else(|| image.clone());
             let request = Request {
-                want: Want::Image(name.unwrap_or_else(|| image.clone())),
+                want: Want::Image(name.clone()),
                 snapshotter: snapshotter.clone(),
                 urgency: Urgency::Background,
             };
-            match self.ensure(request).outcome().await {
+            let outcome = self.ensure(request).outcome().await;
+            if outcome.is_ok()
+                && let Err(e) = self.name_layers(&name, &snapshotter).await
+            {
+                log::debug!(image = name, snapshotter, error:% = e; "labels may name the image by its digest");
+            }
+            match outcome {
                 // Somebody else was quicker.
                 Ok(Done {
                     action: Action::None,

@@ -6,9 +6,10 @@
 //! label `containerd.io/snapshot.ref` asks for.
 
 use crate::containerd::{self, Containerd, Labels};
-use crate::image::{Manifest, SNAPSHOT_REF};
+use crate::image::{IMAGE_REF, Manifest, SNAPSHOT_REF};
 
 use super::lease::Lease;
+use super::naming::is_from_the_pull;
 use super::profile::is_proxied;
 
 /// What the names of private chains begin with; the chain id follows.
@@ -37,7 +38,7 @@ impl Guest<'_> {
     /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind.
     pub(super) async fn pulls(&self) -> Result<bool, containerd::Error> {
         let name = self.lease.probe_name();
-        let proxied = self.prepare(&name).await?;
+        let proxied = self.prepare(&name).await?.is_some();
         if proxied {
             self.lease
                 .remove(self.containerd, self.snapshotter, &name)
@@ -47,7 +48,7 @@ impl Guest<'_> {
     }
 
     /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
-    /// it goes with the image. `None` where the snapshotter does not leave the image to the guest.
+    /// it goes with the image. One that was made while the image was being pulled gets its name. `None` where the snapshotter does not leave the image to the guest.
     pub(super) async fn private_chain(
         &self,
         manifest: &Manifest,
@@ -56,8 +57,16 @@ impl Guest<'_> {
             return Ok(None);
         };
         let name = private_name(chain_id);
-        if !self.prepare(&name).await? {
+        let Some(found) = self.prepare(&name).await? else {
             return Ok(None);
+        };
+        if is_from_the_pull(&found, self.labels, &manifest.digest) {
+            let image = self.labels.get_key_value(IMAGE_REF);
+            let image = image.map(|(key, value)| (key.clone(), value.clone()));
+            let (snapshotter, image) = (self.snapshotter, image.into_iter().collect());
+            self.containerd
+                .label_snapshot(snapshotter, &name, image)
+                .await?;
         }
         let anchor = format!(
             "containerd.io/gc.ref.snapshot.{}/nri-unpack",
@@ -68,8 +77,9 @@ impl Guest<'_> {
         Ok(Some(name))
     }
 
-    /// Whether the snapshot `name` stands committed and left to the guest after this.
-    async fn prepare(&self, name: &str) -> Result<bool, containerd::Error> {
+    /// The labels of the snapshot `name`, which stands committed and left to the guest after this; `None`
+    /// where it does not.
+    async fn prepare(&self, name: &str) -> Result<Option<Labels>, containerd::Error> {
         let mut labels = self.labels.clone();
         labels.insert(SNAPSHOT_REF.to_owned(), name.to_owned());
         let key = self.lease.extraction_key(name);
@@ -81,11 +91,11 @@ impl Guest<'_> {
         {
             Ok(_) => {
                 self.lease.remove(self.containerd, snapshotter, &key).await;
-                Ok(false)
+                Ok(None)
             }
             Err(e) if e.already_exists() => {
                 let snapshot = self.containerd.stat(snapshotter, name).await?;
-                Ok(is_proxied(&snapshot.labels))
+                Ok(Some(snapshot.labels).filter(is_proxied))
             }
             Err(e) => Err(e),
         }

@@ -30,7 +30,7 @@ pub(super) async fn name_layers(
 
 /// Whether the image is found named by the digest of its manifest, and wanted by another name of the same
 /// repository.
-fn is_from_the_pull(found: &Labels, wanted: &Labels, manifest: &str) -> bool {
+pub(super) fn is_from_the_pull(found: &Labels, wanted: &Labels, manifest: &str) -> bool {
     let (Some(found), Some(wanted)) = (found.get(IMAGE_REF), wanted.get(IMAGE_REF)) else {
         return false;
     };
