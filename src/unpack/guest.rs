@@ -48,7 +48,8 @@ impl Guest<'_> {
     }
 
     /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
-    /// it goes with the image. One that was made while the image was being pulled gets its name. `None` where the snapshotter does not leave the image to the guest.
+    /// it goes with the image. One that was made while the image was being pulled gets its name. `None`
+    /// where the snapshotter does not leave the image to the guest.
     pub(super) async fn private_chain(
         &self,
         manifest: &Manifest,

@@ -128,7 +128,9 @@ async fn the_snapshotter_comes_back_with_what_it_had() {
     nydus.restart().await.expect_err("it still runs");
     nydus.kill();
     let gone = store.chain("nydus", &app).await.unwrap_err();
-    assert!(gone.message().contains("connection refused"), "{gone}");
+    // The call may meet the connection's end before it meets nobody.
+    let words = ["connection refused", "EOF"];
+    assert!(words.iter().any(|it| gone.message().contains(it)), "{gone}");
     let later = nydus.log().from_now();
     nydus.restart().await.unwrap();
     assert!(!later.text().is_empty());
