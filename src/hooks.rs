@@ -209,10 +209,10 @@ impl Session {
                 Some(Err(e)) => self.node.engine.replace_if_in_use(e, &snapshotter),
                 None => {}
             }
-            if !matches!(outcome, Some(Ok(_))) {
+            let (of_image, did, why) = prepared(&outcome);
+            if matches!(of_image, Verdict::LetPass | Verdict::GoesOn) {
                 verdict = Verdict::LetPass;
             }
-            let (verdict, did, why) = prepared(&outcome);
             let decision = Decision {
                 hook: Hook::RunPodSandbox,
                 pod,
@@ -221,7 +221,7 @@ impl Session {
                 snapshotter: &snapshotter,
                 state: found(&ticket, &outcome),
                 did,
-                verdict,
+                verdict: of_image,
                 took: started.elapsed(),
                 why: &why,
             };

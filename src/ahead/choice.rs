@@ -1,4 +1,5 @@
-//! What becomes of an image in a snapshotter in which it is wanted ahead. Does no I/O.
+//! What becomes of an image in a snapshotter in which it is wanted ahead, unless it is pinned: those are made
+//! ready in any case. Does no I/O.
 
 use crate::unpack::{Look, State};
 
@@ -24,13 +25,13 @@ pub(super) enum Choice {
 }
 
 /// How an image looks in a snapshotter that holds so many snapshots, and what becomes of it.
-pub(super) fn choice(look: &Look, is_pinned: bool, held: usize) -> Choice {
+pub(super) fn choice(look: &Look, held: usize) -> Choice {
     let more = look.layers.saturating_sub(look.committed);
     match look.state {
         _ if look.left_out => Choice::LeftOut,
         State::Ready => Choice::Ready,
         // What adds no snapshot fits always: labels that are absent, an anchor.
-        _ if more > 0 && held >= MAX_SNAPSHOTS && !is_pinned => Choice::TooMany,
+        _ if more > 0 && held >= MAX_SNAPSHOTS => Choice::TooMany,
         _ => Choice::Make { more },
     }
 }
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshotter_that_holds_many_gets_repairs_and_pinned_images_only() {
+    fn a_snapshotter_that_holds_many_gets_repairs_only() {
         let look = |state, committed| Look {
             manifest: String::new(),
             state,
@@ -56,19 +57,17 @@ mod tests {
         let (missing, partial) = (look(State::Missing, 0), look(State::Partial, 3));
         let (unlabelled, ready) = (look(State::Unlabelled, 5), look(State::Ready, 5));
         let (under, full) = (MAX_SNAPSHOTS - 1, MAX_SNAPSHOTS);
-        for (look, is_pinned, held, expected) in [
-            (&missing, false, 0, Choice::Make { more: 5 }),
-            (&missing, false, under, Choice::Make { more: 5 }),
-            (&missing, false, full, Choice::TooMany),
-            (&missing, true, full, Choice::Make { more: 5 }),
-            (&partial, false, full, Choice::TooMany),
-            (&partial, true, full + 1, Choice::Make { more: 2 }),
-            (&unlabelled, false, full, Choice::Make { more: 0 }),
-            (&ready, false, full, Choice::Ready),
-            (&left_out, true, 0, Choice::LeftOut),
+        for (look, held, expected) in [
+            (&missing, 0, Choice::Make { more: 5 }),
+            (&missing, under, Choice::Make { more: 5 }),
+            (&missing, full, Choice::TooMany),
+            (&partial, full, Choice::TooMany),
+            (&unlabelled, full, Choice::Make { more: 0 }),
+            (&ready, full, Choice::Ready),
+            (&left_out, 0, Choice::LeftOut),
         ] {
-            let found = choice(look, is_pinned, held);
-            assert_eq!(found, expected, "{look:?}, pinned {is_pinned}, {held}");
+            let found = choice(look, held);
+            assert_eq!(found, expected, "{look:?}, {held}");
         }
     }
 }

@@ -253,7 +253,7 @@ async fn scan<'a>(
             scan.pinned.insert(key, look.state);
             continue;
         }
-        match choice(&look, known.is_pinned, *held) {
+        match choice(&look, *held) {
             Choice::LeftOut => {}
             Choice::Ready => tally.ready(snapshotter),
             Choice::TooMany => tally.left(snapshotter, look.state),

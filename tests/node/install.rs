@@ -292,7 +292,7 @@ fn a_program_that_a_unit_cannot_start() -> Result<()> {
     let root = Root::new()?;
     for program in [
         "/home/me/nri-unpack",
-        "/root/nri-unpack",
+        "/var/tmp/nri-unpack",
         "/tmp/x/nri-unpack",
     ] {
         let arguments = ["--launched-by", "systemd", "--program", program];
