@@ -82,6 +82,28 @@ impl Node {
         Ok(took)
     }
 
+    /// A pod of the handler, and one of the default.
+    async fn pods(&mut self, handler: &str) -> Result<[Pod; 2]> {
+        Ok([
+            self.cri.run_pod(handler, &[]).await?,
+            self.cri.run_pod("", &[]).await?,
+        ])
+    }
+
+    /// How long a creation in each pod takes. Whoever comes first warms what both read.
+    async fn creations(
+        &mut self,
+        pods: &[Pod; 2],
+        image: &Image,
+        in_order: bool,
+    ) -> Result<[Duration; 2]> {
+        let mut took = [Duration::ZERO; 2];
+        for i in if in_order { [0, 1] } else { [1, 0] } {
+            took[i] = self.creation(&pods[i], image).await?;
+        }
+        Ok(took)
+    }
+
     /// How long a pod and its container take, each.
     pub(crate) async fn pod(&mut self, handler: &str, image: &str) -> Result<(Duration, Duration)> {
         let began = Instant::now();
@@ -95,44 +117,60 @@ impl Node {
     }
 }
 
-/// The first container of an image that was pulled a while before.
+/// The first container of an image that was pulled a while before; and what a snapshotter takes for
+/// that by itself, on a node without the plugin where a command has made the image ready.
 async fn first_containers(version: Version) -> Result<()> {
     let handler = handler(version);
     let (mut with, mut without) = pair(version, ALL).await?;
-    let ours = with.cri.run_pod(handler, &[]).await?;
-    let default = with.cri.run_pod("", &[]).await?;
-    let theirs = without.cri.run_pod(handler, &[]).await?;
-    let [mut ahead, mut first, mut on_demand] = [const { Vec::new() }; 3];
+    let pods = [with.pods(handler).await?, without.pods(handler).await?];
+    let [
+        mut ahead,
+        mut default,
+        mut alone,
+        mut default_alone,
+        mut on_demand,
+    ] = [const { Vec::new() }; 5];
     for n in 0..FIRST {
         with.image = image(n);
         let image = with.image.clone();
         with.pull(&image).await?;
         with.wait_labelled(handler).await?;
         with.assert_nothing_left(handler).await?;
-        // Whoever comes first warms what both read.
-        if n % 2 == 0 {
-            first.push(with.creation(&default, &image).await?);
-            ahead.push(with.creation(&ours, &image).await?);
-        } else {
-            ahead.push(with.creation(&ours, &image).await?);
-            first.push(with.creation(&default, &image).await?);
-        }
+        let [ours, theirs] = with.creations(&pods[0], &image, n % 2 == 0).await?;
+        ahead.push(ours);
+        default.push(theirs);
+
         without.pull(&image).await?;
-        on_demand.push(without.creation(&theirs, &image).await?);
+        without.ensure_ready(&image, handler)?;
+        let [ours, theirs] = without.creations(&pods[1], &image, n % 2 == 0).await?;
+        alone.push(ours);
+        default_alone.push(theirs);
+
+        let image = self::image(FIRST + n);
+        without.pull(&image).await?;
+        on_demand.push(without.creation(&pods[1][0], &image).await?);
     }
+    let on_default = "the default";
     for (what, times) in [
-        (handler, &ahead),
-        ("default", &first),
-        ("on demand, without the plugin", &on_demand),
+        (handler.to_owned(), &ahead),
+        (on_default.to_owned(), &default),
+        (format!("without the plugin, {handler}"), &alone),
+        (format!("without the plugin, {on_default}"), &default_alone),
+        (
+            format!("without the plugin, {handler} on demand"),
+            &on_demand,
+        ),
     ] {
         println!("{version:?}, {what}: {}", percentiles(times.clone())?);
     }
     for (what, percent) in [("medians", 50), ("p99", 99)] {
-        let of = |times: &[Duration]| at(times, percent).as_secs_f64();
+        let ratio = |a: &[Duration], b| at(a, percent).as_secs_f64() / at(b, percent).as_secs_f64();
         println!(
-            "{version:?}, {what}: {handler} / default {:.2}, on demand / {handler} {:.1}",
-            of(&ahead) / of(&first),
-            of(&on_demand) / of(&ahead)
+            "{version:?}, {what}: {handler} / default {:.2}, without the plugin {:.2}; \
+             on demand / {handler} {:.1}",
+            ratio(&ahead, &default),
+            ratio(&alone, &default_alone),
+            ratio(&on_demand, &ahead)
         );
     }
     let known = with.log.lines_with("image is ready pod=").len();

@@ -2,9 +2,12 @@
 //! comes while the plugin hears nothing, a handler that uses another snapshotter than before.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_cri::v1::ContainerState;
 use lab::{Image, PAUSE, Remote, Version, images};
+use tokio::time::Instant;
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
@@ -135,13 +138,13 @@ async fn init_container(version: Version) -> Result<()> {
         node.wait_image(image, handler).await?;
     }
     let pod = node.cri.run_pod(handler, &[]).await?;
-    for image in &images {
-        let name = image.name();
-        let container = node
-            .cri
-            .create_container(&pod, name, &[], &["sh", "-c", "exit 0"]);
+    for (image, command) in images.iter().zip([&["sh", "-c", "exit 0"][..], &[]]) {
+        let container = node.cri.create_container(&pod, image.name(), &[], command);
         let container = container.await?;
         node.cri.start_container(&container).await?;
+        if !command.is_empty() {
+            node.wait_exited(&container).await?;
+        }
     }
     node.wait_for_lines("image is ready pod=", images.len())
         .await?;
@@ -160,6 +163,19 @@ async fn an_init_container_on_2_1() -> Result<()> {
 }
 
 impl Node {
+    async fn wait_exited(&mut self, container: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.cri.container_status(container).await?;
+            if status.state() == ContainerState::ContainerExited {
+                ensure!(status.exit_code == 0, "{status:?}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "goes on: {status:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     async fn pull_new(&mut self, n: usize) -> Result<Image> {
         let image = image(2, n);
         self.registry.push(&image).await?;
@@ -190,7 +206,7 @@ async fn lost(version: Version) -> Result<()> {
     let log = node.log.from_now();
     let new = node.pull_new(0).await?;
     match version {
-        Version::V1_7 => tokio::time::sleep(std::time::Duration::from_secs(2)).await,
+        Version::V1_7 => tokio::time::sleep(Duration::from_secs(2)).await,
         Version::V2_1 => node.wait_image(&new, "native").await?,
     }
     ensure!(node.store.chain(handler, &new).await?.is_empty());
