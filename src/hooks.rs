@@ -3,6 +3,7 @@
 //! A hook holds the whole node. It never works itself: it asks, waits for a bounded time, and
 //! answers; the work goes on in the engine. Where anything is in doubt it lets the pod pass.
 
+mod creation;
 mod decision;
 #[cfg(test)]
 mod tests;
@@ -24,11 +25,11 @@ use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Unready};
 use crate::unpack::{
-    Action, Done, Error, Move, Outcome, Progress, Request, Standing, State, Swapped, Ticket, Until,
-    Urgency, Want,
+    Error, Move, Outcome, Request, Standing, State, Swapped, Ticket, Until, Urgency, Want,
 };
 
-use decision::{Decision, Did, Hook, Name, Verdict};
+use creation::Creation;
+use decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -37,13 +38,6 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 /// What is left of the runtime's request timeout for the answer's way back through a busy node.
 /// Past the timeout containerd cuts the plugin off.
 pub const MARGIN: Duration = Duration::from_millis(100);
-
-/// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
-/// 1,024 characters.
-const MAX_REJECTION: usize = 1024;
-
-/// Most decisions are taken without.
-const NOTHING: Did = Did::Chain(Action::None);
 
 /// Opens the node when the runtime has said who it is: where containerd launched the plugin, its
 /// configuration comes along.
@@ -191,8 +185,10 @@ impl Session {
     async fn run_pod_sandbox(&self, pod: &Pod) {
         let started = Instant::now();
         let deadline = started + self.wait();
-        let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
-            return;
+        let snapshotter = match self.snapshotter(pod, deadline).await {
+            Ok(Some(snapshotter)) => snapshotter,
+            Ok(None) => return,
+            Err(why) => return unresolved(Hook::RunPodSandbox, pod, None, started, &why),
         };
         let wants = self.wants(pod, &snapshotter);
         let ask = |want: Want| {
@@ -248,8 +244,13 @@ impl Session {
         if let Some(image) = image_name(container) {
             self.ahead.is_used(image);
         }
-        let Some(snapshotter) = self.snapshotter(pod, deadline).await else {
-            return Ok(());
+        let snapshotter = match self.snapshotter(pod, deadline).await {
+            Ok(Some(snapshotter)) => snapshotter,
+            Ok(None) => return Ok(()),
+            Err(why) => {
+                unresolved(Hook::CreateContainer, pod, Some(container), started, &why);
+                return Ok(());
+            }
         };
         let creation = Creation {
             pod,
@@ -362,20 +363,36 @@ impl Session {
         })
     }
 
-    /// The snapshotter of a pod that is ours to look after; `None` where it is to be let pass.
-    async fn snapshotter(&self, pod: &Pod, deadline: Instant) -> Option<String> {
+    /// The snapshotter of a pod that is ours to look after, `None` where it is not; why nobody knows.
+    async fn snapshotter(&self, pod: &Pod, deadline: Instant) -> Result<Option<String>, String> {
         if is_skipped(pod) {
-            return None;
+            return Ok(None);
         }
         let Some(handlers) = self.node.handlers_by(deadline).await else {
-            log::warn!(pod:% = Name(pod); "containerd has not said yet which snapshotter this pod uses; let pass");
-            return None;
+            return Err("containerd has not said yet what this pod's handler uses".to_owned());
         };
-        kept_snapshotter(&self.node.config(), &handlers, pod).unwrap_or_else(|e| {
-            log::error!(pod:% = Name(pod), error:% = e; "no snapshotter for this pod; let pass");
-            None
-        })
+        let kept = kept_snapshotter(&self.node.config(), &handlers, pod);
+        kept.map_err(|e| e.to_string())
     }
+}
+
+/// Lets a pod pass whose snapshotter nobody knows.
+fn unresolved(hook: Hook, pod: &Pod, container: Option<&Container>, started: Instant, why: &str) {
+    let took = started.elapsed();
+    hook.count(Verdict::Unresolved, took);
+    let decision = Decision {
+        hook,
+        pod,
+        container: container.map_or("", |container| &container.name),
+        image: container.and_then(image_name).unwrap_or_default(),
+        snapshotter: "",
+        state: None,
+        did: NOTHING,
+        verdict: Verdict::Unresolved,
+        took,
+        why,
+    };
+    decision.say();
 }
 
 /// What came of making one of a pod's images ready, by the deadline.
@@ -385,29 +402,6 @@ fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
         Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
         Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
         None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
-    }
-}
-
-/// What the chain was before anything was done about it.
-fn found(ticket: &Ticket, outcome: &Option<Outcome>) -> Option<State> {
-    let failed = || match outcome {
-        Some(Err(e)) => e.state(),
-        _ => None,
-    };
-    ticket.progress().found.or_else(failed)
-}
-
-fn done_is(done: &Done) -> Verdict {
-    match done.action {
-        Action::None => Verdict::Ready,
-        _ => Verdict::MadeReady,
-    }
-}
-
-fn what(done: &Done) -> String {
-    match done.action {
-        Action::None => "found ready".to_owned(),
-        action => format!("{} of {} layers {action}", done.layers_done, done.layers),
     }
 }
 
@@ -424,99 +418,6 @@ fn kept_snapshotter(
     let default = &handlers.default_snapshotter().value;
     let kept = policy::is_kept(config, snapshotter, default);
     Ok(kept.then(|| snapshotter.clone()))
-}
-
-/// A container that is being created.
-struct Creation<'a> {
-    pod: &'a Pod,
-    container: &'a Container,
-    snapshotter: &'a str,
-    started: Instant,
-}
-
-impl Creation<'_> {
-    /// One line and one count.
-    fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
-        let hook = Hook::CreateContainer;
-        let decision = Decision {
-            hook,
-            pod: self.pod,
-            container: &self.container.name,
-            image: image_name(self.container).unwrap_or_default(),
-            snapshotter: self.snapshotter,
-            state,
-            did,
-            verdict,
-            took: self.started.elapsed(),
-            why,
-        };
-        hook.count(verdict, decision.took);
-        decision.say();
-    }
-
-    /// The one place where a creation fails. `None` is an unpack that goes on.
-    fn verdict(
-        &self,
-        outcome: Option<Outcome>,
-        ticket: &Ticket,
-        unready: Unready,
-    ) -> HandlerResult {
-        let state = found(ticket, &outcome);
-        let why = match outcome {
-            Some(Ok(done)) => {
-                self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
-                return Ok(());
-            }
-            Some(Err(e)) if e.is_left_out() => {
-                self.say(Verdict::LeftOut, state, NOTHING, &e.to_string());
-                return Ok(());
-            }
-            // Nobody's image is at fault, and the creation will meet the same containerd.
-            Some(Err(e)) if e.unreachable().is_some() || matches!(&*e, Error::Stopped(_)) => {
-                return self.unready(Unready::Allow, state, &e.to_string());
-            }
-            Some(Err(e)) => e.to_string(),
-            None => match ticket.progress() {
-                Progress { layers: 0, .. } => "the unpack has not begun yet".to_owned(),
-                Progress {
-                    ready_layers,
-                    layers,
-                    ..
-                } => {
-                    format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
-                }
-            },
-        };
-        self.unready(unready, state, &why)
-    }
-
-    fn unready(&self, unready: Unready, state: Option<State>, why: &str) -> HandlerResult {
-        match unready {
-            Unready::Allow => {
-                self.say(Verdict::LetPass, state, NOTHING, why);
-                Ok(())
-            }
-            Unready::Reject => {
-                self.say(Verdict::Rejected, state, NOTHING, why);
-                Err(rejection(self.snapshotter, why).into())
-            }
-        }
-    }
-}
-
-/// What the kubelet shows of a rejected container. The reason may be long: its end is cut off.
-fn rejection(snapshotter: &str, why: &str) -> String {
-    let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
-    let end = "; the kubelet will try again";
-    let room = MAX_REJECTION.saturating_sub(begin.len() + end.len());
-    if why.len() <= room {
-        return format!("{begin}{why}{end}");
-    }
-    let cut = "…";
-    let room = room.saturating_sub(cut.len());
-    let whole = why.char_indices().map(|(at, _)| at);
-    let at = whole.take_while(|at| *at <= room).last().unwrap_or(0);
-    format!("{begin}{}{cut}{end}", &why[..at])
 }
 
 fn is_skipped(pod: &Pod) -> bool {

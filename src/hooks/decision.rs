@@ -8,7 +8,7 @@ use nri::Pod;
 
 use crate::logs;
 use crate::metrics;
-use crate::unpack::{Action, State};
+use crate::unpack::{Action, Done, Outcome, State, Ticket};
 
 /// Whose these lines are, whatever this file is called.
 const TARGET: &str = "nri_unpack::hooks";
@@ -29,11 +29,16 @@ pub(super) enum Verdict {
     Moved,
     LeftOut,
     Unseen,
+    /// Let pass, since nobody knows the snapshotter.
+    Unresolved,
     LetPass,
     /// Let pass, and the work goes on.
     GoesOn,
     Rejected,
 }
+
+/// Most decisions are taken without.
+pub(super) const NOTHING: Did = Did::Chain(Action::None);
 
 /// What was done before the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,7 @@ impl Verdict {
             Self::Moved => "moved",
             Self::LeftOut => "left_out",
             Self::Unseen => "unseen",
-            Self::LetPass | Self::GoesOn => "let_pass",
+            Self::Unresolved | Self::LetPass | Self::GoesOn => "let_pass",
             Self::Rejected => "rejected",
         }
     }
@@ -105,6 +110,7 @@ impl Verdict {
             (Self::LeftOut, CreateContainer) => (Level::Debug, "image left to containerd"),
             (Self::LeftOut, RunPodSandbox) => (Level::Info, "pod's image is left to containerd"),
             (Self::Unseen, _) => (Level::Warn, "container's snapshot not seen; let pass"),
+            (Self::Unresolved, _) => (Level::Warn, "pod's snapshotter not known; let pass"),
             (Self::LetPass | Self::GoesOn, CreateContainer) => {
                 (Level::Warn, "image not ready; let pass")
             }
@@ -112,6 +118,29 @@ impl Verdict {
             (Self::GoesOn, RunPodSandbox) => (Level::Info, "pod's image is still being unpacked"),
             (Self::Rejected, _) => (Level::Warn, "image not ready; rejected"),
         }
+    }
+}
+
+/// What the chain was before anything was done about it.
+pub(super) fn found(ticket: &Ticket, outcome: &Option<Outcome>) -> Option<State> {
+    let failed = || match outcome {
+        Some(Err(e)) => e.state(),
+        _ => None,
+    };
+    ticket.progress().found.or_else(failed)
+}
+
+pub(super) fn done_is(done: &Done) -> Verdict {
+    match done.action {
+        Action::None => Verdict::Ready,
+        _ => Verdict::MadeReady,
+    }
+}
+
+pub(super) fn what(done: &Done) -> String {
+    match done.action {
+        Action::None => "found ready".to_owned(),
+        action => format!("{} of {} layers {action}", done.layers_done, done.layers),
     }
 }
 
