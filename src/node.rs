@@ -143,6 +143,10 @@ impl Node {
     /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
     /// there, leaves our own and containerd's files.
     pub async fn resolve(&self) -> Result<Arc<Handlers>, containerd::Error> {
+        self.resolve_by(&self.config()).await
+    }
+
+    async fn resolve_by(&self, config: &Config) -> Result<Arc<Handlers>, containerd::Error> {
         let reported = match self.containerd.cri_config().await {
             Ok(reported) => reported,
             Err(e) if e.is_unreachable() => return Err(e),
@@ -151,9 +155,8 @@ impl Node {
                 None
             }
         };
-        let config = self.config();
         let file = FileConfig::read(config.containerd.config.as_ref());
-        let handlers = Handlers::resolve(&config, reported.as_deref(), Some(file));
+        let handlers = Handlers::resolve(config, reported.as_deref(), Some(file));
         Ok(Arc::new(handlers))
     }
 
@@ -188,17 +191,21 @@ impl Node {
     }
 
     async fn resolve_until_known(&self) {
-        let config = self.config();
-        let socket = &config.containerd.socket;
         let mut said = false;
         for pause in retry::pauses() {
+            let config = self.config();
+            let socket = &config.containerd.socket;
             let resolved = async {
-                let handlers = self.resolve().await?;
+                let handlers = self.resolve_by(&config).await?;
                 let problems = self.problems(&handlers).await?;
                 Ok::<_, containerd::Error>((handlers, problems))
             };
             match resolved.await {
-                Ok((handlers, problems)) => return self.know(handlers, &problems),
+                Ok((handlers, problems)) if self.know(&config, handlers.clone()) => {
+                    return say(&handlers, &problems);
+                }
+                // By a configuration that is not in force any more.
+                Ok(_) => continue,
                 Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
                 Err(e) => {
                     log::warn!(socket:%, error:% = e; "containerd does not answer: pods are let pass until it does; is containerd.socket right?");
@@ -215,17 +222,18 @@ impl Node {
         }
     }
 
-    fn know(&self, handlers: Arc<Handlers>, problems: &[String]) {
-        for problem in problems {
-            log::error!("{problem}");
-        }
-        for (handler, resolved) in handlers.iter() {
-            log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
-        }
-        self.handlers.send_replace(Known {
-            handlers: Some(handlers),
-            answer: Answer::Here,
-        });
+    /// Whether that configuration is still in force; else it is not known by these.
+    fn know(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
+        self.handlers.send_if_modified(|known| {
+            let is_in_force = Arc::ptr_eq(config, &self.config());
+            if is_in_force {
+                *known = Known {
+                    handlers: Some(handlers),
+                    answer: Answer::Here,
+                };
+            }
+            is_in_force
+        })
     }
 
     async fn sweep(&self) {
@@ -303,5 +311,14 @@ impl Node {
         self.tasks.close();
         self.tasks.wait().await;
         self.engine.close().await;
+    }
+}
+
+fn say(handlers: &Handlers, problems: &[String]) {
+    for problem in problems {
+        log::error!("{problem}");
+    }
+    for (handler, resolved) in handlers.iter() {
+        log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
     }
 }
