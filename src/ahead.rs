@@ -12,6 +12,7 @@ mod existing;
 mod pulls;
 mod queue;
 mod reconcile;
+mod schedule;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -72,7 +73,7 @@ impl Ahead {
         for arrivals in comes_out {
             node.in_session(arrivals::run(ahead.clone(), arrivals));
         }
-        node.in_session(reconcile::run(ahead.clone()));
+        node.in_session(schedule::run(ahead.clone()));
         ahead
     }
 
@@ -157,10 +158,21 @@ impl Ahead {
         }
     }
 
-    /// Whether a snapshotter is known to hold so many that nothing more is unpacked in it ahead.
-    fn is_full_enough(&self, snapshotter: &str) -> bool {
+    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. What was counted
+    /// since the last listing is too much, with several who ask for one image, and images that go: there
+    /// is another before anything is left.
+    async fn is_full_enough(&self, snapshotter: &str) -> bool {
         let held = lock(&self.held).get(snapshotter).copied();
-        held.is_some_and(|held| held >= MAX_SNAPSHOTS)
+        if held.is_none_or(|held| held < MAX_SNAPSHOTS) {
+            return false;
+        }
+        match self.node.engine.list(snapshotter).await {
+            Ok(listing) => {
+                self.holds(snapshotter, listing.len());
+                listing.len() >= MAX_SNAPSHOTS
+            }
+            Err(_) => true,
+        }
     }
 
     /// An image was removed: what was left for the snapshots that it had may fit now.

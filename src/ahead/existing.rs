@@ -1,5 +1,9 @@
 //! Containers that exist already when a session begins: their images are looked at for the next ones.
 
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+
 use crate::handlers::Handlers;
 use crate::unpack::{Request, Standing, Urgency, Want};
 
@@ -16,18 +20,27 @@ pub struct Existing {
     pub image: Option<String>,
 }
 
-/// One after another, once the handlers are known, and while there is room.
+/// Once the handlers are known, and while there is room: those of a snapshotter one after another, so
+/// that one that is full keeps no other's waiting.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
     let places = ahead.places().await;
+    let mut by_snapshotter: BTreeMap<String, Vec<Existing>> = BTreeMap::new();
     for container in existing(&handlers) {
-        let place = places
-            .iter()
-            .find(|p| p.snapshotter == container.snapshotter);
-        let root = place.and_then(|place| place.root.as_deref());
-        ahead.node.room.wait(root).await;
-        check_one(ahead, container).await;
+        let those = by_snapshotter.entry(container.snapshotter.clone());
+        those.or_default().push(container);
     }
+    let checks = by_snapshotter.into_iter().map(|(snapshotter, containers)| {
+        let place = places.iter().find(|p| p.snapshotter == snapshotter);
+        let root = place.and_then(|place| place.root.as_deref());
+        async move {
+            for container in containers {
+                ahead.node.room.wait(root).await;
+                check_one(ahead, container).await;
+            }
+        }
+    });
+    join_all(checks).await;
 }
 
 async fn check_one(ahead: &Ahead, container: Existing) {

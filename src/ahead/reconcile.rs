@@ -2,7 +2,6 @@
 //! rests, since nobody waits.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::stream::{self, StreamExt};
@@ -12,7 +11,6 @@ use crate::containerd::{self, Image};
 use crate::handlers::Handlers;
 use crate::image;
 use crate::logs;
-use crate::retry;
 use crate::unpack::{Action, Listing, Outcome, State, Urgency, Want};
 
 use super::Ahead;
@@ -24,9 +22,6 @@ use super::unready::Entry;
 /// After each image that was unpacked there is a rest of as long as that took, so that containerd has
 /// half of its time for others; not longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(2);
-
-/// Between looks while something does not answer, at most: a look reads all that there is.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// One image for one snapshotter. While it waits for its turn, a pod pushes it.
 struct Piece<'a> {
@@ -46,78 +41,8 @@ struct Worked<'a> {
     outcome: Option<Outcome>,
 }
 
-/// Looks whenever that is asked for. Goes on until it is dropped.
-pub(super) async fn run(ahead: Arc<Ahead>) {
-    let mut said = Said::default();
-    let mut later = Later::new();
-    loop {
-        wanted(&ahead, &mut later).await;
-        let looked = tokio::select! {
-            looked = reconcile(&ahead, &mut said) => looked,
-            () = ahead.node.reloaded() => {
-                // With the other configuration, from the beginning. What is in the air is not lost.
-                ahead.queue.reconcile();
-                continue;
-            }
-        };
-        match looked {
-            Ok(true) => later = Later::new(),
-            Ok(false) => later.again(),
-            Err(e) => {
-                log::debug!(error:% = e; "images not looked at; trying again");
-                later.again();
-            }
-        }
-    }
-}
-
-/// When to look again at what did not succeed.
-struct Later {
-    pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    /// Something did not: after this long.
-    next: Option<Duration>,
-}
-
-impl Later {
-    fn new() -> Self {
-        Self {
-            pauses: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
-            next: None,
-        }
-    }
-
-    fn again(&mut self) {
-        self.next = self.pauses.next();
-    }
-}
-
-/// Until a look is asked for, or it is time for one.
-async fn wanted(ahead: &Ahead, later: &mut Later) {
-    let every = ahead.node.config().unpack.reconcile_every;
-    let elapsed = async {
-        match every {
-            Some(every) => tokio::time::sleep(every.as_duration()).await,
-            None => std::future::pending().await,
-        }
-    };
-    let again = async {
-        if later.next.is_none() {
-            ahead.queue.asked_to_look_again().await;
-            later.again();
-        }
-        tokio::time::sleep(later.next.unwrap_or(LONGEST_PAUSE)).await;
-    };
-    tokio::select! {
-        () = ahead.queue.asked_to_reconcile() => {}
-        () = ahead.node.reloaded() => {}
-        () = ahead.node.room.again() => {}
-        () = again => {}
-        () = elapsed => {}
-    }
-}
-
 /// Whether all was done that can be done; else it is to be tried again.
-async fn reconcile(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::Error> {
+pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
@@ -244,7 +169,8 @@ async fn scan<'a>(
         let look = match node.engine.look(&known.image, &known.names, listing).await {
             Ok(look) => look,
             Err(e) => {
-                tally.unseen(&e);
+                let piece = (known.image.name.clone(), snapshotter.to_owned());
+                tally.unseen(said, piece, &e);
                 continue;
             }
         };

@@ -105,8 +105,12 @@ impl Tally {
     }
 
     /// An image could not be looked at.
-    pub(super) fn unseen(&mut self, error: &Error) {
-        self.again |= super::may_pass(error);
+    pub(super) fn unseen(&mut self, said: &Said, piece: Piece, error: &Error) {
+        match error.unreachable() {
+            // Not the snapshotter, but containerd itself.
+            Some(_) => self.again = true,
+            None => self.failed(said, piece, None, error),
+        }
     }
 
     pub(super) fn has_left(&self) -> bool {

@@ -370,6 +370,17 @@ async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
     assert_eq!(bench.state(&of, "erofs").await, State::Ready);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_snapshotter_is_listed_before_anything_is_left() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.ahead.holds_more("erofs", MAX_SNAPSHOTS);
+    assert!(!bench.ahead.is_full_enough("erofs").await);
+    bench.ahead.holds_more("erofs", MAX_SNAPSHOTS);
+    let unreachable = ErrorKind::Unreachable;
+    bench.fake.fail("list snapshots of", 0, unreachable);
+    assert!(bench.ahead.is_full_enough("erofs").await);
+}
+
 fn only_layer(name: &str) -> String {
     format!("the only layer of {name}")
 }
