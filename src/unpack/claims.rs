@@ -40,8 +40,14 @@ impl Drop for Claim {
 }
 
 impl Claims {
-    /// Waits until nobody else is at this layer.
-    pub(super) async fn claim(&self, snapshotter: &str, chain_id: &str, hurry: &Hurry) -> Claim {
+    /// Waits until nobody else is at this layer; `hurried` is called where whoever is has to hurry now.
+    pub(super) async fn claim(
+        &self,
+        snapshotter: &str,
+        chain_id: &str,
+        hurry: &Hurry,
+        hurried: impl FnOnce(),
+    ) -> Claim {
         let layer: Arc<Layer> = {
             let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             claims.retain(|_, layer| layer.strong_count() > 0);
@@ -53,8 +59,10 @@ impl Claims {
                 layer
             })
         };
-        if let Some(holder) = &*layer.holder() {
+        let holder = layer.holder().clone();
+        if let Some(holder) = holder {
             holder.raise_to(hurry);
+            hurried();
         }
         let turn = layer.turn.clone().lock_owned().await;
         *layer.holder() = Some(hurry.clone());
@@ -72,7 +80,7 @@ impl Layer {
 mod tests {
     use futures::FutureExt;
 
-    use super::super::gate::Urgency;
+    use super::super::gate::{Gate, Urgency};
     use super::*;
 
     #[tokio::test]
@@ -82,8 +90,8 @@ mod tests {
             Hurry::new(Urgency::Background),
             Hurry::new(Urgency::Creation),
         );
-        let claim = claims.claim("erofs", "sha256:a", &holder).await;
-        let mut waits = Box::pin(claims.claim("erofs", "sha256:a", &waiter));
+        let claim = claims.claim("erofs", "sha256:a", &holder, || ()).await;
+        let mut waits = Box::pin(claims.claim("erofs", "sha256:a", &waiter, || ()));
         assert!(waits.as_mut().now_or_never().is_none());
         assert_eq!(holder.now(), waiter.now());
 
@@ -92,18 +100,33 @@ mod tests {
         drop(waits.await);
         let next = Hurry::new(Urgency::Background);
         let before = next.now();
-        drop(claims.claim("erofs", "sha256:a", &next).await);
-        drop(claims.claim("erofs", "sha256:a", &waiter).await);
+        drop(claims.claim("erofs", "sha256:a", &next, || ()).await);
+        drop(claims.claim("erofs", "sha256:a", &waiter, || ()).await);
         assert_eq!(next.now(), before);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_hurried_takes_the_place_that_was_left_free() {
+        let (claims, gate) = (Claims::default(), Gate::new(2));
+        let background = || Hurry::new(Urgency::Background);
+        let _other = gate.enter(&background()).await;
+        let holder = background();
+        let _claim = claims.claim("erofs", "sha256:a", &holder, || ()).await;
+        let mut enters = Box::pin(gate.enter(&holder));
+        assert!(enters.as_mut().now_or_never().is_none());
+        let waiter = Hurry::new(Urgency::Creation);
+        let waits = claims.claim("erofs", "sha256:a", &waiter, || gate.wake());
+        assert!(waits.now_or_never().is_none());
+        assert!(enters.now_or_never().flatten().is_some());
     }
 
     #[tokio::test]
     async fn a_layer_has_one_claim_at_a_time_and_leaves_nothing() {
         let (claims, hurry) = (Claims::default(), &Hurry::new(Urgency::Background));
-        let first = claims.claim("erofs", "sha256:a", hurry).await;
+        let first = claims.claim("erofs", "sha256:a", hurry, || ()).await;
         assert!(
             claims
-                .claim("erofs", "sha256:a", hurry)
+                .claim("erofs", "sha256:a", hurry, || ())
                 .now_or_never()
                 .is_none()
         );
@@ -111,7 +134,7 @@ mod tests {
         for (snapshotter, chain_id) in others {
             assert!(
                 claims
-                    .claim(snapshotter, chain_id, hurry)
+                    .claim(snapshotter, chain_id, hurry, || ())
                     .now_or_never()
                     .is_some()
             );
@@ -119,11 +142,11 @@ mod tests {
         drop(first);
         assert!(
             claims
-                .claim("erofs", "sha256:a", hurry)
+                .claim("erofs", "sha256:a", hurry, || ())
                 .now_or_never()
                 .is_some()
         );
-        drop(claims.claim("erofs", "sha256:c", hurry).await);
+        drop(claims.claim("erofs", "sha256:c", hurry, || ()).await);
         let left = claims
             .0
             .lock()

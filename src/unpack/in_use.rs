@@ -61,7 +61,7 @@ pub(super) async fn in_use(
                 labels,
             };
             let (name, hurry) = (private_name(chain_id), Hurry::new(Urgency::Creation));
-            let _claim = claims.claim(snapshotter, &name, &hurry).await;
+            let _claim = claims.claim(snapshotter, &name, &hurry, || ()).await;
             match guest.private_chain(&target.manifest).await {
                 Ok(onto) => onto,
                 Err(e) => return target.failed(e),

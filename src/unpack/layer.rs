@@ -121,9 +121,9 @@ pub(super) enum Apart {
 impl Unpack<'_> {
     /// Keeps the other flights of this process from the layer while it is unpacked.
     pub(super) async fn claim(&self) -> Result<Claim, Failure> {
-        let claim = self
-            .claims
-            .claim(self.snapshotter, &self.layer.chain_id, self.hurry);
+        let wake = || self.gate.wake();
+        let claims = self.claims;
+        let claim = claims.claim(self.snapshotter, &self.layer.chain_id, self.hurry, wake);
         let claim = self.stop.run_until_cancelled(claim).await;
         claim.ok_or(Failure::Stopped)
     }

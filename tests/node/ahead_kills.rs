@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
-use lab::{Cri, Image, Remote, Store, Version, images};
+use lab::{Cri, Image, PAUSE, Remote, Store, Version, images};
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
@@ -67,7 +67,8 @@ impl Chance {
 }
 
 /// nydus-snapshotter 0.13.4 in proxy mode does not find its instances again when it was restarted: no
-/// container can stand any more on a chain that one stood on before, such as the pause image's.
+/// container can stand any more on a chain that one stood on before, such as the pause image's. The tests
+/// at the end show it without the plugin.
 fn is_its_own_fault(error: &tonic::Status) -> bool {
     let message = error.message();
     message.contains("create instance") && message.contains("already exists")
@@ -309,6 +310,33 @@ async fn kills(version: Version, handler: &'static str, config: &str) -> Result<
         println!("{version:?}, {handler}: {victim:?} killed {count} times: {all:?}; all ready");
     }
     Ok(())
+}
+
+/// Without the plugin: what is ready stays so, and no second pod can be made of it.
+async fn own_fault(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    for image in [images::pause(&[PAUSE])?, node.image.clone()] {
+        node.ensure_ready(&image, NYDUS)?;
+    }
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    node.cri.remove_pod(&pod).await?;
+    let nydus = node.lab.remote(Remote::Nydus);
+    nydus.kill();
+    nydus.restart().await?;
+    match node.cri.run_pod(NYDUS, &[]).await {
+        Err(error) if is_its_own_fault(&error) => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_nydus_makes_no_pod_on_2_1() -> Result<()> {
+    own_fault(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_nydus_makes_no_pod_on_1_7() -> Result<()> {
+    own_fault(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
