@@ -160,6 +160,26 @@ async fn a_hook_leaves_at_its_deadline_and_the_work_goes_on() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
+/// No node applies half a gigabyte in half a second, and none can begin to before it has looked.
+#[tokio::test(start_paused = true)]
+async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
+    const BIG: &str = "r.example/big:1";
+    let bench = Bench::new("").await;
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let mut layer = bench.fake.document(media_type, b"half a gigabyte");
+    layer.size = 512 << 20;
+    bench.fake.image_from(BIG, &[layer]);
+    bench.fake.slow("list images", Duration::from_millis(10));
+    bench.fake.slow("apply layer", Duration::from_secs(60));
+    let began = Instant::now();
+    bench.run("local", (policy::IMAGES, BIG)).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(50), "{took:?}");
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    assert_eq!(bench.fake.all("erofs").len(), 1);
+    assert!(bench.fake.lease_ids().is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pods_images_are_made_ready_before_its_containers() {
     let bench = Bench::new("").await;

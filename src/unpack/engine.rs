@@ -21,6 +21,7 @@ use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
 use super::lease::{Leases, Role};
 use super::naming::name_layers;
+use super::pace::Pace;
 use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
@@ -180,6 +181,7 @@ impl Engine {
                 gate: Gate::new(parallel.layers),
                 rebase: Rebase::default(),
                 claims: Claims::default(),
+                pace: Pace::default(),
             },
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

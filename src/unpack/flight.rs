@@ -12,6 +12,7 @@ use super::claims::Claims;
 use super::gate::{Gate, Hurry};
 use super::lease::{Lease, Leases};
 use super::missing::Missing;
+use super::pace::Pace;
 use super::plan::{Step, plan};
 use super::progress::Reporter;
 use super::rebase::Rebase;
@@ -33,6 +34,8 @@ pub(super) struct Layers {
     pub(super) rebase: Rebase,
     /// A layer that several chains have is unpacked once.
     pub(super) claims: Claims,
+    /// How fast that goes.
+    pub(super) pace: Pace,
 }
 
 /// The work on one target.

@@ -8,17 +8,20 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
 use crate::image::{Layer, Manifest};
 use crate::metrics;
 
-use super::claims::{Claim, Claims};
-use super::gate::{Gate, Hurry};
+use super::claims::Claim;
+use super::flight::Layers;
+use super::gate::Hurry;
 use super::lease::Lease;
 use super::missing::{Content, Missing};
 use super::mounts;
+use super::progress::Reporter;
 
 /// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
 /// somebody else in between: he unpacks the chain, or takes it away. containerd's own unpacker tries three
@@ -81,10 +84,9 @@ pub(super) struct Unpack<'a> {
     pub(super) labels: &'a Labels,
     /// What is done where the blob is gone.
     pub(super) missing: &'a Missing,
-    /// Who is at which layer.
-    pub(super) claims: &'a Claims,
-    /// Where an apply waits for its turn.
-    pub(super) gate: &'a Gate,
+    /// Who is at which layer, and where an apply waits for its turn.
+    pub(super) layers: &'a Layers,
+    pub(super) reporter: &'a Reporter,
     pub(super) hurry: &'a Hurry,
     pub(super) stop: &'a CancellationToken,
 }
@@ -121,8 +123,8 @@ pub(super) enum Apart {
 impl Unpack<'_> {
     /// Keeps the other flights of this process from the layer while it is unpacked.
     pub(super) async fn claim(&self) -> Result<Claim, Failure> {
-        let wake = || self.gate.wake();
-        let claims = self.claims;
+        let wake = || self.layers.gate.wake();
+        let claims = &self.layers.claims;
         let claim = claims.claim(self.snapshotter, &self.layer.chain_id, self.hurry, wake);
         let claim = self.stop.run_until_cancelled(claim).await;
         claim.ok_or(Failure::Stopped)
@@ -280,10 +282,18 @@ impl Unpack<'_> {
 
     /// Applies the content and verifies it, in its turn.
     async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
-        let blob = &content.blob;
+        let (blob, pace) = (&content.blob, &self.layers.pace);
+        let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let apply = async {
-            let _place = self.gate.enter(self.hurry).await;
-            self.containerd.apply(blob, mounts).await
+            let _place = self.layers.gate.enter(self.hurry).await;
+            let began = Instant::now();
+            self.reporter
+                .not_before(began + pace.least(self.snapshotter, bytes));
+            let applied = self.containerd.apply(blob, mounts).await;
+            if applied.is_ok() {
+                pace.measured(self.snapshotter, bytes, began.elapsed());
+            }
+            applied
         };
         let applied = match self.stop.run_until_cancelled(apply).await {
             None => return Err(Failure::Stopped),
@@ -297,7 +307,7 @@ impl Unpack<'_> {
         if applied != content.diff_id {
             return Err(Failure::WrongDiffId(applied));
         }
-        metrics::layer_applied(self.snapshotter, blob.size.try_into().unwrap_or_default());
+        metrics::layer_applied(self.snapshotter, bytes);
         Ok(())
     }
 

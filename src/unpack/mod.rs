@@ -17,6 +17,7 @@ mod listing;
 mod missing;
 mod mounts;
 mod naming;
+mod pace;
 mod parallel;
 mod plan;
 mod profile;

@@ -40,6 +40,8 @@ pub struct Progress {
     /// What this work has got done: the blobs of the layers that it made ready, in bytes, compressed
     /// as they are.
     pub bytes: u64,
+    /// It does not end before, as far as that can be told.
+    pub earliest: Option<Instant>,
     /// `None` while it goes on.
     pub outcome: Option<Outcome>,
 }
@@ -59,9 +61,18 @@ impl Ticket {
         outcome.unwrap_or_else(|| Err(Arc::new(Error::Died(self.subject.clone()))))
     }
 
-    /// Waits until `deadline` at most; `None` when it goes on after that.
+    /// Waits until `deadline` at most, and no longer than it may end by then; `None` when it goes on
+    /// after that.
     pub async fn outcome_by(&mut self, deadline: Instant) -> Option<Outcome> {
-        tokio::time::timeout_at(deadline, self.outcome()).await.ok()
+        let ends_later = |p: &Progress| p.earliest.is_some_and(|earliest| earliest > deadline);
+        let told = self
+            .progress
+            .wait_for(|p| p.outcome.is_some() || ends_later(p));
+        let told = tokio::time::timeout_at(deadline, told).await.ok()?;
+        if told.is_ok_and(|p| p.outcome.is_none()) {
+            return None;
+        }
+        Some(self.outcome().await)
     }
 
     /// How far the work is now.
@@ -102,6 +113,12 @@ impl Reporter {
         self.0.send_modify(|p| p.bytes = bytes);
     }
 
+    /// It does not end before this.
+    pub(super) fn not_before(&self, earliest: Instant) {
+        self.0
+            .send_modify(|p| p.earliest = p.earliest.max(Some(earliest)));
+    }
+
     pub(super) fn end(self, outcome: Outcome) {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
@@ -115,6 +132,9 @@ impl Reporter {
             }
             self.layers(progress.ready_layers, progress.layers);
             self.bytes(progress.bytes);
+            if let Some(earliest) = progress.earliest {
+                self.not_before(earliest);
+            }
             if progress.outcome.is_some() || !other.changed().await {
                 return self.end(other.outcome().await);
             }

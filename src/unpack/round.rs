@@ -213,8 +213,8 @@ impl<'a> Round<'a> {
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &target.labels[i],
             missing: flight.missing,
-            claims: &flight.layers.claims,
-            gate: &flight.layers.gate,
+            layers: flight.layers,
+            reporter: flight.reporter,
             hurry: flight.hurry,
             stop,
         }
