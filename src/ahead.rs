@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch as latest;
+use tokio::time::{Duration, Instant};
 
 use crate::containerd::Image;
 use crate::handlers::Handlers;
@@ -39,6 +40,19 @@ use queue::{Arrival, Queue};
 use unready::{Entry, Unready};
 pub use volumes::image_volume;
 
+/// A full snapshotter is taken to be full for as long: to list what it has then costs containerd a third
+/// of a second.
+const LISTED: Duration = Duration::from_secs(60);
+
+/// How many snapshots a snapshotter has.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    listed: usize,
+    /// Counted since.
+    more: usize,
+    at: Instant,
+}
+
 /// The work ahead, for one session with the runtime.
 pub struct Ahead {
     node: Arc<Node>,
@@ -50,7 +64,7 @@ pub struct Ahead {
     used: Mutex<HashSet<String>>,
     unready: Unready,
     /// The snapshots in each snapshotter, as far as that is known.
-    held: Mutex<HashMap<String, usize>>,
+    held: Mutex<HashMap<String, Held>>,
     /// Something was left because a snapshotter holds too many.
     left: AtomicBool,
 }
@@ -148,23 +162,33 @@ impl Ahead {
     }
 
     /// A snapshotter was found to hold so many snapshots.
-    fn holds(&self, snapshotter: &str, snapshots: usize) {
-        lock(&self.held).insert(snapshotter.to_owned(), snapshots);
+    fn holds(&self, snapshotter: &str, listed: usize) {
+        let held = Held {
+            listed,
+            more: 0,
+            at: Instant::now(),
+        };
+        lock(&self.held).insert(snapshotter.to_owned(), held);
     }
 
     fn holds_more(&self, snapshotter: &str, more: usize) {
         if let Some(held) = lock(&self.held).get_mut(snapshotter) {
-            *held += more;
+            held.more += more;
         }
     }
 
     /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. What was counted
-    /// since the last listing is too much, with several who ask for one image, and images that go: there
-    /// is another before anything is left.
+    /// since it was listed is too much, with several who ask for one image, and images that go: it is
+    /// listed again before anything is left for that.
     async fn is_full_enough(&self, snapshotter: &str) -> bool {
         let held = lock(&self.held).get(snapshotter).copied();
-        if held.is_none_or(|held| held < MAX_SNAPSHOTS) {
-            return false;
+        match held {
+            None => return false,
+            Some(held) if held.listed + held.more < MAX_SNAPSHOTS => return false,
+            Some(held) if held.listed >= MAX_SNAPSHOTS && held.at.elapsed() < LISTED => {
+                return true;
+            }
+            Some(_) => {}
         }
         match self.node.engine.list(snapshotter).await {
             Ok(listing) => {

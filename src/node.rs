@@ -222,7 +222,7 @@ impl Node {
         }
     }
 
-    /// Whether that configuration is still in force; else it is not known by these.
+    /// Keeps the handlers where they are those of the configuration in force; answers whether they are.
     fn know(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
         self.handlers.send_if_modified(|known| {
             let is_in_force = Arc::ptr_eq(config, &self.config());

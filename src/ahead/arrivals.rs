@@ -69,7 +69,7 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     let work = eager.map(|place| async {
         if !is_pinned && ahead.is_full_enough(&place.snapshotter).await {
             // A look at all images says it.
-            return ahead.queue.reconcile();
+            return ahead.queue.look_again();
         }
         let Some(arrived) = arrive(ahead, place, want.clone(), image.created_at).await else {
             return;

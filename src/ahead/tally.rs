@@ -76,7 +76,8 @@ impl Tally {
         if error.is_left_out() {
             return;
         }
-        if is_news(error) && !said.failed.contains(&piece) {
+        let is_said = said.failed.contains(&piece) || self.failed.contains(&piece);
+        if is_news(error) && !is_said {
             log::warn!(image, snapshotter, error:% = error; "image cannot be made ready ahead");
         } else {
             log::debug!(image, snapshotter, error:% = error; "image not made ready ahead");

@@ -265,6 +265,21 @@ async fn a_handler_that_gains_a_snapshotter_is_reconciled() {
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
 }
 
+/// The answer that was asked for by the one before comes last.
+#[tokio::test(start_paused = true)]
+async fn the_handlers_are_those_of_the_last_configuration() {
+    let fake = Fake::default();
+    fake.slow("list snapshotters", Duration::from_secs(5));
+    let bench = Bench::begun(fake, "", |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.slow("list snapshotters", Duration::ZERO);
+    let more = format!("{CONFIG}other = \"native\"\n");
+    bench.node.reload(Config::from_toml(&more, "test").unwrap());
+    settle().await;
+    let handlers = bench.node.handlers_now().unwrap();
+    assert!(handlers.iter().any(|(handler, _)| handler == "other"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn all_images_are_looked_at_every_so_often() {
     for (every, state) in [
@@ -379,6 +394,37 @@ async fn a_snapshotter_is_listed_before_anything_is_left() {
     let unreachable = ErrorKind::Unreachable;
     bench.fake.fail("list snapshots of", 0, unreachable);
     assert!(bench.ahead.is_full_enough("erofs").await);
+
+    // One that is full is not listed for each that arrives.
+    bench.ahead.holds("erofs", MAX_SNAPSHOTS);
+    assert!(bench.ahead.is_full_enough("erofs").await);
+    tokio::time::sleep(LISTED).await;
+    assert!(!bench.ahead.is_full_enough("erofs").await);
+}
+
+/// The first in a list has no room.
+#[tokio::test(start_paused = true)]
+async fn a_full_place_keeps_no_other_container_waiting() {
+    let fake = Fake::default();
+    let image = image_of_its_own_layer(&fake, NAME);
+    let top = only_chain(&image);
+    for snapshotter in ["nydus", "erofs"] {
+        fake.commit_unlabelled(snapshotter, &top, None);
+        fake.activate(snapshotter, &format!("in-{snapshotter}"), &top);
+    }
+    let free = |root: &str| Ok(if root == "/nydus" { 0 } else { 100 });
+    let bench = Bench::with_free(fake, "", free).await;
+    bench.ahead.check_existing(|_| {
+        let existing = |snapshotter: &str| Existing {
+            id: format!("in-{snapshotter}"),
+            snapshotter: snapshotter.to_owned(),
+            image: Some(NAME.to_owned()),
+        };
+        vec![existing("nydus"), existing("erofs")]
+    });
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+    assert_eq!(bench.state(&image, "nydus").await, State::Unlabelled);
 }
 
 fn only_layer(name: &str) -> String {
