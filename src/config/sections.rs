@@ -93,8 +93,8 @@ impl Default for Containerd {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Hooks {
-    /// How long a hook waits for an image to be ready; the work goes on when the hook has left, at
-    /// once where it cannot be done by then.
+    /// How long a hook waits for an image to be ready; the work goes on when the hook has left. It
+    /// leaves at once where the work cannot be done by then.
     /// The runtime's request timeout, less a margin, bounds it as well. The default is a quarter
     /// of NRI's own: time for a small image, and little for the pods that queue behind it.
     pub wait: HookWait,

@@ -180,6 +180,36 @@ async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
+/// A layer of 128 MiB may be applied in time, until others have shown that it may not.
+#[tokio::test(start_paused = true)]
+async fn what_can_be_done_in_time_is_learned() {
+    let bench = Bench::new("").await;
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let image = |name: String, size| {
+        let mut layer = bench.fake.document(media_type, name.as_bytes());
+        layer.size = size;
+        bench.fake.image_from(&name, &[layer]).name
+    };
+    let (small, large) = (16 << 20, 128 << 20);
+    let took = async |name: &str| {
+        let began = Instant::now();
+        bench.run("local", (policy::IMAGES, name)).await;
+        began.elapsed()
+    };
+    bench.fake.slow("apply layer", Duration::from_secs(5));
+    let first = took(&image("r.example/first:1".to_owned(), large)).await;
+    assert!(first >= Duration::from_millis(500), "{first:?}");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+
+    bench.fake.slow("apply layer", Duration::from_millis(400));
+    for n in 0..8 {
+        let name = image(format!("r.example/small:{n}"), small);
+        bench.run("local", (policy::IMAGES, &name)).await;
+    }
+    let second = took(&image("r.example/second:1".to_owned(), large)).await;
+    assert!(second < Duration::from_millis(50), "{second:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pods_images_are_made_ready_before_its_containers() {
     let bench = Bench::new("").await;

@@ -35,6 +35,9 @@ const PREPARE_PAUSE: Duration = Duration::from_millis(10);
 /// time for tidying up.
 const LAST_PREPARE: Duration = Duration::from_secs(5);
 
+/// An apply that cannot be done, for a blob that is gone, has failed by then.
+const REFUSED: Duration = Duration::from_millis(20);
+
 /// The layer's blob, once its content has been verified, carries the digest of what is in it.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
@@ -287,9 +290,15 @@ impl Unpack<'_> {
         let apply = async {
             let _place = self.layers.gate.enter(self.hurry).await;
             let began = Instant::now();
-            self.reporter
-                .not_before(began + pace.least(self.snapshotter, bytes));
-            let applied = self.containerd.apply(blob, mounts).await;
+            let mut apply = pin!(self.containerd.apply(blob, mounts));
+            let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
+                Ok(applied) => applied,
+                Err(_) => {
+                    let least = pace.least(self.snapshotter, bytes);
+                    self.reporter.not_before(began + least);
+                    apply.await
+                }
+            };
             if applied.is_ok() {
                 pace.measured(self.snapshotter, bytes, began.elapsed());
             }

@@ -14,7 +14,7 @@ use crate::after_pull::{percentiles, took};
 use crate::support::{ALL, APP, DEFAULT_HOOKS, Node, handler};
 
 /// Pairs of first containers.
-const FIRST: usize = 30;
+const FIRST: usize = 100;
 
 /// Pods of each side whose images are ready.
 const READY: usize = 100;
@@ -167,9 +167,10 @@ async fn first_containers(version: Version) -> Result<()> {
         let ratio = |a: &[Duration], b| at(a, percent).as_secs_f64() / at(b, percent).as_secs_f64();
         println!(
             "{version:?}, {what}: {handler} / default {:.2}, without the plugin {:.2}; \
-             on demand / {handler} {:.1}",
+             with / without {:.2}; on demand / {handler} {:.1}",
             ratio(&ahead, &default),
             ratio(&alone, &default_alone),
+            ratio(&ahead, &alone),
             ratio(&on_demand, &ahead)
         );
     }
