@@ -9,6 +9,7 @@ mod arrivals;
 mod choice;
 mod eager;
 mod existing;
+mod held;
 mod pulls;
 mod queue;
 mod reconcile;
@@ -20,12 +21,11 @@ mod unready;
 mod volumes;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch as latest;
-use tokio::time::{Duration, Instant};
 
 use crate::containerd::Image;
 use crate::handlers::Handlers;
@@ -35,23 +35,11 @@ use crate::unpack::{Error, Outcome, Request, Urgency, Want};
 pub use choice::MAX_SNAPSHOTS;
 use eager::Place;
 pub use existing::Existing;
+use held::Held;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
 use unready::{Entry, Unready};
 pub use volumes::image_volume;
-
-/// A full snapshotter is taken to be full for as long: to list what it has then costs containerd a third
-/// of a second.
-const LISTED: Duration = Duration::from_secs(60);
-
-/// How many snapshots a snapshotter has.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    listed: usize,
-    /// Counted since.
-    more: usize,
-    at: Instant,
-}
 
 /// The work ahead, for one session with the runtime.
 pub struct Ahead {
@@ -63,8 +51,7 @@ pub struct Ahead {
     /// The images of containers, as their annotations name them.
     used: Mutex<HashSet<String>>,
     unready: Unready,
-    /// The snapshots in each snapshotter, as far as that is known.
-    held: Mutex<HashMap<String, Held>>,
+    held: Held,
     /// Something was left because a snapshotter holds too many.
     left: AtomicBool,
 }
@@ -80,7 +67,7 @@ impl Ahead {
             places: latest::Sender::new(None),
             used: Mutex::default(),
             unready: Unready::default(),
-            held: Mutex::default(),
+            held: Held::default(),
             left: AtomicBool::default(),
         });
         node.in_session(watch::run(ahead.clone()));
@@ -137,7 +124,7 @@ impl Ahead {
         };
         let outcome = self.node.engine.ensure(request).outcome().await;
         match &outcome {
-            Ok(done) => self.holds_more(snapshotter, done.layers_done),
+            Ok(done) => self.held.more(snapshotter, done.layers_done),
             Err(e) => self.node.engine.replace_if_in_use(e, snapshotter),
         }
         outcome
@@ -161,38 +148,14 @@ impl Ahead {
         used.clone()
     }
 
-    /// A snapshotter was found to hold so many snapshots.
-    fn holds(&self, snapshotter: &str, listed: usize) {
-        let held = Held {
-            listed,
-            more: 0,
-            at: Instant::now(),
-        };
-        lock(&self.held).insert(snapshotter.to_owned(), held);
-    }
-
-    fn holds_more(&self, snapshotter: &str, more: usize) {
-        if let Some(held) = lock(&self.held).get_mut(snapshotter) {
-            held.more += more;
-        }
-    }
-
-    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. What was counted
-    /// since it was listed is too much, with several who ask for one image, and images that go: it is
-    /// listed again before anything is left for that.
+    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead.
     async fn is_full_enough(&self, snapshotter: &str) -> bool {
-        let held = lock(&self.held).get(snapshotter).copied();
-        match held {
-            None => return false,
-            Some(held) if held.listed + held.more < MAX_SNAPSHOTS => return false,
-            Some(held) if held.listed >= MAX_SNAPSHOTS && held.at.elapsed() < LISTED => {
-                return true;
-            }
-            Some(_) => {}
+        if let Some(is_full) = self.held.is_full(snapshotter) {
+            return is_full;
         }
         match self.node.engine.list(snapshotter).await {
             Ok(listing) => {
-                self.holds(snapshotter, listing.len());
+                self.held.listed(snapshotter, listing.len());
                 listing.len() >= MAX_SNAPSHOTS
             }
             Err(_) => true,

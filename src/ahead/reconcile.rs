@@ -144,7 +144,7 @@ async fn scan<'a>(
         match node.engine.list(&place.snapshotter).await {
             Ok(listing) => {
                 let held = listing.len();
-                ahead.holds(&place.snapshotter, held);
+                ahead.held.listed(&place.snapshotter, held);
                 listings.insert(&place.snapshotter, (listing, held));
             }
             Err(e) => tally.silent(said, &place.snapshotter, &e),

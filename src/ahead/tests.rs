@@ -388,17 +388,17 @@ async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshotter_is_listed_before_anything_is_left() {
     let bench = Bench::on(Fake::default(), ALL).await;
-    bench.ahead.holds_more("erofs", MAX_SNAPSHOTS);
+    bench.ahead.held.more("erofs", MAX_SNAPSHOTS);
     assert!(!bench.ahead.is_full_enough("erofs").await);
-    bench.ahead.holds_more("erofs", MAX_SNAPSHOTS);
+    bench.ahead.held.more("erofs", MAX_SNAPSHOTS);
     let unreachable = ErrorKind::Unreachable;
     bench.fake.fail("list snapshots of", 0, unreachable);
     assert!(bench.ahead.is_full_enough("erofs").await);
 
     // One that is full is not listed for each that arrives.
-    bench.ahead.holds("erofs", MAX_SNAPSHOTS);
+    bench.ahead.held.listed("erofs", MAX_SNAPSHOTS);
     assert!(bench.ahead.is_full_enough("erofs").await);
-    tokio::time::sleep(LISTED).await;
+    tokio::time::sleep(held::LISTED).await;
     assert!(!bench.ahead.is_full_enough("erofs").await);
 }
 

@@ -52,10 +52,14 @@ pub struct Install<'a> {
 impl Install<'_> {
     /// What has to be done, in this order. What starts the plugin comes last.
     pub fn plan(&self, by: LaunchedBy) -> Result<Vec<Step>, Error> {
-        match by {
-            LaunchedBy::Containerd => self.for_containerd(),
-            LaunchedBy::Systemd => self.for_systemd(),
+        let steps = match by {
+            LaunchedBy::Containerd => self.for_containerd()?,
+            LaunchedBy::Systemd => self.for_systemd()?,
+        };
+        for step in &steps {
+            self.root.check_holds(step.path())?;
         }
+        Ok(steps)
     }
 
     fn for_containerd(&self) -> Result<Vec<Step>, Error> {

@@ -64,6 +64,26 @@ impl Root {
         below.unwrap_or_else(|| path.to_owned())
     }
 
+    /// What lies below it lies there in truth: a link in a tree may lead to the node that this runs on.
+    pub(super) fn check_holds(&self, path: &Path) -> Result<(), Error> {
+        let Some(root) = self.0.as_ref().and_then(|root| fs::canonicalize(root).ok()) else {
+            return Ok(());
+        };
+        let is_there = |directory: &&Path| fs::symlink_metadata(directory).is_ok();
+        let Some(directory) = path.ancestors().skip(1).find(is_there) else {
+            return Ok(());
+        };
+        match fs::canonicalize(directory) {
+            Ok(real) if real.starts_with(&root) => Ok(()),
+            Ok(_) => Err(Error::in_the_way(
+                directory.to_owned(),
+                "a link leads from there out of --prefix",
+                "make it a relative one, or a directory",
+            )),
+            Err(e) => Err(Error::io(directory, e)),
+        }
+    }
+
     /// As the node's containerd has them. What another root will find is not known yet.
     pub(super) fn nri(&self, config: &Config) -> Nri {
         let files = match self.0 {

@@ -16,6 +16,9 @@ pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
     if !PACKAGED.iter().any(|path| root.at(path).exists()) {
         steps.extend(of_systemd(root)?);
     }
+    for step in &steps {
+        root.check_holds(step.path())?;
+    }
     Ok(steps)
 }
 

@@ -86,15 +86,29 @@ impl Step {
         }
     }
 
+    /// Where it is done.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Write { path, .. }
+            | Self::Replace { path, .. }
+            | Self::Link { path, .. }
+            | Self::Keep(path)
+            | Self::Remove(path)
+            | Self::RemoveWithDirectory(path)
+            | Self::Leave { path, .. } => path,
+        }
+    }
+
     /// Does it, and says so.
     pub fn run(&self) -> Result<String, Error> {
-        let (path, done) = match self {
-            Self::Write { path, text } => (path, write(path, text, false)),
-            Self::Replace { path, text } => (path, write(path, text, true)),
-            Self::Link { path, target } => (path, link(path, target)),
-            Self::Keep(path) | Self::Leave { path, .. } => (path, Ok(())),
-            Self::Remove(path) => (path, fs::remove_file(path)),
-            Self::RemoveWithDirectory(path) => (path, remove_with_directory(path)),
+        let path = self.path();
+        let done = match self {
+            Self::Write { text, .. } => write(path, text, false),
+            Self::Replace { text, .. } => write(path, text, true),
+            Self::Link { target, .. } => link(path, target),
+            Self::Keep(_) | Self::Leave { .. } => Ok(()),
+            Self::Remove(_) => fs::remove_file(path),
+            Self::RemoveWithDirectory(_) => remove_with_directory(path),
         };
         done.map_err(|e| Error::io(path, e))?;
         let path = path.display();

@@ -14,7 +14,7 @@ use crate::after_pull::{percentiles, took};
 use crate::support::{ALL, APP, DEFAULT_HOOKS, Node, handler};
 
 /// Pairs of first containers.
-const FIRST: usize = 100;
+const FIRST: usize = 50;
 
 /// Pods of each side whose images are ready.
 const READY: usize = 100;
@@ -174,7 +174,10 @@ async fn first_containers(version: Version) -> Result<()> {
             ratio(&on_demand, &ahead)
         );
     }
-    let known = with.log.lines_with("image is ready pod=").len();
+    let known = with
+        .log
+        .lines_with(" verdict=ready hook=CreateContainer ")
+        .len();
     ensure!(known == FIRST, "{known} of {FIRST} were ready");
     Ok(())
 }
@@ -235,7 +238,7 @@ async fn ready(version: Version) -> Result<()> {
             percentiles(without.clone())?
         );
     }
-    let known = log.lines_with("image is ready pod=");
+    let known = log.lines_with(" verdict=ready hook=CreateContainer ");
     ensure!(known.len() == READY, "{} of {READY}", known.len());
     let known = known.iter().map(|line| took(line));
     let known = known.collect::<Result<Vec<_>>>().context("took")?;

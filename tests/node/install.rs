@@ -251,6 +251,35 @@ fn what_is_in_the_way_is_named() -> Result<()> {
     root.refused(&CONTAINERD, 1, &["20-nri-unpack", "uninstall"])
 }
 
+/// As in a tree whose links are made for where it will be `/`.
+#[test]
+fn what_leads_out_of_the_prefix_is_named() -> Result<()> {
+    let (root, node) = (Root::new()?, Root::new()?);
+    node.put("nri/plugins/20-another", "")?;
+    fs::create_dir_all(root.path("opt"))?;
+    symlink(node.path("nri"), root.path("opt/nri"))?;
+    root.refused(
+        &CONTAINERD,
+        1,
+        &["opt/nri/plugins", "out of --prefix", "relative"],
+    )?;
+    fs::remove_file(node.path("nri/plugins/20-another"))?;
+    symlink(PLACE, node.path("nri/plugins/10-nri-unpack"))?;
+    let (status, said) = root.run("uninstall", &[])?;
+    ensure!(
+        status == Some(1) && said.contains("out of --prefix"),
+        "{said}"
+    );
+    ensure!(node.path("nri/plugins/10-nri-unpack").is_symlink());
+
+    fs::remove_file(root.path("opt/nri"))?;
+    fs::create_dir_all(root.path("var/nri"))?;
+    symlink("../var/nri", root.path("opt/nri"))?;
+    root.install(&CONTAINERD)?;
+    ensure!(root.path("var/nri/plugins/10-nri-unpack").is_symlink());
+    Ok(())
+}
+
 #[test]
 fn two_are_never_installed() -> Result<()> {
     let root = Root::new()?;
