@@ -13,9 +13,6 @@ use crate::policy;
 /// CRI's label on images that are never collected: the pause image is one.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
-/// Where a proxy plugin listens: only such a one exports it.
-const PROXY_ADDRESS: &str = "address";
-
 /// Where a snapshotter keeps its files.
 const ROOT: &str = "root";
 
@@ -41,7 +38,7 @@ pub(super) fn places(config: &Config, handlers: &Handlers, listed: &[Snapshotter
     });
     let place = |s: &Snapshotter| Place {
         snapshotter: s.name.clone(),
-        is_proxy: s.exports.contains_key(PROXY_ADDRESS),
+        is_proxy: s.proxy_address().is_some(),
         root: s.exports.get(ROOT).or(any_root).cloned(),
     };
     kept.map(place).collect()

@@ -179,6 +179,13 @@ pub struct Snapshotter {
     pub init_error: Option<String>,
 }
 
+impl Snapshotter {
+    /// Where a proxy plugin listens: another process makes its snapshots. Only such a one exports it.
+    pub fn proxy_address(&self) -> Option<&str> {
+        self.exports.get("address").map(String::as_str)
+    }
+}
+
 /// One event of containerd's exchange.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {

@@ -115,10 +115,10 @@ impl Seen {
         kept.filter_map(|(name, listing)| Some((name.as_str(), listing.as_ref().ok()?)))
     }
 
-    /// Whether another process makes the snapshots of this one: then it exports where it listens.
+    /// Whether another process makes the snapshots of this one.
     pub(super) fn is_proxy(&self, name: &str) -> bool {
         self.snapshotter(name)
-            .is_some_and(|s| s.exports.contains_key("address"))
+            .is_some_and(|s| s.proxy_address().is_some())
     }
 
     pub(super) fn snapshotter(&self, name: &str) -> Option<&Snapshotter> {

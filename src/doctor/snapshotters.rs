@@ -7,9 +7,6 @@ use crate::handlers::Problem;
 use super::finding::{Finding, Severity};
 use super::scene::{Scene, Seen};
 
-/// Where a proxy plugin listens: only such a one exports it.
-const ADDRESS: &str = "address";
-
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let Some(seen) = scene.seen() else {
         return vec![];
@@ -103,7 +100,7 @@ fn silent(seen: &Seen, snapshotter: &Snapshotter, users: &str) -> Option<Finding
         format!("the snapshotter {name} of handler {users} does not answer: {why}"),
         "every pod of this handler fails, and its containers lose their file systems when they restart",
     );
-    Some(match snapshotter.exports.get(ADDRESS) {
+    Some(match snapshotter.proxy_address() {
         Some(address) => finding
             .advise(format!("start its daemon, which has to listen on {address}; containerd finds it again by itself"))
             .run(format!("systemctl status {name}-snapshotter")),

@@ -180,6 +180,22 @@ async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
+/// What helps is not kept from whoever reads the log.
+#[tokio::test(start_paused = true)]
+async fn that_a_large_blob_is_gone_is_said() {
+    const BIG: &str = "r.example/big:1";
+    let bench = Bench::new("").await;
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let mut layer = bench.fake.document(media_type, b"half a gigabyte");
+    layer.size = 512 << 20;
+    bench.fake.image_from(BIG, std::slice::from_ref(&layer));
+    bench.fake.discard(&layer.digest);
+    bench.run("local", (policy::IMAGES, BIG)).await;
+    let said = said();
+    let failed = (Level::Warn, "pod's image cannot be made ready".to_owned());
+    assert!(said.contains(&failed), "{said:?}");
+}
+
 /// A layer of 128 MiB may be applied in time, until others have shown that it may not.
 #[tokio::test(start_paused = true)]
 async fn what_can_be_done_in_time_is_learned() {

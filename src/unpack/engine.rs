@@ -15,6 +15,7 @@ use crate::containerd::{Containerd, Image};
 use crate::metrics;
 use crate::retry;
 
+use super::abilities::Abilities;
 use super::claims::Claims;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
@@ -25,7 +26,6 @@ use super::pace::Pace;
 use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
-use super::rebase::Rebase;
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::swap::{self, Swapped, Until};
@@ -179,7 +179,7 @@ impl Engine {
             layers: Layers {
                 at_once: parallel.layers,
                 gate: Gate::new(parallel.layers),
-                rebase: Rebase::default(),
+                abilities: Abilities::default(),
                 claims: Claims::default(),
                 pace: Pace::default(),
             },
@@ -384,7 +384,7 @@ impl Engine {
     pub fn forget(&self) {
         self.memory.forget();
         self.resolver.forget();
-        self.layers.rebase.forget();
+        self.layers.abilities.forget();
     }
 
     /// Takes away what a crash has left. Answers how many leases that were.

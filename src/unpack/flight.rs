@@ -2,12 +2,16 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures::future::try_join_all;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::Containerd;
+use crate::image::Layer;
 
+use super::abilities::{Abilities, Ability};
 use super::claims::Claims;
 use super::gate::{Gate, Hurry};
 use super::lease::{Lease, Leases};
@@ -15,7 +19,6 @@ use super::missing::Missing;
 use super::pace::Pace;
 use super::plan::{Step, plan};
 use super::progress::Reporter;
-use super::rebase::Rebase;
 use super::round::Round;
 use super::target::Target;
 use super::{Action, Done, Error, Sight, State};
@@ -25,13 +28,16 @@ use super::{Action, Done, Error, Sight, State};
 /// labels); more than this is a fight.
 const MAX_ROUNDS: usize = 4;
 
+/// Nobody has left by then who will not wait for longer.
+const WORTH_TELLING: Duration = Duration::from_millis(20);
+
 /// How the layers of all flights are unpacked.
 pub(super) struct Layers {
     /// That many are applied at the same time,
     pub(super) at_once: usize,
     /// and the others wait here.
     pub(super) gate: Gate,
-    pub(super) rebase: Rebase,
+    pub(super) abilities: Abilities,
     /// A layer that several chains have is unpacked once.
     pub(super) claims: Claims,
     /// How fast that goes.
@@ -74,14 +80,49 @@ impl Flight<'_> {
         let (sight, created_at) = self.look().await?;
         let found = sight.state(&self.target.rules);
         self.reporter.found(found);
-        if self.plan(&sight).is_empty() {
+        let steps = self.plan(&sight);
+        if steps.is_empty() {
             return Ok((self.done(found, &Work::default(), &sight), created_at));
         }
+        self.foretell(&steps).await;
         let lease = self.leases.take(self.containerd).await;
         let lease = lease.map_err(|e| self.target.failed(e))?;
         let outcome = self.rounds(&lease, sight).await;
         lease.release(self.containerd).await;
         outcome
+    }
+
+    /// Says how long it takes at least, where each layer that is missing has to be applied, and can be: a
+    /// failure may come at once.
+    async fn foretell(&self, steps: &[Step]) {
+        let Self { target, layers, .. } = self;
+        let from = steps.iter().find_map(|step| match step {
+            Step::Unpack(from) => Some(*from),
+            _ => None,
+        });
+        let missing = from.and_then(|from| target.manifest.layers.get(from..));
+        let (Some(missing), false) = (missing, target.rules.guest_pulls) else {
+            return;
+        };
+        let sizes = missing.iter().map(|layer| u64::try_from(layer.blob.size));
+        let bytes: u64 = sizes.map(Result::unwrap_or_default).sum();
+        let all = layers.pace.least(&target.snapshotter, bytes);
+        if all < WORTH_TELLING || missing.iter().any(Layer::is_encrypted) {
+            return;
+        }
+        let ability = layers.abilities.of(self.containerd, &target.snapshotter);
+        let least = match ability.await {
+            Ability { applies: false, .. } => return,
+            Ability { rebases: true, .. } => all.div_f64(layers.at_once as f64),
+            Ability { rebases: false, .. } => all,
+        };
+        let earliest = Instant::now() + least;
+        let blobs = missing
+            .iter()
+            .map(|layer| self.containerd.blob(&layer.blob.digest));
+        if try_join_all(blobs).await.is_ok() {
+            self.reporter.not_before(earliest);
+        }
     }
 
     /// From a chain that is not ready to one that is.

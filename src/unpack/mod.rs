@@ -3,6 +3,7 @@
 //! [`State`] and plan are pure; the flight acts on the plan; the [`Engine`] runs one flight for each
 //! (snapshotter, chain), detached from whoever asked. It does not know NRI.
 
+mod abilities;
 mod claims;
 mod engine;
 mod error;
@@ -23,7 +24,6 @@ mod plan;
 mod profile;
 mod progress;
 mod pull;
-mod rebase;
 mod rebuild;
 mod replace;
 mod resolve;

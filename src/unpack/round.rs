@@ -164,9 +164,10 @@ impl<'a> Round<'a> {
             && layers.at_once > 1
             && !target.rules.guest_pulls
             && layers
-                .rebase
-                .is_possible(containerd, &target.snapshotter)
+                .abilities
+                .of(containerd, &target.snapshotter)
                 .await
+                .rebases
     }
 
     /// The same, all at the same time. Of several failures the one of the lowest layer counts: it is

@@ -1,5 +1,4 @@
-//! Which snapshotters take a layer's parent as late as at its commit, so that the layers of a chain
-//! can be applied at the same time.
+//! What the snapshotters can do, as containerd lists it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,13 +12,23 @@ const REBASE: &str = "rebase";
 /// a proxy plugin, and commits without a parent.
 const SINCE: (u64, u64) = (2, 2);
 
+/// What a snapshotter can do; where that is not known, nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ability {
+    /// It takes a layer's parent as late as at its commit, so that the layers of a chain can be applied
+    /// at the same time.
+    pub(super) rebases: bool,
+    /// It is a part of containerd: each layer is applied. A proxy plugin may have one without.
+    pub(super) applies: bool,
+}
+
 /// What is known of the snapshotters.
 #[derive(Debug, Default)]
-pub(super) struct Rebase(Mutex<HashMap<String, bool>>);
+pub(super) struct Abilities(Mutex<HashMap<String, Ability>>);
 
-impl Rebase {
-    /// Whether the snapshotter can. Asked for once; where there is no answer it cannot, for now.
-    pub(super) async fn is_possible(&self, containerd: &dyn Containerd, snapshotter: &str) -> bool {
+impl Abilities {
+    /// Asked for once; where there is no answer it is not known, for now.
+    pub(super) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Ability {
         if let Some(known) = self.known().get(snapshotter) {
             return *known;
         }
@@ -29,8 +38,8 @@ impl Rebase {
                 answer
             }
             Err(e) => {
-                log::debug!(snapshotter, error:% = e; "layers are unpacked one after another");
-                false
+                log::debug!(snapshotter, error:% = e; "what the snapshotter can do is not known");
+                Ability::default()
             }
         }
     }
@@ -40,19 +49,24 @@ impl Rebase {
         self.known().clear();
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Ability>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn ask(containerd: &dyn Containerd, snapshotter: &str) -> Result<bool, containerd::Error> {
+async fn ask(containerd: &dyn Containerd, snapshotter: &str) -> Result<Ability, containerd::Error> {
     let listed = containerd.snapshotters().await?;
-    let mut listed = listed.iter().filter(|listed| listed.name == snapshotter);
-    if !listed.any(|listed| listed.capabilities.iter().any(|c| c == REBASE)) {
-        return Ok(false);
-    }
-    let version = containerd.version().await?;
-    Ok(containerd::numbers(&version).is_some_and(|numbers| numbers >= SINCE))
+    let Some(listed) = listed.iter().find(|listed| listed.name == snapshotter) else {
+        return Ok(Ability::default());
+    };
+    let rebases = listed.capabilities.iter().any(|c| c == REBASE) && {
+        let version = containerd.version().await?;
+        containerd::numbers(&version).is_some_and(|numbers| numbers >= SINCE)
+    };
+    Ok(Ability {
+        rebases,
+        applies: listed.proxy_address().is_none(),
+    })
 }
 
 #[cfg(test)]
@@ -73,14 +87,14 @@ mod tests {
         ] {
             let fake = Fake::default();
             fake.can_rebase("erofs", version);
-            let rebase = Rebase::default();
+            let abilities = Abilities::default();
             assert_eq!(
-                rebase.is_possible(&fake, "erofs").await,
+                abilities.of(&fake, "erofs").await.rebases,
                 expected,
                 "{version}"
             );
-            assert!(!rebase.is_possible(&fake, "native").await);
-            assert!(!rebase.is_possible(&fake, "not listed").await);
+            assert!(!abilities.of(&fake, "native").await.rebases);
+            assert!(!abilities.of(&fake, "not listed").await.rebases);
         }
     }
 
@@ -88,17 +102,17 @@ mod tests {
     async fn it_is_asked_for_once_until_it_is_forgotten_and_again_after_an_error() {
         let fake = Fake::default();
         fake.can_rebase("erofs", "2.2.0");
-        let rebase = Rebase::default();
+        let abilities = Abilities::default();
         for call in ["list snapshotters", "ask version"] {
             fake.fail(call, 0, ErrorKind::Other);
-            assert!(!rebase.is_possible(&fake, "erofs").await);
+            assert!(!abilities.of(&fake, "erofs").await.rebases);
         }
-        assert!(rebase.is_possible(&fake, "erofs").await);
+        assert!(abilities.of(&fake, "erofs").await.rebases);
         fake.calls();
         fake.cannot_rebase("erofs");
-        assert!(rebase.is_possible(&fake, "erofs").await);
+        assert!(abilities.of(&fake, "erofs").await.rebases);
         assert!(fake.calls().is_empty());
-        rebase.forget();
-        assert!(!rebase.is_possible(&fake, "erofs").await);
+        abilities.forget();
+        assert!(!abilities.of(&fake, "erofs").await.rebases);
     }
 }
