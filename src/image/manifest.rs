@@ -36,6 +36,11 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Bytes of its blob, as the manifest has them; 0 where that is no size.
+    pub fn bytes(&self) -> u64 {
+        self.blob.size.try_into().unwrap_or_default()
+    }
+
     /// Whether its blob has to be decrypted before it can be unpacked. Only who unpacks on this host
     /// has to care: a guest that pulls for itself has its own keys.
     pub fn is_encrypted(&self) -> bool {

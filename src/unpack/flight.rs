@@ -104,8 +104,8 @@ impl Flight<'_> {
         let (Some(missing), false) = (missing, target.rules.guest_pulls) else {
             return;
         };
-        let sizes = missing.iter().map(|layer| u64::try_from(layer.blob.size));
-        let bytes: u64 = sizes.map(Result::unwrap_or_default).sum();
+        let sizes = missing.iter().map(Layer::bytes);
+        let bytes = sizes.fold(0, u64::saturating_add);
         let all = layers.pace.least(&target.snapshotter, bytes);
         if all < WORTH_TELLING || missing.iter().any(Layer::is_encrypted) {
             return;

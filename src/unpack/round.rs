@@ -101,9 +101,9 @@ impl<'a> Round<'a> {
         self.layers += 1;
         self.flight.report(self.sight, self.layers);
         let layers = &self.flight.target.manifest.layers;
-        let sizes = self.work.layers.iter().map(|&i| layers[i].blob.size);
-        let bytes = sizes.map(|size| u64::try_from(size).unwrap_or_default());
-        self.flight.reporter.bytes(bytes.sum());
+        let sizes = self.work.layers.iter().map(|&i| layers[i].bytes());
+        let bytes = sizes.fold(0, u64::saturating_add);
+        self.flight.reporter.bytes(bytes);
     }
 
     async fn turn(&self) -> Result<Place, Error> {
