@@ -148,18 +148,14 @@ impl Ahead {
         used.clone()
     }
 
-    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead.
-    async fn is_full_enough(&self, snapshotter: &str) -> bool {
-        if let Some(is_full) = self.held.is_full(snapshotter) {
-            return is_full;
+    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. Does not wait: a race
+    /// may be on. A look at all images lists it again, and says what is left.
+    fn is_full_enough(&self, snapshotter: &str) -> bool {
+        let is_full = self.held.is_full(snapshotter);
+        if is_full != Some(false) {
+            self.queue.look_again();
         }
-        match self.node.engine.list(snapshotter).await {
-            Ok(listing) => {
-                self.held.listed(snapshotter, listing.len());
-                listing.len() >= MAX_SNAPSHOTS
-            }
-            Err(_) => true,
-        }
+        is_full == Some(true)
     }
 
     /// An image was removed: what was left for the snapshots that it had may fit now.

@@ -67,9 +67,8 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
         .iter()
         .filter(|place| eager::is_eager(&config, place, is_pinned));
     let work = eager.map(|place| async {
-        if !is_pinned && ahead.is_full_enough(&place.snapshotter).await {
-            // A look at all images says it.
-            return ahead.queue.look_again();
+        if !is_pinned && ahead.is_full_enough(&place.snapshotter) {
+            return;
         }
         let Some(arrived) = arrive(ahead, place, want.clone(), image.created_at).await else {
             return;
@@ -143,10 +142,8 @@ async fn layer_arrives(ahead: &Ahead, extracted_in: &str, chain: &str) {
         Ok(None) => return,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
     };
+    places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {
-        if ahead.is_full_enough(&place.snapshotter).await {
-            return;
-        }
         let want = Want::Arriving(image.clone());
         if let Some(Err(e)) = arrive(ahead, place, want, image.created_at).await {
             log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");

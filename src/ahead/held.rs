@@ -2,15 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::choice::MAX_SNAPSHOTS;
-
-/// A full snapshotter is taken to be full for as long: to list what it has then costs containerd a third
-/// of a second.
-pub(super) const LISTED: Duration = Duration::from_secs(60);
 
 /// By snapshotter.
 #[derive(Debug, Default)]
@@ -21,17 +14,12 @@ struct Snapshots {
     listed: usize,
     /// Counted since: too many, with several who ask for one image, and images that go.
     more: usize,
-    at: Instant,
 }
 
 impl Held {
     /// It was found to hold so many.
     pub(super) fn listed(&self, snapshotter: &str, listed: usize) {
-        let snapshots = Snapshots {
-            listed,
-            more: 0,
-            at: Instant::now(),
-        };
+        let snapshots = Snapshots { listed, more: 0 };
         self.lock().insert(snapshotter.to_owned(), snapshots);
     }
 
@@ -42,12 +30,12 @@ impl Held {
         }
     }
 
-    /// Whether it holds so many that nothing more is unpacked in it ahead; `None` where it has to be
-    /// listed again to say so.
+    /// Whether it holds so many that nothing more is unpacked in it ahead; `None` where it may, and has to
+    /// be listed again.
     pub(super) fn is_full(&self, snapshotter: &str) -> Option<bool> {
         let snapshots = self.lock().get(snapshotter).copied();
         match snapshots {
-            Some(it) if it.listed >= MAX_SNAPSHOTS && it.at.elapsed() < LISTED => Some(true),
+            Some(it) if it.listed >= MAX_SNAPSHOTS => Some(true),
             Some(it) if it.listed + it.more >= MAX_SNAPSHOTS => None,
             _ => Some(false),
         }
