@@ -1,5 +1,6 @@
-# What a checkout needs: a Rust toolchain and, for everything but `lint`, root on Debian 12 or 13. The tests and the
-# demo run containerds of their own below target/lab; nothing of the system is configured, only DEPS are installed.
+# What a checkout needs: a Rust toolchain (rust-version in Cargo.toml), git, make and, for everything but `lint` and
+# `quick`, root on Debian 12 or 13. The tests and the demo run containerds of their own below target/lab; nothing of
+# the system is configured, only DEPS are installed.
 
 # For bindings, for linking, for loading file systems, runc's one library, for a file system in a file, for TLS, for
 # screens, for shell scripts, and to check the unit.
@@ -18,13 +19,23 @@ TOOLS := target/tools/cargo-deb-$(CARGO_DEB)
 # With storage of its own, for the time of the build.
 BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/buildah/run --storage-driver vfs
 
-.PHONY: test demo lint static check-static image deb check-deb deps lab clean-lab
+# All programs with one set of features, so that the demo and the tests share one build of what they depend on.
+BUILD := cargo build --workspace --bins --examples
 
+.PHONY: test demo quick lint static check-static image deb check-deb deps build lab clean-lab
+
+# The main job, with and without the plugin.
+demo: lab
+	@target/debug/examples/demo
+
+# Everything but measurements.
 test: lab
 	cargo test --workspace
 
-demo: lab
-	cargo run --quiet --example demo
+# For the time of writing: no daemon, no root.
+quick: deps
+	cargo test --package nri-unpack --lib
+	cargo test --package nri
 
 lint: deps
 	cargo fmt --all --check
@@ -69,12 +80,18 @@ image: static
 # Asks apt only for what dpkg does not have, so that it needs neither root nor a network the second time.
 deps:
 	@missing=$$(for p in $(DEPS); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
-	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; }
+	[ -z "$$missing" ] || { \
+		echo "Installing Debian packages:" $$missing; \
+		[ "$$(id -u)" = 0 ] || { echo "This takes root. Run: sudo make deps" >&2; exit 1; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; }
+
+build: deps
+	$(BUILD)
 
 # The containerds and their helpers, about 170 MB, once.
-lab: deps
-	cargo run --quiet --package lab -- fetch
+lab: build
+	@target/debug/lab fetch
 
 # What tests that were killed left running or mounted; the next test run does it too.
-clean-lab: deps
-	cargo run --quiet --package lab -- clean
+clean-lab: build
+	target/debug/lab clean
