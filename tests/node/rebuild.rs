@@ -21,7 +21,15 @@ pub(crate) const NASTY: &str = "registry.test/lab/nasty:1";
 /// A node that has pulled the image for overlayfs and kept no blob of its layers; the registry is
 /// gone.
 pub(crate) async fn discarded(version: Version, handler: &str) -> Result<Node> {
-    let mut options = Options::new(version);
+    discarded_with(version, handler, Options::new(version)).await
+}
+
+/// The same on a containerd with these options.
+pub(crate) async fn discarded_with(
+    version: Version,
+    handler: &str,
+    mut options: Options,
+) -> Result<Node> {
     options.discard_unpacked_layers = true;
     options.handlers = vec![Handler::new(handler, handler)];
     let mut node = Node::start_with(version, options).await?;

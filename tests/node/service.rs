@@ -93,10 +93,13 @@ impl Service {
 }
 
 /// Layers are rebuilt from directories that only root may read, attributes that only an administrator sees, and
-/// through every other thing that the sandbox allows or does not.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_lets_it_do_its_work() -> Result<()> {
-    let mut node = rebuild::discarded(Version::V2_1, "erofs").await?;
+/// through every other thing that the sandbox allows or does not. containerd's root is below a directory that the
+/// sandbox hides, as in a checkout there.
+async fn the_sandbox_lets_it_do_its_work(below: &str) -> Result<()> {
+    let mut options = Options::new(Version::V2_1);
+    options.root_below = Some(below.into());
+    options.root_seen_by_services = true;
+    let mut node = rebuild::discarded_with(Version::V2_1, "erofs", options).await?;
     let service = Service::boot(&node).await?;
     service.install().await?;
     let verified = service
@@ -149,6 +152,21 @@ async fn the_sandbox_lets_it_do_its_work() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_tmp() -> Result<()> {
+    the_sandbox_lets_it_do_its_work("/tmp").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_root() -> Result<()> {
+    the_sandbox_lets_it_do_its_work("/root").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_home() -> Result<()> {
+    the_sandbox_lets_it_do_its_work("/home").await
 }
 
 /// Where `trusted.*` attributes cannot be seen, a layer with an opaque directory would look like one without.

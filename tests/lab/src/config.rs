@@ -13,6 +13,7 @@ use crate::scratch::Scratch;
 /// The paths that a configuration speaks of besides the scratch's own.
 pub(crate) struct Paths<'a> {
     pub(crate) scratch: &'a Scratch,
+    pub(crate) root: &'a Path,
     pub(crate) socket: &'a Path,
     pub(crate) nri_socket: &'a Path,
     pub(crate) runc: &'a Path,
@@ -50,7 +51,7 @@ address = "{socket}"
 [debug]
 level = "debug"
 "#,
-            root = paths.own("root"),
+            root = paths.root.display(),
             state = paths.own("state"),
             temp = paths.own("tmp"),
             socket = paths.socket.display(),

@@ -37,6 +37,7 @@ pub struct Lab {
     version: Version,
     programs: PathBuf,
     path: String,
+    root: PathBuf,
     socket: PathBuf,
     nri_socket: PathBuf,
     log: Log,
@@ -101,6 +102,8 @@ impl Lab {
             version,
             programs,
             path,
+            root: scratch
+                .make_root(options.root_below.as_deref(), options.root_seen_by_services)?,
             socket: scratch.socket(CONTAINERD_SOCKET)?,
             nri_socket: scratch.socket("nri.sock")?,
             log: Log::new(scratch.path("containerd.log")),
@@ -117,6 +120,7 @@ impl Lab {
         }
         let paths = Paths {
             scratch: &lab.scratch,
+            root: &lab.root,
             socket: &lab.socket,
             nri_socket: &lab.nri_socket,
             runc: &runc,
@@ -232,15 +236,13 @@ impl Lab {
     /// # Errors
     /// If it cannot be read.
     pub fn database(&self) -> Result<Vec<u8>> {
-        let file = self
-            .scratch
-            .path("root/io.containerd.metadata.v1.bolt/meta.db");
+        let file = self.root.join("io.containerd.metadata.v1.bolt/meta.db");
         fs::read(&file).with_context(|| format!("reading {}", file.display()))
     }
 
-    /// The directory that it keeps everything in.
-    pub fn root(&self) -> PathBuf {
-        self.scratch.path("root")
+    /// The directory that it keeps everything in, by the path that containerd knows.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Lets mounts below its root and the directory of its sockets propagate into containers that ask for it, as on
@@ -249,7 +251,7 @@ impl Lab {
     /// # Errors
     /// If the kernel does not.
     pub fn share_mounts(&self) -> Result<()> {
-        for dir in [&*self.root(), self.socket.parent().unwrap_or(&self.socket)] {
+        for dir in [self.root(), self.socket.parent().unwrap_or(&self.socket)] {
             let shared = mount_bind_recursive(dir, dir)
                 .and_then(|()| mount_change(dir, MountPropagationFlags::SHARED));
             shared.with_context(|| format!("sharing the mounts of {}", dir.display()))?;

@@ -91,6 +91,11 @@ pub struct Options {
     pub registration_timeout: Duration,
     /// Plugins that containerd starts itself.
     pub launched: Vec<Launched>,
+    /// The directory below which containerd's root is; the run's own by default.
+    pub root_below: Option<PathBuf>,
+    /// Whether a service on a [`crate::Systemd`] sees containerd's root wherever that is: units commonly hide `/root`,
+    /// `/home` and `/tmp`, where people clone. containerd is given a path below `/run` then.
+    pub root_seen_by_services: bool,
     /// TOML tables to append to the configuration.
     pub extra_config: String,
 }
@@ -122,6 +127,8 @@ impl Options {
             request_timeout: Duration::from_secs(2),
             registration_timeout: Duration::from_secs(5),
             launched: Vec::new(),
+            root_below: None,
+            root_seen_by_services: false,
             extra_config: String::new(),
         }
     }

@@ -29,6 +29,9 @@ const LOGS_KEPT: usize = 100;
 /// Starts the name of every run's directory.
 const PREFIX: &str = "run-";
 
+/// containerd's root in a run's directory: a directory, or a link to one elsewhere.
+pub(crate) const ROOT: &str = "root";
+
 /// The link in a run's directory to that of its sockets.
 const SOCKETS: &str = "sockets";
 
@@ -95,6 +98,27 @@ impl Scratch {
             path.display()
         );
         Ok(path)
+    }
+
+    /// Makes the directory for containerd's root, and answers the path by which containerd is to know it.
+    pub(crate) fn make_root(
+        &self,
+        below: Option<&Path>,
+        seen_by_services: bool,
+    ) -> Result<PathBuf> {
+        let mut root = self.dir.join(ROOT);
+        if let Some(below) = below {
+            let elsewhere = below.join(format!("nri-lab-root-{}", self.id));
+            symlink(&elsewhere, &root)?;
+            root = elsewhere;
+        }
+        fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
+        if !seen_by_services {
+            return Ok(root);
+        }
+        let seen = root_for_services(&self.id);
+        symlink(&root, &seen).with_context(|| format!("creating {}", seen.display()))?;
+        Ok(seen)
     }
 
     /// What this run can leave on the machine.
@@ -212,6 +236,11 @@ fn lock(dir: &Path) -> Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A link to a run's root where no unit hides it.
+pub(crate) fn root_for_services(id: &str) -> PathBuf {
+    PathBuf::from(format!("/run/nri-lab-{id}"))
 }
 
 /// Eight hexadecimal digits: short for the sockets' sake, and different in every process, checkout and call.

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::images::digest;
 use crate::process::POLL;
+use crate::scratch::{ROOT, root_for_services};
 
 /// How long killed processes may take to go, and their cgroups with them.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,8 +47,10 @@ impl Traces<'_> {
         let deadline = Instant::now() + CLEAR_TIMEOUT;
         let shim_sockets = self.shim_sockets();
         self.kill_processes(deadline)?;
+        let root = self.root_elsewhere();
+        let root = root.as_deref();
         // The latest mount first: it may lie on an earlier one.
-        for dir in [self.dir, self.sockets] {
+        for dir in [self.dir, self.sockets].into_iter().chain(root) {
             for mount in mounts_below(dir)?.iter().rev() {
                 unmount(mount, UnmountFlags::DETACH)
                     .with_context(|| format!("unmounting {}", mount.display()))?;
@@ -60,8 +63,17 @@ impl Traces<'_> {
         for socket in shim_sockets {
             let _ = fs::remove_file(socket); // Most are gone, or never were.
         }
+        let _ = fs::remove_file(root_for_services(self.id)); // Few runs have it.
+        if let Some(root) = root {
+            remove_dir(root, deadline)?;
+        }
         remove_dir(self.sockets, deadline)?;
         remove_dir(self.dir, deadline)
+    }
+
+    /// containerd's root, where it is not in the run's directory.
+    fn root_elsewhere(&self) -> Option<PathBuf> {
+        fs::read_link(self.dir.join(ROOT)).ok()
     }
 
     /// Kills until nothing is left: a process that is being started shows up only in a later round.

@@ -90,7 +90,7 @@ fn place(lab: &Lab, host_path: &str) -> Result<PathBuf> {
             std::fs::copy(lab.config(), etc.join("config.toml"))?;
             Ok(etc)
         }
-        ROOT => Ok(lab.root()),
+        ROOT => Ok(lab.root().to_owned()),
         other => bail!("a lab has nothing in the place of {other}"),
     }
 }

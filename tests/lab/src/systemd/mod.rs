@@ -45,7 +45,7 @@ impl Systemd {
         command
             .arg(cgroup(&scratch.traces().cgroup())?)
             .arg(&dir)
-            .arg(scratch.path("root"))
+            .arg(lab.root())
             .arg(
                 lab.socket()
                     .parent()
