@@ -129,12 +129,28 @@ fn verdict(line: &str) -> Result<String> {
 
 /// Pulls and creates at once, for a pod that runs already and for a new one in turn.
 async fn races(version: Version, snapshotter: &str, config: &str) -> Result<()> {
+    races_on(Options::new(version), version, snapshotter, config).await
+}
+
+/// The same after a pull that labels what it unpacks, which 2.1 does without its transfer service: other events come,
+/// in another order.
+async fn races_annotated(version: Version, snapshotter: &str, config: &str) -> Result<()> {
+    let mut options = Options::new(version);
+    options.snapshot_annotations = true;
+    races_on(options, version, snapshotter, config).await
+}
+
+async fn races_on(
+    mut options: Options,
+    version: Version,
+    snapshotter: &str,
+    config: &str,
+) -> Result<()> {
     let many = std::env::var(COUNT).ok();
     let count = match &many {
         Some(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
         None => FEW,
     };
-    let mut options = Options::new(version);
     if snapshotter == NYDUS {
         options.remotes = vec![Remote::Nydus];
     }
@@ -245,4 +261,24 @@ async fn erofs_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn native_on_1_7() -> Result<()> {
     races(Version::V1_7, handler(Version::V1_7), ALL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_2_1_with_annotations() -> Result<()> {
+    races_annotated(Version::V2_1, NYDUS, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_1_7_with_annotations() -> Result<()> {
+    races_annotated(Version::V1_7, NYDUS, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erofs_on_2_1_with_annotations() -> Result<()> {
+    races_annotated(Version::V2_1, handler(Version::V2_1), ALL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_on_1_7_with_annotations() -> Result<()> {
+    races_annotated(Version::V1_7, handler(Version::V1_7), ALL).await
 }

@@ -107,6 +107,7 @@ fn results(output: &Output) -> Result<Value> {
 async fn equal_labels(version: Version) -> Result<()> {
     let (ours, theirs) = (handler(version), theirs(version));
     let mut options = Options::new(version);
+    // The pull for «theirs» is to leave labels to compare with; by default it leaves none.
     options.snapshot_annotations = true;
     options.pull_by_handler = true;
     options.handlers = vec![Handler::new("ours", ours), Handler::new("theirs", theirs)];

@@ -8,6 +8,7 @@ use crate::support::{Node, handler};
 
 async fn equal_labels(version: Version) -> Result<()> {
     let mut options = Options::new(version);
+    // The pull for «theirs» is to leave labels to compare with; by default it leaves none.
     options.snapshot_annotations = true;
     options.pull_by_handler = true;
     options.handlers = vec![

@@ -7,7 +7,18 @@ use lab::Version;
 use crate::support::{LaunchedBy, Node, handler};
 
 async fn main_job(version: Version, by: LaunchedBy) -> Result<()> {
-    let mut node = Node::serving(version, by).await?;
+    main_job_on(Node::serving(version, by).await?).await
+}
+
+/// Where the pull has labelled the default snapshotter's layers, the other one's are as they are elsewhere.
+async fn main_job_annotated(version: Version) -> Result<()> {
+    let mut node = Node::start_annotated(version).await?;
+    node.serve("").await?;
+    main_job_on(node).await
+}
+
+async fn main_job_on(mut node: Node) -> Result<()> {
+    let version = node.lab.version();
     let handler = handler(version);
     let image = node.image.name().to_owned();
 
@@ -51,4 +62,14 @@ async fn erofs_on_2_1_launched_by_containerd() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn native_on_1_7_launched_by_containerd() -> Result<()> {
     main_job(Version::V1_7, LaunchedBy::Containerd).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erofs_on_2_1_with_annotations() -> Result<()> {
+    main_job_annotated(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_on_1_7_with_annotations() -> Result<()> {
+    main_job_annotated(Version::V1_7).await
 }

@@ -39,7 +39,8 @@ fn crictl() -> Result<&'static Path> {
     };
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--package", "lab", "--bin", "crictl"]);
+    // As `make` does, so that it shares the build of everything that it stands on.
+    build.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
     build.args(["--profile", name, "--target-dir"]);
     build.arg(profile.parent().context("a target directory")?);
     let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
@@ -140,8 +141,8 @@ impl Node {
     }
 }
 
-async fn passes(version: Version) -> Result<()> {
-    let mut node = Node::start(version).await?;
+async fn passes(mut node: Node) -> Result<()> {
+    let version = node.lab.version();
     node.serve("").await?;
     let handler = handler(version);
     let said = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
@@ -171,15 +172,25 @@ async fn passes(version: Version) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn passes_on_2_1() -> Result<()> {
-    passes(Version::V2_1).await
+    passes(Node::start(Version::V2_1).await?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn passes_on_1_7() -> Result<()> {
-    passes(Version::V1_7).await
+    passes(Node::start(Version::V1_7).await?).await
 }
 
-/// Nobody labels what containerd unpacks by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_with_annotations_on_2_1() -> Result<()> {
+    passes(Node::start_annotated(Version::V2_1).await?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_with_annotations_on_1_7() -> Result<()> {
+    passes(Node::start_annotated(Version::V1_7).await?).await
+}
+
+/// containerd puts no labels on what it unpacks by itself.
 async fn fails_without_the_plugin(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);

@@ -114,6 +114,14 @@ impl Node {
         })
     }
 
+    /// Without the plugin, on a containerd that labels what it unpacks in a pull, and from 2.1 on pulls by itself
+    /// instead of by its transfer service for that. It does neither by default.
+    pub(crate) async fn start_annotated(version: Version) -> Result<Self> {
+        let mut options = Options::new(version);
+        options.snapshot_annotations = true;
+        Self::start_with(version, options).await
+    }
+
     /// With the plugin, serving.
     pub(crate) async fn serving(version: Version, by: LaunchedBy) -> Result<Self> {
         let mut node = Self::start(version).await?;
