@@ -34,8 +34,7 @@ test: lab
 
 # For the time of writing: no daemon, no root.
 quick: deps
-	cargo test --package nri-unpack --lib
-	cargo test --package nri
+	cargo test --workspace --lib --test plugin
 
 lint: deps
 	cargo fmt --all --check
