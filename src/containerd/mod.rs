@@ -19,7 +19,7 @@ pub use containerd_client::types::{Descriptor, Mount};
 use futures::stream::BoxStream;
 
 pub use error::{Error, Kind as ErrorKind, Result};
-pub use version::numbers;
+pub use version::{labels_lineage, numbers};
 
 /// Labels of an image, a blob, a snapshot or a lease.
 pub type Labels = BTreeMap<String, String>;

@@ -12,10 +12,16 @@ pub type LayerLabels = Vec<Labels>;
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// The name that the image is pulled by.
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
-const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+/// The manifest that the layer was unpacked for.
+pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// This and the following layers' digests: one alone on the top layer.
 pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+
+/// The layer's uncompressed digest, and the chain id of the layer below: of containerd 2.3 and later.
+const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+/// See [`DIFF_ID`].
+pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 
 /// Annotations of a layer that its snapshot inherits as labels.
 const INHERITED: &str = "containerd.io/snapshot/";
@@ -60,6 +66,19 @@ pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels
     manifest.layers.iter().enumerate().map(of_layer).collect()
 }
 
+/// The labels by which containerd 2.3 and later say where each layer's snapshot comes from. No chain needs
+/// them to be labelled: an older containerd leaves none.
+pub fn lineage_labels(manifest: &Manifest) -> LayerLabels {
+    let layers = &manifest.layers;
+    let of_layer = |(i, layer): (usize, &super::Layer)| {
+        let below = i.checked_sub(1).map(|below| layers[below].chain_id.clone());
+        let parent = below.map(|chain_id| (PARENT_CHAIN_ID.to_owned(), chain_id));
+        let diff_id = (DIFF_ID.to_owned(), layer.diff_id.clone());
+        std::iter::once(diff_id).chain(parent).collect()
+    };
+    layers.iter().enumerate().map(of_layer).collect()
+}
+
 /// As many digests, comma-separated, as fit into one label: containerd rejects a label whose key
 /// and value together exceed [`MAX_LABEL`] bytes, and cuts this list itself.
 fn joined(digests: &[&str]) -> String {
@@ -100,6 +119,20 @@ mod tests {
         );
         assert_eq!(labels[2][SNAPSHOT_REF], manifest.layers[2].chain_id);
         assert_eq!(labels[2].len(), 5);
+    }
+
+    #[test]
+    fn a_layer_says_what_it_is_made_of() {
+        let manifest = manifest(2);
+        let labels = lineage_labels(&manifest);
+        let [bottom, top] = [&manifest.layers[0], &manifest.layers[1]];
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(labels[0], Labels::from([label(DIFF_ID, &bottom.diff_id)]));
+        let of_top = [
+            label(DIFF_ID, &top.diff_id),
+            label(PARENT_CHAIN_ID, &bottom.chain_id),
+        ];
+        assert_eq!(labels[1], Labels::from(of_top));
     }
 
     #[test]

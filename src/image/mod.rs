@@ -17,11 +17,14 @@ use crate::containerd;
 
 pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;
-pub use labels::{IMAGE_LAYERS, IMAGE_REF, LayerLabels, SNAPSHOT_REF, layer_labels};
+pub use labels::{
+    IMAGE_LAYERS, IMAGE_REF, LayerLabels, MANIFEST_DIGEST, PARENT_CHAIN_ID, SNAPSHOT_REF,
+    layer_labels, lineage_labels,
+};
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;
-pub use reference::{find, is_pullable, name_for_labels, names_of, repository};
+pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, repository};
 
 /// Why an image cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -84,6 +84,15 @@ pub fn repository(name: &str) -> Option<String> {
     Some(format!("{registry}/{repository}"))
 }
 
+/// The host of a registry without its port, as containerd writes it on what it has pulled from there:
+/// `registry.example` of `registry.example:5000`, `fd00::1` of `[fd00::1]:5000`.
+pub fn hostname(registry: &str) -> &str {
+    match registry.strip_prefix('[').and_then(|r| r.split_once(']')) {
+        Some((address, _)) => address,
+        None => registry.split_once(':').map_or(registry, |(host, _)| host),
+    }
+}
+
 /// The name that the labels of an image's layers carry: the one that was asked for where it can be
 /// pulled and is one of the image's names, else the best of these: a tag before a digest, never an
 /// id; of several the first in sorted order, so that the choice is stable.
@@ -230,6 +239,19 @@ mod tests {
             ("busybox:1", None),
         ] {
             assert_eq!(repository(name).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_what_comes_before_the_port() {
+        for (registry, expected) in [
+            ("docker.io", "docker.io"),
+            ("r.example:5000", "r.example"),
+            ("127.0.0.1:5000", "127.0.0.1"),
+            ("[fd00::1]:5000", "fd00::1"),
+            ("[fd00::1]", "fd00::1"),
+        ] {
+            assert_eq!(hostname(registry), expected, "{registry}");
         }
     }
 
