@@ -10,6 +10,7 @@ mod choice;
 mod eager;
 mod existing;
 mod held;
+mod origin;
 mod pulls;
 mod queue;
 mod reconcile;

@@ -64,7 +64,8 @@ impl LabelPolicy for Labels {
     }
 }
 
-fn profile(config: &Config, snapshotter: &str) -> Profile {
+/// What kind of snapshotter it is.
+pub fn profile(config: &Config, snapshotter: &str) -> Profile {
     match config.snapshotter(snapshotter).profile {
         config::Profile::Auto => Profile::of(snapshotter),
         config::Profile::Nydus => Profile::NYDUS,

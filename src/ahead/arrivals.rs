@@ -13,6 +13,7 @@ use crate::logs;
 use crate::metrics;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
+use super::origin::{self, Extraction};
 use super::queue::Arrival;
 use super::{Ahead, Place, eager, is_news, may_pass, reconcile, volumes};
 
@@ -36,9 +37,7 @@ pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
 async fn arrived(ahead: Arc<Ahead>, arrival: Arrival) {
     match arrival {
         Arrival::Image(name) => image_arrived(&ahead, &name).await,
-        Arrival::Layer { snapshotter, chain } => {
-            layer_arrives(&ahead, &snapshotter, &chain).await;
-        }
+        Arrival::Layer(extraction) => layer_arrives(&ahead, &extraction).await,
         Arrival::Volume {
             snapshotter,
             target,
@@ -127,21 +126,27 @@ async fn name_for_labels(ahead: &Ahead, image: &Image) -> Result<String, contain
 }
 
 /// A failure is no news: the pull may fail as well, and when it ends, the image arrives.
-async fn layer_arrives(ahead: &Ahead, extracted_in: &str, chain: &str) {
+async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let node = &ahead.node;
+    let chain = extraction.chain.as_str();
     let Some(handlers) = node.handlers_now() else {
         return;
     };
     let mut places = ahead.places().await;
     places.retain(|place| eager::is_eager_in_a_pull(&node.config(), place));
-    if extracted_in != handlers.default_snapshotter().value || places.is_empty() {
+    if extraction.snapshotter != handlers.default_snapshotter().value || places.is_empty() {
         return;
     }
-    let image = match ahead.pulls.image_of(node.containerd.as_ref(), chain).await {
+    let mut image = match ahead.pulls.image_of(node.containerd.as_ref(), chain).await {
         Ok(Some(image)) => image,
         Ok(None) => return,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
     };
+    let is_known = match origin::complete(node.containerd.as_ref(), &mut image, extraction).await {
+        Ok(is_known) => is_known,
+        Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
+    };
+    places.retain(|place| is_known || eager::takes_any_name(&node.config(), place));
     places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {
         let want = Want::Arriving(image.clone());

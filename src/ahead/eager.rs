@@ -121,3 +121,10 @@ pub(super) fn is_eager_in_a_pull(config: &Config, place: &Place) -> bool {
         && is_eager(config, place, false)
         && config.snapshotter(&place.snapshotter).admits_all()
 }
+
+/// Whether an image may be prepared here under a name that may lack its registry's port, until its record
+/// corrects it. Only a snapshotter that leaves the image to the guest asks no registry at `Prepare`; another
+/// one, asked for an image in a registry that does not have it, unpacks its layers in full.
+pub(super) fn takes_any_name(config: &Config, place: &Place) -> bool {
+    policy::profile(config, &place.snapshotter).may_proxy
+}

@@ -7,6 +7,8 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::metrics;
 
+use super::origin::Extraction;
+
 /// More than a node pulls in the time that it takes to look at them.
 const MAX_QUEUED: usize = 256;
 
@@ -15,13 +17,8 @@ const MAX_QUEUED: usize = 256;
 pub(super) enum Arrival {
     /// An image of this name was added or changed.
     Image(String),
-    /// A layer of this chain id is being extracted: its image is being pulled.
-    Layer {
-        /// Into this snapshotter.
-        snapshotter: String,
-        /// The chain id.
-        chain: String,
-    },
+    /// A layer is being extracted: its image is being pulled.
+    Layer(Extraction),
     /// A container mounts an image.
     Volume {
         /// Its pod's.

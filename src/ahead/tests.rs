@@ -14,7 +14,7 @@ use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
 use crate::hooks::Hooks;
 use crate::image::IMAGE_REF;
 use crate::room;
-use crate::unpack::{Role, Standing, State};
+use crate::unpack::{Action, Role, Standing, State};
 
 use super::*;
 
@@ -660,6 +660,57 @@ async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
     assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 2);
     assert_eq!(name(), [NAME; 2]);
     assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
+}
+
+/// While it is pulled, the port of its registry is not known: what was made so is not ready, and corrected.
+#[tokio::test(start_paused = true)]
+async fn the_port_comes_with_the_record() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let name = "r.example:5000/app:1";
+    let image = bench.fake.image(name, 2);
+    bench.fake.untag(name);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    let ensure = |want| async {
+        let request = Request {
+            want,
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(request).outcome().await.unwrap()
+    };
+    ensure(Want::Arriving(arriving.clone())).await;
+    bench.fake.tag(name, image.target.clone());
+    let layers = bench.fake.all("nydus");
+    assert!(layers.iter().all(|s| s.labels[IMAGE_REF] == arriving.name));
+    assert_eq!(bench.state(&image, "nydus").await, State::Foreign);
+
+    let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
+    bench.fake.activate("nydus", "c", &top.name);
+    let engine = &bench.node.engine;
+    let standing = engine.standing("nydus", "c", Some(name)).await.unwrap();
+    let chain = top.name.clone();
+    assert_eq!(
+        standing,
+        Standing::Unknown {
+            chain: chain.clone()
+        }
+    );
+    let done = ensure(Want::Container {
+        key: "c".to_owned(),
+        chain,
+        name: Some(name.to_owned()),
+    });
+    assert_eq!(done.await.action, Action::Relabelled);
+    let all = bench.fake.all("nydus");
+    let layers = all.iter().filter(|s| s.name != "c");
+    assert!(
+        layers.clone().all(|s| s.labels[IMAGE_REF] == name),
+        "{all:?}"
+    );
+    assert_eq!(bench.state(&image, "nydus").await, State::Ready);
 }
 
 /// The work that began with the pull met a chain in use, whose lower layers are its own. When a container

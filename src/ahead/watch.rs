@@ -14,6 +14,7 @@ use crate::containerd::{Error, Event};
 use crate::retry;
 
 use super::Ahead;
+use super::origin::Extraction;
 use super::queue::Arrival;
 
 const CREATED: &str = "/images/create";
@@ -106,7 +107,11 @@ fn extraction(prepared: SnapshotPrepare) -> Option<Arrival> {
     }
     let (_, chain) = key.split_once(' ')?;
     let chain = chain.to_owned();
-    Some(Arrival::Layer { snapshotter, chain })
+    Some(Arrival::Layer(Extraction {
+        snapshotter,
+        key,
+        chain,
+    }))
 }
 
 #[cfg(test)]
@@ -139,10 +144,11 @@ mod tests {
             name: name.clone(),
             ..ImageCreate::default()
         };
-        let layer = Arrival::Layer {
+        let layer = Arrival::Layer(Extraction {
             snapshotter: "overlayfs".to_owned(),
+            key: "extract-12-ab sha256:c".to_owned(),
             chain: "sha256:c".to_owned(),
-        };
+        });
         for (event, expected) in [
             (event(CREATED, &created), Some(Arrival::Image(name))),
             (event(DELETED, &created), None),

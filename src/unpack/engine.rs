@@ -558,7 +558,10 @@ impl Entry {
         if done.action != Action::None {
             metrics::unpacked(snapshotter, began.elapsed());
         }
-        engine.memory.is_ready(snapshotter, chain, created_at);
+        // The name of one that is still being pulled is to be looked at when it has one.
+        if !target.arrives {
+            engine.memory.is_ready(snapshotter, chain, created_at);
+        }
         Ok(done)
     }
 }

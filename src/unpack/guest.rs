@@ -6,7 +6,7 @@
 //! label `containerd.io/snapshot.ref` asks for.
 
 use crate::containerd::{self, Containerd, Labels};
-use crate::image::{IMAGE_REF, Manifest, SNAPSHOT_REF};
+use crate::image::{IMAGE_REF, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF};
 
 use super::lease::Lease;
 use super::naming::is_from_the_pull;
@@ -83,6 +83,7 @@ impl Guest<'_> {
     async fn prepare(&self, name: &str) -> Result<Option<Labels>, containerd::Error> {
         let mut labels = self.labels.clone();
         labels.insert(SNAPSHOT_REF.to_owned(), name.to_owned());
+        labels.remove(PARENT_CHAIN_ID);
         let key = self.lease.extraction_key(name);
         let (id, snapshotter) = (self.lease.id(), self.snapshotter);
         match self

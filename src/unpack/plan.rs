@@ -34,7 +34,7 @@ pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
         steps.extend(sight.unlabelled(rules).map(Step::Relabel));
     }
     if state == State::Foreign {
-        steps.push(Step::Relabel(sight.layers.len() - 1));
+        steps.extend(sight.foreign(rules).map(Step::Relabel));
     }
     if sight.committed() < sight.layers.len() {
         steps.push(Step::Unpack(sight.committed()));

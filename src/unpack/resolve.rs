@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::containerd::{Containerd, Image, Labels};
+use crate::containerd::{self, Containerd, Image, Labels};
 use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
 
 use super::guest::Guest;
 use super::lease::Leases;
 use super::profile::{Profile, Repair, is_proxied};
-use super::state::Rules;
+use super::state::{Origin, Rules};
 use super::target::Target;
 use super::{Error, LabelPolicy, Labelling, Listing, Request, Want};
 
@@ -22,6 +22,8 @@ pub(super) struct Resolver {
     manifests: Manifests,
     /// Whether a snapshotter leaves images to the guest, where that was found out.
     guests: Mutex<HashMap<String, bool>>,
+    /// Whether containerd labels lineage, where it has said its version.
+    labels_lineage: Mutex<Option<bool>>,
 }
 
 impl Resolver {
@@ -36,12 +38,15 @@ impl Resolver {
             policy,
             manifests: Manifests::new(Platform::of_this_node()),
             guests: Mutex::default(),
+            labels_lineage: Mutex::default(),
         }
     }
 
-    /// What a snapshotter was found to do may have changed: its daemon may have been restarted.
+    /// containerd may be another one now, and a snapshotter may do something else: its daemon may have
+    /// been restarted.
     pub(super) fn forget(&self) {
         self.guests().clear();
+        *self.lineage() = None;
     }
 
     /// What kind of snapshotter it is.
@@ -54,7 +59,8 @@ impl Resolver {
         let snapshotter = request.snapshotter.as_str();
         let (image, asked) = match &request.want {
             Want::Image(name) => (image::find(self.containerd(), name).await?, Some(name)),
-            Want::Arriving(image) => (image.clone(), Some(&image.name)),
+            // A record of the same target has a name that was asked for.
+            Want::Arriving(image) => (image.clone(), None),
             Want::Container { key, chain, name } => {
                 let found = self.of_chain(chain, name.as_deref()).await?;
                 let image = found.ok_or_else(|| Error::NoImage {
@@ -77,7 +83,11 @@ impl Resolver {
         }
         let manifest = self.manifests.read(self.containerd(), &image).await?;
         let reference = reference.as_deref();
-        let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
+        let (mut labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
+        let is_bare = self.prepares_bare(snapshotter, labelling.cri);
+        if !is_bare && self.labels_lineage().await {
+            add(&mut labels, image::lineage_labels(&manifest));
+        }
         let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
             Some(known) => known,
             // The question writes; a chain that stands is an answer.
@@ -89,7 +99,8 @@ impl Resolver {
             }
             None => self.ask(&image, snapshotter, &labels).await?,
         };
-        let rules = self.rules(snapshotter, labelling, required, guest_pulls);
+        let origin = origin(&manifest, labelling, &names);
+        let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
         target.in_use = matches!(request.want, Want::Container { .. });
         target.arrives = matches!(request.want, Want::Arriving(_));
@@ -128,7 +139,8 @@ impl Resolver {
         let guest_pulls = self
             .guest_pulls_if_known(snapshotter, labelling)
             .unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
-        let rules = self.rules(snapshotter, labelling, required, guest_pulls);
+        let origin = origin(&manifest, labelling, names);
+        let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let target = target(image, snapshotter, manifest, labels, rules);
         Ok((target, wanted.is_none()))
     }
@@ -141,7 +153,10 @@ impl Resolver {
         Labelling { cri, required }: Labelling,
         reference: Option<&str>,
     ) -> (LayerLabels, LayerLabels) {
-        let mut labels = image::layer_labels(manifest, reference.filter(|_| cri));
+        let mut labels = match self.prepares_bare(snapshotter, cri) {
+            true => vec![Labels::new(); manifest.layers.len()],
+            false => image::layer_labels(manifest, reference.filter(|_| cri)),
+        };
         let extra = self.policy.extra_labels(snapshotter);
         let extra = image::extra_labels(manifest, reference, &extra);
         for (labels, extra) in labels.iter_mut().zip(&extra) {
@@ -156,6 +171,31 @@ impl Resolver {
         (labels, required)
     }
 
+    /// Whether a layer without `cri.*` labels must not even say its chain id: nydus refuses one that says
+    /// it and not what the guest is to pull.
+    fn prepares_bare(&self, snapshotter: &str, cri: bool) -> bool {
+        !cri && self.profile(snapshotter).may_proxy
+    }
+
+    /// Whether this containerd's own unpack labels lineage; not, where it does not say its version.
+    async fn labels_lineage(&self) -> bool {
+        let known = *self.lineage();
+        if let Some(known) = known {
+            return known;
+        }
+        match self.containerd.version().await {
+            Ok(version) => {
+                let labels = containerd::labels_lineage(&version);
+                *self.lineage() = Some(labels);
+                labels
+            }
+            Err(e) => {
+                log::debug!(error:% = e; "containerd does not say its version: its newer labels are left out");
+                false
+            }
+        }
+    }
+
     /// When a chain is ready that has to have these labels.
     fn rules(
         &self,
@@ -163,6 +203,7 @@ impl Resolver {
         labelling: Labelling,
         required: LayerLabels,
         guest_pulls: bool,
+        origin: Option<Origin>,
     ) -> Rules {
         let usual = if guest_pulls {
             Repair::Replace
@@ -172,6 +213,7 @@ impl Resolver {
         let repair = self.policy.repair(snapshotter).unwrap_or(usual);
         Rules {
             required,
+            origin,
             repair,
             guest_pulls: labelling.required && guest_pulls && repair == Repair::Replace,
         }
@@ -292,9 +334,33 @@ impl Resolver {
         self.containerd.as_ref()
     }
 
+    fn lineage(&self) -> MutexGuard<'_, Option<bool>> {
+        let known = self.labels_lineage.lock();
+        known.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn guests(&self) -> MutexGuard<'_, HashMap<String, bool>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Adds labels to those that are there; what is there stays.
+fn add(labels: &mut LayerLabels, more: LayerLabels) {
+    for (labels, more) in labels.iter_mut().zip(more) {
+        for (key, value) in more {
+            labels.entry(key).or_insert(value);
+        }
+    }
+}
+
+/// From where the labels of an image may say that it comes, if they have to say that.
+fn origin(manifest: &Manifest, labelling: Labelling, names: &[String]) -> Option<Origin> {
+    let repositories = names.iter().filter_map(|name| image::repository(name));
+    let origin = Origin {
+        manifest: manifest.digest.clone(),
+        repositories: repositories.collect(),
+    };
+    (labelling.cri && labelling.required).then_some(origin)
 }
 
 fn target(
@@ -316,7 +382,7 @@ fn target(
     }
 }
 
-fn failed(image: &Image, snapshotter: &str, source: crate::containerd::Error) -> Error {
+fn failed(image: &Image, snapshotter: &str, source: containerd::Error) -> Error {
     Error::Containerd {
         image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),

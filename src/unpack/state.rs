@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::containerd::Labels;
-use crate::image::{IMAGE_LAYERS, LayerLabels};
+use crate::image::{self, IMAGE_LAYERS, IMAGE_REF, LayerLabels, MANIFEST_DIGEST};
 
 use super::profile::{Repair, is_proxied};
 
@@ -22,7 +22,8 @@ pub enum State {
     /// A layer that was unpacked on the host lies over layers that the snapshotter left to the
     /// guest, and so holds empty: a broken root file system.
     Mixed,
-    /// The top layer's labels name an image whose chain does not end there.
+    /// The labels name another image than this one: the top layer's one whose chain does not end there, or
+    /// any layer's this image in a registry that it is not from.
     Foreign,
     /// Complete, but nothing keeps it from garbage collection.
     Unanchored,
@@ -70,11 +71,33 @@ pub struct Rules {
     /// The label keys that each layer has to have, bottom first. Values are not compared: a layer
     /// that two images share has one chain id and carries the labels of whichever came first.
     pub required: LayerLabels,
+    /// From where the image may be said to come; `None` where its labels need not say it.
+    pub origin: Option<Origin>,
     /// How absent labels are repaired.
     pub repair: Repair,
     /// The snapshotter leaves images to the guest: a chain is labelled when it did so with the top
     /// layer, and what the layers below are does not matter.
     pub guest_pulls: bool,
+}
+
+/// From where an image comes, as all of its names say.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The digest of its manifest: labels with another one are those of an image that shares the layer.
+    pub manifest: String,
+    /// Registry and repository of each name.
+    pub repositories: Vec<String>,
+}
+
+impl Origin {
+    /// Whether these labels are this image's, and name a repository that it is not from: while an image is
+    /// pulled, its registry's port is not known.
+    fn is_misnamed(&self, labels: &Labels) -> bool {
+        let is_ours = labels.get(MANIFEST_DIGEST) == Some(&self.manifest);
+        let named = labels.get(IMAGE_REF);
+        let from = named.map(|name| image::repository(name));
+        is_ours && from.is_some_and(|from| !from.is_some_and(|f| self.repositories.contains(&f)))
+    }
 }
 
 /// A chain as containerd shows it.
@@ -137,8 +160,21 @@ impl Sight {
         self.layers.last()?.as_ref()
     }
 
+    /// The committed layers whose labels name another image, bottom first.
+    pub(super) fn foreign<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
+        let top = self.layers.len().checked_sub(1);
+        let goes_on = top.filter(|_| self.goes_on(rules));
+        let layers = self.layers.iter().enumerate();
+        layers.filter_map(move |(i, layer)| {
+            let labels = layer.as_ref()?;
+            let origin = rules.origin.as_ref();
+            let is_misnamed = origin.is_some_and(|origin| origin.is_misnamed(labels));
+            (is_misnamed || goes_on == Some(i)).then_some(i)
+        })
+    }
+
     /// The top layer of a chain that ends there lists no layer but itself.
-    fn is_foreign(&self, rules: &Rules) -> bool {
+    fn goes_on(&self, rules: &Rules) -> bool {
         let required = rules.required.last();
         let listed = self.top().and_then(|labels| labels.get(IMAGE_LAYERS));
         required.is_some_and(|required| required.contains_key(IMAGE_LAYERS))
@@ -163,7 +199,7 @@ impl Sight {
             }
         } else if !guest_pulls && self.unlabelled(rules).next().is_some() {
             State::Unlabelled
-        } else if self.is_foreign(rules) {
+        } else if self.foreign(rules).next().is_some() {
             State::Foreign
         } else if !self.anchored {
             State::Unanchored
@@ -198,6 +234,7 @@ pub(super) mod tests {
         let labels = Labels::from([label("a", "x"), label(IMAGE_LAYERS, "sha256:a")]);
         Rules {
             required: vec![labels; layers],
+            origin: None,
             repair: if guest_pulls {
                 Repair::Replace
             } else {
@@ -278,9 +315,58 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn labels_name_this_image_where_it_comes_from() {
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let named = |manifest: &str, image: &str| {
+            let mut labels = labelled().unwrap();
+            labels.extend([label(MANIFEST_DIGEST, manifest), label(IMAGE_REF, image)]);
+            Some(labels)
+        };
+        let mut rules = rules(2, false);
+        rules.origin = Some(Origin {
+            manifest: "sha256:m".to_owned(),
+            repositories: vec![
+                "r.example:5000/app".to_owned(),
+                "other.example/app".to_owned(),
+            ],
+        });
+        let right = || named("sha256:m", "r.example:5000/app:1");
+        for (layers, foreign) in [
+            (vec![right(), right()], vec![]),
+            (
+                vec![right(), named("sha256:m", "other.example/app:old")],
+                vec![],
+            ),
+            (vec![right(), named("sha256:m", "r.example/app:1")], vec![1]),
+            (
+                vec![named("sha256:m", "r.example:80/app:1"), right()],
+                vec![0],
+            ),
+            // Not one that can be pulled.
+            (vec![named("sha256:m", "sha256:0"), right()], vec![0]),
+            // Another image that has the layer.
+            (vec![named("sha256:n", "r.example/app:1"), right()], vec![]),
+            (vec![right(), named("sha256:n", "r.example/twin:1")], vec![]),
+        ] {
+            let sight = Sight {
+                layers,
+                anchored: true,
+            };
+            let found: Vec<_> = sight.foreign(&rules).collect();
+            assert_eq!(found, foreign, "{sight:?}");
+            let state = match foreign.is_empty() {
+                true => State::Ready,
+                false => State::Foreign,
+            };
+            assert_eq!(sight.state(&rules), state, "{sight:?}");
+        }
+    }
+
+    #[test]
     fn nothing_is_lacking_where_nothing_is_required() {
         let rules = Rules {
             required: vec![Labels::new()],
+            origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,
         };

@@ -23,9 +23,13 @@ const DEFAULT_WAIT: Duration = Duration::from_millis(500);
 
 /// Shares no layer with any other.
 pub(crate) fn image(layers: usize, n: usize) -> Image {
-    let name = format!("registry.test/pulled/{layers}-layers:{n}");
+    layered(&format!("registry.test/pulled/{layers}-layers:{n}"), layers)
+}
+
+/// The same by this name.
+pub(crate) fn layered(name: &str, layers: usize) -> Image {
     let layer = |i: usize| Layer::new().file(&format!("f{i}"), 0o644, format!("{i} of {name}\n"));
-    let image = Image::builder(&name).command(&["/none"]);
+    let image = Image::builder(name).command(&["/none"]);
     (0..layers).map(layer).fold(image, Builder::layer).build()
 }
 

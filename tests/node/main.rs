@@ -29,6 +29,7 @@ mod policy;
 mod pull;
 mod rebuild;
 mod recovery;
+mod registry_port;
 mod release;
 mod reload;
 mod screens;

@@ -1,8 +1,8 @@
 //! Debian's docker-registry on a free port of the loopback, and pushing to it.
 //!
 //! Its images are named `registry.test/…`; a containerd finds them through the hosts file that
-//! [`crate::Lab::use_registry`] writes, so names, and what tests print, do not depend on the port. Only with TLS they
-//! do, since that is for those who read no hosts file.
+//! [`crate::Lab::use_registry`] writes, so names, and what tests print, do not depend on the port. They do with TLS, since
+//! that is for those who read no hosts file, and by address, for tests about ports.
 
 use std::fs;
 use std::path::PathBuf;
@@ -66,6 +66,17 @@ impl Registry {
             processes: vec![process],
             scratch,
         })
+    }
+
+    /// Starts an empty registry whose images' names contain its address: a port that is not a default one, and
+    /// another one each time.
+    ///
+    /// # Errors
+    /// If its package cannot be had, or it does not start.
+    pub async fn start_by_address() -> Result<Self> {
+        let registry = Self::start().await?;
+        let host = registry.address.clone();
+        Ok(Self { host, ..registry })
     }
 
     /// Starts an empty registry that speaks TLS as well, with a certificate of its own, on the port that its images'

@@ -1,0 +1,84 @@
+//! A registry on a port of its own. containerd does not say the port of what it is pulling, and the layers of an
+//! image that is prepared in the pull name it all the same as containerd's own pull would, as soon as its record
+//! is there.
+
+use anyhow::{Result, ensure};
+use lab::{Image, Registry, Version};
+
+use crate::after_pull::layered;
+use crate::guest_pull::{NYDUS, start};
+use crate::support::{CRI_LABELS, Node, PATIENCE};
+
+/// Enough that the work begins before the pull ends.
+const LAYERS: usize = 10;
+
+async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let registry = Registry::start_by_address().await?;
+    node.lab.use_registry(&registry)?;
+    node.serve("").await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let host = registry.address().to_owned();
+    // Nothing tells the port of the first; that of the second is the first's.
+    for (path, in_the_pull) in [("lab/first", "127.0.0.1"), ("lab/second", host.as_str())] {
+        let image = layered(&registry.image(&format!("{path}:1")), LAYERS);
+        registry.push(&image).await?;
+        let log = node.log.from_now();
+        node.cri.pull_image(image.name()).await?;
+        let early = format!(" image={in_the_pull}/{path}@{} ", image.target.digest);
+        log.wait_for(&early, PATIENCE).await?;
+        node.wait_named_in(NYDUS, &image).await?;
+        ensure!(node.state_of(&image, NYDUS).await? == "ready");
+        let container = node
+            .cri
+            .create_container(&pod, image.name(), &[], &[])
+            .await?;
+        node.assert_guest_pulls_image(&container, &image).await?;
+        node.image = image;
+    }
+    // Made by an earlier version, and called ready by it.
+    drop(node.plugin.take());
+    let image = node.image.clone();
+    let wrong = image.name().replacen(&host, "127.0.0.1", 1);
+    for chain in image.chain_ids() {
+        let label = format!("{}={wrong}", CRI_LABELS[0]);
+        let args = ["snapshots", "--snapshotter", NYDUS, "label", &chain, &label];
+        node.lab.ctr(&args).await?;
+    }
+    ensure!(node.state_of(&image, NYDUS).await? == "foreign");
+    node.serve("").await?;
+    node.wait_named_in(NYDUS, &image).await?;
+    node.assert_nothing_left(NYDUS).await
+}
+
+impl Node {
+    /// Each layer has the image's name, registry and port in it.
+    async fn wait_named_in(&self, snapshotter: &str, image: &Image) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let chain = self.store.chain(snapshotter, image).await?;
+            let names: Vec<_> = chain.iter().map(|s| s.labels.get(CRI_LABELS[0])).collect();
+            let right = |name: &Option<&String>| name.is_some_and(|name| name == image.name());
+            if names.len() == image.layers.len() && names.iter().all(right) {
+                return Ok(());
+            }
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{}: {names:#?}",
+                image.name()
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_in_the_labels_on_2_1() -> Result<()> {
+    the_port_is_in_the_labels(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_in_the_labels_on_1_7() -> Result<()> {
+    the_port_is_in_the_labels(Version::V1_7).await
+}
