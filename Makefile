@@ -22,7 +22,7 @@ BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/bu
 # All programs with one set of features, so that the demo and the tests share one build of what they depend on.
 BUILD := cargo build --workspace --bins --examples
 
-.PHONY: test demo quick lint static check-static image deb check-deb deps build lab clean-lab
+.PHONY: test demo quick lint static check-static check-stargz image deb check-deb deps build lab clean-lab
 
 # The main job, with and without the plugin.
 demo: lab
@@ -47,6 +47,10 @@ static: deps
 # The static program on a real containerd.
 check-static: static lab
 	cargo test --test node -- --ignored --exact release::the_static_program
+
+# A real stargz snapshotter, which the first run compiles: about two minutes, and 170 MB of packages.
+check-stargz: lab
+	cargo test --test node -- --ignored stargz::
 
 # The Debian package, in target/debian.
 deb: static $(TOOLS)/bin/cargo-deb

@@ -80,12 +80,20 @@ impl Download {
                 self.suite
             )
         })?;
-        let entries = fs::read_dir(&self.dir)?.collect::<Result<Vec<_>, _>>()?;
-        Ok(entries
-            .into_iter()
-            .map(|e| e.path())
-            .filter(|p| p.extension().is_some_and(|e| e == "deb"))
-            .collect())
+        debs(&self.dir)
+    }
+
+    /// The same with all packages that these depend on, as if none were installed.
+    pub(crate) fn with_dependencies(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
+        let nothing = self.dir.join("status");
+        fs::write(&nothing, "")?;
+        let status = format!("Dir::State::status={}", nothing.display());
+        let mut args = vec!["-o", &status, "install", "--download-only", "--yes"];
+        args.push("--no-install-recommends");
+        args.extend(packages.iter().map(String::as_str));
+        self.apt(&args)
+            .with_context(|| format!("downloading {} from {}", packages.join(", "), self.suite))?;
+        debs(&self.dir.join("cache/archives"))
     }
 
     fn apt(&self, args: &[&str]) -> Result<()> {
@@ -109,6 +117,15 @@ impl Download {
         }
         run(command.args(args))
     }
+}
+
+fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    Ok(entries
+        .into_iter()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "deb"))
+        .collect())
 }
 
 /// True if a release file among these lists is Debian's. Its signature was checked when apt downloaded it.

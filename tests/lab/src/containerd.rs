@@ -25,6 +25,7 @@ use crate::proxy::ProxySnapshotter;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::soci;
+use crate::stargz;
 use crate::store::Store;
 use crate::traces::CONTAINERD_SOCKET;
 
@@ -90,6 +91,7 @@ impl Lab {
         let remotes = options.remotes.iter().map(|remote| match remote {
             Remote::Nydus => nydus::prepare(&scratch),
             Remote::Soci => soci::prepare(&scratch),
+            Remote::Stargz => stargz::prepare(&scratch),
         });
         let remotes = remotes.collect::<Result<Vec<_>>>()?;
         let path = format!(

@@ -31,6 +31,7 @@ mod scratch;
 mod shared;
 mod soci;
 mod sources;
+mod stargz;
 mod store;
 mod systemd;
 mod tap;

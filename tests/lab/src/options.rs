@@ -59,6 +59,8 @@ pub enum Remote {
     Nydus,
     /// SOCI 0.4: layers are mounted from the registry, file by file.
     Soci,
+    /// stargz 0.14: layers in its own format are mounted from the registry, file by file.
+    Stargz,
 }
 
 impl Remote {
@@ -67,6 +69,7 @@ impl Remote {
         match self {
             Remote::Nydus => "nydus",
             Remote::Soci => "soci",
+            Remote::Stargz => "stargz",
         }
     }
 }

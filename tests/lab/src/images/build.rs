@@ -1,8 +1,9 @@
 //! From layers to an image: configuration, manifest, and an index over it where one is asked for.
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::format::Format;
+use super::format::{self, Format};
 use super::index::{Indexing, index};
 use super::{Blob, BuiltLayer, Flaw, Image, Layer, architecture, digest};
 
@@ -50,6 +51,16 @@ impl Builder {
     pub fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer);
         self
+    }
+
+    /// All layers so far in the format that stargz mounts lazily.
+    ///
+    /// # Errors
+    /// When the program that converts them cannot be had.
+    pub(super) fn estargz(mut self) -> Result<Self> {
+        let layers = self.layers.into_iter().map(Layer::estargz);
+        self.layers = layers.collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// What a container runs that names no command.
@@ -123,10 +134,16 @@ impl Builder {
         for layer in self.layers {
             let annotations = layer.annotations.clone();
             let (compression, marks) = (layer.compression, layer.marks);
-            let tar = layer.into_tar();
-            diff_ids.push(digest(&tar));
             let media_type = self.format.layer(compression, marks);
-            let blob = Blob::new(media_type, compression.compress(tar));
+            let (diff_id, bytes) = match layer.blob {
+                Some(blob) => (digest(&format::gunzip(&blob)), blob),
+                None => {
+                    let tar = layer.into_tar();
+                    (digest(&tar), compression.compress(tar))
+                }
+            };
+            diff_ids.push(diff_id);
+            let blob = Blob::new(media_type, bytes);
             let mut descriptor = describe(&blob);
             if !annotations.is_empty() {
                 descriptor["annotations"] = json!(annotations);

@@ -1,7 +1,8 @@
 //! How a layer becomes a blob: the two formats' media types, and the compressions.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
+use flate2::read::MultiGzDecoder;
 use flate2::{Compression as Level, GzBuilder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
@@ -99,6 +100,15 @@ fn gzip(tar: &[u8]) -> Vec<u8> {
         .write_all(tar)
         .and_then(|()| encoder.finish())
         .expect("a Vec takes everything")
+}
+
+/// What is in a blob, which may consist of several members.
+pub(super) fn gunzip(blob: &[u8]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    MultiGzDecoder::new(blob)
+        .read_to_end(&mut tar)
+        .expect("a layer that the lab has made");
+    tar
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use super::format::{Compression, Marks};
 #[derive(Clone)]
 pub struct Layer {
     tar: Vec<u8>,
-    pub(super) annotations: BTreeMap<String, String>,
+    /// The compressed layer, where it is not to be made of the archive.
+    pub(super) blob: Option<Vec<u8>>,
+    pub(crate) annotations: BTreeMap<String, String>,
     pub(super) compression: Compression,
     pub(super) marks: Marks,
 }
@@ -24,6 +26,7 @@ impl Layer {
     pub fn new() -> Self {
         Self {
             tar: Vec::new(),
+            blob: None,
             annotations: BTreeMap::new(),
             compression: Compression::default(),
             marks: Marks::default(),
@@ -33,6 +36,15 @@ impl Layer {
     /// A layer that is a whole archive already, for entries that are out of the ordinary.
     pub fn from_tar(tar: Vec<u8>) -> Self {
         Self { tar, ..Self::new() }
+    }
+
+    /// A layer that is a gzipped blob already.
+    pub(crate) fn from_blob(blob: Vec<u8>) -> Self {
+        let blob = Some(blob);
+        Self {
+            blob,
+            ..Self::new()
+        }
     }
 
     /// Adds a directory.
@@ -102,7 +114,7 @@ impl Layer {
     }
 
     /// The archive, closed by its two empty blocks.
-    pub(super) fn into_tar(mut self) -> Vec<u8> {
+    pub(crate) fn into_tar(mut self) -> Vec<u8> {
         self.tar.resize(self.tar.len() + 1024, 0);
         self.tar
     }

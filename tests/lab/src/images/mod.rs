@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 pub use build::Builder;
 pub use format::Compression;
 pub use layer::Layer;
-pub use ready::{app, large, many_layers, own_layers, pause, schema1, service};
+pub use ready::{app, estargz, large, many_layers, own_layers, pause, schema1, service};
 
 /// An OCI image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

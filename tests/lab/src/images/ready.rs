@@ -97,10 +97,22 @@ pub fn many_layers(name: &str, layers: usize) -> Result<Image> {
 /// # Errors
 /// When busybox cannot be had.
 pub fn own_layers(name: &str, layers: usize) -> Result<Image> {
+    Ok(own(name, layers)?.build())
+}
+
+/// The same in the format that stargz mounts lazily.
+///
+/// # Errors
+/// When busybox, or the program that converts the layers, cannot be had.
+pub fn estargz(name: &str, layers: usize) -> Result<Image> {
+    Ok(own(name, layers)?.estargz()?.build())
+}
+
+fn own(name: &str, layers: usize) -> Result<Builder> {
     let add = |image: Builder, n: usize| {
         image.layer(Layer::new().file(&format!("data/{n}"), 0o644, format!("{n} of {name}\n")))
     };
-    Ok((0..layers).fold(on_busybox(name)?, add).build())
+    Ok((0..layers).fold(on_busybox(name)?, add))
 }
 
 /// An image of docker's first schema, as far as a store needs it: its name points at a manifest that has no config.
