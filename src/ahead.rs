@@ -131,6 +131,34 @@ impl Ahead {
         outcome
     }
 
+    /// Whether an image may be prepared here under a name that lacks its registry's port, until its record
+    /// corrects it. Only a snapshotter that leaves the image to the guest asks no registry at `Prepare`; another
+    /// one would ask a registry that does not have the image.
+    fn takes_any_name(&self, snapshotter: &str) -> bool {
+        self.node.engine.profile(snapshotter).may_proxy
+    }
+
+    /// Whether the snapshotter has to unpack the image in full.
+    async fn needs_content(&self, want: &Want, snapshotter: &str) -> bool {
+        let request = Request {
+            want: want.clone(),
+            snapshotter: snapshotter.to_owned(),
+            urgency: Urgency::Background,
+        };
+        match self.node.engine.needs_content(&request).await {
+            Ok(true) => {
+                log::debug!(image = want.name(), snapshotter; "image not made ready ahead: the snapshotter needs its content");
+                true
+            }
+            Ok(false) => false,
+            Err(e) => {
+                // What makes it ready fails on it as well, and counts it.
+                log::debug!(image = want.name(), snapshotter, error:% = e; "not found out whether the snapshotter needs the image's content");
+                false
+            }
+        }
+    }
+
     /// The snapshotters that are kept, as soon as they are known.
     async fn places(&self) -> Vec<Place> {
         let mut places = self.places.subscribe();

@@ -69,7 +69,9 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
         if !is_pinned && ahead.is_full_enough(&place.snapshotter) {
             return;
         }
-        let Some(arrived) = arrive(ahead, place, want.clone(), image.created_at).await else {
+        let is_lazy = eager::is_without_content(&config, place, is_pinned);
+        let arrived = arrive(ahead, place, want.clone(), image.created_at, is_lazy);
+        let Some(arrived) = arrived.await else {
             return;
         };
         let snapshotter = place.snapshotter.as_str();
@@ -146,28 +148,35 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         Ok(is_known) => is_known,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
     };
-    places.retain(|place| is_known || eager::takes_any_name(&node.config(), place));
+    places.retain(|place| is_known || ahead.takes_any_name(&place.snapshotter));
     places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {
         let want = Want::Arriving(image.clone());
-        if let Some(Err(e)) = arrive(ahead, place, want, image.created_at).await {
+        // In a pull the content may not be there yet, whatever the configuration asks for.
+        let arrived = arrive(ahead, place, want, image.created_at, true);
+        if let Some(Err(e)) = arrived.await {
             log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
         }
     });
     join_all(work).await;
 }
 
-/// `None` where there is no room for it: when there is, all images are looked at.
+/// `None` where there is no room for it: when there is, all images are looked at. And where it is to be made
+/// ready only without its content (`is_lazy`), and the snapshotter needs that.
 async fn arrive(
     ahead: &Ahead,
     place: &Place,
     want: Want,
     came: Option<SystemTime>,
+    is_lazy: bool,
 ) -> Option<Outcome> {
     if !ahead.node.room.is_enough(place.root.as_deref()) {
         return None;
     }
     let (image, snapshotter) = (want.name().to_owned(), place.snapshotter.as_str());
+    if is_lazy && ahead.needs_content(&want, snapshotter).await {
+        return None;
+    }
     let started = tokio::time::Instant::now();
     let entry = ahead.unready.enter(snapshotter, want, came);
     let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;

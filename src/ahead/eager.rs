@@ -114,17 +114,16 @@ pub(super) fn is_eager(config: &Config, place: &Place, is_pinned: bool) -> bool 
     }
 }
 
+/// Whether that is so only if the snapshotter needs no content for the image.
+pub(super) fn is_without_content(config: &Config, place: &Place, is_pinned: bool) -> bool {
+    let eager = config.snapshotter(&place.snapshotter).eager;
+    eager == Eager::Auto && place.is_proxy && !is_pinned
+}
+
 /// Whether an image is unpacked here while it is being pulled: its snapshotter needs no content for
 /// it. Then its name is not known yet, so the configuration must not ask for it.
 pub(super) fn is_eager_in_a_pull(config: &Config, place: &Place) -> bool {
     place.is_proxy
         && is_eager(config, place, false)
         && config.snapshotter(&place.snapshotter).admits_all()
-}
-
-/// Whether an image may be prepared here under a name that may lack its registry's port, until its record
-/// corrects it. Only a snapshotter that leaves the image to the guest asks no registry at `Prepare`; another
-/// one, asked for an image in a registry that does not have it, unpacks its layers in full.
-pub(super) fn takes_any_name(config: &Config, place: &Place) -> bool {
-    policy::profile(config, &place.snapshotter).may_proxy
 }

@@ -25,10 +25,14 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// One image for one snapshotter. While it waits for its turn, a pod pushes it.
 struct Piece<'a> {
-    entry: Entry<'a>,
+    known: &'a Known,
     place: &'a Place,
     /// What it was when it was looked at, if it was.
     state: Option<State>,
+    /// It is made ready only if the snapshotter needs no content for it.
+    is_lazy: bool,
+    /// While that is not known, no pod pushes it.
+    entry: Option<Entry<'a>>,
 }
 
 /// How one ended.
@@ -37,8 +41,15 @@ struct Worked<'a> {
     place: &'a Place,
     /// As before.
     state: Option<State>,
-    /// `None` where there was no room for it.
-    outcome: Option<Outcome>,
+    ended: Ended,
+}
+
+enum Ended {
+    /// There was no room for it.
+    NoRoom,
+    /// The snapshotter needs its content, so it waits until a pod asks.
+    NeedsContent,
+    Tried(Outcome),
 }
 
 /// Whether all was done that can be done; else it is to be tried again.
@@ -74,11 +85,12 @@ pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<bool, contain
 
 fn count(tally: &mut Tally, said: &Said, worked: Worked<'_>) {
     let snapshotter = worked.place.snapshotter.as_str();
-    match worked.outcome {
-        None => tally.no_room(snapshotter, worked.state),
-        Some(Ok(done)) if done.action == Action::None => tally.ready(snapshotter),
-        Some(Ok(_)) => tally.made(snapshotter),
-        Some(Err(e)) => {
+    match worked.ended {
+        Ended::NoRoom => tally.no_room(snapshotter, worked.state),
+        Ended::NeedsContent => tally.needs_content(snapshotter, worked.state),
+        Ended::Tried(Ok(done)) if done.action == Action::None => tally.ready(snapshotter),
+        Ended::Tried(Ok(_)) => tally.made(snapshotter),
+        Ended::Tried(Err(e)) => {
             let piece = (worked.image, snapshotter.to_owned());
             tally.failed(said, piece, worked.state, &e);
         }
@@ -102,16 +114,18 @@ pub(super) async fn sandbox_target(
     }
 }
 
-fn pinned<'a>(ahead: &'a Ahead, places: &'a [Place], known: &[Known]) -> Vec<Piece<'a>> {
+fn pinned<'a>(ahead: &'a Ahead, places: &'a [Place], known: &'a [Known]) -> Vec<Piece<'a>> {
     let config = ahead.node.config();
     let pinned = known.iter().filter(|known| known.is_pinned);
     let everywhere = pinned.flat_map(|known| places.iter().map(move |place| (known, place)));
     let wanted = everywhere.filter(|(_, place)| eager::is_eager(&config, place, true));
     wanted
         .map(|(known, place)| Piece {
-            entry: enter(ahead, known, place),
+            known,
             place,
             state: None,
+            is_lazy: false,
+            entry: Some(enter(ahead, known, place)),
         })
         .collect()
 }
@@ -185,10 +199,15 @@ async fn scan<'a>(
             Choice::TooMany => tally.left(snapshotter, look.state),
             Choice::Make { more } => {
                 *held += more;
+                let config = node.config();
+                let is_lazy = more > 0 && eager::is_without_content(&config, place, false);
+                let is_certain = !is_lazy || ahead.takes_any_name(snapshotter);
                 scan.pieces.push(Piece {
-                    entry: enter(ahead, known, place),
+                    known,
                     place,
                     state: Some(look.state),
+                    is_lazy,
+                    entry: is_certain.then(|| enter(ahead, known, place)),
                 });
             }
         }
@@ -207,32 +226,47 @@ async fn work<'a>(ahead: &'a Ahead, pieces: Vec<Piece<'a>>) -> Vec<Worked<'a>> {
     work.collect().await
 }
 
-async fn work_on<'a>(ahead: &Ahead, piece: Piece<'a>) -> Worked<'a> {
+async fn work_on<'a>(ahead: &'a Ahead, piece: Piece<'a>) -> Worked<'a> {
     let Piece {
-        entry,
+        known,
         place,
         state,
+        is_lazy,
+        entry,
     } = piece;
-    let image = entry.want().name().to_owned();
-    let mut outcome = None;
+    let image = known.image.name.clone();
+    let snapshotter = place.snapshotter.as_str();
+    let want = Want::Image(image.clone());
     // A place without room does not keep the others waiting: it is looked at again when it has some.
-    if ahead.node.room.is_enough(place.root.as_deref()) {
-        let started = Instant::now();
-        let ended = ahead.make_ready(&entry, Urgency::Background).await;
-        drop(entry);
-        if let Ok(done) = &ended
-            && done.action != Action::None
-        {
-            let (snapshotter, took) = (place.snapshotter.as_str(), started.elapsed());
-            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(took); "image is ready ahead");
-            tokio::time::sleep(took.min(LONGEST_REST)).await;
-        }
-        outcome = Some(ended);
-    }
+    let ended = if !ahead.node.room.is_enough(place.root.as_deref()) {
+        Ended::NoRoom
+    } else if is_lazy && ahead.needs_content(&want, snapshotter).await {
+        Ended::NeedsContent
+    } else {
+        let entry = entry.unwrap_or_else(|| enter(ahead, known, place));
+        Ended::Tried(make(ahead, entry).await)
+    };
     Worked {
         image,
         place,
         state,
-        outcome,
+        ended,
     }
+}
+
+/// Makes it ready, and rests.
+async fn make(ahead: &Ahead, entry: Entry<'_>) -> Outcome {
+    let started = Instant::now();
+    let ended = ahead.make_ready(&entry, Urgency::Background).await;
+    let image = entry.want().name().to_owned();
+    let snapshotter = entry.snapshotter().to_owned();
+    drop(entry);
+    if let Ok(done) = &ended
+        && done.action != Action::None
+    {
+        let took = started.elapsed();
+        log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(took); "image is ready ahead");
+        tokio::time::sleep(took.min(LONGEST_REST)).await;
+    }
+    ended
 }

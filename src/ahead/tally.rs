@@ -64,6 +64,13 @@ impl Tally {
         }
     }
 
+    /// It waits until a pod asks for it.
+    pub(super) fn needs_content(&mut self, snapshotter: &str, state: Option<State>) {
+        if let Some(state) = state {
+            self.count(snapshotter, state);
+        }
+    }
+
     /// It is what it was, as far as that is known.
     pub(super) fn failed(
         &mut self,

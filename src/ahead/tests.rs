@@ -167,6 +167,57 @@ async fn more_than_fits_is_found_all_the_same() {
     }
 }
 
+/// By default a proxy plugin gets the images that it needs no content for, but for small layers of theirs,
+/// and the pinned ones.
+#[tokio::test(start_paused = true)]
+async fn what_has_to_be_unpacked_is_decided_for_each_image() {
+    let fake = Fake::default();
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let blob = |text: &str| fake.document(media_type, text.as_bytes());
+    let (lazy, small) = (blob("a large layer with an index"), blob("small"));
+    fake.is_lazy("erofs", std::slice::from_ref(&lazy));
+    let mounted = fake.image_from("r.example/lazy:1", &[small.clone(), lazy.clone()]);
+    let plain = fake.image_from(
+        "r.example/plain:1",
+        &[lazy, blob("a larger layer without an index")],
+    );
+    let pause = fake.image_from("r.example/pause:1", &[blob("pause")]);
+    fake.label_image(&pause, pinned());
+    let bench = Bench::on(fake, "").await;
+    let later = bench.fake.image("r.example/later:1", 2);
+    bench.created(&later.name);
+    settle().await;
+    for (image, state) in [
+        (&mounted, State::Ready),
+        (&plain, State::Missing),
+        (&pause, State::Ready),
+        (&later, State::Missing),
+    ] {
+        assert_eq!(bench.state(image, "erofs").await, state, "{}", image.name);
+    }
+    assert_eq!(bench.fake.subjects("apply layer").len(), 2);
+    assert_eq!(bench.fake.lease_ids(), [""; 0]);
+    // It is not asked for the same again at once, and a new pod does not push what is not on its way.
+    bench.fake.calls();
+    bench.fake.hang_up();
+    settle().await;
+    assert_eq!(bench.fake.subjects("prepare snapshot"), [""; 0]);
+    assert_eq!(bench.ahead.unready_in("erofs"), []);
+    // A pod that asks gets it.
+    let asked = Request {
+        want: Want::Image(plain.name.clone()),
+        snapshotter: "erofs".to_owned(),
+        urgency: Urgency::Asked,
+    };
+    bench.node.engine.ensure(asked).outcome().await.unwrap();
+    assert_eq!(bench.state(&plain, "erofs").await, State::Ready);
+    // With `eager = "all"` everything is.
+    let all = Config::from_toml(&format!("{CONFIG}{ALL}"), "test").unwrap();
+    bench.node.reload(all);
+    settle().await;
+    assert_eq!(bench.state(&later, "erofs").await, State::Ready);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_on_its_way_is_known() {
     let bench = Bench::on(Fake::default(), ALL).await;

@@ -268,6 +268,16 @@ impl Fake {
         self.state().store.rebases.remove(snapshotter);
     }
 
+    /// The snapshotter is a proxy plugin, which mounts the layers of these blobs lazily where they have labels.
+    pub(crate) fn is_lazy(&self, snapshotter: &str, blobs: &[Descriptor]) {
+        let mut state = self.state();
+        let digests = blobs.iter().map(|blob| blob.digest.clone());
+        let lazy = &mut state.store.lazy;
+        lazy.entry(snapshotter.to_owned())
+            .or_default()
+            .extend(digests);
+    }
+
     /// The snapshotter has what is in this blob already, and puts it into the snapshot that is
     /// prepared for the chain id.
     pub(crate) fn stage(&self, snapshotter: &str, chain_id: &str, blob: &str) {

@@ -17,6 +17,7 @@ use crate::retry;
 
 use super::abilities::Abilities;
 use super::claims::Claims;
+use super::content::NeedContent;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::way_out;
@@ -144,6 +145,7 @@ pub struct Engine {
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     memory: Memory,
+    need_content: NeedContent,
     flights: Mutex<HashMap<FlightKey, InTheAir>>,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashSet<FlightKey>>,
@@ -173,6 +175,7 @@ impl Engine {
             swap_cost: swap::Cost::default(),
             leases,
             memory: Memory::default(),
+            need_content: NeedContent::default(),
             flights: Mutex::default(),
             replacing: Mutex::default(),
             gate: Gate::new(parallel.images),
@@ -213,6 +216,21 @@ impl Engine {
         let containerd = self.containerd.as_ref();
         self.memory
             .standing(containerd, snapshotter, key, name)
+            .await
+    }
+
+    /// What kind of snapshotter it is, as far as that is known now.
+    pub fn profile(&self, snapshotter: &str) -> Profile {
+        self.resolver.profile(snapshotter)
+    }
+
+    /// Whether layers have to be applied to make the image of a request ready: not, where the snapshotter
+    /// mounts them from elsewhere.
+    pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {
+        let target = self.resolver.target(request).await?;
+        let containerd = self.containerd.as_ref();
+        self.need_content
+            .ask(containerd, &self.leases, &target)
             .await
     }
 
@@ -385,6 +403,7 @@ impl Engine {
         self.memory.forget();
         self.resolver.forget();
         self.layers.abilities.forget();
+        self.need_content.forget();
     }
 
     /// Takes away what a crash has left. Answers how many leases that were.

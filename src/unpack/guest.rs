@@ -9,6 +9,7 @@ use crate::containerd::{self, Containerd, Labels};
 use crate::image::{IMAGE_REF, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF};
 
 use super::lease::Lease;
+use super::mounts;
 use super::naming::is_from_the_pull;
 use super::profile::is_proxied;
 
@@ -37,14 +38,21 @@ pub(super) struct Guest<'a> {
 impl Guest<'_> {
     /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind.
     pub(super) async fn pulls(&self) -> Result<bool, containerd::Error> {
+        let taken = self.takes().await?;
+        Ok(taken.is_some_and(|labels| is_proxied(&labels)))
+    }
+
+    /// The labels that the snapshotter puts on the layer where it takes it without its content; `None` where
+    /// it does not. Leaves nothing behind.
+    pub(super) async fn takes(&self) -> Result<Option<Labels>, containerd::Error> {
         let name = self.lease.probe_name();
-        let proxied = self.prepare(&name).await?.is_some();
-        if proxied {
+        let taken = self.prepare(&name).await?;
+        if taken.is_some() {
             self.lease
                 .remove(self.containerd, self.snapshotter, &name)
                 .await;
         }
-        Ok(proxied)
+        Ok(taken)
     }
 
     /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
@@ -58,7 +66,8 @@ impl Guest<'_> {
             return Ok(None);
         };
         let name = private_name(chain_id);
-        let Some(found) = self.prepare(&name).await? else {
+        let found = self.prepare(&name).await?.filter(is_proxied);
+        let Some(found) = found else {
             return Ok(None);
         };
         if is_from_the_pull(&found, self.labels, &manifest.digest) {
@@ -78,8 +87,8 @@ impl Guest<'_> {
         Ok(Some(name))
     }
 
-    /// The labels of the snapshot `name`, which stands committed and left to the guest after this; `None`
-    /// where it does not.
+    /// The labels of the snapshot `name`, where the snapshotter has committed it without its content, or would
+    /// have; `None` where it needs that.
     async fn prepare(&self, name: &str) -> Result<Option<Labels>, containerd::Error> {
         let mut labels = self.labels.clone();
         labels.insert(SNAPSHOT_REF.to_owned(), name.to_owned());
@@ -91,13 +100,13 @@ impl Guest<'_> {
             .prepare(id, snapshotter, &key, None, labels)
             .await
         {
-            Ok(_) => {
+            Ok(mounts) => {
                 self.lease.remove(self.containerd, snapshotter, &key).await;
-                Ok(None)
+                Ok(mounts::are_staged(&mounts).then(Labels::new))
             }
             Err(e) if e.already_exists() => {
                 let snapshot = self.containerd.stat(snapshotter, name).await?;
-                Ok(Some(snapshot.labels).filter(is_proxied))
+                Ok(Some(snapshot.labels))
             }
             Err(e) => Err(e),
         }

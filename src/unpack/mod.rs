@@ -5,6 +5,7 @@
 
 mod abilities;
 mod claims;
+mod content;
 mod engine;
 mod error;
 mod flight;

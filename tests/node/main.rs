@@ -37,6 +37,7 @@ mod service;
 mod shared_layers;
 mod smoke;
 mod snapshotters;
+mod stargz;
 mod states;
 mod support;
 mod swap;

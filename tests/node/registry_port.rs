@@ -28,7 +28,7 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
         node.cri.pull_image(image.name()).await?;
         let early = format!(" image={in_the_pull}/{path}@{} ", image.target.digest);
         log.wait_for(&early, PATIENCE).await?;
-        node.wait_named_in(NYDUS, &image).await?;
+        node.wait_named_in(NYDUS, &image, 0).await?;
         ensure!(node.state_of(&image, NYDUS).await? == "ready");
         let container = node
             .cri
@@ -48,24 +48,29 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
     }
     ensure!(node.state_of(&image, NYDUS).await? == "foreign");
     node.serve("").await?;
-    node.wait_named_in(NYDUS, &image).await?;
+    node.wait_named_in(NYDUS, &image, 0).await?;
     node.assert_nothing_left(NYDUS).await
 }
 
 impl Node {
-    /// Each layer has the image's name, registry and port in it.
-    async fn wait_named_in(&self, snapshotter: &str, image: &Image) -> Result<()> {
+    /// Each layer above those that others share has the image's name, registry and port in it.
+    pub(crate) async fn wait_named_in(
+        &self,
+        snapshotter: &str,
+        image: &Image,
+        shared: usize,
+    ) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let chain = self.store.chain(snapshotter, image).await?;
-            let names: Vec<_> = chain.iter().map(|s| s.labels.get(CRI_LABELS[0])).collect();
-            let right = |name: &Option<&String>| name.is_some_and(|name| name == image.name());
-            if names.len() == image.layers.len() && names.iter().all(right) {
+            let names = chain.iter().map(|s| s.labels.get(CRI_LABELS[0]));
+            let right = names.filter(|name| name.is_some_and(|name| name == image.name()));
+            if right.count() == image.layers.len() - shared {
                 return Ok(());
             }
             ensure!(
                 tokio::time::Instant::now() < deadline,
-                "{}: {names:#?}",
+                "{}: {chain:#?}",
                 image.name()
             );
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -111,7 +111,7 @@ async fn soci(version: Version) -> Result<()> {
 
 impl Node {
     /// The layers that are mounted from a registry.
-    fn lazy_mounts(&self) -> Result<Vec<String>> {
+    pub(crate) fn lazy_mounts(&self) -> Result<Vec<String>> {
         let dir = self.lab.path("").display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let lazy = |mount: &&str| mount.contains(&dir) && mount.contains("fuse.rawBridge");

@@ -269,7 +269,12 @@ impl Containerd for Fake {
                     true => vec!["remap-ids".to_owned(), "rebase".to_owned()],
                     false => vec!["remap-ids".to_owned()],
                 },
-                exports: [("root".to_owned(), format!("/{name}"))].into(),
+                exports: {
+                    let root = ("root".to_owned(), format!("/{name}"));
+                    let address = store.lazy.contains_key(name);
+                    let address = address.then(|| ("address".to_owned(), format!("/{name}.sock")));
+                    std::iter::once(root).chain(address).collect()
+                },
                 ..Snapshotter::default()
             };
             Ok(SNAPSHOTTERS.map(listed).to_vec())

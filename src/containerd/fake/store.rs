@@ -58,6 +58,8 @@ pub(super) struct Store {
     pub(super) rebases: BTreeSet<String>,
     /// The blob whose content a snapshotter has already, by the chain id that it is prepared for.
     pub(super) staged: HashMap<At, String>,
+    /// The proxy plugins, each with the blobs that it mounts lazily.
+    pub(super) lazy: BTreeMap<String, BTreeSet<String>>,
     /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
     pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
     /// Each parent with its children. A child that is removed leaves it; one that was collected
@@ -158,6 +160,16 @@ impl Store {
             return Err(ErrorKind::NotFound);
         }
         if exists(key) {
+            return Err(ErrorKind::AlreadyExists);
+        }
+        let lazy = self.lazy.get(snapshotter);
+        let blob = labels.get(LAYER_DIGEST);
+        let is_lazy = lazy
+            .zip(blob)
+            .is_some_and(|(lazy, blob)| lazy.contains(blob));
+        if let Some(target) = target.as_ref().filter(|_| is_lazy) {
+            self.hold(lease, Resource::snapshot(snapshotter, target))?;
+            self.add(snapshotter, target, parent, SnapshotKind::Committed, labels);
             return Err(ErrorKind::AlreadyExists);
         }
         match target.filter(|_| snapshotter == GUEST_PULLS) {
