@@ -29,7 +29,9 @@ pub use live::Live;
 pub use names::{Name, Namespace};
 pub use patterns::ImagePattern;
 pub use places::{AbsolutePath, Listen, SocketPath};
-pub use policy::{Eager, Labels, Profile, SnapshotterPolicy, Snapshotters, Unlabelled};
+pub use policy::{
+    Eager, ImageLabels, Labels, Profile, SnapshotterPolicy, Snapshotters, Unlabelled,
+};
 pub use sections::{
     Config, Containerd, Hooks, Level, Log, LogFormat, Metrics, MissingContent, Nri, OnUnready,
     Pull, Unpack,

@@ -42,7 +42,7 @@ impl LabelPolicy for Labels {
         let config = self.0.now();
         let policy = config.snapshotter(snapshotter);
         policy.admits(names).then(|| Labelling {
-            cri: policy.labels == config::Labels::Cri,
+            cri: policy.labels_of(names) == config::Labels::Cri,
             required: policy.unlabelled != Unlabelled::Ignore,
         })
     }
@@ -64,8 +64,7 @@ impl LabelPolicy for Labels {
     }
 }
 
-/// What kind of snapshotter it is.
-pub fn profile(config: &Config, snapshotter: &str) -> Profile {
+fn profile(config: &Config, snapshotter: &str) -> Profile {
     match config.snapshotter(snapshotter).profile {
         config::Profile::Auto => Profile::of(snapshotter),
         config::Profile::Nydus => Profile::NYDUS,
@@ -144,6 +143,8 @@ mod tests {
         let labels = Labels(Live::new(config(
             "[snapshotters.soci]\nexclude = [\"registry.k8s.io/pause:*\"]\n\
              [snapshotters.native]\nlabels = \"none\"\n\
+             [snapshotters.lazy]\nimage_labels = { \"*/pause:*\" = \"none\", \"*/pause:lazy\" = \"cri\" }\n\
+             [snapshotters.few]\nlabels = \"none\"\nimage_labels = { \"r.example/*\" = \"cri\" }\n\
              [snapshotters.zfs]\nunlabelled = \"ignore\"\n\
              extra_labels = { a = \"b\" }\n",
         )));
@@ -154,6 +155,16 @@ mod tests {
             ("soci", &["sha256:00", "registry.k8s.io/pause:3.10"], None),
             ("native", &["a:1"], wanted(false, true)),
             ("zfs", &["a:1"], wanted(true, false)),
+            ("lazy", &["r.example/pause:3"], wanted(false, true)),
+            ("lazy", &["r.example/pause:lazy"], wanted(false, true)),
+            (
+                "lazy",
+                &["r.example/app:1", "r.example/pause:3"],
+                wanted(false, true),
+            ),
+            ("lazy", &["r.example/app:1"], wanted(true, true)),
+            ("few", &["r.example/app:1"], wanted(true, true)),
+            ("few", &["other/app:1"], wanted(false, true)),
         ] {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             let labelling = labels.labelling(snapshotter, &names);
@@ -164,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_for_soci_leaves_out_the_pause_image() {
+    fn the_example_for_soci_labels_all_but_the_pause_image() {
         let labels = Labels(Live::new(config(include_str!(
             "../examples/config/soci.toml"
         ))));
@@ -173,11 +184,12 @@ mod tests {
             ("soci", &["r.example/pauses/app:1"], true),
             ("soci", &["registry.k8s.io/pause:3.10", "sha256:00"], false),
             ("soci", &["r.example/eks/pause@sha256:00"], false),
+            ("soci", &["localhost/kubernetes/pause"], false),
             ("erofs", &["registry.k8s.io/pause:3.10"], true),
         ] {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-            let labelling = labels.labelling(snapshotter, &names);
-            assert_eq!(labelling.is_some(), labelled, "{names:?} in {snapshotter}");
+            let labelling = labels.labelling(snapshotter, &names).unwrap();
+            assert_eq!(labelling.cri, labelled, "{names:?} in {snapshotter}");
         }
     }
 

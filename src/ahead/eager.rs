@@ -125,5 +125,5 @@ pub(super) fn is_without_content(config: &Config, place: &Place, is_pinned: bool
 pub(super) fn is_eager_in_a_pull(config: &Config, place: &Place) -> bool {
     place.is_proxy
         && is_eager(config, place, false)
-        && config.snapshotter(&place.snapshotter).admits_all()
+        && config.snapshotter(&place.snapshotter).is_nameless()
 }

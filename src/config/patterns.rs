@@ -1,6 +1,6 @@
 //! Patterns over image references.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use globset::{Glob, GlobMatcher};
 use serde::{
@@ -39,6 +39,20 @@ impl ImagePattern {
 impl PartialEq for ImagePattern {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for ImagePattern {}
+
+impl PartialOrd for ImagePattern {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ImagePattern {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
     }
 }
 

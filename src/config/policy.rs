@@ -21,6 +21,8 @@ pub struct SnapshotterPolicy {
     pub profile: Profile,
     /// Which labels a layer's snapshot gets.
     pub labels: Labels,
+    /// The same for images of certain names.
+    pub image_labels: ImageLabels,
     /// Which images are unpacked before a pod asks for them.
     pub eager: Eager,
     /// The images that the plugin cares for in this snapshotter.
@@ -45,9 +47,15 @@ impl SnapshotterPolicy {
         any(&self.include) && !any(&self.exclude)
     }
 
-    /// Whether it cares for every image, whatever its name.
-    pub fn admits_all(&self) -> bool {
-        self.exclude.is_empty() && self.include.contains(&ImagePattern::any())
+    /// Which labels the image of these names gets.
+    pub fn labels_of<S: AsRef<str>>(&self, names: &[S]) -> Labels {
+        self.image_labels.of(names).unwrap_or(self.labels)
+    }
+
+    /// Whether it treats all images alike, whatever their names.
+    pub fn is_nameless(&self) -> bool {
+        let admits_all = self.exclude.is_empty() && self.include.contains(&ImagePattern::any());
+        admits_all && self.image_labels == ImageLabels::default()
     }
 }
 
@@ -56,6 +64,7 @@ impl Default for SnapshotterPolicy {
         Self {
             profile: Profile::Auto,
             labels: Labels::Cri,
+            image_labels: ImageLabels::default(),
             eager: Eager::Auto,
             include: vec![ImagePattern::any()],
             exclude: Vec::new(),
@@ -78,13 +87,31 @@ pub enum Profile {
 }
 
 /// Which labels a layer's snapshot gets.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
 #[serde(rename_all = "lowercase")]
 pub enum Labels {
     /// Those that containerd's own pull gives with snapshot annotations on.
     Cri,
     /// None but the layer's chain id.
     None,
+}
+
+/// Which labels images get, by patterns for their names.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(transparent)]
+pub struct ImageLabels(BTreeMap<ImagePattern, Labels>);
+
+impl ImageLabels {
+    /// What is said of the image of these names: `None` labels where one of its names has to go without,
+    /// since an image has one chain, whatever it is called; nothing where no pattern matches.
+    fn of<S: AsRef<str>>(&self, names: &[S]) -> Option<Labels> {
+        let matches = |pattern: &ImagePattern| {
+            let mut names = names.iter().map(AsRef::as_ref);
+            names.any(|name| pattern.matches(name))
+        };
+        let said = self.0.iter().filter(|(pattern, _)| matches(pattern));
+        said.map(|(_, labels)| *labels).max()
+    }
 }
 
 /// Which images are unpacked before a pod asks for them.
@@ -157,6 +184,7 @@ impl From<BTreeMap<Name, Table>> for Snapshotters {
 struct Table {
     profile: Option<Profile>,
     labels: Option<Labels>,
+    image_labels: Option<ImageLabels>,
     eager: Option<Eager>,
     include: Option<Vec<ImagePattern>>,
     exclude: Option<Vec<ImagePattern>>,
@@ -169,6 +197,9 @@ impl Table {
         SnapshotterPolicy {
             profile: self.profile.unwrap_or(base.profile),
             labels: self.labels.unwrap_or(base.labels),
+            image_labels: self
+                .image_labels
+                .unwrap_or_else(|| base.image_labels.clone()),
             eager: self.eager.unwrap_or(base.eager),
             include: self.include.unwrap_or_else(|| base.include.clone()),
             exclude: self.exclude.unwrap_or_else(|| base.exclude.clone()),

@@ -35,7 +35,7 @@ fn bad_values_are_answered() {
         // Keys that do not exist, and tables that are none.
         ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `snapshotters`, `metrics`, `log`"),
         ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
-        ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `profile`, `labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
+        ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `profile`, `labels`, `image_labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
         ("nri = 3\n", "1:7: nri: invalid type: integer `3`, expected a table"),
         ("[snapshotters]\nnydus = \"cri\"\n", "2:9: snapshotters.nydus: invalid type: string \"cri\", expected a table"),
         // [nri]
@@ -82,6 +82,10 @@ fn bad_values_are_answered() {
         ("[snapshotters.x]\ninclude = \"*\"\n", "2:11: snapshotters.x.include: invalid type: string \"*\", expected a sequence"),
         ("[snapshotters.x]\ninclude = [\n  \"a/*\",\n  \"b/[\",\n]\n", "4:3: snapshotters.x.include[1]: \"b/[\" is not a pattern: unclosed character class; missing ']'"),
         ("[snapshotters.x]\nexclude = [\"\"]\n", "2:12: snapshotters.x.exclude[0]: an empty pattern matches no image: write \"*\" for all of them"),
+        ("[snapshotters.x]\nimage_labels = \"none\"\n", "2:16: snapshotters.x.image_labels: invalid type: string \"none\", expected a map"),
+        ("[snapshotters.x]\nimage_labels = { \"*/pause:*\" = \"some\" }\n", "2:32: snapshotters.x.image_labels.*/pause:*: unknown variant `some`, expected `cri` or `none`"),
+        ("[snapshotters.x.image_labels]\n\"a/*\" = \"none\"\n\"b/[\" = \"none\"\n", "3:1: snapshotters.x.image_labels.b/[: \"b/[\" is not a pattern: unclosed character class; missing ']'"),
+        ("[snapshotters.x.image_labels]\n\"\" = \"none\"\n", "2:1: snapshotters.x.image_labels.: an empty pattern matches no image: write \"*\" for all of them"),
         ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a label to add: write a key, and none that the plugin makes itself"),
         ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
         ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is no variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),

@@ -18,6 +18,7 @@ mod doctor;
 mod ensure;
 mod generate;
 mod guest_pull;
+mod image_labels;
 mod images;
 mod install;
 mod json;

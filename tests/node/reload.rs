@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use lab::Version;
 
-use crate::support::{ALL, Node, PATIENCE, handler};
+use crate::after_pull::layered;
+use crate::support::{ALL, CRI_LABELS, Node, PATIENCE, handler};
 
 impl Node {
     fn reload(&self, config: &str) -> Result<()> {
@@ -31,6 +32,22 @@ async fn reload(version: Version) -> Result<()> {
     let named = "some of what has changed takes effect at a restart keys=nri";
     log.wait_for(named, PATIENCE).await?;
     node.wait_labelled(handler).await?;
+
+    // Labels for some images only.
+    let some = format!("{ALL}image_labels = {{ \"*/plain:*\" = \"none\" }}\n");
+    let again = node.log.from_now();
+    node.reload(&node.config(&some))?;
+    again
+        .wait_for("the configuration was read again", PATIENCE)
+        .await?;
+    let plain = layered("registry.test/lab/plain:1", 1);
+    node.registry.push(&plain).await?;
+    node.cri.pull_image(plain.name()).await?;
+    let ready = format!("image is ready ahead image={} ", plain.name());
+    log.wait_for(&ready, PATIENCE).await?;
+    let chain = node.store.chain(handler, &plain).await?;
+    let is_bare = |s: &lab::Snapshot| !s.labels.contains_key(CRI_LABELS[0]);
+    ensure!(chain.len() == 1 && chain.iter().all(is_bare), "{chain:#?}");
 
     // In the same session.
     ensure!(log.lines_with("registered").is_empty(), "registered again");
