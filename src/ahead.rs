@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch as latest;
 
+use crate::config::Labels;
 use crate::containerd::Image;
 use crate::handlers::Handlers;
 use crate::node::Node;
@@ -140,6 +141,13 @@ impl Ahead {
 
     /// Whether the snapshotter has to unpack the image in full.
     async fn needs_content(&self, want: &Want, snapshotter: &str) -> bool {
+        let config = self.node.config();
+        let policy = config.snapshotter(snapshotter);
+        let all_are_labelled = policy.is_nameless() && policy.labels == Labels::Cri;
+        // A race may be on, and the answer takes some calls.
+        if all_are_labelled && self.node.engine.leaves_to_guest(snapshotter) {
+            return false;
+        }
         let request = Request {
             want: want.clone(),
             snapshotter: snapshotter.to_owned(),

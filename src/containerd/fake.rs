@@ -256,6 +256,11 @@ impl Fake {
         self.state().applying.1
     }
 
+    /// It is containerd of this version.
+    pub(crate) fn is_version(&self, version: &str) {
+        version.clone_into(&mut self.state().version);
+    }
+
     /// It is containerd of this version, and lists the capability `rebase` for the snapshotter.
     pub(crate) fn can_rebase(&self, snapshotter: &str, version: &str) {
         let mut state = self.state();

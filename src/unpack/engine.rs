@@ -224,6 +224,11 @@ impl Engine {
         self.resolver.profile(snapshotter)
     }
 
+    /// Whether the snapshotter was found to leave labelled images to the guest.
+    pub fn leaves_to_guest(&self, snapshotter: &str) -> bool {
+        self.resolver.leaves_to_guest(snapshotter)
+    }
+
     /// Whether layers have to be applied to make the image of a request ready: not, where the snapshotter
     /// mounts them from elsewhere.
     pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {

@@ -54,6 +54,11 @@ impl Resolver {
         self.policy.profile(snapshotter)
     }
 
+    /// Whether it was found to leave labelled images to the guest.
+    pub(super) fn leaves_to_guest(&self, snapshotter: &str) -> bool {
+        self.guests().get(snapshotter) == Some(&true)
+    }
+
     /// The target of a request.
     pub(super) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use lab::{Handler, Image, Layer, Options, Registry, Remote, Version, images};
 
 use crate::rebuild::{self, nasty, tree};
-use crate::support::Node;
+use crate::support::{Node, PATIENCE};
 
 /// Type, mode, owner and name of every file, and the digest of its content. Directories are left out:
 /// how large one is, is the file system's affair, and `mkfs.erofs` makes those that a layer does not
@@ -106,7 +106,23 @@ async fn soci(version: Version) -> Result<()> {
     ensure!(lazy.len() == node.image.layers.len(), "{lazy:#?}");
     let expected = node.listing("").await?;
     ensure!(node.listing("soci").await? == expected);
-    Ok(())
+
+    // With the plugin, what has an index is mounted before a pod asks; it comes from a registry on a port of its
+    // own.
+    let next = images::own_layers(&node.registry.image("lab/next:1"), 2)?;
+    node.registry.push(&next).await?;
+    node.cri.pull_image(next.name()).await?;
+    node.lab.publish_soci_index(next.name()).await?;
+    node.cri.remove_image(next.name()).await?;
+    node.store.collect_garbage().await?;
+    node.serve("").await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.cri.pull_image(next.name()).await?;
+    let shared = next.layers.len() - 2;
+    node.wait_named_in("soci", &next, shared).await?;
+    let lazy = node.lazy_mounts()?;
+    ensure!(lazy.len() == node.image.layers.len() + 2, "{lazy:#?}");
+    node.assert_nothing_left("soci").await
 }
 
 impl Node {

@@ -31,6 +31,51 @@ async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {
     }
 }
 
+/// As the containerd at hand leaves them; a chain that another version has left is labelled as well.
+#[tokio::test]
+async fn lineage_is_labelled_as_the_version_does() {
+    const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+    const PARENT: &str = "containerd.io/snapshot/parent-chain-id";
+    for (version, expected) in [
+        ("1.7.24", false),
+        ("2.1.9", false),
+        ("2.2.7", false),
+        ("2.3.0-beta.0", false),
+        ("2.3.0-rc.1", true),
+        ("2.4.0-beta.0", true),
+    ] {
+        for cri in [true, false] {
+            let mut bench = Bench::new(2).await;
+            bench.want(fixed(cri, true, ExtraLabels::default()));
+            bench.fake.is_version(version);
+            bench.ensure().await.unwrap();
+            let layer = |chain: &str| {
+                let all = bench.fake.all(EROFS).into_iter();
+                all.map(|s| (s.name, s.labels))
+                    .find(|(name, _)| name == chain)
+                    .unwrap()
+                    .1
+            };
+            let [bottom, top] = [&bench.chain_ids[0], &bench.chain_ids[1]];
+            let found = [layer(bottom), layer(top)];
+            // A bottom layer's chain id is its diff id.
+            let of_bottom = expected.then_some(bottom);
+            assert_eq!(found[0].get(DIFF_ID), of_bottom, "{version}");
+            assert_eq!(found[0].get(PARENT), None, "{version}");
+            assert_eq!(found[1].contains_key(DIFF_ID), expected, "{version}");
+            assert_eq!(found[1].get(PARENT), of_bottom, "{version}");
+
+            // containerd was upgraded, or taken back.
+            bench
+                .fake
+                .is_version(if expected { "2.1.9" } else { "2.3.0" });
+            bench.engine.forget();
+            assert_eq!(bench.state().await, State::Ready, "{version}");
+            assert_eq!(bench.ensure().await.unwrap().action, Action::None);
+        }
+    }
+}
+
 #[tokio::test]
 async fn extra_labels_are_part_of_labelled() {
     let extra = |text: &str| {
