@@ -120,7 +120,7 @@ fn stand(id: &'static str, state: State, names: &[&str], snapshotter: &str) -> F
         ),
         State::Foreign => (
             Severity::Warning,
-            "the labels of its top layer name another image, which a remote snapshotter or a guest would fetch instead",
+            "its labels name another image, or a registry that it is not from, which a remote snapshotter or a guest would ask instead",
         ),
         State::Unanchored => (
             Severity::Warning,

@@ -3,7 +3,7 @@
 //! is there.
 
 use anyhow::{Result, ensure};
-use lab::{Image, Registry, Version};
+use lab::{Image, Options, Registry, Remote, Version};
 
 use crate::after_pull::layered;
 use crate::guest_pull::{NYDUS, start};
@@ -52,6 +52,28 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
     node.assert_nothing_left(NYDUS).await
 }
 
+/// Where containerd labels what it extracts, the name is known in the pull.
+async fn a_labelled_pull_tells_the_port(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    options.snapshot_annotations = true;
+    let mut node = Node::start_with(version, options).await?;
+    let registry = Registry::start_by_address().await?;
+    node.lab.use_registry(&registry)?;
+    node.serve("").await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    let image = layered(&registry.image("lab/first:1"), LAYERS);
+    registry.push(&image).await?;
+    let log = node.log.from_now();
+    node.cri.pull_image(image.name()).await?;
+    let early = format!(" image={} snapshotter={NYDUS} state=missing ", image.name());
+    log.wait_for(&early, PATIENCE).await?;
+    node.wait_named_in(NYDUS, &image, 0).await?;
+    let wrong = log.lines_with("image=127.0.0.1/");
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    node.assert_nothing_left(NYDUS).await
+}
+
 impl Node {
     /// Each layer above those that others share has the image's name, registry and port in it.
     pub(crate) async fn wait_named_in(
@@ -86,4 +108,14 @@ async fn it_is_in_the_labels_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_in_the_labels_on_1_7() -> Result<()> {
     the_port_is_in_the_labels(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_labelled_pull_tells_it_on_2_1() -> Result<()> {
+    a_labelled_pull_tells_the_port(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_labelled_pull_tells_it_on_1_7() -> Result<()> {
+    a_labelled_pull_tells_the_port(Version::V1_7).await
 }
