@@ -7,6 +7,7 @@
 
 mod arrivals;
 mod choice;
+mod demand;
 mod eager;
 mod existing;
 mod held;
@@ -35,6 +36,7 @@ use crate::node::Node;
 use crate::unpack::{Error, Outcome, Request, Urgency, Want};
 
 pub use choice::MAX_SNAPSHOTS;
+use demand::Demand;
 use eager::Place;
 pub use existing::Existing;
 use held::Held;
@@ -53,6 +55,7 @@ pub struct Ahead {
     /// The images of containers, as their annotations name them.
     used: Mutex<HashSet<String>>,
     unready: Unready,
+    demand: Demand,
     held: Held,
     /// Something was left because a snapshotter holds too many.
     left: AtomicBool,
@@ -69,6 +72,7 @@ impl Ahead {
             places: latest::Sender::new(None),
             used: Mutex::default(),
             unready: Unready::default(),
+            demand: Demand::default(),
             held: Held::default(),
             left: AtomicBool::default(),
         });
@@ -103,6 +107,16 @@ impl Ahead {
     /// Images of this name are wanted before those that no container has.
     pub fn is_used(&self, image: &str) {
         lock(&self.used).insert(image.to_owned());
+    }
+
+    /// A pod of this snapshotter was started, and its first container is to come.
+    pub fn pod_waits(&self, snapshotter: &str, pod: &str) {
+        self.demand.pod_waits(snapshotter, pod);
+    }
+
+    /// A container of this pod is being created from an image of this name.
+    pub fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
+        self.demand.container_comes(snapshotter, pod, image);
     }
 
     /// The eager images of a snapshotter that are not ready yet, as far as that is known: the last
@@ -199,6 +213,7 @@ impl Ahead {
     fn image_removed(&self) {
         // One that is pulled again under a running container is ready, but not anchored any more.
         self.node.engine.image_removed();
+        self.demand.image_removed();
         if self.left.load(Ordering::Relaxed) {
             self.queue.look_again();
         }

@@ -190,6 +190,7 @@ impl Session {
             Ok(None) => return,
             Err(why) => return unresolved(Hook::RunPodSandbox, pod, None, started, &why),
         };
+        self.ahead.pod_waits(&snapshotter, &pod.id);
         let wants = self.wants(pod, &snapshotter);
         let ask = |want: Want| {
             let name = want.name().to_owned();
@@ -252,6 +253,8 @@ impl Session {
                 return Ok(());
             }
         };
+        let image = image_name(container);
+        self.ahead.container_comes(&snapshotter, &pod.id, image);
         let creation = Creation {
             pod,
             container,

@@ -15,7 +15,7 @@ use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::origin::{self, Extraction};
 use super::queue::Arrival;
-use super::{Ahead, Place, eager, is_news, may_pass, reconcile, volumes};
+use super::{Ahead, Place, demand, eager, is_news, may_pass, reconcile, volumes};
 
 /// Arrivals that are worked on at the same time. Most are nothing but a look, and the engine bounds
 /// what is unpacked at once.
@@ -38,6 +38,9 @@ async fn arrived(ahead: Arc<Ahead>, arrival: Arrival) {
     match arrival {
         Arrival::Image(name) => image_arrived(&ahead, &name).await,
         Arrival::Layer(extraction) => layer_arrives(&ahead, &extraction).await,
+        Arrival::Failed { snapshotter, chain } => {
+            demand::unpack_failed(&ahead, &snapshotter, &chain).await;
+        }
         Arrival::Volume {
             snapshotter,
             target,
@@ -62,10 +65,11 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     let is_pinned = eager::is_pinned(&image) || is_sandbox(ahead, &image).await;
     let want = Want::Image(name.clone());
     let (places, config) = (ahead.places().await, ahead.node.config());
-    let eager = places
-        .iter()
-        .filter(|place| eager::is_eager(&config, place, is_pinned));
-    let work = eager.map(|place| async {
+    let work = places.iter().map(|place| async {
+        let is_eager = eager::is_eager(&config, place, is_pinned);
+        if !is_eager && !demand::is_wanted(ahead, place, &image).await {
+            return;
+        }
         if !is_pinned && ahead.is_full_enough(&place.snapshotter) {
             return;
         }

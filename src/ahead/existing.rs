@@ -27,6 +27,9 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
     let places = ahead.places().await;
     let mut by_snapshotter: BTreeMap<String, Vec<Existing>> = BTreeMap::new();
     for container in existing(&handlers) {
+        if let Some(image) = &container.image {
+            ahead.demand.uses(&container.snapshotter, image);
+        }
         let those = by_snapshotter.entry(container.snapshotter.clone());
         those.or_default().push(container);
     }

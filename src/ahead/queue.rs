@@ -19,6 +19,13 @@ pub(super) enum Arrival {
     Image(String),
     /// A layer is being extracted: its image is being pulled.
     Layer(Extraction),
+    /// containerd has failed to extract a layer: a container may wait for its image.
+    Failed {
+        /// In this snapshotter.
+        snapshotter: String,
+        /// The chain id.
+        chain: String,
+    },
     /// A container mounts an image.
     Volume {
         /// Its pod's.
@@ -33,7 +40,7 @@ pub(super) enum Arrival {
 pub(super) struct Queue {
     arrivals: mpsc::Sender<Arrival>,
     /// What a pod waits for does not wait behind the others.
-    volumes: mpsc::Sender<Arrival>,
+    asked: mpsc::Sender<Arrival>,
     left_out: AtomicU64,
     reconcile: Notify,
     again: Notify,
@@ -42,22 +49,22 @@ pub(super) struct Queue {
 /// A queue, and where it comes out: each part by itself.
 pub(super) fn bounded() -> (Queue, [mpsc::Receiver<Arrival>; 2]) {
     let (arrivals, of_arrivals) = mpsc::channel(MAX_QUEUED);
-    let (volumes, of_volumes) = mpsc::channel(MAX_QUEUED);
+    let (asked, of_asked) = mpsc::channel(MAX_QUEUED);
     let queue = Queue {
         arrivals,
-        volumes,
+        asked,
         left_out: AtomicU64::default(),
         reconcile: Notify::new(),
         again: Notify::new(),
     };
-    (queue, [of_arrivals, of_volumes])
+    (queue, [of_arrivals, of_asked])
 }
 
 impl Queue {
     /// Never waits.
     pub(super) fn push(&self, arrival: Arrival) {
         let part = match arrival {
-            Arrival::Volume { .. } => &self.volumes,
+            Arrival::Volume { .. } | Arrival::Failed { .. } => &self.asked,
             _ => &self.arrivals,
         };
         let refused = part.try_send(arrival).is_err();
@@ -73,7 +80,7 @@ impl Queue {
     /// How many wait.
     pub(super) fn length(&self) -> usize {
         let waiting = |part: &mpsc::Sender<_>| part.max_capacity() - part.capacity();
-        waiting(&self.arrivals) + waiting(&self.volumes)
+        waiting(&self.arrivals) + waiting(&self.asked)
     }
 
     /// Asks for a look at all images. Several that are asked for before it begins are one.
@@ -105,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_found_by_a_reconcile() {
-        let (queue, [mut arrivals, mut volumes]) = bounded();
+        let (queue, [mut arrivals, mut asked]) = bounded();
         for n in 0..MAX_QUEUED {
             queue.push(Arrival::Image(n.to_string()));
         }
@@ -122,6 +129,6 @@ mod tests {
             target: "sha256:t".to_owned(),
         };
         queue.push(volume.clone());
-        assert_eq!(volumes.try_recv(), Ok(volume));
+        assert_eq!(asked.try_recv(), Ok(volume));
     }
 }

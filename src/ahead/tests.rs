@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use containerd_client::events::SnapshotRemove;
 use containerd_client::services::v1::{ImageCreate, ImageDelete};
 use prost::Message;
 
@@ -90,6 +91,15 @@ impl Bench {
             name: name.to_owned(),
         };
         self.emit("/images/delete", &message);
+    }
+
+    /// containerd takes away what it was extracting the image's only layer into.
+    fn unpack_failed(&self, image: &Image, snapshotter: &str, key: &str) {
+        let message = SnapshotRemove {
+            key: format!("{key} {}", only_chain(image)),
+            snapshotter: snapshotter.to_owned(),
+        };
+        self.emit("/snapshot/remove", &message);
     }
 
     fn emit(&self, topic: &str, message: &impl Message) {
@@ -818,4 +828,84 @@ async fn what_a_dead_process_leaves_late_is_taken_away() {
     bench.fake.lease("nri-unpack-1", Labels::new(), &[]);
     settle().await;
     assert_eq!(bench.fake.lease_ids(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_containerd_failed_to_unpack_is_made_ready() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = image_of_its_own_layer(&bench.fake, NAME);
+    for (snapshotter, key, state) in [
+        ("erofs", "extract-nri-unpack-1-2-3.0", State::Missing),
+        ("erofs", "a-container", State::Missing),
+        ("native", "extract-12-ab", State::Missing),
+        ("erofs", "extract-12-ab", State::Ready),
+    ] {
+        bench.unpack_failed(&image, snapshotter, key);
+        settle().await;
+        assert_eq!(bench.state(&image, "erofs").await, state, "{key}");
+        assert_eq!(bench.state(&image, "native").await, State::Missing);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_fails_again_adds_no_work() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = image_of_its_own_layer(&bench.fake, NAME);
+    bench.fake.slow("prepare snapshot", Duration::from_secs(20));
+    for _ in 0..100 {
+        bench.unpack_failed(&image, "erofs", "extract-12-ab");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+    assert_eq!(bench.prepared(&[(NAME, &image)]).len(), 1);
+}
+
+/// The manifests of this store keep no blob of a layer, as with `discard_unpacked_layers`.
+#[tokio::test(start_paused = true)]
+async fn what_arrives_for_a_pod_that_waits_and_cannot_be_unpacked_is_made_ready() {
+    for (pod, config, state) in [
+        ("", "", State::Missing),
+        ("pod-1", "", State::Ready),
+        (
+            "pod-1",
+            "[snapshotters.erofs]\neager = \"pinned\"\n",
+            State::Missing,
+        ),
+    ] {
+        let bench = Bench::on(Fake::default(), config).await;
+        if !pod.is_empty() {
+            bench.ahead.pod_waits("erofs", pod);
+        }
+        let image = image_of_its_own_layer(&bench.fake, NAME);
+        bench.created(NAME);
+        settle().await;
+        assert_eq!(
+            bench.state(&image, "erofs").await,
+            state,
+            "{pod:?} {config}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_containerd_can_unpack_is_left_to_it_until_a_blob_is_gone() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let layer = sha256(only_layer(NAME).as_bytes());
+    let keeps = ("containerd.io/gc.ref.content.l.0".to_owned(), layer.clone());
+    let keeps = Labels::from([keeps]);
+    let kept = bench.fake.label_blob(&image.target.digest, keeps).await;
+    kept.unwrap();
+    for _ in 0..2 {
+        bench.unpack_failed(&image, "erofs", "extract-12-ab");
+        settle().await;
+    }
+    assert_eq!(bench.prepared(&[(NAME, &image)]), [""; 0]);
+    assert!(!bench.node.engine.is_stuck("erofs", &image).await.unwrap());
+    bench.fake.discard(&layer);
+    assert!(bench.node.engine.is_stuck("erofs", &image).await.unwrap());
+    bench.unpack_failed(&image, "erofs", "extract-12-ab");
+    settle().await;
+    assert_eq!(bench.prepared(&[(NAME, &image)]), [NAME]);
 }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::events::SnapshotPrepare;
+use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
 use containerd_client::services::v1::{ImageCreate, ImageUpdate};
 use futures::StreamExt;
 use prost::Message;
@@ -21,6 +21,7 @@ const CREATED: &str = "/images/create";
 const UPDATED: &str = "/images/update";
 const DELETED: &str = "/images/delete";
 const PREPARED: &str = "/snapshot/prepare";
+const REMOVED: &str = "/snapshot/remove";
 
 /// What containerd names the snapshot of a layer that is being extracted: `extract-<unique> <chain id>`.
 const EXTRACTION: &str = "extract-";
@@ -65,7 +66,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
     let containerd = ahead.node.containerd.as_ref();
     let mut events = containerd
-        .events(&[CREATED, UPDATED, DELETED, PREPARED])
+        .events(&[CREATED, UPDATED, DELETED, PREPARED, REMOVED])
         .await?;
     while let Some(event) = events.next().await {
         let event = event?;
@@ -93,25 +94,35 @@ fn arrival(event: &Event) -> Option<Arrival> {
         UPDATED => ImageUpdate::decode(payload)
             .ok()
             .map(|e| Arrival::Image(e.name)),
-        PREPARED => extraction(SnapshotPrepare::decode(payload).ok()?),
+        PREPARED => {
+            let SnapshotPrepare {
+                key, snapshotter, ..
+            } = SnapshotPrepare::decode(payload).ok()?;
+            let chain = extracted(&key)?;
+            Some(Arrival::Layer(Extraction {
+                snapshotter,
+                key,
+                chain,
+            }))
+        }
+        // One that succeeds is committed, and not removed.
+        REMOVED => {
+            let SnapshotRemove { key, snapshotter } = SnapshotRemove::decode(payload).ok()?;
+            let chain = extracted(&key)?;
+            Some(Arrival::Failed { snapshotter, chain })
+        }
         _ => None,
     }
 }
 
-fn extraction(prepared: SnapshotPrepare) -> Option<Arrival> {
-    let SnapshotPrepare {
-        key, snapshotter, ..
-    } = prepared;
+/// The chain id of the layer that containerd extracts into the snapshot `key`; `None` for our own
+/// extractions, and for all other snapshots.
+fn extracted(key: &str) -> Option<String> {
     if key.starts_with(OUR_EXTRACTION) || !key.starts_with(EXTRACTION) {
         return None;
     }
     let (_, chain) = key.split_once(' ')?;
-    let chain = chain.to_owned();
-    Some(Arrival::Layer(Extraction {
-        snapshotter,
-        key,
-        chain,
-    }))
+    Some(chain.to_owned())
 }
 
 #[cfg(test)]
@@ -137,6 +148,14 @@ mod tests {
         event(PREPARED, &message)
     }
 
+    fn removed(key: &str) -> Event {
+        let message = SnapshotRemove {
+            key: key.to_owned(),
+            snapshotter: "erofs".to_owned(),
+        };
+        event(REMOVED, &message)
+    }
+
     #[test]
     fn events_tell_what_arrives() {
         let name = "r.example/app:1".to_owned();
@@ -149,12 +168,19 @@ mod tests {
             key: "extract-12-ab sha256:c".to_owned(),
             chain: "sha256:c".to_owned(),
         });
+        let failed = Arrival::Failed {
+            snapshotter: "erofs".to_owned(),
+            chain: "sha256:c".to_owned(),
+        };
         for (event, expected) in [
             (event(CREATED, &created), Some(Arrival::Image(name))),
             (event(DELETED, &created), None),
             (prepared("extract-12-ab sha256:c"), Some(layer)),
             (prepared("extract-nri-unpack-1-2-3.0 sha256:c"), None),
             (prepared("a-container"), None),
+            (removed("extract-12-ab sha256:c"), Some(failed)),
+            (removed("extract-nri-unpack-1-2-3.0 sha256:c"), None),
+            (removed("a-container"), None),
             (event("/tasks/start", &created), None),
         ] {
             assert_eq!(arrival(&event), expected, "{event:?}");

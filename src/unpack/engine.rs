@@ -29,6 +29,7 @@ use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::resolve::Resolver;
 use super::standing::Memory;
+use super::stuck;
 use super::swap::{self, Swapped, Until};
 use super::target::Target;
 use super::{Error, Listing, Missing, Standing, State};
@@ -249,6 +250,18 @@ impl Engine {
         };
         let target = self.resolver.target(&request).await?;
         name_layers(self.containerd.as_ref(), &target).await
+    }
+
+    /// The images that have the layer `chain` and that containerd cannot unpack by itself in a
+    /// snapshotter, the newest first.
+    pub async fn stuck_at(&self, snapshotter: &str, chain: &str) -> Result<Vec<Image>, Error> {
+        stuck::with_layer(&self.resolver, snapshotter, chain).await
+    }
+
+    /// Whether containerd cannot unpack this image by itself in a snapshotter: a blob is gone, will be
+    /// collected, or is encrypted.
+    pub async fn is_stuck(&self, snapshotter: &str, image: &Image) -> Result<bool, Error> {
+        stuck::is(&self.resolver, snapshotter, image).await
     }
 
     /// What a snapshotter has now.

@@ -42,8 +42,8 @@ pub enum Error {
         "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
          not in the content store (discarded after an earlier unpack?){}; fetch what is missing with \
          `ctr -n k8s.io content fetch --hosts-dir /etc/containerd/certs.d {image}` (`--user` for \
-         credentials), or remove the image and pull it again; discard_unpacked_layers = false in \
-         containerd's CRI configuration keeps the blobs of later pulls",
+         credentials); discard_unpacked_layers = false in containerd's CRI configuration keeps the \
+         blobs of later pulls",
         tried.iter().map(|means| format!("; {means}")).collect::<String>()
     )]
     Unavailable {

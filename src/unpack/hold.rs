@@ -45,15 +45,9 @@ pub(super) async fn blobs(
     sight: &Sight,
 ) -> Result<(), containerd::Error> {
     let manifest = &target.manifest;
-    let labels = match containerd.blob(&manifest.digest).await {
-        Ok(blob) => blob.labels,
-        Err(e) if e.is_not_found() => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    let kept = labels.iter().filter(|(key, _)| key.starts_with(KEEPS));
-    let kept: HashSet<_> = kept.map(|(_, digest)| digest.as_str()).collect();
+    let kept = kept_by(containerd, manifest).await?;
     let missing = manifest.layers.iter().skip(sight.committed());
-    let digests: HashSet<_> = missing.map(|layer| layer.blob.digest.as_str()).collect();
+    let digests: HashSet<_> = missing.map(|layer| layer.blob.digest.clone()).collect();
     let holds = digests
         .difference(&kept)
         .map(|digest| containerd.hold(lease.id(), Resource::blob(digest)));
@@ -62,6 +56,20 @@ pub(super) async fn blobs(
         .buffer_unordered(PARALLEL_HOLDS)
         .try_collect()
         .await
+}
+
+/// The blobs that a manifest keeps from garbage collection by its labels: none where it is not there.
+pub(super) async fn kept_by(
+    containerd: &dyn Containerd,
+    manifest: &Manifest,
+) -> Result<HashSet<String>, containerd::Error> {
+    let labels = match containerd.blob(&manifest.digest).await {
+        Ok(blob) => blob.labels,
+        Err(e) if e.is_not_found() => return Ok(HashSet::new()),
+        Err(e) => return Err(e),
+    };
+    let kept = labels.into_iter().filter(|(key, _)| key.starts_with(KEEPS));
+    Ok(kept.map(|(_, digest)| digest).collect())
 }
 
 /// The manifest and the config of an image that is still being pulled: nothing keeps them but the pull

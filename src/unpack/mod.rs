@@ -31,6 +31,7 @@ mod resolve;
 mod round;
 mod standing;
 mod state;
+mod stuck;
 mod swap;
 mod target;
 #[cfg(test)]

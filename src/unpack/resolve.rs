@@ -311,7 +311,7 @@ impl Resolver {
 
     /// An image's manifest; `None` where the image is broken, or not for this node. That containerd
     /// does not answer says nothing of the image.
-    async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
+    pub(super) async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
         match self.manifests.read(self.containerd(), image).await {
             Ok(manifest) => Ok(Some(manifest)),
             Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
@@ -327,7 +327,7 @@ impl Resolver {
         Ok(image::names_of(image, &images))
     }
 
-    async fn images(&self) -> Result<Vec<Image>, Error> {
+    pub(super) async fn images(&self) -> Result<Vec<Image>, Error> {
         let images = self.containerd.images().await;
         images.map_err(|source| {
             let image = "(all images)".to_owned();
@@ -335,7 +335,7 @@ impl Resolver {
         })
     }
 
-    fn containerd(&self) -> &dyn Containerd {
+    pub(super) fn containerd(&self) -> &dyn Containerd {
         self.containerd.as_ref()
     }
 

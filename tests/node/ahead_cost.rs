@@ -66,7 +66,8 @@ pub(crate) fn at(times: &[Duration], percent: usize) -> Duration {
 }
 
 impl Node {
-    async fn pull(&mut self, image: &Image) -> Result<()> {
+    /// Puts an image into the registry, and pulls it.
+    pub(crate) async fn pull(&mut self, image: &Image) -> Result<()> {
         self.registry.push(image).await?;
         self.cri.pull_image(image.name()).await?;
         Ok(())

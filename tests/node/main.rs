@@ -40,6 +40,7 @@ mod smoke;
 mod snapshotters;
 mod stargz;
 mod states;
+mod stuck;
 mod support;
 mod swap;
 mod unlabelled;

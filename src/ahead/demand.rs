@@ -1,0 +1,239 @@
+//! Images that a container waits for and that containerd cannot unpack by itself.
+//!
+//! containerd unpacks a missing image inside `CreateContainer`, before it calls any hook. Where a layer's
+//! blob is gone that fails, at every retry of the kubelet, and no hook ever hears of the container. But
+//! containerd takes the extraction snapshot of the layer away, and sends an event of that. So the image is
+//! made ready for the next try. And where a pod of the snapshotter waits for its first container, or
+//! containers of it have used the repository before, such an image is made ready as soon as it arrives.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::Eager;
+use crate::containerd::Image;
+use crate::image;
+use crate::logs;
+use crate::unpack::{Action, Urgency, Want};
+
+use super::eager::Place;
+use super::{Ahead, is_news, lock};
+
+/// Images that are made ready for one failed layer: those that came last. The next failure names a layer
+/// that fewer images share.
+const MAX_IMAGES: usize = 8;
+
+/// How long a pod is taken to wait for its first container: the pull of a large image.
+const PULLS: Duration = Duration::from_secs(10 * 60);
+
+/// Pods of one snapshotter that are remembered as waiting. The kubelet runs 110 pods by default.
+const MAX_PODS: usize = 128;
+
+/// Repositories of one snapshotter that are remembered.
+const MAX_REPOSITORIES: usize = 1024;
+
+/// Failures that are remembered so that each is a warning once.
+const MAX_SAID: usize = 256;
+
+/// What is known of who waits for what.
+#[derive(Debug, Default)]
+pub(super) struct Demand {
+    /// The layers (snapshotter, chain id) that are being worked on. A retry that fails meanwhile adds none.
+    working: Mutex<HashSet<(String, String)>>,
+    /// (Snapshotter, image) of the failures that were logged as a warning.
+    said: Mutex<HashSet<(String, String)>>,
+    by_snapshotter: Mutex<HashMap<String, Signs>>,
+}
+
+/// What tells that an image may be wanted in a snapshotter.
+#[derive(Debug, Default)]
+struct Signs {
+    /// Pods without a container, and since when.
+    waiting: HashMap<String, Instant>,
+    /// Of images that containers have used.
+    repositories: HashSet<String>,
+}
+
+/// A layer that is being worked on, until it is dropped.
+struct Working<'a> {
+    demand: &'a Demand,
+    key: (String, String),
+}
+
+impl Demand {
+    /// A pod of this snapshotter was started.
+    pub(super) fn pod_waits(&self, snapshotter: &str, pod: &str) {
+        let mut all = lock(&self.by_snapshotter);
+        let signs = all.entry(snapshotter.to_owned()).or_default();
+        signs.waiting.retain(|_, since| since.elapsed() < PULLS);
+        if signs.waiting.len() < MAX_PODS {
+            signs.waiting.insert(pod.to_owned(), Instant::now());
+        }
+    }
+
+    /// A container of this pod is being created.
+    pub(super) fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
+        if let Some(signs) = lock(&self.by_snapshotter).get_mut(snapshotter) {
+            signs.waiting.remove(pod);
+        }
+        if let Some(image) = image {
+            self.uses(snapshotter, image);
+        }
+    }
+
+    /// A container of this snapshotter uses this image.
+    pub(super) fn uses(&self, snapshotter: &str, image: &str) {
+        let Some(repository) = image::repository(image) else {
+            return;
+        };
+        let mut all = lock(&self.by_snapshotter);
+        let signs = all.entry(snapshotter.to_owned()).or_default();
+        if signs.repositories.len() < MAX_REPOSITORIES {
+            signs.repositories.insert(repository);
+        }
+    }
+
+    /// An image was removed: what failed may be news again.
+    pub(super) fn image_removed(&self) {
+        lock(&self.said).clear();
+    }
+
+    fn may_want(&self, snapshotter: &str, image: &str) -> bool {
+        let mut all = lock(&self.by_snapshotter);
+        let Some(signs) = all.get_mut(snapshotter) else {
+            return false;
+        };
+        signs.waiting.retain(|_, since| since.elapsed() < PULLS);
+        let is_used = || image::repository(image).is_some_and(|r| signs.repositories.contains(&r));
+        !signs.waiting.is_empty() || is_used()
+    }
+
+    fn begin(&self, snapshotter: &str, chain: &str) -> Option<Working<'_>> {
+        let key = (snapshotter.to_owned(), chain.to_owned());
+        let is_new = lock(&self.working).insert(key.clone());
+        is_new.then_some(Working { demand: self, key })
+    }
+
+    fn is_new_failure(&self, snapshotter: &str, image: &str) -> bool {
+        let mut said = lock(&self.said);
+        if said.len() >= MAX_SAID {
+            said.clear();
+        }
+        said.insert((snapshotter.to_owned(), image.to_owned()))
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        lock(&self.demand.working).remove(&self.key);
+    }
+}
+
+/// Whether an image that arrived is made ready in a snapshotter although it is in no eager set: there it
+/// may be wanted soon, and containerd cannot unpack it.
+pub(super) async fn is_wanted(ahead: &Ahead, place: &Place, image: &Image) -> bool {
+    let config = ahead.node.config();
+    let snapshotter = place.snapshotter.as_str();
+    if config.snapshotter(snapshotter).eager != Eager::Auto
+        || !ahead.demand.may_want(snapshotter, &image.name)
+    {
+        return false;
+    }
+    let stuck = ahead.node.engine.is_stuck(snapshotter, image).await;
+    stuck.unwrap_or_else(|e| {
+        log::debug!(image = image.name.as_str(), snapshotter, error:% = e; "image that arrived not looked at");
+        false
+    })
+}
+
+/// containerd has failed to unpack the layer `chain` in a snapshotter.
+pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str) {
+    let is_kept = |place: &Place| place.snapshotter == snapshotter;
+    if !ahead.places().await.iter().any(is_kept) {
+        return;
+    }
+    let Some(_working) = ahead.demand.begin(snapshotter, chain) else {
+        return;
+    };
+    // Empty where a pull was cancelled: its image has no record yet.
+    match ahead.node.engine.stuck_at(snapshotter, chain).await {
+        Ok(images) => {
+            for image in images.iter().take(MAX_IMAGES) {
+                make_ready(ahead, snapshotter, image).await;
+            }
+        }
+        Err(e) => {
+            log::debug!(snapshotter, chain, error:% = e; "images of a layer that containerd failed to unpack not looked up");
+        }
+    }
+}
+
+async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) {
+    let (name, started) = (image.name.as_str(), Instant::now());
+    let want = Want::Image(name.to_owned());
+    let entry = ahead.unready.enter(snapshotter, want, image.created_at);
+    match ahead.make_ready(&entry, Urgency::Asked).await {
+        Ok(done) if done.action == Action::None => {}
+        Ok(done) => {
+            log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "containerd failed to unpack the image; it is ready for the next try");
+        }
+        Err(e)
+            if (is_news(&e) || e.is_left_out())
+                && ahead.demand.is_new_failure(snapshotter, name) =>
+        {
+            log::warn!(image = name, snapshotter, error:% = e; "containerd failed to unpack the image, and it cannot be made ready: containers of it fail");
+        }
+        Err(e) => {
+            log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack not made ready");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_may_be_wanted_while_a_pod_waits_or_where_its_repository_is_used() {
+        let demand = Demand::default();
+        let image = "r.example/app:2";
+        assert!(!demand.may_want("erofs", image));
+        demand.pod_waits("erofs", "pod-1");
+        assert!(demand.may_want("erofs", image));
+        assert!(!demand.may_want("native", image));
+        demand.container_comes("erofs", "pod-1", Some("r.example/other:1"));
+        assert!(!demand.may_want("erofs", image));
+        demand.pod_waits("erofs", "pod-2");
+        tokio::time::advance(PULLS).await;
+        assert!(!demand.may_want("erofs", image));
+        demand.uses("erofs", "r.example/app:1");
+        assert!(demand.may_want("erofs", image));
+        assert!(!demand.may_want("native", image));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let demand = Demand::default();
+        for n in 0..2 * MAX_REPOSITORIES {
+            demand.uses("erofs", &format!("r.example/app{n}:1"));
+            demand.pod_waits("erofs", &format!("pod-{n}"));
+            assert!(demand.is_new_failure("erofs", &format!("r.example/app{n}:1")));
+        }
+        let all = lock(&demand.by_snapshotter);
+        assert_eq!(all["erofs"].repositories.len(), MAX_REPOSITORIES);
+        assert_eq!(all["erofs"].waiting.len(), MAX_PODS);
+        assert!(lock(&demand.said).len() <= MAX_SAID);
+    }
+
+    #[test]
+    fn one_layer_is_worked_on_once_at_a_time() {
+        let demand = Demand::default();
+        let working = demand.begin("erofs", "sha256:c");
+        assert!(working.is_some() && demand.begin("erofs", "sha256:c").is_none());
+        assert!(demand.begin("native", "sha256:c").is_some());
+        drop(working);
+        assert!(demand.begin("erofs", "sha256:c").is_some());
+    }
+}
