@@ -1,15 +1,25 @@
 //! What containerd reads of an index, a manifest and a config, and no more: every other field may be
 //! as it likes, and one that is absent or null is empty, as Go's decoder has it (images without
-//! layers are written as `"layers": null`). Pure.
+//! layers are written as `"layers": null`). What is kept of a document is what is used of it. Pure.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
 
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde::{Deserialize, Deserializer};
+use serde::de::MapAccess;
 
 use super::Platform;
-use super::media::Document;
+use super::json::{
+    self, Collect, Fields, IsFilled, Maybe, Number, Object, Objects, Strings, Text, Texts,
+};
+use super::media::{Document, is_layer};
 use crate::containerd;
+
+/// Layers of an image that are read: overlayfs mounts 500 at most.
+const MAX_LAYERS: usize = 4096;
+
+/// The annotations of a layer that mean something to those who unpack it: containerd, its snapshotters, and
+/// what decrypts a layer.
+const ANNOTATIONS: [&str; 2] = ["containerd.io/", "org.opencontainers.image.enc."];
 
 /// Why a document cannot be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,84 +30,103 @@ pub(super) enum Refusal {
     Malformed(String),
 }
 
-/// An index, or docker's manifest list.
-#[derive(Debug, Deserialize)]
+/// An index, or docker's manifest list, as far as it concerns one platform.
+#[derive(Debug)]
 pub(super) struct Index {
-    #[serde(default, deserialize_with = "or_empty")]
-    pub(super) manifests: Vec<Described>,
+    here: Platform,
+    shape: Shape,
+    chosen: Option<(Place, Described)>,
 }
 
+/// How well an entry of an index suits the platform: the lower the better. containerd 2.3 and later want a
+/// node that has the features; what comes before does not know what they are for.
+type Place = (bool, usize);
+
 /// A manifest, of OCI or of docker's second schema.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 pub(super) struct Manifest {
-    pub(super) config: Described,
-    #[serde(default, deserialize_with = "or_empty")]
-    pub(super) layers: Vec<Described>,
+    shape: Shape,
+    config: Described,
+    layers: Layers,
 }
 
 /// A config.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 pub(super) struct Config {
-    #[serde(flatten)]
     platform: PlatformFields,
-    #[serde(default, deserialize_with = "or_empty")]
     rootfs: RootFs,
 }
 
 /// A blob, as a document speaks of it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default)]
 pub(super) struct Described {
-    #[serde(default, deserialize_with = "or_empty")]
     media_type: String,
-    digest: Digest,
-    #[serde(default, deserialize_with = "or_empty")]
+    digest: String,
     size: i64,
-    #[serde(default, deserialize_with = "or_empty")]
     annotations: HashMap<String, String>,
     platform: Option<PlatformFields>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 struct PlatformFields {
-    #[serde(default, deserialize_with = "or_empty")]
     os: String,
-    #[serde(default, deserialize_with = "or_empty")]
     architecture: String,
-    #[serde(default, deserialize_with = "or_empty")]
     variant: String,
-    #[serde(default, rename = "os.features", deserialize_with = "or_empty")]
-    features: Vec<String>,
+    has_features: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// The blobs of a manifest that are layers. An image may carry others; containerd passes over them, too.
+#[derive(Debug, Default)]
+struct Layers(Vec<containerd::Descriptor>);
+
+#[derive(Debug, Default)]
 struct RootFs {
-    #[serde(default, deserialize_with = "or_empty")]
-    diff_ids: Vec<Digest>,
+    diff_ids: DiffIds,
 }
 
-/// Digests become the names of snapshots and the values of labels, so they are held to their grammar.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Digest(String);
+#[derive(Debug, Default)]
+struct DiffIds(Vec<String>);
 
 impl Index {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        Shape::of(bytes)?.expect_index()?;
-        parse(bytes)
+    /// Reads the one entry that containerd goes on with: what runs best here, of equals the first, and where
+    /// none says that it runs here, the first that does not say. Nothing is kept of the others.
+    pub(super) fn parse(bytes: &[u8], here: &Platform) -> Result<Option<Described>, Refusal> {
+        let mut index = Self {
+            here: here.clone(),
+            shape: Shape::default(),
+            chosen: None,
+        };
+        json::read_into(&mut index, bytes).map_err(malformed)?;
+        index.shape.expect_index()?;
+        Ok(index.chosen.map(|(_, entry)| entry))
+    }
+
+    fn place(&self, entry: &Described) -> Option<Place> {
+        match entry.platform() {
+            Some(platform) => Some((entry.needs_features(), self.here.rank(&platform)?)),
+            None => Some((true, usize::MAX)),
+        }
     }
 }
 
 impl Manifest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        Shape::of(bytes)?.expect_manifest()?;
-        parse(bytes)
+        let manifest: Self = json::read(bytes).map_err(malformed)?;
+        manifest.shape.expect_manifest()?;
+        Ok(manifest)
+    }
+
+    /// The config, and the layers.
+    pub(super) fn into_parts(
+        self,
+    ) -> Result<(containerd::Descriptor, Vec<containerd::Descriptor>), String> {
+        Ok((self.config.descriptor()?, self.layers.0))
     }
 }
 
 impl Config {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        parse(bytes)
+        json::read(bytes).map_err(malformed)
     }
 
     pub(super) fn platform(&self) -> Platform {
@@ -106,7 +135,7 @@ impl Config {
 
     /// The digests of the uncompressed layers, bottom first.
     pub(super) fn into_diff_ids(self) -> Vec<String> {
-        self.rootfs.diff_ids.into_iter().map(|id| id.0).collect()
+        self.rootfs.diff_ids.0
     }
 }
 
@@ -118,21 +147,19 @@ impl Described {
 
     /// Whether the index asks for more than an operating system and a processor: an erofs image is
     /// marked so, beside an ordinary one.
-    pub(super) fn needs_features(&self) -> bool {
-        self.platform
-            .as_ref()
-            .is_some_and(|platform| !platform.features.is_empty())
+    fn needs_features(&self) -> bool {
+        self.platform.as_ref().is_some_and(|p| p.has_features)
     }
-}
 
-impl From<Described> for containerd::Descriptor {
-    fn from(described: Described) -> Self {
-        Self {
-            media_type: described.media_type,
-            digest: described.digest.0,
-            size: described.size,
-            annotations: described.annotations,
-        }
+    /// The blob; why not, where its digest is none.
+    pub(super) fn descriptor(self) -> Result<containerd::Descriptor, String> {
+        let digest = digest(self.digest)?;
+        Ok(containerd::Descriptor {
+            media_type: self.media_type,
+            digest,
+            size: self.size,
+            annotations: self.annotations,
+        })
     }
 }
 
@@ -140,168 +167,200 @@ impl PlatformFields {
     fn platform(&self) -> Platform {
         Platform::new(&self.os, &self.architecture, &self.variant)
     }
-}
 
-impl TryFrom<String> for Digest {
-    type Error = String;
-
-    /// `algorithm:encoded`, as OCI writes it.
-    fn try_from(text: String) -> Result<Self, String> {
-        let is_algorithm = |algorithm: &str| {
-            let mut parts = algorithm.split(['+', '.', '_', '-']);
-            let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            parts.all(|part| !part.is_empty() && part.bytes().all(lower))
-        };
-        let is_encoded = |encoded: &str| {
-            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-');
-            !encoded.is_empty() && encoded.bytes().all(allowed)
-        };
-        match text.split_once(':') {
-            Some((algorithm, encoded)) if is_algorithm(algorithm) && is_encoded(encoded) => {
-                Ok(Self(text))
-            }
-            _ => Err(format!("{text:?} is not a digest")),
+    /// `false` for a field that is none of these. A config has them among its own.
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "os" => map.next_value_seed(Text(&mut self.os))?,
+            "architecture" => map.next_value_seed(Text(&mut self.architecture))?,
+            "variant" => map.next_value_seed(Text(&mut self.variant))?,
+            "os.features" => map.next_value_seed(IsFilled(&mut self.has_features))?,
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 }
 
-/// What gives a document away that is not what its descriptor says: containerd refuses it, since
-/// whoever verified it read something else than who unpacks it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// Digests become the names of snapshots and the values of labels, so they are held to their grammar:
+/// `algorithm:encoded`, as OCI writes it.
+fn digest(text: String) -> Result<String, String> {
+    let is_algorithm = |algorithm: &str| {
+        let mut parts = algorithm.split(['+', '.', '_', '-']);
+        let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        parts.all(|part| !part.is_empty() && part.bytes().all(lower))
+    };
+    let is_encoded = |encoded: &str| {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-');
+        !encoded.is_empty() && encoded.bytes().all(allowed)
+    };
+    match text.split_once(':') {
+        Some((algorithm, encoded)) if is_algorithm(algorithm) && is_encoded(encoded) => Ok(text),
+        _ => Err(format!("{text:?} is not a digest")),
+    }
+}
+
+/// What gives a document away that is not what its descriptor says: containerd refuses it, since a
+/// verifier may have read something else in it than the unpack does.
+#[derive(Debug, Default)]
 struct Shape {
-    #[serde(default, deserialize_with = "or_empty")]
     media_type: String,
-    config: Option<IgnoredAny>,
-    layers: Option<IgnoredAny>,
-    manifests: Option<IgnoredAny>,
-    fs_layers: Option<IgnoredAny>,
+    has_config: bool,
+    has_layers: bool,
+    has_manifests: bool,
+    has_fs_layers: bool,
 }
 
 impl Shape {
-    fn of(bytes: &[u8]) -> Result<Self, Refusal> {
-        let shape: Self = parse(bytes)?;
-        match shape.fs_layers {
-            Some(_) => Err(Refusal::Schema1),
-            None => Ok(shape),
-        }
-    }
-
     fn expect_index(&self) -> Result<(), Refusal> {
+        self.expect_no_schema1()?;
         let is_manifest = Document::of(&self.media_type) == Document::Manifest;
-        if is_manifest || self.config.is_some() || self.layers.is_some() {
+        if is_manifest || self.has_config || self.has_layers {
             return Err(Refusal::Malformed("it is a manifest".to_owned()));
         }
         Ok(())
     }
 
     fn expect_manifest(&self) -> Result<(), Refusal> {
-        if Document::of(&self.media_type) == Document::Index || self.manifests.is_some() {
+        self.expect_no_schema1()?;
+        if Document::of(&self.media_type) == Document::Index || self.has_manifests {
             return Err(Refusal::Malformed("it is an index".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn expect_no_schema1(&self) -> Result<(), Refusal> {
+        match self.has_fs_layers {
+            true => Err(Refusal::Schema1),
+            false => Ok(()),
+        }
+    }
+
+    /// The fields that neither an index nor a manifest reads for anything else.
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let has = match name {
+            "mediatype" => return map.next_value_seed(Text(&mut self.media_type)),
+            "config" => &mut self.has_config,
+            "layers" => &mut self.has_layers,
+            "manifests" => &mut self.has_manifests,
+            "fslayers" => &mut self.has_fs_layers,
+            _ => return json::skip(map),
+        };
+        *has = !json::is_null(map)?;
+        Ok(())
+    }
+}
+
+impl Object for Index {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "manifests" => map.next_value_seed(Objects::<_, Described>(self, PhantomData)),
+            _ => self.shape.read(name, map),
+        }
+    }
+}
+
+impl Collect<Described> for Index {
+    fn clear(&mut self) {
+        self.chosen = None;
+    }
+
+    fn add(&mut self, entry: Described) -> Result<(), String> {
+        if let Some(place) = self.place(&entry)
+            && self.chosen.as_ref().is_none_or(|(best, _)| place < *best)
+        {
+            self.chosen = Some((place, entry));
         }
         Ok(())
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(bytes).map_err(|e| Refusal::Malformed(e.to_string()))
+impl Object for Manifest {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "config" => map.next_value_seed(Fields(&mut self.config)),
+            "layers" => map.next_value_seed(Objects::<_, Described>(&mut self.layers, PhantomData)),
+            _ => self.shape.read(name, map),
+        }
+    }
 }
 
-fn or_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+impl Object for Config {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "rootfs" => map.next_value_seed(Fields(&mut self.rootfs)),
+            _ if self.platform.read(name, map)? => Ok(()),
+            _ => json::skip(map),
+        }
+    }
+}
+
+impl Object for Described {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let is_used = |key: &str| ANNOTATIONS.iter().any(|used| key.starts_with(used));
+        match name {
+            "mediatype" => map.next_value_seed(Text(&mut self.media_type)),
+            "digest" => map.next_value_seed(Text(&mut self.digest)),
+            "size" => map.next_value_seed(Number(&mut self.size)),
+            "annotations" => map.next_value_seed(Texts(&mut self.annotations, is_used)),
+            "platform" => map.next_value_seed(Maybe(&mut self.platform)),
+            _ => json::skip(map),
+        }
+    }
+}
+
+impl Object for PlatformFields {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match self.read(name, map)? {
+            true => Ok(()),
+            false => json::skip(map),
+        }
+    }
+}
+
+impl Object for RootFs {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "diff_ids" => map.next_value_seed(Strings(&mut self.diff_ids)),
+            _ => json::skip(map),
+        }
+    }
+}
+
+impl Collect<Described> for Layers {
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn add(&mut self, blob: Described) -> Result<(), String> {
+        if !is_layer(&blob.media_type) {
+            return Ok(());
+        }
+        self.0.push(blob.descriptor()?);
+        within(self.0.len())
+    }
+}
+
+impl Collect<String> for DiffIds {
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn add(&mut self, diff_id: String) -> Result<(), String> {
+        self.0.push(digest(diff_id)?);
+        within(self.0.len())
+    }
+}
+
+fn within(layers: usize) -> Result<(), String> {
+    match layers > MAX_LAYERS {
+        true => Err(format!("more than {MAX_LAYERS} layers")),
+        false => Ok(()),
+    }
+}
+
+fn malformed(error: serde_json::Error) -> Refusal {
+    Refusal::Malformed(error.to_string())
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const BLOB: &str = r#"{"mediaType":"m","digest":"sha256:00","size":1}"#;
-
-    #[test]
-    fn absent_and_null_are_empty() {
-        for text in [r#"{}"#, r#"{"manifests":null}"#, r#"{"manifests":[]}"#] {
-            assert!(Index::parse(text.as_bytes()).unwrap().manifests.is_empty());
-        }
-        for layers in ["", r#","layers":null"#, r#","layers":[]"#] {
-            let text = format!(r#"{{"config":{BLOB}{layers}}}"#);
-            assert!(Manifest::parse(text.as_bytes()).unwrap().layers.is_empty());
-        }
-        for text in [
-            r#"{}"#,
-            r#"{"rootfs":null}"#,
-            r#"{"rootfs":{}}"#,
-            r#"{"rootfs":{"type":"layers","diff_ids":null}}"#,
-        ] {
-            let config = Config::parse(text.as_bytes()).unwrap();
-            // Without words it is for the system that asks, and for no processor.
-            assert_eq!(config.platform(), Platform::new("linux", "", ""));
-            assert!(config.into_diff_ids().is_empty());
-        }
-    }
-
-    #[test]
-    fn a_document_has_to_be_what_its_descriptor_says() {
-        let index = "application/vnd.oci.image.index.v1+json";
-        let manifest = "application/vnd.oci.image.manifest.v1+json";
-        let malformed = |reason: &str| Refusal::Malformed(reason.to_owned());
-        for (text, expected) in [
-            (
-                format!(r#"{{"config":{BLOB},"manifests":[]}}"#),
-                malformed("it is an index"),
-            ),
-            (
-                format!(r#"{{"mediaType":"{index}","config":{BLOB}}}"#),
-                malformed("it is an index"),
-            ),
-            (r#"{"fsLayers":[]}"#.to_owned(), Refusal::Schema1),
-        ] {
-            let refused = Manifest::parse(text.as_bytes()).unwrap_err();
-            assert_eq!(refused, expected, "{text}");
-        }
-        for text in [
-            r#"{"layers":[]}"#.to_owned(),
-            format!(r#"{{"config":{BLOB},"manifests":[]}}"#),
-            format!(r#"{{"mediaType":"{manifest}","manifests":[]}}"#),
-        ] {
-            let refused = Index::parse(text.as_bytes()).unwrap_err();
-            assert_eq!(refused, malformed("it is a manifest"), "{text}");
-        }
-    }
-
-    #[test]
-    fn digests_are_digests() {
-        for digest in ["sha256:0a", "sha512:ff", "sha256+b64u:LCa0a2j_xo="] {
-            assert!(Digest::try_from(digest.to_owned()).is_ok(), "{digest}");
-        }
-        for digest in ["", "0a", ":0a", "sha256:", "SHA256:0a", "a:b,c:d", "a:b c"] {
-            let text = format!(r#"{{"rootfs":{{"diff_ids":["{digest}"]}}}}"#);
-            let Refusal::Malformed(reason) = Config::parse(text.as_bytes()).unwrap_err() else {
-                panic!("{digest}");
-            };
-            assert!(reason.contains("is not a digest"), "{reason}");
-        }
-    }
-
-    proptest! {
-        /// What a registry sends may be anything.
-        #[test]
-        fn no_document_is_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (Index::parse(&bytes), Manifest::parse(&bytes), Config::parse(&bytes));
-        }
-
-        #[test]
-        fn nor_is_any_json(
-            key in "(config|layers|manifests|fsLayers|mediaType|rootfs|platform)",
-            value in r#"(null|1|"x"|\[\]|\{\}|\[\{"digest":("a:b"|null|1)\}\]|\{"diff_ids":[1\[\]nul]{0,4}\})"#,
-        ) {
-            let bytes = format!(r#"{{"{key}":{value}}}"#).into_bytes();
-            let _ = (Index::parse(&bytes), Manifest::parse(&bytes), Config::parse(&bytes));
-        }
-    }
-}
+mod tests;

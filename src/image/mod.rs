@@ -6,6 +6,7 @@
 mod distinct;
 mod document;
 mod extra;
+mod json;
 mod labels;
 mod manifest;
 mod media;
@@ -35,7 +36,9 @@ pub enum Error {
     )]
     NotFound(String),
     /// A document that does not say what it has to.
-    #[error("image {image}: {what} {digest}: {reason}; remove the image and pull it again")]
+    #[error(
+        "image {image}: {what} {digest}: {reason}: the image is broken: build it anew, push it and pull it"
+    )]
     Malformed {
         /// The image's name.
         image: String,
@@ -45,6 +48,22 @@ pub enum Error {
         digest: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A document whose bytes are not those that its digest speaks for.
+    #[error(
+        "image {image}: {what} {digest}: its {size} bytes do not have this digest: they were changed on \
+         this node: remove the image and pull it again, for example with `crictl rmi {image}` and \
+         `crictl pull {image}`"
+    )]
+    Changed {
+        /// The image's name.
+        image: String,
+        /// `index`, `manifest` or `config`.
+        what: &'static str,
+        /// The document's digest.
+        digest: String,
+        /// Of what is there, in bytes.
+        size: usize,
     },
     /// The beginning of an id that more than one image has.
     #[error(

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::containerd::{Containerd, Descriptor, Image};
 
-use super::document::{self, Config, Described, Index, Refusal};
+use super::document::{self, Config, Index, Refusal};
 use super::manifest::{Manifest, chain, sha256};
-use super::media::{Document, is_layer};
+use super::media::Document;
 use super::{Error, Platform};
 
 /// The largest index, manifest or config that is read, in bytes. Registries allow 4 MiB for a
@@ -86,11 +86,14 @@ impl Reader<'_> {
             match Document::of(&target.media_type) {
                 Document::Manifest => return self.layers(&target, unsaid.as_deref()).await,
                 Document::Index => {
-                    let index = self.document("index", &target, Index::parse).await?;
-                    let chosen = choose(index, self.platform);
+                    let parse = |bytes: &[u8]| Index::parse(bytes, self.platform);
+                    let chosen = self.document("index", &target, parse).await?;
                     let entry = chosen.ok_or_else(|| self.no_platform(&target.digest))?;
-                    unsaid = entry.platform().is_none().then_some(target.digest);
-                    target = entry.into();
+                    let says_platform = entry.platform().is_some();
+                    let next = entry.descriptor();
+                    let next = next.map_err(|e| self.malformed("index", &target.digest, &e))?;
+                    unsaid = (!says_platform).then_some(target.digest);
+                    target = next;
                 }
                 Document::Schema1 => return Err(self.schema1(&target.digest)),
                 Document::Other => {
@@ -110,16 +113,15 @@ impl Reader<'_> {
     async fn layers(&self, target: &Descriptor, unsaid: Option<&str>) -> Result<Manifest, Error> {
         let parse = document::Manifest::parse;
         let manifest = self.document("manifest", target, parse).await?;
-        let config_blob = Descriptor::from(manifest.config);
+        let parts = manifest.into_parts();
+        let (config_blob, layers) =
+            parts.map_err(|e| self.malformed("manifest", &target.digest, &e))?;
         let config = self.document("config", &config_blob, Config::parse).await?;
         if let Some(index) = unsaid
             && self.platform.rank(&config.platform()).is_none()
         {
             return Err(self.no_platform(index));
         }
-        // An image may carry blobs that are no layers; containerd passes over them, too.
-        let layers = manifest.layers.into_iter().map(Descriptor::from);
-        let layers: Vec<_> = layers.filter(|l| is_layer(&l.media_type)).collect();
         let diff_ids = config.into_diff_ids();
         if layers.len() != diff_ids.len() {
             let reason = format!(
@@ -143,7 +145,7 @@ impl Reader<'_> {
         &self,
         what: &'static str,
         target: &Descriptor,
-        parse: fn(&[u8]) -> Result<T, Refusal>,
+        parse: impl FnOnce(&[u8]) -> Result<T, Refusal>,
     ) -> Result<T, Error> {
         let digest = &target.digest;
         let read = self.containerd.read(digest, MAX_DOCUMENT).await;
@@ -152,8 +154,12 @@ impl Reader<'_> {
             source,
         })?;
         if digest.starts_with("sha256:") && *digest != sha256(&bytes) {
-            let reason = format!("its {} bytes do not have this digest", bytes.len());
-            return Err(self.malformed(what, digest, &reason));
+            return Err(Error::Changed {
+                image: self.image.to_owned(),
+                what,
+                digest: digest.clone(),
+                size: bytes.len(),
+            });
         }
         parse(&bytes).map_err(|refusal| match refusal {
             Refusal::Schema1 => self.schema1(digest),
@@ -184,21 +190,6 @@ impl Reader<'_> {
             digest: index.to_owned(),
         }
     }
-}
-
-/// The one entry of an index that containerd goes on with: what runs best, of equals the first, and
-/// where none says that it runs here, the first that does not say.
-fn choose(index: Index, here: &Platform) -> Option<Described> {
-    let place = |entry: &Described| match entry.platform() {
-        // containerd 2.3 and later want a node that has the features; what comes before does not
-        // know what they are for.
-        Some(platform) => Some((entry.needs_features(), here.rank(&platform)?)),
-        None => Some((true, usize::MAX)),
-    };
-    let entries = index.manifests.into_iter();
-    let placed = entries.filter_map(|entry| Some((place(&entry)?, entry)));
-    let best = placed.min_by_key(|(place, _)| *place);
-    best.map(|(_, entry)| entry)
 }
 
 #[cfg(test)]

@@ -207,7 +207,7 @@ async fn broken_images(version: Version) -> Result<()> {
             .layer(layer(1))
             .layer(layer(2))
             .layer(layer(3));
-        let image = image.flaw(flaw).build();
+        let (sound, image) = (image.clone().build(), image.flaw(flaw).build());
         node.store.put_image(&image).await?;
 
         let ensured = node.command(&["ensure", &name, "--handler", handler])?;
@@ -225,7 +225,23 @@ async fn broken_images(version: Version) -> Result<()> {
         node.wait_for_lines(words, 1).await?;
         node.cri.remove_pod(&pod).await?;
         node.assert_nothing_left(handler).await?;
+
+        // What the message says to do helps.
+        node.registry.push(&sound).await?;
+        match flaw {
+            Flaw::LayerMissing(_) => {
+                ensure!(said.contains("content fetch --hosts-dir"), "{said}");
+                node.fetch(&name).await?;
+            }
+            _ => {
+                ensure!(said.contains("push"), "{said}");
+                node.cri.pull_image(&name).await?;
+            }
+        }
+        node.ensure_ready(&sound, handler)?;
+        node.image = sound;
     }
+    changed_document(&mut node, handler).await?;
     let good = images::app("registry.test/lab/good:1")?;
     node.store.put_image(&good).await?;
     node.cri
@@ -233,6 +249,36 @@ async fn broken_images(version: Version) -> Result<()> {
         .await?;
     node.image = good;
     node.assert_labelled(handler).await
+}
+
+/// The config of the node's image is changed on the disk.
+async fn changed_document(node: &mut Node, handler: &str) -> Result<()> {
+    let digest = &node.image.config.digest;
+    let content = node.lab.path("root/io.containerd.content.v1.content");
+    let blob = content.join("blobs").join(digest.replace(':', "/"));
+    std::fs::write(blob, "{}")?;
+    let name = node.image.name().to_owned();
+    let refused = node.command(&["ensure", &name, "--handler", handler])?;
+    let said = text(&refused);
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    let remedy = format!("`crictl rmi {name}` and `crictl pull {name}`");
+    for words in ["its 2 bytes do not have this digest", &remedy] {
+        ensure!(said.contains(words), "{words}: {said}");
+    }
+    node.cri.remove_image(&name).await?;
+    node.cri.pull_image(&name).await?;
+    node.ensure_ready(&node.image, handler)?;
+    Ok(())
+}
+
+impl Node {
+    /// Fetches what is missing of an image, as messages say it.
+    async fn fetch(&self, name: &str) -> Result<()> {
+        let hosts = self.lab.path("hosts").display().to_string();
+        let command = ["content", "fetch", "--hosts-dir", &hosts, name];
+        self.lab.ctr(&command).await?;
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

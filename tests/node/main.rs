@@ -27,6 +27,7 @@ mod labels;
 mod main_job;
 mod metrics;
 mod policy;
+mod odd_documents;
 mod pull;
 mod rebuild;
 mod recovery;

@@ -387,7 +387,7 @@ async fn a_large_layer_needs_no_memory() -> Result<()> {
 
 impl Node {
     /// The most that the plugin has had in memory so far, in bytes.
-    fn peak_memory(&self) -> Result<u64> {
+    pub(crate) fn peak_memory(&self) -> Result<u64> {
         let pid = self.plugin.as_ref().and_then(lab::Plugin::pid);
         let pid = pid.context("the plugin does not run")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -96,6 +96,29 @@ impl Image {
         &self.names[0]
     }
 
+    /// The same image with its documents written anew: `edit` gets the media type and the text of each. What names
+    /// a document names the new one.
+    pub fn edited(&self, edit: impl Fn(&str, String) -> Vec<u8>) -> Self {
+        let mut image = self.clone();
+        let mut renamed = HashMap::new();
+        for blob in &mut image.blobs {
+            let Ok(mut document) = serde_json::from_slice::<Value>(&blob.bytes) else {
+                continue;
+            };
+            relink(&mut document, &renamed);
+            let bytes = edit(&blob.media_type, document.to_string());
+            let edited = Blob::new(blob.media_type.clone(), bytes);
+            let before = std::mem::replace(blob, edited.clone());
+            renamed.insert(before.digest, edited);
+        }
+        for blob in [&mut image.target, &mut image.manifest, &mut image.config] {
+            if let Some(edited) = renamed.get(&blob.digest) {
+                *blob = edited.clone();
+            }
+        }
+        image
+    }
+
     /// The chain ids, the lowest layer's first.
     pub fn chain_ids(&self) -> Vec<String> {
         self.layers.iter().map(|l| l.chain_id.clone()).collect()
@@ -141,6 +164,22 @@ impl Blob {
             digest: digest(&bytes),
             bytes,
         }
+    }
+}
+
+/// Has all descriptors in a document name the new blobs.
+fn relink(document: &mut Value, renamed: &HashMap<String, Blob>) {
+    match document {
+        Value::Object(fields) => {
+            let digest = fields.get("digest").and_then(Value::as_str);
+            if let Some(blob) = digest.and_then(|digest| renamed.get(digest)) {
+                fields.insert("digest".to_owned(), blob.digest.as_str().into());
+                fields.insert("size".to_owned(), blob.bytes.len().into());
+            }
+            fields.values_mut().for_each(|value| relink(value, renamed));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| relink(value, renamed)),
+        _ => {}
     }
 }
 
