@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags, major, minor};
 
 use super::attributes;
 use super::entry::{Entry, Kind};
+use super::source::Directory;
 
 /// What a layer's archive calls the file that takes `<name>` away: `.wh.<name>`.
 const WHITEOUT: &str = ".wh.";
@@ -58,11 +59,13 @@ impl Error {
     }
 }
 
-/// Writes the archive of the layer in `root`, which has to hold as many inodes as its snapshotter
+/// Writes the archive of the layer in a directory, which has to hold as many inodes as its snapshotter
 /// has counted.
-pub(super) fn write(root: &Path, inodes: u64, out: impl Write) -> Result<(), Error> {
+pub(super) fn write(directory: &Directory, inodes: u64, out: impl Write) -> Result<(), Error> {
+    let root = directory.path.as_path();
     let mut archive = Archive {
         root,
+        userxattr: directory.userxattr,
         tar: tar::Builder::new(out),
         links: HashMap::new(),
         inodes: 0,
@@ -80,6 +83,7 @@ pub(super) fn write(root: &Path, inodes: u64, out: impl Write) -> Result<(), Err
 
 struct Archive<'a, W: Write> {
     root: &'a Path,
+    userxattr: bool,
     tar: tar::Builder<W>,
     /// By device and inode number, those of several names.
     links: HashMap<(u64, u64), Link>,
@@ -139,7 +143,8 @@ impl<W: Write> Archive<'_, W> {
             return Ok(false);
         }
         let raw = attributes::read(&at).map_err(failed(&at))?;
-        let attributes = attributes::sort(raw).map_err(|attribute| Error::Attribute {
+        let attributes = attributes::sort(raw, self.userxattr);
+        let attributes = attributes.map_err(|attribute| Error::Attribute {
             path: at.clone(),
             attribute,
         })?;

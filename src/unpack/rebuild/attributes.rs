@@ -12,8 +12,12 @@ use rustix::fs::{lgetxattr, lgetxattr_query, llistxattr, llistxattr_query};
 /// An attribute as the file system has it.
 pub(super) type Attribute = (String, Vec<u8>);
 
-/// Where overlayfs keeps what it needs for itself, mounted by root or by a user.
-const OVERLAYFS: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+/// Where overlayfs keeps what it needs for itself.
+const TRUSTED: &str = "trusted.overlay.";
+
+/// Where it keeps that when it is mounted with `userxattr`. In a mount without it, attributes of this name
+/// are the image's own, and mean nothing.
+const USER: &str = "user.overlay.";
 
 /// Of overlayfs' attributes those that say nothing about what is in the layer.
 const BOOKKEEPING: [&str; 6] = ["impure", "nlink", "origin", "protattr", "upper", "uuid"];
@@ -56,11 +60,13 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<Attribute>> {
     Ok(all)
 }
 
-/// Tells them apart; the error is the name of one that means data that is not in this directory.
-pub(super) fn sort(all: Vec<Attribute>) -> Result<Attributes, String> {
+/// Tells them apart; the error is the name of one that means data that is not in this directory. `userxattr`
+/// says whether overlayfs mounts the directory with that option.
+pub(super) fn sort(all: Vec<Attribute>, userxattr: bool) -> Result<Attributes, String> {
     let mut sorted = Attributes::default();
     for (name, value) in all {
-        let of_overlayfs = OVERLAYFS.iter().find_map(|own| name.strip_prefix(own));
+        let of_user = name.strip_prefix(USER).filter(|_| userxattr);
+        let of_overlayfs = name.strip_prefix(TRUSTED).or(of_user);
         match of_overlayfs {
             Some("opaque") if value == b"y" => sorted.opaque = true,
             Some(known) if BOOKKEEPING.contains(&known) => {}
@@ -86,6 +92,8 @@ mod tests {
             attribute("security.capability", &[1, 0, 0, 2]),
             attribute("security.ima", b"signature"),
             attribute("user.empty", b""),
+            attribute("user.overlay.opaque", b"y"),
+            attribute("user.overlay.redirect", b"/elsewhere"),
         ];
         let others = [
             attribute("security.SMACK64EXEC", b"_"),
@@ -93,10 +101,23 @@ mod tests {
             attribute("security.selinux", b"container_ro_file_t"),
             attribute("trusted.overlay.impure", b"y"),
             attribute("trusted.overlay.origin", &[0xfb]),
+        ];
+        let sorted = sort([&own[..], &others].concat(), false).unwrap();
+        assert_eq!(sorted.own, own);
+        assert!(!sorted.opaque);
+        let opaque = vec![attribute("trusted.overlay.opaque", b"y")];
+        assert!(sort(opaque, false).unwrap().opaque);
+    }
+
+    #[test]
+    fn with_userxattr_a_users_attributes_are_overlayfs_own() {
+        let all = vec![
+            attribute("user.note", b"n"),
+            attribute("user.overlay.impure", b"y"),
             attribute("user.overlay.opaque", b"y"),
         ];
-        let sorted = sort([&own[..], &others].concat()).unwrap();
-        assert_eq!(sorted.own, own);
+        let sorted = sort(all, true).unwrap();
+        assert_eq!(sorted.own, [attribute("user.note", b"n")]);
         assert!(sorted.opaque);
     }
 
@@ -110,7 +131,7 @@ mod tests {
             ("trusted.overlay.overlay.opaque", b"y"),
             ("user.overlay.metacopy", b""),
         ] {
-            let refused = sort(vec![attribute(name, value)]);
+            let refused = sort(vec![attribute(name, value)], true);
             assert_eq!(refused, Err(name.to_owned()));
         }
     }

@@ -17,7 +17,7 @@ mod source;
 mod tests;
 mod trusted;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc;
@@ -28,6 +28,7 @@ use crate::containerd::{self, Containerd, Descriptor, Piece, Resource};
 
 use super::lease::Lease;
 use pieces::Pieces;
+use source::Directory;
 
 pub(crate) use trusted::attributes_are_seen;
 
@@ -76,28 +77,28 @@ impl Rebuild<'_> {
         self.containerd.hold(self.lease.id(), layer).await?;
         let directory =
             source::directory(self.containerd, self.lease, self.chain_id, self.is_lowest).await?;
-        let directory = PathBuf::from(directory);
         let inodes = self.containerd.inodes(SOURCE, self.chain_id).await?;
-        if !directory.exists() {
-            return Err(Failure::OutOfReach(directory));
+        if !directory.path.exists() {
+            return Err(Failure::OutOfReach(directory.path));
         }
         if !attributes_are_seen() {
             return Err(Failure::Hidden);
         }
-        self.write(&directory, inodes).await
+        self.write(directory, inodes).await
     }
 
     /// A thread reads and a stream writes, at the same time.
-    async fn write(&self, directory: &Path, inodes: u64) -> Result<Descriptor, Failure> {
+    async fn write(&self, directory: Directory, inodes: u64) -> Result<Descriptor, Failure> {
         let reference = self.lease.write_reference(self.chain_id);
         let (sender, mut receiver) = mpsc::channel::<Piece>(pieces::WAITING);
-        let root = directory.to_owned();
+        let root = directory.path.clone();
         let read = task::spawn_blocking(move || {
             let mut pieces = Pieces::new(sender);
-            archive::write(&root, inodes, &mut pieces)?;
-            pieces
-                .end()
-                .map_err(|source| archive::Error::Io { path: root, source })
+            archive::write(&directory, inodes, &mut pieces)?;
+            pieces.end().map_err(|source| archive::Error::Io {
+                path: directory.path,
+                source,
+            })
         });
         let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
         let write = self
@@ -106,10 +107,7 @@ impl Rebuild<'_> {
         let written = self.stop.run_until_cancelled(write).await;
         // Not wanted any more, the reader ends at its next piece.
         let read = read.await.map_err(std::io::Error::other);
-        let read = read.map_err(|source| archive::Error::Io {
-            path: directory.to_owned(),
-            source,
-        })?;
+        let read = read.map_err(|source| archive::Error::Io { path: root, source })?;
         let outcome = match (written, read) {
             (None, _) => Err(Failure::Stopped),
             (Some(Ok(())), Ok(blob)) => return Ok(blob),

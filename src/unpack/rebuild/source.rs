@@ -3,6 +3,8 @@
 //! Other snapshotters' views may look the same and are not taken: those of native show all layers in
 //! one, those of a remote snapshotter show what may not be on this node at all.
 
+use std::path::PathBuf;
+
 use crate::containerd::{self, Containerd, Mount};
 
 use super::super::lease::Lease;
@@ -12,6 +14,18 @@ use super::{Failure, SOURCE};
 /// between two calls, or a crash has left it.
 const VIEW_TRIES: usize = 3;
 
+/// The option with which overlayfs keeps what it needs for itself in attributes of the user: where containerd
+/// runs in a user namespace.
+const USERXATTR: &str = "userxattr";
+
+/// A layer's own directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    /// It is mounted with that option.
+    pub(super) userxattr: bool,
+}
+
 /// The directory of the committed layer `chain_id`, which the lease has to hold. `is_lowest` says
 /// whether anything lies below.
 pub(super) async fn directory(
@@ -19,14 +33,10 @@ pub(super) async fn directory(
     lease: &Lease,
     chain_id: &str,
     is_lowest: bool,
-) -> Result<String, Failure> {
+) -> Result<Directory, Failure> {
     let mounts = view(containerd, lease, chain_id).await?;
-    match own_directory(&mounts, is_lowest) {
-        Some(directory) => Ok(directory.to_owned()),
-        None => Err(Failure::Mounts(
-            mounts.iter().map(|mount| mount.r#type.clone()).collect(),
-        )),
-    }
+    own_directory(&mounts, is_lowest)
+        .ok_or_else(|| Failure::Mounts(mounts.iter().map(|mount| mount.r#type.clone()).collect()))
 }
 
 /// What a view of the layer mounts. The view itself is gone when this returns: the directory stays
@@ -53,26 +63,33 @@ async fn view(
     Err(taken.map_or(Failure::NotThere, containerd::Error::into))
 }
 
-/// overlayfs binds the lowest layer's directory, and lists the others' with the highest first.
-fn own_directory(mounts: &[Mount], is_lowest: bool) -> Option<&str> {
+/// overlayfs binds the lowest layer's directory, and lists the others' with the highest first. The lowest one
+/// was never an upper directory, so overlayfs has put nothing into it.
+fn own_directory(mounts: &[Mount], is_lowest: bool) -> Option<Directory> {
     let [mount] = mounts else {
         return None;
     };
-    match (mount.r#type.as_str(), is_lowest) {
-        ("bind", true) => Some(&mount.source),
+    let path = match (mount.r#type.as_str(), is_lowest) {
+        ("bind", true) => mount.source.as_str(),
         ("overlay", false) => {
             let mut options = mount.options.iter();
             let lower = options.find_map(|option| option.strip_prefix("lowerdir="))?;
             let (highest, below) = lower.split_once(':')?;
             // An escaped colon: a directory's name is cut, and a wrong one must not be read.
-            (!highest.contains('\\') && !below.is_empty()).then_some(highest)
+            (!highest.contains('\\') && !below.is_empty()).then_some(highest)?
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(Directory {
+        path: path.into(),
+        userxattr: mount.options.iter().any(|option| option == USERXATTR),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
@@ -81,6 +98,18 @@ mod tests {
             source: source.to_owned(),
             options: options.iter().map(ToString::to_string).collect(),
             ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_mount_says_whose_attributes_overlayfs_uses() {
+        for (options, expected) in [
+            (&["lowerdir=/s/2/fs:/s/1/fs"][..], false),
+            (&["userxattr", "lowerdir=/s/2/fs:/s/1/fs"], true),
+        ] {
+            let mounts = [mount("overlay", "overlay", options)];
+            let found = own_directory(&mounts, false).unwrap();
+            assert_eq!(found.userxattr, expected);
         }
     }
 
@@ -109,7 +138,9 @@ mod tests {
             (vec![two, bind], false, None),
             (vec![], true, None),
         ] {
-            assert_eq!(own_directory(&mounts, is_lowest), expected, "{mounts:?}");
+            let found = own_directory(&mounts, is_lowest);
+            let path = found.map(|directory| directory.path);
+            assert_eq!(path.as_deref(), expected.map(Path::new), "{mounts:?}");
         }
     }
 }

@@ -26,6 +26,7 @@ use super::super::{
     Action, Engine, Error, Means, Missing, Outcome, Registries, Request, Role, Urgency, Want,
 };
 use super::archive;
+use super::source::Directory;
 
 const EROFS: &str = "erofs";
 const OVERLAYFS: &str = "overlayfs";
@@ -69,8 +70,12 @@ struct Seen {
 }
 
 fn archive_of(root: &Path, inodes: u64) -> Result<Vec<u8>, archive::Error> {
+    let directory = Directory {
+        path: root.to_owned(),
+        userxattr: false,
+    };
     let mut out = vec![];
-    archive::write(root, inodes, &mut out).map(|()| out)
+    archive::write(&directory, inodes, &mut out).map(|()| out)
 }
 
 /// The entries in their order.

@@ -231,6 +231,19 @@ fn base(busybox: &[u8]) -> Result<Layer> {
             attributes: &[("user.dir", b"d")],
             ..dir("attributed", 0o755)
         },
+        // Named as overlayfs names its own where a user mounts it; a mount of root passes them on.
+        Entry {
+            attributes: &[("user.overlay.opaque", b"y")],
+            ..dir("own", 0o755)
+        },
+        file("own/old", 0o644, b"stays"),
+        Entry {
+            attributes: &[
+                ("user.overlay.redirect", b"/elsewhere"),
+                ("user.overlay.note", b"n"),
+            ],
+            ..file("own/file", 0o644, b"f")
+        },
         Entry {
             attributes: &[("system.posix_acl_access", ACL)],
             ..file("acl", 0o640, b"acl")
@@ -307,6 +320,11 @@ fn changes() -> Result<Layer> {
         file("w/.wh.gone_link", 0o644, b""),
         file("w/.wh.back", 0o644, b""),
         file("links/.wh.a", 0o644, b""),
+        Entry {
+            attributes: &[("user.overlay.opaque", b"y"), ("user.overlay.impure", b"x")],
+            ..dir("own", 0o755)
+        },
+        file("own/new", 0o644, b"over it"),
         dir("opaque", 0o750),
         file("opaque/.wh..wh..opq", 0o644, b""),
         dir("opaque/dir", 0o755),
