@@ -156,6 +156,8 @@ impl Node {
             }
         };
         let file = FileConfig::read(config.containerd.config.as_ref());
+        let hands_keys_over = file.settings().hands_keys_over();
+        self.engine.hand_keys_over(hands_keys_over);
         let handlers = Handlers::resolve(config, reported.as_deref(), Some(file));
         Ok(Arc::new(handlers))
     }

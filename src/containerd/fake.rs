@@ -53,6 +53,8 @@ struct State {
     slow: HashMap<&'static str, Duration>,
     /// How long it takes to apply these blobs, where not as long as any other.
     apply: HashMap<String, Duration>,
+    /// The stream processors that got a payload with each blob that was applied.
+    payloads: Vec<Vec<String>>,
     /// Blobs that are being applied now, and the most that ever were.
     applying: (usize, usize),
     down: bool,
@@ -249,6 +251,12 @@ impl Fake {
     /// From now on it takes so long to apply this blob.
     pub(crate) fn applies_in(&self, blob: &str, time: Duration) {
         self.state().apply.insert(blob.to_owned(), time);
+    }
+
+    /// The stream processors that got a payload with each blob that was applied, since the last time this was
+    /// asked.
+    pub(crate) fn payloads(&self) -> Vec<Vec<String>> {
+        std::mem::take(&mut self.state().payloads)
     }
 
     /// The most blobs that were being applied at the same time.

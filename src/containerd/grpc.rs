@@ -21,8 +21,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Piece, Resource,
-    Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Payloads, Piece,
+    Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use commit::{CommitSnapshotRequest, commit};
 
@@ -406,13 +406,19 @@ impl Containerd for Grpc {
         reply.map_err(failed("label snapshot", key)).map(drop)
     }
 
-    async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String> {
+    async fn apply(
+        &self,
+        layer: &Descriptor,
+        mounts: Vec<Mount>,
+        payloads: Payloads,
+    ) -> Result<String> {
         let call = "apply layer";
         let request = self.ask_within(
             WORK_DEADLINE,
             api::ApplyRequest {
                 diff: Some(layer.clone()),
                 mounts,
+                payloads,
                 ..Default::default()
             },
         );

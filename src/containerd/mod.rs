@@ -9,7 +9,7 @@ pub(crate) mod fake;
 pub mod grpc;
 mod version;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -23,6 +23,9 @@ pub use version::{labels_lineage, numbers};
 
 /// Labels of an image, a blob, a snapshot or a lease.
 pub type Labels = BTreeMap<String, String>;
+
+/// What is handed to stream processors, by their ids.
+pub type Payloads = HashMap<String, prost_types::Any>;
 
 /// containerd's limit for one label: key and value together, in bytes (`pkg/labels/validate.go`).
 pub const MAX_LABEL: usize = 4096;
@@ -278,8 +281,14 @@ pub trait Containerd: Send + Sync {
     /// snapshotter behind it; others stay.
     async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()>;
 
-    /// Unpacks a layer's blob into mounts; answers the digest of the uncompressed stream.
-    async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String>;
+    /// Unpacks a layer's blob into mounts; answers the digest of the uncompressed stream. A stream
+    /// processor that reads the blob gets its payload.
+    async fn apply(
+        &self,
+        layer: &Descriptor,
+        mounts: Vec<Mount>,
+        payloads: Payloads,
+    ) -> Result<String>;
 
     /// A new lease of this id.
     async fn create_lease(&self, id: &str, labels: Labels) -> Result<()>;

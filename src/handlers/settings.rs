@@ -9,6 +9,9 @@ use toml::{Table, Value};
 /// NRI's table, the same in all versions.
 pub const NRI_TABLE: &str = "io.containerd.nri.v1.nri";
 
+/// CRI's table about images, in versions 3 and 2.
+const IMAGE_TABLES: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
+
 /// What the files say, in containerd's order.
 #[derive(Debug, Default)]
 pub struct Settings {
@@ -42,6 +45,17 @@ impl Settings {
         Some((timeout, path))
     }
 
+    /// Whether CRI hands the keys of the node over when it unpacks an encrypted layer: it does unless
+    /// `image_decryption.key_model` is another than its default, `node`.
+    pub fn hands_keys_over(&self) -> bool {
+        let keys = ["image_decryption", "key_model"];
+        let written = IMAGE_TABLES.iter().find_map(|table| {
+            let (value, _) = self.find(&["plugins", table, keys[0], keys[1]])?;
+            value.as_str()
+        });
+        written.is_none_or(|model| model == "node")
+    }
+
     /// The version that the main file states.
     pub fn version(&self) -> Option<i64> {
         self.files.first()?.1.get("version")?.as_integer()
@@ -60,6 +74,22 @@ fn lookup<'a>(table: &'a Table, keys: &[&str]) -> Option<&'a Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_keys_are_the_nodes_unless_a_file_says_otherwise() {
+        for (table, model, expected) in [
+            ("io.containerd.cri.v1.images", "node", true),
+            ("io.containerd.cri.v1.images", "", false),
+            ("io.containerd.grpc.v1.cri", "", false),
+            ("io.containerd.cri.v1.runtime", "", true),
+        ] {
+            let mut settings = Settings::default();
+            assert!(settings.hands_keys_over());
+            let text = format!("[plugins.{table:?}.image_decryption]\nkey_model = {model:?}\n");
+            settings.add(Path::new("/a"), &text);
+            assert_eq!(settings.hands_keys_over(), expected, "{table} {model}");
+        }
+    }
 
     #[test]
     fn the_last_file_that_says_it_counts() {

@@ -2,6 +2,7 @@
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -186,6 +187,8 @@ impl Engine {
                 abilities: Abilities::default(),
                 claims: Claims::default(),
                 pace: Pace::default(),
+                // containerd's own default.
+                hands_keys_over: AtomicBool::new(true),
             },
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -422,6 +425,13 @@ impl Engine {
         self.resolver.forget();
         self.layers.abilities.forget();
         self.need_content.forget();
+    }
+
+    /// Whether an encrypted layer is unpacked as CRI does where the keys are the node's own
+    /// (`image_decryption.key_model`).
+    pub fn hand_keys_over(&self, hand_over: bool) {
+        let keys = &self.layers.hands_keys_over;
+        keys.store(hand_over, Ordering::Relaxed);
     }
 
     /// Takes away what a crash has left. Answers how many leases that were.

@@ -61,8 +61,8 @@ pub enum Error {
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) is encrypted, and containerd does not \
-         decrypt it ({reason}): set up its stream processors with the key, or use a snapshotter that \
-         leaves the image to the guest"
+         decrypt it ({reason}), nor does overlayfs have it: set up containerd's stream processors with \
+         the key, or use a snapshotter that leaves the image to the guest"
     )]
     Encrypted {
         /// The image's name.

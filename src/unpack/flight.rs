@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
@@ -42,6 +43,8 @@ pub(super) struct Layers {
     pub(super) claims: Claims,
     /// How fast that goes.
     pub(super) pace: Pace,
+    /// Whether what decrypts a layer is handed what CRI hands to it.
+    pub(super) hands_keys_over: AtomicBool,
 }
 
 /// The work on one target.

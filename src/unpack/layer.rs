@@ -6,16 +6,18 @@
 //! [`Missing`] finds another content.
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Descriptor, Labels, Mount};
+use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads};
 use crate::image::{Layer, Manifest};
 use crate::metrics;
 
 use super::claims::Claim;
+use super::decryption;
 use super::flight::Layers;
 use super::gate::Hurry;
 use super::lease::Lease;
@@ -137,6 +139,7 @@ impl Unpack<'_> {
     pub(super) async fn run(&self) -> Result<Committed, Failure> {
         match self.unpack(&Content::of_image(self.layer)).await {
             Err(Failure::NoBlob(_)) => self.missing.unpack(self).await,
+            Err(Failure::Encrypted(e)) => self.missing.rebuild_encrypted(self, e).await,
             outcome => outcome,
         }
     }
@@ -165,7 +168,7 @@ impl Unpack<'_> {
         }
         match self.fill(key, Join::AtCommit, mounts, content).await {
             Ok(filled) => Ok(Apart::Filled(filled)),
-            Err(Failure::NoBlob(_)) => Ok(Apart::NeedsBelow),
+            Err(Failure::NoBlob(_) | Failure::Encrypted(_)) => Ok(Apart::NeedsBelow),
             Err(failure) => Err(failure),
         }
     }
@@ -287,10 +290,11 @@ impl Unpack<'_> {
     async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let (blob, pace) = (&content.blob, &self.layers.pace);
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
+        let payloads = self.payloads(content);
         let apply = async {
             let _place = self.layers.gate.enter(self.hurry).await;
             let began = Instant::now();
-            let mut apply = pin!(self.containerd.apply(blob, mounts));
+            let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));
             let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
                 Ok(applied) => applied,
                 Err(_) => {
@@ -318,6 +322,15 @@ impl Unpack<'_> {
         }
         metrics::layer_applied(self.snapshotter, bytes);
         Ok(())
+    }
+
+    /// What the program that decrypts the content is handed.
+    fn payloads(&self, content: &Content) -> Payloads {
+        let is_encrypted = self.layer.is_encrypted() && content.rebuilt_from.is_none();
+        match is_encrypted && self.layers.hands_keys_over.load(Ordering::Relaxed) {
+            true => decryption::payloads(&content.blob),
+            false => Payloads::new(),
+        }
     }
 
     /// `false` where it was there, or came to be there in a way that is not known.

@@ -4,7 +4,7 @@
 
 use tokio::sync::Mutex;
 
-use crate::containerd::{Descriptor, Labels};
+use crate::containerd::{self, Descriptor, Labels};
 use crate::image::{self, Layer};
 
 use super::layer::{Committed, Failure, Unpack};
@@ -82,8 +82,28 @@ impl Missing {
 
     /// Commits the layer by the first means that does it; the failure says what became of each.
     pub(super) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
+        self.unpack_by(layer, &self.means).await
+    }
+
+    /// The same for an encrypted layer that containerd did not decrypt, with this error. Fetching its blob
+    /// would not help.
+    pub(super) async fn rebuild_encrypted(
+        &self,
+        layer: &Unpack<'_>,
+        error: containerd::Error,
+    ) -> Result<Committed, Failure> {
+        if !self.means.contains(&Means::Rebuild) {
+            return Err(Failure::Encrypted(error));
+        }
+        match self.unpack_by(layer, &[Means::Rebuild]).await {
+            Err(Failure::NoBlob(_)) => Err(Failure::Encrypted(error)),
+            outcome => outcome,
+        }
+    }
+
+    async fn unpack_by(&self, layer: &Unpack<'_>, means: &[Means]) -> Result<Committed, Failure> {
         let mut tried = vec![];
-        for means in &self.means {
+        for means in means {
             let outcome = match means {
                 Means::Rebuild => rebuilt(layer).await,
                 Means::Pull => self.pulled(layer).await,

@@ -6,6 +6,7 @@
 mod abilities;
 mod claims;
 mod content;
+mod decryption;
 mod engine;
 mod error;
 mod flight;

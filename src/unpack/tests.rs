@@ -596,3 +596,20 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
     let keys: Vec<_> = labels.keys().map(String::as_str).collect();
     assert_eq!(keys, ["containerd.io/snapshot.ref"]);
 }
+
+#[tokio::test]
+async fn an_encrypted_layer_gets_a_payload_where_the_keys_are_the_nodes() {
+    let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let encrypted = format!("{gzip}+encrypted");
+    let both = ["tar", "tar.gzip"].map(|kind| format!("io.containerd.ocicrypt.decoder.v1.{kind}"));
+    for (media_type, hands_over, expected) in [
+        (encrypted.as_str(), true, &both[..]),
+        (&encrypted, false, &[]),
+        (gzip, true, &[]),
+    ] {
+        let bench = Bench::of(media_type, 1).await;
+        bench.engine.hand_keys_over(hands_over);
+        bench.ensure().await.unwrap();
+        assert_eq!(bench.fake.payloads(), [expected], "{media_type}");
+    }
+}

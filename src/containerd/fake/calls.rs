@@ -8,8 +8,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::{
-    Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, Mount, Piece, Resource,
-    Result, Snapshot, Snapshotter, Source,
+    Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, Mount, Payloads, Piece,
+    Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::{Effect, Store, at};
@@ -191,7 +191,15 @@ impl Containerd for Fake {
         self.call("label snapshot", key, effect).await
     }
 
-    async fn apply(&self, layer: &Descriptor, mounts: Vec<Mount>) -> Result<String> {
+    async fn apply(
+        &self,
+        layer: &Descriptor,
+        mounts: Vec<Mount>,
+        payloads: Payloads,
+    ) -> Result<String> {
+        let mut processors: Vec<_> = payloads.into_keys().collect();
+        processors.sort_unstable();
+        self.state().payloads.push(processors);
         let _one_more = Applying::begin(self);
         let time = self.state().apply.get(&layer.digest).copied();
         tokio::time::sleep(time.unwrap_or(APPLY)).await;
