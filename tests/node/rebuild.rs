@@ -271,7 +271,7 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     options.discard_unpacked_layers = true;
     let mut node = Node::start_with(version, options).await?;
     // Noise, in layers that take some time to copy.
-    node.image = images::large(NASTY, 3, 96 << 20)?;
+    node.image = images::large(NASTY, 3, 40 << 20)?;
     node.lab.import(&node.image).await?;
     for layer in &node.image.layers {
         node.store.delete_content(&layer.digest).await?;

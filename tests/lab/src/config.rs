@@ -49,7 +49,7 @@ temp = "{temp}"
 [grpc]
 address = "{socket}"
 [debug]
-level = "debug"
+level = "info"
 "#,
             root = paths.root.display(),
             state = paths.own("state"),
