@@ -84,7 +84,11 @@ impl Daemon<'_> {
                     status("serving");
                     return Link::Serving(session, Instant::now());
                 }
-                Err(e) => pauses.wait(&e.to_string()).await,
+                Err(e) => {
+                    // It may have come as far as to be configured.
+                    metrics::session_ended();
+                    pauses.wait(&e.to_string()).await;
+                }
             },
             Link::Serving(session, since) => {
                 let end = session.ended().await;
@@ -131,6 +135,7 @@ pub async fn serve_launched(
         Some(Err(e)) => Err(e),
         None => Ok(()),
     };
+    metrics::session_ended();
     if let Some(node) = hooks.node() {
         drained(node.close()).await;
     }

@@ -1,14 +1,14 @@
 //! What is counted, on a real node; and whether the dashboard and the alerts name what there is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lab::Version;
+use lab::{Plugin, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::support::{ALL, Node, PATIENCE, handler};
+use crate::support::{ALL, Node, PATIENCE, PROGRAM, handler};
 
 const PREFIX: &str = "nri_unpack_";
 
@@ -149,6 +149,69 @@ async fn counted_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn counted_on_1_7() -> Result<()> {
     counted(Version::V1_7).await
+}
+
+/// Relays between the plugin and NRI's socket, and ends each session when the runtime asks the plugin to
+/// synchronize, after it was configured.
+async fn ends_at_synchronize(listener: UnixListener, nri: PathBuf) -> Result<()> {
+    loop {
+        let (mut plugin, _) = listener.accept().await?;
+        let mut runtime = UnixStream::connect(&nri).await?;
+        let (mut from_plugin, mut to_plugin) = plugin.split();
+        let (mut from_runtime, mut to_runtime) = runtime.split();
+        let there = tokio::io::copy(&mut from_plugin, &mut to_runtime);
+        let back = async {
+            let mut piece = vec![0; 64 << 10];
+            loop {
+                let count = from_runtime.read(&mut piece).await?;
+                let came = &piece[..count];
+                if count == 0 || came.windows(11).any(|word| word == b"Synchronize") {
+                    return std::io::Result::Ok(());
+                }
+                to_plugin.write_all(came).await?;
+            }
+        };
+        tokio::select! {
+            _ = there => {}
+            _ = back => {}
+        }
+    }
+}
+
+/// A session that ends when the plugin is configured and not yet synchronized is none.
+async fn not_ready_before_it_is_synchronized(version: Version) -> Result<()> {
+    let node = Node::start(version).await?;
+    let between = node.lab.socket_path("between.sock")?;
+    let listener = UnixListener::bind(&between)?;
+    let nri = node.lab.nri_socket().to_owned();
+    let ends = tokio::spawn(ends_at_synchronize(listener, nri.clone()));
+    let socket = node.lab.socket_path("metrics.sock")?;
+    let listen = format!("[metrics]\nlisten = \"unix:{}\"\n", socket.display());
+    let config = node.config(&listen);
+    let config = config.replace(&format!("{nri:?}"), &format!("{between:?}"));
+    let plugin = Plugin::start(&node.lab, PROGRAM, &config)?;
+    plugin.log().wait_for("registered", PATIENCE).await?;
+    plugin.log().wait_for("trying again", PATIENCE).await?;
+    let why = node.wait_status(&socket, "/readyz", 503).await?;
+    ensure!(why.contains("not registered"), "{why}");
+    ensure!(!ends.is_finished(), "{ends:?}");
+
+    ends.abort();
+    let _ = ends.await;
+    std::fs::remove_file(&between)?;
+    std::os::unix::fs::symlink(&nri, &between)?;
+    node.wait_status(&socket, "/readyz", 200).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_ready_before_it_is_synchronized_on_2_1() -> Result<()> {
+    not_ready_before_it_is_synchronized(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_ready_before_it_is_synchronized_on_1_7() -> Result<()> {
+    not_ready_before_it_is_synchronized(Version::V1_7).await
 }
 
 /// The metrics that an example names.
