@@ -43,7 +43,7 @@ use held::Held;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
 use unready::{Entry, Unready};
-pub use volumes::image_volume;
+pub use volumes::{ImageVolume, image_volume};
 
 /// The work ahead, for one session with the runtime.
 pub struct Ahead {

@@ -5,8 +5,11 @@
 
 mod creation;
 mod decision;
+mod place;
+mod sandbox;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -14,22 +17,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nri::{Container, Events, HandlerError, HandlerResult, Plugin, Pod, RuntimeInfo};
+use nri::{Container, Events, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
-use crate::ahead::{Ahead, Existing, image_volume};
-use crate::config::Config;
-use crate::handlers::{FileConfig, Handlers};
+use crate::ahead::{Ahead, Existing};
+use crate::handlers::FileConfig;
 use crate::logs;
 use crate::metrics;
 use crate::node::Node;
-use crate::policy::{self, Unready};
+use crate::policy::{self, Doubt, Strictness};
 use crate::unpack::{
     Error, Move, Outcome, Request, Standing, State, Swapped, Ticket, Until, Urgency, Want,
+    is_on_host,
 };
 
 use creation::Creation;
 use decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
+use place::{Place, is_skipped};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -130,11 +134,12 @@ impl Plugin for Hooks {
 
     async fn run_pod_sandbox(&self, pod: Pod) -> HandlerResult {
         let started = Instant::now();
-        if let Some(session) = self.session.get() {
-            session.run_pod_sandbox(&pod).await;
-        }
+        let answer = match self.session.get() {
+            Some(session) => session.run_pod_sandbox(&pod).await,
+            None => Ok(()),
+        };
         answers("RunPodSandbox", started);
-        Ok(())
+        answer
     }
 
     async fn create_container(&self, pod: Pod, container: Container) -> HandlerResult {
@@ -171,9 +176,12 @@ impl Session {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
-                let snapshotter = kept_snapshotter(&config, handlers, pod).ok()??;
+                let place = Place::of(&config, handlers, pod).ok()?;
+                if place.left_alone {
+                    return None;
+                }
                 Some(Existing {
-                    snapshotter,
+                    snapshotter: place.snapshotter,
                     image: image_name(&container).map(str::to_owned),
                     id: container.id,
                 })
@@ -182,19 +190,43 @@ impl Session {
         });
     }
 
-    async fn run_pod_sandbox(&self, pod: &Pod) {
+    async fn run_pod_sandbox(&self, pod: &Pod) -> HandlerResult {
         let started = Instant::now();
         let deadline = started + self.wait();
-        let snapshotter = match self.snapshotter(pod, deadline).await {
-            Ok(Some(snapshotter)) => snapshotter,
-            Ok(None) => return,
-            Err(why) => return unresolved(Hook::RunPodSandbox, pod, None, started, &why),
+        let place = match self.place(pod, deadline).await {
+            Ok(Some(place)) => place,
+            Ok(None) => return Ok(()),
+            Err(why) => {
+                unresolved(Hook::RunPodSandbox, pod, None, started, &why);
+                return Ok(());
+            }
         };
-        self.ahead.pod_waits(&snapshotter, &pod.id);
-        let wants = self.wants(pod, &snapshotter);
+        let mut verdict = None;
+        if !place.left_alone {
+            let snapshotter = &place.snapshotter;
+            self.ahead.pod_waits(snapshotter, &pod.id);
+            verdict = Some(self.make_ready(pod, snapshotter, started, deadline).await);
+        }
+        let judged = sandbox::judge(self, pod, &place, started, deadline).await;
+        let (of_sandbox, answer) = judged.unzip();
+        if let Some(verdict) = of_sandbox.or(verdict) {
+            Hook::RunPodSandbox.count(verdict, started.elapsed());
+        }
+        answer.unwrap_or(Ok(()))
+    }
+
+    /// Has the pod's images made ready as far as that goes until the deadline.
+    async fn make_ready(
+        &self,
+        pod: &Pod,
+        snapshotter: &str,
+        started: Instant,
+        deadline: Instant,
+    ) -> Verdict {
+        let wants = self.wants(pod, snapshotter);
         let ask = |want: Want| {
             let name = want.name().to_owned();
-            (name, self.ensure(want, &snapshotter, Urgency::Asked))
+            (name, self.ensure(want, snapshotter, Urgency::Asked))
         };
         // All begin before the first is waited for.
         let tickets: Vec<_> = wants.into_iter().map(ask).collect();
@@ -202,8 +234,8 @@ impl Session {
         for (image, mut ticket) in tickets {
             let outcome = ticket.outcome_by(deadline).await;
             match &outcome {
-                Some(Ok(_)) => self.ahead.is_ready(&snapshotter, &image),
-                Some(Err(e)) => self.node.engine.replace_if_in_use(e, &snapshotter),
+                Some(Ok(_)) => self.ahead.is_ready(snapshotter, &image),
+                Some(Err(e)) => self.node.engine.replace_if_in_use(e, snapshotter),
                 None => {}
             }
             let (of_image, did, why) = prepared(&outcome);
@@ -215,7 +247,7 @@ impl Session {
                 pod,
                 container: "",
                 image: &image,
-                snapshotter: &snapshotter,
+                snapshotter,
                 state: found(&ticket, &outcome),
                 did,
                 verdict: of_image,
@@ -224,7 +256,7 @@ impl Session {
             };
             decision.say();
         }
-        Hook::RunPodSandbox.count(verdict, started.elapsed());
+        verdict
     }
 
     /// What a new pod may need: the images that it names, and those that are on their way into its
@@ -245,28 +277,28 @@ impl Session {
         if let Some(image) = image_name(container) {
             self.ahead.is_used(image);
         }
-        let snapshotter = match self.snapshotter(pod, deadline).await {
-            Ok(Some(snapshotter)) => snapshotter,
+        let place = match self.place(pod, deadline).await {
+            Ok(Some(place)) => place,
             Ok(None) => return Ok(()),
             Err(why) => {
                 unresolved(Hook::CreateContainer, pod, Some(container), started, &why);
                 return Ok(());
             }
         };
-        let image = image_name(container);
-        self.ahead.container_comes(&snapshotter, &pod.id, image);
+        let snapshotter = place.snapshotter.as_str();
+        if !place.left_alone {
+            let image = image_name(container);
+            self.ahead.container_comes(snapshotter, &pod.id, image);
+        }
         let creation = Creation {
             pod,
             container,
-            snapshotter: &snapshotter,
+            snapshotter,
+            strictness: self.strictness(&place),
             started,
         };
-        let sources = container.mounts.iter().map(|mount| mount.source.as_str());
-        for target in sources.filter_map(image_volume) {
-            self.ahead.volume(&snapshotter, target);
-        }
-        let unready = policy::on_unready(&self.node.config(), &snapshotter);
-        let chain = match self.unknown_chain(&creation, deadline, unready).await {
+        volumes::judge(self, &creation, deadline).await?;
+        let chain = match self.unknown_chain(&creation, deadline).await {
             ControlFlow::Continue(chain) => chain,
             ControlFlow::Break(answer) => return answer,
         };
@@ -274,24 +306,20 @@ impl Session {
             key: container.id.clone(),
             chain: chain.clone(),
             name: image_name(container).map(str::to_owned),
+            left_alone: place.left_alone,
         };
-        let mut ticket = self.ensure(want, &snapshotter, Urgency::Creation);
+        let mut ticket = self.ensure(want, snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
         let Some(Err(error)) = &outcome else {
-            return creation.verdict(outcome, &ticket, unready);
+            return creation.verdict(outcome, &ticket);
         };
-        self.node.engine.replace_if_in_use(error, &snapshotter);
-        let unready = if error.is_broken() {
-            Unready::Reject
-        } else {
-            unready
-        };
+        self.node.engine.replace_if_in_use(error, snapshotter);
         match &**error {
             Error::InUse {
                 onto: Some(onto), ..
             } if self.node.config().hooks.swap => {
                 let wanted = Move {
-                    snapshotter: snapshotter.clone(),
+                    snapshotter: snapshotter.to_owned(),
                     key: container.id.clone(),
                     from: chain,
                     onto: onto.clone(),
@@ -301,35 +329,39 @@ impl Session {
                     last: started + bounded_wait(Duration::MAX, self.request_timeout),
                 };
                 let state = found(&ticket, &outcome);
-                self.moved(&creation, wanted, until, state, unready).await
+                self.moved(&creation, wanted, until, state).await
             }
-            _ => creation.verdict(outcome, &ticket, unready),
+            _ => creation.verdict(outcome, &ticket),
         }
     }
 
     /// The chain that the container's own snapshot stands on, where that is not known to be ready; the
     /// hook's answer where it is, and where containerd does not say. One that is there and slow is not
-    /// one that is lost: then `unready` decides, as for an unpack that takes too long.
+    /// one that is lost.
     async fn unknown_chain(
         &self,
         creation: &Creation<'_>,
         deadline: Instant,
-        unready: Unready,
     ) -> ControlFlow<HandlerResult, String> {
         let container = creation.container;
         let engine = &self.node.engine;
-        let standing = engine.standing(creation.snapshotter, &container.id, image_name(container));
+        let standing = engine.standing(
+            creation.snapshotter,
+            &container.id,
+            image_name(container),
+            creation.strictness.left_alone,
+        );
         ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
             Ok(Ok(Standing::Unknown { chain })) => return ControlFlow::Continue(chain),
             Ok(Ok(Standing::Ready | Standing::Scratch)) => {
                 creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
                 Ok(())
             }
-            Ok(Err(e)) => {
-                creation.say(Verdict::Unseen, None, NOTHING, &e.to_string());
-                Ok(())
+            Ok(Err(e)) => creation.doubted(Doubt::Unseen, None, &e.to_string()),
+            Err(_) => {
+                let why = "containerd did not say in time what it is";
+                creation.doubted(Doubt::Unready, None, why)
             }
-            Err(_) => creation.unready(unready, None, "containerd did not say in time what it is"),
         })
     }
 
@@ -341,19 +373,33 @@ impl Session {
         wanted: Move,
         until: Until,
         state: Option<State>,
-        unready: Unready,
     ) -> HandlerResult {
-        let unpacked = "it was unpacked on the host, and is in use";
+        let is_mixed = state == Some(State::Mixed);
+        let stood_on = match (is_mixed, is_on_host(&wanted.onto)) {
+            (true, true) => {
+                "layers that the host had unpacked lay on layers that were left to the guest for another \
+                 image; this image is not for the guest: the host has unpacked all of it once more"
+            }
+            (true, false) => {
+                "layers that the host had unpacked lay on layers that were left to the guest"
+            }
+            _ => "it was unpacked on the host, and is in use",
+        };
+        let doubt = if is_mixed {
+            Doubt::Broken
+        } else {
+            Doubt::Unready
+        };
         match self.node.engine.swap(wanted, until).await {
             Swapped::Done => {
-                creation.say(Verdict::Moved, state, Did::Swapped, unpacked);
+                creation.say(Verdict::Moved, state, Did::Swapped, stood_on);
                 Ok(())
             }
             Swapped::Untouched(why) => {
-                creation.unready(unready, state, &format!("{unpacked}; {why}"))
+                creation.doubted(doubt, state, &format!("{stood_on}; {why}"))
             }
             Swapped::Lost => {
-                creation.unready(Unready::Reject, state, "its snapshot was lost in a move")
+                creation.doubted(Doubt::Broken, state, "its snapshot was lost in a move")
             }
         }
     }
@@ -366,16 +412,30 @@ impl Session {
         })
     }
 
-    /// The snapshotter of a pod that is ours to look after, `None` where it is not; why nobody knows.
-    async fn snapshotter(&self, pod: &Pod, deadline: Instant) -> Result<Option<String>, String> {
-        if is_skipped(pod) {
-            return Ok(None);
-        }
+    /// Where a pod's snapshots are, `None` where nothing of it has to be looked at; else why that is not
+    /// known. A pod that is left to containerd is looked at where the snapshotter may hold empty layers.
+    async fn place(&self, pod: &Pod, deadline: Instant) -> Result<Option<Place>, String> {
         let Some(handlers) = self.node.handlers_by(deadline).await else {
-            return Err("containerd has not said yet what this pod's handler uses".to_owned());
+            return match is_skipped(pod) {
+                true => Ok(None),
+                false => Err("containerd has not said yet what this pod's handler uses".to_owned()),
+            };
         };
-        let kept = kept_snapshotter(&self.node.config(), &handlers, pod);
-        kept.map_err(|e| e.to_string())
+        let place = match Place::of(&self.node.config(), &handlers, pod) {
+            Ok(place) => place,
+            Err(_) if is_skipped(pod) => return Ok(None),
+            Err(e) => return Err(e.to_string()),
+        };
+        let profile = self.node.engine.profile(&place.snapshotter);
+        Ok(Some(place).filter(|place| !place.left_alone || profile.may_proxy))
+    }
+
+    fn strictness(&self, place: &Place) -> Strictness {
+        Strictness {
+            on_unready: self.node.config().hooks.on_unready,
+            fails_closed: self.node.engine.profile(&place.snapshotter).fails_closed,
+            left_alone: place.left_alone,
+        }
     }
 }
 
@@ -406,26 +466,6 @@ fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
         Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
         None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
     }
-}
-
-/// The snapshotter of a pod, `None` where the pod or the snapshotter is not ours to look after.
-fn kept_snapshotter(
-    config: &Config,
-    handlers: &Handlers,
-    pod: &Pod,
-) -> Result<Option<String>, HandlerError> {
-    if is_skipped(pod) {
-        return Ok(None);
-    }
-    let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
-    let default = &handlers.default_snapshotter().value;
-    let kept = policy::is_kept(config, snapshotter, default);
-    Ok(kept.then(|| snapshotter.clone()))
-}
-
-fn is_skipped(pod: &Pod) -> bool {
-    let mode = pod.annotations.get(policy::MODE);
-    mode.is_some_and(|mode| mode == "skip")
 }
 
 fn image_name(container: &Container) -> Option<&str> {

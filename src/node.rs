@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -131,6 +132,7 @@ impl Node {
             node.resolve_until_known().await;
             node.engine.forget();
             node.reloaded.notify_one();
+            node.find_out().await;
         });
         in_vain
     }
@@ -185,6 +187,7 @@ impl Node {
         self.in_session(async move {
             node.resolve_until_known().await;
             node.engine.forget();
+            node.find_out().await;
             for pause in std::iter::once(SWEEP_SOON).chain(std::iter::repeat(SWEEP_EVERY)) {
                 node.sweep().await;
                 tokio::time::sleep(pause).await;
@@ -236,6 +239,14 @@ impl Node {
             }
             is_in_force
         })
+    }
+
+    /// What kind each handler's snapshotter is, before the first hook has to know.
+    async fn find_out(&self) {
+        if let Some(handlers) = self.handlers_now() {
+            let snapshotters = handlers.snapshotters().into_iter();
+            join_all(snapshotters.map(|name| self.engine.find_out(name))).await;
+        }
     }
 
     async fn sweep(&self) {

@@ -51,8 +51,12 @@ impl LabelPolicy for Labels {
         self.0.now().snapshotter(snapshotter).extra_labels.clone()
     }
 
-    fn profile(&self, snapshotter: &str) -> Profile {
-        profile(&self.0.now(), snapshotter)
+    fn profile(&self, snapshotter: &str) -> Option<Profile> {
+        match self.0.now().snapshotter(snapshotter).profile {
+            config::Profile::Auto => Profile::of(snapshotter),
+            config::Profile::Nydus => Some(Profile::NYDUS),
+            config::Profile::Complete => Some(Profile::COMPLETE),
+        }
     }
 
     fn repair(&self, snapshotter: &str) -> Option<Repair> {
@@ -61,14 +65,6 @@ impl LabelPolicy for Labels {
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
         }
-    }
-}
-
-fn profile(config: &Config, snapshotter: &str) -> Profile {
-    match config.snapshotter(snapshotter).profile {
-        config::Profile::Auto => Profile::of(snapshotter),
-        config::Profile::Nydus => Profile::NYDUS,
-        config::Profile::Complete => Profile::COMPLETE,
     }
 }
 
@@ -87,13 +83,54 @@ pub fn missing(config: &Config) -> Missing {
     Missing::new(means.collect(), registries)
 }
 
-/// What becomes of a container whose image is not ready in this snapshotter.
-pub fn on_unready(config: &Config, snapshotter: &str) -> Unready {
-    match config.hooks.on_unready {
-        OnUnready::Allow => Unready::Allow,
-        OnUnready::Reject => Unready::Reject,
-        OnUnready::Profile if profile(config, snapshotter).fails_closed => Unready::Reject,
-        OnUnready::Profile => Unready::Allow,
+/// What speaks against a container when the hook has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It would start from something else than its image: a host's layers over layers that were left to
+    /// the guest, or no snapshot.
+    Broken,
+    /// It mounts an image as a volume that lacks layers.
+    Volume,
+    /// Its image is not ready, or containerd did not say in time what it stands on.
+    Unready,
+    /// It stands on a copy for a user namespace, whose image cannot be told.
+    Copy,
+    /// Nothing is known of it: containerd answered with an error, or cannot be reached, or the plugin is
+    /// being stopped.
+    Unseen,
+}
+
+/// How strictly the containers of a pod are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strictness {
+    /// `hooks.on_unready`.
+    pub on_unready: OnUnready,
+    /// What the profile of the pod's snapshotter says.
+    pub fails_closed: bool,
+    /// The pod is left to containerd.
+    pub left_alone: bool,
+}
+
+impl Strictness {
+    /// The one place where a creation is allowed or rejected. The table in `docs/how-it-works.md` is this
+    /// function.
+    pub fn judge(self, doubt: Doubt) -> Unready {
+        let rejects = match (doubt, self.on_unready) {
+            (Doubt::Broken, _) => true,
+            _ if self.left_alone => false,
+            // Another try would find the same: it would be rejected for ever.
+            (Doubt::Copy, _) => false,
+            (_, OnUnready::Allow) => false,
+            (_, OnUnready::Reject) => true,
+            (Doubt::Unready | Doubt::Volume, OnUnready::Profile) => self.fails_closed,
+            // A lost containerd is no reason to stop the pods of a node, unless that is asked for.
+            (Doubt::Unseen, OnUnready::Profile) => false,
+        };
+        if rejects {
+            Unready::Reject
+        } else {
+            Unready::Allow
+        }
     }
 }
 
@@ -124,17 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn nydus_fails_closed_under_any_name() {
-        let config = config(
+    fn the_profile_is_configured_or_the_names_or_found_out() {
+        let labels = Labels(Live::new(config(
             "[snapshotters.proxy]\nprofile = \"nydus\"\n[snapshotters.nydus]\nprofile = \"complete\"\n",
-        );
-        for (snapshotter, unready) in [
-            ("nydus-cc", Unready::Reject),
-            ("proxy", Unready::Reject),
-            ("nydus", Unready::Allow),
-            ("soci", Unready::Allow),
+        )));
+        for (snapshotter, profile) in [
+            ("nydus-cc", Some(Profile::NYDUS)),
+            ("proxy", Some(Profile::NYDUS)),
+            ("nydus", Some(Profile::COMPLETE)),
+            ("soci", None),
         ] {
-            assert_eq!(on_unready(&config, snapshotter), unready, "{snapshotter}");
+            assert_eq!(labels.profile(snapshotter), profile, "{snapshotter}");
         }
     }
 
@@ -193,24 +230,38 @@ mod tests {
         }
     }
 
+    /// The table of `docs/how-it-works.md`, read from there: a change of one is a change of both.
     #[test]
-    fn fail_closed_is_decided_here() {
-        for (text, nydus, erofs) in [
-            ("", Unready::Reject, Unready::Allow),
-            (
-                "[hooks]\non_unready = \"allow\"\n",
-                Unready::Allow,
-                Unready::Allow,
-            ),
-            (
-                "[hooks]\non_unready = \"reject\"\n",
-                Unready::Reject,
-                Unready::Reject,
-            ),
+    fn the_verdicts_are_those_of_the_documents_table() {
+        let rules = [
+            (OnUnready::Allow, true, false),
+            (OnUnready::Profile, false, false),
+            (OnUnready::Profile, true, false),
+            (OnUnready::Reject, false, false),
+            (OnUnready::Reject, true, true),
+        ];
+        let docs = include_str!("../docs/how-it-works.md");
+        for (row, doubt) in [
+            ("| broken |", Doubt::Broken),
+            ("| unready |", Doubt::Unready),
+            ("| volume |", Doubt::Volume),
+            ("| copy |", Doubt::Copy),
+            ("| unseen |", Doubt::Unseen),
         ] {
-            let config = config(text);
-            assert_eq!(on_unready(&config, "nydus"), nydus);
-            assert_eq!(on_unready(&config, "erofs"), erofs);
+            let line = docs.lines().find_map(|line| line.strip_prefix(row));
+            let cells = line.unwrap().split('|').map(str::trim).skip(1);
+            for (cell, (on_unready, fails_closed, left_alone)) in cells.zip(rules) {
+                let strictness = Strictness {
+                    on_unready,
+                    fails_closed,
+                    left_alone,
+                };
+                let judged = match strictness.judge(doubt) {
+                    Unready::Allow => "allowed",
+                    Unready::Reject => "rejected",
+                };
+                assert_eq!(judged, cell, "{doubt:?}, {strictness:?}");
+            }
         }
     }
 

@@ -53,7 +53,10 @@ async fn check_one(ahead: &Ahead, container: Existing) {
         image,
     } = container;
     let engine = &ahead.node.engine;
-    let chain = match engine.standing(&snapshotter, &id, image.as_deref()).await {
+    let chain = match engine
+        .standing(&snapshotter, &id, image.as_deref(), false)
+        .await
+    {
         Ok(Standing::Unknown { chain }) => chain,
         Ok(Standing::Ready | Standing::Scratch) => return,
         Err(e) => return log::debug!(container = id.as_str(), error:% = e; "container not checked"),
@@ -62,6 +65,7 @@ async fn check_one(ahead: &Ahead, container: Existing) {
         key: id.clone(),
         chain,
         name: image,
+        left_alone: false,
     };
     let request = Request {
         want,

@@ -629,7 +629,10 @@ async fn a_removal_is_heard_while_all_else_waits() {
     bench.fake.activate("erofs", "c", &top);
     let standing = || async {
         let engine = &bench.node.engine;
-        engine.standing("erofs", "c", Some(NAME)).await.unwrap()
+        engine
+            .standing("erofs", "c", Some(NAME), false)
+            .await
+            .unwrap()
     };
     assert_eq!(standing().await, Standing::Ready);
     bench.fake.slow("get image", Duration::from_secs(3600));
@@ -751,7 +754,10 @@ async fn the_port_comes_with_the_record() {
     let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
     bench.fake.activate("nydus", "c", &top.name);
     let engine = &bench.node.engine;
-    let standing = engine.standing("nydus", "c", Some(name)).await.unwrap();
+    let standing = engine
+        .standing("nydus", "c", Some(name), false)
+        .await
+        .unwrap();
     let chain = top.name.clone();
     assert_eq!(
         standing,
@@ -763,6 +769,7 @@ async fn the_port_comes_with_the_record() {
         key: "c".to_owned(),
         chain,
         name: Some(name.to_owned()),
+        left_alone: false,
     });
     assert_eq!(done.await.action, Action::Relabelled);
     let all = bench.fake.all("nydus");
@@ -808,6 +815,7 @@ async fn what_is_replaced_later_is_named_as_it_is_then() {
             key: "c".to_owned(),
             chain: top.to_owned(),
             name: Some(NAME.to_owned()),
+            left_alone: false,
         },
         snapshotter: "nydus".to_owned(),
         urgency: Urgency::Creation,

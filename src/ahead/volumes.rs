@@ -18,18 +18,32 @@ const DIRECTORY: &str = "image-volumes";
 /// Hex digits of a sha256 digest.
 const DIGEST_LENGTH: usize = 64;
 
-/// The target of the image that is mounted from this directory of the host, if one is.
-pub fn image_volume(source: &str) -> Option<String> {
-    let mut below = Path::new(source).components();
-    below.find(|component| component.as_os_str() == DIRECTORY)?;
-    let _sandbox = below.next()?;
-    let Component::Normal(digest) = below.next()? else {
+/// An image that is mounted on the host for the containers of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageVolume {
+    /// Where, which is the key of its snapshot as well.
+    pub path: String,
+    /// The digest that the image's name stands for.
+    pub target: String,
+}
+
+/// The image that is mounted from this directory of the host, or from one below it, if one is.
+pub fn image_volume(source: &str) -> Option<ImageVolume> {
+    let mut components = Path::new(source).components();
+    components.find(|component| component.as_os_str() == DIRECTORY)?;
+    let _sandbox = components.next()?;
+    let Component::Normal(digest) = components.next()? else {
         return None;
     };
     let digest = digest.to_str()?;
     let is_digest =
         digest.len() == DIGEST_LENGTH && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_digest.then(|| format!("sha256:{digest}"))
+    let below = components.as_path().to_str()?;
+    let path = source.strip_suffix(below)?.trim_end_matches('/');
+    is_digest.then(|| ImageVolume {
+        path: path.to_owned(),
+        target: format!("sha256:{digest}"),
+    })
 }
 
 pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
@@ -66,13 +80,17 @@ mod tests {
     #[test]
     fn an_image_volume_is_known_by_its_place() {
         let hex = "0123456789abcdef".repeat(4);
-        let target = Some(format!("sha256:{hex}"));
+        let cri = format!("/run/c/io.containerd.grpc.v1.cri/image-volumes/s1/{hex}");
+        let volume = |path: &str| {
+            Some(ImageVolume {
+                path: path.to_owned(),
+                target: format!("sha256:{hex}"),
+            })
+        };
         for (source, expected) in [
-            (
-                format!("/run/c/io.containerd.grpc.v1.cri/image-volumes/s1/{hex}"),
-                target.clone(),
-            ),
-            (format!("/run/c/image-volumes/s1/{hex}/models/v1"), target),
+            (cri.clone(), volume(&cri)),
+            (format!("{cri}/"), volume(&cri)),
+            (format!("{cri}/models/v1"), volume(&cri)),
             (format!("/run/c/image-volumes/{hex}"), None),
             ("/run/c/image-volumes/s1/short".to_owned(), None),
             (format!("/var/lib/kubelet/pods/p/volumes/{hex}"), None),

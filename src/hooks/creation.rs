@@ -3,7 +3,7 @@
 use nri::{Container, HandlerResult, Pod};
 use tokio::time::Instant;
 
-use crate::policy::Unready;
+use crate::policy::{Doubt, Strictness, Unready};
 use crate::unpack::{Error, Outcome, Progress, State, Ticket};
 
 use super::decision::{Decision, Did, Hook, NOTHING, Verdict, done_is, found, what};
@@ -18,15 +18,22 @@ pub(super) struct Creation<'a> {
     pub(super) pod: &'a Pod,
     pub(super) container: &'a Container,
     pub(super) snapshotter: &'a str,
+    /// How strictly it is judged.
+    pub(super) strictness: Strictness,
     pub(super) started: Instant,
 }
 
 impl Creation<'_> {
     /// One line and one count.
     pub(super) fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
-        let hook = Hook::CreateContainer;
+        self.note(verdict, state, did, why);
+        Hook::CreateContainer.count(verdict, self.started.elapsed());
+    }
+
+    /// One line: what is counted comes later.
+    pub(super) fn note(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
         let decision = Decision {
-            hook,
+            hook: Hook::CreateContainer,
             pod: self.pod,
             container: &self.container.name,
             image: image_name(self.container).unwrap_or_default(),
@@ -37,18 +44,13 @@ impl Creation<'_> {
             took: self.started.elapsed(),
             why,
         };
-        hook.count(verdict, decision.took);
         decision.say();
     }
 
     /// `None` is an unpack that goes on.
-    pub(super) fn verdict(
-        &self,
-        outcome: Option<Outcome>,
-        ticket: &Ticket,
-        unready: Unready,
-    ) -> HandlerResult {
+    pub(super) fn verdict(&self, outcome: Option<Outcome>, ticket: &Ticket) -> HandlerResult {
         let state = found(ticket, &outcome);
+        let doubt = doubt(&outcome, state);
         let why = match outcome {
             Some(Ok(done)) => {
                 self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
@@ -57,10 +59,6 @@ impl Creation<'_> {
             Some(Err(e)) if e.is_left_out() => {
                 self.say(Verdict::LeftOut, state, NOTHING, &e.to_string());
                 return Ok(());
-            }
-            // Nobody's image is at fault, and the creation will meet the same containerd.
-            Some(Err(e)) if e.unreachable().is_some() || matches!(&*e, Error::Stopped(_)) => {
-                return self.unready(Unready::Allow, state, &e.to_string());
             }
             Some(Err(e)) => e.to_string(),
             None => match ticket.progress() {
@@ -74,18 +72,24 @@ impl Creation<'_> {
                 }
             },
         };
-        self.unready(unready, state, &why)
+        self.doubted(doubt, state, &why)
     }
 
-    pub(super) fn unready(
-        &self,
-        unready: Unready,
-        state: Option<State>,
-        why: &str,
-    ) -> HandlerResult {
-        match unready {
+    /// Allows or rejects a container that something speaks against.
+    pub(super) fn doubted(&self, doubt: Doubt, state: Option<State>, why: &str) -> HandlerResult {
+        match self.strictness.judge(doubt) {
+            // The container's own image is judged after this.
+            Unready::Allow if doubt == Doubt::Volume => {
+                self.note(Verdict::LetPass, state, NOTHING, why);
+                Ok(())
+            }
             Unready::Allow => {
-                self.say(Verdict::LetPass, state, NOTHING, why);
+                let verdict = match doubt {
+                    _ if self.strictness.left_alone => Verdict::LeftOut,
+                    Doubt::Unseen if state.is_none() => Verdict::Unseen,
+                    _ => Verdict::LetPass,
+                };
+                self.say(verdict, state, NOTHING, why);
                 Ok(())
             }
             Unready::Reject => {
@@ -93,6 +97,24 @@ impl Creation<'_> {
                 Err(rejection(self.snapshotter, why).into())
             }
         }
+    }
+}
+
+/// What speaks against a container whose image is not ready, with the state that was found.
+fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
+    match outcome {
+        _ if state == Some(State::Mixed) => Doubt::Broken,
+        Some(Err(e)) if e.is_broken() => Doubt::Broken,
+        // The image is not at fault, and the creation will meet the same containerd.
+        Some(Err(e)) if e.unreachable().is_some() => Doubt::Unseen,
+        Some(Err(e)) => match &**e {
+            Error::Stopped(_) => Doubt::Unseen,
+            Error::NoImage {
+                is_copied: true, ..
+            } => Doubt::Copy,
+            _ => Doubt::Unready,
+        },
+        _ => Doubt::Unready,
     }
 }
 

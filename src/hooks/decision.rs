@@ -27,6 +27,8 @@ pub(super) enum Verdict {
     Ready,
     MadeReady,
     Moved,
+    /// Of a volume.
+    Filled,
     LeftOut,
     Unseen,
     /// Let pass, since nobody knows the snapshotter.
@@ -47,6 +49,8 @@ pub(super) enum Did {
     Chain(Action),
     /// The container was moved onto another.
     Swapped,
+    /// Its volume was filled.
+    Filled,
 }
 
 /// One decision.
@@ -91,6 +95,7 @@ impl Verdict {
             Self::Ready => "ready",
             Self::MadeReady => "made_ready",
             Self::Moved => "moved",
+            Self::Filled => "filled",
             Self::LeftOut => "left_out",
             Self::Unseen => "unseen",
             Self::Unresolved | Self::LetPass | Self::GoesOn => "let_pass",
@@ -106,7 +111,8 @@ impl Verdict {
             (Self::Ready, RunPodSandbox) => (Level::Debug, "pod's image is ready"),
             (Self::MadeReady, CreateContainer) => (Level::Info, "image made ready"),
             (Self::MadeReady, RunPodSandbox) => (Level::Info, "pod's image made ready"),
-            (Self::Moved, _) => (Level::Info, "container moved onto a chain for the guest"),
+            (Self::Moved, _) => (Level::Info, "container moved onto a private chain"),
+            (Self::Filled, _) => (Level::Info, "image volume filled"),
             (Self::LeftOut, CreateContainer) => (Level::Debug, "image left to containerd"),
             (Self::LeftOut, RunPodSandbox) => (Level::Info, "pod's image is left to containerd"),
             (Self::Unseen, _) => (Level::Warn, "container's snapshot not seen; let pass"),
@@ -116,7 +122,8 @@ impl Verdict {
             }
             (Self::LetPass, RunPodSandbox) => (Level::Warn, "pod's image cannot be made ready"),
             (Self::GoesOn, RunPodSandbox) => (Level::Info, "pod's image is still being unpacked"),
-            (Self::Rejected, _) => (Level::Warn, "image not ready; rejected"),
+            (Self::Rejected, CreateContainer) => (Level::Warn, "image not ready; rejected"),
+            (Self::Rejected, RunPodSandbox) => (Level::Warn, "sandbox is broken; rejected"),
         }
     }
 }
@@ -149,6 +156,7 @@ impl fmt::Display for Did {
         match self {
             Self::Chain(action) => action.fmt(f),
             Self::Swapped => f.write_str("swapped"),
+            Self::Filled => f.write_str("filled"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The hooks over the in-memory containerd, on a clock that stands still unless somebody waits.
 
+mod broken;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -343,29 +345,38 @@ async fn a_container_of_a_ready_image_costs_two_calls_at_once_and_no_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_containerd_pods_are_let_pass() {
-    for config in ["", "[hooks]\non_unready = \"reject\"\n"] {
+async fn without_containerd_pods_are_allowed_unless_the_configuration_rejects_them() {
+    for (config, created) in [("", true), ("[hooks]\non_unready = \"reject\"\n", false)] {
         let bench = Bench::new(config).await;
         bench.unpacked_without_labels("nydus");
         // The handlers are known before it goes.
         bench.run("guest", (policy::IMAGES, "")).await;
         bench.fake.go_down();
         said();
-        bench.create("guest", "nydus", "c").await.unwrap();
+        let answer = bench.create("guest", "nydus", "c").await;
+        assert_eq!(answer.is_ok(), created, "{config}: {answer:?}");
         let said = said();
         assert!(matches!(&said[..], [(Level::Warn, _)]), "{said:?}");
     }
 }
 
-/// containerd goes between the first look and the work.
+/// containerd goes between the first look and the work, or does not know the container.
 #[tokio::test(start_paused = true)]
-async fn a_lost_containerd_rejects_nobody() {
-    let bench = Bench::new("[hooks]\non_unready = \"reject\"\n").await;
-    bench.unpacked_without_labels("erofs");
-    bench
-        .fake
-        .fail("list images", 0, crate::containerd::ErrorKind::Unreachable);
-    bench.create("local", "erofs", "c").await.unwrap();
+async fn what_was_not_seen_is_rejected_only_where_that_is_configured() {
+    use crate::containerd::ErrorKind::{NotFound, Unreachable};
+    for (call, kind) in [("list images", Unreachable), ("stat snapshot", NotFound)] {
+        for (config, created) in [("", true), ("[hooks]\non_unready = \"reject\"\n", false)] {
+            for (handler, snapshotter) in [("local", "erofs"), ("guest", "nydus")] {
+                let bench = Bench::new(config).await;
+                bench.run(handler, (policy::IMAGES, "")).await;
+                bench.unpacked_without_labels(snapshotter);
+                bench.fake.fail(call, 0, kind);
+                let answer = bench.create(handler, snapshotter, "c").await;
+                let context = format!("{config} {call} {snapshotter}: {answer:?}");
+                assert_eq!(answer.is_ok(), created, "{context}");
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,8 @@ pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 /// The manifest that the layer was unpacked for.
 pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
-const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+/// The digest of the layer's blob.
+pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// This and the following layers' digests: one alone on the top layer.
 pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 

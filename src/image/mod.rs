@@ -19,8 +19,8 @@ use crate::containerd;
 pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;
 pub use labels::{
-    IMAGE_LAYERS, IMAGE_REF, LayerLabels, MANIFEST_DIGEST, PARENT_CHAIN_ID, SNAPSHOT_REF,
-    layer_labels, lineage_labels,
+    IMAGE_LAYERS, IMAGE_REF, LAYER_DIGEST, LayerLabels, MANIFEST_DIGEST, PARENT_CHAIN_ID,
+    SNAPSHOT_REF, layer_labels, lineage_labels,
 };
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;

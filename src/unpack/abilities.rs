@@ -20,6 +20,8 @@ pub(super) struct Ability {
     pub(super) rebases: bool,
     /// It is a part of containerd: each layer is applied. A proxy plugin may have one without.
     pub(super) applies: bool,
+    /// It is a proxy plugin: what it does with labels is its own business.
+    pub(super) is_proxy: bool,
 }
 
 /// What is known of the snapshotters.
@@ -63,9 +65,11 @@ async fn ask(containerd: &dyn Containerd, snapshotter: &str) -> Result<Ability, 
         let version = containerd.version().await?;
         containerd::numbers(&version).is_some_and(|numbers| numbers >= SINCE)
     };
+    let is_proxy = listed.proxy_address().is_some();
     Ok(Ability {
         rebases,
-        applies: listed.proxy_address().is_none(),
+        applies: !is_proxy,
+        is_proxy,
     })
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -21,18 +21,20 @@ use super::claims::Claims;
 use super::content::NeedContent;
 use super::flight::{Flight, Layers};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
-use super::in_use::way_out;
+use super::in_use::{self, Way, way};
 use super::lease::{Leases, Role};
 use super::naming::name_layers;
 use super::pace::Pace;
 use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
+use super::request::{Move, Request, Want};
 use super::resolve::Resolver;
 use super::standing::Memory;
 use super::stuck;
 use super::swap::{self, Swapped, Until};
 use super::target::Target;
+use super::volume::Volume;
 use super::{Error, Listing, Missing, Standing, State};
 
 /// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
@@ -62,64 +64,10 @@ pub trait LabelPolicy: Send + Sync {
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
     /// The labels that every layer gets on top.
     fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
-    /// What kind of snapshotter it is.
-    fn profile(&self, snapshotter: &str) -> Profile;
+    /// What kind of snapshotter it is; `None` where that is to be found out.
+    fn profile(&self, snapshotter: &str) -> Option<Profile>;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
-}
-
-/// What is to be made ready.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Want {
-    /// An image, by whatever names it.
-    Image(String),
-    /// An image that is still being pulled, and so has no record in the store yet.
-    Arriving(Image),
-    /// The image of a container that is being created: what its snapshot stands on is the truth, the
-    /// name in its annotation a hint.
-    Container {
-        /// The container's snapshot.
-        key: String,
-        /// The chain id below it.
-        chain: String,
-        /// The annotation.
-        name: Option<String>,
-    },
-}
-
-impl Want {
-    /// What it is called: an image's name, a container's id.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Image(name) => name,
-            Self::Arriving(image) => &image.name,
-            Self::Container { key, .. } => key,
-        }
-    }
-}
-
-/// One `ensure`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// What.
-    pub want: Want,
-    /// Where.
-    pub snapshotter: String,
-    /// Who waits for it.
-    pub urgency: Urgency,
-}
-
-/// A container that is to stand on another chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// Where its snapshot is.
-    pub snapshotter: String,
-    /// The container's id.
-    pub key: String,
-    /// What it stands on.
-    pub from: String,
-    /// What it is to stand on.
-    pub onto: String,
 }
 
 /// How an image stands in a snapshotter, for the command line.
@@ -170,8 +118,15 @@ impl Engine {
         missing: Missing,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
+        let abilities = Arc::new(Abilities::default());
+        let resolver = Resolver::new(
+            containerd.clone(),
+            leases.clone(),
+            policy,
+            abilities.clone(),
+        );
         Arc::new(Self {
-            resolver: Resolver::new(containerd.clone(), leases.clone(), policy),
+            resolver,
             containerd,
             missing,
             swap_cost: swap::Cost::default(),
@@ -184,7 +139,7 @@ impl Engine {
             layers: Layers {
                 at_once: parallel.layers,
                 gate: Gate::new(parallel.layers),
-                abilities: Abilities::default(),
+                abilities,
                 claims: Claims::default(),
                 pace: Pace::default(),
                 // containerd's own default.
@@ -210,22 +165,31 @@ impl Engine {
         ticket
     }
 
-    /// What a container's own snapshot stands on: one round trip where that is known to be ready.
+    /// What a container's own snapshot stands on: one round trip where that is known to be ready; of a
+    /// container that is left to containerd, where it is known that it can start.
     pub async fn standing(
         &self,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
+        left_alone: bool,
     ) -> Result<Standing, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
         self.memory
-            .standing(containerd, snapshotter, key, name)
+            .standing(containerd, snapshotter, key, name, left_alone)
             .await
     }
 
     /// What kind of snapshotter it is, as far as that is known now.
     pub fn profile(&self, snapshotter: &str) -> Profile {
         self.resolver.profile(snapshotter)
+    }
+
+    /// Finds out what kind of snapshotter it is, before that counts.
+    pub async fn find_out(&self, snapshotter: &str) {
+        if let Err(e) = self.resolver.find_out(snapshotter).await {
+            log::debug!(snapshotter, error:% = e; "whether the guest pulls images is not known yet");
+        }
     }
 
     /// Whether the snapshotter was found to leave labelled images to the guest.
@@ -283,7 +247,9 @@ impl Engine {
         let sight = target.look_in(listing);
         let mut state = sight.state(&target.rules);
         // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
-        let needs_blobs = !left_out && !self.resolver.profile(&listing.snapshotter).may_proxy;
+        let may_proxy =
+            target.leaves_to_guest || self.resolver.profile(&listing.snapshotter).may_proxy;
+        let needs_blobs = !left_out && !may_proxy;
         if matches!(state, State::Missing | State::Partial)
             && needs_blobs
             && !target.has_blobs_in(listing, &sight)
@@ -313,6 +279,9 @@ impl Engine {
             return Ok(vec![]);
         }
         let sight = target.look_in(listing);
+        if let Some(refused) = target.refused(&sight) {
+            return Err(refused);
+        }
         let steps = plan(&sight, &target.rules);
         Ok(spelled_out(&steps, &target.manifest.layers))
     }
@@ -478,17 +447,81 @@ impl Engine {
                 {
                     self.memory.stood_on(&request.snapshotter, name, chain);
                 }
+                if let Want::Volume { path, .. } = &request.want {
+                    let filled = self.fill(path, &target, &reporter).await;
+                    return reporter.end(filled.map_err(Arc::new));
+                }
                 let claims = &self.layers.claims;
                 let containerd = self.containerd.as_ref();
-                match way_out(containerd, &self.leases, claims, &target).await {
-                    Some(e) => reporter.end(Err(Arc::new(e))),
-                    None => {
+                match way(containerd, &self.leases, claims, &target).await {
+                    Way::Ends(e) => reporter.end(Err(Arc::new(e))),
+                    Way::LeftAlone(created_at) => {
+                        self.leave_alone(&request, &target, created_at, reporter);
+                    }
+                    Way::Private(private) => self.onto(&target, *private, hurry, reporter).await,
+                    Way::Flight => {
                         let flight = self.flight_of(target, hurry).await;
                         reporter.follow(flight).await;
                     }
                 }
             }
         }
+    }
+
+    /// Applies an image's layers into a volume that lacks them.
+    async fn fill(&self, path: &str, target: &Target, reporter: &Reporter) -> Result<Done, Error> {
+        let volume = Volume {
+            containerd: self.containerd.as_ref(),
+            leases: &self.leases,
+            layers: &self.layers,
+            missing: &self.missing,
+            stop: &self.stop,
+            reporter,
+            target,
+            path,
+        };
+        volume.fill().await
+    }
+
+    /// A container can start from what containerd made for it.
+    fn leave_alone(
+        &self,
+        request: &Request,
+        target: &Target,
+        created_at: Option<SystemTime>,
+        reporter: Reporter,
+    ) {
+        let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
+        if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &request.want {
+            self.memory.is_sound(&snapshotter, chain, created_at);
+        }
+        let error = match request.want.is_left_alone() {
+            true => Error::LeftAlone { image, snapshotter },
+            false => Error::LeftOut { image, snapshotter },
+        };
+        reporter.end(Err(Arc::new(error)));
+    }
+
+    /// Has the private chain unpacked onto which a container can be moved that stands on a mixed one.
+    async fn onto(
+        self: &Arc<Self>,
+        target: &Target,
+        private: Target,
+        hurry: Hurry,
+        reporter: Reporter,
+    ) {
+        let chain = private.manifest.chain_id().map(str::to_owned);
+        let flight = self.flight_of(private, hurry).await;
+        reporter.found(State::Mixed);
+        let outcome = reporter.watch(flight, false).await;
+        reporter.end(Err(Arc::new(match outcome {
+            Ok(_) => in_use::error(target, State::Mixed, 1, chain),
+            Err(source) => Error::Broken {
+                image: target.image.clone(),
+                snapshotter: target.snapshotter.clone(),
+                source,
+            },
+        })));
     }
 
     /// The ticket of this image's flight. Another image of the very same layers may be in the air: that
@@ -624,21 +657,12 @@ fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(done) => done.action.word(),
         Err(e) => match &**e {
-            Error::LeftOut { .. } => "left_out",
+            e if e.is_left_out() => "left_out",
+            e if e.is_broken() => "broken",
             Error::InUse { .. } => "in_use",
             Error::Unavailable { .. } => "unavailable",
             Error::Stopped(_) => "stopped",
             _ => "failed",
         },
-    }
-}
-
-impl std::fmt::Display for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.want {
-            Want::Image(_) | Want::Arriving(_) => write!(f, "{}", self.want.name())?,
-            Want::Container { key, .. } => write!(f, "container {key}")?,
-        }
-        write!(f, " in {}", self.snapshotter)
     }
 }

@@ -20,6 +20,10 @@ pub enum Error {
         key: String,
         /// Where both are.
         snapshotter: String,
+        /// What the snapshots themselves tell of it: that it is ready, since the guest pulls, or mixed.
+        state: Option<super::State>,
+        /// The container stands on a copy of it for a user namespace.
+        is_copied: bool,
     },
     /// The configuration leaves the image to containerd.
     #[error(
@@ -31,6 +35,41 @@ pub enum Error {
         image: String,
         /// Where it is left out.
         snapshotter: String,
+    },
+    /// The container's pod is left to containerd, and the image is not broken.
+    #[error("image {image} in {snapshotter} is left to containerd, as its pod is")]
+    LeftAlone {
+        /// The image's name.
+        image: String,
+        /// Where it is.
+        snapshotter: String,
+    },
+    /// The image is to be unpacked on the host, and layers of it were left to the guest.
+    #[error(
+        "image {image} in {snapshotter} is {state}: layers of it were left to the guest, for another image, \
+         and this one gets no labels by which it could be (labels in the configuration of this \
+         snapshotter): what the host unpacks on them has a broken root file system"
+    )]
+    OnGuestLayers {
+        /// The image's name.
+        image: String,
+        /// Where it is.
+        snapshotter: String,
+        /// What it is.
+        state: super::State,
+    },
+    /// A container stands on a host's layers over layers that were left to the guest, and no chain
+    /// could be made for it.
+    #[error(
+        "image {image} in {snapshotter} is mixed, and no chain of its own could be made: {source}"
+    )]
+    Broken {
+        /// The image's name.
+        image: String,
+        /// Where it is.
+        snapshotter: String,
+        /// Why not.
+        source: std::sync::Arc<Error>,
     },
     /// No name of the image can be pulled, so no label can carry one.
     #[error(
@@ -144,9 +183,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the image is none of our business.
+    /// Whether the image is none of our business, and a container can start from what is there.
     pub fn is_left_out(&self) -> bool {
-        matches!(self, Self::LeftOut { .. })
+        let is_pulled_by_guest = matches!(
+            self,
+            Self::NoImage {
+                state: Some(super::State::Ready),
+                ..
+            }
+        );
+        is_pulled_by_guest || matches!(self, Self::LeftOut { .. } | Self::LeftAlone { .. })
     }
 
     /// Whether the same may succeed later, with nobody doing anything about it.
@@ -157,19 +203,17 @@ impl Error {
     /// Whether what is there is wrong, and not merely unready: nothing may start from it, whatever the
     /// configuration says of images that are not ready.
     pub fn is_broken(&self) -> bool {
-        matches!(
-            self,
-            Self::InUse {
-                state: super::State::Mixed,
-                ..
-            }
-        )
+        self.state() == Some(super::State::Mixed)
     }
 
     /// What the chain was seen to be, where that is why.
     pub fn state(&self) -> Option<super::State> {
         match self {
-            Self::InUse { state, .. } | Self::Unsettled { state, .. } => Some(*state),
+            Self::InUse { state, .. }
+            | Self::Unsettled { state, .. }
+            | Self::OnGuestLayers { state, .. } => Some(*state),
+            Self::Broken { .. } => Some(super::State::Mixed),
+            Self::NoImage { state, .. } => *state,
             Self::Unavailable { .. } => Some(super::State::Unavailable),
             _ => None,
         }

@@ -38,7 +38,7 @@ pub(super) struct Layers {
     pub(super) at_once: usize,
     /// and the others wait here.
     pub(super) gate: Gate,
-    pub(super) abilities: Abilities,
+    pub(super) abilities: Arc<Abilities>,
     /// A layer that several chains have is unpacked once.
     pub(super) claims: Claims,
     /// How fast that goes.
@@ -83,6 +83,9 @@ impl Flight<'_> {
         let (sight, created_at) = self.look().await?;
         let found = sight.state(&self.target.rules);
         self.reporter.found(found);
+        if let Some(refused) = self.target.refused(&sight) {
+            return Err(refused);
+        }
         let steps = self.plan(&sight);
         if steps.is_empty() {
             return Ok((self.done(found, &Work::default(), &sight), created_at));
@@ -143,6 +146,9 @@ impl Flight<'_> {
                 .await?;
             let created_at;
             (sight, created_at) = self.look().await?;
+            if let Some(refused) = self.target.refused(&sight) {
+                return Err(refused);
+            }
             if self.plan(&sight).is_empty() {
                 return Ok((self.done(found, &work, &sight), created_at));
             }

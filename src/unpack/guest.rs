@@ -5,20 +5,89 @@
 //! it is answered with *AlreadyExists*, and the snapshot stands committed under the name that its
 //! label `containerd.io/snapshot.ref` asks for.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use crate::containerd::{self, Containerd, Labels};
-use crate::image::{IMAGE_REF, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF};
+use crate::image::{IMAGE_REF, LAYER_DIGEST, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF};
 
 use super::lease::Lease;
 use super::mounts;
 use super::naming::is_from_the_pull;
-use super::profile::is_proxied;
+use super::profile::{Repair, is_proxied};
+use super::state::Rules;
+use super::target::Target;
 
 /// What the names of private chains begin with; the chain id follows.
 const PRIVATE: &str = "nri-unpack-private-";
 
+/// The same for the layers of a chain that is unpacked on the host.
+const ON_HOST: &str = "nri-unpack-private-host-";
+
+/// The digest of no bytes: the layer of a probe.
+const NOTHING: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 /// Whether this is a chain that was made here.
 pub(super) fn is_private(chain: &str) -> bool {
     chain.starts_with(PRIVATE)
+}
+
+/// Whether this is a private chain that was unpacked on the host.
+pub fn is_on_host(chain: &str) -> bool {
+    chain.starts_with(ON_HOST)
+}
+
+/// The chain id of a layer, whether it is that or its name in a private chain on the host.
+pub(super) fn chain_id_of(name: &str) -> &str {
+    name.strip_prefix(ON_HOST).unwrap_or(name)
+}
+
+/// The same image under private names, unpacked on the host from the lowest layer on and without any
+/// label: what containerd's own unpack gives where no other image has left a layer to the guest. It
+/// has a label of its own on the config blob, and goes with the image.
+pub(super) fn on_host(target: &Target) -> Target {
+    let mut manifest = (*target.manifest).clone();
+    for layer in &mut manifest.layers {
+        layer.chain_id = format!("{ON_HOST}{}", layer.chain_id);
+    }
+    let labels = vec![Labels::new(); manifest.layers.len()];
+    Target {
+        image: target.image.clone(),
+        manifest: Arc::new(manifest),
+        labels: labels.clone(),
+        rules: Rules {
+            required: labels,
+            origin: None,
+            repair: Repair::Relabel,
+            guest_pulls: false,
+        },
+        others: HashSet::new(),
+        in_use: false,
+        is_sandbox: false,
+        arrives: false,
+        leaves_to_guest: target.leaves_to_guest,
+        is_copied: false,
+        left_alone: false,
+        snapshotter: target.snapshotter.clone(),
+    }
+}
+
+/// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind, and names no
+/// image: a snapshotter that mounts labelled layers from a registry has nothing to ask for.
+pub(super) async fn pulls(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    lease: &Lease,
+) -> Result<bool, containerd::Error> {
+    let labels = Labels::from([(LAYER_DIGEST.to_owned(), NOTHING.to_owned())]);
+    let probe = Guest {
+        containerd,
+        snapshotter,
+        lease,
+        labels: &labels,
+    };
+    let taken = probe.takes().await?;
+    Ok(taken.is_some_and(|labels| is_proxied(&labels)))
 }
 
 /// What the private chain of the image whose own ends at `chain_id` is called.
@@ -36,12 +105,6 @@ pub(super) struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind.
-    pub(super) async fn pulls(&self) -> Result<bool, containerd::Error> {
-        let taken = self.takes().await?;
-        Ok(taken.is_some_and(|labels| is_proxied(&labels)))
-    }
-
     /// The labels that the snapshotter puts on the layer where it takes it without its content; `None` where
     /// it does not. Leaves nothing behind.
     pub(super) async fn takes(&self) -> Result<Option<Labels>, containerd::Error> {

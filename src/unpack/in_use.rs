@@ -2,43 +2,73 @@
 //! on it can be moved onto.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::containerd::Containerd;
 
 use super::claims::Claims;
 use super::gate::{Hurry, Urgency};
-use super::guest::{Guest, private_name};
+use super::guest::{self, Guest, private_name};
 use super::lease::{Lease, Leases};
 use super::target::Target;
 use super::{Error, State};
 
-/// The way out for a container that is being created where the guest pulls, and its chain was unpacked
-/// on the host. A flight of the chain may go on: it cannot help this container, and is not waited for.
-/// `None` where the chain is as it should be, or can be made so.
-pub(super) async fn way_out(
+/// How the work on a target goes on.
+pub(super) enum Way {
+    /// The chain is as it should be, or a flight can make it so.
+    Flight,
+    /// With this error.
+    Ends(Error),
+    /// It is left to containerd, and a container can start from it. With the time when its top layer was
+    /// made.
+    LeftAlone(Option<SystemTime>),
+    /// This private chain has to be unpacked; then the container is moved onto it.
+    Private(Box<Target>),
+}
+
+/// The way for a container that is being created in a snapshotter that leaves images to the guest, where
+/// its chain was unpacked on the host. A flight of the chain may go on: it cannot help this container, and
+/// is not waited for.
+pub(super) async fn way(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
     claims: &Claims,
     target: &Target,
-) -> Option<Error> {
-    if !target.in_use || !target.rules.guest_pulls {
-        return None;
+) -> Way {
+    if !target.in_use {
+        return Way::Flight;
     }
-    let sight = match target.look(containerd).await {
-        Ok((sight, _)) => sight,
-        Err(e) => return Some(e),
+    if !target.leaves_to_guest {
+        return match target.left_alone {
+            true => Way::LeftAlone(None),
+            false => Way::Flight,
+        };
+    }
+    let (sight, created_at) = match target.look(containerd).await {
+        Ok(looked) => looked,
+        Err(e) => return Way::Ends(e),
     };
-    let state = sight.state(&target.rules);
-    if !matches!(state, State::Unlabelled | State::Mixed) {
-        return None;
+    let state = target.state_below_container(&sight);
+    match state {
+        State::Mixed if target.is_sandbox => {
+            let refused = target.refused(&sight);
+            return Way::Ends(refused.unwrap_or_else(|| error(target, state, 1, None)));
+        }
+        State::Mixed if target.is_for_guest() => {}
+        // What the files' owners have to be is not known here.
+        State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
+        State::Mixed => return Way::Private(Box::new(guest::on_host(target))),
+        _ if target.left_alone => return Way::LeftAlone(created_at),
+        State::Unlabelled if target.rules.guest_pulls => {}
+        _ => return Way::Flight,
     }
     let lease = match leases.take(containerd).await {
         Ok(lease) => lease,
-        Err(e) => return Some(target.failed(e)),
+        Err(e) => return Way::Ends(target.failed(e)),
     };
     let error = in_use(containerd, &lease, claims, target, state, 1).await;
     lease.release(containerd).await;
-    Some(error)
+    Way::Ends(error)
 }
 
 /// The chain is in use. Where the guest pulls, a private chain is made, onto which a container that is
@@ -53,7 +83,7 @@ pub(super) async fn in_use(
 ) -> Error {
     let snapshotter = target.snapshotter.as_str();
     let onto = match (target.manifest.chain_id(), target.labels.last()) {
-        (Some(chain_id), Some(labels)) if target.rules.guest_pulls => {
+        (Some(chain_id), Some(labels)) if target.is_for_guest() => {
             let guest = Guest {
                 containerd,
                 snapshotter,
@@ -64,16 +94,33 @@ pub(super) async fn in_use(
             let _claim = claims.claim(snapshotter, &name, &hurry, || ()).await;
             match guest.private_chain(&target.manifest).await {
                 Ok(onto) => onto,
-                Err(e) => return target.failed(e),
+                Err(e) => return no_private(target, state, target.failed(e)),
             }
         }
         _ => None,
     };
+    error(target, state, holders, onto)
+}
+
+/// The chain is in use, and this is what a container that is being created can be moved onto.
+pub(super) fn error(target: &Target, state: State, holders: usize, onto: Option<String>) -> Error {
     Error::InUse {
         image: target.image.clone(),
-        snapshotter: snapshotter.to_owned(),
+        snapshotter: target.snapshotter.clone(),
         state,
         holders,
         onto,
+    }
+}
+
+/// A private chain could not be made. That the image's own is broken stays true.
+pub(super) fn no_private(target: &Target, state: State, error: Error) -> Error {
+    if state != State::Mixed {
+        return error;
+    }
+    Error::Broken {
+        image: target.image.clone(),
+        snapshotter: target.snapshotter.clone(),
+        source: Arc::new(error),
     }
 }

@@ -287,7 +287,7 @@ impl Unpack<'_> {
     }
 
     /// Applies the content and verifies it, in its turn.
-    async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
+    pub(super) async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let (blob, pace) = (&content.blob, &self.layers.pace);
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let payloads = self.payloads(content);

@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use crate::containerd::{self, Descriptor, Labels};
 use crate::image::{self, Layer};
 
+use super::guest::chain_id_of;
 use super::layer::{Committed, Failure, Unpack};
 use super::pull::{self, Pull, Registries};
 use super::rebuild::{self, Rebuild, SOURCE};
@@ -176,7 +177,7 @@ async fn rebuilt(layer: &Unpack<'_>) -> Result<Committed, Obstacle> {
     let rebuild = Rebuild {
         containerd: layer.containerd,
         lease: layer.lease,
-        chain_id: &layer.layer.chain_id,
+        chain_id: chain_id_of(&layer.layer.chain_id),
         is_lowest: layer.parent.is_none(),
         stop: layer.stop,
     };

@@ -26,7 +26,12 @@ pub(super) enum Step {
 /// [`Step::Replace`] depends on how far that got. Empty for a ready chain.
 pub(super) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
     let state = sight.state(rules);
-    if rules.repair == Repair::Replace && matches!(state, State::Unlabelled | State::Mixed) {
+    let is_replaced = match state {
+        State::Mixed => true,
+        State::Unlabelled => rules.repair == Repair::Replace,
+        _ => false,
+    };
+    if is_replaced {
         return vec![Step::Replace];
     }
     let mut steps = Vec::new();

@@ -124,10 +124,17 @@ impl Reporter {
     }
 
     /// Passes on what another piece of work reports, to its end.
-    pub(super) async fn follow(self, mut other: Ticket) {
+    pub(super) async fn follow(self, other: Ticket) {
+        let outcome = self.watch(other, true).await;
+        self.end(outcome);
+    }
+
+    /// The same up to the outcome, which is answered. What the other found is passed on where
+    /// `found_counts`.
+    pub(super) async fn watch(&self, mut other: Ticket, found_counts: bool) -> Outcome {
         loop {
             let progress = other.progress.borrow_and_update().clone();
-            if let Some(state) = progress.found {
+            if let Some(state) = progress.found.filter(|_| found_counts) {
                 self.found(state);
             }
             self.layers(progress.ready_layers, progress.layers);
@@ -136,7 +143,7 @@ impl Reporter {
                 self.not_before(earliest);
             }
             if progress.outcome.is_some() || !other.changed().await {
-                return self.end(other.outcome().await);
+                return other.outcome().await;
             }
         }
     }

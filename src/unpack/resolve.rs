@@ -7,19 +7,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::containerd::{self, Containerd, Image, Labels};
 use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
 
-use super::guest::Guest;
+use super::abilities::Abilities;
+use super::find::Found;
+use super::guest;
 use super::lease::Leases;
 use super::profile::{Profile, Repair, is_proxied};
 use super::state::{Origin, Rules};
 use super::target::Target;
 use super::{Error, LabelPolicy, Labelling, Listing, Request, Want};
 
+/// What is wanted of the layers of an image that is left to containerd.
+const LEFT_OUT: Labelling = Labelling {
+    cri: false,
+    required: false,
+};
+
 /// Reads images, for one engine.
 pub(super) struct Resolver {
-    containerd: Arc<dyn Containerd>,
+    pub(super) containerd: Arc<dyn Containerd>,
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
     manifests: Manifests,
+    abilities: Arc<Abilities>,
     /// Whether a snapshotter leaves images to the guest, where that was found out.
     guests: Mutex<HashMap<String, bool>>,
     /// Whether containerd labels lineage, where it has said its version.
@@ -31,11 +40,13 @@ impl Resolver {
         containerd: Arc<dyn Containerd>,
         leases: Arc<Leases>,
         policy: Box<dyn LabelPolicy>,
+        abilities: Arc<Abilities>,
     ) -> Self {
         Self {
             containerd,
             leases,
             policy,
+            abilities,
             manifests: Manifests::new(Platform::of_this_node()),
             guests: Mutex::default(),
             labels_lineage: Mutex::default(),
@@ -49,9 +60,14 @@ impl Resolver {
         *self.lineage() = None;
     }
 
-    /// What kind of snapshotter it is.
+    /// What kind of snapshotter it is, as far as that is known now.
     pub(super) fn profile(&self, snapshotter: &str) -> Profile {
-        self.policy.profile(snapshotter)
+        self.policy
+            .profile(snapshotter)
+            .unwrap_or_else(|| match self.guests().get(snapshotter) {
+                Some(true) => Profile::NYDUS,
+                _ => Profile::COMPLETE,
+            })
     }
 
     /// Whether it was found to leave labelled images to the guest.
@@ -62,27 +78,22 @@ impl Resolver {
     /// The target of a request.
     pub(super) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();
-        let (image, asked) = match &request.want {
-            Want::Image(name) => (image::find(self.containerd(), name).await?, Some(name)),
-            // A record of the same target has a name that was asked for.
-            Want::Arriving(image) => (image.clone(), None),
-            Want::Container { key, chain, name } => {
-                let found = self.of_chain(chain, name.as_deref()).await?;
-                let image = found.ok_or_else(|| Error::NoImage {
-                    chain: chain.clone(),
-                    key: key.clone(),
-                    snapshotter: snapshotter.to_owned(),
-                })?;
-                (image, name.as_ref())
-            }
-        };
+        let Found {
+            image,
+            asked,
+            is_copied,
+        } = self.find(request).await?;
         let names = self.names(&image).await?;
-        let labelling = self.policy.labelling(snapshotter, &names);
-        let labelling = labelling.ok_or_else(|| Error::LeftOut {
-            image: image.name.clone(),
-            snapshotter: snapshotter.to_owned(),
-        })?;
-        let reference = image::name_for_labels(asked.map(String::as_str), &names);
+        let is_sandbox = matches!(request.want, Want::Sandbox { .. });
+        let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
+        let wanted = self.policy.labelling(snapshotter, &names);
+        let is_volume = matches!(request.want, Want::Volume { .. });
+        if wanted.is_none() && !in_use && !is_volume {
+            return Err(left_out(&image, snapshotter));
+        }
+        // A container of an excluded image is looked at too: none starts from a broken chain.
+        let labelling = wanted.unwrap_or(LEFT_OUT);
+        let reference = image::name_for_labels(asked.as_deref(), &names);
         if labelling.cri && reference.is_none() {
             return Err(Error::NoName(image.name));
         }
@@ -90,10 +101,10 @@ impl Resolver {
         let reference = reference.as_deref();
         let (mut labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
         let is_bare = self.prepares_bare(snapshotter, labelling.cri);
-        if !is_bare && self.labels_lineage().await {
+        if wanted.is_some() && !is_bare && self.labels_lineage().await {
             add(&mut labels, image::lineage_labels(&manifest));
         }
-        let guest_pulls = match self.guest_pulls_if_known(snapshotter, labelling) {
+        let leaves = match self.leaves_if_known(snapshotter).await {
             Some(known) => known,
             // The question writes; a chain that stands is an answer.
             None if self
@@ -102,15 +113,27 @@ impl Resolver {
             {
                 true
             }
-            None => self.ask(&image, snapshotter, &labels).await?,
+            None => {
+                let asked = self.ask(snapshotter).await;
+                asked.map_err(|e| failed(&image, snapshotter, e))?
+            }
         };
+        if wanted.is_none() && !leaves {
+            return Err(left_out(&image, snapshotter));
+        }
         let origin = origin(&manifest, labelling, &names);
+        let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
-        target.in_use = matches!(request.want, Want::Container { .. });
+        target.in_use = in_use;
+        target.is_sandbox = is_sandbox;
+        target.leaves_to_guest = leaves;
+        target.is_copied = is_copied;
+        target.left_alone = wanted.is_none() || request.want.is_left_alone();
         target.arrives = matches!(request.want, Want::Arriving(_));
         // Whether another image has the chain as well makes no difference to one that is in use.
-        if target.rules.repair == Repair::Replace && !target.in_use {
+        let may_replace = leaves || target.rules.repair == Repair::Replace;
+        if may_replace && !target.in_use {
             target.others = self.others(&target.manifest).await?;
         }
         Ok(target)
@@ -135,18 +158,16 @@ impl Resolver {
         let snapshotter = listing.snapshotter.as_str();
         let manifest = self.manifests.read(self.containerd(), image).await?;
         let wanted = self.policy.labelling(snapshotter, names);
-        let labelling = wanted.unwrap_or(Labelling {
-            cri: false,
-            required: false,
-        });
+        let labelling = wanted.unwrap_or(LEFT_OUT);
         let reference = Some(image.name.as_str());
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
-        let guest_pulls = self
-            .guest_pulls_if_known(snapshotter, labelling)
-            .unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
+        let known = self.leaves_if_known(snapshotter).await;
+        let leaves = known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
         let origin = origin(&manifest, labelling, names);
+        let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
-        let target = target(image, snapshotter, manifest, labels, rules);
+        let mut target = target(image, snapshotter, manifest, labels, rules);
+        target.leaves_to_guest = leaves;
         Ok((target, wanted.is_none()))
     }
 
@@ -224,12 +245,28 @@ impl Resolver {
         }
     }
 
-    /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it.
-    fn guest_pulls_if_known(&self, snapshotter: &str, labelling: Labelling) -> Option<bool> {
-        if !labelling.cri || !self.profile(snapshotter).may_proxy {
+    /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it. One
+    /// that is a part of containerd never does.
+    async fn leaves_if_known(&self, snapshotter: &str) -> Option<bool> {
+        let may = match self.policy.profile(snapshotter) {
+            Some(profile) => profile.may_proxy,
+            None => {
+                let ability = self.abilities.of(self.containerd(), snapshotter);
+                ability.await.is_proxy
+            }
+        };
+        if !may {
             return Some(false);
         }
         self.guests().get(snapshotter).copied()
+    }
+
+    /// Finds out whether the snapshotter leaves images to the guest, before that counts.
+    pub(super) async fn find_out(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
+        match self.leaves_if_known(snapshotter).await {
+            Some(known) => Ok(known),
+            None => self.ask(snapshotter).await,
+        }
     }
 
     /// Whether the snapshotter has left this very image to the guest. What it does with others may
@@ -250,52 +287,16 @@ impl Resolver {
         }
     }
 
-    /// Asks the snapshotter whether it leaves an image with these labels to the guest.
-    async fn ask(
-        &self,
-        image: &Image,
-        snapshotter: &str,
-        labels: &LayerLabels,
-    ) -> Result<bool, Error> {
-        let Some(labels) = labels.last() else {
-            return Ok(false);
-        };
-        let lease = self.leases.take(self.containerd()).await;
-        let lease = lease.map_err(|e| failed(image, snapshotter, e))?;
-        let guest = Guest {
-            containerd: self.containerd(),
-            snapshotter,
-            lease: &lease,
-            labels,
-        };
-        let pulls = guest.pulls().await;
+    /// Asks the snapshotter whether it leaves layers with labels to the guest: what it does counts, not
+    /// what it is called.
+    async fn ask(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
+        let lease = self.leases.take(self.containerd()).await?;
+        let pulls = guest::pulls(self.containerd(), snapshotter, &lease).await;
         lease.release(self.containerd()).await;
-        let pulls = pulls.map_err(|e| failed(image, snapshotter, e))?;
+        let pulls = pulls?;
         log::info!(snapshotter, pulls; "found out whether the guest pulls images");
         self.guests().insert(snapshotter.to_owned(), pulls);
         Ok(pulls)
-    }
-
-    /// The image whose chain ends at `chain`: the one that the name stands for, else any.
-    async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
-        if let Some(name) = name {
-            match image::find(self.containerd(), name).await {
-                Ok(image) if self.ends_at(&image, chain).await? => return Ok(Some(image)),
-                Ok(_) | Err(image::Error::NotFound(_) | image::Error::Ambiguous(_)) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        for image in self.images().await? {
-            if self.ends_at(&image, chain).await? {
-                return Ok(Some(image));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn ends_at(&self, image: &Image, chain: &str) -> Result<bool, Error> {
-        let manifest = self.readable(image).await?;
-        Ok(manifest.is_some_and(|manifest| manifest.chain_id() == Some(chain)))
     }
 
     /// The chains at which other images end.
@@ -382,7 +383,18 @@ fn target(
         rules,
         others: HashSet::new(),
         in_use: false,
+        is_sandbox: false,
         arrives: false,
+        leaves_to_guest: false,
+        is_copied: false,
+        left_alone: false,
+        snapshotter: snapshotter.to_owned(),
+    }
+}
+
+fn left_out(image: &Image, snapshotter: &str) -> Error {
+    Error::LeftOut {
+        image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),
     }
 }

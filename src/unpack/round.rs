@@ -227,32 +227,11 @@ impl<'a> Round<'a> {
         i: usize,
         outcome: Result<Committed, Failure>,
     ) -> Result<Option<Action>, Error> {
-        let target = self.flight.target;
-        let layers = &target.manifest.layers;
-        let (image, position) = (target.image.clone(), i + 1);
-        let digest = layers[i].blob.digest.clone();
-        Err(match outcome {
-            Ok(committed) => return Ok(Some(committed.into())),
-            Err(Failure::ParentGone) => return Ok(None),
-            Err(Failure::Containerd(source)) => target.failed(source),
-            Err(Failure::Stopped) => self.flight.stopped(),
-            Err(Failure::NoBlob(tried)) => target.unavailable(i, tried),
-            Err(Failure::Encrypted(e)) => Error::Encrypted {
-                image,
-                digest,
-                position,
-                layers: layers.len(),
-                reason: e.to_string(),
-            },
-            Err(Failure::WrongDiffId(applied)) => Error::WrongDiffId {
-                image,
-                digest,
-                position,
-                layers: layers.len(),
-                applied,
-                expected: layers[i].diff_id.clone(),
-            },
-        })
+        match outcome {
+            Ok(committed) => Ok(Some(committed.into())),
+            Err(Failure::ParentGone) => Ok(None),
+            Err(failure) => Err(self.flight.target.layer_failed(i, failure)),
+        }
     }
 
     async fn anchor(&mut self) -> Result<(), Error> {
@@ -281,7 +260,7 @@ impl<'a> Round<'a> {
             // The list of all snapshots costs more than a hook has on a node with many images.
             return Err(self.in_use(1).await);
         }
-        if !target.rules.guest_pulls {
+        if !target.is_for_guest() {
             let missing = hold::all_blobs(containerd, self.lease, target).await;
             if let Some(i) = missing.map_err(|e| target.failed(e))? {
                 return Err(target.unavailable(i, vec![]));

@@ -38,6 +38,9 @@ pub(super) struct Memory(Mutex<Remembered>);
 struct Remembered {
     /// (snapshotter, chain id) → when the top layer was made.
     ready: HashMap<(String, String), SystemTime>,
+    /// The same for chains of which no more is known than that a container can start from them: what
+    /// labels are wanted of them was not asked.
+    sound: HashMap<(String, String), SystemTime>,
     /// (snapshotter, name in the container's annotation) → chain id. A guess, never trusted.
     chains: HashMap<(String, String), String>,
 }
@@ -51,9 +54,19 @@ impl Memory {
         }
     }
 
+    /// A container can start from the chain; whether it is ready was not asked.
+    pub(super) fn is_sound(&self, snapshotter: &str, chain: &str, created_at: Option<SystemTime>) {
+        if let Some(created_at) = created_at {
+            let key = (snapshotter.to_owned(), chain.to_owned());
+            bounded(&mut self.remembered().sound).insert(key, created_at);
+        }
+    }
+
     /// Nothing is taken for ready any more.
     pub(super) fn forget(&self) {
-        self.remembered().ready.clear();
+        let mut remembered = self.remembered();
+        remembered.ready.clear();
+        remembered.sound.clear();
     }
 
     /// A container of this image name stood on this chain.
@@ -63,13 +76,15 @@ impl Memory {
     }
 
     /// What the container with this `key` stands on. Asks for the container's snapshot and the one
-    /// that it probably stands on at the same time.
+    /// that it probably stands on at the same time. Where the container is left alone it is enough that
+    /// it can start.
     pub(super) async fn standing(
         &self,
         containerd: &dyn Containerd,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
+        left_alone: bool,
     ) -> Result<Standing, Error> {
         let guess = name.and_then(|name| {
             let at = (snapshotter.to_owned(), name.to_owned());
@@ -89,7 +104,7 @@ impl Memory {
             return Ok(Standing::Ready);
         }
         let at = (snapshotter.to_owned(), chain);
-        let Some(created_at) = self.remembered().ready.get(&at).copied() else {
+        let Some(created_at) = self.known(&at, left_alone) else {
             return Ok(Standing::Unknown { chain: at.1 });
         };
         let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
@@ -97,6 +112,13 @@ impl Memory {
             None => containerd.stat(snapshotter, &at.1).await?,
         };
         Ok(judge(at.1, &top, created_at))
+    }
+
+    /// When the top layer of a known chain was made.
+    fn known(&self, at: &(String, String), left_alone: bool) -> Option<SystemTime> {
+        let remembered = self.remembered();
+        let sound = remembered.sound.get(at).filter(|_| left_alone);
+        remembered.ready.get(at).or(sound).copied()
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {

@@ -155,6 +155,11 @@ impl Sight {
         })
     }
 
+    /// Whether the snapshotter left a layer to the guest, and so holds it empty.
+    pub(super) fn has_guest_layers(&self) -> bool {
+        self.layers.iter().flatten().any(is_proxied)
+    }
+
     /// The labels of the top layer, where that is committed.
     fn top(&self) -> Option<&Labels> {
         self.layers.last()?.as_ref()
@@ -192,12 +197,10 @@ impl Sight {
             };
         };
         let guest_pulls = rules.guest_pulls && is_proxied(top);
-        if rules.guest_pulls && !guest_pulls {
-            match self.layers.iter().flatten().any(is_proxied) {
-                true => State::Mixed,
-                false => State::Unlabelled,
-            }
-        } else if !guest_pulls && self.unlabelled(rules).next().is_some() {
+        if !is_proxied(top) && self.has_guest_layers() {
+            // Under every policy: the snapshotter mounts it as what the host unpacked.
+            State::Mixed
+        } else if !guest_pulls && (rules.guest_pulls || self.unlabelled(rules).next().is_some()) {
             State::Unlabelled
         } else if self.foreign(rules).next().is_some() {
             State::Foreign
@@ -312,6 +315,29 @@ pub(super) mod tests {
                 (vec![proxied(), proxied()], true, State::Ready, 2),
             ],
         );
+    }
+
+    /// By the labels that the snapshotter itself gives: what is wanted of an image does not matter.
+    #[test]
+    fn a_hosts_layer_over_guest_layers_is_mixed_under_every_policy() {
+        let rules = Rules {
+            required: vec![Labels::new(); 2],
+            origin: None,
+            repair: Repair::Relabel,
+            guest_pulls: false,
+        };
+        for (layers, state) in [
+            (vec![proxied(), bare()], State::Mixed),
+            (vec![proxied(), labelled()], State::Mixed),
+            (vec![bare(), proxied()], State::Ready),
+            (vec![bare(), bare()], State::Ready),
+        ] {
+            let sight = Sight {
+                layers,
+                anchored: true,
+            };
+            assert_eq!(sight.state(&rules), state, "{sight:?}");
+        }
     }
 
     #[test]

@@ -7,10 +7,16 @@ use std::time::SystemTime;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot};
-use crate::image::{LayerLabels, Manifest};
+use crate::image::{LAYER_DIGEST, LayerLabels, Manifest};
 
+use super::guest;
+use super::layer::Failure;
 use super::state::Rules;
-use super::{Error, Listing, Sight};
+use super::{Error, Listing, Sight, State};
+
+/// What the label of a config blob begins with that keeps a chain from garbage collection; the
+/// snapshotter's name follows.
+const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
 
 /// Snapshots that are asked for at once: enough to hide the round trips, few enough for others.
 const PARALLEL_STATS: usize = 16;
@@ -29,8 +35,18 @@ pub(super) struct Target {
     pub(super) others: HashSet<String>,
     /// A container is known to stand on it: who else does has not to be found out.
     pub(super) in_use: bool,
+    /// Nothing can be moved that stands on it: it runs.
+    pub(super) is_sandbox: bool,
     /// It is still being pulled.
     pub(super) arrives: bool,
+    /// The snapshotter leaves layers with labels to the guest.
+    pub(super) leaves_to_guest: bool,
+    /// The container stands on a copy of the chain, whose files have other owners: on the host, a user
+    /// namespace without id-mapped mounts.
+    pub(super) is_copied: bool,
+    /// It is left to containerd, by its pod or by the configuration: all that is looked at is whether
+    /// the container can start from it.
+    pub(super) left_alone: bool,
     pub(super) snapshotter: String,
 }
 
@@ -38,7 +54,46 @@ impl Target {
     /// The label of the config blob that keeps the chain from garbage collection. A second chain of
     /// the image carries it with a suffix, `/…`.
     pub(super) fn anchor(&self) -> String {
-        format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter)
+        let suffix = match self.manifest.chain_id() {
+            Some(chain) if guest::is_on_host(chain) => "/nri-unpack-host",
+            _ => "",
+        };
+        format!("{ANCHOR}{}{suffix}", self.snapshotter)
+    }
+
+    /// Whether the snapshotter leaves a layer with this image's labels to the guest.
+    pub(super) fn is_for_guest(&self) -> bool {
+        let top = self.labels.last();
+        self.leaves_to_guest && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
+    }
+
+    /// What a container stands on. A copy of layers that were left to the guest holds nothing of them.
+    pub(super) fn state_below_container(&self, sight: &Sight) -> State {
+        match sight.state(&self.rules) {
+            _ if self.is_copied && sight.has_guest_layers() => State::Mixed,
+            State::Ready | State::Unanchored | State::Foreign
+                if self.is_copied && self.rules.guest_pulls =>
+            {
+                State::Unlabelled
+            }
+            state => state,
+        }
+    }
+
+    /// Why nothing may be unpacked here: the host's layers would lie on layers that the snapshotter
+    /// holds empty.
+    pub(super) fn refused(&self, sight: &Sight) -> Option<Error> {
+        let state = sight.state(&self.rules);
+        let is_refused = match state {
+            State::Mixed => !self.is_for_guest(),
+            State::Partial => sight.has_guest_layers() && !self.is_for_guest(),
+            _ => false,
+        };
+        is_refused.then(|| Error::OnGuestLayers {
+            image: self.image.clone(),
+            snapshotter: self.snapshotter.clone(),
+            state,
+        })
     }
 
     /// How the chain stands now, and when its top layer was made.
@@ -99,7 +154,7 @@ impl Target {
     }
 
     fn is_anchored(&self, labels: &Labels) -> bool {
-        let anchor = self.anchor();
+        let anchor = format!("{ANCHOR}{}", self.snapshotter);
         labels.iter().any(|(key, value)| {
             let suffix = key.strip_prefix(&anchor);
             suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
@@ -113,6 +168,33 @@ impl Target {
             image: self.image.clone(),
             snapshotter: self.snapshotter.clone(),
             source,
+        }
+    }
+
+    /// Why this layer could not be made.
+    pub(super) fn layer_failed(&self, i: usize, failure: Failure) -> Error {
+        let layers = &self.manifest.layers;
+        let (image, position) = (self.image.clone(), i + 1);
+        let digest = layers[i].blob.digest.clone();
+        match failure {
+            Failure::Containerd(source) => self.failed(source),
+            Failure::Stopped | Failure::ParentGone => Error::Stopped(image),
+            Failure::NoBlob(tried) => self.unavailable(i, tried),
+            Failure::Encrypted(e) => Error::Encrypted {
+                image,
+                digest,
+                position,
+                layers: layers.len(),
+                reason: e.to_string(),
+            },
+            Failure::WrongDiffId(applied) => Error::WrongDiffId {
+                image,
+                digest,
+                position,
+                layers: layers.len(),
+                applied,
+                expected: layers[i].diff_id.clone(),
+            },
         }
     }
 

@@ -40,7 +40,7 @@ impl LabelPolicy for Fixed {
         self.1.clone()
     }
 
-    fn profile(&self, snapshotter: &str) -> Profile {
+    fn profile(&self, snapshotter: &str) -> Option<Profile> {
         Profile::of(snapshotter)
     }
 
@@ -501,7 +501,7 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
 
     let standing = bench
         .engine
-        .standing(EROFS, "c1", Some(NAME))
+        .standing(EROFS, "c1", Some(NAME), false)
         .await
         .unwrap();
     let Standing::Unknown { chain } = standing else {
@@ -511,6 +511,7 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
         key: "c1".to_owned(),
         chain,
         name: Some(NAME.to_owned()),
+        left_alone: false,
     };
     let done = bench.engine.ensure(request(want)).outcome().await.unwrap();
     assert_eq!(done.action, Action::Relabelled);
@@ -519,7 +520,7 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     bench.fake.calls();
     let standing = bench
         .engine
-        .standing(EROFS, "c2", Some(NAME))
+        .standing(EROFS, "c2", Some(NAME), false)
         .await
         .unwrap();
     assert_eq!(standing, Standing::Ready);
@@ -537,7 +538,7 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     bench.fake.activate(EROFS, "c3", top);
     let standing = bench
         .engine
-        .standing(EROFS, "c3", Some(NAME))
+        .standing(EROFS, "c3", Some(NAME), false)
         .await
         .unwrap();
     assert!(matches!(standing, Standing::Unknown { .. }), "{standing:?}");
@@ -554,6 +555,7 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
             key: "c".to_owned(),
             chain: chain.clone(),
             name: name.map(str::to_owned),
+            left_alone: false,
         };
         bench.engine.ensure(request(want)).outcome().await.unwrap();
         let top = bench.fake.stat(EROFS, &chain).await.unwrap();
@@ -564,6 +566,7 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
         key: "c".to_owned(),
         chain: "sha256:of nobody".to_owned(),
         name: Some(NAME.to_owned()),
+        left_alone: false,
     };
     let error = bench
         .engine

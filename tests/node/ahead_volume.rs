@@ -20,7 +20,7 @@ fn spec(name: &str) -> ImageSpec {
 }
 
 /// A container of `image` that mounts `volume` at `/model`.
-fn mounting(pod: &Pod, image: &str, volume: &str) -> CreateContainerRequest {
+pub(crate) fn mounting(pod: &Pod, image: &str, volume: &str) -> CreateContainerRequest {
     let mount = Mount {
         container_path: "/model".to_owned(),
         readonly: true,

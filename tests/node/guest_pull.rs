@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
 use lab::{Image, Options, PAUSE, Remote, Snapshot, Version, images};
 
-use crate::support::{CRI_LABELS, Node, ON_DEMAND};
+use crate::support::{CRI_LABELS, Node, ON_DEMAND, PATIENCE};
 
 pub(crate) const NYDUS: &str = "nydus";
 
@@ -201,6 +201,56 @@ async fn without_the_swap_it_is_rejected_once_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_swap_it_is_rejected_once_on_1_7() -> Result<()> {
     without_the_swap_it_is_rejected_once(Version::V1_7).await
+}
+
+/// The same snapshotter under a name that says nothing: what it does counts, and so it fails closed as well.
+async fn under_another_name(version: Version) -> Result<()> {
+    const NAME: &str = "guest-pull";
+    let mut node = start(version).await?;
+    let config = std::fs::read_to_string(node.lab.config())?;
+    let config = config
+        .replace("[proxy_plugins.nydus]", &format!("[proxy_plugins.{NAME}]"))
+        .replace(
+            "snapshotter = \"nydus\"",
+            &format!("snapshotter = {NAME:?}"),
+        );
+    std::fs::write(node.lab.config(), config)?;
+    node.restart_containerd().await?;
+    node.serve(&format!(
+        "swap = false\n[snapshotters.{NAME}]\neager = \"none\"\n"
+    ))
+    .await?;
+    let found = "found out whether the guest pulls images";
+    node.log.wait_for(found, PATIENCE).await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let Err(error) = node.cri.create_container(&pod, &image, &[], &[]).await else {
+        anyhow::bail!("a host's unpack was allowed");
+    };
+    ensure!(error.message().contains("is unlabelled"), "{error}");
+    node.wait_for_lines("is replaced", 1).await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    let mounts = node.store.mounts(NAME, &container).await?;
+    let volume = mounts
+        .first()
+        .map(lab::Mount::kata_volume)
+        .transpose()?
+        .flatten();
+    ensure!(
+        volume.is_some_and(|v| v.volume_type == GUEST_PULL),
+        "{mounts:?}"
+    );
+    node.assert_nothing_left(NAME).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_another_name_on_2_1() -> Result<()> {
+    under_another_name(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_another_name_on_1_7() -> Result<()> {
+    under_another_name(Version::V1_7).await
 }
 
 /// A container that ran on the old chain before the plugin came goes on; new ones are moved, and the

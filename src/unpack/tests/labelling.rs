@@ -116,6 +116,7 @@ async fn what_is_left_out_is_not_touched() {
             key: "c".to_owned(),
             chain: bench.chain_ids[1].clone(),
             name: None,
+            left_alone: false,
         },
     ];
     for want in wants {
@@ -123,7 +124,7 @@ async fn what_is_left_out_is_not_touched() {
         let outcome = bench.engine.ensure(request(want)).outcome().await;
         assert!(outcome.unwrap_err().is_left_out());
         let calls = bench.fake.calls();
-        let reads = ["get image", "list images", "read blob"];
+        let reads = ["get image", "list images", "read blob", "list snapshotters"];
         assert!(
             calls.iter().all(|call| reads.contains(&call.as_str())),
             "{calls:?}"
@@ -148,7 +149,7 @@ impl LabelPolicy for Replaces {
         ExtraLabels::default()
     }
 
-    fn profile(&self, snapshotter: &str) -> Profile {
+    fn profile(&self, snapshotter: &str) -> Option<Profile> {
         Profile::of(snapshotter)
     }
 

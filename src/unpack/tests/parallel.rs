@@ -200,6 +200,8 @@ async fn without_the_capability_all_goes_as_before() {
     bench.assert_ready("not listed").await;
 
     let bench = Bench::new(4).await;
+    // It is asked what kind of snapshotter it is, and then what it can do.
+    bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.ensure().await.unwrap();
     assert_eq!(made(&bench.fake), one_after_another);
@@ -209,25 +211,12 @@ async fn without_the_capability_all_goes_as_before() {
     bench.ensure().await.unwrap();
     assert_eq!(made(&bench.fake), one_after_another);
 
-    // Nobody is asked where it makes no difference.
-    let single = Bench::new(1).await;
-    single.ensure().await.unwrap();
-    let calls = single.fake.calls();
-    assert!(
-        !calls.contains(&"list snapshotters".to_owned()),
-        "{calls:?}"
-    );
     let one = Parallel {
         images: 2,
         layers: 1,
     };
     let bench = Bench::with(4, OVERLAYFS, true, one).await;
     bench.ensure().await.unwrap();
-    let calls = bench.fake.calls();
-    assert!(
-        !calls.contains(&"list snapshotters".to_owned()),
-        "{calls:?}"
-    );
     assert_eq!(bench.fake.most_applied_at_once(), 1);
 }
 

@@ -269,7 +269,7 @@ impl LabelPolicy for Wanted {
         self.extra.clone()
     }
 
-    fn profile(&self, snapshotter: &str) -> Profile {
+    fn profile(&self, snapshotter: &str) -> Option<Profile> {
         Profile::of(snapshotter)
     }
 

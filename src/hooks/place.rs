@@ -1,0 +1,66 @@
+//! Which snapshotter a pod uses, and whether its images are left to containerd.
+
+use nri::{HandlerError, Pod};
+
+use crate::config::Config;
+use crate::handlers::Handlers;
+use crate::policy;
+
+/// Where a pod's snapshots are.
+pub(super) struct Place {
+    pub(super) snapshotter: String,
+    /// Its images are left to containerd: the pod says so, or the snapshotter is not ours to keep.
+    pub(super) left_alone: bool,
+}
+
+impl Place {
+    pub(super) fn of(
+        config: &Config,
+        handlers: &Handlers,
+        pod: &Pod,
+    ) -> Result<Self, HandlerError> {
+        let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
+        let default = &handlers.default_snapshotter().value;
+        Ok(Self {
+            left_alone: is_skipped(pod) || !policy::is_kept(config, snapshotter, default),
+            snapshotter: snapshotter.clone(),
+        })
+    }
+}
+
+/// Whether the pod says that it is to be left alone.
+pub(super) fn is_skipped(pod: &Pod) -> bool {
+    let mode = pod.annotations.get(policy::MODE);
+    mode.is_some_and(|mode| mode == "skip")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CRI: &str = r#"{"containerd": {"snapshotter": "nydus", "defaultRuntimeName": "runc",
+        "runtimes": {"runc": {}, "local": {"snapshotter": "erofs"}}}}"#;
+
+    #[test]
+    fn the_default_handler_and_pods_that_say_skip_are_left_alone() {
+        for (config, handler, mode, snapshotter, left_alone) in [
+            ("", "", "", "nydus", true),
+            ("", "runc", "", "nydus", true),
+            ("[snapshotters.nydus]\n", "runc", "", "nydus", false),
+            ("[snapshotters.nydus]\n", "runc", "skip", "nydus", true),
+            ("", "local", "", "erofs", false),
+            ("", "local", "skip", "erofs", true),
+        ] {
+            let config = Config::from_toml(config, "test").unwrap();
+            let handlers = Handlers::resolve(&config, Some(CRI), None);
+            let pod = Pod {
+                runtime_handler: handler.to_owned(),
+                annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),
+                ..Pod::default()
+            };
+            let place = Place::of(&config, &handlers, &pod).unwrap();
+            let found = (place.snapshotter.as_str(), place.left_alone);
+            assert_eq!(found, (snapshotter, left_alone), "{handler} {mode}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The verdict on a sandbox: its own snapshot stands on the pause image. It runs already when the hook is
+//! called, so it cannot be moved; where it is broken the pod is rejected, and its next try gets a chain
+//! that was made anew.
+
+use nri::{HandlerResult, Pod};
+use tokio::time::Instant;
+
+use crate::unpack::{Error, Standing, Urgency, Want};
+
+use super::creation::rejection;
+use super::decision::{Decision, Hook, NOTHING, Verdict};
+use super::{Place, Session};
+
+/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they
+/// all stand on the pause image.
+const NAME: &str = "";
+
+/// What becomes of a sandbox that stands on a host's layers over layers that were left to the guest; `None`
+/// for all others. One round trip where the pause image is known.
+pub(super) async fn judge(
+    session: &Session,
+    pod: &Pod,
+    place: &Place,
+    started: Instant,
+    deadline: Instant,
+) -> Option<(Verdict, HandlerResult)> {
+    let engine = &session.node.engine;
+    let snapshotter = place.snapshotter.as_str();
+    if !engine.profile(snapshotter).may_proxy {
+        return None;
+    }
+    let standing = engine.standing(snapshotter, &pod.id, Some(NAME), true);
+    let chain = match tokio::time::timeout_at(deadline, standing).await {
+        Ok(Ok(Standing::Unknown { chain })) => chain,
+        Ok(Ok(Standing::Ready | Standing::Scratch)) | Err(_) => return None,
+        Ok(Err(e)) => {
+            log::debug!(sandbox = pod.id.as_str(), error:% = e; "sandbox not looked at");
+            return None;
+        }
+    };
+    let want = Want::Sandbox {
+        key: pod.id.clone(),
+        chain,
+    };
+    let mut ticket = session.ensure(want, snapshotter, Urgency::Creation);
+    let Some(Err(error)) = ticket.outcome_by(deadline).await else {
+        return None;
+    };
+    if !error.is_broken() {
+        return None;
+    }
+    engine.replace_if_in_use(&error, snapshotter);
+    // What is left to containerd is not made anew: the next try would be rejected as well.
+    let is_healed = matches!(*error, Error::InUse { .. });
+    let why = error.to_string();
+    let (verdict, answer) = if is_healed {
+        let rejected = rejection(snapshotter, &why);
+        (Verdict::Rejected, Err(rejected.into()))
+    } else {
+        (Verdict::LetPass, Ok(()))
+    };
+    let decision = Decision {
+        hook: Hook::RunPodSandbox,
+        pod,
+        container: "",
+        image: "",
+        snapshotter,
+        state: error.state(),
+        did: NOTHING,
+        verdict,
+        took: started.elapsed(),
+        why: &why,
+    };
+    decision.say();
+    Some((verdict, answer))
+}

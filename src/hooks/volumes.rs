@@ -1,0 +1,78 @@
+//! Images that a container mounts as volumes: where the snapshotter leaves images to the guest, such a volume
+//! is empty on the host, and is filled before the container is created.
+
+use nri::HandlerResult;
+use tokio::time::Instant;
+
+use crate::ahead::image_volume;
+use crate::policy::Doubt;
+use crate::unpack::{Action, Outcome, Ticket, Urgency, Want};
+
+use super::Session;
+use super::creation::Creation;
+use super::decision::{Did, Verdict, found};
+
+/// Has the volumes of a container filled, and rejects it where one lacks layers. Elsewhere their images are
+/// made ready for the next pod, in the background.
+pub(super) async fn judge(
+    session: &Session,
+    creation: &Creation<'_>,
+    deadline: Instant,
+) -> HandlerResult {
+    let snapshotter = creation.snapshotter;
+    let mounts = creation.container.mounts.iter();
+    let volumes = mounts.filter_map(|mount| image_volume(&mount.source));
+    if !session.node.engine.profile(snapshotter).may_proxy {
+        for volume in volumes {
+            session.ahead.volume(snapshotter, volume.target);
+        }
+        return Ok(());
+    }
+    // All begin before the first is waited for.
+    let tickets: Vec<_> = volumes
+        .map(|volume| {
+            let want = Want::Volume {
+                path: volume.path,
+                image: volume.target.clone(),
+            };
+            (
+                volume.target,
+                session.ensure(want, snapshotter, Urgency::Creation),
+            )
+        })
+        .collect();
+    for (image, mut ticket) in tickets {
+        let outcome = ticket.outcome_by(deadline).await;
+        judge_one(creation, &image, &ticket, outcome)?;
+    }
+    Ok(())
+}
+
+fn judge_one(
+    creation: &Creation<'_>,
+    image: &str,
+    ticket: &Ticket,
+    outcome: Option<Outcome>,
+) -> HandlerResult {
+    let state = found(ticket, &outcome);
+    let why = match outcome {
+        Some(Ok(done)) if done.action == Action::None => return Ok(()),
+        Some(Ok(done)) => {
+            let why = format!(
+                "volume of image {}: {} layers applied into it, which were left to the guest",
+                done.image, done.layers_done
+            );
+            creation.note(Verdict::Filled, state, Did::Filled, &why);
+            return Ok(());
+        }
+        Some(Err(e)) => format!("volume of image {image} may lack layers: {e}"),
+        None => {
+            let progress = ticket.progress();
+            format!(
+                "volume of image {image}: {} of {} layers are applied into it, that goes on",
+                progress.ready_layers, progress.layers
+            )
+        }
+    };
+    creation.doubted(Doubt::Volume, state, &why)
+}

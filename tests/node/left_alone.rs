@@ -1,0 +1,111 @@
+//! An image or a pod that is left to containerd, on a snapshotter that leaves other images to the guest:
+//! where both share a layer, containerd's own unpack lies on an empty one.
+
+use anyhow::{Result, ensure};
+use lab::{Image, Version, images};
+
+use crate::guest_pull::{NYDUS, start};
+use crate::support::{Node, PATIENCE};
+
+/// Shares its two lowest layers with [`Node::image`].
+const EXCLUDED: &str = "registry.test/lab/excluded:1";
+
+/// Excluded as well, and shares no layer with another image.
+const ALONE: &str = "registry.test/lab/alone:1";
+
+const EXCLUDE: &str = "[snapshotters.nydus]\nexclude = [\"*/excluded:*\", \"*/alone:*\"]\n";
+
+const SKIP: (&str, &str) = ("nri-unpack/mode", "skip");
+
+const MOVED: &str = "container moved onto a private chain";
+
+/// The names of the plugin's own chains begin with this.
+const PRIVATE: &str = "nri-unpack-private-";
+
+impl Node {
+    async fn pull_for_runc(&mut self, image: &Image) -> Result<()> {
+        self.registry.push(image).await?;
+        self.cri.pull_image(image.name()).await?;
+        Ok(())
+    }
+
+    /// The container reads what its image has above and in the layers that it shares.
+    async fn assert_reads_own(&mut self, container: &str, image: &str) -> Result<()> {
+        self.cri.start_container(container).await?;
+        let read = self.cri.cat(container, "/data/0").await?;
+        ensure!(read == format!("0 of {image}\n"), "{read}");
+        Ok(())
+    }
+
+    async fn private_layers(&self) -> Result<usize> {
+        let snapshots = self.store.snapshots(NYDUS).await?;
+        let private = snapshots.iter().filter(|s| s.key.starts_with(PRIVATE));
+        Ok(private.count())
+    }
+}
+
+/// Containers of an excluded image, and of a pod that says skip: each is created on a chain of its own that
+/// the host has unpacked from the lowest layer on. What is whole stays as it is.
+async fn created_whole(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.serve(EXCLUDE).await?;
+    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.assert_proxied().await?;
+    let image = images::own_layers(EXCLUDED, 1)?;
+    let alone = {
+        let layer = lab::Layer::new().file("only", 0o644, "only\n");
+        Image::builder(ALONE)
+            .layer(layer)
+            .command(&["/none"])
+            .build()
+    };
+    for image in [&image, &alone] {
+        node.pull_for_runc(image).await?;
+    }
+
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let skipping = node.cri.run_pod(NYDUS, &[SKIP]).await?;
+    for (n, pod) in [(1, &pod), (2, &skipping), (3, &pod)] {
+        let created = node.cri.create_container(pod, EXCLUDED, &[], &[]).await;
+        let container = created?;
+        node.assert_reads_own(&container, EXCLUDED).await?;
+        ensure!(node.log.lines_with(MOVED).len() == n, "{n}");
+        ensure!(node.private_layers().await? == 3, "one chain for all");
+    }
+    ensure!(node.state_of(&image, NYDUS).await? == "mixed");
+    let moved = node.log.lines_with(MOVED);
+    ensure!(
+        moved[0].contains("state=mixed") && moved[0].contains("not for the guest"),
+        "{moved:?}"
+    );
+
+    // What is healthy is allowed, and stays as containerd made it.
+    for pod in [&pod, &skipping] {
+        node.cri.create_container(pod, ALONE, &[], &[]).await?;
+    }
+    ensure!(node.log.lines_with(MOVED).len() == 3, "left as it is");
+    let chain = node.store.chain(NYDUS, &alone).await?;
+    ensure!(chain.len() == 1 && chain[0].labels.is_empty(), "{chain:#?}");
+    node.store.collect_garbage().await?;
+    node.assert_nothing_left(NYDUS).await?;
+    ensure!(node.private_layers().await? == 3);
+
+    // With the image goes its private chain.
+    for pod in [&pod, &skipping] {
+        node.cri.remove_pod(pod).await?;
+    }
+    node.cri.remove_image(EXCLUDED).await?;
+    node.store.collect_garbage().await?;
+    ensure!(node.private_layers().await? == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn created_whole_on_2_1() -> Result<()> {
+    created_whole(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn created_whole_on_1_7() -> Result<()> {
+    created_whole(Version::V1_7).await
+}
