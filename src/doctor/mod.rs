@@ -4,6 +4,7 @@
 //! nothing; only what is [safe](Examination::fix) is done, and only where that is asked for.
 
 mod finding;
+mod guest_layers;
 mod images;
 mod instances;
 mod leftovers;
@@ -48,6 +49,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
         pulls::check(&scene),
         split::check(&scene).await,
         images::check(&scene).await,
+        guest_layers::check(&scene).await,
         leftovers::check(&scene).await,
     ]
     .concat();

@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use crate::containerd::{self, Blob, Containerd, Snapshot};
+use crate::containerd::{self, Blob, Containerd, Snapshot, SnapshotKind};
+
+use super::profile::is_proxied;
+use super::volume::is_filled;
 
 /// What a snapshotter, and the content store, had when they were asked.
 #[derive(Clone, Debug)]
@@ -42,6 +45,20 @@ impl Listing {
     /// The keys of all of them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.snapshots.keys().map(String::as_str)
+    }
+
+    /// The keys of the active snapshots on layers that were left to the guest, but for volumes that were
+    /// filled.
+    pub fn on_guest_layers(&self) -> impl Iterator<Item = &str> {
+        let active = self.all().filter(|s| s.kind == SnapshotKind::Active);
+        let lacks = active.filter(|s| !is_filled(&s.labels) && self.is_above_guest_layer(s));
+        lacks.map(|snapshot| snapshot.name.as_str())
+    }
+
+    fn is_above_guest_layer(&self, snapshot: &Snapshot) -> bool {
+        let parent = |s: &&Snapshot| self.snapshot(s.parent.as_deref()?);
+        let mut below = std::iter::successors(parent(&snapshot), parent);
+        below.any(|layer| is_proxied(&layer.labels))
     }
 
     pub(super) fn snapshot(&self, name: &str) -> Option<&Snapshot> {

@@ -88,6 +88,13 @@ async fn it_is_full() -> Result<()> {
     );
     let rejected = node.log.lines_with("verdict=rejected");
     ensure!(rejected.len() == 1, "{rejected:?}");
+    let doctor = node.command(&["doctor", "--output", "json"])?;
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    let volumes = "1 image volumes in nydus lack layers";
+    ensure!(
+        said.contains("image-volume-empty") && said.contains(volumes),
+        "{said}"
+    );
     node.lab
         .ctr(&[
             "content",

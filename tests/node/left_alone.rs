@@ -79,6 +79,10 @@ async fn created_whole(version: Version) -> Result<()> {
         "{moved:?}"
     );
 
+    let exclude = "exclude = [\"*/excluded:*\"]";
+    let (_, said) = node.under(exclude, &["doctor", "--output", "json"])?;
+    ensure!(said.contains("excluded-mixed"), "{said}");
+
     // What is healthy is allowed, and stays as containerd made it.
     for pod in [&pod, &skipping] {
         node.cri.create_container(pod, ALONE, &[], &[]).await?;

@@ -15,7 +15,7 @@ extra_labels = { "example.com/source" = "{image-ref} {layer-digest}", "container
 
 impl Node {
     /// Runs a command with this table for all snapshotters; answers its exit status and its output.
-    fn under(&self, policy: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    pub(crate) fn under(&self, policy: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
         let config = self.lab.path("policy.toml");
         let more = format!("[snapshotters.default]\n{policy}\n");
         std::fs::write(&config, self.config(&more))?;

@@ -1,0 +1,71 @@
+//! What stands on layers that a snapshotter left to the guest, and so holds empty: images that are left to
+//! containerd, and images that are mounted as volumes.
+
+use std::collections::BTreeMap;
+
+use crate::ahead::image_volume;
+use crate::unpack::{Listing, State};
+
+use super::finding::{Finding, Severity};
+use super::scene::Scene;
+
+pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
+    let Some(seen) = scene.seen() else {
+        return vec![];
+    };
+    let mut findings = Vec::new();
+    for (snapshotter, listing) in &seen.listings {
+        let Ok(listing) = listing else {
+            continue;
+        };
+        let mut left_out = Vec::new();
+        for known in &seen.images {
+            let engine = &scene.node.engine;
+            let look = engine.look(&known.image, &known.names, listing).await;
+            if look.is_ok_and(|look| look.left_out && look.state == State::Mixed) {
+                left_out.push(known.image.name.as_str());
+            }
+        }
+        findings.extend(excluded(snapshotter, &left_out));
+        findings.extend(volumes(snapshotter, listing));
+    }
+    findings
+}
+
+fn excluded(snapshotter: &str, images: &[&str]) -> Option<Finding> {
+    if images.is_empty() {
+        return None;
+    }
+    let found = format!(
+        "excluded images in {snapshotter} lie on layers that were left to the guest: {}",
+        images.join(", ")
+    );
+    let means = "the running plugin moves their containers onto a chain that the host has unpacked whole; \
+                 without it their root file system lacks those layers";
+    Some(
+        Finding::new("excluded-mixed", Severity::Note, found, means).advise(
+            "keep the plugin running, or exclude the images that they share layers with as well",
+        ),
+    )
+}
+
+fn volumes(snapshotter: &str, listing: &Listing) -> Option<Finding> {
+    let pods: BTreeMap<_, _> = listing
+        .on_guest_layers()
+        .filter_map(|path| Some((path, image_volume(path)?.target)))
+        .collect();
+    let (path, target) = pods.first_key_value()?;
+    let found = format!(
+        "{} image volumes in {snapshotter} lack layers that were left to the guest, the first at {path} ({target})",
+        pods.len()
+    );
+    Some(
+        Finding::new(
+            "image-volume-empty",
+            Severity::Error,
+            found,
+            "the containers that mount it see an empty or incomplete directory, without an error",
+        )
+        .advise("make its pod anew while the plugin runs: it fills the volume before the container is created"),
+    )
+}
