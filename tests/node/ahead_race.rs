@@ -34,6 +34,8 @@ const WON: &str = "image is ready";
 /// How the races of images with as many layers ended.
 #[derive(Default)]
 struct Tally {
+    /// Whether the pull labels what it unpacks: then its labels tell the image's name.
+    annotated: bool,
     /// By what the hook said of the container.
     verdicts: BTreeMap<String, Vec<Duration>>,
     /// Images whose work began with a layer of the pull.
@@ -52,7 +54,7 @@ impl Tally {
         image: &Image,
         returned: SystemTime,
     ) -> Result<()> {
-        let early = log.lines_with(&begun_early(snapshotter, image));
+        let early = log.lines_with(&self.begun_early(snapshotter, image));
         self.early += usize::from(!early.is_empty());
         let ahead = early.iter().filter(|line| line.contains(READY_AHEAD));
         let leads =
@@ -76,6 +78,16 @@ impl Tally {
         let verdicts = self.verdicts.entry(verdict(said)?);
         verdicts.or_default().push(took(said)?);
         Ok(())
+    }
+
+    /// The fields of an image whose work began with a layer of its pull: it has no name yet, unless labels tell it.
+    fn begun_early(&self, snapshotter: &str, image: &Image) -> String {
+        if self.annotated {
+            return format!(" image={} snapshotter={snapshotter} ", image.name());
+        }
+        let repository = image.name().rsplit_once(':').map_or("", |(name, _)| name);
+        let digest = &image.target.digest;
+        format!(" image={repository}@{digest} snapshotter={snapshotter} ")
     }
 
     fn say(&self, what: &str) -> Result<()> {
@@ -104,13 +116,6 @@ impl Tally {
         }
         Ok(())
     }
-}
-
-/// The fields of an image whose work began with a layer of its pull: it has no name yet.
-fn begun_early(snapshotter: &str, image: &Image) -> String {
-    let repository = image.name().rsplit_once(':').map_or("", |(name, _)| name);
-    let digest = &image.target.digest;
-    format!(" image={repository}@{digest} snapshotter={snapshotter} ")
 }
 
 /// When a line was logged; to the millisecond.
@@ -154,6 +159,7 @@ async fn races_on(
     if snapshotter == NYDUS {
         options.remotes = vec![Remote::Nydus];
     }
+    let annotated = options.snapshot_annotations;
     let mut node = Node::start_with(version, options).await?;
     if many.is_some() {
         node.hooks = DEFAULT_HOOKS;
@@ -162,7 +168,10 @@ async fn races_on(
     node.log.wait_for("looked at all images", PATIENCE).await?;
     let old_pod = node.cri.run_pod(snapshotter, &[]).await?;
     for layers in LAYERS {
-        let mut tally = Tally::default();
+        let mut tally = Tally {
+            annotated,
+            ..Tally::default()
+        };
         for n in 0..count {
             let raced = node.race(snapshotter, layers, n, &old_pod, &mut tally);
             raced
@@ -207,7 +216,7 @@ impl Node {
         }
         // Said when whoever waits has been told; also where containerd has overtaken it.
         if snapshotter == NYDUS && layers >= ALWAYS_EARLY {
-            let early = begun_early(snapshotter, &self.image);
+            let early = tally.begun_early(snapshotter, &self.image);
             log.wait_for(&early, PATIENCE).await?;
         }
         tally.count(&log, snapshotter, &self.image, returned)?;
