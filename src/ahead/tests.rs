@@ -781,6 +781,38 @@ async fn the_port_comes_with_the_record() {
     assert_eq!(bench.state(&image, "nydus").await, State::Ready);
 }
 
+/// Who comes with the record does not take over what was begun without it.
+#[tokio::test(start_paused = true)]
+async fn work_that_began_in_the_pull_is_named_before_it_counts() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let name = "r.example:5000/app:1";
+    let image = bench.fake.image(name, 2);
+    bench.fake.untag(name);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    let ensure = |want| async {
+        let request = Request {
+            want,
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(request).outcome().await.unwrap()
+    };
+    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    let with_the_record = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        bench.fake.tag(name, image.target.clone());
+        let done = ensure(Want::Image(name.to_owned())).await;
+        (done.action, bench.fake.all("nydus"))
+    };
+    let in_the_pull = ensure(Want::Arriving(arriving));
+    let (_, (action, layers)) = futures::join!(in_the_pull, with_the_record);
+    assert_eq!(action, Action::Relabelled);
+    assert!(layers.iter().all(|s| s.labels[IMAGE_REF] == name));
+}
+
 /// The work that began with the pull met a chain in use, whose lower layers are its own. When a container
 /// is moved, and when the others are replaced, the image has its name.
 #[tokio::test(start_paused = true)]

@@ -524,8 +524,9 @@ impl Engine {
         })));
     }
 
-    /// The ticket of this image's flight. Another image of the very same layers may be in the air: that
-    /// one does the work, and then ours finds what is left, its own anchor.
+    /// The ticket of this image's flight. Another image of the very same layers may be in the air, or this one
+    /// from when it was being pulled: that one does the work, and then ours finds what is left, its own anchor
+    /// or its name.
     async fn flight_of(self: &Arc<Self>, target: Target, hurry: Hurry) -> Ticket {
         let target = Arc::new(target);
         loop {
@@ -550,7 +551,8 @@ impl Engine {
             self.gate.wake();
             self.layers.gate.wake();
             let ticket = flight.ticket.clone();
-            return if flight.config == target.manifest.config {
+            let is_ours = flight.config == target.manifest.config;
+            return if is_ours && (target.arrives || !flight.arrives) {
                 Joined::Ours(ticket)
             } else {
                 Joined::Another(ticket)
@@ -561,6 +563,7 @@ impl Engine {
             ticket: ticket.clone(),
             hurry: hurry.clone(),
             config: target.manifest.config.clone(),
+            arrives: target.arrives,
         };
         flights.insert(key.clone(), flight);
         let entry = Entry {
@@ -597,6 +600,8 @@ struct InTheAir {
     hurry: Hurry,
     /// The config blob of its image.
     config: String,
+    /// The image is still being pulled, and may get another name.
+    arrives: bool,
 }
 
 /// Whose flight of a chain it is.
