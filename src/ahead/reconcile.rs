@@ -31,7 +31,7 @@ struct Piece<'a> {
     state: Option<State>,
     /// It is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
-    /// While that is not known, no pod pushes it.
+    /// While that is not known, no pod pushes it, and it takes no place.
     entry: Option<Entry<'a>>,
 }
 
@@ -47,6 +47,8 @@ struct Worked<'a> {
 enum Ended {
     /// There was no room for it.
     NoRoom,
+    /// The snapshotter holds too many by then.
+    TooMany,
     /// The snapshotter needs its content, so it waits until a pod asks.
     NeedsContent,
     Tried(Outcome),
@@ -80,6 +82,7 @@ pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<bool, contain
     for worked in work(ahead, scan.pieces).await {
         count(&mut tally, said, worked);
     }
+    ahead.left.store(tally.has_left(), Ordering::Relaxed);
     Ok(tally.say(said, started))
 }
 
@@ -87,6 +90,7 @@ fn count(tally: &mut Tally, said: &Said, worked: Worked<'_>) {
     let snapshotter = worked.place.snapshotter.as_str();
     match worked.ended {
         Ended::NoRoom => tally.no_room(snapshotter, worked.state),
+        Ended::TooMany => tally.left(snapshotter, worked.state),
         Ended::NeedsContent => tally.needs_content(snapshotter, worked.state),
         Ended::Tried(Ok(done)) if done.action == Action::None => tally.ready(snapshotter),
         Ended::Tried(Ok(_)) => tally.made(snapshotter),
@@ -196,12 +200,13 @@ async fn scan<'a>(
         match choice(&look, *held) {
             Choice::LeftOut => {}
             Choice::Ready => tally.ready(snapshotter),
-            Choice::TooMany => tally.left(snapshotter, look.state),
+            Choice::TooMany => tally.left(snapshotter, Some(look.state)),
             Choice::Make { more } => {
-                *held += more;
                 let config = node.config();
                 let is_lazy = more > 0 && eager::is_without_content(&config, place, false);
                 let is_certain = !is_lazy || ahead.takes_any_name(snapshotter);
+                // Others may come to nothing: they are counted when they are made.
+                *held += if is_certain { more } else { 0 };
                 scan.pieces.push(Piece {
                     known,
                     place,
@@ -240,6 +245,8 @@ async fn work_on<'a>(ahead: &'a Ahead, piece: Piece<'a>) -> Worked<'a> {
     // A place without room does not keep the others waiting: it is looked at again when it has some.
     let ended = if !ahead.node.room.is_enough(place.root.as_deref()) {
         Ended::NoRoom
+    } else if entry.is_none() && ahead.held.is_full(snapshotter) != Some(false) {
+        Ended::TooMany
     } else if is_lazy && ahead.needs_content(&want, snapshotter).await {
         Ended::NeedsContent
     } else {

@@ -52,9 +52,11 @@ impl Tally {
         self.count(snapshotter, State::Ready);
     }
 
-    pub(super) fn left(&mut self, snapshotter: &str, state: State) {
+    pub(super) fn left(&mut self, snapshotter: &str, state: Option<State>) {
         self.left += 1;
-        self.count(snapshotter, state);
+        if let Some(state) = state {
+            self.count(snapshotter, state);
+        }
     }
 
     pub(super) fn no_room(&mut self, snapshotter: &str, state: Option<State>) {

@@ -228,6 +228,31 @@ async fn what_has_to_be_unpacked_is_decided_for_each_image() {
     assert_eq!(bench.state(&later, "erofs").await, State::Ready);
 }
 
+/// Only what is made counts towards what a snapshotter may hold.
+#[tokio::test(start_paused = true)]
+async fn what_has_to_be_unpacked_takes_no_place() {
+    for (room, state) in [(2, State::Ready), (0, State::Missing)] {
+        let fake = Fake::default();
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let lazy = fake.document(media_type, b"a layer with an index");
+        fake.is_lazy("erofs", std::slice::from_ref(&lazy));
+        let mounted = fake.image_from("r.example/lazy:1", &[lazy]);
+        let plain = fake.image("r.example/plain:1", 2);
+        fake.came(&mounted, 1);
+        fake.came(&plain, 2);
+        for n in 0..MAX_SNAPSHOTS - room {
+            fake.put("erofs", &format!("other {n}"), None, pinned());
+        }
+        let bench = Bench::on(fake, "").await;
+        assert_eq!(
+            bench.state(&mounted, "erofs").await,
+            state,
+            "room for {room}"
+        );
+        assert_eq!(bench.state(&plain, "erofs").await, State::Missing);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_on_its_way_is_known() {
     let bench = Bench::on(Fake::default(), ALL).await;
