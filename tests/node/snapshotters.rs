@@ -120,14 +120,29 @@ async fn soci(version: Version) -> Result<()> {
     node.cri.pull_image(next.name()).await?;
     let shared = next.layers.len() - 2;
     node.wait_named_in("soci", &next, shared).await?;
-    let lazy = node.lazy_mounts()?;
-    ensure!(lazy.len() == node.image.layers.len() + 2, "{lazy:#?}");
+    node.wait_lazy_mounts(node.image.layers.len() + 2).await?;
     node.assert_nothing_left("soci").await
 }
 
 impl Node {
+    /// So many layers are mounted from a registry, when none is there any more that was only asked about.
+    pub(crate) async fn wait_lazy_mounts(&self, layers: usize) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let lazy = self.lazy_mounts()?;
+            if lazy.len() == layers {
+                return Ok(());
+            }
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "not {layers}: {lazy:#?}"
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
     /// The layers that are mounted from a registry.
-    pub(crate) fn lazy_mounts(&self) -> Result<Vec<String>> {
+    fn lazy_mounts(&self) -> Result<Vec<String>> {
         let dir = self.lab.path("").display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let lazy = |mount: &&str| mount.contains(&dir) && mount.contains("fuse.rawBridge");

@@ -72,19 +72,7 @@ async fn lazily(version: Version) -> Result<()> {
 impl Node {
     /// The layers of so many images are mounted from a registry.
     async fn wait_lazy(&self, images: usize) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let lazy = self.lazy_mounts()?;
-            if lazy.len() == SHARED + images * OWN {
-                return Ok(());
-            }
-            ensure!(
-                tokio::time::Instant::now() < deadline,
-                "not {images} images: {lazy:#?}\n{}",
-                self.lab.remote(Remote::Stargz).log().text()
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        self.wait_lazy_mounts(SHARED + images * OWN).await
     }
 }
 
