@@ -99,11 +99,6 @@ impl Resolver {
         }
         let manifest = self.manifests.read(self.containerd(), &image).await?;
         let reference = reference.as_deref();
-        let (mut labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
-        let is_bare = self.prepares_bare(snapshotter, labelling.cri);
-        if wanted.is_some() && !is_bare && self.labels_lineage().await {
-            add(&mut labels, image::lineage_labels(&manifest));
-        }
         let leaves = match self.leaves_if_known(snapshotter).await {
             Some(known) => known,
             // The question writes; a chain that stands is an answer.
@@ -120,6 +115,12 @@ impl Resolver {
         };
         if wanted.is_none() && !leaves {
             return Err(left_out(&image, snapshotter));
+        }
+        let is_bare = self.is_bare(snapshotter, labelling, leaves);
+        let (mut labels, required) =
+            self.labels(&manifest, snapshotter, labelling, reference, is_bare);
+        if wanted.is_some() && !is_bare && self.labels_lineage().await {
+            add(&mut labels, image::lineage_labels(&manifest));
         }
         let origin = origin(&manifest, labelling, &names);
         let guest_pulls = leaves && labelling.cri;
@@ -160,9 +161,10 @@ impl Resolver {
         let wanted = self.policy.labelling(snapshotter, names);
         let labelling = wanted.unwrap_or(LEFT_OUT);
         let reference = Some(image.name.as_str());
-        let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference);
         let known = self.leaves_if_known(snapshotter).await;
         let leaves = known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
+        let is_bare = self.is_bare(snapshotter, labelling, leaves);
+        let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         let origin = origin(&manifest, labelling, names);
         let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
@@ -178,8 +180,9 @@ impl Resolver {
         snapshotter: &str,
         Labelling { cri, required }: Labelling,
         reference: Option<&str>,
+        is_bare: bool,
     ) -> (LayerLabels, LayerLabels) {
-        let mut labels = match self.prepares_bare(snapshotter, cri) {
+        let mut labels = match is_bare {
             true => vec![Labels::new(); manifest.layers.len()],
             false => image::layer_labels(manifest, reference.filter(|_| cri)),
         };
@@ -199,8 +202,8 @@ impl Resolver {
 
     /// Whether a layer without `cri.*` labels must not even say its chain id: nydus refuses one that says
     /// it and not what the guest is to pull.
-    fn prepares_bare(&self, snapshotter: &str, cri: bool) -> bool {
-        !cri && self.profile(snapshotter).may_proxy
+    fn is_bare(&self, snapshotter: &str, labelling: Labelling, leaves: bool) -> bool {
+        !labelling.cri && (leaves || self.profile(snapshotter).may_proxy)
     }
 
     /// Whether this containerd's own unpack labels lineage; not, where it does not say its version.
