@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::hooks::Hooks;
 use crate::metrics;
 use crate::node::Node;
+use crate::printable::printable;
 use crate::retry;
 
 /// How long the work under way may take to tidy up after itself. What it does not manage, the sweep
@@ -206,7 +207,8 @@ impl Pauses {
 }
 
 fn status(text: &str) {
-    notify(&[sd_notify::NotifyState::Status(text)]);
+    // A line of its own would be another message to systemd.
+    notify(&[sd_notify::NotifyState::Status(&printable(text))]);
 }
 
 /// Without systemd this does nothing.

@@ -24,5 +24,6 @@ pub mod containerd;
 pub mod config;
 pub mod logs;
 pub mod metrics;
+mod printable;
 mod retry;
 mod room;

@@ -3,13 +3,17 @@
 //! The place and the level may change while the program runs, because a plugin that containerd
 //! launches starts without its configuration: NRI hands it over later. Everywhere a line ends in
 //! the record's pairs, `key=value`; the journal gets each as a field besides, so no key may be
-//! called `message` or `priority`, which are fields of its own.
+//! called `message` or `priority`, which are fields of its own. Each record is made fit for one line
+//! before it gets there.
 
 mod file;
 mod json;
+mod record;
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     fmt, io,
+    panic::PanicHookInfo,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -23,6 +27,7 @@ use systemd_journal_logger::{JournalLog, connected_to_journal};
 
 use crate::config::{self, Level, LogFormat};
 use file::LogFile;
+use record::Printable;
 
 /// What `journalctl -t` finds us by, however the executable is called in NRI's plugin folder.
 const IDENTIFIER: &str = "nri-unpack";
@@ -60,8 +65,23 @@ pub fn init(launch: Launch, verbosity: u8) -> Result<Handle, SetLoggerError> {
         overruled,
     }));
     log::set_boxed_logger(Box::new(Arc::clone(&switch)))?;
+    std::panic::set_hook(Box::new(panicked));
     log::set_max_level(switch.max_level());
     Ok(Handle(switch))
+}
+
+/// A panic's message may quote what an image says: it goes the way of all lines.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or(payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("without a message");
+    let at = panic.location();
+    log::error!(at:% = at.map_or_else(String::new, ToString::to_string); "panicked: {message}; please report this");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        eprintln!("{backtrace}");
+    }
 }
 
 /// The hold on a running log, by which its configuration reaches it.
@@ -157,14 +177,16 @@ impl Log for Sink {
     }
 
     fn log(&self, record: &Record<'_>) {
-        match &self.journal {
+        if !self.lines.matches(record) {
+            return;
+        }
+        Printable::new(record).with(record, |record| match &self.journal {
             None => self.lines.log(record),
-            Some(journal) if self.lines.matches(record) => {
+            Some(journal) => {
                 let text = TextWithPairs(record);
                 journal.log(&record.to_builder().args(format_args!("{text}")).build());
             }
-            Some(_) => {}
-        }
+        });
     }
 
     fn flush(&self) {
@@ -358,6 +380,28 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_one_line_of_bounded_length() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let switch = switch(0, None);
+        for format in ["text", "json"] {
+            let config = format!("format = {format:?}\nfile = {path:?}");
+            switch.configure(&log_config(&config)).expect("opened");
+            let forged = "a\n[2026-01-01T00:00:00Z ERROR x] forged\u{1b}[2J\u{202e}\u{9b}";
+            say(&switch, log::Level::Warn, forged);
+            say(&switch, log::Level::Warn, &"\u{1b}".repeat(200_000));
+        }
+        let text = std::fs::read_to_string(path).expect("read");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        for line in lines {
+            assert!(line.len() < 4096, "{} bytes", line.len());
+            assert!(!line.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{line}");
+        }
+        assert!(text.contains("\\u{1b}[2J\\u{202e}"), "{text}");
+    }
+
+    #[test]
     fn the_journal_gets_the_pairs_as_text_too() {
         let pairs = [("image", "busybox"), ("layers", "3")];
         let mut record = Record::builder();
@@ -366,5 +410,11 @@ mod tests {
             TextWithPairs(&record.args(format_args!("ready")).build()).to_string(),
             "ready image=busybox layers=3"
         );
+        let forged = [("image", "a\nPRIORITY=0")];
+        record.key_values(&forged);
+        let record = record.args(format_args!("b\nc")).build();
+        let text =
+            Printable::new(&record).with(&record, |record| TextWithPairs(record).to_string());
+        assert_eq!(text, "b\\nc image=a\\nPRIORITY=0");
     }
 }

@@ -17,6 +17,10 @@ pub const MODE: &str = "nri-unpack/mode";
 /// attempt to keep the node busy.
 const MAX_IMAGES: usize = 64;
 
+/// Bytes of one name in there. A registry's host (253), a repository (255), a tag (128) and a digest
+/// (135 with sha512) fit.
+const MAX_NAME: usize = 1024;
+
 /// What becomes of a container whose image is not ready when the hook has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unready {
@@ -134,13 +138,17 @@ impl Strictness {
     }
 }
 
-/// The images that a pod's annotation names, and how many more it names than are taken.
+/// The images that a pod's annotation names, and how many of its names are left out: those that are no
+/// reference, and those after the first [`MAX_IMAGES`].
 pub fn annotated_images(annotation: &str) -> (Vec<&str>, usize) {
-    let mut names: Vec<_> = annotation.split(',').map(str::trim).collect();
-    names.retain(|name| !name.is_empty());
-    let left_out = names.len().saturating_sub(MAX_IMAGES);
-    names.truncate(MAX_IMAGES);
-    (names, left_out)
+    let names = annotation.split(',').map(str::trim);
+    let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
+    let may_be_reference =
+        |name: &&str| name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic());
+    let taken = names.iter().copied().filter(may_be_reference);
+    let taken: Vec<_> = taken.take(MAX_IMAGES).collect();
+    let left_out = names.len() - taken.len();
+    (taken, left_out)
 }
 
 #[cfg(test)]
@@ -272,5 +280,10 @@ mod tests {
         let many = ["a:1"; 70].join(",");
         let (names, left_out) = annotated_images(&many);
         assert_eq!((names.len(), left_out), (64, 6));
+        let long = "a".repeat(MAX_NAME + 1);
+        for forged in ["a verdict=ready", "a\nERROR b", "\u{1b}[2J", "ä", &long] {
+            let annotation = format!("a:1,{forged}, b:2");
+            assert_eq!(annotated_images(&annotation), (vec!["a:1", "b:2"], 1));
+        }
     }
 }

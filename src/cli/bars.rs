@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::printable::printable;
 use crate::unpack::Ticket;
 
 use super::short;
@@ -44,7 +45,7 @@ impl Bars {
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars(CHARACTERS);
         let bar = self.0.add(ProgressBar::new(0).with_style(style));
-        bar.set_prefix(short::name(image));
+        bar.set_prefix(printable(short::name(image)));
         loop {
             let progress = ticket.progress();
             bar.set_length(progress.layers.max(1) as u64);

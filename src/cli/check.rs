@@ -13,6 +13,7 @@ use crate::ahead::MAX_SNAPSHOTS;
 use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
+use crate::printable::printable;
 use crate::unpack::{Error, Listing, Look, Role, State};
 
 use super::scope::{self, Asked, Meant, Where};
@@ -222,7 +223,7 @@ async fn row(
             state: State::Unavailable,
             layers: 0,
             ready_layers: 0,
-            reason: e.to_string(),
+            reason: printable(&e),
         })),
     }
 }

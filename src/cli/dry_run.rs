@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::node::Node;
+use crate::printable::printable;
 use crate::unpack::{Planned, State, StepKind};
 
 use super::scope::Asked;
@@ -46,7 +47,7 @@ pub(super) async fn show(
                 Ok((look, _)) if look.left_out && !asked.by_name => continue,
                 Ok((look, steps)) => (look.state, steps, None),
                 Err(e) if e.unreachable().is_some() => return Err(e.into()),
-                Err(e) => (State::Unavailable, vec![], Some(e.to_string())),
+                Err(e) => (State::Unavailable, vec![], Some(printable(&e))),
             };
             plans.push(Plan {
                 name: asked.name.clone(),
@@ -74,12 +75,13 @@ pub(super) async fn show(
 
 impl Plan {
     fn text(&self) -> String {
+        let name = printable(&self.name);
         let Self {
-            name,
             snapshotter,
             state,
             steps,
             error,
+            ..
         } = self;
         let mut text = format!("{name} in {snapshotter}: {state}");
         if let Some(error) = error {
@@ -95,7 +97,7 @@ impl Plan {
 fn spelled(step: &Planned) -> String {
     let layer = || {
         let size = indicatif::HumanBytes(step.size.unwrap_or_default());
-        let digest = step.digest.as_deref().unwrap_or_default();
+        let digest = printable(step.digest.as_deref().unwrap_or_default());
         format!(
             "layer {} ({digest}, {size})",
             step.layer.unwrap_or_default()

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
+use crate::printable::printable;
 use crate::unpack::{Action, Outcome, Request, Role, State, Urgency, Want};
 
 use super::bars::Bars;
@@ -178,7 +179,7 @@ async fn row(
             row.state = state_now(node, asked, snapshotter).await;
             // What nothing is wanted of lacks nothing.
             let lacks_nothing = e.is_left_out() && row.state == State::Ready;
-            row.error = (!lacks_nothing).then(|| e.to_string());
+            row.error = (!lacks_nothing).then(|| printable(&e));
         }
     }
     Ok(row)
@@ -200,8 +201,8 @@ async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
 
 impl Row {
     fn line(&self) -> String {
+        let name = printable(&self.name);
         let Self {
-            name,
             snapshotter,
             state,
             action,

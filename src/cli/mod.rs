@@ -25,6 +25,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
 use crate::containerd;
 use crate::logs::{self, Launch};
+use crate::printable::{printable, printable_json};
 
 /// How a command ended. Scripts branch on the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,8 +191,9 @@ pub async fn main() -> Exit {
     }
 }
 
-/// On standard error, which may be closed: then there is nobody to tell.
+/// On standard error, which may be closed: then the message is lost.
 fn complain(what: &impl std::fmt::Display) {
+    let what = printable(what);
     let _ = writeln!(std::io::stderr().lock(), "nri-unpack: {what}");
 }
 
@@ -261,7 +263,8 @@ impl Global {
     }
 }
 
-/// Prints a line, or a table that ends in one. Nobody may be reading, or the disk may be full: that
+/// Prints a line, or a table that ends in one, as it is: what pods and images wrote was made
+/// printable before. Nobody may be reading, or the disk may be full: that
 /// ends a command in order, like any other failure.
 fn print(text: &str) -> Result<(), Failure> {
     let text = text.strip_suffix('\n').unwrap_or(text);
@@ -272,5 +275,5 @@ fn print(text: &str) -> Result<(), Failure> {
 
 fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(report).map_err(anyhow::Error::from)?;
-    print(&json)
+    print(&printable_json(&json))
 }

@@ -1,5 +1,7 @@
 //! A plain table: columns as wide as their widest cell, two spaces between, nothing at the line's end.
 
+use crate::printable::printable;
+
 /// How a table is laid out.
 pub(super) struct Layout<'a> {
     /// Lines are cut to as many columns, in their last cell; `None` leaves them as they are.
@@ -20,8 +22,10 @@ pub(super) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -
 }
 
 impl Layout<'_> {
-    /// Lays out rows below their headings.
+    /// Lays out rows below their headings; each cell is made printable.
     pub(super) fn table(&self, headings: &[String], rows: &[Vec<String>]) -> String {
+        let cells = |row: &Vec<String>| row.iter().map(printable).collect::<Vec<_>>();
+        let rows: Vec<_> = rows.iter().map(cells).collect();
         let mut widths = vec![0; headings.len()];
         for row in std::iter::once(headings).chain(rows.iter().map(Vec::as_slice)) {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -29,7 +33,7 @@ impl Layout<'_> {
             }
         }
         let mut table = format!("{}\n", self.line(headings, &widths, |_, _| None));
-        for row in rows {
+        for row in &rows {
             table += &self.line(row, &widths, self.paint);
             table += "\n";
         }
@@ -81,6 +85,14 @@ mod tests {
             ["äöü".to_owned(), String::new()],
         ];
         assert_eq!(table(["X", "Y"], &rows), "X    Y\na    longer\näöü\n");
+    }
+
+    #[test]
+    fn a_cell_is_one_line() {
+        let rows = [["a\nb  forged\u{1b}[2J".to_owned(), "x".to_owned()]];
+        let table = table(["X", "Y"], &rows);
+        assert_eq!(table.lines().last(), Some("a\\nb  forged\\u{1b}[2J  x"));
+        assert_eq!(table.lines().count(), 2);
     }
 
     #[test]

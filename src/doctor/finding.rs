@@ -5,6 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::printable::printable;
+
+/// A name as one word of a command that people copy into a shell.
+pub(super) fn word(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
+    match !name.is_empty() && name.chars().all(is_plain) {
+        true => name.to_owned(),
+        false => format!("'{}'", name.replace('\'', r"'\''")),
+    }
+}
+
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -80,8 +91,8 @@ impl Finding {
         Self {
             id,
             severity,
-            found: found.into(),
-            means: means.into(),
+            found: printable(found.into()),
+            means: printable(means.into()),
             remedy: Remedy::default(),
             fixed: None,
             cure: None,
@@ -90,20 +101,20 @@ impl Finding {
 
     /// What to do, in words.
     pub(super) fn advise(mut self, say: impl Into<String>) -> Self {
-        self.remedy.say = say.into();
+        self.remedy.say = printable(say.into());
         self
     }
 
     /// These lines belong into this file.
     pub(super) fn lines(mut self, file: &Path, lines: &str) -> Self {
         self.remedy.file = Some(file.to_owned());
-        self.remedy.lines = lines.lines().map(str::to_owned).collect();
+        self.remedy.lines = lines.lines().map(printable).collect();
         self
     }
 
     /// This is to be run.
     pub(super) fn run(mut self, command: impl Into<String>) -> Self {
-        self.remedy.commands.push(command.into());
+        self.remedy.commands.push(printable(command.into()));
         self
     }
 
@@ -116,5 +127,34 @@ impl Finding {
     /// Whether somebody still has to do something about it.
     pub fn is_open(&self) -> bool {
         self.severity != Severity::Note && self.fixed.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_word_of_a_command() {
+        for (name, expected) in [
+            (
+                "r.example:5000/a/b:1@sha256:00",
+                "r.example:5000/a/b:1@sha256:00",
+            ),
+            ("a; rm -rf /", "'a; rm -rf /'"),
+            ("a'$(b)", r"'a'\''$(b)'"),
+            ("", "''"),
+        ] {
+            assert_eq!(word(name), expected);
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_is_one_line() {
+        let finding = Finding::new("id", Severity::Note, "a\nb", "\u{1b}[2J");
+        let finding = finding.advise("\u{202e}").run("c\nd");
+        assert_eq!((&*finding.found, &*finding.means), ("a\\nb", "\\u{1b}[2J"));
+        assert_eq!(finding.remedy.say, "\\u{202e}");
+        assert_eq!(finding.remedy.commands, ["c\\nd"]);
     }
 }

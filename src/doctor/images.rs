@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::image::{self, Distinct};
 use crate::unpack::{Error, Listing, State};
 
-use super::finding::{Cure, Finding, Severity};
+use super::finding::{Cure, Finding, Severity, word};
 use super::scene::{Scene, Seen};
 
 /// CRI's label on images that are never collected: the pause image is one.
@@ -69,6 +69,7 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
 }
 
 fn ensure(images: &[&str], snapshotter: &str) -> String {
+    let images: Vec<_> = images.iter().map(|name| word(name)).collect();
     format!(
         "nri-unpack ensure {} --snapshotter {snapshotter}",
         images.join(" ")
@@ -157,8 +158,8 @@ fn broken(unreadable: &BTreeMap<&str, String>) -> Option<Finding> {
             "containers of it fail: «content digest … not found»",
         )
         .advise("remove the image and pull it again")
-        .run(format!("crictl rmi {first}"))
-        .run(format!("crictl pull {first}")),
+        .run(format!("crictl rmi {}", word(first)))
+        .run(format!("crictl pull {}", word(first))),
     )
 }
 

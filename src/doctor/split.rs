@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::containerd::{Containerd, Labels};
 use crate::unpack::Listing;
 
-use super::finding::{Finding, Severity};
+use super::finding::{Finding, Severity, word};
 use super::scene::Scene;
 
 /// No snapshot has this key.
@@ -90,8 +90,9 @@ fn finding(snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
             "ctr -n k8s.io snapshots --snapshotter {snapshotter} rm {chain}"
         ))
     });
+    let words: Vec<_> = images.iter().map(|name| word(name)).collect();
     finding.run(format!(
         "nri-unpack ensure {} --snapshotter {snapshotter}",
-        images.join(" ")
+        words.join(" ")
     ))
 }

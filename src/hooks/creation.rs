@@ -4,6 +4,7 @@ use nri::{Container, HandlerResult, Pod};
 use tokio::time::Instant;
 
 use crate::policy::{Doubt, Strictness, Unready};
+use crate::printable::printable_within;
 use crate::unpack::{Error, Outcome, Progress, State, Ticket};
 
 use super::decision::{Decision, Did, Hook, NOTHING, Verdict, done_is, found, what};
@@ -118,17 +119,11 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
     }
 }
 
-/// What the kubelet shows of a rejected container. The reason may be long: its end is cut off.
+/// What the kubelet shows of a rejected container. The reason may be long, and may quote what an image
+/// says: its end is cut off, and it is made printable.
 pub(super) fn rejection(snapshotter: &str, why: &str) -> String {
     let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
     let end = "; the kubelet will try again";
     let room = MAX_REJECTION.saturating_sub(begin.len() + end.len());
-    if why.len() <= room {
-        return format!("{begin}{why}{end}");
-    }
-    let cut = "…";
-    let room = room.saturating_sub(cut.len());
-    let whole = why.char_indices().map(|(at, _)| at);
-    let at = whole.take_while(|at| *at <= room).last().unwrap_or(0);
-    format!("{begin}{}{cut}{end}", &why[..at])
+    format!("{begin}{}{end}", printable_within(room, why))
 }

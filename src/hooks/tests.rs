@@ -463,6 +463,11 @@ fn a_rejection_fits_into_an_event() {
         assert!((1020..=1024).contains(&long.len()), "{}", long.len());
         assert!(long.ends_with("…; the kubelet will try again"), "{long}");
     }
+    let quoted = rejection("nydus", "media type \u{1b}[2J\n\u{202e}");
+    assert!(
+        quoted.contains("media type \\u{1b}[2J\\n\\u{202e};"),
+        "{quoted}"
+    );
 }
 
 /// NRI before 0.8 tells nothing, and is taken for the usual.

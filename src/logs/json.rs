@@ -4,20 +4,19 @@ use std::io::{self, Write};
 
 use env_logger::fmt::Formatter;
 use log::Record;
-use log::kv::{self, Key, VisitSource};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
-/// Numbers and switches stay what they are; all else becomes text.
+use super::record::Pairs;
+
+/// Numbers and switches stay what they are; all else is text.
 pub(super) fn line(to: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let time = to.timestamp_millis().to_string();
     writeln!(to, "{}", Value::Object(object(time, record)))
 }
 
 fn object(time: String, record: &Record<'_>) -> Map<String, Value> {
-    let mut pairs = Pairs(Map::new());
-    // This visitor does not fail.
-    let _ = record.key_values().visit(&mut pairs);
-    let Pairs(mut object) = pairs;
+    let Pairs(pairs) = Pairs::of(record);
+    let mut object: Map<_, _> = pairs.into_iter().collect();
     for (key, value) in [
         ("time", time),
         ("level", record.level().to_string()),
@@ -29,28 +28,10 @@ fn object(time: String, record: &Record<'_>) -> Map<String, Value> {
     object
 }
 
-struct Pairs(Map<String, Value>);
-
-impl<'kvs> VisitSource<'kvs> for Pairs {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        let json = if let Some(number) = value.to_u64() {
-            number.into()
-        } else if let Some(number) = value.to_i64() {
-            number.into()
-        } else if let Some(number) = value.to_f64().and_then(Number::from_f64) {
-            number.into()
-        } else if let Some(switch) = value.to_bool() {
-            switch.into()
-        } else {
-            value.to_string().into()
-        };
-        self.0.insert(key.to_string(), json);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use log::kv;
+
     use super::*;
 
     #[test]
@@ -74,7 +55,7 @@ mod tests {
             "level": "WARN",
             "target": "nri_unpack::test",
             "message": "said",
-            "image": "a \"quoted\"\nname",
+            "image": "a \"quoted\"\\nname",
             "layers": 3,
             "took_ms": 12.345,
             "sound": true,

@@ -48,5 +48,6 @@ mod stuck;
 mod support;
 mod swap;
 mod unlabelled;
+mod untrusted;
 mod user_namespace;
 mod watchdog;

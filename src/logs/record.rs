@@ -1,0 +1,90 @@
+//! A record whose message and pairs are fit for a line: the one place where the log escapes and bounds
+//! what pods, images and others wrote. Text, JSON and the journal get their records from here.
+
+use log::Record;
+use log::kv::{self, Key, Source, Value, VisitSource};
+use serde_json::{Number, Value as Json};
+
+use crate::printable::printable;
+
+/// A record's message and its pairs.
+#[derive(Debug)]
+pub(super) struct Printable {
+    message: String,
+    pairs: Pairs,
+}
+
+/// In the record's order.
+#[derive(Debug, Default)]
+pub(super) struct Pairs(pub(super) Vec<(String, Json)>);
+
+impl Printable {
+    pub(super) fn new(record: &Record<'_>) -> Self {
+        Self {
+            message: printable(record.args()),
+            pairs: Pairs::of(record),
+        }
+    }
+
+    /// Gives the record, with all else as `original` has it.
+    pub(super) fn with<T>(&self, original: &Record<'_>, give: impl FnOnce(&Record<'_>) -> T) -> T {
+        let mut record = original.to_builder();
+        record.key_values(&self.pairs);
+        give(&record.args(format_args!("{}", self.message)).build())
+    }
+}
+
+impl Pairs {
+    pub(super) fn of(record: &Record<'_>) -> Self {
+        let mut pairs = Self::default();
+        // This visitor does not fail.
+        let _ = record.key_values().visit(&mut pairs);
+        pairs
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for Pairs {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        self.0.push((key.to_string(), plain(&value)));
+        Ok(())
+    }
+}
+
+impl Source for Pairs {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        let mut pairs = self.0.iter();
+        pairs.try_for_each(|(key, json)| visitor.visit_pair(Key::from_str(key), value(json)))
+    }
+}
+
+/// Numbers and switches stay what they are; all else becomes text.
+fn plain(value: &Value<'_>) -> Json {
+    if let Some(number) = value.to_u64() {
+        number.into()
+    } else if let Some(number) = value.to_i64() {
+        number.into()
+    } else if let Some(number) = value.to_f64().and_then(Number::from_f64) {
+        number.into()
+    } else if let Some(switch) = value.to_bool() {
+        switch.into()
+    } else {
+        printable(value).into()
+    }
+}
+
+/// The way back.
+fn value(json: &Json) -> Value<'_> {
+    let number = |number: &Number| {
+        let unsigned = number.as_u64().map(Value::from);
+        let signed = || number.as_i64().map(Value::from);
+        unsigned
+            .or_else(signed)
+            .or_else(|| number.as_f64().map(Value::from))
+    };
+    match json {
+        Json::String(text) => text.as_str().into(),
+        Json::Bool(switch) => (*switch).into(),
+        Json::Number(n) => number(n).unwrap_or_else(Value::null),
+        Json::Null | Json::Array(_) | Json::Object(_) => Value::null(),
+    }
+}
