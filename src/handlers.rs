@@ -1,22 +1,28 @@
 //! Which snapshotter the containers of a runtime handler live in, and where that was read.
 //!
 //! Three sources, the better one first: `[handlers]` of our configuration, what the running
-//! containerd reports in its CRI status, and containerd's configuration files. This module calls
-//! no service: the status comes as text, and [`FileConfig::read`] is all the I/O there is.
+//! containerd reports of itself (its CRI status, and where its images' file system is), and containerd's
+//! configuration files. This module calls no service: what containerd reports comes as [`Running`], and
+//! [`FileConfig::read`] is all the I/O there is.
 
 mod cri_status;
 mod document;
 mod files;
+mod go_glob;
+mod image_file_system;
+mod migration;
 mod problem;
 mod settings;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Config;
-pub use files::FileConfig;
+use crate::containerd::Snapshotter;
+pub use files::{FileConfig, Unseen};
 pub use problem::Problem;
 pub use settings::{NRI_TABLE, Settings};
 use source::Reported;
@@ -33,9 +39,23 @@ const DEFAULT_RUNTIME: &str = "runc";
 pub struct Handlers {
     resolved: BTreeMap<String, Resolved>,
     default_runtime: Found,
-    default_snapshotter: Found,
+    default_snapshotter: Option<Found>,
+    /// Those that use the default snapshotter where that is not known.
+    undecided: Vec<String>,
     sandbox_image: Option<Found>,
     problems: Vec<Problem>,
+    differences: Vec<Problem>,
+}
+
+/// What the running containerd reports of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Running<'a> {
+    /// The JSON under `config` of CRI's verbose `Status`, if containerd shows it.
+    pub cri_status_config: Option<&'a str>,
+    /// Where CRI's first image file system is, which is the default snapshotter's.
+    pub image_file_system: Option<&'a str>,
+    /// The snapshotters that it lists.
+    pub snapshotters: &'a [Snapshotter],
 }
 
 /// The snapshotter of one runtime handler.
@@ -50,91 +70,122 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    fn new(named: Option<Found>, default: &Found) -> Self {
+    /// `None` for one that follows a default which is not known.
+    fn new(named: Option<Found>, default: Option<&Found>) -> Option<Self> {
         let follows_default = named.is_none();
         let Found {
             value: snapshotter,
             origin,
-        } = named.unwrap_or_else(|| default.clone());
-        Self {
+        } = named.or_else(|| default.cloned())?;
+        Some(Self {
             snapshotter,
             origin,
             follows_default,
-        }
+        })
     }
 }
 
-/// A runtime handler that nothing is known about.
+/// A runtime handler whose snapshotter is not known.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "the runtime handler {handler:?} is not known (known: {}): \
-     add `{handler:?} = \"<snapshotter>\"` to [handlers] of the configuration",
-    known.join(", ")
-)]
-pub struct HandlerError {
-    /// The handler that was asked for.
-    pub handler: String,
-    /// Those that are known.
-    pub known: Vec<String>,
+pub enum HandlerError {
+    /// No source has such a handler.
+    #[error(
+        "the runtime handler {handler:?} is not known (known: {}): \
+         add `{handler:?} = \"<snapshotter>\"` to [handlers] of the configuration",
+        known.join(", ")
+    )]
+    Unknown {
+        /// The handler that was asked for.
+        handler: String,
+        /// Those that are known.
+        known: Vec<String>,
+    },
+    /// It uses the default snapshotter, which no source says.
+    #[error(
+        "the runtime handler {0:?} uses the default snapshotter, which is not known: \
+         add `{0:?} = \"<snapshotter>\"` to [handlers] of the configuration"
+    )]
+    Undecided(String),
 }
 
 impl Handlers {
-    /// Puts the sources together.
-    ///
-    /// `cri_status_config` is the JSON under `config` of CRI's verbose `Status`, if containerd
-    /// could be asked; `containerd_config` is what its files say, if they were to be read. What is
-    /// wrong with either is among the [`problems`](Self::problems).
+    /// Puts the sources together: what the running containerd reports counts before what its files say, if
+    /// they were to be read. What is wrong with any of them is among the [`problems`](Self::problems).
     pub fn resolve(
         config: &Config,
-        cri_status_config: Option<&str>,
+        running: Running<'_>,
         containerd_config: Option<FileConfig>,
     ) -> Self {
         let mut problems = Vec::new();
-        let status = match cri_status_config.map(cri_status::parse).transpose() {
+        let mut status = match running.cri_status_config.map(cri_status::parse).transpose() {
             Ok(status) => status.unwrap_or_default(),
             Err(reason) => {
                 problems.push(Problem::BadStatus { reason });
                 Reported::default()
             }
         };
-        let running: Option<Vec<String>> = status
+        let names: Option<Vec<String>> = status
             .runtimes
             .as_ref()
             .map(|runtimes| runtimes.keys().cloned().collect());
 
-        let reported = if status.is_complete() {
-            // Whatever is wrong with files that nobody asks is nobody's problem.
-            status
-        } else {
-            let files = containerd_config.unwrap_or_default();
-            problems.extend(files.problems);
-            let mut files = files.reported;
-            // containerd 2 keeps its built-in runtime, whatever its files add.
-            let runtimes = files.runtimes.get_or_insert_default();
-            runtimes.entry(DEFAULT_RUNTIME.to_owned()).or_default();
-            status.or(files)
+        let files = containerd_config.unwrap_or_default();
+        let written = files.reported.default_snapshotter.as_ref();
+        let by_root = image_file_system::snapshotter(running, written.map(|it| it.value.as_str()));
+        status.default_snapshotter = status.default_snapshotter.or(by_root);
+
+        let differences = match files.is_whole() && files.unseen().is_empty() {
+            true => status.differences(&files.reported),
+            false => vec![],
         };
+        let is_whole = files.is_whole();
+        let is_there = files.is_there;
+        // What is wrong with files that have nothing to say about handlers is no problem of theirs.
+        if !status.tells_handlers() {
+            problems.extend(files.problems);
+        }
+        let mut written = files.reported;
+        if names.is_none() {
+            let built_in = || BTreeMap::from([(DEFAULT_RUNTIME.to_owned(), None)]);
+            written.runtimes.get_or_insert_with(built_in);
+        }
+        let mut reported = status.or(written);
+        if is_whole && reported.default_snapshotter.is_none() {
+            reported.default_snapshotter = Some(Found::new(DEFAULT_SNAPSHOTTER, Origin::Default));
+        }
 
         let mut handlers = Self::of_containerd(reported, problems);
+        handlers.differences = differences;
         for (handler, snapshotter) in &config.handlers {
-            handlers.overrule(handler.as_str(), snapshotter.as_str(), running.as_deref());
+            handlers.overrule(handler.as_str(), snapshotter.as_str(), names.as_deref());
+        }
+        if handlers.default_snapshotter.is_none() {
+            let handlers_of_it = handlers.undecided.clone();
+            handlers.problems.push(Problem::UnknownDefault {
+                is_there,
+                handlers: handlers_of_it,
+            });
         }
         handlers
     }
 
     fn of_containerd(reported: Reported, problems: Vec<Problem>) -> Self {
-        let or_default =
-            |found: Option<Found>, value| found.unwrap_or(Found::new(value, Origin::Default));
+        let default_runtime = reported.default_runtime;
         let mut handlers = Self {
             resolved: BTreeMap::new(),
-            default_runtime: or_default(reported.default_runtime, DEFAULT_RUNTIME),
-            default_snapshotter: or_default(reported.default_snapshotter, DEFAULT_SNAPSHOTTER),
+            default_runtime: default_runtime
+                .unwrap_or_else(|| Found::new(DEFAULT_RUNTIME, Origin::Default)),
+            default_snapshotter: reported.default_snapshotter,
+            undecided: vec![],
             sandbox_image: reported.sandbox_image,
             problems,
+            differences: vec![],
         };
         for (handler, snapshotter) in reported.runtimes.unwrap_or_default() {
-            let resolved = Resolved::new(snapshotter, &handlers.default_snapshotter);
-            handlers.resolved.insert(handler, resolved);
+            match Resolved::new(snapshotter, handlers.default_snapshotter.as_ref()) {
+                Some(resolved) => _ = handlers.resolved.insert(handler, resolved),
+                None => handlers.undecided.push(handler),
+            }
         }
         for (handler, pulled) in reported.pulls {
             handlers.check_pull(handler, pulled);
@@ -167,8 +218,12 @@ impl Handlers {
             };
             self.problems.push(problem);
         }
-        let found = Found::new(snapshotter, Origin::Configuration);
-        let resolved = Resolved::new(Some(found), &self.default_snapshotter);
+        let resolved = Resolved {
+            snapshotter: snapshotter.to_owned(),
+            origin: Origin::Configuration,
+            follows_default: false,
+        };
+        self.undecided.retain(|name| name != handler);
         self.resolved.insert(handler.to_owned(), resolved);
     }
 
@@ -179,10 +234,15 @@ impl Handlers {
         } else {
             handler
         };
-        self.resolved.get(name).ok_or_else(|| HandlerError {
-            handler: name.to_owned(),
-            known: self.resolved.keys().cloned().collect(),
-        })
+        if self.undecided.iter().any(|undecided| undecided == name) {
+            return Err(HandlerError::Undecided(name.to_owned()));
+        }
+        self.resolved
+            .get(name)
+            .ok_or_else(|| HandlerError::Unknown {
+                handler: name.to_owned(),
+                known: self.resolved.keys().cloned().collect(),
+            })
     }
 
     /// Every runtime handler with its snapshotter, by name.
@@ -205,9 +265,19 @@ impl Handlers {
         &self.default_runtime
     }
 
-    /// The snapshotter of a handler that names none.
-    pub fn default_snapshotter(&self) -> &Found {
-        &self.default_snapshotter
+    /// The snapshotter of a handler that names none; `None` where no source says it.
+    pub fn default_snapshotter(&self) -> Option<&Found> {
+        self.default_snapshotter.as_ref()
+    }
+
+    /// Its name.
+    pub fn default_name(&self) -> Option<&str> {
+        self.default_snapshotter().map(|found| found.value.as_str())
+    }
+
+    /// Where files say other than the running containerd, whose word counts.
+    pub fn differences(&self) -> &[Problem] {
+        &self.differences
     }
 
     /// The pause image, where it is configured. Otherwise it is one that containerd has built in,

@@ -21,6 +21,7 @@ use nri::{Container, Events, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
 use crate::ahead::{Ahead, Existing};
+use crate::containerd;
 use crate::handlers::FileConfig;
 use crate::logs;
 use crate::metrics;
@@ -105,7 +106,8 @@ impl Plugin for Hooks {
         let config = node.config();
         let wait = config.hooks.wait.as_duration();
         // NRI before 0.8 does not tell its timeout; containerd's file may.
-        let file = FileConfig::read(config.containerd.config.as_ref());
+        let version = containerd::numbers(&runtime.version);
+        let file = FileConfig::read(config.containerd.config.as_ref(), version);
         let written = file.settings().request_timeout();
         let request_timeout = written.map_or(runtime.request_timeout, |(timeout, _)| {
             timeout.min(runtime.request_timeout)

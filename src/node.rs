@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Live};
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
-use crate::handlers::{FileConfig, Handlers};
+use crate::handlers::{FileConfig, Handlers, Running};
 use crate::room::{self, Room};
 use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
@@ -149,19 +149,23 @@ impl Node {
     }
 
     async fn resolve_by(&self, config: &Config) -> Result<Arc<Handlers>, containerd::Error> {
-        let reported = match self.containerd.cri_config().await {
-            Ok(reported) => reported,
-            Err(e) if e.is_unreachable() => return Err(e),
-            Err(e) => {
-                log::warn!(error:% = e; "CRI does not show its configuration; reading containerd's files");
-                None
-            }
+        let containerd = self.containerd.as_ref();
+        let reported = or_files(containerd.cri_config().await, "its configuration")?;
+        let directory = or_files(
+            containerd.image_file_system().await,
+            "its image file system",
+        )?;
+        let snapshotters = containerd.snapshotters().await?;
+        let version = containerd::numbers(&containerd.version().await?);
+        let file = FileConfig::read(config.containerd.config.as_ref(), version);
+        let running = Running {
+            cri_status_config: reported.as_deref(),
+            image_file_system: directory.as_deref(),
+            snapshotters: &snapshotters,
         };
-        let file = FileConfig::read(config.containerd.config.as_ref());
-        let hands_keys_over = file.settings().hands_keys_over();
-        self.engine.hand_keys_over(hands_keys_over);
-        let handlers = Handlers::resolve(config, reported.as_deref(), Some(file));
-        Ok(Arc::new(handlers))
+        self.engine
+            .hand_keys_over(file.settings().hands_keys_over());
+        Ok(Arc::new(Handlers::resolve(config, running, Some(file))))
     }
 
     /// What is wrong with the handlers, their sources, or the snapshotters that they name.
@@ -324,6 +328,20 @@ impl Node {
         self.tasks.close();
         self.tasks.wait().await;
         self.engine.close().await;
+    }
+}
+
+/// What CRI says of itself; `None` where it is there and does not say it: then containerd's files do.
+fn or_files(
+    said: Result<Option<String>, containerd::Error>,
+    what: &str,
+) -> Result<Option<String>, containerd::Error> {
+    match said {
+        Err(e) if !e.is_unreachable() => {
+            log::warn!(error:% = e; "CRI does not show {what}; reading containerd's files");
+            Ok(None)
+        }
+        said => said,
     }
 }
 

@@ -32,10 +32,11 @@ pub enum Unready {
 
 /// Whether the images in this snapshotter are ours to keep. The default snapshotter's are not:
 /// containerd pulls for it, and what it does not label there needs no labels. A table of its own in
-/// the configuration makes it ours all the same.
-pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: &str) -> bool {
+/// the configuration makes it ours all the same. Where the default snapshotter is not known, any may be it:
+/// then only those with a table are ours.
+pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: Option<&str>) -> bool {
     let has_table = || config.snapshotters.named().any(|name| name == snapshotter);
-    snapshotter != default_snapshotter || has_table()
+    default_snapshotter.is_some_and(|default| snapshotter != default) || has_table()
 }
 
 /// The configuration, as the engine asks it.
@@ -162,10 +163,12 @@ mod tests {
     #[test]
     fn the_default_snapshotter_is_left_alone_unless_it_is_named() {
         let plain = config("");
-        assert!(is_kept(&plain, "erofs", "overlayfs"));
-        assert!(!is_kept(&plain, "overlayfs", "overlayfs"));
+        assert!(is_kept(&plain, "erofs", Some("overlayfs")));
+        assert!(!is_kept(&plain, "overlayfs", Some("overlayfs")));
+        assert!(!is_kept(&plain, "erofs", None));
         let named = config("[snapshotters.overlayfs]\n");
-        assert!(is_kept(&named, "overlayfs", "overlayfs"));
+        assert!(is_kept(&named, "overlayfs", Some("overlayfs")));
+        assert!(is_kept(&named, "overlayfs", None));
     }
 
     #[test]

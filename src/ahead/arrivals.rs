@@ -140,7 +140,8 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     };
     let mut places = ahead.places().await;
     places.retain(|place| eager::is_eager_in_a_pull(&node.config(), place));
-    if extraction.snapshotter != handlers.default_snapshotter().value || places.is_empty() {
+    let default = handlers.default_name();
+    if Some(extraction.snapshotter.as_str()) != default || places.is_empty() {
         return;
     }
     let mut image = match ahead.pulls.image_of(node.containerd.as_ref(), chain).await {

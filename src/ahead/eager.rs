@@ -28,7 +28,7 @@ pub(super) struct Place {
 
 /// The snapshotters that handlers use, that are ours to keep, and that are up.
 pub(super) fn places(config: &Config, handlers: &Handlers, listed: &[Snapshotter]) -> Vec<Place> {
-    let default = &handlers.default_snapshotter().value;
+    let default = handlers.default_name();
     // A proxy's files are another process's to know; containerd's own are as good a guess.
     let any_root = listed.iter().find_map(|s| s.exports.get(ROOT));
     let up = listed.iter().filter(|s| s.init_error.is_none());

@@ -21,7 +21,8 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     handlers: Vec<Row>,
-    default_snapshotter: String,
+    /// `null` where nothing says it.
+    default_snapshotter: Option<String>,
     /// What is wrong with any of them; empty when all is well.
     problems: Vec<String>,
 }
@@ -43,7 +44,7 @@ pub(super) async fn handlers(config: Config, arguments: &Arguments) -> Result<Ex
     };
     let report = Report {
         handlers: handlers.iter().map(row).collect(),
-        default_snapshotter: handlers.default_snapshotter().value.clone(),
+        default_snapshotter: handlers.default_name().map(str::to_owned),
         problems: node.problems(&handlers).await?,
     };
     match arguments.output {

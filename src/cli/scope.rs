@@ -73,7 +73,7 @@ impl Where {
             let resolved = resolved.map_err(|e| Failure::Usage(e.to_string()))?;
             return Ok(vec![resolved.snapshotter.clone()]);
         }
-        let default = &handlers.default_snapshotter().value;
+        let default = handlers.default_name();
         let all = handlers.snapshotters().into_iter();
         let kept = all.filter(|name| policy::is_kept(&node.config(), name, default));
         Ok(kept.map(|name| name.to_string()).collect())

@@ -539,6 +539,17 @@ impl Containerd for Grpc {
             .into_inner();
         Ok(reply.info.remove(CRI_CONFIG))
     }
+
+    async fn image_file_system(&self) -> Result<Option<String>> {
+        let request = self.ask(cri::ImageFsInfoRequest {});
+        let reply = cri::image_service_client::ImageServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .image_fs_info(request)
+            .await;
+        let reply = reply.map_err(failed("ask CRI for its", "image file system"))?;
+        let first = reply.into_inner().image_filesystems.into_iter().next();
+        Ok(first.and_then(|first| first.fs_id).map(|id| id.mountpoint))
+    }
 }
 
 /// Field paths that change just these labels; without them an update replaces all labels.

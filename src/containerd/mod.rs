@@ -311,4 +311,7 @@ pub trait Containerd: Send + Sync {
     async fn version(&self) -> Result<String>;
     /// The CRI plugin's running configuration as JSON (`Status`, verbose); `None` where it shows none.
     async fn cri_config(&self) -> Result<Option<String>>;
+    /// Where CRI's first image file system is mounted, which is the default snapshotter's directory; `None`
+    /// where it shows none.
+    async fn image_file_system(&self) -> Result<Option<String>>;
 }

@@ -6,13 +6,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use tokio::net::UnixStream;
-
 use crate::config::Config;
 use crate::install::{ENABLED, PLUGINS, is_named};
 
 use super::finding::{Finding, Severity};
-use super::scene::Scene;
+use super::scene::{Scene, containerd_pid};
 
 /// Who started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +30,7 @@ pub(super) struct Instances {
 
 impl Instances {
     pub(super) async fn look(scene: &Scene) -> Self {
-        let containerd = containerd_pid(scene.config().containerd.socket.as_ref()).await;
+        let containerd = containerd_pid(scene.config()).await;
         let settings = scene.files.settings();
         let plugins = settings.find(&["plugins", "io.containerd.nri.v1.nri", "plugin_path"]);
         let plugins = plugins.and_then(|(path, _)| path.as_str());
@@ -108,12 +106,6 @@ fn absent() -> Finding {
     )
     .advise("start it, or let containerd launch it from its plugin directory")
     .run("systemctl enable --now nri-unpack")
-}
-
-/// Who listens on containerd's socket.
-async fn containerd_pid(socket: &Path) -> Option<u32> {
-    let stream = UnixStream::connect(socket).await.ok()?;
-    stream.peer_cred().ok()?.pid()?.try_into().ok()
 }
 
 /// The processes of this program that serve the same NRI. Those of other users cannot be seen into

@@ -9,12 +9,6 @@ use crate::config::MissingContent;
 use super::finding::{Finding, Severity};
 use super::scene::{Scene, Seen};
 
-/// CRI's table of version 2 of containerd's configuration, and of the later ones.
-const TABLES: [&[&str]; 2] = [
-    &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
-    &["plugins", "io.containerd.cri.v1.images"],
-];
-
 /// The first containerd that fetches blobs for somebody else.
 const PULLS_FROM: (u64, u64) = (2, 1);
 
@@ -42,9 +36,11 @@ fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
     if !disabled || remote.is_empty() {
         return None;
     }
-    let default = &seen.handlers.default_snapshotter().value;
-    // The plugin does not look after the default one: nobody puts the labels on there.
-    let is_default = remote.contains(&default.as_str());
+    // The plugin does not look after the default one: the labels stay away there.
+    let is_default = seen
+        .handlers
+        .default_name()
+        .is_some_and(|default| remote.contains(&default));
     let (severity, means) = match is_default {
         true => (
             Severity::Warning,
@@ -123,23 +119,14 @@ fn switch(
         containerd.get(reported).and_then(Value::as_bool)
     };
     let settings = scene.files.settings();
-    let said = TABLES
-        .iter()
-        .find_map(|table| settings.switch(&[table, &[key][..]].concat()));
+    let said = settings.images_switch(key);
     let file: &Path = scene.config().containerd.config.as_ref();
     let path = said.map_or(file, |(_, path)| path).to_owned();
     let on = running().or(said.map(|(on, _)| on)).unwrap_or(by_default);
     (on, path)
 }
 
-/// In the words of the file's version, or those of this containerd.
+/// In the words of this containerd.
 fn lines(scene: &Scene, line: &str) -> String {
-    let is_old = match scene.files.settings().version() {
-        Some(version) => version < 3,
-        None => matches!(scene.version(), Some((1, _))),
-    };
-    match is_old {
-        true => format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  {line}"),
-        false => format!("[plugins.\"io.containerd.cri.v1.images\"]\n  {line}"),
-    }
+    format!("{}\n  {line}", scene.files.settings().images_heading())
 }

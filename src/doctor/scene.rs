@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::net::UnixStream;
 
 use crate::config::Config;
 use crate::containerd::{self, Snapshotter};
@@ -23,6 +24,8 @@ pub(super) struct Scene {
     pub(super) node: Arc<Node>,
     config: Arc<Config>,
     pub(super) files: FileConfig,
+    /// Whether containerd has other mounts than this process.
+    pub(super) sees_other_files: bool,
     pub(super) seen: Result<Seen, containerd::Error>,
 }
 
@@ -43,12 +46,16 @@ pub(super) struct Seen {
 impl Scene {
     pub(super) async fn look(node: Arc<Node>) -> Self {
         let config = node.config();
-        let files = FileConfig::read(config.containerd.config.as_ref());
         let seen = Seen::look(&node).await;
+        let version = seen.as_ref().ok();
+        let version = version.and_then(|seen| containerd::numbers(&seen.version));
+        let files = FileConfig::read(config.containerd.config.as_ref(), version);
+        let sees_other_files = has_other_mounts(containerd_pid(&config).await);
         Self {
             node,
             config,
             files,
+            sees_other_files,
             seen,
         }
     }
@@ -107,7 +114,7 @@ impl Seen {
         &'a self,
         config: &'a Config,
     ) -> impl Iterator<Item = (&'a str, &'a Listing)> {
-        let default = &self.handlers.default_snapshotter().value;
+        let default = self.handlers.default_name();
         let kept = self
             .listings
             .iter()
@@ -123,6 +130,22 @@ impl Seen {
 
     pub(super) fn snapshotter(&self, name: &str) -> Option<&Snapshotter> {
         self.snapshotters.iter().find(|s| s.name == name)
+    }
+}
+
+/// The process that listens on containerd's socket; 0 where it is in another process namespace.
+pub(super) async fn containerd_pid(config: &Config) -> Option<u32> {
+    let stream = UnixStream::connect(config.containerd.socket.as_ref()).await;
+    stream.ok()?.peer_cred().ok()?.pid()?.try_into().ok()
+}
+
+/// What cannot be told is not so.
+fn has_other_mounts(containerd: Option<u32>) -> bool {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    match containerd {
+        Some(0) => true,
+        Some(pid) => of(&pid.to_string()).is_some_and(|its| Some(its) != of("self")),
+        None => false,
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
         return vec![];
     };
     let mut findings: Vec<_> = seen.handlers.problems().iter().map(configured).collect();
+    findings.extend(seen.handlers.differences().iter().map(configured));
+    findings.extend(unread(scene, seen));
     for name in seen.handlers.snapshotters() {
         let users = seen.users(name);
         match seen.snapshotter(name) {
@@ -39,6 +41,17 @@ fn configured(problem: &Problem) -> Finding {
             Severity::Warning,
             "this line of the configuration has no effect",
         ),
+        Problem::Differs { .. } => (
+            "containerd-config-differs",
+            Severity::Warning,
+            "the file was changed after containerd started, or is not containerd's own",
+        ),
+        Problem::UnknownDefault { .. } => (
+            "default-snapshotter-unknown",
+            Severity::Error,
+            "pods of handlers that use it are left alone, and so are all snapshotters without a table of \
+             their own in the configuration: each may be the default one",
+        ),
         _ => (
             "containerd-config",
             Severity::Warning,
@@ -51,12 +64,50 @@ fn configured(problem: &Problem) -> Finding {
         .rsplit_once(": ")
         .unwrap_or((&text, "correct the file"));
     match problem {
-        Problem::PulledElsewhere { .. } | Problem::NoSuchHandler { .. } => {
-            Finding::new(id, severity, found, means).advise(advice)
-        }
+        Problem::PulledElsewhere { .. }
+        | Problem::NoSuchHandler { .. }
+        | Problem::Differs { .. }
+        | Problem::UnknownDefault { .. } => Finding::new(id, severity, found, means).advise(advice),
         _ => Finding::new(id, severity, text, means)
             .advise("correct the file, or let the plugin read it"),
     }
+}
+
+/// Files that cannot be read although containerd tells all about handlers, and imports that may be there
+/// for containerd and not here.
+fn unread(scene: &Scene, seen: &Seen) -> Vec<Finding> {
+    let note = |found: String| {
+        Finding::new(
+            "containerd-config",
+            Severity::Note,
+            found,
+            "handlers and snapshotters come from the running containerd; what its files say of the pause \
+             image, of labels and of discarded layers is not known",
+        )
+        .advise("let this process read the file; in a container, mount its directory at the same path")
+    };
+    let said: Vec<_> = seen
+        .handlers
+        .problems()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let problems = scene.files.problems().iter().map(ToString::to_string);
+    let mut findings: Vec<_> = problems
+        .filter(|problem| !said.contains(problem))
+        .map(note)
+        .collect();
+    if scene.sees_other_files {
+        let unseen = scene.files.unseen().iter().map(|unseen| {
+            note(format!(
+                "{} imports {}, a folder that is not there for this process",
+                unseen.by.display(),
+                unseen.pattern.display()
+            ))
+        });
+        findings.extend(unseen);
+    }
+    findings
 }
 
 fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {

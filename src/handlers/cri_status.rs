@@ -81,7 +81,7 @@ mod tests {
             ("runc".to_owned(), None),
         ];
         assert_eq!(reported.runtimes, Some(runtimes.into()));
-        assert!(reported.is_complete());
+        assert!(reported.tells_handlers());
     }
 
     #[test]
@@ -92,7 +92,7 @@ mod tests {
             (&reported.default_snapshotter, &reported.sandbox_image),
             (&None, &None)
         );
-        assert!(!reported.is_complete());
+        assert!(!reported.tells_handlers());
         let without_runtimes = parse(r#"{"containerd": {"runtimes": null}}"#).expect("valid");
         assert_eq!(without_runtimes, Reported::default());
     }

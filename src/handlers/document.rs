@@ -1,125 +1,80 @@
-//! One file of containerd's configuration: its text in, what it says about runtimes out. No I/O.
-//!
-//! The settings moved with version 3 from one plugin's section to two others. Version 4 moved
-//! nothing that is read here.
+//! What containerd's configuration, read as its containerd reads it, says about runtimes and images. No I/O.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use serde::{Deserialize, de::IgnoredAny};
-
+use super::DEFAULT_RUNTIME;
+use super::migration::{CRI, IMAGES, RUNTIME, Rules};
 use super::source::{Found, Origin, Reported};
+use super::tree::Tree;
 
-/// The version whose `io.containerd.grpc.v1.cri` section holds everything. Later versions ignore
-/// what that section says about runtimes.
-const VERSION_OF_ONE_SECTION: u32 = 2;
+/// Each runtime's snapshotter, where it names one.
+type Runtimes = BTreeMap<String, Option<Found>>;
 
-/// One file, parsed.
-#[derive(Debug, Deserialize)]
-pub(super) struct Document {
-    /// The version of its format, where it states one.
-    pub(super) version: Option<u32>,
-    /// The files that it imports, as written.
-    #[serde(default)]
-    pub(super) imports: Vec<String>,
-    #[serde(default)]
-    plugins: Plugins,
+/// Where 1.7 has it, and where later ones do.
+struct Places {
+    images: &'static [&'static str],
+    runtime: &'static [&'static str],
+    sandbox_image: &'static [&'static str],
 }
 
-impl Document {
-    pub(super) fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
-    }
-
-    /// Whether a file of this version says something about runtimes in a form that is not read:
-    /// before version 2, where plugins went by other names.
-    pub(super) fn is_too_old(&self, version: u32) -> bool {
-        version < VERSION_OF_ONE_SECTION
-            && (self.plugins.version_1.is_some() || self.plugins.cri.is_some())
-    }
-
-    /// What the file, read as one of `version`, says.
-    ///
-    /// Where a file of version 2 has the sections of version 3 too, containerd 2 takes the images'
-    /// settings from the old section and the runtimes' from the new one.
-    pub(super) fn reported(self, version: u32, path: &Path) -> Reported {
-        let Plugins {
-            cri,
-            runtime,
-            images,
-            ..
-        } = self.plugins;
-        let cri = cri
-            .filter(|_| version == VERSION_OF_ONE_SECTION)
-            .unwrap_or_default();
-        let (new, old) = (runtime.containerd, cri.containerd);
-
-        let origin = Origin::File(path.to_owned());
-        let found = |value| Found::some(value, &origin);
-        let runtimes = new.runtimes.or(old.runtimes).map(|runtimes| {
-            let found = |(name, runtime): (_, Snapshotter)| (name, found(runtime.snapshotter));
-            runtimes.into_iter().map(found).collect()
-        });
-        let pulls = images.runtime_platforms.into_iter();
-        Reported {
-            default_snapshotter: found(old.snapshotter).or_else(|| found(images.snapshotter)),
-            default_runtime: found(new.default_runtime_name)
-                .or_else(|| found(old.default_runtime_name)),
-            sandbox_image: found(cri.sandbox_image).or_else(|| found(images.pinned_images.sandbox)),
-            runtimes,
-            pulls: pulls
-                .filter_map(|(name, pull)| Some((name, found(pull.snapshotter)?)))
-                .collect(),
+impl Places {
+    fn of(rules: Rules) -> Self {
+        match rules {
+            Rules::V1_7 => Self {
+                images: &["plugins", CRI, "containerd"],
+                runtime: &["plugins", CRI, "containerd"],
+                sandbox_image: &["plugins", CRI, "sandbox_image"],
+            },
+            Rules::V2_0 | Rules::V2_3 => Self {
+                images: &["plugins", IMAGES],
+                runtime: &["plugins", RUNTIME, "containerd"],
+                sandbox_image: &["plugins", IMAGES, "pinned_images", "sandbox"],
+            },
         }
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Plugins {
-    #[serde(rename = "cri")]
-    version_1: Option<IgnoredAny>,
-    #[serde(rename = "io.containerd.grpc.v1.cri")]
-    cri: Option<Cri>,
-    #[serde(default, rename = "io.containerd.cri.v1.runtime")]
-    runtime: Runtime,
-    #[serde(default, rename = "io.containerd.cri.v1.images")]
-    images: Images,
+/// The table with CRI's settings of how images are pulled.
+pub(super) fn images_table(rules: Rules) -> &'static [&'static str] {
+    Places::of(rules).images
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Cri {
-    containerd: Containerd,
-    sandbox_image: Option<String>,
+pub(super) fn reported(tree: &Tree, rules: Rules) -> Reported {
+    let places = Places::of(rules);
+    let below = |table: &[&'static str], key| found(tree, &[table, &[key]].concat());
+    let runtimes = tree.table(&[places.runtime, &["runtimes"]].concat());
+    let pulls = tree.table(&[places.images, &["runtime_platforms"]].concat());
+    let pulls = pulls.map(snapshotters).unwrap_or_default().into_iter();
+    Reported {
+        default_snapshotter: below(places.images, "snapshotter"),
+        default_runtime: below(places.runtime, "default_runtime_name"),
+        sandbox_image: found(tree, places.sandbox_image),
+        runtimes: runtimes
+            .map(snapshotters)
+            .map(|runtimes| with_built_in(runtimes, rules)),
+        pulls: pulls
+            .filter_map(|(name, pull)| Some((name, pull?)))
+            .collect(),
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Runtime {
-    containerd: Containerd,
+/// containerd 2 keeps its built-in runtime, whatever its files add.
+fn with_built_in(mut runtimes: Runtimes, rules: Rules) -> Runtimes {
+    if rules != Rules::V1_7 {
+        runtimes.entry(DEFAULT_RUNTIME.to_owned()).or_default();
+    }
+    runtimes
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Containerd {
-    snapshotter: Option<String>,
-    default_runtime_name: Option<String>,
-    runtimes: Option<BTreeMap<String, Snapshotter>>,
+/// Each table's `snapshotter`.
+fn snapshotters(tables: &Tree) -> Runtimes {
+    let names = tables.keys().filter(|name| tables.table(&[name]).is_some());
+    let snapshotter = |name: &str| (name.to_owned(), found(tables, &[name, "snapshotter"]));
+    names.map(snapshotter).collect()
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Images {
-    snapshotter: Option<String>,
-    pinned_images: PinnedImages,
-    runtime_platforms: BTreeMap<String, Snapshotter>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct PinnedImages {
-    sandbox: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Snapshotter {
-    snapshotter: Option<String>,
+fn found(tree: &Tree, keys: &[&str]) -> Option<Found> {
+    let (text, path): (_, &Path) = tree.text(keys)?;
+    Found::some(Some(text.to_owned()), &Origin::File(path.to_owned()))
 }

@@ -2,18 +2,21 @@
 //! that it imports.
 //!
 //! A file that cannot be read costs what it would have said and leaves a reason; it never stops
-//! the plugin. containerd itself would not have started with it, so it was changed since.
+//! the plugin. containerd itself would not have started with it, so it was changed since, or it is not
+//! there for this process.
 
 use std::{
     collections::{BTreeSet, VecDeque},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-use super::{document::Document, problem::Problem, settings::Settings, source::Reported};
-use crate::config::line_and_column;
+use toml::{Table, Value};
 
-/// The version of a main file that states none.
-const VERSION_UNSTATED: u32 = 1;
+use super::migration::{Files, Rules, version};
+use super::tree::Tree;
+use super::{document, go_glob, problem::Problem, settings::Settings, source::Reported};
+use crate::config::line_and_column;
 
 /// More files than any node has; beyond it, imports lead in circles under ever new names.
 const MAX_FILES: usize = 256;
@@ -23,43 +26,48 @@ const MAX_FILES: usize = 256;
 pub struct FileConfig {
     pub(super) reported: Reported,
     pub(super) problems: Vec<Problem>,
+    /// Whether the main file is there.
+    pub(super) is_there: bool,
     settings: Settings,
+    unseen: Vec<Unseen>,
+}
+
+/// A pattern of imports in a folder that this process does not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unseen {
+    /// The file that imports.
+    pub by: PathBuf,
+    /// What it imports.
+    pub pattern: PathBuf,
 }
 
 impl FileConfig {
-    /// Reads `path` and what it imports. Blocks, for as long as it takes to read some small files.
+    /// Reads `path` and what it imports as a containerd of this version does. Blocks, for as long as it
+    /// takes to read some small files.
     ///
-    /// If `path` does not exist, containerd runs on its defaults; that is not a problem.
-    pub fn read(path: &Path) -> Self {
+    /// If `path` does not exist, containerd runs on its defaults, or has its file elsewhere.
+    pub fn read(path: &Path, containerd: Option<(u64, u64)>) -> Self {
         let mut config = Self::default();
         if matches!(path.try_exists(), Ok(false)) {
+            config.settings = Settings::new(Tree::default(), Rules::of(containerd, 0));
             return config;
         }
-        let mut pending = VecDeque::from([clean(path)]);
-        let mut seen = BTreeSet::new();
-        let mut main_version = None;
-        while let Some(path) = pending.pop_front() {
-            if !seen.insert(path.clone()) {
-                continue;
-            }
-            if seen.len() > MAX_FILES {
-                let limit = MAX_FILES;
-                config.problems.push(Problem::TooManyFiles { path, limit });
-                break;
-            }
-            match load(&path) {
-                Ok((document, text)) => {
-                    config.settings.add(&path, &text);
-                    // A file without a version is of the main one's.
-                    let stated = document.version.or(main_version);
-                    let version = stated.unwrap_or(VERSION_UNSTATED);
-                    main_version.get_or_insert(version);
-                    pending.extend(config.imports(&path, &document));
-                    config.add(document, version, path);
-                }
-                Err(problem) => config.problems.push(problem),
-            }
+        config.is_there = true;
+        let path = clean(path);
+        let files = config.load_all(path.clone());
+        let main = files.first().filter(|(of, _)| **of == *path);
+        let stated = main.map_or(0, |(_, table)| version(table));
+        let rules = Rules::of(containerd, stated);
+        let mut all = Files::new(rules);
+        for (path, table) in files {
+            all.add(table, &path);
         }
+        let tree = all.finish().unwrap_or_else(|reason| {
+            config.problems.push(Problem::Refused { path, reason });
+            Tree::default()
+        });
+        config.reported = document::reported(&tree, rules);
+        config.settings = Settings::new(tree, rules);
         config
     }
 
@@ -68,55 +76,91 @@ impl FileConfig {
         &self.settings
     }
 
-    fn add(&mut self, document: Document, version: u32, path: PathBuf) {
-        let too_old = document.is_too_old(version);
-        let reported = document.reported(version, &path);
-        self.reported = std::mem::take(&mut self.reported).overlaid_by(reported);
-        if too_old {
-            self.problems.push(Problem::TooOld { path });
-        }
+    /// What is wrong with the files themselves.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
     }
 
-    /// The files that `document` imports, in order: relative to its own folder, and with `*` any
-    /// number of them, sorted.
-    fn imports(&mut self, path: &Path, document: &Document) -> Vec<PathBuf> {
+    /// The imports that may match files which this process does not see.
+    pub fn unseen(&self) -> &[Unseen] {
+        &self.unseen
+    }
+
+    /// Whether what a file does not say is containerd's default.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_there && self.problems.is_empty()
+    }
+
+    fn load_all(&mut self, main: PathBuf) -> Vec<(Arc<Path>, Table)> {
+        let mut loaded = Vec::new();
+        let mut pending = VecDeque::from([main]);
+        let mut seen = BTreeSet::new();
+        while let Some(path) = pending.pop_front() {
+            if !seen.insert(path.clone()) {
+                continue;
+            }
+            if seen.len() > MAX_FILES {
+                let limit = MAX_FILES;
+                self.problems.push(Problem::TooManyFiles { path, limit });
+                break;
+            }
+            match load(&path) {
+                Ok(table) => {
+                    pending.extend(self.imports(&path, &table));
+                    loaded.push((path.into(), table));
+                }
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+        loaded
+    }
+
+    /// The files that one imports, in order: relative to its own folder, and with `*` any number of them,
+    /// sorted.
+    fn imports(&mut self, path: &Path, table: &Table) -> Vec<PathBuf> {
         let folder = path.parent().unwrap_or(Path::new("/"));
+        let imports = table.get("imports").and_then(Value::as_array);
+        let imports = imports.into_iter().flatten().filter_map(Value::as_str);
         let mut files = Vec::new();
-        for import in &document.imports {
+        for import in imports {
             let pattern = clean(&folder.join(import));
-            if !import.contains('*') {
+            let text = pattern.to_string_lossy();
+            if !text.contains('*') {
                 files.push(pattern);
                 continue;
             }
-            match glob::glob(&pattern.to_string_lossy()) {
-                // What cannot be looked into holds no files, as for containerd.
-                Ok(matches) => files.extend(matches.filter_map(Result::ok)),
-                Err(error) => self.problems.push(Problem::BadImport {
+            match go_glob::glob(&text) {
+                Ok(matches) => files.extend(matches),
+                Err(go_glob::BadPattern) => self.problems.push(Problem::BadImport {
                     path: path.to_owned(),
-                    import: import.clone(),
-                    reason: error.msg,
+                    import: import.to_owned(),
                 }),
+            }
+            let is_plain =
+                |part: &Component<'_>| !go_glob::has_meta(&part.as_os_str().to_string_lossy());
+            let folder: PathBuf = pattern.components().take_while(is_plain).collect();
+            if !folder.exists() {
+                let by = path.to_owned();
+                self.unseen.push(Unseen { by, pattern });
             }
         }
         files
     }
 }
 
-/// The file, parsed, and its text.
-fn load(path: &Path) -> Result<(Document, String), Problem> {
+fn load(path: &Path) -> Result<Table, Problem> {
     let text = std::fs::read_to_string(path).map_err(|reason| Problem::Unreadable {
         path: path.to_owned(),
         reason,
     })?;
-    let document = Document::parse(&text).map_err(|error| {
+    text.parse().map_err(|error: toml::de::Error| {
         let (line, _) = line_and_column(&text, error.span());
         Problem::Malformed {
             path: path.to_owned(),
             line,
             reason: error.message().to_owned(),
         }
-    })?;
-    Ok((document, text))
+    })
 }
 
 /// The path without `.` and `..`, by its text alone, so that one file has one name.

@@ -24,7 +24,7 @@ pub enum Problem {
         /// What the operating system said.
         reason: io::Error,
     },
-    /// A file of containerd's configuration is no TOML, or a known key has a value of another type.
+    /// A file of containerd's configuration is no TOML.
     #[error("cannot parse containerd's configuration {}:{line}: {reason}", path.display())]
     Malformed {
         /// The file.
@@ -36,7 +36,7 @@ pub enum Problem {
     },
     /// An `imports` pattern is malformed.
     #[error(
-        "containerd's configuration {} imports {import:?}, which is no pattern: {reason}",
+        "containerd's configuration {} imports {import:?}, which is no pattern",
         path.display()
     )]
     BadImport {
@@ -44,8 +44,6 @@ pub enum Problem {
         path: PathBuf,
         /// The pattern.
         import: String,
-        /// What is wrong with it.
-        reason: &'static str,
     },
     /// The imports do not end.
     #[error(
@@ -58,15 +56,47 @@ pub enum Problem {
         /// How many are read at most.
         limit: usize,
     },
-    /// A file has CRI's settings in the form before version 2.
+    /// This containerd does not start with the files as they are.
     #[error(
-        "containerd's configuration {} is of version 1, whose CRI settings are not read: \
-         update it with `containerd config migrate`, or state its `version`",
+        "containerd's configuration {} was changed after containerd started, or is not its own: {reason}",
         path.display()
     )]
-    TooOld {
-        /// The file.
+    Refused {
+        /// The main file.
         path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A file says other than the running containerd.
+    #[error(
+        "{what} is {running} in the running containerd ({running_from}), and {written} in {origin}: \
+         the running containerd counts; restart it, or correct the file"
+    )]
+    Differs {
+        /// The setting.
+        what: String,
+        /// What is in force.
+        running: String,
+        /// Who says that.
+        running_from: Origin,
+        /// What is written.
+        written: String,
+        /// Where.
+        origin: Origin,
+    },
+    /// Nothing says what the default snapshotter is.
+    #[error(
+        "the default snapshotter is not known: containerd does not say it, and its configuration {} \
+         (handlers that use it: {}): set containerd.config to the file that containerd was started with, or \
+         name the snapshotter of these handlers in [handlers]",
+        match is_there { true => "cannot be read", false => "is not at containerd.config" },
+        handlers.join(", ")
+    )]
+    UnknownDefault {
+        /// Whether there is a file to read.
+        is_there: bool,
+        /// The handlers that use it.
+        handlers: Vec<String>,
     },
     /// containerd pulls for a runtime into another snapshotter than it creates containers in.
     #[error(

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use super::problem::Problem;
+
 /// Where a value was read.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Origin {
@@ -12,6 +14,8 @@ pub enum Origin {
     Configuration,
     /// What the running containerd reports of itself.
     CriStatus,
+    /// Where the running containerd keeps its images' file system (CRI `ImageFsInfo`).
+    ImageFileSystem,
     /// This file of containerd's configuration.
     File(PathBuf),
     /// Nowhere: it is what containerd does when nothing is said.
@@ -23,6 +27,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Configuration => f.write_str("configuration"),
             Self::CriStatus => f.write_str("CRI status"),
+            Self::ImageFileSystem => f.write_str("CRI image file system"),
             Self::File(path) => path.display().fmt(f),
             Self::Default => f.write_str("default"),
         }
@@ -70,11 +75,10 @@ pub(super) struct Reported {
 }
 
 impl Reported {
-    /// Whether nothing is left for another source to say.
-    pub(super) fn is_complete(&self) -> bool {
+    /// Whether each handler's snapshotter is known.
+    pub(super) fn tells_handlers(&self) -> bool {
         self.default_snapshotter.is_some()
             && self.default_runtime.is_some()
-            && self.sandbox_image.is_some()
             && self.runtimes.is_some()
     }
 
@@ -92,16 +96,43 @@ impl Reported {
         }
     }
 
-    /// Lays a later file of the same configuration over `self`, key by key and runtime by runtime,
-    /// as containerd 2 does. (1.7 replaces a plugin's section as a whole, but 1.7 also reports
-    /// everything that is read here in its CRI status, so its files are hardly ever asked.)
-    pub(super) fn overlaid_by(mut self, mut later: Self) -> Self {
-        if let (Some(earlier), Some(later)) = (&mut self.runtimes, &mut later.runtimes) {
-            for (name, snapshotter) in std::mem::take(earlier) {
-                let slot = later.entry(name).or_default();
-                *slot = slot.take().or(snapshotter);
+    /// Where `written` in files is another word than this, which is the running containerd's.
+    pub(super) fn differences(&self, written: &Self) -> Vec<Problem> {
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, running: Option<&Found>, written: Option<&Found>| {
+            if let (Some(running), Some(written)) = (running, written)
+                && running.value != written.value
+            {
+                differences.push(Problem::Differs {
+                    what: what.to_owned(),
+                    running: running.value.clone(),
+                    running_from: running.origin.clone(),
+                    written: written.value.clone(),
+                    origin: written.origin.clone(),
+                });
             }
+        };
+        let default = self.default_snapshotter.as_ref();
+        compare(
+            "the default snapshotter",
+            default,
+            written.default_snapshotter.as_ref(),
+        );
+        compare(
+            "the default runtime",
+            self.default_runtime.as_ref(),
+            written.default_runtime.as_ref(),
+        );
+        let runtimes = self.runtimes.iter().flatten();
+        for (name, running) in runtimes {
+            let written = written
+                .runtimes
+                .as_ref()
+                .and_then(|runtimes| runtimes.get(name));
+            let running = running.as_ref().or(default);
+            let what = format!("the snapshotter of the runtime handler {name:?}");
+            compare(&what, running, written.and_then(Option::as_ref));
         }
-        later.or(self)
+        differences
     }
 }

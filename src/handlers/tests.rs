@@ -1,6 +1,7 @@
 //! A status as containerd writes it, files on a disk, and what comes of them together.
 
 mod reading;
+mod versions;
 
 use std::{fs, path::PathBuf};
 
@@ -27,12 +28,17 @@ impl Files {
     }
 
     fn read(&self) -> FileConfig {
-        FileConfig::read(&self.path("config.toml"))
+        self.read_as(None)
+    }
+
+    /// As a containerd of this version does.
+    fn read_as(&self, containerd: Option<(u64, u64)>) -> FileConfig {
+        FileConfig::read(&self.path("config.toml"), containerd)
     }
 
     /// What comes of these files alone.
     fn resolve(&self) -> Handlers {
-        Handlers::resolve(&Config::default(), None, Some(self.read()))
+        Handlers::resolve(&Config::default(), Running::default(), Some(self.read()))
     }
 
     /// Handlers with their snapshotters and the files that these were read in, in one line.
@@ -52,6 +58,19 @@ impl Files {
         };
         handlers.iter().map(one).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// A containerd whose CRI shows this status, and no image file system.
+fn running(status: Option<&str>) -> Running<'_> {
+    Running {
+        cri_status_config: status,
+        ..Running::default()
+    }
+}
+
+/// Without a file nothing says this.
+fn is_of_default(problem: &str) -> bool {
+    problem.starts_with("the default snapshotter is not known")
 }
 
 fn problems(handlers: &Handlers) -> Vec<String> {
@@ -94,11 +113,7 @@ fn the_better_source_wins() {
     let files = Files::new(&[("config.toml", VERSION_3)]);
     let overruled = "[handlers]\nkata = 'devmapper'\n";
     let cases = [
-        (
-            "nothing at all",
-            ("", None, false),
-            "runc=overlayfs*@default",
-        ),
+        ("nothing at all", ("", None, false), ""),
         (
             "2.x: runtimes from the status, the default from the file",
             ("", Some(STATUS.to_owned()), true),
@@ -122,21 +137,23 @@ fn the_better_source_wins() {
         (
             "our configuration alone",
             (overruled, None, false),
-            "kata=devmapper@configuration runc=overlayfs*@default",
+            "kata=devmapper@configuration",
         ),
     ];
     for (name, (text, status, with_files), expected) in cases {
         let containerd = with_files.then(|| files.read());
-        let handlers = Handlers::resolve(&config(text), status.as_deref(), containerd);
+        let handlers = Handlers::resolve(&config(text), running(status.as_deref()), containerd);
         assert_eq!(files.summary(&handlers), expected, "{name}");
-        assert_eq!(problems(&handlers), [""; 0], "{name}");
+        let mut problems = problems(&handlers);
+        problems.retain(|problem| with_files || status.is_some() || !is_of_default(problem));
+        assert_eq!(problems, [""; 0], "{name}");
     }
 }
 
 #[test]
 fn a_broken_status_leaves_the_files() {
     let files = Files::new(&[("config.toml", VERSION_3)]);
-    let handlers = Handlers::resolve(&Config::default(), Some("{"), Some(files.read()));
+    let handlers = Handlers::resolve(&Config::default(), running(Some("{")), Some(files.read()));
     assert_eq!(handlers.default_runtime().value, "crun");
     let expected = "cannot parse the configuration in containerd's CRI status: \
                     EOF while parsing an object at line 1 column 1";
@@ -145,27 +162,43 @@ fn a_broken_status_leaves_the_files() {
 
 #[test]
 fn broken_files_that_nobody_asks_are_no_problem() {
-    let files = Files::new(&[("config.toml", "[plugins.cri]\n")]);
-    let resolve =
-        |status: &str| Handlers::resolve(&Config::default(), Some(status), Some(files.read()));
-    assert_eq!(problems(&resolve(&status_of_1_7())), [""; 0]);
+    let files = Files::new(&[("config.toml", "[plugins.cri\n")]);
+    let resolve = |running| Handlers::resolve(&Config::default(), running, Some(files.read()));
+    let of_1_7 = status_of_1_7();
+    assert_eq!(problems(&resolve(running(Some(&of_1_7)))), [""; 0]);
+    let listed = [listed("zfs")];
+    let of_2 = Running {
+        cri_status_config: Some(STATUS),
+        image_file_system: Some("/zfs"),
+        snapshotters: &listed,
+    };
+    let handlers = resolve(of_2);
+    assert_eq!(problems(&handlers), [""; 0]);
+    assert_eq!(handlers.default_name(), Some("zfs"));
+    let problems = problems(&resolve(running(Some(STATUS))));
     assert_eq!(
-        problems(&resolve(STATUS)).len(),
-        1,
-        "but of 2.x they are asked"
+        problems.len(),
+        2,
+        "where CRI does not say the default, they are asked: {problems:?}"
     );
 }
 
 #[test]
 fn handlers_are_looked_up() {
-    let handlers = Handlers::resolve(&Config::default(), Some(STATUS), None);
+    let zfs = [listed("zfs")];
+    let running = Running {
+        image_file_system: Some("/zfs"),
+        snapshotters: &zfs,
+        ..running(Some(STATUS))
+    };
+    let handlers = Handlers::resolve(&Config::default(), running, None);
     let snapshotter = |handler| {
         handlers
             .snapshotter(handler)
             .map(|resolved| resolved.snapshotter.as_str())
     };
     assert_eq!(snapshotter("kata"), Ok("nydus"));
-    assert_eq!(snapshotter(""), Ok("overlayfs"), "the default runtime's");
+    assert_eq!(snapshotter(""), Ok("zfs"), "the default runtime's");
     let error = snapshotter("kata-qemu").expect_err("unknown");
     assert_eq!(
         error.to_string(),
@@ -176,7 +209,9 @@ fn handlers_are_looked_up() {
 
 #[test]
 fn names_that_containerd_does_not_have_are_problems() {
-    let handlers = Handlers::resolve(&config("[handlers]\nkatta = 'nydus'\n"), Some(STATUS), None);
+    let none = Files::new(&[("config.toml", "version = 3\n")]);
+    let mistaken = config("[handlers]\nkatta = 'nydus'\n");
+    let handlers = Handlers::resolve(&mistaken, running(Some(STATUS)), Some(none.read()));
     assert_eq!(
         problems(&handlers),
         [
@@ -212,7 +247,11 @@ fn pulls_decide_nothing_but_are_compared() {
     let pulls = "[plugins.'io.containerd.cri.v1.images'.runtime_platforms]\n\
                  kata = { snapshotter = 'nydus' }\nrunc = { snapshotter = 'nydus' }\nnone = { platform = 'linux/amd64' }\n";
     let files = Files::new(&[("config.toml", &format!("version = 3\n{pulls}"))]);
-    let handlers = Handlers::resolve(&Config::default(), Some(STATUS), Some(files.read()));
+    let handlers = Handlers::resolve(
+        &Config::default(),
+        running(Some(STATUS)),
+        Some(files.read()),
+    );
     assert_eq!(
         handlers
             .snapshotter("runc")
@@ -225,4 +264,84 @@ fn pulls_decide_nothing_but_are_compared() {
         files.path("config.toml").display()
     );
     assert_eq!(problems(&handlers), [expected]);
+}
+
+fn listed(name: &str) -> Snapshotter {
+    Snapshotter {
+        name: name.to_owned(),
+        exports: [("root".to_owned(), format!("/{name}"))].into(),
+        ..Snapshotter::default()
+    }
+}
+
+#[test]
+fn what_nothing_says_is_not_assumed() {
+    let broken = [("config.toml", "version = 3\nimports = ['gone.toml']\n")];
+    for (files, how) in [
+        (&broken[..], "cannot be read"),
+        (&[], "is not at containerd.config"),
+    ] {
+        let files = Files::new(files);
+        let resolve =
+            |text| Handlers::resolve(&config(text), running(Some(STATUS)), Some(files.read()));
+        let handlers = resolve("");
+        assert_eq!(handlers.default_name(), None);
+        let expected = "gvisor=erofs@CRI status kata=nydus@CRI status";
+        assert_eq!(files.summary(&handlers), expected);
+        let said = problems(&handlers).pop().expect("a problem");
+        let words = [how, "(handlers that use it: runc)", "[handlers]"];
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        for handler in ["", "runc"] {
+            let error = handlers.snapshotter(handler).expect_err("not known");
+            assert_eq!(error, HandlerError::Undecided("runc".to_owned()));
+        }
+        let handlers = resolve("[handlers]\nrunc = 'zfs'\n");
+        assert!(
+            files
+                .summary(&handlers)
+                .ends_with(" runc=zfs@configuration")
+        );
+    }
+}
+
+#[test]
+fn where_files_say_other_containerd_counts() {
+    let files = Files::new(&[("config.toml", &VERSION_3.replace("nydus", "devmapper"))]);
+    let listed = [listed("overlayfs"), listed("native")];
+    let resolve = |directory, file| {
+        let running = Running {
+            cri_status_config: Some(STATUS),
+            image_file_system: Some(directory),
+            snapshotters: &listed,
+        };
+        Handlers::resolve(&Config::default(), running, file)
+    };
+    let handlers = resolve("/overlayfs", Some(files.read()));
+    let expected =
+        "gvisor=erofs@CRI status kata=nydus@CRI status runc=overlayfs*@CRI image file system";
+    assert_eq!(files.summary(&handlers), expected);
+    assert_eq!(problems(&handlers), [""; 0]);
+    let differences = handlers.differences().iter().map(ToString::to_string);
+    let differences: Vec<_> = differences.collect();
+    let file = files.path("config.toml").display().to_string();
+    let counts = "the running containerd counts; restart it, or correct the file";
+    assert_eq!(
+        differences,
+        [
+            format!(
+                "the default snapshotter is overlayfs in the running containerd (CRI image file system), and native in {file}: {counts}"
+            ),
+            format!(
+                "the default runtime is runc in the running containerd (CRI status), and crun in {file}: {counts}"
+            ),
+            format!(
+                "the snapshotter of the runtime handler \"kata\" is nydus in the running containerd (CRI status), and devmapper in {file}: {counts}"
+            ),
+        ]
+    );
+    assert_eq!(
+        resolve("/native", Some(files.read())).differences().len(),
+        2
+    );
+    assert_eq!(resolve("/native", None).differences().len(), 0);
 }

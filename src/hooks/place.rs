@@ -20,7 +20,7 @@ impl Place {
         pod: &Pod,
     ) -> Result<Self, HandlerError> {
         let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
-        let default = &handlers.default_snapshotter().value;
+        let default = handlers.default_name();
         Ok(Self {
             left_alone: is_skipped(pod) || !policy::is_kept(config, snapshotter, default),
             snapshotter: snapshotter.clone(),

@@ -88,7 +88,7 @@ impl Root {
     pub(super) fn nri(&self, config: &Config) -> Nri {
         let files = match self.0 {
             Some(_) => None,
-            None => Some(FileConfig::read(config.containerd.config.as_ref())),
+            None => Some(FileConfig::read(config.containerd.config.as_ref(), None)),
         };
         let said = |key: &str, usual: &str| {
             let settings = files.as_ref().map(FileConfig::settings);

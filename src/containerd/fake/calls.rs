@@ -298,4 +298,10 @@ impl Containerd for Fake {
     async fn cri_config(&self) -> Result<Option<String>> {
         self.call("ask CRI for its status", "", |_| Ok(None)).await
     }
+
+    async fn image_file_system(&self) -> Result<Option<String>> {
+        let effect = |_: &mut Store| Ok(Some("/overlayfs".to_owned()));
+        self.call("ask CRI for its image file system", "", effect)
+            .await
+    }
 }

@@ -197,7 +197,7 @@ impl Packages {
     }
 
     /// The directory with containerd, its shim and `ctr`, for `1.7.` or `2.1.`.
-    pub(crate) fn containerd(&self, version: &str) -> PathBuf {
+    pub fn containerd(&self, version: &str) -> PathBuf {
         self.tree("containerd", version).join("usr/bin")
     }
 

@@ -1,0 +1,227 @@
+//! File patterns as Go's `filepath.Glob` takes them, by which containerd finds its imports: `*` and `?` do
+//! not cross a `/`, also where there are two of them; a class is negated by `^`; `\` takes the next
+//! character as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BadPattern;
+
+/// The files that match, in order. A directory that cannot be read holds none.
+pub(super) fn glob(pattern: &str) -> Result<Vec<PathBuf>, BadPattern> {
+    matches(pattern, "")?;
+    if !has_meta(pattern) {
+        let is_there = fs::symlink_metadata(pattern).is_ok();
+        return Ok(is_there.then(|| pattern.into()).into_iter().collect());
+    }
+    let (folder, name) = pattern.rsplit_once('/').ok_or(BadPattern)?;
+    let folder = match folder {
+        "" => "/",
+        folder => folder,
+    };
+    let folders = match has_meta(folder) {
+        true => glob(folder)?,
+        false => vec![folder.into()],
+    };
+    let mut found = Vec::new();
+    for folder in folders {
+        found.extend(within(&folder, name)?);
+    }
+    Ok(found)
+}
+
+fn within(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, BadPattern> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    let mut found = Vec::new();
+    for name in names {
+        if matches(pattern, &name)? {
+            found.push(folder.join(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether it is more than a name.
+pub(super) fn has_meta(path: &str) -> bool {
+    path.contains(['*', '?', '[', '\\'])
+}
+
+/// Whether the whole name matches.
+fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
+    let pattern = parse(pattern)?;
+    let name: Vec<_> = name.chars().collect();
+    Ok(matched(&pattern, &name))
+}
+
+enum Piece {
+    /// `*`
+    Any,
+    /// `?`
+    One,
+    Char(char),
+    Class {
+        is_negated: bool,
+        ranges: Vec<(char, char)>,
+    },
+}
+
+impl Piece {
+    fn takes(&self, c: char) -> bool {
+        match self {
+            Self::Any | Self::One => c != '/',
+            Self::Char(own) => *own == c,
+            Self::Class { is_negated, ranges } => {
+                ranges.iter().any(|(from, to)| (*from..=*to).contains(&c)) != *is_negated
+            }
+        }
+    }
+}
+
+fn matched(pattern: &[Piece], name: &[char]) -> bool {
+    // The states that are reached: how many pieces are used up. `*` may be left, or stayed in.
+    let mut reached = vec![false; pattern.len() + 1];
+    reached[0] = true;
+    skip_stars(pattern, &mut reached);
+    for c in name {
+        let mut next = vec![false; pattern.len() + 1];
+        for (i, piece) in pattern.iter().enumerate().filter(|(i, _)| reached[*i]) {
+            if piece.takes(*c) {
+                next[if matches!(piece, Piece::Any) {
+                    i
+                } else {
+                    i + 1
+                }] = true;
+            }
+        }
+        skip_stars(pattern, &mut next);
+        reached = next;
+    }
+    reached[pattern.len()]
+}
+
+fn skip_stars(pattern: &[Piece], reached: &mut [bool]) {
+    for (i, piece) in pattern.iter().enumerate() {
+        if reached[i] && matches!(piece, Piece::Any) {
+            reached[i + 1] = true;
+        }
+    }
+}
+
+fn parse(pattern: &str) -> Result<Vec<Piece>, BadPattern> {
+    let mut pieces = Vec::new();
+    let mut rest = pattern.chars().peekable();
+    while let Some(c) = rest.next() {
+        pieces.push(match c {
+            '*' => Piece::Any,
+            '?' => Piece::One,
+            '\\' => Piece::Char(rest.next().ok_or(BadPattern)?),
+            '[' => class(&mut rest)?,
+            c => Piece::Char(c),
+        });
+    }
+    Ok(pieces)
+}
+
+fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Piece, BadPattern> {
+    let is_negated = rest.next_if_eq(&'^').is_some();
+    let mut ranges = Vec::new();
+    while ranges.is_empty() || rest.next_if_eq(&']').is_none() {
+        let from = bound(rest)?;
+        let to = match rest.next_if_eq(&'-') {
+            Some(_) => bound(rest)?,
+            None => from,
+        };
+        ranges.push((from, to));
+    }
+    Ok(Piece::Class { is_negated, ranges })
+}
+
+/// One character of a class.
+fn bound(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<char, BadPattern> {
+    match rest.next().ok_or(BadPattern)? {
+        '-' | ']' => Err(BadPattern),
+        '\\' => rest.next().ok_or(BadPattern),
+        c => Ok(c),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Go's own documentation and tests of `filepath.Match` say.
+    #[test]
+    fn a_pattern_matches_as_in_go() {
+        for (pattern, name, expected) in [
+            ("abc", "abc", Ok(true)),
+            ("*", "abc", Ok(true)),
+            ("*c", "abc", Ok(true)),
+            ("a*", "ab/c", Ok(false)),
+            ("a**/b", "abc/b", Ok(true)),
+            ("**/b", "a/c/b", Ok(false)),
+            ("a*b*c*d*e*/f", "axbxcxdxexxx/f", Ok(true)),
+            ("ab[c]", "abc", Ok(true)),
+            ("ab[b-d]", "abc", Ok(true)),
+            ("ab[^c]", "abc", Ok(false)),
+            ("ab[^e-g]", "abc", Ok(true)),
+            ("[!x]", "!", Ok(true)),
+            ("a\\*b", "a*b", Ok(true)),
+            ("to\\p*", "top1", Ok(true)),
+            ("a?b", "a☺b", Ok(true)),
+            ("a?b", "a/b", Ok(false)),
+            ("[^a]", "/", Ok(true)),
+            ("[\\]a]", "]", Ok(true)),
+            ("[x\\-]", "-", Ok(true)),
+            ("*x", "xxx", Ok(true)),
+            ("[]a]", "]", Err(BadPattern)),
+            ("[-]", "-", Err(BadPattern)),
+            ("[x-]", "x", Err(BadPattern)),
+            ("[a-b-c]", "a", Err(BadPattern)),
+            ("[", "a", Err(BadPattern)),
+            ("[^bc", "a", Err(BadPattern)),
+            ("a[", "a", Err(BadPattern)),
+            ("\\", "a", Err(BadPattern)),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn files_are_found_in_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in [
+            "d/2.toml",
+            "d/1.toml",
+            "d/e/3.toml",
+            "d/.4.toml",
+            "x/5.toml",
+        ] {
+            fs::create_dir_all(at(name).parent().expect("a parent")).expect("created");
+            fs::write(at(name), "").expect("written");
+        }
+        let found = |pattern: &str| {
+            let found = glob(&format!("{}/{pattern}", folder.path().display()));
+            found.map(|found| {
+                let names = found.iter().map(|path| path.strip_prefix(folder.path()));
+                let names = names.map(|name| name.expect("below").display().to_string());
+                names.collect::<Vec<_>>()
+            })
+        };
+        let names = |names: &[&str]| Ok(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(
+            found("d/*.toml"),
+            names(&["d/.4.toml", "d/1.toml", "d/2.toml"])
+        );
+        assert_eq!(found("d/**/*.toml"), names(&["d/e/3.toml"]));
+        assert_eq!(found("*/[^1.]*.toml"), names(&["d/2.toml", "x/5.toml"]));
+        assert_eq!(found("none/*"), names(&[]));
+        assert_eq!(found("d/1.toml"), names(&["d/1.toml"]));
+        assert_eq!(found("d/[*"), Err(BadPattern));
+    }
+}

@@ -1,0 +1,110 @@
+//! What is in force comes from the running containerd; its files count where it says nothing.
+
+use anyhow::{Context, Result, ensure};
+use lab::Version;
+use serde_json::Value;
+
+use crate::support::Node;
+
+impl Node {
+    /// What `handlers` reports where containerd's file is said to be this one, and what it exits with.
+    fn handlers_by(&self, file: &str) -> Result<(Option<i32>, Value)> {
+        self.report_by(file, "handlers")
+    }
+
+    fn report_by(&self, file: &str, command: &str) -> Result<(Option<i32>, Value)> {
+        let usual = format!("{:?}", self.lab.config());
+        let config = self.config("").replace(&usual, &format!("{file:?}"));
+        let path = self.lab.path("in-force.toml");
+        std::fs::write(&path, config)?;
+        let path = path.display().to_string();
+        let mut program = std::process::Command::new(crate::support::PROGRAM);
+        let output = program
+            .args([command, "--output", "json", "--config", &path])
+            .output()?;
+        let report = serde_json::from_slice(&output.stdout);
+        let report = report.with_context(|| format!("{command}: {output:?}"))?;
+        Ok((output.status.code(), report))
+    }
+}
+
+/// The snapshotter of a handler and where that was read.
+fn row<'a>(report: &'a Value, handler: &str) -> Option<(&'a str, &'a str)> {
+    let rows = report["handlers"].as_array()?;
+    let row = rows.iter().find(|row| row["handler"] == handler)?;
+    Some((row["snapshotter"].as_str()?, row["origin"].as_str()?))
+}
+
+fn finding<'a>(report: &'a Value, id: &str) -> Option<&'a Value> {
+    let findings = report["findings"].as_array()?;
+    findings.iter().find(|finding| finding["id"] == id)
+}
+
+async fn the_running_containerd_counts(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    // The default snapshotter is another one, and the file is not where it is looked for.
+    let text = std::fs::read_to_string(node.lab.config())?;
+    let usual = "snapshotter = \"overlayfs\"";
+    ensure!(text.matches(usual).count() == 1, "{text}");
+    std::fs::write(
+        node.lab.config(),
+        text.replace(usual, "snapshotter = \"native\""),
+    )?;
+    node.restart_containerd().await?;
+    let origin = match version {
+        Version::V1_7 => "CRI status",
+        Version::V2_1 => "CRI image file system",
+    };
+    let (code, report) = node.handlers_by("/nowhere/config.toml")?;
+    ensure!(
+        row(&report, "runc") == Some(("native", origin)),
+        "{report:#}"
+    );
+    ensure!(report["default_snapshotter"] == "native", "{report:#}");
+    ensure!(code == Some(0), "{code:?}: {report:#}");
+
+    // The file says other than containerd, and imports what this process does not see.
+    let changed = node.lab.path("changed.toml");
+    std::fs::write(&changed, &text)?;
+    let changed = changed.display().to_string();
+    let (code, report) = node.handlers_by(&changed)?;
+    ensure!(code == Some(0), "{report:#}");
+    ensure!(
+        row(&report, "runc") == Some(("native", origin)),
+        "{report:#}"
+    );
+    let (_, report) = node.report_by(&changed, "doctor")?;
+    let differs = finding(&report, "containerd-config-differs").context("a difference")?;
+    ensure!(differs["severity"] == "warning", "{differs:#}");
+    let words = ["native in the running containerd", "overlayfs in", &changed];
+    let found = differs["found"].as_str().context("text")?;
+    ensure!(words.iter().all(|word| found.contains(word)), "{differs:#}");
+
+    let text = format!("imports = [\"/nowhere/kata-deploy.toml\"]\n{text}");
+    std::fs::write(&changed, text)?;
+    let (code, report) = node.handlers_by(&changed)?;
+    ensure!(code == Some(0), "{report:#}");
+    ensure!(report["problems"] == Value::Array(vec![]), "{report:#}");
+    let (_, report) = node.report_by(&changed, "doctor")?;
+    let unread = finding(&report, "containerd-config").context("a file")?;
+    ensure!(unread["severity"] == "note", "{unread:#}");
+    ensure!(
+        unread.to_string().contains("/nowhere/kata-deploy.toml"),
+        "{unread:#}"
+    );
+    ensure!(
+        finding(&report, "containerd-config-differs").is_none(),
+        "{report:#}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_running_containerd_counts_on_2_1() -> Result<()> {
+    the_running_containerd_counts(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_running_containerd_counts_on_1_7() -> Result<()> {
+    the_running_containerd_counts(Version::V1_7).await
+}
