@@ -82,7 +82,7 @@ impl Tally {
         error: &Error,
     ) {
         let (image, snapshotter) = (piece.0.as_str(), piece.1.as_str());
-        if error.is_left_out() {
+        if error.is_left_out() || error.is_of_artifact() {
             return;
         }
         let is_said = said.failed.contains(&piece) || self.failed.contains(&piece);
@@ -116,6 +116,9 @@ impl Tally {
 
     /// An image could not be looked at.
     pub(super) fn unseen(&mut self, said: &Said, piece: Piece, error: &Error) {
+        if error.is_of_artifact() {
+            return;
+        }
         match error.unreachable() {
             // Not the snapshotter, but containerd itself.
             Some(_) => self.again = true,

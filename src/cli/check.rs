@@ -191,7 +191,7 @@ async fn listings<'a>(
     Ok((listings, silent))
 }
 
-/// `None` for one of all images that the configuration leaves to containerd.
+/// `None` for one of all images that the configuration leaves to containerd, or that is no container image.
 async fn row(
     node: &Node,
     asked: &Asked,
@@ -215,6 +215,7 @@ async fn row(
             layers: look.layers,
             ready_layers: look.ready_layers,
         })),
+        Err(e) if e.is_of_artifact() && !asked.by_name => Ok(None),
         Err(e) if e.unreachable().is_some() => Err(e.into()),
         Err(e) => Ok(Some(Row {
             name,

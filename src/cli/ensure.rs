@@ -136,8 +136,8 @@ async fn in_snapshotter(
     let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
-        let is_left_out = matches!(&outcome, Err(e) if e.is_left_out());
-        if is_left_out && !asked.by_name {
+        let is_none_of_ours = matches!(&outcome, Err(e) if e.is_left_out() || e.is_of_artifact());
+        if is_none_of_ours && !asked.by_name {
             continue;
         }
         let row = row(node, asked, snapshotter, outcome, took).await?;

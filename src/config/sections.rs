@@ -73,8 +73,8 @@ pub struct Containerd {
     pub socket: SocketPath,
     /// The namespace that the kubelet's images live in.
     pub namespace: Namespace,
-    /// Its configuration file: containerd 2 reports its default snapshotter and its pause image
-    /// nowhere else.
+    /// Its configuration file: containerd 2 reports its pause image and its switches for labels and
+    /// discarded layers nowhere else.
     pub config: AbsolutePath,
 }
 

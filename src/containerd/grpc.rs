@@ -21,8 +21,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, Mount, Payloads, Piece,
-    Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, ListedPlugin, Mount,
+    Payloads, Piece, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use commit::{CommitSnapshotRequest, commit};
 
@@ -518,6 +518,20 @@ impl Containerd for Grpc {
             .await;
         let reply = reply.map_err(failed("list", "snapshotters"))?.into_inner();
         Ok(reply.plugins.into_iter().map(snapshotter).collect())
+    }
+
+    async fn plugins(&self) -> Result<Vec<ListedPlugin>> {
+        let request = self.ask(api::PluginsRequest { filters: vec![] });
+        let reply = api::introspection_client::IntrospectionClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .plugins(request)
+            .await;
+        let reply = reply.map_err(failed("list", "plugins"))?.into_inner();
+        let plugin = |plugin: api::Plugin| ListedPlugin {
+            uri: format!("{}.{}", plugin.r#type, plugin.id),
+            init_error: plugin.init_err.map(|status| status.message),
+        };
+        Ok(reply.plugins.into_iter().map(plugin).collect())
     }
 
     async fn version(&self) -> Result<String> {

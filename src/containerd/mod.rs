@@ -189,6 +189,15 @@ impl Snapshotter {
     }
 }
 
+/// A plugin that containerd lists, working or not. One that is disabled is not listed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ListedPlugin {
+    /// Its type and its id: `io.containerd.grpc.v1.cri`.
+    pub uri: String,
+    /// Why it did not come up.
+    pub init_error: Option<String>,
+}
+
 /// One event of containerd's exchange.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -307,6 +316,8 @@ pub trait Containerd: Send + Sync {
 
     /// The snapshotters that containerd lists, with those that failed to come up.
     async fn snapshotters(&self) -> Result<Vec<Snapshotter>>;
+    /// All plugins that containerd lists.
+    async fn plugins(&self) -> Result<Vec<ListedPlugin>>;
     /// containerd's version, such as `2.1.9`.
     async fn version(&self) -> Result<String>;
     /// The CRI plugin's running configuration as JSON (`Status`, verbose); `None` where it shows none.

@@ -1,71 +1,233 @@
 //! How the images stand in the snapshotters that are ours to keep: the pause image, and all others
 //! by what is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
+use crate::config::MissingContent;
+use crate::containerd::ErrorKind;
 use crate::image::{self, Distinct};
-use crate::unpack::{Error, Listing, State};
+use crate::unpack::{Error, Listing, Look, State};
 
 use super::finding::{Cure, Finding, Severity, word};
+use super::permissions::{self, SOURCE};
+use super::pulls::PULLS_FROM;
 use super::scene::{Scene, Seen};
 
-/// CRI's label on images that are never collected: the pause image is one.
+/// CRI's label on images that are never collected: the pause image is one, and tools that bring images
+/// along pin all of theirs.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+
+/// What the repository of a pause image is called, where containerd does not say which it is.
+const PAUSE: &str = "pause";
 
 /// Names that are shown of many.
 const SHOWN: usize = 3;
+
+/// An image in one snapshotter.
+struct There<'a> {
+    known: &'a Distinct,
+    look: Look,
+    /// Bottom first.
+    chain: Vec<String>,
+}
+
+/// What the images of one snapshotter share.
+struct Shared<'a> {
+    /// The layers of images that are there as a whole.
+    whole: HashSet<&'a str>,
+    /// Those of images that garbage collection keeps.
+    anchored: HashSet<&'a str>,
+    /// Those that can be rebuilt from overlayfs.
+    rebuilt: HashSet<&'a str>,
+    /// Blobs that are gone are fetched again when they are needed.
+    are_pulled: bool,
+}
 
 pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
     let Some(seen) = scene.seen() else {
         return vec![];
     };
     let mut findings = Vec::new();
-    let mut unreadable = BTreeMap::new();
+    let mut unreadable = Unreadable::default();
     for (snapshotter, listing) in seen.kept(scene.config()) {
-        let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
+        let mut there = Vec::new();
         for known in &seen.images {
-            match state(scene, known, listing).await {
-                Ok(None) => {}
-                Ok(Some(state)) if is_pause(seen, known) => {
-                    findings.extend(pause(seen, &known.image.name, snapshotter, state));
-                }
-                Ok(Some(state)) => {
-                    let of_state = by_state.entry(id(state).unwrap_or_default());
-                    let (_, names) = of_state.or_insert((state, vec![]));
-                    names.push(&known.image.name);
-                }
-                Err(why) => _ = unreadable.insert(known.image.name.as_str(), why),
+            match look(scene, known, listing).await {
+                Ok(found) => there.push(found),
+                Err(e) => unreadable.add(&known.image.name, &e),
             }
         }
-        by_state.remove("");
+        let shared = Shared::of(scene, seen, &there);
+        let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
+        for it in there.iter().filter(|it| !it.look.left_out) {
+            let name = it.known.image.name.as_str();
+            if is_pause(seen, it.known) {
+                findings.extend(pause(seen, name, snapshotter, it.look.state));
+            } else if let Some(id) = id(it.look.state)
+                && !shared.explains(it)
+            {
+                let (_, names) = by_state.entry(id).or_insert((it.look.state, vec![]));
+                names.push(name);
+            }
+        }
         let found = by_state.iter();
-        findings.extend(found.map(|(id, (state, names))| stand(id, *state, names, snapshotter)));
+        findings
+            .extend(found.map(|(id, (state, names))| stand(scene, id, *state, names, snapshotter)));
     }
-    findings.extend(broken(&unreadable));
+    findings.extend(unreadable.findings(scene));
     findings
 }
 
-/// `None` for an image that is left to containerd, or that no node like this one could run.
-async fn state(
+async fn look<'a>(
     scene: &Scene,
-    known: &Distinct,
+    known: &'a Distinct,
     listing: &Listing,
-) -> Result<Option<State>, String> {
+) -> Result<There<'a>, Error> {
     let engine = &scene.node.engine;
-    match engine.look(&known.image, &known.names, listing).await {
-        Ok(look) => Ok((!look.left_out).then_some(look.state)),
-        Err(Error::Image(image::Error::MediaType { .. } | image::Error::NoPlatform { .. })) => {
-            Ok(None)
-        }
-        Err(e) => Err(e.to_string()),
+    Ok(There {
+        known,
+        look: engine.look(&known.image, &known.names, listing).await?,
+        chain: engine.chain(&known.image).await?,
+    })
+}
+
+impl There<'_> {
+    fn layers(&self) -> impl Iterator<Item = &str> {
+        self.chain.iter().map(String::as_str)
     }
 }
 
-/// By CRI's label, or as it is configured.
+impl<'a> Shared<'a> {
+    fn of(scene: &Scene, seen: &'a Seen, there: &'a [There<'a>]) -> Self {
+        let layers = |wanted: &dyn Fn(&Look) -> bool| {
+            let images = there.iter().filter(|it| wanted(&it.look));
+            images.flat_map(There::layers).collect()
+        };
+        let config = scene.config();
+        let means = &config.unpack.missing_content;
+        let source = seen
+            .listings
+            .get(SOURCE)
+            .and_then(|listing| listing.as_ref().ok());
+        let source = source.filter(|_| {
+            let root = seen.snapshotter(SOURCE).and_then(|s| s.exports.get("root"));
+            let is_readable = |root: &String| permissions::unreadable(Path::new(root)).is_none();
+            means.contains(&MissingContent::Rebuild) && root.is_some_and(is_readable)
+        });
+        Self {
+            whole: layers(&|look| look.committed == look.layers),
+            anchored: layers(&|look| look.state == State::Ready),
+            rebuilt: source.into_iter().flat_map(Listing::names).collect(),
+            are_pulled: means.contains(&MissingContent::Pull)
+                && scene.version().is_some_and(|version| version >= PULLS_FROM),
+        }
+    }
+
+    /// Whether what looks wrong with an image is what sharing layers looks like, or is mended when the
+    /// image is needed.
+    fn explains(&self, it: &There<'_>) -> bool {
+        match it.look.state {
+            State::Partial => it
+                .layers()
+                .take(it.look.committed)
+                .all(|layer| self.whole.contains(layer)),
+            State::Unanchored => it
+                .layers()
+                .last()
+                .is_some_and(|top| self.anchored.contains(top)),
+            State::Unavailable => {
+                let mut missing = it.layers().skip(it.look.committed);
+                self.are_pulled || missing.all(|layer| self.rebuilt.contains(layer))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// As it is configured; else by its name, among those that are pinned.
 fn is_pause(seen: &Seen, known: &Distinct) -> bool {
-    let is_pinned = known.image.labels.get(PINNED.0).map(String::as_str) == Some(PINNED.1);
-    let configured = seen.handlers.sandbox_image();
-    is_pinned || configured.is_some_and(|pause| known.names.contains(&pause.value))
+    let mut names = known.names.iter().map(|name| image::normal(name));
+    match seen.handlers.sandbox_image() {
+        Some(pause) => {
+            let pause = image::normal(&pause.value);
+            names.any(|name| name == pause)
+        }
+        None => {
+            let label = known.image.labels.get(PINNED.0);
+            let is_called_so = |name: String| {
+                let repository = image::repository(&name).unwrap_or_default();
+                repository.rsplit('/').next() == Some(PAUSE)
+            };
+            label.map(String::as_str) == Some(PINNED.1) && names.any(is_called_so)
+        }
+    }
+}
+
+/// Images that cannot be read at all, by why.
+#[derive(Default)]
+struct Unreadable<'a> {
+    /// A document is not in the content store.
+    gone: BTreeMap<&'a str, String>,
+    /// A document is wrong.
+    wrong: BTreeMap<&'a str, String>,
+}
+
+impl<'a> Unreadable<'a> {
+    fn add(&mut self, name: &'a str, error: &Error) {
+        match error {
+            // No image, or none that a node like this one could run.
+            Error::Image(image::Error::MediaType { .. } | image::Error::NoPlatform { .. }) => {}
+            Error::Image(image::Error::Containerd { source, .. })
+                if source.kind == ErrorKind::NotFound =>
+            {
+                self.gone.insert(name, error.to_string());
+            }
+            _ => _ = self.wrong.insert(name, error.to_string()),
+        }
+    }
+
+    fn findings(&self, scene: &Scene) -> Vec<Finding> {
+        const MEANS: &str = "containers of it fail: «content digest … not found», or a document that containerd refuses";
+        let finding = |id, of: &BTreeMap<&str, String>| {
+            let names: Vec<_> = of.keys().copied().collect();
+            let why = of.values().next()?;
+            let found = format!(
+                "{} not readable: {} ({why})",
+                counted(names.len()),
+                some(&names)
+            );
+            Some(Finding::new(id, Severity::Warning, found, MEANS))
+        };
+        let names: Vec<_> = self.gone.keys().copied().collect();
+        let gone = finding("images-unavailable", &self.gone);
+        let gone = gone.map(|finding| fetch(scene, finding, &names));
+        let wrong = finding("images-broken", &self.wrong);
+        let wrong = wrong.map(|finding| {
+            finding.advise("build and push the image again: the same document comes back when it is pulled again")
+        });
+        gone.into_iter().chain(wrong).collect()
+    }
+}
+
+/// What brings blobs back: the image's record and names stay as they are.
+fn fetch(scene: &Scene, finding: Finding, names: &[&str]) -> Finding {
+    let config = scene.config();
+    let (namespace, hosts) = (&config.containerd.namespace, &config.pull.hosts);
+    let finding = finding.advise(
+        "fetch what is missing: blobs that are there stay, and so does the image (`--user` for a registry that wants credentials)",
+    );
+    let named = names
+        .iter()
+        .filter(|name| image::is_pullable(name))
+        .take(SHOWN);
+    named.fold(finding, |finding, name| {
+        finding.run(format!(
+            "ctr -n {namespace} content fetch --hosts-dir {} {}",
+            word(&hosts.to_string()),
+            word(name)
+        ))
+    })
 }
 
 fn ensure(images: &[&str], snapshotter: &str) -> String {
@@ -100,7 +262,8 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
 /// The finding's id, where the state is one: that an image is not there yet is none.
 fn id(state: State) -> Option<&'static str> {
     match state {
-        State::Ready | State::Missing | State::Unavailable => None,
+        State::Ready | State::Missing => None,
+        State::Unavailable => Some("images-unavailable"),
         State::Partial => Some("images-partial"),
         State::Unlabelled => Some("images-unlabelled"),
         State::Mixed => Some("images-mixed"),
@@ -109,8 +272,18 @@ fn id(state: State) -> Option<&'static str> {
     }
 }
 
-fn stand(id: &'static str, state: State, names: &[&str], snapshotter: &str) -> Finding {
+fn stand(
+    scene: &Scene,
+    id: &'static str,
+    state: State,
+    names: &[&str],
+    snapshotter: &str,
+) -> Finding {
     let (severity, means) = match state {
+        State::Unavailable => (
+            Severity::Warning,
+            "the blob of a layer is gone, and nothing on this node can make the layer again: the first container of it there fails, «content digest … not found»",
+        ),
         State::Mixed => (
             Severity::Error,
             "a container on it has a broken root file system: a host's unpack lies over layers that were left to the guest",
@@ -137,30 +310,13 @@ fn stand(id: &'static str, state: State, names: &[&str], snapshotter: &str) -> F
         counted(names.len()),
         some(names)
     );
-    Finding::new(id, severity, found, means)
+    let finding = Finding::new(id, severity, found, means);
+    if state == State::Unavailable {
+        return fetch(scene, finding, names);
+    }
+    finding
         .advise("make it ready; what is in use is healed as far as it can be, and the rest when it is not used any more")
         .run(ensure(names, snapshotter))
-}
-
-fn broken(unreadable: &BTreeMap<&str, String>) -> Option<Finding> {
-    let (first, why) = unreadable.first_key_value()?;
-    let names: Vec<_> = unreadable.keys().copied().collect();
-    let found = format!(
-        "{} not readable: {} ({why})",
-        counted(names.len()),
-        some(&names)
-    );
-    Some(
-        Finding::new(
-            "images-unavailable",
-            Severity::Warning,
-            found,
-            "containers of it fail: «content digest … not found»",
-        )
-        .advise("remove the image and pull it again")
-        .run(format!("crictl rmi {}", word(first)))
-        .run(format!("crictl pull {}", word(first))),
-    )
 }
 
 fn counted(images: usize) -> String {

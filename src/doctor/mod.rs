@@ -3,6 +3,7 @@
 //! [`Finding`]s are values. Each check is a small function over one look at the node, and changes
 //! nothing; only what is [safe](Examination::fix) is done, and only where that is asked for.
 
+mod cri;
 mod finding;
 mod guest_layers;
 mod images;
@@ -42,6 +43,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     let instances = Instances::look(&scene).await;
     let mut findings = [
         reach::check(&scene),
+        cri::check(&scene),
         nri::check(&scene, &instances),
         instances.check(),
         permissions::check(&scene),

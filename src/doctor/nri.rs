@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::handlers::{NRI_TABLE as TABLE, Settings};
 use crate::hooks::MARGIN;
 
+use super::cri;
 use super::finding::{Finding, Severity};
 use super::instances::Instances;
 use super::scene::Scene;
@@ -21,7 +22,12 @@ const USUAL_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) fn check(scene: &Scene, instances: &Instances) -> Vec<Finding> {
     let settings = scene.files.settings();
     let file: &Path = scene.config().containerd.config.as_ref();
-    let mut findings: Vec<_> = off(scene, settings, file).into_iter().collect();
+    let plugins = scene.seen().map_or(&[][..], |seen| &seen.plugins);
+    if cri::is_down(plugins) {
+        return vec![];
+    }
+    let off = disabled(scene, settings, file).or_else(|| off(scene, settings, file));
+    let mut findings: Vec<_> = off.into_iter().collect();
     // Where containerd has launched the plugin, it brought the connection along.
     if findings.is_empty() && !instances.is_launched() {
         let socket: &Path = scene.config().nri.socket.as_ref();
@@ -36,6 +42,36 @@ pub(super) fn check(scene: &Scene, instances: &Instances) -> Vec<Finding> {
         scene.config().hooks.wait.as_duration(),
     ));
     findings
+}
+
+/// A plugin in `disabled_plugins` is not loaded; one that is loaded may be switched off.
+fn disabled(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
+    let plugins = &scene.seen()?.plugins;
+    let uri = TABLE;
+    let listed = settings.find(&["disabled_plugins"]);
+    let names_it = |value: &toml::Value| {
+        let names = value.as_array().into_iter().flatten();
+        names
+            .filter_map(toml::Value::as_str)
+            .any(|name| name == uri)
+    };
+    let by = listed
+        .filter(|(value, _)| names_it(value))
+        .map(|(_, path)| path);
+    let is_loaded = plugins.is_empty() || plugins.iter().any(|plugin| plugin.uri == uri);
+    if by.is_none() && is_loaded {
+        return None;
+    }
+    let found = match by {
+        Some(path) => format!("NRI is among disabled_plugins in {}", path.display()),
+        None => "NRI is not among the plugins that containerd has loaded".to_owned(),
+    };
+    Some(
+        Finding::new("nri-off", Severity::Error, found, "containerd calls no plugin: no image is made ready for a pod")
+            .advise(format!("take {uri} out of disabled_plugins, and restart containerd; a containerd that was built without NRI has to be replaced"))
+            .lines(by.unwrap_or(file), "disabled_plugins = []")
+            .run("systemctl restart containerd"),
+    )
 }
 
 /// 1.7 has NRI off unless it is switched on, 2.0 and later the other way round.

@@ -11,7 +11,7 @@ use super::finding::{Finding, Severity};
 use super::scene::Scene;
 
 /// What layers are rebuilt from.
-const SOURCE: &str = "overlayfs";
+pub(super) const SOURCE: &str = "overlayfs";
 
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let root = not_root().into_iter();
@@ -50,7 +50,8 @@ fn rebuild(scene: &Scene) -> Option<Finding> {
     )
 }
 
-fn unreadable(root: &Path) -> Option<String> {
+/// Why layers cannot be read below the root of [`SOURCE`].
+pub(super) fn unreadable(root: &Path) -> Option<String> {
     match fs::read_dir(root) {
         Err(e) => Some(e.to_string()),
         Ok(_) if !attributes_are_seen() => {

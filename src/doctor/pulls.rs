@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::config::MissingContent;
+use crate::containerd::Snapshotter;
 
 use super::finding::{Finding, Severity};
 use super::scene::{Scene, Seen};
 
 /// The first containerd that fetches blobs for somebody else.
-const PULLS_FROM: (u64, u64) = (2, 1);
+pub(super) const PULLS_FROM: (u64, u64) = (2, 1);
 
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let Some(seen) = scene.seen() else {
@@ -20,6 +21,7 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     annotations
         .into_iter()
         .chain(discarded(scene, seen))
+        .chain(unpacked_elsewhere(scene, seen))
         .collect()
 }
 
@@ -29,7 +31,7 @@ fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
         .handlers
         .snapshotters()
         .into_iter()
-        .filter(|name| seen.is_proxy(name))
+        .filter(|name| seen.is_proxy(name) && !is_labelled_by_transfer(scene, seen, name))
         .collect();
     let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
     let (disabled, path) = switch(scene, seen, key, reported, true);
@@ -65,6 +67,55 @@ fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
             .advise("have containerd put the labels on as well, and restart it")
             .lines(&path, &lines(scene, "disable_snapshot_annotations = false"))
             .run("systemctl restart containerd"),
+    )
+}
+
+/// The transfer service, by which CRI pulls from 2.1 on, asks the proxy plugin's own export.
+fn is_labelled_by_transfer(scene: &Scene, seen: &Seen, name: &str) -> bool {
+    let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
+    let is_on = seen
+        .snapshotter(name)
+        .and_then(export)
+        .is_some_and(|on| on == "true");
+    is_on && scene.version().is_some_and(|version| version >= PULLS_FROM)
+}
+
+/// From 2.1 on CRI pulls by the transfer service, which unpacks for the snapshotters that it is configured
+/// for: by itself that is the default one.
+fn unpacked_elsewhere(scene: &Scene, seen: &Seen) -> Option<Finding> {
+    const KEYS: [&str; 3] = [
+        "plugins",
+        "io.containerd.transfer.v1.local",
+        "unpack_config",
+    ];
+    let (configs, path) = scene.files.settings().find(&KEYS)?;
+    let default = seen.handlers.default_name()?;
+    let configs = configs.as_array()?.iter();
+    let names: Vec<_> = configs
+        .filter_map(|config| config.get("snapshotter")?.as_str())
+        .collect();
+    let is_by_transfer = scene.version().is_some_and(|version| version >= PULLS_FROM);
+    if !is_by_transfer || names.is_empty() || names.contains(&default) {
+        return None;
+    }
+    let found = format!(
+        "containerd's transfer service unpacks for {} alone (unpack_config in {}), and the default snapshotter is {default}",
+        names.join(", "),
+        path.display()
+    );
+    let lines = format!(
+        "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"{default}\""
+    );
+    Some(
+        Finding::new(
+            "transfer-unpack-elsewhere",
+            Severity::Error,
+            found,
+            "containerd refuses every pull of the kubelet",
+        )
+        .advise("add the default snapshotter, and restart containerd")
+        .lines(path, &lines)
+        .run("systemctl restart containerd"),
     )
 }
 

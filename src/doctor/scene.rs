@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::config::Config;
-use crate::containerd::{self, Snapshotter};
+use crate::containerd::{self, ListedPlugin, Snapshotter};
 use crate::handlers::{FileConfig, Handlers};
 use crate::image::{Distinct, distinct};
 use crate::node::Node;
@@ -38,6 +38,8 @@ pub(super) struct Seen {
     pub(super) handlers: Arc<Handlers>,
     /// All that containerd lists.
     pub(super) snapshotters: Vec<Snapshotter>,
+    /// Of any kind.
+    pub(super) plugins: Vec<ListedPlugin>,
     pub(super) images: Vec<Distinct>,
     /// What each snapshotter that a handler uses has, by its name.
     pub(super) listings: BTreeMap<String, Result<Listing, String>>,
@@ -96,6 +98,7 @@ impl Seen {
             cri: cri.and_then(|json| serde_json::from_str(&json).ok()),
             handlers,
             snapshotters,
+            plugins: containerd.plugins().await?,
             images,
             listings,
         })

@@ -25,7 +25,30 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
             }
         }
     }
+    findings.extend(rootless(seen));
     findings
+}
+
+/// CRI tells the kubelet where the default snapshotter keeps images by its export `root`, and names a
+/// directory that does not exist where it has none.
+fn rootless(seen: &Seen) -> Option<Finding> {
+    let name = seen.handlers.default_name()?;
+    let snapshotter = seen.snapshotter(name)?;
+    if snapshotter.exports.contains_key("root") || snapshotter.proxy_address().is_none() {
+        return None;
+    }
+    let lines = format!("[proxy_plugins.{name}.exports]\n  root = \"/var/lib/{name}\"");
+    Some(
+        Finding::new(
+            "snapshotter-without-root",
+            Severity::Warning,
+            format!("the default snapshotter {name} is a proxy plugin without an export `root`"),
+            "the kubelet finds no file system of images, and its image collection fails",
+        )
+        .advise("say where the snapshotter keeps its files, and restart containerd")
+        .lines(std::path::Path::new("/etc/containerd/config.toml"), &lines)
+        .run("systemctl restart containerd"),
+    )
 }
 
 /// What was wrong with the sources: each names its remedy itself.

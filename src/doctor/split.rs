@@ -27,7 +27,7 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
     for (snapshotter, listing) in seen.kept(scene.config()) {
         let lost = lost(scene, snapshotter, listing).await;
         if !lost.is_empty() {
-            findings.push(finding(snapshotter, &lost));
+            findings.push(finding(scene, snapshotter, &lost));
         }
     }
     findings
@@ -70,7 +70,7 @@ async fn is_in_metadata(containerd: &dyn Containerd, snapshotter: &str, chain: &
     matches!(commit.await, Err(e) if e.already_exists())
 }
 
-fn finding(snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
+fn finding(scene: &Scene, snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
     let images: BTreeSet<_> = lost.iter().flat_map(|(_, images)| images).collect();
     let images: Vec<_> = images.into_iter().map(String::as_str).collect();
     let found = format!(
@@ -85,9 +85,10 @@ fn finding(snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
         "these images can neither be used nor unpacked there: «already exists», and yet «not found»; their content was deleted behind containerd's back",
     )
     .advise("take the records away, from the top down (garbage collection may be quicker: «not found» is as good), and make the images ready again");
+    let namespace = &scene.config().containerd.namespace;
     let finding = lost.iter().fold(finding, |finding, (chain, _)| {
         finding.run(format!(
-            "ctr -n k8s.io snapshots --snapshotter {snapshotter} rm {chain}"
+            "ctr -n {namespace} snapshots --snapshotter {snapshotter} rm {chain}"
         ))
     });
     let words: Vec<_> = images.iter().map(|name| word(name)).collect();

@@ -37,6 +37,8 @@ pub(super) fn is_skipped(pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containerd::Snapshotter;
+    use crate::handlers::Running;
 
     const CRI: &str = r#"{"containerd": {"snapshotter": "nydus", "defaultRuntimeName": "runc",
         "runtimes": {"runc": {}, "local": {"snapshotter": "erofs"}}}}"#;
@@ -52,7 +54,17 @@ mod tests {
             ("", "local", "skip", "erofs", true),
         ] {
             let config = Config::from_toml(config, "test").unwrap();
-            let handlers = Handlers::resolve(&config, Some(CRI), None);
+            let overlayfs = [Snapshotter {
+                name: "overlayfs".to_owned(),
+                exports: [("root".to_owned(), "/overlayfs".to_owned())].into(),
+                ..Snapshotter::default()
+            }];
+            let running = Running {
+                cri_status_config: Some(CRI),
+                image_file_system: Some("/overlayfs"),
+                snapshotters: &overlayfs,
+            };
+            let handlers = Handlers::resolve(&config, running, None);
             let pod = Pod {
                 runtime_handler: handler.to_owned(),
                 annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),

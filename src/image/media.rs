@@ -42,6 +42,16 @@ pub(super) fn is_layer(media_type: &str) -> bool {
         )
 }
 
+/// Whether a blob is an image's config, by its media type. An artifact (WASM, a chart) has another, and so do
+/// some images that containerd runs: only a document that is none is no image then.
+pub(super) fn is_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
 /// Whether a layer has to be decrypted before anybody can unpack it.
 pub(super) fn is_encrypted(media_type: &str) -> bool {
     media_type.split('+').skip(1).any(|s| s == "encrypted")

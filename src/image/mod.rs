@@ -25,7 +25,7 @@ pub use labels::{
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;
-pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, repository};
+pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, normal, repository};
 
 /// Why an image cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use crate::containerd::{Containerd, Descriptor, Image};
 
 use super::document::{self, Config, Index, Refusal};
 use super::manifest::{Manifest, chain, sha256};
-use super::media::Document;
+use super::media::{Document, is_config};
 use super::{Error, Platform};
 
 /// The largest index, manifest or config that is read, in bytes. Registries allow 4 MiB for a
@@ -116,7 +116,8 @@ impl Reader<'_> {
         let parts = manifest.into_parts();
         let (config_blob, layers) =
             parts.map_err(|e| self.malformed("manifest", &target.digest, &e))?;
-        let config = self.document("config", &config_blob, Config::parse).await?;
+        let config = self.document("config", &config_blob, Config::parse).await;
+        let config = config.map_err(|e| self.artifact_or(e, &config_blob))?;
         if let Some(index) = unsaid
             && self.platform.rank(&config.platform()).is_none()
         {
@@ -130,7 +131,8 @@ impl Reader<'_> {
                 config_blob.digest,
                 diff_ids.len()
             );
-            return Err(self.malformed("manifest", &target.digest, &reason));
+            let malformed = self.malformed("manifest", &target.digest, &reason);
+            return Err(self.artifact_or(malformed, &config_blob));
         }
         Ok(Manifest {
             digest: target.digest.clone(),
@@ -165,6 +167,18 @@ impl Reader<'_> {
             Refusal::Schema1 => self.schema1(digest),
             Refusal::Malformed(reason) => self.malformed(what, digest, &reason),
         })
+    }
+
+    /// What does not read as an image, and does not say that it is one, is an artifact.
+    fn artifact_or(&self, error: Error, config: &Descriptor) -> Error {
+        match error {
+            Error::Malformed { .. } if !is_config(&config.media_type) => Error::MediaType {
+                image: self.image.to_owned(),
+                media_type: config.media_type.clone(),
+                digest: config.digest.clone(),
+            },
+            other => other,
+        }
     }
 
     fn malformed(&self, what: &'static str, digest: &str, reason: &str) -> Error {

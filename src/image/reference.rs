@@ -111,6 +111,15 @@ pub fn name_for_labels(asked: Option<&str>, names: &[String]) -> Option<String> 
     })
 }
 
+/// A reference with its registry and its tag spelled out, as CRI names its records; what is no reference
+/// stays as it is.
+pub fn normal(name: &str) -> String {
+    match Reference::try_from(name) {
+        Ok(reference) if !is_id(name) => reference.whole(),
+        _ => name.to_owned(),
+    }
+}
+
 /// The names under which a record of `asked` may stand, the likeliest first.
 fn spellings(asked: &str) -> Vec<String> {
     let mut names = vec![asked.to_owned()];

@@ -266,6 +266,13 @@ impl Engine {
         })
     }
 
+    /// The chain ids of an image's layers, bottom first.
+    pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
+        let manifest = self.resolver.manifest(image).await?;
+        let layers = manifest.layers.iter();
+        Ok(layers.map(|layer| layer.chain_id.clone()).collect())
+    }
+
     /// What an [`Engine::ensure`] would do for an image, in this order; nothing for one that is left
     /// out. Changes nothing.
     pub async fn planned(

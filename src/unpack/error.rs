@@ -195,6 +195,11 @@ impl Error {
         is_pulled_by_guest || matches!(self, Self::LeftOut { .. } | Self::LeftAlone { .. })
     }
 
+    /// Whether it is no container image at all: an artifact, a chart, a signature.
+    pub fn is_of_artifact(&self) -> bool {
+        matches!(self, Self::Image(image::Error::MediaType { .. }))
+    }
+
     /// Whether the same may succeed later, with nobody doing anything about it.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::InUse { .. } | Self::Unsettled { .. }) || self.unreachable().is_some()

@@ -147,6 +147,11 @@ impl Resolver {
         image::name_for_labels(None, &names)
     }
 
+    /// What an image consists of on this node.
+    pub(super) async fn manifest(&self, image: &Image) -> Result<Arc<Manifest>, Error> {
+        Ok(self.manifests.read(self.containerd(), image).await?)
+    }
+
     /// The target of a look, which changes nothing: how an image stands does not depend on the name
     /// that its labels carry, and whether the guest pulls shows in the snapshots that are there. And
     /// whether it is left to containerd: then it lacks no label.

@@ -11,16 +11,20 @@ use serde_json::Value;
 use crate::support::{Node, PATIENCE, PROGRAM, handler};
 
 /// What was found, by id.
-type Found = BTreeMap<String, Value>;
+pub(crate) type Found = BTreeMap<String, Value>;
 
 impl Node {
     /// With the configuration of the commands.
-    fn examine(&self) -> Result<(Option<i32>, Found)> {
+    pub(crate) fn examine(&self) -> Result<(Option<i32>, Found)> {
         self.examine_with(&self.config(""), &[])
     }
 
     /// With this one.
-    fn examine_with(&self, config: &str, arguments: &[&str]) -> Result<(Option<i32>, Found)> {
+    pub(crate) fn examine_with(
+        &self,
+        config: &str,
+        arguments: &[&str],
+    ) -> Result<(Option<i32>, Found)> {
         let file = self.lab.path("doctor.toml");
         std::fs::write(&file, config)?;
         let mut command = Command::new(PROGRAM);
@@ -64,7 +68,7 @@ impl Node {
     }
 }
 
-fn has(found: &Found, id: &str, severity: &str, words: &str) -> Result<()> {
+pub(crate) fn has(found: &Found, id: &str, severity: &str, words: &str) -> Result<()> {
     let finding = found
         .get(id)
         .with_context(|| format!("no {id}: {found:#?}"))?;
@@ -156,7 +160,27 @@ async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
     let same = |text: String| text;
     let handlers = "[handlers]\nkata = \"zfs9\"\nvm = \"devmapper\"\n";
     type Change<'a> = &'a dyn Fn(String) -> String;
-    let cases: [(Change<'_>, &str, &[[&str; 3]]); 6] = [
+    let disabled =
+        |text: String| format!("disabled_plugins = [\"io.containerd.nri.v1.nri\"]\n{text}");
+    let unpacks = |text: String| {
+        let table = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]";
+        format!("{text}\n{table}\nplatform = \"linux\"\nsnapshotter = \"native\"\n")
+    };
+    let cases: [(Change<'_>, &str, &[[&str; 3]]); 8] = [
+        (
+            &disabled,
+            "",
+            &[["nri-off", "error", "disabled_plugins in"]],
+        ),
+        (
+            &unpacks,
+            "",
+            &[[
+                "transfer-unpack-elsewhere",
+                "error",
+                "snapshotter = \\\"overlayfs\\\"",
+            ]],
+        ),
         (
             &nri,
             "",
@@ -375,7 +399,7 @@ async fn images_and_content(version: Version) -> Result<()> {
 
     node.store.delete_content(&node.image.config.digest).await?;
     let (_, found) = node.examine()?;
-    has(&found, "images-unavailable", "warning", "crictl pull")
+    has(&found, "images-unavailable", "warning", "content fetch")
 }
 
 #[tokio::test(flavor = "multi_thread")]

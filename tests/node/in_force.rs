@@ -1,7 +1,7 @@
 //! What is in force comes from the running containerd; its files count where it says nothing.
 
 use anyhow::{Context, Result, ensure};
-use lab::Version;
+use lab::{Options, Remote, Version};
 use serde_json::Value;
 
 use crate::support::Node;
@@ -97,6 +97,52 @@ async fn the_running_containerd_counts(version: Version) -> Result<()> {
         "{report:#}"
     );
     Ok(())
+}
+
+/// A proxy plugin that exports no `root` is the default snapshotter, and says itself whether it gets labels.
+async fn a_proxy_without_root(version: Version) -> Result<()> {
+    let mut options = Options::new(version);
+    options.remotes = vec![Remote::Nydus];
+    let mut node = Node::start_with(version, options).await?;
+    let text = std::fs::read_to_string(node.lab.config())?;
+    let text = text.replacen("snapshotter = \"overlayfs\"", "snapshotter = \"nydus\"", 1);
+    let exports = "[proxy_plugins.nydus.exports]\nenable_remote_snapshot_annotations = \"true\"\n";
+    std::fs::write(node.lab.config(), format!("{text}\n{exports}"))?;
+    node.restart_containerd().await?;
+    let (code, report) = node.handlers_by("/nowhere/config.toml")?;
+    ensure!(report["default_snapshotter"] == "nydus", "{report:#}");
+    ensure!(code == Some(0), "{report:#}");
+    let file = node.lab.config().display().to_string();
+    let (_, report) = node.report_by(&file, "doctor")?;
+    let rootless = finding(&report, "snapshotter-without-root").context("no root")?;
+    ensure!(rootless["severity"] == "warning", "{rootless:#}");
+    // The transfer service, which asks for the export, pulls from 2.1 on.
+    let is_labelled = version == Version::V2_1;
+    let unlabelled = finding(&report, "annotations-off").is_some();
+    ensure!(unlabelled != is_labelled, "{report:#}");
+
+    // What it advises.
+    let root = "root = \"/var/lib/nydus\"\n";
+    std::fs::write(node.lab.config(), format!("{text}\n{exports}{root}"))?;
+    node.restart_containerd().await?;
+    let (_, report) = node.handlers_by("/nowhere/config.toml")?;
+    ensure!(report["default_snapshotter"] == "nydus", "{report:#}");
+    let (_, report) = node.report_by(&file, "doctor")?;
+    ensure!(
+        finding(&report, "snapshotter-without-root").is_none(),
+        "{report:#}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_without_root_on_2_1() -> Result<()> {
+    a_proxy_without_root(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_without_root_on_1_7() -> Result<()> {
+    a_proxy_without_root(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,8 @@ mod configurations;
 mod decisions;
 mod docs;
 mod doctor;
+mod doctor_cri;
+mod doctor_images;
 mod encrypted;
 mod ensure;
 mod generate;

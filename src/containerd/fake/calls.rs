@@ -8,8 +8,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::{
-    Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, Mount, Payloads, Piece,
-    Resource, Result, Snapshot, Snapshotter, Source,
+    Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, ListedPlugin, Mount,
+    Payloads, Piece, Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::{Effect, Store, at};
@@ -288,6 +288,10 @@ impl Containerd for Fake {
             Ok(SNAPSHOTTERS.map(listed).to_vec())
         };
         self.call("list snapshotters", "", effect).await
+    }
+
+    async fn plugins(&self) -> Result<Vec<ListedPlugin>> {
+        self.call("list plugins", "", |_| Ok(vec![])).await
     }
 
     async fn version(&self) -> Result<String> {

@@ -152,6 +152,14 @@ impl Lab {
     }
 
     async fn spawn(&self) -> Result<()> {
+        let ready = async |_: &Log| match Cri::connect(self).await {
+            Ok(mut cri) => cri.version().await.is_ok(),
+            Err(_) => false,
+        };
+        self.spawn_until("ready on CRI", ready).await
+    }
+
+    async fn spawn_until(&self, what: &str, ready: impl AsyncFn(&Log) -> bool) -> Result<()> {
         let mut command = Command::new(self.programs.join("containerd"));
         command
             .arg("--config")
@@ -159,13 +167,7 @@ impl Lab {
             .env_clear()
             .env("PATH", &self.path);
         let mut daemon = Process::spawn(command, self.scratch.id(), self.log.clone())?;
-        let ready = async |_: &Log| match Cri::connect(self).await {
-            Ok(mut cri) => cri.version().await.is_ok(),
-            Err(_) => false,
-        };
-        daemon
-            .wait_until("ready on CRI", START_TIMEOUT, ready)
-            .await?;
+        daemon.wait_until(what, START_TIMEOUT, ready).await?;
         *self.daemon() = Some(daemon);
         Ok(())
     }
@@ -189,6 +191,18 @@ impl Lab {
             "containerd still runs: kill or stop it first"
         );
         self.spawn().await
+    }
+
+    /// Starts containerd again with a configuration with which its CRI does not come up.
+    ///
+    /// # Errors
+    /// If its other services do not.
+    pub async fn restart_without_cri(&self) -> Result<()> {
+        let ready = async |_: &Log| match self.store().await {
+            Ok(store) => store.leases().await.is_ok(),
+            Err(_) => false,
+        };
+        self.spawn_until("ready", ready).await
     }
 
     /// Lets containerd end by itself, as an orderly restart of its service does.

@@ -1,0 +1,124 @@
+//! Whether containerd's CRI came up. Without it no pod starts, NRI does not listen, and what is asked of
+//! CRI has no answer: that is the finding then, and not what follows from it.
+
+use crate::containerd::ListedPlugin;
+
+use super::finding::{Finding, Severity};
+use super::scene::Scene;
+
+/// What serves CRI, in all versions.
+const CRI: &str = "io.containerd.grpc.v1.cri";
+
+/// What serves it in containerd 2, the cause before what depends on it.
+const PARTS: [&str; 3] = [
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    CRI,
+];
+
+/// What CRI needs of others: where one of these failed, that is the cause. A differ or a snapshotter that
+/// cannot work on this node only says so.
+const NEEDED: [&str; 4] = [
+    "io.containerd.differ.v1.erofs",
+    "io.containerd.service.v1.diff-service",
+    "io.containerd.transfer.v1.local",
+    "io.containerd.metadata.v1.bolt",
+];
+
+pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+    let Some(seen) = scene.seen() else {
+        return vec![];
+    };
+    let file = &scene.config().containerd.config;
+    let finding = match problem(&seen.plugins) {
+        None => return vec![],
+        Some(Problem::Absent) => Finding::new(
+            "cri-off",
+            Severity::Error,
+            "CRI is not among the plugins that containerd has loaded",
+            "the kubelet cannot use this containerd, and NRI does not listen",
+        )
+        .advise("take it out of disabled_plugins, and restart containerd")
+        .lines(file.as_ref(), "disabled_plugins = []"),
+        Some(Problem::Failed(why)) => Finding::new(
+            "cri-failed",
+            Severity::Error,
+            format!("containerd's CRI did not come up: {why}"),
+            "no pod starts on this node, and NRI does not listen",
+        )
+        .advise("mend what it says in containerd's configuration, and restart containerd"),
+    };
+    vec![finding.run("systemctl restart containerd")]
+}
+
+/// Whether CRI is down; not so where containerd lists nothing.
+pub(super) fn is_down(plugins: &[ListedPlugin]) -> bool {
+    problem(plugins).is_some()
+}
+
+#[derive(Debug, PartialEq)]
+enum Problem {
+    Absent,
+    Failed(String),
+}
+
+fn problem(plugins: &[ListedPlugin]) -> Option<Problem> {
+    let named = |uri: &&str| plugins.iter().find(|plugin| plugin.uri == **uri);
+    let failed = |uri: &&str| {
+        let why = named(uri)?.init_error.as_ref()?;
+        Some(format!("{why} ({uri})"))
+    };
+    if plugins.is_empty() {
+        return None;
+    }
+    if named(&CRI).is_none() {
+        return Some(Problem::Absent);
+    }
+    let own = PARTS.iter().find_map(failed)?;
+    let causes = NEEDED.iter().filter_map(failed);
+    let all: Vec<_> = causes.chain([own]).collect();
+    Some(Problem::Failed(all.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_named_first() {
+        let plugin = |uri: &str, why: Option<&str>| ListedPlugin {
+            uri: uri.to_owned(),
+            init_error: why.map(str::to_owned),
+        };
+        let failed = |why: &str| Some(Problem::Failed(why.to_owned()));
+        let images = "io.containerd.cri.v1.images";
+        let differ = "io.containerd.differ.v1.erofs";
+        for (plugins, expected) in [
+            (vec![], None),
+            (
+                vec![plugin(CRI, None), plugin(differ, Some("no mkfs"))],
+                None,
+            ),
+            (
+                vec![plugin("io.containerd.nri.v1.nri", None)],
+                Some(Problem::Absent),
+            ),
+            (
+                vec![plugin(CRI, Some("bad registry"))],
+                failed("bad registry (io.containerd.grpc.v1.cri)"),
+            ),
+            (
+                vec![
+                    plugin(CRI, Some("no images")),
+                    plugin(images, Some("no transfer")),
+                    plugin(differ, Some("no mkfs.erofs")),
+                ],
+                failed(
+                    "no mkfs.erofs (io.containerd.differ.v1.erofs); no transfer (io.containerd.cri.v1.images)",
+                ),
+            ),
+        ] {
+            assert_eq!(problem(&plugins), expected, "{plugins:?}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `doctor` where containerd's CRI does not come up: that is the finding, with what containerd says.
+
+use anyhow::{Result, ensure};
+use lab::Version;
+
+use crate::doctor::has;
+use crate::support::Node;
+
+/// A change of containerd's configuration, the finding, and words of it.
+type Case<'a> = (&'a dyn Fn(&str) -> String, &'a str, &'a str);
+
+async fn without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
+    let node = Node::start(version).await?;
+    let text = std::fs::read_to_string(node.lab.config())?;
+    for (change, id, words) in cases {
+        node.lab.stop().await?;
+        std::fs::write(node.lab.config(), change(&text))?;
+        node.lab.restart_without_cri().await?;
+        let (code, found) = node.examine()?;
+        ensure!(code == Some(1), "{code:?}: {found:#?}");
+        has(&found, id, "error", words)?;
+        let of_nri = found.keys().find(|id| id.starts_with("nri-"));
+        ensure!(of_nri.is_none(), "{found:#?}");
+    }
+    node.lab.stop().await?;
+    std::fs::write(node.lab.config(), &text)?;
+    node.lab.restart().await?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.keys().any(|id| id.starts_with("cri-")), "{found:#?}");
+    Ok(())
+}
+
+fn disabled(text: &str) -> String {
+    format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{text}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cri_that_is_down_is_found_on_2_1() -> Result<()> {
+    let default =
+        |text: &str| text.replacen("snapshotter = \"overlayfs\"", "snapshotter = \"zfs9\"", 1);
+    let mirrors = |text: &str| {
+        let table = "[plugins.\"io.containerd.cri.v1.images\".registry.mirrors.\"a.example\"]";
+        format!("{text}\n{table}\nendpoint = [\"https://b.example\"]\n")
+    };
+    let cases: [Case<'_>; 3] = [
+        (&default, "cri-failed", "failed to find snapshotter"),
+        (&mirrors, "cri-failed", "mirrors"),
+        (&disabled, "cri-off", "disabled_plugins"),
+    ];
+    without_cri(Version::V2_1, &cases).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cri_that_is_down_is_found_on_1_7() -> Result<()> {
+    let default =
+        |text: &str| text.replacen("snapshotter = \"overlayfs\"", "snapshotter = \"zfs9\"", 1);
+    let cases: [Case<'_>; 2] = [
+        (&default, "cri-failed", "failed to find snapshotter"),
+        (&disabled, "cri-off", "disabled_plugins"),
+    ];
+    without_cri(Version::V1_7, &cases).await
+}
