@@ -7,6 +7,7 @@ mod commit;
 mod fetch;
 mod write;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -41,6 +42,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// The largest answer taken, in bytes: containerd's own default for its clients. A node with
 /// thousands of images comes near tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// The largest answer taken where it is only measured: pods may have 256 KiB of annotations each.
+const MAX_STATE: usize = 256 << 20;
 
 /// The label with which a manifest keeps its config.
 const CONFIG_OF: &str = "containerd.io/gc.ref.content.config";
@@ -552,6 +556,33 @@ impl Containerd for Grpc {
             .map_err(failed("ask CRI for its", "status"))?
             .into_inner();
         Ok(reply.info.remove(CRI_CONFIG))
+    }
+
+    async fn cri_state_bytes(&self) -> Result<usize> {
+        let mut client =
+            cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone())
+                .max_decoding_message_size(MAX_STATE);
+        let pods = client.list_pod_sandbox(self.ask(cri::ListPodSandboxRequest::default()));
+        let pods = pods
+            .await
+            .map_err(failed("list", "pods"))?
+            .into_inner()
+            .items;
+        let containers = client.list_containers(self.ask(cri::ListContainersRequest::default()));
+        let containers = containers.await.map_err(failed("list", "containers"))?;
+        let containers = containers.into_inner().containers;
+        let bytes = |map: &HashMap<String, String>| {
+            map.iter()
+                .map(|(key, value)| key.len() + value.len())
+                .sum::<usize>()
+        };
+        let pods = pods
+            .iter()
+            .map(|pod| bytes(&pod.annotations) + bytes(&pod.labels));
+        let containers = containers
+            .iter()
+            .map(|it| bytes(&it.annotations) + bytes(&it.labels));
+        Ok(pods.chain(containers).sum())
     }
 
     async fn image_file_system(&self) -> Result<Option<String>> {

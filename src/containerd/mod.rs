@@ -322,6 +322,9 @@ pub trait Containerd: Send + Sync {
     async fn version(&self) -> Result<String>;
     /// The CRI plugin's running configuration as JSON (`Status`, verbose); `None` where it shows none.
     async fn cri_config(&self) -> Result<Option<String>>;
+    /// How many bytes the annotations and labels of CRI's pods and containers have: nearly all of what NRI
+    /// tells a plugin of them.
+    async fn cri_state_bytes(&self) -> Result<usize>;
     /// Where CRI's first image file system is mounted, which is the default snapshotter's directory; `None`
     /// where it shows none.
     async fn image_file_system(&self) -> Result<Option<String>>;

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::containerd;
 use crate::handlers::{NRI_TABLE as TABLE, Settings};
 use crate::hooks::MARGIN;
 
@@ -12,6 +13,9 @@ use super::cri;
 use super::finding::{Finding, Severity};
 use super::instances::Instances;
 use super::scene::Scene;
+
+/// What fits into one message of ttrpc.
+const MAX_STATE: usize = 4 << 20;
 
 /// Where NRI listens if nothing else is said.
 const USUAL_SOCKET: &str = "/var/run/nri/nri.sock";
@@ -36,6 +40,7 @@ pub(super) fn check(scene: &Scene, instances: &Instances) -> Vec<Finding> {
             findings.extend(silent(socket, scene.config().containerd.socket.as_ref()));
         }
     }
+    findings.extend(too_large(scene));
     findings.extend(timeout(
         settings,
         file,
@@ -93,6 +98,30 @@ fn off(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
         .lines(path, &table("disable = false"))
         .run("systemctl restart containerd")
     })
+}
+
+/// NRI before 0.8 (containerd 1.7 up to 1.7.25) tells a plugin of all pods and containers in one message.
+fn too_large(scene: &Scene) -> Option<Finding> {
+    let seen = scene.seen()?;
+    let bytes = seen.state_bytes;
+    (tells_in_one_message(&seen.version) && bytes > MAX_STATE).then(|| {
+        Finding::new(
+            "nri-state-too-large",
+            Severity::Error,
+            format!("annotations and labels of the pods and containers on this node have {bytes} bytes"),
+            "NRI of containerd 1.7.25 and earlier tells a plugin of all of them in one message of 4 MiB at most: the plugin is not synchronized, and no image is made ready for a pod",
+        )
+        .advise("take large annotations off the pods of this node, or use containerd 1.7.26 or later")
+    })
+}
+
+fn tells_in_one_message(containerd: &str) -> bool {
+    /// The first with NRI 0.8.
+    const IN_PARTS: u64 = 26;
+    let patch = containerd.split('.').nth(2).unwrap_or_default();
+    let digits: String = patch.chars().take_while(char::is_ascii_digit).collect();
+    let is_early = digits.parse().is_ok_and(|patch: u64| patch < IN_PARTS);
+    containerd::numbers(containerd) == Some((1, 7)) && is_early
 }
 
 fn connections_off(settings: &Settings) -> Option<Finding> {
@@ -232,6 +261,20 @@ fn table(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn early_versions_tell_all_in_one_message() {
+        for (version, expected) in [
+            ("1.7.24~ds1", true),
+            ("v1.7.25", true),
+            ("1.7.26", false),
+            ("1.7.34", false),
+            ("2.1.9", false),
+            ("main", false),
+        ] {
+            assert_eq!(tells_in_one_message(version), expected, "{version}");
+        }
+    }
 
     #[test]
     fn a_listening_socket_is_seen_without_connecting() {

@@ -40,6 +40,8 @@ pub(super) struct Seen {
     pub(super) snapshotters: Vec<Snapshotter>,
     /// Of any kind.
     pub(super) plugins: Vec<ListedPlugin>,
+    /// What NRI has to tell a plugin of pods and containers, where CRI says it.
+    pub(super) state_bytes: usize,
     pub(super) images: Vec<Distinct>,
     /// What each snapshotter that a handler uses has, by its name.
     pub(super) listings: BTreeMap<String, Result<Listing, String>>,
@@ -99,6 +101,7 @@ impl Seen {
             handlers,
             snapshotters,
             plugins: containerd.plugins().await?,
+            state_bytes: containerd.cri_state_bytes().await.unwrap_or_default(),
             images,
             listings,
         })

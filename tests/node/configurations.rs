@@ -244,8 +244,8 @@ struct Force {
 
 fn at<'a>(table: &'a Table, keys: &[&str]) -> Option<&'a Value> {
     let (last, tables) = keys.split_last()?;
-    let tables = tables.iter();
-    let table = tables.fold(Some(table), |table, key| table?.get(*key)?.as_table());
+    let mut tables = tables.iter();
+    let table = tables.try_fold(table, |table, key| table.get(*key)?.as_table());
     table?.get(*last)
 }
 

@@ -11,6 +11,7 @@ type Case<'a> = (&'a dyn Fn(&str) -> String, &'a str, &'a str);
 
 async fn without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
     let node = Node::start(version).await?;
+    ensure!(!node.examine()?.1.contains_key("nri-state-too-large"));
     let text = std::fs::read_to_string(node.lab.config())?;
     for (change, id, words) in cases {
         node.lab.stop().await?;
@@ -27,6 +28,23 @@ async fn without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
     node.lab.restart().await?;
     let (_, found) = node.examine()?;
     ensure!(!found.keys().any(|id| id.starts_with("cri-")), "{found:#?}");
+    Ok(())
+}
+
+/// Pods whose annotations do not fit into the one message of NRI 0.6.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_does_not_fit_is_found_on_1_7() -> Result<()> {
+    let mut node = Node::start(Version::V1_7).await?;
+    let large = "x".repeat(200_000);
+    for _ in 0..22 {
+        node.cri.run_pod("native", &[("a", &large)]).await?;
+    }
+    node.serve("").await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "nri-state-too-large", "error", "4 MiB at most")?;
+    let log = node.log.text();
+    ensure!(!log.contains("] synchronized"), "it is synchronized: {log}");
     Ok(())
 }
 

@@ -303,6 +303,10 @@ impl Containerd for Fake {
         self.call("ask CRI for its status", "", |_| Ok(None)).await
     }
 
+    async fn cri_state_bytes(&self) -> Result<usize> {
+        self.call("list pods", "", |_| Ok(0)).await
+    }
+
     async fn image_file_system(&self) -> Result<Option<String>> {
         let effect = |_: &mut Store| Ok(Some("/overlayfs".to_owned()));
         self.call("ask CRI for its image file system", "", effect)
