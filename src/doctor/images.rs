@@ -169,6 +169,8 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
 struct Unreadable<'a> {
     /// A document is not in the content store.
     gone: BTreeMap<&'a str, String>,
+    /// A document was changed on this node.
+    changed: BTreeMap<&'a str, String>,
     /// A document is wrong.
     wrong: BTreeMap<&'a str, String>,
 }
@@ -182,6 +184,9 @@ impl<'a> Unreadable<'a> {
                 if source.kind == ErrorKind::NotFound =>
             {
                 self.gone.insert(name, error.to_string());
+            }
+            Error::Image(image::Error::Changed { .. }) => {
+                self.changed.insert(name, error.to_string());
             }
             _ => _ = self.wrong.insert(name, error.to_string()),
         }
@@ -206,7 +211,16 @@ impl<'a> Unreadable<'a> {
         let wrong = wrong.map(|finding| {
             finding.advise("build and push the image again: the same document comes back when it is pulled again")
         });
-        gone.into_iter().chain(wrong).collect()
+        let changed = finding("images-changed", &self.changed);
+        let changed = changed.map(|finding| {
+            let name = word(self.changed.keys().next().copied().unwrap_or_default());
+            finding
+                .advise("remove the image and pull it again")
+                .run(format!("crictl rmi {name}"))
+                .run(format!("crictl pull {name}"))
+        });
+        let all = [gone, changed, wrong].into_iter();
+        all.flatten().collect()
     }
 }
 
