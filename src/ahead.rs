@@ -15,6 +15,7 @@ mod origin;
 mod pulls;
 mod queue;
 mod reconcile;
+mod removals;
 mod schedule;
 mod tally;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch as latest;
+use tokio::sync::{Notify, watch as latest};
 
 use crate::config::Labels;
 use crate::containerd::Image;
@@ -42,8 +43,13 @@ pub use existing::Existing;
 use held::Held;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
+pub use removals::heard;
 use unready::{Entry, Unready};
 pub use volumes::{ImageVolume, image_volume};
+
+/// Names of images in containers that are remembered: more than a node has. When there are more, all are
+/// forgotten, and with them only the order of the work.
+const MAX_USED: usize = 4096;
 
 /// The work ahead, for one session with the runtime.
 pub struct Ahead {
@@ -57,6 +63,8 @@ pub struct Ahead {
     unready: Unready,
     demand: Demand,
     held: Held,
+    /// An image was removed.
+    removals: Notify,
     /// Something was left because a snapshotter holds too many.
     left: AtomicBool,
 }
@@ -74,9 +82,11 @@ impl Ahead {
             unready: Unready::default(),
             demand: Demand::default(),
             held: Held::default(),
+            removals: Notify::new(),
             left: AtomicBool::default(),
         });
         node.in_session(watch::run(ahead.clone()));
+        node.in_session(removals::run(ahead.clone()));
         for arrivals in comes_out {
             node.in_session(arrivals::run(ahead.clone(), arrivals));
         }
@@ -106,7 +116,11 @@ impl Ahead {
 
     /// Images of this name are wanted before those that no container has.
     pub fn is_used(&self, image: &str) {
-        lock(&self.used).insert(image.to_owned());
+        let mut used = lock(&self.used);
+        if used.len() >= MAX_USED {
+            used.clear();
+        }
+        used.insert(image.to_owned());
     }
 
     /// A pod of this snapshotter was started, and its first container is to come.
@@ -141,6 +155,7 @@ impl Ahead {
         let outcome = self.node.engine.ensure(request).outcome().await;
         match &outcome {
             Ok(done) => self.held.more(snapshotter, done.layers_done),
+            Err(e) if e.has_no_image() => removals::missing(self, entry, e).await,
             Err(e) => self.node.engine.replace_if_in_use(e, snapshotter),
         }
         outcome
@@ -209,11 +224,14 @@ impl Ahead {
         is_full == Some(true)
     }
 
-    /// An image was removed: what was left for the snapshots that it had may fit now.
-    fn image_removed(&self) {
+    /// An image of this name was removed: what was left for the snapshots that it had may fit now.
+    fn image_removed(&self, name: &str) {
         // One that is pulled again under a running container is ready, but not anchored any more.
-        self.node.engine.image_removed();
+        self.node.engine.image_removed(name);
         self.demand.image_removed();
+        self.pulls.forget();
+        lock(&self.used).remove(name);
+        self.removals.notify_one();
         if self.left.load(Ordering::Relaxed) {
             self.queue.look_again();
         }
@@ -225,10 +243,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whether it is worth a line that an image could not be made ready ahead: who needs it will hear of
-/// it; what is left out or stopped is no failure, and what is in use is replaced later.
+/// it; what is left out, stopped or removed is no failure, and what is in use is replaced later.
 fn is_news(error: &Error) -> bool {
     let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
-    !error.is_left_out() && !goes_on && error.unreachable().is_none()
+    !error.is_left_out() && !error.has_no_image() && !goes_on && error.unreachable().is_none()
 }
 
 /// Whether the same may succeed in a while with nobody doing anything about it, and nobody else tries

@@ -1,7 +1,6 @@
 //! What has just arrived, unpacked as it comes.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
@@ -74,7 +73,7 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
             return;
         }
         let is_lazy = eager::is_without_content(&config, place, is_pinned);
-        let arrived = arrive(ahead, place, want.clone(), image.created_at, is_lazy);
+        let arrived = arrive(ahead, place, want.clone(), &image, is_lazy);
         let Some(arrived) = arrived.await else {
             return;
         };
@@ -144,11 +143,15 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     if Some(extraction.snapshotter.as_str()) != default || places.is_empty() {
         return;
     }
-    let mut image = match ahead.pulls.image_of(node.containerd.as_ref(), chain).await {
+    let found = ahead
+        .pulls
+        .image_of(node.containerd.as_ref(), chain, extraction.removals);
+    let mut image = match found.await {
         Ok(Some(image)) => image,
         Ok(None) => return,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
     };
+    log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
     let is_known = match origin::complete(node.containerd.as_ref(), &mut image, extraction).await {
         Ok(is_known) => is_known,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
@@ -158,7 +161,7 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let work = places.iter().map(|place| async {
         let want = Want::Arriving(image.clone());
         // In a pull the content may not be there yet, whatever the configuration asks for.
-        let arrived = arrive(ahead, place, want, image.created_at, true);
+        let arrived = arrive(ahead, place, want, &image, true);
         if let Some(Err(e)) = arrived.await {
             log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
         }
@@ -172,7 +175,7 @@ async fn arrive(
     ahead: &Ahead,
     place: &Place,
     want: Want,
-    came: Option<SystemTime>,
+    record: &Image,
     is_lazy: bool,
 ) -> Option<Outcome> {
     if !ahead.node.room.is_enough(place.root.as_deref()) {
@@ -183,7 +186,10 @@ async fn arrive(
         return None;
     }
     let started = tokio::time::Instant::now();
-    let entry = ahead.unready.enter(snapshotter, want, came);
+    let digest = &record.target.digest;
+    let entry = ahead
+        .unready
+        .enter(snapshotter, want, digest, record.created_at);
     let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;
     match &outcome {
         Ok(done) if done.action == Action::None => {

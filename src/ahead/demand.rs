@@ -173,7 +173,10 @@ pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str)
 async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) {
     let (name, started) = (image.name.as_str(), Instant::now());
     let want = Want::Image(name.to_owned());
-    let entry = ahead.unready.enter(snapshotter, want, image.created_at);
+    let record = &image.target.digest;
+    let entry = ahead
+        .unready
+        .enter(snapshotter, want, record, image.created_at);
     match ahead.make_ready(&entry, Urgency::Asked).await {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {

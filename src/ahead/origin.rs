@@ -22,6 +22,8 @@ pub(super) struct Extraction {
     pub(super) key: String,
     /// The chain id that it is committed under.
     pub(super) chain: String,
+    /// Images that were removed before this was heard of.
+    pub(super) removals: u64,
 }
 
 /// Puts the registry's port into the name of an image, which is made of its manifest's label. Answers
@@ -127,6 +129,7 @@ mod tests {
             snapshotter: "overlayfs".to_owned(),
             key: "extract-1 sha256:c".to_owned(),
             chain: "sha256:c".to_owned(),
+            removals: 0,
         };
         let mut found = guess.clone();
         assert!(!complete(&fake, &mut found, &extraction).await.unwrap());

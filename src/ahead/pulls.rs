@@ -5,7 +5,7 @@
 //! and the config can be read.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -31,7 +31,15 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 #[derive(Debug)]
 pub(super) struct Pulls {
     manifests: Manifests,
-    known: Mutex<HashMap<String, Instant>>,
+    known: Mutex<Known>,
+}
+
+/// The chains whose image was found.
+#[derive(Debug, Default)]
+struct Known {
+    since: HashMap<String, Instant>,
+    /// Images that were removed so far.
+    removals: u64,
 }
 
 impl Default for Pulls {
@@ -45,11 +53,13 @@ impl Default for Pulls {
 
 impl Pulls {
     /// The image that has a layer of this chain id, by the name under which it can be pulled.
-    /// `None` where there is none, or where it was found already.
+    /// `None` where there is none, or where it was found already. The layer was heard of after so many
+    /// removals of images: the pull that is found by an older one may not be the one that goes on now.
     pub(super) async fn image_of(
         &self,
         containerd: &dyn Containerd,
         chain: &str,
+        removals: u64,
     ) -> Result<Option<Image>, containerd::Error> {
         if self.is_known(chain) {
             return Ok(None);
@@ -62,23 +72,43 @@ impl Pulls {
                 continue;
             };
             if manifest.layers.iter().any(|layer| layer.chain_id == chain) {
-                self.remember(&manifest);
+                self.remember(&manifest, removals);
                 return Ok(Some(image));
             }
         }
         Ok(None)
     }
 
-    fn is_known(&self, chain: &str) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, since| since.elapsed() < REMEMBERED);
-        known.contains_key(chain)
+    /// An image was removed: when it is pulled again, its layers tell of it like those of a new one.
+    pub(super) fn forget(&self) {
+        let mut known = self.known();
+        known.since.clear();
+        known.removals += 1;
     }
 
-    fn remember(&self, manifest: &Manifest) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let chains = manifest.layers.iter().map(|layer| layer.chain_id.clone());
-        known.extend(chains.map(|chain| (chain, Instant::now())));
+    /// How many images were removed so far.
+    pub(super) fn removals(&self) -> u64 {
+        self.known().removals
+    }
+
+    fn is_known(&self, chain: &str) -> bool {
+        let mut known = self.known();
+        known.since.retain(|_, since| since.elapsed() < REMEMBERED);
+        known.since.contains_key(chain)
+    }
+
+    fn remember(&self, manifest: &Manifest, removals: u64) {
+        let mut known = self.known();
+        if known.removals == removals {
+            let chains = manifest.layers.iter().map(|layer| layer.chain_id.clone());
+            known
+                .since
+                .extend(chains.map(|chain| (chain, Instant::now())));
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

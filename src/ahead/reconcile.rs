@@ -136,9 +136,10 @@ fn pinned<'a>(ahead: &'a Ahead, places: &'a [Place], known: &'a [Known]) -> Vec<
 
 fn enter<'a>(ahead: &'a Ahead, known: &Known, place: &Place) -> Entry<'a> {
     let want = Want::Image(known.image.name.clone());
+    let record = &known.image.target.digest;
     ahead
         .unready
-        .enter(&place.snapshotter, want, known.created_at)
+        .enter(&place.snapshotter, want, record, known.created_at)
 }
 
 /// What a look at the images was.

@@ -82,7 +82,7 @@ impl Tally {
         error: &Error,
     ) {
         let (image, snapshotter) = (piece.0.as_str(), piece.1.as_str());
-        if error.is_left_out() || error.is_of_artifact() {
+        if error.is_left_out() || error.is_of_artifact() || error.has_no_image() {
             return;
         }
         let is_said = said.failed.contains(&piece) || self.failed.contains(&piece);

@@ -681,7 +681,7 @@ async fn the_image_of_a_volume_is_made_ready() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.ahead.volume("erofs", image.target.digest.clone());
     bench.ahead.volume("erofs", image.target.digest.clone());
-    tokio::time::sleep(Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
 

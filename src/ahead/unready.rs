@@ -1,6 +1,7 @@
 //! What is being made ready ahead, or waits for its turn: a pod that comes meanwhile pushes it.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -27,6 +28,8 @@ struct Piece {
     id: u64,
     snapshotter: String,
     want: Want,
+    /// What the image's record points at.
+    record: String,
     /// When the image came.
     came: Option<SystemTime>,
 }
@@ -38,6 +41,7 @@ pub(super) struct Entry<'a> {
     id: u64,
     snapshotter: String,
     want: Want,
+    record: String,
 }
 
 impl Unready {
@@ -45,6 +49,7 @@ impl Unready {
         &self,
         snapshotter: &str,
         want: Want,
+        record: &str,
         came: Option<SystemTime>,
     ) -> Entry<'_> {
         let mut waiting = lock(&self.0);
@@ -54,6 +59,7 @@ impl Unready {
             id,
             snapshotter: snapshotter.to_owned(),
             want: want.clone(),
+            record: record.to_owned(),
             came,
         });
         Entry {
@@ -61,7 +67,34 @@ impl Unready {
             id,
             snapshotter: snapshotter.to_owned(),
             want,
+            record: record.to_owned(),
         }
+    }
+
+    /// The number of the next entry.
+    pub(super) fn next(&self) -> u64 {
+        lock(&self.0).next
+    }
+
+    /// Takes out the images with a smaller number that had a record and have none any more: each once, by
+    /// the name that it was to be made ready by.
+    pub(super) fn take_removed(&self, records: &HashSet<&str>, next: u64) -> Vec<String> {
+        self.take(|p| p.id < next && !records.contains(p.record.as_str()))
+    }
+
+    fn take(&self, is_gone: impl Fn(&Piece) -> bool) -> Vec<String> {
+        let is_gone = |p: &Piece| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
+        let mut waiting = lock(&self.0);
+        let (gone, left) = std::mem::take(&mut waiting.pieces)
+            .into_iter()
+            .partition(is_gone);
+        waiting.pieces = left;
+        let gone: Vec<Piece> = gone;
+        let by_record = gone
+            .into_iter()
+            .map(|p| (p.record, p.want.name().to_owned()));
+        let by_record: BTreeMap<_, _> = by_record.collect();
+        by_record.into_values().collect()
     }
 
     /// Those that came last, the last first.
@@ -95,6 +128,15 @@ impl Entry<'_> {
     pub(super) fn want(&self) -> &Want {
         &self.want
     }
+
+    pub(super) fn record(&self) -> &str {
+        &self.record
+    }
+
+    /// The image was removed: takes it out, in each snapshotter. Answers its name where it was still there.
+    pub(super) fn take_removed(&self) -> Option<String> {
+        self.unready.take(|p| p.record == self.record).pop()
+    }
 }
 
 impl Drop for Entry<'_> {
@@ -114,7 +156,7 @@ mod tests {
         let unready = Unready::default();
         let enter = |snapshotter, name: &str, came: u64| {
             let came = SystemTime::UNIX_EPOCH + Duration::from_secs(came);
-            unready.enter(snapshotter, Want::Image(name.to_owned()), Some(came))
+            unready.enter(snapshotter, Want::Image(name.to_owned()), name, Some(came))
         };
         let mut entries = vec![enter("erofs", "middle", 2), enter("erofs", "newest", 3)];
         entries.push(enter("erofs", "oldest", 1));
@@ -141,5 +183,21 @@ mod tests {
         assert_eq!(names().iter().collect::<Vec<_>>(), newest);
         entries.clear();
         assert_eq!(names(), [""; 0]);
+    }
+
+    #[test]
+    fn an_image_that_was_removed_is_told_of_once() {
+        let unready = Unready::default();
+        let enter = |snapshotter, name: &str, record| {
+            unready.enter(snapshotter, Want::Image(name.to_owned()), record, None)
+        };
+        let entries = [enter("erofs", "a", "1"), enter("nydus", "a", "1")];
+        let kept = enter("erofs", "b", "2");
+        let next = unready.next();
+        let later = enter("erofs", "c", "3");
+        assert_eq!(unready.take_removed(&HashSet::from(["2"]), next), ["a"]);
+        assert_eq!(entries[1].take_removed(), None);
+        assert_eq!(kept.take_removed().as_deref(), Some("b"));
+        assert_eq!(later.take_removed().as_deref(), Some("c"));
     }
 }

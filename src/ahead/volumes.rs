@@ -59,7 +59,7 @@ pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
         return;
     };
     let want = Want::Image(name.clone());
-    let entry = ahead.unready.enter(snapshotter, want, None);
+    let entry = ahead.unready.enter(snapshotter, want, target, None);
     // A pod has asked for it.
     match ahead.make_ready(&entry, Urgency::Asked).await {
         Ok(done) if done.action == Action::None => {}

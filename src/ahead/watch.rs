@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
-use containerd_client::services::v1::{ImageCreate, ImageUpdate};
+use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate};
 use futures::StreamExt;
 use prost::Message;
 
@@ -19,7 +19,7 @@ use super::queue::Arrival;
 
 const CREATED: &str = "/images/create";
 const UPDATED: &str = "/images/update";
-const DELETED: &str = "/images/delete";
+pub(super) const DELETED: &str = "/images/delete";
 const PREPARED: &str = "/snapshot/prepare";
 const REMOVED: &str = "/snapshot/remove";
 
@@ -74,18 +74,27 @@ async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
             // Now it has begun for certain, and may have begun later than was thought.
             ahead.queue.reconcile();
         }
-        if event.topic == DELETED {
+        if let Some(name) = removed(&event) {
             // At once: whatever else waits, a chain may not be taken for ready any more.
-            ahead.image_removed();
-        } else if let Some(arrival) = arrival(&event) {
+            ahead.image_removed(&name);
+        } else if let Some(arrival) = arrival(&event, ahead.pulls.removals()) {
             ahead.queue.push(arrival);
         }
     }
     Ok(())
 }
 
-/// What an event tells; `None` where that is nothing of ours.
-fn arrival(event: &Event) -> Option<Arrival> {
+/// The name that an event says was removed, as far as it can be read; `None` where it tells of something else.
+pub(super) fn removed(event: &Event) -> Option<String> {
+    let is_meant = event.topic == DELETED;
+    is_meant.then(|| {
+        let deleted = ImageDelete::decode(event.payload.value.as_slice());
+        deleted.unwrap_or_default().name
+    })
+}
+
+/// What an event tells after so many removals; `None` where that is nothing of ours.
+fn arrival(event: &Event, removals: u64) -> Option<Arrival> {
     let payload = event.payload.value.as_slice();
     match event.topic.as_str() {
         CREATED => ImageCreate::decode(payload)
@@ -103,6 +112,7 @@ fn arrival(event: &Event) -> Option<Arrival> {
                 snapshotter,
                 key,
                 chain,
+                removals,
             }))
         }
         // One that succeeds is committed, and not removed.
@@ -167,6 +177,7 @@ mod tests {
             snapshotter: "overlayfs".to_owned(),
             key: "extract-12-ab sha256:c".to_owned(),
             chain: "sha256:c".to_owned(),
+            removals: 7,
         });
         let failed = Arrival::Failed {
             snapshotter: "erofs".to_owned(),
@@ -183,7 +194,7 @@ mod tests {
             (removed("a-container"), None),
             (event("/tasks/start", &created), None),
         ] {
-            assert_eq!(arrival(&event), expected, "{event:?}");
+            assert_eq!(arrival(&event, 7), expected, "{event:?}");
         }
         let garbled = Event {
             topic: CREATED.to_owned(),
@@ -192,6 +203,6 @@ mod tests {
                 value: vec![0xff; 9],
             },
         };
-        assert_eq!(arrival(&garbled), None);
+        assert_eq!(arrival(&garbled, 7), None);
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use futures::stream::{FuturesOrdered, StreamExt};
 use serde::Serialize;
 
+use crate::ahead;
 use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
@@ -71,6 +72,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
     if arguments.dry_run {
         return dry_run::show(&node, &asked, &snapshotters, arguments.output).await;
     }
+    node.in_background(ahead::heard(node.clone()));
     let work = |stop: tokio_util::sync::CancellationToken| {
         let (node, output) = (&node, arguments.output);
         let (snapshotters, asked) = (&snapshotters, &asked);

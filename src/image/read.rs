@@ -2,7 +2,7 @@
 //!
 //! Documents are small and named by their content, so what was read once is kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use crate::containerd::{Containerd, Descriptor, Image};
@@ -61,6 +61,12 @@ impl Manifests {
         }
         known.insert(image.target.digest.clone(), manifest.clone());
         Ok(manifest)
+    }
+
+    /// Forgets all but those of these records, by the digests that they point at.
+    pub fn keep(&self, records: &HashSet<&str>) {
+        self.known()
+            .retain(|digest, _| records.contains(digest.as_str()));
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Manifest>>> {

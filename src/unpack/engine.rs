@@ -1,7 +1,7 @@
 //! Runs the flights: one for each (snapshotter, chain), joined by all who ask for the same, detached
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,6 +20,7 @@ use super::abilities::Abilities;
 use super::claims::Claims;
 use super::content::NeedContent;
 use super::flight::{Flight, Layers};
+use super::flights::{FlightKey, Flights, Joined, Seat};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::{self, Way, way};
 use super::lease::{Leases, Role};
@@ -28,6 +29,7 @@ use super::pace::Pace;
 use super::plan::{Action, Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
+use super::removed::{Record, Removals, unless_removed};
 use super::request::{Move, Request, Want};
 use super::resolve::Resolver;
 use super::standing::Memory;
@@ -96,7 +98,8 @@ pub struct Engine {
     leases: Arc<Leases>,
     memory: Memory,
     need_content: NeedContent,
-    flights: Mutex<HashMap<FlightKey, InTheAir>>,
+    flights: Flights,
+    removals: Removals,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashSet<FlightKey>>,
     gate: Gate,
@@ -104,9 +107,6 @@ pub struct Engine {
     tasks: TaskTracker,
     stop: CancellationToken,
 }
-
-/// A snapshotter and a chain id.
-type FlightKey = (String, String);
 
 impl Engine {
     /// An engine at rest; `missing` says what is done about blobs that are gone.
@@ -133,7 +133,8 @@ impl Engine {
             leases,
             memory: Memory::default(),
             need_content: NeedContent::default(),
-            flights: Mutex::default(),
+            flights: Flights::default(),
+            removals: Removals::default(),
             replacing: Mutex::default(),
             gate: Gate::new(parallel.images),
             layers: Layers {
@@ -243,7 +244,11 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<Look, Error> {
-        let (target, left_out) = self.resolver.seen(image, names, listing).await?;
+        let seen = self.resolver.seen(image, names, listing).await;
+        let (target, left_out) = match seen {
+            Ok(seen) => seen,
+            Err(e) => return Err(unless_removed(self.containerd.as_ref(), e).await),
+        };
         let sight = target.look_in(listing);
         let mut state = sight.state(&target.rules);
         // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
@@ -389,10 +394,24 @@ impl Engine {
         }
     }
 
-    /// An image was removed. A chain that a container keeps is not anchored any more when the image is
-    /// pulled again, so no chain is taken for ready without a look.
-    pub fn image_removed(&self) {
-        self.memory.forget();
+    /// An image of this name was removed. A chain that a container keeps is not anchored any more when
+    /// the image is pulled again, so no chain is taken for ready without a look.
+    pub fn image_removed(&self, name: &str) {
+        self.removals.count();
+        self.memory.image_removed(name);
+        self.need_content.forget();
+    }
+
+    /// Ends the flights whose images have no record any more, and forgets what was read of removed images.
+    /// Answers the images that there are.
+    pub async fn end_removed(&self) -> Result<Vec<Image>, crate::containerd::Error> {
+        let moment = self.flights.now();
+        let images = self.containerd.images().await?;
+        let records = images.iter().map(|image| image.target.digest.as_str());
+        let records = records.collect();
+        self.flights.end_without(&records, &moment);
+        self.resolver.keep(&records);
+        Ok(images)
     }
 
     /// Something about the node may have changed: containerd was restarted, or the policy is another.
@@ -444,7 +463,10 @@ impl Engine {
 
     async fn serve(self: Arc<Self>, request: Request, hurry: Hurry, reporter: Reporter) {
         match self.resolver.target(&request).await {
-            Err(e) => reporter.end(Err(Arc::new(e))),
+            Err(e) => {
+                let e = unless_removed(self.containerd.as_ref(), e).await;
+                reporter.end(Err(Arc::new(e)));
+            }
             Ok(target) => {
                 if let Want::Container {
                     chain,
@@ -541,41 +563,22 @@ impl Engine {
                 Joined::Ours(ticket) => return ticket,
                 // Its failure is its own.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
+                Joined::First(ticket, ..) => return ticket,
             }
         }
     }
 
     /// The ticket of the one flight of this chain, which starts now if there is none.
     fn join(self: &Arc<Self>, target: &Arc<Target>, hurry: &Hurry) -> Joined {
-        let chain = target
-            .manifest
-            .chain_id()
-            .unwrap_or(&target.manifest.digest);
-        let key = (target.snapshotter.clone(), chain.to_owned());
-        let mut flights = self.flights();
-        if let Some(flight) = flights.get(&key) {
-            flight.hurry.raise_to(hurry);
+        let joined = self.flights.join(target, hurry, &self.stop);
+        let Joined::First(ticket, reporter, seat) = joined else {
             self.gate.wake();
             self.layers.gate.wake();
-            let ticket = flight.ticket.clone();
-            let is_ours = flight.config == target.manifest.config;
-            return if is_ours && (target.arrives || !flight.arrives) {
-                Joined::Ours(ticket)
-            } else {
-                Joined::Another(ticket)
-            };
-        }
-        let (reporter, ticket) = Reporter::new(&target.image);
-        let flight = InTheAir {
-            ticket: ticket.clone(),
-            hurry: hurry.clone(),
-            config: target.manifest.config.clone(),
-            arrives: target.arrives,
+            return joined;
         };
-        flights.insert(key.clone(), flight);
         let entry = Entry {
             engine: self.clone(),
-            key,
+            seat,
         };
         self.tasks
             .spawn(entry.fly(target.clone(), hurry.clone(), reporter));
@@ -584,7 +587,7 @@ impl Engine {
 
     /// Takes each lock that all work takes, and lets it go.
     pub fn pass(&self) {
-        drop(self.flights());
+        self.flights.pass();
         drop(self.replacing());
         self.gate.pass();
         self.layers.gate.pass();
@@ -595,44 +598,31 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, InTheAir>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A flight that goes on.
-struct InTheAir {
-    ticket: Ticket,
-    hurry: Hurry,
-    /// The config blob of its image.
-    config: String,
-    /// The image is still being pulled, and may get another name.
-    arrives: bool,
-}
-
-/// Whose flight of a chain it is.
-enum Joined {
-    Ours(Ticket),
-    Another(Ticket),
 }
 
 /// A flight's place in the map, which it leaves even when it panics.
 struct Entry {
     engine: Arc<Engine>,
-    key: FlightKey,
+    seat: Seat,
 }
 
 impl Entry {
     async fn fly(self, target: Arc<Target>, hurry: Hurry, reporter: Reporter) {
         let outcome = self.run(&target, &hurry, &reporter).await;
-        // Whoever asks from now on gets a new look; whoever holds a ticket gets this outcome.
+        // Callers from now on get a new look; callers that hold a ticket get this outcome.
         drop(self);
         reporter.end(outcome);
     }
 
     async fn run(&self, target: &Target, hurry: &Hurry, reporter: &Reporter) -> Outcome {
         let engine = &*self.engine;
+        let record = Record {
+            containerd: engine.containerd.as_ref(),
+            image: &target.image,
+            flights: &engine.flights,
+            seat: &self.seat,
+            removals: &engine.removals,
+        };
         let flight = Flight {
             target,
             containerd: engine.containerd.as_ref(),
@@ -642,11 +632,12 @@ impl Entry {
             hurry,
             missing: &engine.missing,
             reporter,
-            stop: &engine.stop,
+            record: &record,
+            stop: &self.seat.stop,
         };
         let began = Instant::now();
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        let (snapshotter, chain) = &self.key;
+        let (snapshotter, chain) = &self.seat.key;
         if done.action != Action::None {
             metrics::unpacked(snapshotter, began.elapsed());
         }
@@ -660,7 +651,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.engine.flights().remove(&self.key);
+        self.engine.flights.leave(&self.seat);
     }
 }
 
@@ -674,6 +665,7 @@ fn word(outcome: &Outcome) -> &'static str {
             Error::InUse { .. } => "in_use",
             Error::Unavailable { .. } => "unavailable",
             Error::Stopped(_) => "stopped",
+            Error::Removed(_) => "removed",
             _ => "failed",
         },
     }

@@ -174,6 +174,9 @@ pub enum Error {
         /// How often it was tried.
         tries: usize,
     },
+    /// Its last name was taken away.
+    #[error("image {0} was removed before it was ready")]
+    Removed(String),
     /// The program is shutting down.
     #[error("stopped before {0} was ready")]
     Stopped(String),
@@ -198,6 +201,14 @@ impl Error {
     /// Whether it is no container image at all: an artifact, a chart, a signature.
     pub fn is_of_artifact(&self) -> bool {
         matches!(self, Self::Image(image::Error::MediaType { .. }))
+    }
+
+    /// Whether the image has no record of this name, or none at all any more.
+    pub fn has_no_image(&self) -> bool {
+        matches!(
+            self,
+            Self::Removed(_) | Self::Image(image::Error::NotFound(_))
+        )
     }
 
     /// Whether the same may succeed later, with nobody doing anything about it.

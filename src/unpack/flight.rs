@@ -20,6 +20,7 @@ use super::missing::Missing;
 use super::pace::Pace;
 use super::plan::{Step, plan};
 use super::progress::Reporter;
+use super::removed::{After, Record};
 use super::round::Round;
 use super::target::Target;
 use super::{Action, Done, Error, Sight, State};
@@ -58,6 +59,8 @@ pub(super) struct Flight<'a> {
     pub(super) hurry: &'a Hurry,
     pub(super) missing: &'a Missing,
     pub(super) reporter: &'a Reporter,
+    /// Whether the image is still there.
+    pub(super) record: &'a Record<'a>,
     pub(super) stop: &'a CancellationToken,
 }
 
@@ -91,11 +94,23 @@ impl Flight<'_> {
             return Ok((self.done(found, &Work::default(), &sight), created_at));
         }
         self.foretell(&steps).await;
+        let removals = self.record.removals();
         let lease = self.leases.take(self.containerd).await;
         let lease = lease.map_err(|e| self.target.failed(e))?;
         let outcome = self.rounds(&lease, sight).await;
         lease.release(self.containerd).await;
-        outcome
+        // Not before the lease is gone: an image that is removed from now on leaves nothing here.
+        match self.record.after(&outcome, removals).await {
+            After::Kept => outcome,
+            After::Arriving => {
+                self.leases.collect(self.containerd).await;
+                outcome
+            }
+            After::Removed => {
+                self.leases.collect(self.containerd).await;
+                Err(self.removed())
+            }
+        }
     }
 
     /// Says how long it takes at least, where each layer that is missing has to be applied, and can be: a
@@ -189,5 +204,9 @@ impl Flight<'_> {
 
     pub(super) fn stopped(&self) -> Error {
         Error::Stopped(self.target.image.clone())
+    }
+
+    pub(super) fn removed(&self) -> Error {
+        Error::Removed(self.target.image.clone())
     }
 }

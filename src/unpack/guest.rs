@@ -53,6 +53,7 @@ pub(super) fn on_host(target: &Target) -> Target {
     let labels = vec![Labels::new(); manifest.layers.len()];
     Target {
         image: target.image.clone(),
+        record: target.record.clone(),
         manifest: Arc::new(manifest),
         labels: labels.clone(),
         rules: Rules {

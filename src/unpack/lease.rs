@@ -97,6 +97,20 @@ impl Leases {
         }
     }
 
+    /// Has garbage collected, for what a flight has made of an image that was removed meanwhile. What fails
+    /// here is left to containerd's next collection.
+    pub(super) async fn collect(self: &Arc<Self>, containerd: &dyn Containerd) {
+        let collected = async {
+            self.take(containerd)
+                .await?
+                .release_and_collect(containerd)
+                .await
+        };
+        if let Err(e) = collected.await {
+            log::debug!(error:% = e; "garbage not collected yet");
+        }
+    }
+
     /// Takes away what dead owners, and our own failed attempts to tidy up, have left: leases with
     /// our prefix and the temporary snapshots that they hold. Answers how many leases. One that
     /// cannot be taken away now is left for the next time.

@@ -60,6 +60,11 @@ impl Resolver {
         *self.lineage() = None;
     }
 
+    /// Forgets the documents of images other than these, by what their records point at.
+    pub(super) fn keep(&self, records: &HashSet<&str>) {
+        self.manifests.keep(records);
+    }
+
     /// What kind of snapshotter it is, as far as that is known now.
     pub(super) fn profile(&self, snapshotter: &str) -> Profile {
         self.policy
@@ -386,6 +391,7 @@ fn target(
 ) -> Target {
     Target {
         image: image.name.clone(),
+        record: image.target.digest.clone(),
         manifest,
         labels,
         rules,

@@ -109,7 +109,12 @@ impl<'a> Round<'a> {
     async fn turn(&self) -> Result<Place, Error> {
         let enter = self.flight.gate.enter(self.flight.hurry);
         let place = self.flight.stop.run_until_cancelled(enter).await.flatten();
-        place.ok_or_else(|| self.flight.stopped())
+        let place = place.ok_or_else(|| self.flight.stopped())?;
+        // It may have waited for long.
+        if self.flight.record.is_gone().await {
+            return Err(self.flight.removed());
+        }
+        Ok(place)
     }
 
     /// A layer that has gone meanwhile is found missing by the next look.

@@ -69,6 +69,13 @@ impl Memory {
         remembered.sound.clear();
     }
 
+    /// An image of this name was removed: nothing is taken for ready any more.
+    pub(super) fn image_removed(&self, name: &str) {
+        let mut remembered = self.remembered();
+        remembered.ready.clear();
+        remembered.chains.retain(|(_, of), _| of != name);
+    }
+
     /// A container of this image name stood on this chain.
     pub(super) fn stood_on(&self, snapshotter: &str, name: &str, chain: &str) {
         let key = (snapshotter.to_owned(), name.to_owned());

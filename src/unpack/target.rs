@@ -26,6 +26,8 @@ const PARALLEL_STATS: usize = 16;
 pub(super) struct Target {
     /// For messages.
     pub(super) image: String,
+    /// What its record points at: an index or a manifest.
+    pub(super) record: String,
     pub(super) manifest: Arc<Manifest>,
     /// What a layer gets when it is unpacked or relabelled.
     pub(super) labels: LayerLabels,

@@ -41,6 +41,7 @@ mod recovery;
 mod registry_port;
 mod release;
 mod reload;
+mod removed;
 mod screens;
 mod service;
 mod shared_layers;

@@ -256,7 +256,7 @@ impl Node {
         }
     }
 
-    async fn nothing_left(&self, snapshotter: &str) -> Result<()> {
+    pub(crate) async fn nothing_left(&self, snapshotter: &str) -> Result<()> {
         let leases = self.store.leases().await?;
         let ours: Vec<_> = leases
             .keys()
