@@ -8,7 +8,8 @@ mod fetch;
 mod write;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -56,6 +57,7 @@ const CRI_CONFIG: &str = "config";
 #[derive(Clone)]
 pub struct Grpc {
     channel: Channel,
+    socket: PathBuf,
     namespace: MetadataValue<Ascii>,
 }
 
@@ -95,6 +97,7 @@ impl Grpc {
             })?;
         Ok(Self {
             channel: endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy(),
+            socket: socket.to_owned(),
             namespace: namespace
                 .parse()
                 .map_err(|_| SetupError::Namespace(namespace.to_owned()))?,
@@ -198,6 +201,13 @@ async fn drain<T, U>(
 
 #[async_trait]
 impl Containerd for Grpc {
+    /// By its socket, whose path may be another in a container.
+    fn identity(&self) -> Option<String> {
+        let socket = std::fs::metadata(&self.socket).ok()?;
+        let namespace = self.namespace.to_str().ok()?;
+        Some(format!("{} {} {namespace}", socket.dev(), socket.ino()))
+    }
+
     async fn image(&self, name: &str) -> Result<Image> {
         let call = "get image";
         let request = self.ask(api::GetImageRequest {

@@ -212,6 +212,12 @@ pub struct Event {
 /// Every call has a deadline of its own and answers [`Error`] with the call and its subject in it.
 #[async_trait]
 pub trait Containerd: Send + Sync {
+    /// What all processes of this node know this containerd and this namespace by, while it runs; `None`
+    /// where it is not there.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     /// The image record of exactly this name.
     async fn image(&self, name: &str) -> Result<Image>;
     /// All image records.

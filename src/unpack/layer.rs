@@ -21,6 +21,7 @@ use super::decryption;
 use super::flight::Layers;
 use super::gate::Hurry;
 use super::lease::Lease;
+use super::lock::{Lock, lock};
 use super::missing::{Content, Missing};
 use super::mounts;
 use super::progress::Reporter;
@@ -96,6 +97,12 @@ pub(super) struct Unpack<'a> {
     pub(super) stop: &'a CancellationToken,
 }
 
+/// A layer that is unpacked here only, until this is dropped.
+pub(super) struct Turn {
+    _lock: Lock,
+    _claim: Claim,
+}
+
 /// When a layer is put onto the one below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Join {
@@ -126,13 +133,20 @@ pub(super) enum Apart {
 }
 
 impl Unpack<'_> {
-    /// Keeps the other flights of this process from the layer while it is unpacked.
-    pub(super) async fn claim(&self) -> Result<Claim, Failure> {
-        let wake = || self.layers.gate.wake();
-        let claims = &self.layers.claims;
-        let claim = claims.claim(self.snapshotter, &self.layer.chain_id, self.hurry, wake);
-        let claim = self.stop.run_until_cancelled(claim).await;
-        claim.ok_or(Failure::Stopped)
+    /// Keeps the other flights of this process, and other processes, from the layer while it is unpacked.
+    pub(super) async fn claim(&self) -> Result<Turn, Failure> {
+        let (snapshotter, chain_id) = (self.snapshotter, &self.layer.chain_id);
+        let turn = async {
+            let wake = || self.layers.gate.wake();
+            let claims = &self.layers.claims;
+            let claim = claims.claim(snapshotter, chain_id, self.hurry, wake).await;
+            Turn {
+                _lock: lock(self.containerd, snapshotter, chain_id).await,
+                _claim: claim,
+            }
+        };
+        let turn = self.stop.run_until_cancelled(turn).await;
+        turn.ok_or(Failure::Stopped)
     }
 
     /// Commits the layer under its chain id. Whatever happens, no extraction snapshot stays.

@@ -19,6 +19,7 @@ mod in_use;
 mod layer;
 mod lease;
 mod listing;
+mod lock;
 mod missing;
 mod mounts;
 mod naming;

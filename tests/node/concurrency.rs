@@ -1,9 +1,9 @@
 //! Many at once who want the same chain: each other, and containerd itself.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::images::Builder;
 use lab::{Image, Layer, Tap, Version, images};
 
@@ -16,7 +16,15 @@ const CALLERS: usize = 50;
 /// Processes, each with an engine of its own.
 const PROCESSES: usize = 6;
 
+const APPLY: &str = "Diff/Apply";
+
 impl Node {
+    /// How often a method was called through the tap.
+    fn called(&self, method: &str) -> usize {
+        let calls = self.tap.as_ref().map(Tap::calls).unwrap_or_default();
+        calls.iter().filter(|c| c.path.ends_with(method)).count()
+    }
+
     /// As many processes that ensure the image at the same time.
     fn ensured_by(&self, processes: usize, handler: &str) -> Result<Vec<Output>> {
         let command = || self.command(&ensure_times(&self.image, handler, 1));
@@ -37,8 +45,8 @@ fn ensure_times<'a>(image: &'a Image, handler: &'a str, times: usize) -> Vec<&'a
     words
 }
 
-/// Fifty callers share one flight: each layer is prepared, applied and committed once. Processes
-/// cannot share it; they do each other no harm.
+/// Fifty callers share one flight: each layer is prepared, applied and committed once. Processes share the
+/// layers: each is applied once. One that is killed at a layer keeps no other from it.
 async fn the_same_image(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.tap = Some(Tap::start(&node.lab)?);
@@ -48,24 +56,56 @@ async fn the_same_image(version: Version) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let rows = report["results"].as_array().map_or(0, Vec::len);
     ensure!(rows == CALLERS, "{rows} results");
-    let calls = node.tap.as_ref().map(Tap::calls).unwrap_or_default();
-    for method in ["Snapshots/Prepare", "Diff/Apply", "Snapshots/Commit"] {
-        let count = calls.iter().filter(|c| c.path.ends_with(method)).count();
+    for method in ["Snapshots/Prepare", APPLY, "Snapshots/Commit"] {
+        let count = node.called(method);
         ensure!(count == node.image.layers.len(), "{count} times {method}");
     }
     node.assert_labelled(handler).await?;
     node.assert_nothing_left(handler).await?;
 
     // It shares no layer with the other.
-    let file = |n: usize| Layer::new().file("f", 0o644, format!("{n}\n").repeat(1 << 18));
-    let image = Image::builder("registry.test/lab/other:1").command(&["/none"]);
-    node.image = (0..8).map(file).fold(image, Builder::layer).build();
+    node.image = of_its_own("other", 8);
     node.store.put_image(&node.image).await?;
+    let before = node.called(APPLY);
     for output in node.ensured_by(PROCESSES, handler)? {
         ensure!(output.status.success(), "{output:?}");
     }
+    let applied = node.called(APPLY) - before;
+    ensure!(applied == node.image.layers.len(), "{applied} applied");
+    node.assert_labelled(handler).await?;
+    node.assert_nothing_left(handler).await?;
+
+    node.image = of_its_own("third", 3);
+    node.store.put_image(&node.image).await?;
+    let tap = node.tap.as_ref().context("tapped")?;
+    let mut held = tap.hold(|call| call.path.ends_with(APPLY));
+    let words = ensure_times(&node.image, handler, 1);
+    let mut killed = node.command_of(&words)?.stdout(Stdio::null()).spawn()?;
+    held.came().await?;
+    let before = node.called(APPLY);
+    let waiting = node.command_of(&words)?.stdout(Stdio::null()).spawn();
+    let mut waiting = waiting?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let applied = node.called(APPLY) - before;
+    ensure!(applied == 0, "it did not wait: {applied} applied");
+    killed.kill()?;
+    killed.wait()?;
+    let status = tokio::task::block_in_place(|| waiting.wait())?;
+    ensure!(status.success(), "{status}");
+    // The next command takes away what the killed one has left.
+    node.ensure_ready(&node.image, handler)?;
     node.assert_labelled(handler).await?;
     node.assert_nothing_left(handler).await
+}
+
+/// An image that shares no layer with another.
+fn of_its_own(name: &str, layers: usize) -> Image {
+    let file = |n: usize| {
+        let content = format!("{n} of {name}\n").repeat(1 << 17);
+        Layer::new().file("f", 0o644, content)
+    };
+    let image = Image::builder(format!("registry.test/lab/{name}:1")).command(&["/none"]);
+    (0..layers).map(file).fold(image, Builder::layer).build()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,6 +187,12 @@ impl Node {
 
     /// Runs a command of the program against this containerd.
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command_of(arguments)?;
+        command.output().context("running nri-unpack")
+    }
+
+    /// The same, yet to be run.
+    pub(crate) fn command_of(&self, arguments: &[&str]) -> Result<Command> {
         // One of its own: several may run at the same time.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -194,7 +200,7 @@ impl Node {
         std::fs::write(&config, self.config(""))?;
         let mut command = Command::new(PROGRAM);
         command.args(arguments).arg("--config").arg(config);
-        command.output().context("running nri-unpack")
+        Ok(command)
     }
 
     /// Every layer is in the snapshotter, with all `cri.*` labels and the right value in each.
