@@ -22,6 +22,9 @@ use crate::retry;
 /// of the next start does.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// A runtime that synchronizes the plugins that it launches does so at once when all are configured.
+const SYNCHRONIZED: Duration = Duration::from_secs(5);
+
 /// A session that lived as long ended for a reason of its own: the next pause is a short one again.
 const STEADY: Duration = Duration::from_secs(30);
 
@@ -124,10 +127,26 @@ pub async fn serve_launched(
     hooks: Arc<Hooks>,
     stop: CancellationToken,
 ) -> Result<(), nri::SessionError> {
-    let start = Session::start(stream, identity, hooks.clone());
+    let start = Session::start_launched(stream, identity, hooks.clone());
     let served = match stop.run_until_cancelled(start).await {
         Some(Ok(mut session)) => {
-            if let Some(end) = stop.run_until_cancelled(session.ended()).await {
+            let synchronized = session.synchronized();
+            let unsynchronized = async {
+                if tokio::time::timeout(SYNCHRONIZED, synchronized)
+                    .await
+                    .is_err()
+                {
+                    hooks.unsynchronized();
+                }
+                std::future::pending().await
+            };
+            let ended = async {
+                tokio::select! {
+                    end = session.ended() => end,
+                    end = unsynchronized => end,
+                }
+            };
+            if let Some(end) = stop.run_until_cancelled(ended).await {
                 log::info!(reason:% = end; "the session with containerd ended");
             }
             drained(session.close()).await;

@@ -71,6 +71,14 @@ impl Hooks {
         })
     }
 
+    /// The runtime has launched the plugin and does not tell it of the containers that exist: in the
+    /// background CRI is asked for them.
+    pub fn unsynchronized(&self) {
+        if let Some(session) = self.session.get() {
+            session.unsynchronized();
+        }
+    }
+
     /// The node, once the plugin is configured.
     pub fn node(&self) -> Option<Arc<Node>> {
         self.session.get().map(|session| session.node.clone())
@@ -189,6 +197,44 @@ impl Session {
                 })
             };
             containers.into_iter().filter_map(existing).collect()
+        });
+    }
+
+    fn unsynchronized(&self) {
+        log::info!(
+            "the runtime does not synchronize a plugin that it launches: CRI is asked for the containers"
+        );
+        let (node, ahead) = (self.node.clone(), self.ahead.clone());
+        self.node.in_session(async move {
+            // CRI answers when containerd has started.
+            let handlers = node.known_handlers().await;
+            let containers = match node.containerd.cri_containers().await {
+                Ok(containers) => containers,
+                Err(e) => {
+                    return log::warn!(error:% = e; "containers that exist are not checked: CRI does not list them");
+                }
+            };
+            log::info!(containers = containers.len(); "containers listed");
+            let config = node.config();
+            let existing = containers.into_iter().filter_map(|container| {
+                ahead.is_used(&container.image);
+                let pod = Pod {
+                    annotations: container.pod_annotations,
+                    runtime_handler: container.runtime_handler,
+                    ..Pod::default()
+                };
+                let place = Place::of(&config, &handlers, &pod).ok()?;
+                if place.left_alone {
+                    return None;
+                }
+                Some(Existing {
+                    id: container.id,
+                    snapshotter: place.snapshotter,
+                    image: Some(container.image),
+                })
+            });
+            let existing: Vec<_> = existing.collect();
+            ahead.check_existing(|_| existing);
         });
     }
 

@@ -117,6 +117,40 @@ impl Session {
         }
     }
 
+    /// Registers a plugin that the runtime has launched, and serves it. Returns when the runtime has
+    /// configured it: an NRI before 0.8 never synchronizes the plugins that it launches. Later ones do so
+    /// soon after; [`Session::synchronized`] tells.
+    ///
+    /// # Errors
+    /// Those of [`Session::start`].
+    pub async fn start_launched<T>(
+        stream: T,
+        identity: Identity,
+        plugin: Arc<dyn Plugin>,
+    ) -> Result<Self, SessionError>
+    where
+        T: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let mut session = Self::serve(stream, plugin).await;
+        match session.settle(identity).await {
+            Ok(()) => Ok(session),
+            Err(error) => {
+                session.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the runtime has synchronized the plugin; for good where the session ends before.
+    pub fn synchronized(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut progress = self.progress.clone();
+        async move {
+            if progress.wait_for(|p| p.synchronized).await.is_err() {
+                pending().await
+            }
+        }
+    }
+
     /// Waits for the session's end and says why it is over. Cancel safe, and may be asked again.
     pub async fn ended(&mut self) -> SessionEnd {
         if let Some(end) = &self.end {
@@ -204,12 +238,17 @@ impl Session {
         }
     }
 
-    async fn handshake(&mut self, identity: Identity) -> Result<(), SessionError> {
+    /// Until the runtime has configured the plugin.
+    async fn settle(&mut self, identity: Identity) -> Result<(), SessionError> {
         self.register(identity).await?;
         self.reached("Configure", CONFIGURE_LIMIT, |progress| {
             progress.configured.is_some()
         })
-        .await?;
+        .await
+    }
+
+    async fn handshake(&mut self, identity: Identity) -> Result<(), SessionError> {
+        self.settle(identity).await?;
         self.reached("Synchronize", PATIENCE, |progress| progress.synchronized)
             .await
     }

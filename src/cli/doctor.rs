@@ -1,15 +1,16 @@
 //! `doctor`: what on this node stops the plugin from working, each thing with its remedy.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
-use crate::config::Config;
 use crate::doctor::{self, Examination, Finding, Severity};
 use crate::node::Node;
 use crate::unpack::Role;
 
+use super::configured::Configured;
 use super::style::{self, Style};
 use super::{Exit, Failure, Output};
 
@@ -27,6 +28,8 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     containerd: Containerd,
+    /// The file that was read; `null` where there is none, and the defaults hold.
+    configuration: Option<PathBuf>,
     findings: &'a [Finding],
 }
 
@@ -37,7 +40,9 @@ struct Containerd {
     version: Option<String>,
 }
 
-pub(super) async fn doctor(config: Config, arguments: &Arguments) -> Result<Exit, Failure> {
+pub(super) async fn doctor(configured: Configured, arguments: &Arguments) -> Result<Exit, Failure> {
+    let file = configured.file.clone();
+    let config = configured.said();
     let socket = config.containerd.socket.to_string();
     let node = Node::open(config, Role::Command)?;
     let mut examination = doctor::examine(&node).await;
@@ -59,6 +64,7 @@ pub(super) async fn doctor(config: Config, arguments: &Arguments) -> Result<Exit
             socket,
             version: containerd.ok(),
         },
+        configuration: file,
         findings: &findings,
     };
     match arguments.output {

@@ -3,6 +3,7 @@
 mod bars;
 mod check;
 mod config_command;
+mod configured;
 mod doctor;
 mod dry_run;
 mod ensure;
@@ -26,6 +27,7 @@ use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
 use crate::containerd;
 use crate::logs::{self, Launch};
 use crate::printable::{printable, printable_json};
+use configured::Configured;
 
 /// How a command ended. Scripts branch on the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,19 +208,19 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Completions(arguments) => generate::completions(&arguments, Cli::command()),
         Command::ManPages(arguments) => generate::man_pages(&arguments, Cli::command()),
         Command::Check(arguments) => {
-            let config = global.for_command()?;
+            let config = global.for_command()?.said();
             at_socket(&config.clone(), check::check(config, arguments)).await
         }
         Command::Ensure(arguments) => {
-            let config = global.for_command()?;
+            let config = global.for_command()?.said();
             at_socket(&config.clone(), ensure::ensure(config, arguments)).await
         }
         Command::Doctor(arguments) => {
-            let config = global.for_command()?;
-            doctor::doctor(config, &arguments).await
+            let configured = global.for_doctor()?;
+            doctor::doctor(configured, &arguments).await
         }
         Command::Handlers(arguments) => {
-            let config = global.for_command()?;
+            let config = global.for_command()?.said();
             at_socket(&config.clone(), handlers::handlers(config, &arguments)).await
         }
     }
@@ -235,8 +237,22 @@ async fn at_socket(
 impl Global {
     /// The configuration of a command that runs once. It says its errors itself: its log, which is
     /// for `-v`, is silent below an error and always on standard error.
-    fn for_command(&self) -> Result<Config, Failure> {
-        let mut config = self.settle(Config::load(self.config.as_deref())?);
+    fn for_command(&self) -> Result<Configured, Failure> {
+        let configured = Configured::find(self.config.as_deref())?;
+        self.quietly(configured)
+    }
+
+    /// The same; where the configuration of a plugin that containerd launches cannot be used, `doctor` says so.
+    fn for_doctor(&self) -> Result<Configured, Failure> {
+        let configured = match Configured::find(self.config.as_deref()) {
+            Err(_) if self.config.is_none() => Configured::find_default()?,
+            found => found?,
+        };
+        self.quietly(configured)
+    }
+
+    fn quietly(&self, configured: Configured) -> Result<Configured, Failure> {
+        let mut config = self.settle(configured.config);
         let logs = logs::init(Launch::Standalone, self.verbose).map_err(anyhow::Error::from)?;
         config.log = config::Log {
             file: None,
@@ -244,7 +260,10 @@ impl Global {
             format: config::LogFormat::Text,
         };
         logs.configure(&config.log).map_err(anyhow::Error::from)?;
-        Ok(config)
+        Ok(Configured {
+            config,
+            ..configured
+        })
     }
 
     /// What the arguments say goes before what the file says.

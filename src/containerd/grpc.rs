@@ -23,8 +23,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::{
-    Blob, Containerd, Descriptor, Error, Event, Image, Labels, Lease, ListedPlugin, Mount,
-    Payloads, Piece, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Blob, Containerd, CriContainer, Descriptor, Error, Event, Image, Labels, Lease, ListedPlugin,
+    Mount, Payloads, Piece, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use commit::{CommitSnapshotRequest, commit};
 
@@ -140,6 +140,11 @@ impl Grpc {
 
     fn images_api(&self) -> api::images_client::ImagesClient<Channel> {
         api::images_client::ImagesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn cri_api(&self) -> cri::runtime_service_client::RuntimeServiceClient<Channel> {
+        cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
     }
 
@@ -558,10 +563,7 @@ impl Containerd for Grpc {
 
     async fn cri_config(&self) -> Result<Option<String>> {
         let request = self.ask(cri::StatusRequest { verbose: true });
-        let reply = cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .status(request)
-            .await;
+        let reply = self.cri_api().status(request).await;
         let mut reply = reply
             .map_err(failed("ask CRI for its", "status"))?
             .into_inner();
@@ -604,6 +606,31 @@ impl Containerd for Grpc {
         let reply = reply.map_err(failed("ask CRI for its", "image file system"))?;
         let first = reply.into_inner().image_filesystems.into_iter().next();
         Ok(first.and_then(|first| first.fs_id).map(|id| id.mountpoint))
+    }
+
+    async fn cri_containers(&self) -> Result<Vec<CriContainer>> {
+        let mut cri = self.cri_api();
+        let request = self.ask(cri::ListPodSandboxRequest::default());
+        let pods = cri.list_pod_sandbox(request).await;
+        let pods = pods
+            .map_err(failed("ask CRI for its", "pods"))?
+            .into_inner();
+        let pods = pods.items.into_iter().map(|pod| (pod.id.clone(), pod));
+        let pods: HashMap<_, _> = pods.collect();
+        let request = self.ask(cri::ListContainersRequest::default());
+        let containers = cri.list_containers(request).await;
+        let containers = containers.map_err(failed("ask CRI for its", "containers"))?;
+        let containers = containers.into_inner().containers.into_iter();
+        let containers = containers.filter_map(|container| {
+            let pod = pods.get(&container.pod_sandbox_id)?;
+            Some(CriContainer {
+                id: container.id,
+                image: container.image.unwrap_or_default().image,
+                runtime_handler: pod.runtime_handler.clone(),
+                pod_annotations: pod.annotations.clone().into_iter().collect(),
+            })
+        });
+        Ok(containers.collect())
     }
 }
 

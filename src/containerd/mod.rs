@@ -198,6 +198,19 @@ pub struct ListedPlugin {
     pub init_error: Option<String>,
 }
 
+/// A container that CRI has, and what its pod says of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CriContainer {
+    /// Its id, which is its snapshot's key.
+    pub id: String,
+    /// The image, as it was asked for.
+    pub image: String,
+    /// Its pod's; empty for the default one.
+    pub runtime_handler: String,
+    /// Its pod's.
+    pub pod_annotations: Labels,
+}
+
 /// One event of containerd's exchange.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -334,4 +347,6 @@ pub trait Containerd: Send + Sync {
     /// Where CRI's first image file system is mounted, which is the default snapshotter's directory; `None`
     /// where it shows none.
     async fn image_file_system(&self) -> Result<Option<String>>;
+    /// The containers that CRI has, of pods that it has.
+    async fn cri_containers(&self) -> Result<Vec<CriContainer>>;
 }

@@ -4,6 +4,7 @@
 //! nothing; only what is [safe](Examination::fix) is done, and only where that is asked for.
 
 mod cri;
+mod files;
 mod finding;
 mod guest_layers;
 mod images;
@@ -45,6 +46,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
         reach::check(&scene),
         cri::check(&scene),
         nri::check(&scene, &instances),
+        files::check(&scene),
         instances.check(),
         permissions::check(&scene),
         snapshotters::check(&scene),

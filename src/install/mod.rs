@@ -5,13 +5,13 @@
 //! overwritten. This module knows files only: neither containerd nor systemd is asked or told.
 
 mod error;
+mod launched;
 mod places;
 mod remove;
 mod steps;
 mod unit;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nri::Identity;
@@ -19,6 +19,7 @@ use nri::Identity;
 use crate::config::{Config, ConfigError};
 
 pub use error::Error;
+pub use launched::{Launched, launched, misnamed};
 pub(crate) use places::{ENABLED, PLUGINS};
 pub use places::{Root, is_named};
 pub use remove::removal;
@@ -170,13 +171,10 @@ fn check_neighbour(path: &Path) -> Result<(), Error> {
             "run `nri-unpack uninstall` first, or take it away",
         ));
     }
-    let metadata = fs::symlink_metadata(path).map_err(|e| Error::io(path, e))?;
-    let is_executable = !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if is_executable && name.parse::<Identity>().is_err() {
+    if launched::is_misnamed(path) {
         return Err(Error::in_the_way(
             path.to_owned(),
-            "it is not called NN-name: containerd launches no plugin at all while it is there",
+            "it is not called NN-name: containerd does not start while it is there",
             "rename it or take it away",
         ));
     }

@@ -87,12 +87,16 @@ impl Root {
     /// As the node's containerd has them. What another root will find is not known yet.
     pub(super) fn nri(&self, config: &Config) -> Nri {
         let files = match self.0 {
-            Some(_) => None,
-            None => Some(FileConfig::read(config.containerd.config.as_ref(), None)),
+            Some(_) => FileConfig::default(),
+            None => FileConfig::read(config.containerd.config.as_ref(), None),
         };
+        self.nri_by(&files)
+    }
+
+    /// The same by these files of containerd's.
+    pub(super) fn nri_by(&self, files: &FileConfig) -> Nri {
         let said = |key: &str, usual: &str| {
-            let settings = files.as_ref().map(FileConfig::settings);
-            let said = settings.and_then(|it| it.find(&["plugins", NRI_TABLE, key]));
+            let said = files.settings().find(&["plugins", NRI_TABLE, key]);
             let said = said.and_then(|(path, _)| path.as_str());
             self.at(said.unwrap_or(usual))
         };

@@ -30,6 +30,7 @@ mod install;
 mod json;
 mod kubernetes;
 mod labels;
+mod launched;
 mod left_alone;
 mod main_job;
 mod metrics;

@@ -148,7 +148,7 @@ impl Node {
     }
 
     /// Puts the plugin into containerd's plugin directory and starts containerd again.
-    async fn launch(&mut self) -> Result<()> {
+    pub(crate) async fn launch(&mut self) -> Result<()> {
         let link = self.lab.path("nri/plugins/10-nri-unpack");
         std::os::unix::fs::symlink(PROGRAM, link)?;
         let config = self.config("") + &format!("file = {:?}\n", self.log.path());

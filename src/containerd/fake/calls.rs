@@ -8,8 +8,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::{
-    Blob, Containerd, Descriptor, ErrorKind, Event, Image, Labels, Lease, ListedPlugin, Mount,
-    Payloads, Piece, Resource, Result, Snapshot, Snapshotter, Source,
+    Blob, Containerd, CriContainer, Descriptor, ErrorKind, Event, Image, Labels, Lease,
+    ListedPlugin, Mount, Payloads, Piece, Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::{Effect, Store, at};
@@ -297,6 +297,11 @@ impl Containerd for Fake {
     async fn version(&self) -> Result<String> {
         self.call("ask version", "", |_| Ok(())).await?;
         Ok(self.state().version.clone())
+    }
+
+    async fn cri_containers(&self) -> Result<Vec<CriContainer>> {
+        self.call("ask CRI for its", "containers", |_| Ok(vec![]))
+            .await
     }
 
     async fn cri_config(&self) -> Result<Option<String>> {
