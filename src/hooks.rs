@@ -21,6 +21,7 @@ use nri::{Container, Events, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
 use crate::ahead::{Ahead, Existing};
+use crate::config::Config;
 use crate::containerd;
 use crate::handlers::FileConfig;
 use crate::logs;
@@ -28,8 +29,8 @@ use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Doubt, Strictness};
 use crate::unpack::{
-    Error, Move, Outcome, Request, Standing, State, Swapped, Ticket, Until, Urgency, Want,
-    is_on_host,
+    Error, LEAST_WAIT, Move, Outcome, Request, Standing, State, Swapped, Ticket, Until, Urgency,
+    Want, is_on_host,
 };
 
 use creation::Creation;
@@ -85,6 +86,19 @@ impl Hooks {
     }
 }
 
+/// What to say of a `hooks.wait` in which a hook can do nothing but look.
+pub fn too_short(config: &Config) -> Option<String> {
+    let wait = config.hooks.wait.as_duration();
+    (config.hooks.swap && wait < LEAST_WAIT).then(|| {
+        format!(
+            "hooks.wait is {}: a container is moved onto another chain only with {} left or more, so with nydus \
+             its creation is rejected instead; raise hooks.wait",
+            humantime::format_duration(wait),
+            humantime::format_duration(LEAST_WAIT)
+        )
+    })
+}
+
 /// How long a hook may wait: as configured, but never so long that the runtime would give up on it.
 fn bounded_wait(wait: Duration, request_timeout: Duration) -> Duration {
     wait.min(
@@ -124,6 +138,9 @@ impl Plugin for Hooks {
         log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = bounded; "registered");
         if bounded < wait {
             log::warn!(configured:? = wait, request_timeout:?; "hooks.wait is cut: the runtime does not wait as long");
+        }
+        if let Some(remark) = too_short(&config) {
+            log::warn!("{remark}");
         }
         node.refresh();
         metrics::session_began();

@@ -16,7 +16,7 @@ use crate::unpack::{Action, Listing, Outcome, State, Urgency, Want};
 use super::Ahead;
 use super::choice::{Choice, choice};
 use super::eager::{self, Known, Place};
-use super::tally::{Said, Tally};
+use super::tally::{Rest, Said, Tally};
 use super::unready::Entry;
 
 /// After each image that was unpacked there is a rest of as long as that took, so that containerd has
@@ -54,8 +54,8 @@ enum Ended {
     Tried(Outcome),
 }
 
-/// Whether all was done that can be done; else it is to be tried again.
-pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<bool, containerd::Error> {
+/// Answers what is left to be done.
+pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<Rest, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
@@ -63,7 +63,7 @@ pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<bool, contain
     let places = eager::places(&node.config(), &handlers, &listed);
     ahead.places.send_replace(Some(places.clone()));
     if places.is_empty() {
-        return Ok(true);
+        return Ok(Rest::Nothing);
     }
     let images = node.containerd.images().await?;
     let sandbox = sandbox_target(ahead, &handlers, &images).await;

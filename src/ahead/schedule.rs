@@ -4,13 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Interval;
 use crate::retry;
 
-use super::tally::Said;
+use super::tally::{Rest, Said};
 use super::{Ahead, reconcile};
 
 /// Between looks while something does not answer, at most: a look reads all that there is.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Before the next look while images cannot be made ready as they are: what they lack may have been brought
+/// without an event, and who watches the metrics sees that they still fail.
+const FAILED: Duration = Duration::from_secs(10 * 60);
 
 /// Looks whenever that is asked for. Goes on until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
@@ -27,8 +32,14 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             }
         };
         match looked {
-            Ok(true) => later = Later::new(),
-            Ok(false) => later.again(),
+            Ok(Rest::Nothing) => later = Later::new(),
+            Ok(Rest::Failed) => {
+                later = Later {
+                    at_last: Some(FAILED),
+                    ..Later::new()
+                };
+            }
+            Ok(Rest::Unanswered) => later.again(),
             Err(e) => {
                 log::debug!(error:% = e; "images not looked at; trying again");
                 later.again();
@@ -40,8 +51,10 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 /// When to look again at what did not succeed.
 struct Later {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    /// Something did not: after this long.
+    /// Something did not answer: after this long.
     next: Option<Duration>,
+    /// Images cannot be made ready: after this long, unless it is asked for before.
+    at_last: Option<Duration>,
 }
 
 impl Later {
@@ -49,6 +62,7 @@ impl Later {
         Self {
             pauses: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
             next: None,
+            at_last: None,
         }
     }
 
@@ -60,9 +74,11 @@ impl Later {
 /// Until a look is asked for, or it is time for one.
 async fn wanted(ahead: &Ahead, later: &mut Later) {
     let every = ahead.node.config().unpack.reconcile_every;
+    let every = every.map(Interval::as_duration).into_iter();
+    let every = every.chain(later.at_last).min();
     let elapsed = async {
         match every {
-            Some(every) => tokio::time::sleep(every.as_duration()).await,
+            Some(every) => tokio::time::sleep(every).await,
             None => std::future::pending().await,
         }
     };

@@ -23,6 +23,16 @@ pub(super) struct Said {
     no_room: usize,
 }
 
+/// What a look leaves to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    Nothing,
+    /// Images that cannot be made ready as they are: somebody has to do something about them.
+    Failed,
+    /// What did not answer.
+    Unanswered,
+}
+
 /// What one look has come to.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -91,7 +101,7 @@ impl Tally {
         } else {
             log::debug!(image, snapshotter, error:% = error; "image not made ready ahead");
         }
-        if let Some(state) = state {
+        if let Some(state) = error.state().or(state) {
             self.count(snapshotter, state);
         }
         if let Some(source) = error.unreachable() {
@@ -130,8 +140,8 @@ impl Tally {
         self.left > 0
     }
 
-    /// Whether all was done that can be done.
-    pub(super) fn say(self, said: &mut Said, started: Instant) -> bool {
+    /// What is left to be done.
+    pub(super) fn say(self, said: &mut Said, started: Instant) -> Rest {
         let Self {
             ready,
             made,
@@ -158,7 +168,11 @@ impl Tally {
             left,
             no_room,
         };
-        !again
+        match (again, failed) {
+            (true, _) => Rest::Unanswered,
+            (false, 0) => Rest::Nothing,
+            (false, _) => Rest::Failed,
+        }
     }
 
     fn count(&mut self, snapshotter: &str, state: State) {

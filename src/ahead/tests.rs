@@ -295,6 +295,29 @@ async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
     assert_eq!(bench.state(&later, "erofs").await, State::Ready);
 }
 
+/// A blob comes back without an event. Until then the image is asked for again and again: the alert counts that.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_stays_unavailable_is_tried_again() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let lost = image_of_its_own_layer(&bench.fake, "r.example/lost:1");
+    let layer = sha256(only_layer(&lost.name).as_bytes());
+    bench.fake.discard(&layer);
+    bench.created(&lost.name);
+    settle().await;
+    assert_eq!(bench.state(&lost, "erofs").await, State::Unavailable);
+    let tries = || bench.fake.subjects("prepare snapshot").len();
+    let before = tries();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let again = tries() - before;
+    assert!((5..=7).contains(&again), "tried {again} times in an hour");
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    bench
+        .fake
+        .document(media_type, only_layer(&lost.name).as_bytes());
+    tokio::time::sleep(Duration::from_secs(660)).await;
+    assert_eq!(bench.state(&lost, "erofs").await, State::Ready);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_place_keeps_nobody_waiting() {
     let fake = Fake::default();

@@ -141,7 +141,9 @@ async fn once(node: &Node, arguments: &Arguments, before: &str) -> Result<Exit, 
             super::print(&format!("{before}{say}"))?;
         }
         Format::Table => {
-            let table = report.table(arguments.no_trunc);
+            // What reads a pipe looks for whole names.
+            let whole = arguments.no_trunc || !std::io::stdout().is_terminal();
+            let table = report.table(whole);
             super::print(&format!("{before}{table}{summary}"))?;
         }
         Format::Wide => super::print(&format!("{before}{}{summary}", report.wide()))?,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::Config;
+use crate::hooks;
 
 use super::{Exit, Failure};
 
@@ -23,8 +24,11 @@ pub(super) fn config(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.check {
         None => super::print(Config::default_toml())?,
         Some(path) => {
-            Config::load(Some(path))?;
+            let config = Config::load(Some(path))?;
             super::print(&format!("{}: no errors", path.display()))?;
+            if let Some(remark) = hooks::too_short(&config) {
+                super::complain(&remark);
+            }
         }
     }
     Ok(Exit::Ready)

@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::containerd::Containerd;
 use crate::containerd::grpc::SetupError;
 use crate::daemon::{self, Daemon};
-use crate::hooks::Hooks;
+use crate::hooks::{self, Hooks};
 use crate::logs::{self, Launch};
 use crate::metrics::{self, Readiness};
 use crate::node::Node;
@@ -94,6 +94,9 @@ fn take_over(
         Ok(config) => {
             if let Err(e) = logs.configure(&config.log) {
                 log::error!("{e}; the log stays where it is");
+            }
+            if let Some(remark) = hooks::too_short(&config) {
+                log::warn!("{remark}");
             }
             let in_vain = node.reload(config);
             log::info!("the configuration was read again");

@@ -487,3 +487,19 @@ async fn the_request_timeout_is_read_where_it_is_not_told() {
         assert_eq!(session.wait(), Duration::from_millis(wait), "{text}");
     }
 }
+
+#[test]
+fn a_wait_in_which_nothing_can_be_moved_is_remarked() {
+    for (hooks, remarked) in [
+        ("wait = \"5ms\"", true),
+        ("wait = \"124ms\"", true),
+        ("wait = \"125ms\"", false),
+        ("wait = \"5ms\"\nswap = false", false),
+        ("", false),
+    ] {
+        let config = Config::from_toml(&format!("[hooks]\n{hooks}\n"), "test").unwrap();
+        let remark = too_short(&config);
+        assert_eq!(remark.is_some(), remarked, "{hooks}: {remark:?}");
+        assert!(remark.is_none_or(|remark| remark.contains("125ms")));
+    }
+}

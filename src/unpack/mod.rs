@@ -61,4 +61,4 @@ pub(crate) use rebuild::attributes_are_seen;
 pub use request::{Move, Request, Want};
 pub use standing::Standing;
 pub use state::{Rules, Sight, State};
-pub use swap::{Swapped, Until};
+pub use swap::{LEAST_WAIT, Swapped, Until};

@@ -23,6 +23,9 @@ const SPARE: u32 = 3;
 /// stops to wait for it is not heard, and the worst assumed.
 const ANSWER: Duration = Duration::from_millis(5);
 
+/// A hook that waits less moves no container before a swap was measured.
+pub const LEAST_WAIT: Duration = FIRST_ESTIMATE.saturating_mul(SPARE).saturating_add(ANSWER);
+
 /// Between tries of the second half.
 const PAUSE: Duration = Duration::from_millis(5);
 
