@@ -7,9 +7,11 @@ use std::path::Path;
 use super::Config;
 
 const INTRO: &str = "# Configuration\n\n\
-    `/etc/nri-unpack/config.toml`, TOML; where containerd launches the plugin, the same from NRI's\n\
-    `conf.d`. `nri-unpack config --default` prints all of it, `nri-unpack config --check FILE` says what is\n\
-    wrong with a file. Made from that file by a test: do not edit.\n";
+    The file is `/etc/nri-unpack/config.toml`, in TOML. Where containerd launches the plugin, the file is\n\
+    `10-nri-unpack.conf`, or else `nri-unpack.conf`, in NRI's directory `/etc/nri/conf.d`; if that is missing or\n\
+    empty, it is `/etc/nri-unpack/config.toml` as well. `nri-unpack config --default` prints the default file,\n\
+    `nri-unpack config --check FILE` says what is wrong with a file.\n\n\
+    A test makes this page from `conf/nri-unpack.toml`: do not edit it.\n";
 
 /// A table's heading and its remark, then each key with its default, or an example where it has none.
 fn reference(toml: &str) -> String {

@@ -109,3 +109,43 @@ async fn sweep(node: &Arc<Node>) -> Option<String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    const PAGE: &str = "docs/reference.md";
+
+    /// Words in quotation marks with dashes between them: nothing else in these files looks so.
+    fn ids(text: &str) -> impl Iterator<Item = &str> {
+        text.split('"').skip(1).step_by(2).filter(|word| {
+            let mut parts = word.split('-');
+            let is_word =
+                |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase());
+            *word == "leftovers" || (word.contains('-') && parts.all(is_word))
+        })
+    }
+
+    #[test]
+    fn the_reference_has_every_id() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = BTreeSet::new();
+        for file in fs::read_dir(root.join("src/doctor")).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            // Comments and paths have other quotation marks, and an apostrophe is none.
+            found.extend(ids(code).map(str::to_owned));
+        }
+        let page = fs::read_to_string(root.join(PAGE)).unwrap();
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows = rows.filter_map(|row| Some(row.split_once('`')?.0));
+        let documented: BTreeSet<_> = rows
+            .filter(|id| !id.starts_with("nri_unpack_"))
+            .map(str::to_owned)
+            .collect();
+        assert!(found.len() > 30, "{found:?}");
+        assert_eq!(found, documented);
+    }
+}

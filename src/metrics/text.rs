@@ -104,4 +104,30 @@ mod tests {
             assert_eq!(Format::accepted(accept), format, "{accept}");
         }
     }
+
+    #[test]
+    fn the_reference_has_every_metric() {
+        use super::super::{ensured, hook, layer_applied, reconciled, unpacked};
+        use std::collections::BTreeSet;
+        use std::time::Duration;
+
+        hook("CreateContainer", "ready", Duration::ZERO);
+        ensured("asked", "reference", "none");
+        unpacked("reference", Duration::ZERO);
+        layer_applied("reference", 0);
+        reconciled([("reference", "ready", 0)].into_iter());
+        let text = Format::Prometheus.text();
+        let served = text.lines().filter_map(|line| {
+            let (name, _) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+            Some(name)
+        });
+        let served: BTreeSet<_> = served.collect();
+        let page = include_str!("../../docs/reference.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows = rows.filter_map(|row| Some(row.split_once('`')?.0));
+        let documented: BTreeSet<_> = rows
+            .filter(|name| name.starts_with("nri_unpack_"))
+            .collect();
+        assert_eq!(served, documented);
+    }
 }

@@ -213,8 +213,8 @@ fn add(page: &mut String, title: &str, screen: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn are_as_documented() -> Result<()> {
     let mut node = furnished().await?;
-    let mut page = "# Screens\n\nTaken from a node with containerd 2.1, where two handlers have snapshotters of \
-        their own, by a test; another holds them up to date.\n".to_owned();
+    let mut page = "# Screens\n\nA test makes these screens on a node with containerd 2.1 on which two handlers use \
+        snapshotters of their own, and holds this page against them.\n".to_owned();
     let terminals = [
         (80, Terminal::open(&node, 80)?),
         (200, Terminal::open(&node, 200)?),
