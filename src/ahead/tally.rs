@@ -27,7 +27,7 @@ pub(super) struct Said {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     Nothing,
-    /// Images that cannot be made ready as they are: somebody has to do something about them.
+    /// Images that cannot be made ready as they are: an operator has to act.
     Failed,
     /// What did not answer.
     Unanswered,
