@@ -10,6 +10,10 @@ use serde::{
 
 use super::InvalidValue;
 
+/// Bytes of a pattern: more than a reference has, which is at most 255 of a name, 128 of a tag, and a digest. The
+/// matcher of a pattern of any length may not fit into the memory that its crate allows, and panics then.
+const MAX_PATTERN: usize = 1024;
+
 /// A shell pattern that a whole reference has to match: `docker.io/library/*`, `*/pause:*`,
 /// `{a,b}.example/*`. A `*` crosses slashes, since references nest as deep as their registry likes.
 #[derive(Clone, Debug)]
@@ -65,6 +69,12 @@ impl FromStr for ImagePattern {
                 "an empty pattern matches no image: write \"*\" for all of them",
             ));
         }
+        if text.len() > MAX_PATTERN {
+            return Err(InvalidValue::new(format!(
+                "a pattern of {} bytes: no reference is that long, write at most {MAX_PATTERN}",
+                text.len()
+            )));
+        }
         match Glob::new(text) {
             Ok(glob) => Ok(Self(glob.compile_matcher())),
             Err(error) => Err(InvalidValue::new(format!(
@@ -94,5 +104,20 @@ impl<'de> Deserialize<'de> for ImagePattern {
         }
 
         deserializer.deserialize_str(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_as_long_as_a_reference_may_be() {
+        for part in ["?", "*", "[!a]", "{a,é}", "é"] {
+            let most = part.repeat(MAX_PATTERN / part.len());
+            assert!(most.parse::<ImagePattern>().is_ok(), "{part}");
+            let error = part.repeat(150_000).parse::<ImagePattern>().unwrap_err();
+            assert!(error.to_string().contains("at most 1024"), "{error}");
+        }
     }
 }
