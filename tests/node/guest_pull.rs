@@ -20,7 +20,11 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
 
 /// A node with nydus, without the plugin.
 pub(crate) async fn start(version: Version) -> Result<Node> {
-    let mut options = Options::new(version);
+    start_with(version, Options::new(version)).await
+}
+
+/// The same, on a containerd with these options.
+pub(crate) async fn start_with(version: Version, mut options: Options) -> Result<Node> {
     options.remotes = vec![Remote::Nydus];
     Node::start_with(version, options).await
 }

@@ -11,9 +11,9 @@ use k8s_cri::v1::{
     LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, RunPodSandboxRequest, UserNamespace,
 };
-use lab::{Lab, Pod, Version};
+use lab::{Lab, Options, Pod, Version};
 
-use crate::guest_pull::{NYDUS, start};
+use crate::guest_pull::{NYDUS, start_with};
 use crate::support::{Node, ON_DEMAND, handler};
 
 /// A pod with a user namespace needs a network namespace of its own; this is all that containerd has to
@@ -143,7 +143,10 @@ impl Node {
 /// It is created at its first attempt: on the copy where the host has the image, and on a chain for the
 /// guest where that is to pull it.
 async fn on_a_copy(version: Version) -> Result<()> {
-    let mut node = start(version).await?;
+    // The users of a pod's namespace cannot reach a checkout below /root.
+    let mut options = Options::new(version);
+    options.root_below = Some("/var/tmp".into());
+    let mut node = start_with(version, options).await?;
     network(&node.lab)?;
     runc(&node.lab)?;
     node.restart_containerd().await?;

@@ -14,6 +14,7 @@ use crate::scratch::Scratch;
 pub(crate) struct Paths<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) root: &'a Path,
+    pub(crate) state: &'a Path,
     pub(crate) socket: &'a Path,
     pub(crate) nri_socket: &'a Path,
     pub(crate) runc: &'a Path,
@@ -52,7 +53,7 @@ address = "{socket}"
 level = "info"
 "#,
             root = paths.root.display(),
-            state = paths.own("state"),
+            state = paths.state.display(),
             temp = paths.own("tmp"),
             socket = paths.socket.display(),
         ),

@@ -23,7 +23,7 @@ use crate::packages::Packages;
 use crate::process::Process;
 use crate::proxy::ProxySnapshotter;
 use crate::registry::Registry;
-use crate::scratch::Scratch;
+use crate::scratch::{STATE, Scratch};
 use crate::soci;
 use crate::stargz;
 use crate::store::Store;
@@ -120,9 +120,13 @@ impl Lab {
         {
             snapshotters += &blockfile::prepare(&lab.scratch)?;
         }
+        // Mounts in there are made below the real path.
+        let state = lab.scratch.path(STATE);
+        let state = fs::read_link(&state).unwrap_or(state);
         let paths = Paths {
             scratch: &lab.scratch,
             root: &lab.root,
+            state: &state,
             socket: &lab.socket,
             nri_socket: &lab.nri_socket,
             runc: &runc,

@@ -94,7 +94,7 @@ pub struct Options {
     pub registration_timeout: Duration,
     /// Plugins that containerd starts itself.
     pub launched: Vec<Launched>,
-    /// The directory below which containerd's root is; the run's own by default.
+    /// The directory below which containerd's root and state are; the run's own by default.
     pub root_below: Option<PathBuf>,
     /// Whether a service on a [`crate::Systemd`] sees containerd's root wherever that is: units commonly hide `/root`,
     /// `/home` and `/tmp`, where people clone. containerd is given a path below `/run` then.

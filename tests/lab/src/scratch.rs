@@ -29,8 +29,12 @@ const LOGS_KEPT: usize = 100;
 /// Starts the name of every run's directory.
 const PREFIX: &str = "run-";
 
-/// containerd's root in a run's directory: a directory, or a link to one elsewhere.
-pub(crate) const ROOT: &str = "root";
+/// containerd's root and state in a run's directory, or links to them.
+const ROOT: &str = "root";
+pub(crate) const STATE: &str = "state";
+
+/// The link in a run's directory to where root and state are, if that is elsewhere.
+pub(crate) const ELSEWHERE: &str = "elsewhere";
 
 /// The link in a run's directory to that of its sockets.
 const SOCKETS: &str = "sockets";
@@ -100,7 +104,8 @@ impl Scratch {
         Ok(path)
     }
 
-    /// Makes the directory for containerd's root, and answers the path by which containerd is to know it.
+    /// Makes the directories for containerd's root and state, and answers the path by which containerd is to know
+    /// its root.
     pub(crate) fn make_root(
         &self,
         below: Option<&Path>,
@@ -109,10 +114,19 @@ impl Scratch {
         let mut root = self.dir.join(ROOT);
         if let Some(below) = below {
             let elsewhere = below.join(format!("nri-lab-root-{}", self.id));
-            symlink(&elsewhere, &root)?;
-            root = elsewhere;
+            symlink(&elsewhere, self.dir.join(ELSEWHERE))?;
+            // Of a mode with which the users of a pod's namespace reach what is in it.
+            fs::create_dir(&elsewhere)
+                .with_context(|| format!("creating {}", elsewhere.display()))?;
+            for name in [ROOT, STATE] {
+                let there = elsewhere.join(name);
+                fs::create_dir(&there)?;
+                symlink(&there, self.dir.join(name))?;
+            }
+            root = elsewhere.join(ROOT);
+        } else {
+            fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
         }
-        fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
         if !seen_by_services {
             return Ok(root);
         }

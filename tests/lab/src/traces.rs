@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::images::digest;
 use crate::process::POLL;
-use crate::scratch::{ROOT, root_for_services};
+use crate::scratch::{ELSEWHERE, root_for_services};
 
 /// How long killed processes may take to go, and their cgroups with them.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,10 +47,10 @@ impl Traces<'_> {
         let deadline = Instant::now() + CLEAR_TIMEOUT;
         let shim_sockets = self.shim_sockets();
         self.kill_processes(deadline)?;
-        let root = self.root_elsewhere();
-        let root = root.as_deref();
+        let elsewhere = fs::read_link(self.dir.join(ELSEWHERE)).ok();
+        let elsewhere = elsewhere.as_deref();
         // The latest mount first: it may lie on an earlier one.
-        for dir in [self.dir, self.sockets].into_iter().chain(root) {
+        for dir in [self.dir, self.sockets].into_iter().chain(elsewhere) {
             for mount in mounts_below(dir)?.iter().rev() {
                 unmount(mount, UnmountFlags::DETACH)
                     .with_context(|| format!("unmounting {}", mount.display()))?;
@@ -64,16 +64,11 @@ impl Traces<'_> {
             let _ = fs::remove_file(socket); // Most are gone, or never were.
         }
         let _ = fs::remove_file(root_for_services(self.id)); // Few runs have it.
-        if let Some(root) = root {
-            remove_dir(root, deadline)?;
+        if let Some(elsewhere) = elsewhere {
+            remove_dir(elsewhere, deadline)?;
         }
         remove_dir(self.sockets, deadline)?;
         remove_dir(self.dir, deadline)
-    }
-
-    /// containerd's root, where it is not in the run's directory.
-    fn root_elsewhere(&self) -> Option<PathBuf> {
-        fs::read_link(self.dir.join(ROOT)).ok()
     }
 
     /// Kills until nothing is left: a process that is being started shows up only in a later round.
