@@ -14,6 +14,10 @@ use super::InvalidValue;
 /// matcher of a pattern of any length may not fit into the memory that its crate allows, and panics then.
 const MAX_PATTERN: usize = 1024;
 
+/// Groups `{a,b}` of a pattern, nested or not: each is up to three levels of the regular expression that is made of
+/// it, which may have 250.
+const MAX_GROUPS: usize = 64;
+
 /// A shell pattern that a whole reference has to match: `docker.io/library/*`, `*/pause:*`,
 /// `{a,b}.example/*`. A `*` crosses slashes, since references nest as deep as their registry likes.
 #[derive(Clone, Debug)]
@@ -75,6 +79,11 @@ impl FromStr for ImagePattern {
                 text.len()
             )));
         }
+        if text.matches('{').count() > MAX_GROUPS {
+            return Err(InvalidValue::new(format!(
+                "a pattern with more than {MAX_GROUPS} groups {{…}}: write several patterns"
+            )));
+        }
         match Glob::new(text) {
             Ok(glob) => Ok(Self(glob.compile_matcher())),
             Err(error) => Err(InvalidValue::new(format!(
@@ -113,11 +122,15 @@ mod tests {
 
     #[test]
     fn a_pattern_is_as_long_as_a_reference_may_be() {
-        for part in ["?", "*", "[!a]", "{a,é}", "é"] {
+        for part in ["?", "*", "[!a]", "a,", "é"] {
             let most = part.repeat(MAX_PATTERN / part.len());
             assert!(most.parse::<ImagePattern>().is_ok(), "{part}");
             let error = part.repeat(150_000).parse::<ImagePattern>().unwrap_err();
             assert!(error.to_string().contains("at most 1024"), "{error}");
         }
+        let nested = |n: usize| format!("{}a{}", "x{y,".repeat(n), "}".repeat(n));
+        assert!(nested(MAX_GROUPS).parse::<ImagePattern>().is_ok());
+        let error = nested(MAX_GROUPS + 1).parse::<ImagePattern>().unwrap_err();
+        assert!(error.to_string().contains("more than 64 groups"), "{error}");
     }
 }
