@@ -266,13 +266,17 @@ impl Session {
                 return Ok(());
             }
         };
-        let mut verdict = None;
-        if !place.left_alone {
+        let prepared = async {
+            if place.left_alone {
+                return None;
+            }
             let snapshotter = &place.snapshotter;
             self.ahead.pod_waits(snapshotter, &pod.id);
-            verdict = Some(self.make_ready(pod, snapshotter, started, deadline).await);
-        }
-        let judged = sandbox::judge(self, pod, &place, started, deadline).await;
+            Some(self.make_ready(pod, snapshotter, started, deadline).await)
+        };
+        // At the same time: images that take long leave no time for a second look.
+        let judged = sandbox::judge(self, pod, &place, started, deadline);
+        let (verdict, judged) = tokio::join!(prepared, judged);
         let (of_sandbox, answer) = judged.unzip();
         if let Some(verdict) = of_sandbox.or(verdict) {
             Hook::RunPodSandbox.count(verdict, started.elapsed());
@@ -362,7 +366,9 @@ impl Session {
             strictness: self.strictness(&place),
             started,
         };
-        volumes::judge(self, &creation, deadline).await?;
+        // The container's own chain is looked at after this, in the time that is left.
+        let volumes_by = started + (deadline - started) / 2;
+        volumes::judge(self, &creation, volumes_by).await?;
         let chain = match self.unknown_chain(&creation, deadline).await {
             ControlFlow::Continue(chain) => chain,
             ControlFlow::Break(answer) => return answer,

@@ -151,11 +151,11 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         Ok(None) => return,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
     };
-    log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
     let is_known = match origin::complete(node.containerd.as_ref(), &mut image, extraction).await {
         Ok(is_known) => is_known,
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
     };
+    log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
     places.retain(|place| is_known || ahead.takes_any_name(&place.snapshotter));
     places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {

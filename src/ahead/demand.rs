@@ -160,8 +160,12 @@ pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str)
     // Empty where a pull was cancelled: its image has no record yet.
     match ahead.node.engine.stuck_at(snapshotter, chain).await {
         Ok(images) => {
-            for image in images.iter().take(MAX_IMAGES) {
-                make_ready(ahead, snapshotter, image).await;
+            let mut tried = 0;
+            for image in &images {
+                tried += usize::from(make_ready(ahead, snapshotter, image).await);
+                if tried == MAX_IMAGES {
+                    break;
+                }
             }
         }
         Err(e) => {
@@ -170,14 +174,17 @@ pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str)
     }
 }
 
-async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) {
+/// Answers whether it was tried: not where the configuration leaves the image to containerd.
+async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
     let (name, started) = (image.name.as_str(), Instant::now());
     let want = Want::Image(name.to_owned());
     let record = &image.target.digest;
     let entry = ahead
         .unready
         .enter(snapshotter, want, record, image.created_at);
-    match ahead.make_ready(&entry, Urgency::Asked).await {
+    let outcome = ahead.make_ready(&entry, Urgency::Asked).await;
+    let is_left_out = outcome.as_ref().is_err_and(|e| e.is_left_out());
+    match outcome {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
             log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "containerd failed to unpack the image; it is ready for the next try");
@@ -192,6 +199,7 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) {
             log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack not made ready");
         }
     }
+    !is_left_out
 }
 
 #[cfg(test)]

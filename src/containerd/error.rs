@@ -50,7 +50,7 @@ impl Error {
     }
 
     /// An answer that containerd should not have given.
-    pub(super) fn malformed(call: &'static str, subject: &str, message: &str) -> Self {
+    pub(crate) fn malformed(call: &'static str, subject: &str, message: &str) -> Self {
         Self {
             kind: Kind::Other,
             call,

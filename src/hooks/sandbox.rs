@@ -5,15 +5,11 @@
 use nri::{HandlerResult, Pod};
 use tokio::time::Instant;
 
-use crate::unpack::{Error, Standing, Urgency, Want};
+use crate::unpack::{Error, SANDBOX, Standing, Urgency, Want};
 
 use super::creation::rejection;
 use super::decision::{Decision, Hook, NOTHING, Verdict};
 use super::{Place, Session};
-
-/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they
-/// all stand on the pause image.
-const NAME: &str = "";
 
 /// What becomes of a sandbox that stands on a host's layers over layers that were left to the guest; `None`
 /// for all others. One round trip where the pause image is known.
@@ -29,10 +25,14 @@ pub(super) async fn judge(
     if !engine.profile(snapshotter).may_proxy {
         return None;
     }
-    let standing = engine.standing(snapshotter, &pod.id, Some(NAME), true);
+    let standing = engine.standing(snapshotter, &pod.id, Some(SANDBOX), true);
     let chain = match tokio::time::timeout_at(deadline, standing).await {
         Ok(Ok(Standing::Unknown { chain })) => chain,
-        Ok(Ok(Standing::Ready | Standing::Scratch)) | Err(_) => return None,
+        Ok(Ok(Standing::Ready | Standing::Scratch)) => return None,
+        Err(_) => {
+            log::warn!(sandbox = pod.id.as_str(), snapshotter; "sandbox not looked at in time; allowed");
+            return None;
+        }
         Ok(Err(e)) => {
             log::debug!(sandbox = pod.id.as_str(), error:% = e; "sandbox not looked at");
             return None;
@@ -49,10 +49,17 @@ pub(super) async fn judge(
     if !error.is_broken() {
         return None;
     }
+    // Other sandboxes may keep the chain for as long as they run: then the next try would be rejected as well, and
+    // so it would where the chain is left to containerd.
+    let is_held = engine.is_held(&error, snapshotter);
     engine.replace_if_in_use(&error, snapshotter);
-    // What is left to containerd is not made anew: the next try would be rejected as well.
-    let is_healed = matches!(*error, Error::InUse { .. });
-    let why = error.to_string();
+    let is_healed = matches!(*error, Error::InUse { .. }) && !is_held;
+    let why = match is_held {
+        true => format!(
+            "{error}; other sandboxes keep its chain: delete their pods to have it replaced"
+        ),
+        false => error.to_string(),
+    };
     let (verdict, answer) = if is_healed {
         let rejected = rejection(snapshotter, &why);
         (Verdict::Rejected, Err(rejected.into()))

@@ -65,6 +65,12 @@ fn judge_one(
             creation.note(Verdict::Filled, state, Did::Filled, &why);
             return Ok(());
         }
+        // containerd has unpacked all of it.
+        Some(Err(e)) if e.is_left_out() => return Ok(()),
+        Some(Err(e)) if e.unreachable().is_some() => {
+            let why = format!("volume of image {image} not looked at: {e}");
+            return creation.doubted(Doubt::Unseen, state, &why);
+        }
         Some(Err(e)) => format!("volume of image {image} may lack layers: {e}"),
         None => {
             let progress = ticket.progress();

@@ -1,7 +1,7 @@
 //! Runs the flights: one for each (snapshotter, chain), joined by all who ask for the same, detached
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -45,6 +45,14 @@ const REPLACE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Tries to replace a chain in use before that is said: with those pauses, some minutes.
 const TRIES_UNSAID: usize = 30;
+
+/// Tries after which a chain counts as held by something that stays: more than it takes containerd to remove a
+/// rejected sandbox, less than the kubelet's next try takes to come.
+const TRIES_HELD: usize = 5;
+
+/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they all stand on
+/// the pause image.
+pub const SANDBOX: &str = "";
 
 /// Between tries after that: a container may run for months, and each try lists all snapshots.
 const SELDOM: Duration = Duration::from_secs(5 * 60);
@@ -101,7 +109,7 @@ pub struct Engine {
     flights: Flights,
     removals: Removals,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
-    replacing: Mutex<HashSet<FlightKey>>,
+    replacing: Mutex<HashMap<FlightKey, usize>>,
     gate: Gate,
     layers: Layers,
     tasks: TaskTracker,
@@ -335,12 +343,16 @@ impl Engine {
     /// soon as nothing uses it any more, or the image is gone.
     fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
         let key = (snapshotter.clone(), image.clone());
-        if !self.replacing().insert(key.clone()) {
-            return;
+        {
+            let mut replacing = self.replacing();
+            if replacing.contains_key(&key) {
+                return;
+            }
+            replacing.insert(key.clone(), 0);
         }
         let engine = self.clone();
         self.tasks.spawn(async move {
-            let tries = engine.replaced(image, snapshotter);
+            let tries = engine.replaced(image, snapshotter, &key);
             engine.stop.run_until_cancelled(tries).await;
             engine.replacing().remove(&key);
         });
@@ -353,7 +365,17 @@ impl Engine {
         }
     }
 
-    async fn replaced(self: &Arc<Self>, image: String, snapshotter: String) {
+    /// Whether the chain of this error could not be replaced for some tries: something else uses it.
+    pub fn is_held(&self, error: &Error, snapshotter: &str) -> bool {
+        let Error::InUse { image, .. } = error else {
+            return false;
+        };
+        let replacing = self.replacing();
+        let tries = replacing.get(&(snapshotter.to_owned(), image.clone()));
+        tries.is_some_and(|tries| *tries >= TRIES_HELD)
+    }
+
+    async fn replaced(self: &Arc<Self>, image: String, snapshotter: String, key: &FlightKey) {
         for (n, pause) in retry::pauses_up_to(REPLACE_PAUSE).enumerate() {
             let pause = if n > TRIES_UNSAID { SELDOM } else { pause };
             tokio::time::sleep(pause).await;
@@ -385,6 +407,9 @@ impl Engine {
                     return;
                 }
                 Err(e) if e.may_pass() => {
+                    if let Some(tries) = self.replacing().get_mut(key) {
+                        *tries = n + 1;
+                    }
                     log::debug!(image, snapshotter, error:% = e; "chain not replaced yet");
                 }
                 Err(e) => {
@@ -475,6 +500,9 @@ impl Engine {
                 } = &request.want
                 {
                     self.memory.stood_on(&request.snapshotter, name, chain);
+                }
+                if let Want::Sandbox { chain, .. } = &request.want {
+                    self.memory.stood_on(&request.snapshotter, SANDBOX, chain);
                 }
                 if let Want::Volume { path, .. } = &request.want {
                     let filled = self.fill(path, &target, &reporter).await;
@@ -593,7 +621,7 @@ impl Engine {
         self.layers.gate.pass();
     }
 
-    fn replacing(&self) -> MutexGuard<'_, HashSet<FlightKey>> {
+    fn replacing(&self) -> MutexGuard<'_, HashMap<FlightKey, usize>> {
         self.replacing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -24,8 +24,9 @@ const PRIVATE: &str = "nri-unpack-private-";
 /// The same for the layers of a chain that is unpacked on the host.
 const ON_HOST: &str = "nri-unpack-private-host-";
 
-/// The digest of no bytes: the layer of a probe.
-const NOTHING: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+/// The digest of no bytes, such as the layer of a probe has.
+pub(super) const NOTHING: &str =
+    "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// Whether this is a chain that was made here.
 pub(super) fn is_private(chain: &str) -> bool {
@@ -110,13 +111,13 @@ impl Guest<'_> {
     /// it does not. Leaves nothing behind.
     pub(super) async fn takes(&self) -> Result<Option<Labels>, containerd::Error> {
         let name = self.lease.probe_name();
-        let taken = self.prepare(&name).await?;
-        if taken.is_some() {
+        let taken = self.prepare(&name).await;
+        if !matches!(taken, Ok(None)) {
             self.lease
                 .remove(self.containerd, self.snapshotter, &name)
                 .await;
         }
-        Ok(taken)
+        taken
     }
 
     /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
@@ -172,7 +173,11 @@ impl Guest<'_> {
                 let snapshot = self.containerd.stat(snapshotter, name).await?;
                 Ok(Some(snapshot.labels))
             }
-            Err(e) => Err(e),
+            Err(e) => {
+                // An answer that got lost leaves the snapshot made.
+                self.lease.remove(self.containerd, snapshotter, &key).await;
+                Err(e)
+            }
         }
     }
 }

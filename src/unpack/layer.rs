@@ -20,6 +20,7 @@ use super::claims::Claim;
 use super::decryption;
 use super::flight::Layers;
 use super::gate::Hurry;
+use super::guest;
 use super::lease::Lease;
 use super::lock::{Lock, lock};
 use super::missing::{Content, Missing};
@@ -332,6 +333,13 @@ impl Unpack<'_> {
             Some(applied) => applied?,
         };
         if applied != content.diff_id {
+            // containerd may take the end of a stream processor that has failed for the end of the layer.
+            let is_cut_off = applied == guest::NOTHING && content.rebuilt_from.is_none();
+            if is_cut_off && self.layer.is_encrypted() {
+                let why = "its stream processor has given nothing";
+                let e = containerd::Error::malformed("apply", &blob.digest, why);
+                return Err(Failure::Encrypted(e));
+            }
             return Err(Failure::WrongDiffId(applied));
         }
         metrics::layer_applied(self.snapshotter, bytes);

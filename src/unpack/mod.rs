@@ -44,7 +44,7 @@ mod target;
 mod tests;
 mod volume;
 
-pub use engine::{Engine, LabelPolicy, Labelling, Look};
+pub use engine::{Engine, LabelPolicy, Labelling, Look, SANDBOX};
 pub use error::Error;
 pub use gate::{Parallel, Urgency};
 pub use guest::is_on_host;

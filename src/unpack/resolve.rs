@@ -137,9 +137,10 @@ impl Resolver {
         target.is_copied = is_copied;
         target.left_alone = wanted.is_none() || request.want.is_left_alone();
         target.arrives = matches!(request.want, Want::Arriving(_));
-        // Whether another image has the chain as well makes no difference to one that is in use.
+        // Whether another image has the chain as well makes no difference to one that is in use, nor to a volume.
         let may_replace = leaves || target.rules.repair == Repair::Replace;
-        if may_replace && !target.in_use {
+        let is_volume = matches!(request.want, Want::Volume { .. });
+        if may_replace && !target.in_use && !is_volume {
             target.others = self.others(&target.manifest).await?;
         }
         Ok(target)

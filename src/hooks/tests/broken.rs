@@ -146,6 +146,29 @@ async fn a_healthy_container_that_is_left_alone_costs_one_round_trip_and_no_line
     assert_ne!(other.parent.as_deref(), Some(bench.top()));
 }
 
+/// Sandboxes that run keep the chain: a pod is not rejected for as long as they do.
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_on_a_mixed_chain_that_others_keep_is_rejected_once() {
+    let bench = Bench::new("").await;
+    bench.run("guest", (policy::IMAGES, "")).await;
+    bench.mixed();
+    bench.fake.activate("nydus", "older", bench.top());
+    let mut pod = skipping("guest");
+    for (sandbox, is_rejected) in [("s1", true), ("s2", false)] {
+        pod.id = sandbox.to_owned();
+        bench.fake.activate("nydus", sandbox, bench.top());
+        said();
+        let ran = bench.hooks.run_pod_sandbox(pod.clone()).await;
+        assert_eq!(ran.is_err(), is_rejected, "{sandbox}: {ran:?}");
+        let said = said();
+        let warned = said.iter().any(|(level, _)| *level == Level::Warn);
+        assert!(warned, "{said:?}");
+        bench.fake.collect_container("nydus", sandbox);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    assert_eq!(bench.state("nydus").await, State::Mixed);
+}
+
 /// It runs already: it is rejected where the next try gets another chain.
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_on_a_mixed_chain_is_rejected_until_that_is_replaced() {

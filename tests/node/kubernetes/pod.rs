@@ -143,10 +143,10 @@ async fn main_job(version: Version) -> Result<()> {
     let plugin = node.deploy().await?;
     plugin.is_alive_and_ready().await?;
     let handlers = node.exec(&plugin, &["handlers"]).await?;
-    // containerd 2 tells its default snapshotter in its files only.
+    // containerd 2 does not tell its default snapshotter in its status.
     let from = match version {
         Version::V1_7 => "CRI status",
-        Version::V2_1 => "/etc/containerd/config.toml",
+        Version::V2_1 => "CRI image file system",
     };
     ensure!(handlers.contains(from), "{handlers}");
     let findings = node.exec(&plugin, &["doctor", "--output", "json"]).await?;
