@@ -54,7 +54,7 @@ async fn tell() -> Result<()> {
 
     say("Done; nothing is left running. What to try next");
     explain(
-        "make test                      all tests, on containerd 1.7 and 2.1\n\
+        "make test                      the tests, on containerd 1.7 and 2.1\n\
          target/debug/lab run 2.1       a containerd like this one, to look around in\n\
          README.md, «Install»           the plugin on a node of yours\n\
          docs/recipes.md                Kata, nydus, soci, stargz, devmapper",

@@ -29,7 +29,7 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let Some(seen) = scene.seen() else {
         return vec![];
     };
-    let file = &scene.config().containerd.config;
+    let file: &std::path::Path = scene.config().containerd.config.as_ref();
     let finding = match problem(&seen.plugins) {
         None => return vec![],
         Some(Problem::Absent) => Finding::new(
@@ -38,8 +38,11 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
             "CRI is not among the plugins that containerd has loaded",
             "the kubelet cannot use this containerd, and NRI does not listen",
         )
-        .advise("take it out of disabled_plugins, and restart containerd")
-        .lines(file.as_ref(), "disabled_plugins = []"),
+        .advise(format!(
+            "take io.containerd.grpc.v1.cri (or cri) out of disabled_plugins in {} or a file that it imports, and \
+             restart containerd",
+            file.display()
+        )),
         Some(Problem::Failed(why)) => Finding::new(
             "cri-failed",
             Severity::Error,

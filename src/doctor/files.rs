@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::install;
 
-use super::finding::{Finding, Severity};
+use super::finding::{Finding, Severity, word};
 use super::scene::Scene;
 
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
@@ -48,8 +48,12 @@ fn misnamed_plugin(path: &Path) -> Finding {
         ),
         "containerd does not start while it is there: at its next restart the node is down",
     )
-    .advise("rename it, take it away, or make it a file that cannot be executed; before containerd is restarted")
-    .run(format!("chmod a-x {}", path.display()))
+    .advise("rename it or remove it, or take the right to execute a file that is no link; before containerd is restarted")
+    // The mode of a link is that of its target, which may be a program in use.
+    .run(match path.is_symlink() {
+        true => format!("rm {}", word(&path.display().to_string())),
+        false => format!("chmod a-x {}", word(&path.display().to_string())),
+    })
 }
 
 fn unusable(file: &Path) -> Option<Finding> {
@@ -62,7 +66,10 @@ fn unusable(file: &Path) -> Option<Finding> {
             "it is registered and does nothing: no image is made ready for a pod",
         )
         .advise("correct the file until the check finds no error, and restart containerd")
-        .run(format!("nri-unpack config --check {}", file.display()))
+        .run(format!(
+            "nri-unpack config --check {}",
+            word(&file.display().to_string())
+        ))
         .run("systemctl restart containerd"),
     )
 }

@@ -188,7 +188,10 @@ impl<'a> Unreadable<'a> {
             Error::Image(image::Error::Changed { .. }) => {
                 self.changed.insert(name, error.to_string());
             }
-            _ => _ = self.wrong.insert(name, error.to_string()),
+            // A call failed, or the image was removed meanwhile: nothing is known of its documents.
+            Error::Image(image::Error::Containerd { .. } | image::Error::NotFound(_)) => {}
+            Error::Image(_) => _ = self.wrong.insert(name, error.to_string()),
+            _ => {}
         }
     }
 
@@ -213,11 +216,13 @@ impl<'a> Unreadable<'a> {
         });
         let changed = finding("images-changed", &self.changed);
         let changed = changed.map(|finding| {
-            let name = word(self.changed.keys().next().copied().unwrap_or_default());
-            finding
-                .advise("remove the image and pull it again")
-                .run(format!("crictl rmi {name}"))
-                .run(format!("crictl pull {name}"))
+            let finding = finding.advise("remove the image and pull it again");
+            let names = self.changed.keys().filter(|name| image::is_pullable(name));
+            names.take(SHOWN).fold(finding, |finding, name| {
+                let name = word(name);
+                let finding = finding.run(format!("crictl rmi {name}"));
+                finding.run(format!("crictl pull {name}"))
+            })
         });
         let all = [gone, changed, wrong].into_iter();
         all.flatten().collect()

@@ -73,8 +73,7 @@ fn disabled(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> 
     };
     Some(
         Finding::new("nri-off", Severity::Error, found, "containerd calls no plugin: no image is made ready for a pod")
-            .advise(format!("take {uri} out of disabled_plugins, and restart containerd; a containerd that was built without NRI has to be replaced"))
-            .lines(by.unwrap_or(file), "disabled_plugins = []")
+            .advise(format!("take {uri} out of disabled_plugins in {}, and restart containerd; a containerd that was built without NRI has to be replaced", by.unwrap_or(file).display()))
             .run("systemctl restart containerd"),
     )
 }
@@ -191,7 +190,7 @@ fn silent(socket: &Path, containerd: &Path) -> Option<Finding> {
             is_dead.then(|| {
                 finding(
                     "nri-socket-dead",
-                    format!("nobody listens on NRI's socket {at}"),
+                    format!("no process listens on NRI's socket {at}"),
                 )
             })
         }

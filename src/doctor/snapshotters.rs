@@ -37,7 +37,7 @@ fn rootless(seen: &Seen) -> Option<Finding> {
     if snapshotter.exports.contains_key("root") || snapshotter.proxy_address().is_none() {
         return None;
     }
-    let lines = format!("[proxy_plugins.{name}.exports]\n  root = \"/var/lib/{name}\"");
+    let lines = format!("[proxy_plugins.{name}.exports]\n  root = \"DIRECTORY\"");
     Some(
         Finding::new(
             "snapshotter-without-root",
@@ -45,7 +45,7 @@ fn rootless(seen: &Seen) -> Option<Finding> {
             format!("the default snapshotter {name} is a proxy plugin without an export `root`"),
             "the kubelet finds no file system of images, and its image collection fails",
         )
-        .advise("say where the snapshotter keeps its files, and restart containerd")
+        .advise("put the directory in which the snapshotter keeps its files in the place of DIRECTORY, and restart containerd")
         .lines(std::path::Path::new("/etc/containerd/config.toml"), &lines)
         .run("systemctl restart containerd"),
     )
