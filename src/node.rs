@@ -20,6 +20,10 @@ use crate::room::{self, Room};
 use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
 
+/// Until the first sweep: a container that is being created may stand on layers that only the lease of a killed
+/// process keeps. After this time its creation is over, or the images were looked at and the layers are kept by them.
+const SWEEP_FIRST: Duration = Duration::from_secs(5);
+
 /// Until the second sweep: the last call of a process that was killed may end after the first.
 const SWEEP_SOON: Duration = Duration::from_secs(10);
 
@@ -133,6 +137,7 @@ impl Node {
             node.engine.forget();
             node.reloaded.notify_one();
             node.find_out().await;
+            tokio::time::sleep(SWEEP_FIRST).await;
         });
         in_vain
     }
