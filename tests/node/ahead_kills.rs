@@ -323,10 +323,17 @@ async fn own_fault(version: Version) -> Result<()> {
     let nydus = node.lab.remote(Remote::Nydus);
     nydus.kill();
     nydus.restart().await?;
-    match node.cri.run_pod(NYDUS, &[]).await {
-        Err(error) if is_its_own_fault(&error) => Ok(()),
-        other => anyhow::bail!("{other:?}"),
+    for _ in 0..TRIES {
+        match node.cri.run_pod(NYDUS, &[]).await {
+            Err(error) if is_its_own_fault(&error) => return Ok(()),
+            // containerd tries its connection again only after a pause.
+            Err(error) if error.message().contains("connection refused") => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            other => anyhow::bail!("{other:?}"),
+        }
     }
+    anyhow::bail!("containerd does not reach the snapshotter again")
 }
 
 #[tokio::test(flavor = "multi_thread")]
