@@ -32,7 +32,7 @@ pub enum Unready {
 
 /// Whether the images in this snapshotter are ours to keep. The default snapshotter's are not:
 /// containerd pulls for it, and what it does not label there needs no labels. A table of its own in
-/// the configuration makes it ours all the same. Where the default snapshotter is not known, any may be it:
+/// the configuration has a table for it. Where the default snapshotter is not known, any may be it:
 /// then only those with a table are ours.
 pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: Option<&str>) -> bool {
     let has_table = || config.snapshotters.named().any(|name| name == snapshotter);

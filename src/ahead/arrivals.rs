@@ -160,7 +160,7 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
     let work = places.iter().map(|place| async {
         let want = Want::Arriving(image.clone());
-        // In a pull the content may not be there yet, whatever the configuration asks for.
+        // In a pull the content may not be there yet: the configuration makes no difference.
         let arrived = arrive(ahead, place, want, &image, true);
         if let Some(Err(e)) = arrived.await {
             log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");

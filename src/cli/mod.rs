@@ -283,7 +283,7 @@ impl Global {
 }
 
 /// Prints a line, or a table that ends in one, as it is: what pods and images wrote was made
-/// printable before. Nobody may be reading, or the disk may be full: that
+/// printable before. The reader may be gone, or the disk may be full: that
 /// ends a command in order, like any other failure.
 fn print(text: &str) -> Result<(), Failure> {
     let text = text.strip_suffix('\n').unwrap_or(text);

@@ -52,7 +52,7 @@ impl SnapshotterPolicy {
         self.image_labels.of(names).unwrap_or(self.labels)
     }
 
-    /// Whether it treats all images alike, whatever their names.
+    /// Whether it treats images of all names alike.
     pub fn is_nameless(&self) -> bool {
         let admits_all = self.exclude.is_empty() && self.include.contains(&ImagePattern::any());
         admits_all && self.image_labels == ImageLabels::default()
@@ -103,7 +103,7 @@ pub struct ImageLabels(BTreeMap<ImagePattern, Labels>);
 
 impl ImageLabels {
     /// What is said of the image of these names: `None` labels where one of its names has to go without,
-    /// since an image has one chain, whatever it is called; nothing where no pattern matches.
+    /// since all names of an image share one chain; nothing where no pattern matches.
     fn of<S: AsRef<str>>(&self, names: &[S]) -> Option<Labels> {
         let matches = |pattern: &ImagePattern| {
             let mut names = names.iter().map(AsRef::as_ref);

@@ -59,7 +59,7 @@ pub(super) fn reported(tree: &Tree, rules: Rules) -> Reported {
     }
 }
 
-/// containerd 2 keeps its built-in runtime, whatever its files add.
+/// containerd 2 keeps its built-in runtime also where its files add others.
 fn with_built_in(mut runtimes: Runtimes, rules: Rules) -> Runtimes {
     if rules != Rules::V1_7 {
         runtimes.entry(DEFAULT_RUNTIME.to_owned()).or_default();

@@ -7,7 +7,7 @@ use super::Urgency;
 /// What is to be made ready.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Want {
-    /// An image, by whatever names it.
+    /// An image, by any reference that names it.
     Image(String),
     /// An image that is still being pulled, and so has no record in the store yet.
     Arriving(Image),

@@ -1,5 +1,5 @@
 //! A registry on a port of its own. containerd does not say the port of what it is pulling, and the layers of an
-//! image that is prepared in the pull name it all the same as containerd's own pull would, as soon as its record
+//! image that is prepared in the pull still name it as containerd's own pull would, as soon as its record
 //! is there.
 
 use anyhow::{Result, ensure};

@@ -1,4 +1,4 @@
-//! A real stargz snapshotter: what it can mount lazily is mounted so before the first pod, whatever the registry's
+//! A real stargz snapshotter: what it can mount lazily is mounted so before the first pod, on any registry
 //! port; what it would have to unpack is left until a pod asks.
 //!
 //! It takes two minutes to get, so `make check-stargz` runs this, and `make test` does not.
