@@ -4,6 +4,7 @@
 use crate::containerd::{Labels, MAX_LABEL};
 
 use super::manifest::Manifest;
+use super::reference::{hostname, repository};
 
 /// The labels of an image's layers, bottom first: one set for each layer.
 pub type LayerLabels = Vec<Labels>;
@@ -95,6 +96,27 @@ fn joined(digests: &[&str]) -> String {
         list.push_str(digest);
     }
     list
+}
+
+/// Whether the image is found named by the digest of its manifest, and wanted by another name of the same
+/// repository, be it on another port.
+pub fn is_from_the_pull(found: &Labels, wanted: &Labels, manifest: &str) -> bool {
+    let (Some(found), Some(wanted)) = (found.get(IMAGE_REF), wanted.get(IMAGE_REF)) else {
+        return false;
+    };
+    let by_digest = found
+        .split_once('@')
+        .filter(|(_, digest)| *digest == manifest);
+    let Some(((found_in, _), wanted_in)) = by_digest.zip(repository(wanted)) else {
+        return false;
+    };
+    found != wanted && without_port(found_in) == without_port(&wanted_in)
+}
+
+/// A repository's host and path.
+fn without_port(repository: &str) -> Option<(&str, &str)> {
+    let (registry, path) = repository.split_once('/')?;
+    Some((hostname(registry), path))
 }
 
 #[cfg(test)]
@@ -204,6 +226,33 @@ mod tests {
                 prop_assert_eq!(&listed, &following.take(listed.len()).collect::<Vec<_>>());
                 prop_assert_eq!(listed.len(), 56.min(layers - i), "as many as fit");
             }
+        }
+    }
+
+    #[test]
+    fn only_the_name_from_the_pull_gives_way() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let by_digest = format!("r.example:5000/a/app@{digest}");
+        let without_port = format!("r.example/a/app@{digest}");
+        let elsewhere = format!("r.example/other@{digest}");
+        for (found, wanted, expected) in [
+            (Some(&*by_digest), "r.example:5000/a/app:1", true),
+            (Some(&*by_digest), &*by_digest, false),
+            (Some(&*without_port), "r.example:5000/a/app:1", true),
+            (Some(&*without_port), "r.example:5000/a/other:1", false),
+            (Some(&*elsewhere), "r.example:5000/a/app:1", false),
+            (
+                Some("r.example:5000/a/app:2"),
+                "r.example:5000/a/app:1",
+                false,
+            ),
+            (None, "r.example:5000/a/app:1", false),
+        ] {
+            let label = |name: &str| (IMAGE_REF.to_owned(), name.to_owned());
+            let found: Labels = found.map(label).into_iter().collect();
+            let wanted = Labels::from([label(wanted)]);
+            let gives_way = is_from_the_pull(&found, &wanted, &digest);
+            assert_eq!(gives_way, expected, "{found:?}, {wanted:?}");
         }
     }
 }

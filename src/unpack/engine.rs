@@ -17,6 +17,7 @@ use crate::metrics;
 use crate::retry;
 
 use super::abilities::Abilities;
+use super::action::Action;
 use super::claims::Claims;
 use super::content::NeedContent;
 use super::flight::{Flight, Layers};
@@ -26,7 +27,7 @@ use super::in_use::{self, Way, way};
 use super::lease::{Leases, Role};
 use super::naming::name_layers;
 use super::pace::Pace;
-use super::plan::{Action, Planned, plan, spelled_out};
+use super::plan::{Planned, plan, spelled_out};
 use super::profile::{Profile, Repair};
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::removed::{Record, Removals, unless_removed};

@@ -9,11 +9,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::containerd::{self, Containerd, Labels};
-use crate::image::{IMAGE_REF, LAYER_DIGEST, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF};
+use crate::image::{
+    IMAGE_REF, LAYER_DIGEST, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF, is_from_the_pull,
+};
 
 use super::lease::Lease;
 use super::mounts;
-use super::naming::is_from_the_pull;
 use super::profile::{Repair, is_proxied};
 use super::state::Rules;
 use super::target::Target;

@@ -16,6 +16,7 @@ use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads};
 use crate::image::{Layer, Manifest};
 use crate::metrics;
 
+use super::action::Action;
 use super::claims::Claim;
 use super::decryption;
 use super::flight::Layers;
@@ -54,6 +55,16 @@ pub(super) enum Committed {
     Rebuilt,
     /// It was there: unpacked by somebody else, or the snapshotter needs no content for it.
     Existed,
+}
+
+impl From<Committed> for Action {
+    /// A layer that another client committed meanwhile counts as unpacked.
+    fn from(committed: Committed) -> Self {
+        match committed {
+            Committed::Applied | Committed::Existed => Self::Unpacked,
+            Committed::Rebuilt => Self::Rebuilt,
+        }
+    }
 }
 
 /// Why a layer was not committed.
@@ -423,5 +434,17 @@ impl Unpack<'_> {
         self.lease
             .remove(self.containerd, self.snapshotter, key)
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_action_that_says_most_is_reported() {
+        let done = [Action::Relabelled, Action::Unpacked, Action::Anchored];
+        assert_eq!(done.into_iter().max(), Some(Action::Unpacked));
+        assert!(Action::from(Committed::Rebuilt) > Action::from(Committed::Applied));
     }
 }

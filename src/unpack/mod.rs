@@ -4,6 +4,7 @@
 //! (snapshotter, chain), detached from whoever asked. It does not know NRI.
 
 mod abilities;
+mod action;
 mod claims;
 mod content;
 mod decryption;
@@ -44,6 +45,7 @@ mod target;
 mod tests;
 mod volume;
 
+pub use action::Action;
 pub use engine::{Engine, LabelPolicy, Labelling, Look, SANDBOX};
 pub use error::Error;
 pub use gate::{Parallel, Urgency};
@@ -51,7 +53,7 @@ pub use guest::is_on_host;
 pub use lease::Role;
 pub use listing::Listing;
 pub use missing::{Means, Missing};
-pub use plan::{Action, Planned, StepKind};
+pub use plan::{Planned, StepKind};
 #[cfg(test)]
 pub(crate) use profile::tests::proxied;
 pub use profile::{Profile, Repair};

@@ -1,10 +1,7 @@
 //! From what a chain looks like to the steps that make it ready. Pure.
 
-use std::fmt;
-
 use crate::image::Layer;
 
-use super::layer::Committed;
 use super::profile::Repair;
 use super::state::{Rules, Sight, State};
 
@@ -102,55 +99,6 @@ pub(super) fn spelled_out(steps: &[Step], layers: &[Layer]) -> Vec<Planned> {
     steps.iter().flat_map(spell).collect()
 }
 
-/// What was done for a chain: of several things the one that says most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// It was ready.
-    #[default]
-    None,
-    /// Kept from garbage collection.
-    Anchored,
-    /// Labels put on layers in place.
-    Relabelled,
-    /// Layers unpacked.
-    Unpacked,
-    /// Layers taken away and unpacked again.
-    Replaced,
-    /// Layers made from what another snapshotter has, since their blobs were gone.
-    Rebuilt,
-}
-
-impl From<Committed> for Action {
-    /// Whoever committed the layer: it was missing, and is there now.
-    fn from(committed: Committed) -> Self {
-        match committed {
-            Committed::Applied | Committed::Existed => Self::Unpacked,
-            Committed::Rebuilt => Self::Rebuilt,
-        }
-    }
-}
-
-impl Action {
-    /// As JSON and metrics have it.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Anchored => "anchored",
-            Self::Relabelled => "relabelled",
-            Self::Unpacked => "unpacked",
-            Self::Replaced => "replaced",
-            Self::Rebuilt => "rebuilt",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::state::tests::{bare, goes_on, labelled, proxied, rules};
@@ -200,12 +148,5 @@ mod tests {
                 (vec![bare(), proxied()], false, vec![Anchor]),
             ],
         );
-    }
-
-    #[test]
-    fn the_action_that_says_most_is_reported() {
-        let done = [Action::Relabelled, Action::Unpacked, Action::Anchored];
-        assert_eq!(done.into_iter().max(), Some(Action::Unpacked));
-        assert!(Action::from(Committed::Rebuilt) > Action::from(Committed::Applied));
     }
 }
