@@ -20,11 +20,13 @@ use super::abilities::Abilities;
 use super::action::Action;
 use super::claims::Claims;
 use super::content::NeedContent;
-use super::flight::{Flight, Layers};
+use super::context::FlightContext;
+use super::flight::Flight;
 use super::flights::{FlightKey, Flights, Joined, Seat};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::{self, Way, way};
 use super::lease::{Leases, Role};
+use super::limits::Layers;
 use super::naming::name_layers;
 use super::pace::Pace;
 use super::plan::{Planned, plan, spelled_out};
@@ -532,7 +534,6 @@ impl Engine {
             containerd: self.containerd.as_ref(),
             leases: &self.leases,
             layers: &self.layers,
-            missing: &self.missing,
             stop: &self.stop,
             reporter,
             target,
@@ -652,7 +653,7 @@ impl Entry {
             seat: &self.seat,
             removals: &engine.removals,
         };
-        let flight = Flight {
+        let context = FlightContext {
             target,
             containerd: engine.containerd.as_ref(),
             leases: &engine.leases,
@@ -664,6 +665,7 @@ impl Entry {
             record: &record,
             stop: &self.seat.stop,
         };
+        let flight = Flight { context: &context };
         let began = Instant::now();
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
         let (snapshotter, chain) = &self.seat.key;

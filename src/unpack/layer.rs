@@ -2,8 +2,8 @@
 //! containerd's own unpacker, so that both can work on one chain at the same time.
 //!
 //! The layer below is given when the snapshot is prepared, and has to be there by then; or, where the
-//! snapshotter can rebase, not before it is committed. Where the layer's blob turns out to be gone,
-//! [`Missing`] finds another content.
+//! snapshotter can rebase, not before it is committed. It fails where the layer's blob is gone: which other
+//! content is tried then is not known here.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -19,12 +19,12 @@ use crate::metrics;
 use super::action::Action;
 use super::claims::Claim;
 use super::decryption;
-use super::flight::Layers;
 use super::gate::Hurry;
 use super::guest;
+use super::layer_content::Content;
 use super::lease::Lease;
+use super::limits::Layers;
 use super::lock::{Lock, lock};
-use super::missing::{Content, Missing};
 use super::mounts;
 use super::progress::Reporter;
 
@@ -100,8 +100,6 @@ pub(super) struct Unpack<'a> {
     /// The chain id below.
     pub(super) parent: Option<&'a str>,
     pub(super) labels: &'a Labels,
-    /// What is done where the blob is gone.
-    pub(super) missing: &'a Missing,
     /// Who is at which layer, and where an apply waits for its turn.
     pub(super) layers: &'a Layers,
     pub(super) reporter: &'a Reporter,
@@ -161,16 +159,7 @@ impl Unpack<'_> {
         turn.ok_or(Failure::Stopped)
     }
 
-    /// Commits the layer under its chain id. Whatever happens, no extraction snapshot stays.
-    pub(super) async fn run(&self) -> Result<Committed, Failure> {
-        match self.unpack(&Content::of_image(self.layer)).await {
-            Err(Failure::NoBlob(_)) => self.missing.unpack(self).await,
-            Err(Failure::Encrypted(e)) => self.missing.rebuild_encrypted(self, e).await,
-            outcome => outcome,
-        }
-    }
-
-    /// The same with this content.
+    /// Commits the layer under its chain id, with this content. No extraction snapshot stays, on any path.
     pub(super) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
         let Some((key, mounts)) = self.prepare(content, self.parent).await? else {
             return Ok(Committed::Existed);

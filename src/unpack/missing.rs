@@ -4,16 +4,14 @@
 
 use tokio::sync::Mutex;
 
-use crate::containerd::{self, Descriptor, Labels};
-use crate::image::{self, Layer};
+use crate::containerd;
+use crate::image;
 
 use super::guest::chain_id_of;
 use super::layer::{Committed, Failure, Unpack};
+use super::layer_content::Content;
 use super::pull::{self, Pull, Registries};
-use super::rebuild::{self, Rebuild, SOURCE};
-
-/// The label of a snapshot whose content did not come from the image's own blob: where from instead.
-const REBUILT_FROM: &str = "nri-unpack/rebuilt-from";
+use super::rebuild::{self, Rebuild};
 
 /// A way to a layer whose blob is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,44 +31,6 @@ pub struct Missing {
     turn: Mutex<()>,
 }
 
-/// What is applied to make a layer.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Content {
-    pub(super) blob: Descriptor,
-    /// The digest that has to come out.
-    pub(super) diff_id: String,
-    /// The snapshotter that it was taken from, if it is not the image's own blob.
-    pub(super) rebuilt_from: Option<&'static str>,
-}
-
-impl Content {
-    pub(super) fn of_image(layer: &Layer) -> Self {
-        Self {
-            blob: layer.blob.clone(),
-            diff_id: layer.diff_id.clone(),
-            rebuilt_from: None,
-        }
-    }
-
-    /// A plain tar: what comes out of it is itself.
-    fn rebuilt(blob: Descriptor) -> Self {
-        Self {
-            diff_id: blob.digest.clone(),
-            blob,
-            rebuilt_from: Some(SOURCE),
-        }
-    }
-
-    /// The layer's labels, and where it is from.
-    pub(super) fn labels(&self, labels: &Labels) -> Labels {
-        let mut labels = labels.clone();
-        if let Some(source) = self.rebuilt_from {
-            labels.insert(REBUILT_FROM.to_owned(), source.to_owned());
-        }
-        labels
-    }
-}
-
 impl Missing {
     /// These means, in this order, with the registries reached in this way.
     pub fn new(means: Vec<Means>, registries: Registries) -> Self {
@@ -81,14 +41,19 @@ impl Missing {
         }
     }
 
-    /// Commits the layer by the first means that does it; the failure says what became of each.
+    /// Commits the layer from the image's blob, else by the first means that does it; the failure says what
+    /// became of each.
     pub(super) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
-        self.unpack_by(layer, &self.means).await
+        match layer.unpack(&Content::of_image(layer.layer)).await {
+            Err(Failure::NoBlob(_)) => self.unpack_by(layer, &self.means).await,
+            Err(Failure::Encrypted(e)) => self.rebuild_encrypted(layer, e).await,
+            outcome => outcome,
+        }
     }
 
-    /// The same for an encrypted layer that containerd did not decrypt, with this error. Fetching its blob
-    /// would not help.
-    pub(super) async fn rebuild_encrypted(
+    /// Rebuilds an encrypted layer that containerd did not decrypt, with this error. Fetching its blob would
+    /// not help.
+    async fn rebuild_encrypted(
         &self,
         layer: &Unpack<'_>,
         error: containerd::Error,

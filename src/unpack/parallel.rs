@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::layer::{Apart, Committed, Failure, Unpack};
-use super::missing::Content;
+use super::layer_content::Content;
+use super::missing::Missing;
 
 /// The tokens that stop each of `layers` layers, the lowest first: what stops one stops those above
 /// it.
@@ -25,6 +26,7 @@ pub(super) fn stops(stop: &CancellationToken, layers: usize) -> Vec<Cancellation
 /// applied yet; how many are applied at once in the whole process is the layers' own gate's to say.
 pub(super) fn unpack<'a>(
     layers: &'a [Unpack<'a>],
+    missing: &'a Missing,
     window: &'a Semaphore,
 ) -> impl Stream<Item = (usize, Result<Committed, Failure>)> + 'a {
     let mut below = None;
@@ -33,7 +35,7 @@ pub(super) fn unpack<'a>(
         let (stands, above) = oneshot::channel();
         let below = below.replace(above);
         outcomes.push(async move {
-            let outcome = one(layer, window, below).await;
+            let outcome = one(layer, missing, window, below).await;
             match (&outcome, layers.get(i + 1)) {
                 (_, None) => {}
                 // Refused where the one above has failed already.
@@ -49,6 +51,7 @@ pub(super) fn unpack<'a>(
 /// One of them. `below` says when it is its turn to be committed; the lowest need not wait.
 async fn one(
     layer: &Unpack<'_>,
+    missing: &Missing,
     window: &Semaphore,
     below: Option<oneshot::Receiver<()>>,
 ) -> Result<Committed, Failure> {
@@ -71,7 +74,7 @@ async fn one(
     let turn = layer.stop.run_until_cancelled(turn).await;
     match (turn, filled) {
         (Some(true), Some(filled)) => layer.settle(filled, &content).await,
-        (Some(true), None) => layer.run().await,
+        (Some(true), None) => missing.unpack(layer).await,
         (_, Some(filled)) => {
             layer.abort(filled).await;
             Err(Failure::Stopped)

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Labels};
 
-use super::flight::{Flight, Work};
+use super::context::{FlightContext, Work};
 use super::gate::Place;
 use super::hold;
 use super::in_use::in_use;
@@ -22,7 +22,7 @@ use super::{Action, Error, Sight};
 
 /// The steps that follow from one look at the chain.
 pub(super) struct Round<'a> {
-    flight: &'a Flight<'a>,
+    context: &'a FlightContext<'a>,
     lease: &'a Lease,
     sight: &'a Sight,
     work: &'a mut Work,
@@ -32,13 +32,13 @@ pub(super) struct Round<'a> {
 
 impl<'a> Round<'a> {
     pub(super) fn new(
-        flight: &'a Flight<'a>,
+        context: &'a FlightContext<'a>,
         lease: &'a Lease,
         sight: &'a Sight,
         work: &'a mut Work,
     ) -> Self {
         Self {
-            flight,
+            context,
             lease,
             sight,
             work,
@@ -53,15 +53,15 @@ impl<'a> Round<'a> {
         }
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
         let held = self.hold(unpacks).await;
-        held.map_err(|e| self.flight.target.failed(e))?;
+        held.map_err(|e| self.context.target.failed(e))?;
         let _place = if unpacks {
             Some(self.turn().await?)
         } else {
             None
         };
         for step in steps {
-            if self.flight.stop.is_cancelled() {
-                return Err(self.flight.stopped());
+            if self.context.stop.is_cancelled() {
+                return Err(self.context.stopped());
             }
             match *step {
                 Step::Relabel(i) => self.relabel(i).await?,
@@ -80,7 +80,7 @@ impl<'a> Round<'a> {
 
     /// What the steps stand on is not to be collected under them.
     async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
-        let (containerd, target) = (self.flight.containerd, self.flight.target);
+        let (containerd, target) = (self.context.containerd, self.context.target);
         let committed = hold::committed(containerd, self.lease, target, self.sight);
         if target.arrives {
             let documents = hold::documents(containerd, self.lease, target);
@@ -99,30 +99,30 @@ impl<'a> Round<'a> {
         self.work.did(action);
         self.work.layers.insert(layer);
         self.layers += 1;
-        self.flight.report(self.sight, self.layers);
-        let layers = &self.flight.target.manifest.layers;
+        self.context.report(self.sight, self.layers);
+        let layers = &self.context.target.manifest.layers;
         let sizes = self.work.layers.iter().map(|&i| layers[i].bytes());
         let bytes = sizes.fold(0, u64::saturating_add);
-        self.flight.reporter.bytes(bytes);
+        self.context.reporter.bytes(bytes);
     }
 
     async fn turn(&self) -> Result<Place, Error> {
-        let enter = self.flight.gate.enter(self.flight.hurry);
-        let place = self.flight.stop.run_until_cancelled(enter).await.flatten();
-        let place = place.ok_or_else(|| self.flight.stopped())?;
+        let enter = self.context.gate.enter(self.context.hurry);
+        let place = self.context.stop.run_until_cancelled(enter).await.flatten();
+        let place = place.ok_or_else(|| self.context.stopped())?;
         // It may have waited for long.
-        if self.flight.record.is_gone().await {
-            return Err(self.flight.removed());
+        if self.context.record.is_gone().await {
+            return Err(self.context.removed());
         }
         Ok(place)
     }
 
     /// A layer that has gone meanwhile is found missing by the next look.
     async fn relabel(&mut self, i: usize) -> Result<(), Error> {
-        let target = self.flight.target;
+        let target = self.context.target;
         let chain_id = &target.manifest.layers[i].chain_id;
         let labels = target.labels[i].clone();
-        let containerd = self.flight.containerd;
+        let containerd = self.context.containerd;
         let labelled = containerd.label_snapshot(&target.snapshotter, chain_id, labels);
         match labelled.await {
             Ok(()) => self.did(i, Action::Relabelled),
@@ -135,17 +135,17 @@ impl<'a> Round<'a> {
     /// The layers from this one to the top. `false` where a layer below was taken away meanwhile: the
     /// next look finds it missing.
     async fn unpack(&mut self, from: usize) -> Result<bool, Error> {
-        let missing = from..self.flight.target.manifest.layers.len();
+        let missing = from..self.context.target.manifest.layers.len();
         if self.is_parallel(missing.len()).await {
             return self.unpack_at_once(missing).await;
         }
         for i in missing {
-            if self.flight.stop.is_cancelled() {
-                return Err(self.flight.stopped());
+            if self.context.stop.is_cancelled() {
+                return Err(self.context.stopped());
             }
-            let layer = self.layer(i, self.flight.stop);
+            let layer = self.layer(i, self.context.stop);
             let outcome = match layer.claim().await {
-                Ok(_claim) => layer.run().await,
+                Ok(_claim) => self.context.missing.unpack(&layer).await,
                 Err(failure) => Err(failure),
             };
             match self.settled(i, outcome)? {
@@ -159,12 +159,12 @@ impl<'a> Round<'a> {
     /// Whether the missing layers are unpacked at the same time. Layers that are left to the guest
     /// are made by `Prepare` alone, which has to know the parent.
     async fn is_parallel(&self, missing: usize) -> bool {
-        let Flight {
+        let FlightContext {
             target,
             containerd,
             layers,
             ..
-        } = *self.flight;
+        } = *self.context;
         missing > 1
             && layers.at_once > 1
             && !target.rules.guest_pulls
@@ -178,11 +178,11 @@ impl<'a> Round<'a> {
     /// The same, all at the same time. Of several failures the one of the lowest layer counts: it is
     /// what one after another would have met.
     async fn unpack_at_once(&mut self, missing: Range<usize>) -> Result<bool, Error> {
-        let stops = parallel::stops(self.flight.stop, missing.len());
+        let stops = parallel::stops(self.context.stop, missing.len());
         let layers = missing.clone().zip(&stops);
         let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, stop)).collect();
-        let window = Semaphore::new(self.flight.layers.at_once);
-        let mut outcomes = pin!(parallel::unpack(&layers, &window));
+        let window = Semaphore::new(self.context.layers.at_once);
+        let mut outcomes = pin!(parallel::unpack(&layers, self.context.missing, &window));
         let mut failed: Option<(usize, Failure)> = None;
         while let Some((i, outcome)) = outcomes.next().await {
             let i = missing.start + i;
@@ -204,11 +204,11 @@ impl<'a> Round<'a> {
     where
         'a: 'b,
     {
-        let flight = self.flight;
-        let target = flight.target;
+        let context = self.context;
+        let target = context.target;
         let layers = &target.manifest.layers;
         Unpack {
-            containerd: flight.containerd,
+            containerd: context.containerd,
             snapshotter: &target.snapshotter,
             lease: self.lease,
             image: &target.image,
@@ -218,10 +218,9 @@ impl<'a> Round<'a> {
                 .checked_sub(1)
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &target.labels[i],
-            missing: flight.missing,
-            layers: flight.layers,
-            reporter: flight.reporter,
-            hurry: flight.hurry,
+            layers: context.layers,
+            reporter: context.reporter,
+            hurry: context.hurry,
             stop,
         }
     }
@@ -235,18 +234,18 @@ impl<'a> Round<'a> {
         match outcome {
             Ok(committed) => Ok(Some(committed.into())),
             Err(Failure::ParentGone) => Ok(None),
-            Err(failure) => Err(self.flight.target.layer_failed(i, failure)),
+            Err(failure) => Err(self.context.target.layer_failed(i, failure)),
         }
     }
 
     async fn anchor(&mut self) -> Result<(), Error> {
-        let target = self.flight.target;
+        let target = self.context.target;
         let Some(chain_id) = target.manifest.chain_id() else {
             return Ok(());
         };
         let label = Labels::from([(target.anchor(), chain_id.to_owned())]);
         let config = &target.manifest.config;
-        let anchored = self.flight.containerd.label_blob(config, label).await;
+        let anchored = self.context.containerd.label_blob(config, label).await;
         anchored.map_err(|e| target.failed(e))?;
         self.work.did(Action::Anchored);
         Ok(())
@@ -255,12 +254,12 @@ impl<'a> Round<'a> {
     /// Takes the chain away, as far as nothing else holds it. A chain whose layers cannot all be
     /// unpacked again stays.
     async fn replace(&mut self) -> Result<(), Error> {
-        let Flight {
+        let FlightContext {
             target,
             containerd,
             leases,
             ..
-        } = *self.flight;
+        } = *self.context;
         if target.in_use {
             // The list of all snapshots costs more than a hook has on a node with many images.
             return Err(self.in_use(1).await);
@@ -287,12 +286,12 @@ impl<'a> Round<'a> {
     }
 
     async fn in_use(&self, holders: usize) -> Error {
-        let Flight {
+        let FlightContext {
             target,
             containerd,
             layers,
             ..
-        } = *self.flight;
+        } = *self.context;
         let state = self.sight.state(&target.rules);
         in_use(
             containerd,

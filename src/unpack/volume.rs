@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::containerd::{Containerd, Labels, Mount};
 use crate::image::Layer;
 
-use super::flight::Layers;
 use super::gate::{Hurry, Urgency};
 use super::hold;
 use super::layer::{Failure, Unpack};
+use super::layer_content::Content;
 use super::lease::{Lease, Leases};
-use super::missing::{Content, Missing};
+use super::limits::Layers;
 use super::progress::Reporter;
 use super::target::Target;
 use super::{Action, Done, Error, State};
@@ -35,7 +35,6 @@ pub(super) struct Volume<'a> {
     pub(super) containerd: &'a dyn Containerd,
     pub(super) leases: &'a Arc<Leases>,
     pub(super) layers: &'a Layers,
-    pub(super) missing: &'a Missing,
     pub(super) stop: &'a CancellationToken,
     pub(super) reporter: &'a Reporter,
     pub(super) target: &'a Target,
@@ -99,7 +98,6 @@ impl Volume<'_> {
             layer,
             parent: None,
             labels: &self.target.labels[i],
-            missing: self.missing,
             layers: self.layers,
             reporter: self.reporter,
             hurry,
