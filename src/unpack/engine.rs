@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::ExtraLabels;
 use crate::containerd::{Containerd, Image};
 use crate::metrics;
 use crate::retry;
@@ -25,12 +24,13 @@ use super::flight::Flight;
 use super::flights::{FlightKey, Flights, Joined, Seat};
 use super::gate::{Gate, Hurry, Parallel, Urgency};
 use super::in_use::{self, Way, way};
+use super::label_policy::LabelPolicy;
 use super::lease::{Leases, Role};
 use super::limits::Layers;
 use super::naming::name_layers;
 use super::pace::Pace;
 use super::plan::{Planned, plan, spelled_out};
-use super::profile::{Profile, Repair};
+use super::profile::Profile;
 use super::progress::{Done, Outcome, Reporter, Ticket};
 use super::removed::{Record, Removals, unless_removed};
 use super::request::{Move, Request, Want};
@@ -59,29 +59,6 @@ pub const SANDBOX: &str = "";
 
 /// Between tries after that: a container may run for months, and each try lists all snapshots.
 const SELDOM: Duration = Duration::from_secs(5 * 60);
-
-/// What the labels of an image's layers are to be in a snapshotter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Labelling {
-    /// The `cri.*` labels; else only those that are added to them.
-    pub cri: bool,
-    /// Put on what lacks them; else given to what is unpacked from now on, and what is there without
-    /// them is ready.
-    pub required: bool,
-}
-
-/// What is wanted of labels, for others to decide.
-pub trait LabelPolicy: Send + Sync {
-    /// What the labels of the image with these names are to be in a snapshotter; `None` where the
-    /// image is left to containerd.
-    fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
-    /// The labels that every layer gets on top.
-    fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
-    /// What kind of snapshotter it is; `None` where that is to be found out.
-    fn profile(&self, snapshotter: &str) -> Option<Profile>;
-    /// How absent labels are repaired; `None` for what the snapshotter's profile says.
-    fn repair(&self, snapshotter: &str) -> Option<Repair>;
-}
 
 /// How an image stands in a snapshotter, for the command line.
 #[derive(Clone, Debug)]
@@ -234,13 +211,13 @@ impl Engine {
     /// The images that have the layer `chain` and that containerd cannot unpack by itself in a
     /// snapshotter, the newest first.
     pub async fn stuck_at(&self, snapshotter: &str, chain: &str) -> Result<Vec<Image>, Error> {
-        stuck::with_layer(&self.resolver, snapshotter, chain).await
+        stuck::with_layer(&self.resolver.images, snapshotter, chain).await
     }
 
     /// Whether containerd cannot unpack this image by itself in a snapshotter: a blob is gone, will be
     /// collected, or is encrypted.
     pub async fn is_stuck(&self, snapshotter: &str, image: &Image) -> Result<bool, Error> {
-        stuck::is(&self.resolver, snapshotter, image).await
+        stuck::is(&self.resolver.images, snapshotter, image).await
     }
 
     /// What a snapshotter has now.
@@ -284,7 +261,7 @@ impl Engine {
 
     /// The chain ids of an image's layers, bottom first.
     pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
-        let manifest = self.resolver.manifest(image).await?;
+        let manifest = self.resolver.images.manifest(image).await?;
         let layers = manifest.layers.iter();
         Ok(layers.map(|layer| layer.chain_id.clone()).collect())
     }
@@ -386,7 +363,7 @@ impl Engine {
                 log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
             }
             // It may have been known by its digest alone when it was asked for.
-            let name = self.resolver.best_name(&image).await;
+            let name = self.resolver.images.best_name(&image).await;
             let name = name.unwrap_or_else(|| image.clone());
             let request = Request {
                 want: Want::Image(name.clone()),
@@ -438,7 +415,7 @@ impl Engine {
         let records = images.iter().map(|image| image.target.digest.as_str());
         let records = records.collect();
         self.flights.end_without(&records, &moment);
-        self.resolver.keep(&records);
+        self.resolver.images.keep(&records);
         Ok(images)
     }
 

@@ -3,8 +3,8 @@
 use crate::containerd::Image;
 use crate::image;
 
+use super::images::Images;
 use super::profile::is_proxied;
-use super::resolve::Resolver;
 use super::state::State;
 use super::{Error, Request, Want};
 
@@ -20,7 +20,7 @@ pub(super) struct Found {
     pub(super) is_copied: bool,
 }
 
-impl Resolver {
+impl Images {
     /// The image that is meant.
     pub(super) async fn find(&self, request: &Request) -> Result<Found, Error> {
         let named = |image, asked: &String| Found {
@@ -45,7 +45,7 @@ impl Resolver {
             } => (key, chain, name),
             Want::Sandbox { key, chain } => (key, chain, &None),
             Want::Volume { image: target, .. } => {
-                let mut images = self.images().await?.into_iter();
+                let mut images = self.all().await?.into_iter();
                 let image = images.find(|image| image.target.digest == *target);
                 let image = image.ok_or_else(|| image::Error::NotFound(target.clone()))?;
                 let asked = image.name.clone();
@@ -89,7 +89,7 @@ impl Resolver {
         let mut above_guest_layers = false;
         let mut next = Some(chain.to_owned());
         while let Some(name) = next {
-            let layer = match self.containerd.stat(snapshotter, &name).await {
+            let layer = match self.containerd().stat(snapshotter, &name).await {
                 Ok(layer) => layer,
                 Err(e) if e.is_not_found() => return Ok(None),
                 Err(source) => {
@@ -120,7 +120,7 @@ impl Resolver {
         key: &str,
         chain: &str,
     ) -> Result<Option<String>, Error> {
-        let stat = async |name| match self.containerd.stat(snapshotter, name).await {
+        let stat = async |name| match self.containerd().stat(snapshotter, name).await {
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(e) if e.is_not_found() => Ok(None),
             Err(source) => Err(Error::Containerd {
@@ -145,7 +145,7 @@ impl Resolver {
                 Err(e) => return Err(e.into()),
             }
         }
-        for image in self.images().await? {
+        for image in self.all().await? {
             if self.ends_at(&image, chain).await? {
                 return Ok(Some(image));
             }

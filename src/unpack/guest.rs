@@ -5,9 +5,6 @@
 //! it is answered with *AlreadyExists*, and the snapshot stands committed under the name that its
 //! label `containerd.io/snapshot.ref` asks for.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-
 use crate::containerd::{self, Containerd, Labels};
 use crate::image::{
     IMAGE_REF, LAYER_DIGEST, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF, is_from_the_pull,
@@ -15,9 +12,7 @@ use crate::image::{
 
 use super::lease::Lease;
 use super::mounts;
-use super::profile::{Repair, is_proxied};
-use super::state::Rules;
-use super::target::Target;
+use super::profile::is_proxied;
 
 /// What the names of private chains begin with; the chain id follows.
 const PRIVATE: &str = "nri-unpack-private-";
@@ -39,40 +34,14 @@ pub fn is_on_host(chain: &str) -> bool {
     chain.starts_with(ON_HOST)
 }
 
+/// The name of a layer in a private chain on the host.
+pub(super) fn host_name(chain_id: &str) -> String {
+    format!("{ON_HOST}{chain_id}")
+}
+
 /// The chain id of a layer, whether it is that or its name in a private chain on the host.
 pub(super) fn chain_id_of(name: &str) -> &str {
     name.strip_prefix(ON_HOST).unwrap_or(name)
-}
-
-/// The same image under private names, unpacked on the host from the lowest layer on and without any
-/// label: what containerd's own unpack gives where no other image has left a layer to the guest. It
-/// has a label of its own on the config blob, and goes with the image.
-pub(super) fn on_host(target: &Target) -> Target {
-    let mut manifest = (*target.manifest).clone();
-    for layer in &mut manifest.layers {
-        layer.chain_id = format!("{ON_HOST}{}", layer.chain_id);
-    }
-    let labels = vec![Labels::new(); manifest.layers.len()];
-    Target {
-        image: target.image.clone(),
-        record: target.record.clone(),
-        manifest: Arc::new(manifest),
-        labels: labels.clone(),
-        rules: Rules {
-            required: labels,
-            origin: None,
-            repair: Repair::Relabel,
-            guest_pulls: false,
-        },
-        others: HashSet::new(),
-        in_use: false,
-        is_sandbox: false,
-        arrives: false,
-        leaves_to_guest: target.leaves_to_guest,
-        is_copied: false,
-        left_alone: false,
-        snapshotter: target.snapshotter.clone(),
-    }
 }
 
 /// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind, and names no

@@ -8,7 +8,7 @@ use crate::containerd::Containerd;
 
 use super::claims::Claims;
 use super::gate::{Hurry, Urgency};
-use super::guest::{self, Guest, private_name};
+use super::guest::{Guest, private_name};
 use super::lease::{Lease, Leases};
 use super::target::Target;
 use super::{Error, State};
@@ -57,7 +57,7 @@ pub(super) async fn way(
         State::Mixed if target.is_for_guest() => {}
         // What the files' owners have to be is not known here.
         State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
-        State::Mixed => return Way::Private(Box::new(guest::on_host(target))),
+        State::Mixed => return Way::Private(Box::new(target.on_host())),
         _ if target.left_alone => return Way::LeftAlone(created_at),
         State::Unlabelled if target.rules.guest_pulls => {}
         _ => return Way::Flight,

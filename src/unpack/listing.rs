@@ -3,10 +3,17 @@
 
 use std::collections::HashMap;
 
-use crate::containerd::{self, Blob, Containerd, Snapshot, SnapshotKind};
+use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
 
 use super::profile::is_proxied;
-use super::volume::is_filled;
+
+/// The label of a volume's snapshot into which all layers were applied.
+pub(super) const FILLED: &str = "nri-unpack/volume";
+
+/// Whether all layers were applied into the volume whose snapshot has these labels.
+pub(super) fn is_filled(labels: &Labels) -> bool {
+    labels.contains_key(FILLED)
+}
 
 /// What a snapshotter, and the content store, had when they were asked.
 #[derive(Clone, Debug)]

@@ -4,30 +4,25 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::containerd::{self, Containerd, Image, Labels};
-use crate::image::{self, LayerLabels, Manifest, Manifests, Platform};
+use crate::containerd::{self, Containerd, Image};
+use crate::image::{self, LayerLabels, Manifest};
 
 use super::abilities::Abilities;
 use super::find::Found;
 use super::guest;
+use super::images::Images;
+use super::labelling::{self, LEFT_OUT};
 use super::lease::Leases;
 use super::profile::{Profile, Repair, is_proxied};
 use super::state::{Origin, Rules};
 use super::target::Target;
 use super::{Error, LabelPolicy, Labelling, Listing, Request, Want};
 
-/// What is wanted of the layers of an image that is left to containerd.
-const LEFT_OUT: Labelling = Labelling {
-    cri: false,
-    required: false,
-};
-
-/// Reads images, for one engine.
+/// Makes targets of requests, for one engine.
 pub(super) struct Resolver {
-    pub(super) containerd: Arc<dyn Containerd>,
+    pub(super) images: Images,
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
-    manifests: Manifests,
     abilities: Arc<Abilities>,
     /// Whether a snapshotter leaves images to the guest, where that was found out.
     guests: Mutex<HashMap<String, bool>>,
@@ -43,11 +38,10 @@ impl Resolver {
         abilities: Arc<Abilities>,
     ) -> Self {
         Self {
-            containerd,
+            images: Images::new(containerd),
             leases,
             policy,
             abilities,
-            manifests: Manifests::new(Platform::of_this_node()),
             guests: Mutex::default(),
             labels_lineage: Mutex::default(),
         }
@@ -58,11 +52,6 @@ impl Resolver {
     pub(super) fn forget(&self) {
         self.guests().clear();
         *self.lineage() = None;
-    }
-
-    /// Forgets the documents of images other than these, by what their records point at.
-    pub(super) fn keep(&self, records: &HashSet<&str>) {
-        self.manifests.keep(records);
     }
 
     /// What kind of snapshotter it is, as far as that is known now.
@@ -87,8 +76,8 @@ impl Resolver {
             image,
             asked,
             is_copied,
-        } = self.find(request).await?;
-        let names = self.names(&image).await?;
+        } = self.images.find(request).await?;
+        let names = self.images.names(&image).await?;
         let is_sandbox = matches!(request.want, Want::Sandbox { .. });
         let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
         let wanted = self.policy.labelling(snapshotter, &names);
@@ -102,7 +91,7 @@ impl Resolver {
         if labelling.cri && reference.is_none() {
             return Err(Error::NoName(image.name));
         }
-        let manifest = self.manifests.read(self.containerd(), &image).await?;
+        let manifest = self.images.manifest(&image).await?;
         let reference = reference.as_deref();
         let leaves = match self.leaves_if_known(snapshotter).await {
             Some(known) => known,
@@ -125,9 +114,9 @@ impl Resolver {
         let (mut labels, required) =
             self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         if wanted.is_some() && !is_bare && self.labels_lineage().await {
-            add(&mut labels, image::lineage_labels(&manifest));
+            labelling::add(&mut labels, image::lineage_labels(&manifest));
         }
-        let origin = origin(&manifest, labelling, &names);
+        let origin = labelling::origin(&manifest, labelling, &names);
         let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(&image, snapshotter, manifest, labels, rules);
@@ -141,21 +130,9 @@ impl Resolver {
         let may_replace = leaves || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
-            target.others = self.others(&target.manifest).await?;
+            target.others = self.images.others(&target.manifest).await?;
         }
         Ok(target)
-    }
-
-    /// The name that an image's labels should carry, whatever it was asked for by.
-    pub(super) async fn best_name(&self, asked: &str) -> Option<String> {
-        let image = image::find(self.containerd(), asked).await.ok()?;
-        let names = self.names(&image).await.ok()?;
-        image::name_for_labels(None, &names)
-    }
-
-    /// What an image consists of on this node.
-    pub(super) async fn manifest(&self, image: &Image) -> Result<Arc<Manifest>, Error> {
-        Ok(self.manifests.read(self.containerd(), image).await?)
     }
 
     /// The target of a look, which changes nothing: how an image stands does not depend on the name
@@ -168,7 +145,7 @@ impl Resolver {
         listing: &Listing,
     ) -> Result<(Target, bool), Error> {
         let snapshotter = listing.snapshotter.as_str();
-        let manifest = self.manifests.read(self.containerd(), image).await?;
+        let manifest = self.images.manifest(image).await?;
         let wanted = self.policy.labelling(snapshotter, names);
         let labelling = wanted.unwrap_or(LEFT_OUT);
         let reference = Some(image.name.as_str());
@@ -176,7 +153,7 @@ impl Resolver {
         let leaves = known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
         let is_bare = self.is_bare(snapshotter, labelling, leaves);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
-        let origin = origin(&manifest, labelling, names);
+        let origin = labelling::origin(&manifest, labelling, names);
         let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(image, snapshotter, manifest, labels, rules);
@@ -184,37 +161,36 @@ impl Resolver {
         Ok((target, wanted.is_none()))
     }
 
-    /// The labels that each layer gets, and those that it has to have.
+    /// The labels that each layer gets, and those that it must have.
     fn labels(
         &self,
         manifest: &Manifest,
         snapshotter: &str,
-        Labelling { cri, required }: Labelling,
+        labelling: Labelling,
         reference: Option<&str>,
         is_bare: bool,
     ) -> (LayerLabels, LayerLabels) {
-        let mut labels = match is_bare {
-            true => vec![Labels::new(); manifest.layers.len()],
-            false => image::layer_labels(manifest, reference.filter(|_| cri)),
-        };
         let extra = self.policy.extra_labels(snapshotter);
-        let extra = image::extra_labels(manifest, reference, &extra);
-        for (labels, extra) in labels.iter_mut().zip(&extra) {
-            labels.extend(extra.clone());
-        }
-        let required = match (required, cri) {
-            (true, true) => labels.clone(),
-            (true, false) => extra,
-            // What is there without labels is ready then, however it came to be.
-            (false, _) => vec![Labels::new(); labels.len()],
-        };
-        (labels, required)
+        labelling::labels(manifest, labelling, reference, is_bare, &extra)
     }
 
-    /// Whether a layer without `cri.*` labels must not even say its chain id: nydus refuses one that says
-    /// it and not what the guest is to pull.
+    /// Whether a layer without `cri.*` labels must not even carry its chain id: nydus refuses a layer with the
+    /// chain id and without the name of what the guest is to pull.
     fn is_bare(&self, snapshotter: &str, labelling: Labelling, leaves: bool) -> bool {
         !labelling.cri && (leaves || self.profile(snapshotter).may_proxy)
+    }
+
+    /// When a chain that must have these labels is ready.
+    fn rules(
+        &self,
+        snapshotter: &str,
+        labelling: Labelling,
+        required: LayerLabels,
+        guest_pulls: bool,
+        origin: Option<Origin>,
+    ) -> Rules {
+        let repair = self.policy.repair(snapshotter);
+        labelling::rules(labelling, required, guest_pulls, repair, origin)
     }
 
     /// Whether this containerd's own unpack labels lineage; not, where it does not say its version.
@@ -223,7 +199,7 @@ impl Resolver {
         if let Some(known) = known {
             return known;
         }
-        match self.containerd.version().await {
+        match self.images.containerd().version().await {
             Ok(version) => {
                 let labels = containerd::labels_lineage(&version);
                 *self.lineage() = Some(labels);
@@ -236,36 +212,13 @@ impl Resolver {
         }
     }
 
-    /// When a chain is ready that has to have these labels.
-    fn rules(
-        &self,
-        snapshotter: &str,
-        labelling: Labelling,
-        required: LayerLabels,
-        guest_pulls: bool,
-        origin: Option<Origin>,
-    ) -> Rules {
-        let usual = if guest_pulls {
-            Repair::Replace
-        } else {
-            Repair::Relabel
-        };
-        let repair = self.policy.repair(snapshotter).unwrap_or(usual);
-        Rules {
-            required,
-            origin,
-            repair,
-            guest_pulls: labelling.required && guest_pulls && repair == Repair::Replace,
-        }
-    }
-
     /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it. One
     /// that is a part of containerd never does.
     async fn leaves_if_known(&self, snapshotter: &str) -> Option<bool> {
         let may = match self.policy.profile(snapshotter) {
             Some(profile) => profile.may_proxy,
             None => {
-                let ability = self.abilities.of(self.containerd(), snapshotter);
+                let ability = self.abilities.of(self.images.containerd(), snapshotter);
                 ability.await.is_proxy
             }
         };
@@ -294,7 +247,7 @@ impl Resolver {
         let Some(top) = manifest.chain_id() else {
             return Ok(false);
         };
-        match self.containerd.stat(snapshotter, top).await {
+        match self.images.containerd().stat(snapshotter, top).await {
             Ok(top) => Ok(is_proxied(&top.labels)),
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(failed(image, snapshotter, e)),
@@ -304,54 +257,13 @@ impl Resolver {
     /// Asks the snapshotter whether it leaves layers with labels to the guest: what it does counts, not
     /// what it is called.
     async fn ask(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
-        let lease = self.leases.take(self.containerd()).await?;
-        let pulls = guest::pulls(self.containerd(), snapshotter, &lease).await;
-        lease.release(self.containerd()).await;
+        let lease = self.leases.take(self.images.containerd()).await?;
+        let pulls = guest::pulls(self.images.containerd(), snapshotter, &lease).await;
+        lease.release(self.images.containerd()).await;
         let pulls = pulls?;
         log::info!(snapshotter, pulls; "found out whether the guest pulls images");
         self.guests().insert(snapshotter.to_owned(), pulls);
         Ok(pulls)
-    }
-
-    /// The chains at which other images end.
-    async fn others(&self, manifest: &Manifest) -> Result<HashSet<String>, Error> {
-        let mut others = HashSet::new();
-        for image in self.images().await? {
-            let other = self.readable(&image).await?;
-            let other = other.filter(|other| other.config != manifest.config);
-            others.extend(other.and_then(|other| other.chain_id().map(str::to_owned)));
-        }
-        Ok(others)
-    }
-
-    /// An image's manifest; `None` where the image is broken, or not for this node. That containerd
-    /// does not answer says nothing of the image.
-    pub(super) async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
-        match self.manifests.read(self.containerd(), image).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
-                Err(image::Error::Containerd { image, source }.into())
-            }
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// All names of an image's target, its own among them even if it was removed meanwhile.
-    async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
-        let images = self.images().await?;
-        Ok(image::names_of(image, &images))
-    }
-
-    pub(super) async fn images(&self) -> Result<Vec<Image>, Error> {
-        let images = self.containerd.images().await;
-        images.map_err(|source| {
-            let image = "(all images)".to_owned();
-            Error::Image(image::Error::Containerd { image, source })
-        })
-    }
-
-    pub(super) fn containerd(&self) -> &dyn Containerd {
-        self.containerd.as_ref()
     }
 
     fn lineage(&self) -> MutexGuard<'_, Option<bool>> {
@@ -362,25 +274,6 @@ impl Resolver {
     fn guests(&self) -> MutexGuard<'_, HashMap<String, bool>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Adds labels to those that are there; what is there stays.
-fn add(labels: &mut LayerLabels, more: LayerLabels) {
-    for (labels, more) in labels.iter_mut().zip(more) {
-        for (key, value) in more {
-            labels.entry(key).or_insert(value);
-        }
-    }
-}
-
-/// From where the labels of an image may say that it comes, if they have to say that.
-fn origin(manifest: &Manifest, labelling: Labelling, names: &[String]) -> Option<Origin> {
-    let repositories = names.iter().filter_map(|name| image::repository(name));
-    let origin = Origin {
-        manifest: manifest.digest.clone(),
-        repositories: repositories.collect(),
-    };
-    (labelling.cri && labelling.required).then_some(origin)
 }
 
 fn target(

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use crate::containerd::{self, Containerd, Image};
 use crate::image::{self, Manifest};
 
-use super::resolve::Resolver;
+use super::images::Images;
 use super::{Error, hold};
 
 /// Images that share one layer and are looked at for it. On a node with more of them containerd's next
@@ -16,22 +16,22 @@ const MAX_LOOKED_AT: usize = 64;
 
 /// The images that have the layer `chain` and are stuck in the snapshotter, the newest first.
 pub(super) async fn with_layer(
-    resolver: &Resolver,
+    images: &Images,
     snapshotter: &str,
     chain: &str,
 ) -> Result<Vec<Image>, Error> {
-    let mut images = image::distinct(resolver.images().await?);
-    images.sort_by_key(|known| Reverse(known.image.created_at));
+    let mut known_images = image::distinct(images.all().await?);
+    known_images.sort_by_key(|known| Reverse(known.image.created_at));
     let mut stuck = Vec::new();
     let mut looked_at = 0;
-    for known in images {
-        let Some(manifest) = resolver.readable(&known.image).await? else {
+    for known in known_images {
+        let Some(manifest) = images.readable(&known.image).await? else {
             continue;
         };
         if !manifest.layers.iter().any(|layer| layer.chain_id == chain) {
             continue;
         }
-        if is_stuck(resolver, snapshotter, &known.image, &manifest).await? {
+        if is_stuck(images, snapshotter, &known.image, &manifest).await? {
             stuck.push(known.image);
         }
         looked_at += 1;
@@ -43,24 +43,20 @@ pub(super) async fn with_layer(
 }
 
 /// Whether this image is stuck in the snapshotter.
-pub(super) async fn is(
-    resolver: &Resolver,
-    snapshotter: &str,
-    image: &Image,
-) -> Result<bool, Error> {
-    match resolver.readable(image).await? {
-        Some(manifest) => is_stuck(resolver, snapshotter, image, &manifest).await,
+pub(super) async fn is(images: &Images, snapshotter: &str, image: &Image) -> Result<bool, Error> {
+    match images.readable(image).await? {
+        Some(manifest) => is_stuck(images, snapshotter, image, &manifest).await,
         None => Ok(false),
     }
 }
 
 async fn is_stuck(
-    resolver: &Resolver,
+    images: &Images,
     snapshotter: &str,
     image: &Image,
     manifest: &Manifest,
 ) -> Result<bool, Error> {
-    let stuck = lacks_content(resolver.containerd(), snapshotter, manifest).await;
+    let stuck = lacks_content(images.containerd(), snapshotter, manifest).await;
     stuck.map_err(|source| Error::Containerd {
         image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),

@@ -11,6 +11,7 @@ use crate::image::{LAYER_DIGEST, LayerLabels, Manifest};
 
 use super::guest;
 use super::layer::Failure;
+use super::profile::Repair;
 use super::state::Rules;
 use super::{Error, Listing, Sight, State};
 
@@ -67,6 +68,37 @@ impl Target {
     pub(super) fn is_for_guest(&self) -> bool {
         let top = self.labels.last();
         self.leaves_to_guest && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
+    }
+
+    /// The same image under private names, unpacked on the host from the lowest layer on and without any
+    /// label: what containerd's own unpack gives where no other image has left a layer to the guest. It
+    /// has a label of its own on the config blob, and goes with the image.
+    pub(super) fn on_host(&self) -> Self {
+        let mut manifest = (*self.manifest).clone();
+        for layer in &mut manifest.layers {
+            layer.chain_id = guest::host_name(&layer.chain_id);
+        }
+        let labels = vec![Labels::new(); manifest.layers.len()];
+        Self {
+            image: self.image.clone(),
+            record: self.record.clone(),
+            manifest: Arc::new(manifest),
+            labels: labels.clone(),
+            rules: Rules {
+                required: labels,
+                origin: None,
+                repair: Repair::Relabel,
+                guest_pulls: false,
+            },
+            others: HashSet::new(),
+            in_use: false,
+            is_sandbox: false,
+            arrives: false,
+            leaves_to_guest: self.leaves_to_guest,
+            is_copied: false,
+            left_alone: false,
+            snapshotter: self.snapshotter.clone(),
+        }
     }
 
     /// What a container stands on. A copy of layers that were left to the guest holds nothing of them.

@@ -18,17 +18,10 @@ use super::layer::{Failure, Unpack};
 use super::layer_content::Content;
 use super::lease::{Lease, Leases};
 use super::limits::Layers;
+use super::listing::{FILLED, is_filled};
 use super::progress::Reporter;
 use super::target::Target;
 use super::{Action, Done, Error, State};
-
-/// The label of a volume's snapshot into which all layers were applied.
-const FILLED: &str = "nri-unpack/volume";
-
-/// Whether all layers were applied into the volume whose snapshot has these labels.
-pub(super) fn is_filled(labels: &Labels) -> bool {
-    labels.contains_key(FILLED)
-}
 
 /// One volume.
 pub(super) struct Volume<'a> {
