@@ -10,7 +10,7 @@ use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
-use super::super::profile::is_proxied;
+use super::super::chain::profile::is_proxied;
 use super::super::{
     Action, Engine, Error, Missing, Move, Outcome, Request, Role, State, Swapped, Until, Urgency,
     Want,

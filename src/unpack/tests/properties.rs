@@ -16,7 +16,7 @@ use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, SnapshotKind};
 use crate::image::Manifest;
 
-use super::super::profile::is_proxied;
+use super::super::chain::profile::is_proxied;
 use super::super::{Action, Error, Repair, State};
 use fault::{Fault, KNOWN_CALLS, faults, known_calls, nth_of};
 use node::{Node, OVERLAYFS, SOMEBODY, Snapshots};

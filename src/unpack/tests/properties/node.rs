@@ -10,7 +10,7 @@ use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, Descriptor, Image, Labels, Resource, Snapshot};
 use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
 
-use super::super::super::profile;
+use super::super::super::chain::profile;
 use super::super::super::{
     Engine, LabelPolicy, Labelling, Missing, Outcome, Profile, Registries, Repair, Request, Role,
     State, Urgency, Want,

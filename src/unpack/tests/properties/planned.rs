@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use crate::containerd::Labels;
 
-use super::super::super::plan::{Step, plan};
-use super::super::super::state::{Rules, tests as sights};
+use super::super::super::chain::plan::{Step, plan};
+use super::super::super::chain::state::{Rules, tests as sights};
 use super::super::super::{Repair, Sight, State};
 
 /// A replacement, the unpack over what it left, and a last look.

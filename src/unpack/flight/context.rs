@@ -1,0 +1,65 @@
+//! What a flight and the steps of its plan share: the target, the means to change it, and what was done so far.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::Containerd;
+
+use super::removal::Record;
+use crate::unpack::chain::action::Action;
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::state::Sight;
+use crate::unpack::layer::fallback::Missing;
+use crate::unpack::schedule::limits::Layers;
+use crate::unpack::schedule::permits::{Gate, Hurry};
+use crate::unpack::schedule::progress::Reporter;
+use crate::unpack::snapshotter::lease::Leases;
+use crate::unpack::target::Target;
+
+/// What the work on one target needs.
+pub(crate) struct FlightContext<'a> {
+    pub(crate) target: &'a Target,
+    pub(crate) containerd: &'a dyn Containerd,
+    pub(crate) leases: &'a Arc<Leases>,
+    /// Where an unpack waits for its turn. Nothing else does.
+    pub(crate) gate: &'a Gate,
+    pub(crate) layers: &'a Layers,
+    pub(crate) hurry: &'a Hurry,
+    pub(crate) missing: &'a Missing,
+    pub(crate) reporter: &'a Reporter,
+    /// Whether the image is still there.
+    pub(crate) record: &'a Record<'a>,
+    pub(crate) stop: &'a CancellationToken,
+}
+
+/// What a flight has done so far.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// Of several things the one that says most.
+    pub(crate) action: Action,
+    /// Each once, however often it was worked on.
+    pub(crate) layers: HashSet<usize>,
+}
+
+impl Work {
+    pub(crate) fn did(&mut self, action: Action) {
+        self.action = self.action.max(action);
+    }
+}
+
+impl FlightContext<'_> {
+    pub(crate) fn report(&self, sight: &Sight, more: usize) {
+        let ready = sight.ready_layers(&self.target.rules) + more;
+        self.reporter.layers(ready, sight.layers.len());
+    }
+
+    pub(crate) fn stopped(&self) -> Error {
+        Error::Stopped(self.target.image.clone())
+    }
+
+    pub(crate) fn removed(&self) -> Error {
+        Error::Removed(self.target.image.clone())
+    }
+}

@@ -1,0 +1,308 @@
+//! The steps of one round of a flight, each done once, in the order of the plan.
+
+use std::ops::Range;
+use std::pin::pin;
+
+use futures::stream::StreamExt;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::{self, Labels};
+
+use super::context::{FlightContext, Work};
+use crate::unpack::chain::action::Action;
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::plan::Step;
+use crate::unpack::chain::state::Sight;
+use crate::unpack::layer::parallel;
+use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
+use crate::unpack::repair::in_use::in_use;
+use crate::unpack::repair::replace::{Replace, Replaced};
+use crate::unpack::schedule::permits::Place;
+use crate::unpack::snapshotter::lease::Lease;
+use crate::unpack::target::gc_protect;
+
+/// The steps that follow from one look at the chain.
+pub(crate) struct Round<'a> {
+    context: &'a FlightContext<'a>,
+    lease: &'a Lease,
+    sight: &'a Sight,
+    work: &'a mut Work,
+    /// Layers that became ready in this round.
+    layers: usize,
+}
+
+impl<'a> Round<'a> {
+    pub(crate) fn new(
+        context: &'a FlightContext<'a>,
+        lease: &'a Lease,
+        sight: &'a Sight,
+        work: &'a mut Work,
+    ) -> Self {
+        Self {
+            context,
+            lease,
+            sight,
+            work,
+            layers: 0,
+        }
+    }
+
+    /// Ends early where what the steps were planned on is not there any more.
+    pub(crate) async fn act(mut self, steps: &[Step]) -> Result<(), Error> {
+        if steps == [Step::Replace] {
+            return self.replace().await;
+        }
+        let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
+        let held = self.hold(unpacks).await;
+        held.map_err(|e| self.context.target.failed(e))?;
+        let _place = if unpacks {
+            Some(self.turn().await?)
+        } else {
+            None
+        };
+        for step in steps {
+            if self.context.stop.is_cancelled() {
+                return Err(self.context.stopped());
+            }
+            match *step {
+                Step::Relabel(i) => self.relabel(i).await?,
+                Step::Unpack(from) => {
+                    if !self.unpack(from).await? {
+                        return Ok(());
+                    }
+                }
+                Step::Anchor => self.anchor().await?,
+                // Stands alone: what comes after it is not known yet.
+                Step::Replace => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What the steps stand on is not to be collected under them.
+    async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
+        let (containerd, target) = (self.context.containerd, self.context.target);
+        let committed = gc_protect::committed(containerd, self.lease, target, self.sight);
+        if target.arrives {
+            let documents = gc_protect::documents(containerd, self.lease, target);
+            futures::try_join!(committed, documents)?;
+        } else {
+            committed.await?;
+        }
+        if unpacks && !target.rules.guest_pulls {
+            gc_protect::blobs(containerd, self.lease, target, self.sight).await?;
+        }
+        Ok(())
+    }
+
+    /// A layer is as it should be.
+    fn did(&mut self, layer: usize, action: Action) {
+        self.work.did(action);
+        self.work.layers.insert(layer);
+        self.layers += 1;
+        self.context.report(self.sight, self.layers);
+        let layers = &self.context.target.manifest.layers;
+        let sizes = self.work.layers.iter().map(|&i| layers[i].bytes());
+        let bytes = sizes.fold(0, u64::saturating_add);
+        self.context.reporter.bytes(bytes);
+    }
+
+    async fn turn(&self) -> Result<Place, Error> {
+        let enter = self.context.gate.enter(self.context.hurry);
+        let place = self.context.stop.run_until_cancelled(enter).await.flatten();
+        let place = place.ok_or_else(|| self.context.stopped())?;
+        // It may have waited for long.
+        if self.context.record.is_gone().await {
+            return Err(self.context.removed());
+        }
+        Ok(place)
+    }
+
+    /// A layer that has gone meanwhile is found missing by the next look.
+    async fn relabel(&mut self, i: usize) -> Result<(), Error> {
+        let target = self.context.target;
+        let chain_id = &target.manifest.layers[i].chain_id;
+        let labels = target.labels[i].clone();
+        let containerd = self.context.containerd;
+        let labelled = containerd.label_snapshot(&target.snapshotter, chain_id, labels);
+        match labelled.await {
+            Ok(()) => self.did(i, Action::Relabelled),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(target.failed(e)),
+        }
+        Ok(())
+    }
+
+    /// The layers from this one to the top. `false` where a layer below was taken away meanwhile: the
+    /// next look finds it missing.
+    async fn unpack(&mut self, from: usize) -> Result<bool, Error> {
+        let missing = from..self.context.target.manifest.layers.len();
+        if self.is_parallel(missing.len()).await {
+            return self.unpack_at_once(missing).await;
+        }
+        for i in missing {
+            if self.context.stop.is_cancelled() {
+                return Err(self.context.stopped());
+            }
+            let layer = self.layer(i, self.context.stop);
+            let outcome = match layer.claim().await {
+                Ok(_claim) => self.context.missing.unpack(&layer).await,
+                Err(failure) => Err(failure),
+            };
+            match self.settled(i, outcome)? {
+                Some(action) => self.did(i, action),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the missing layers are unpacked at the same time. Layers that are left to the guest
+    /// are made by `Prepare` alone, which has to know the parent.
+    async fn is_parallel(&self, missing: usize) -> bool {
+        let FlightContext {
+            target,
+            containerd,
+            layers,
+            ..
+        } = *self.context;
+        missing > 1
+            && layers.at_once > 1
+            && !target.rules.guest_pulls
+            && layers
+                .abilities
+                .of(containerd, &target.snapshotter)
+                .await
+                .rebases
+    }
+
+    /// The same, all at the same time. Of several failures the one of the lowest layer counts: it is
+    /// what one after another would have met.
+    async fn unpack_at_once(&mut self, missing: Range<usize>) -> Result<bool, Error> {
+        let stops = parallel::stops(self.context.stop, missing.len());
+        let layers = missing.clone().zip(&stops);
+        let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, stop)).collect();
+        let window = Semaphore::new(self.context.layers.at_once);
+        let mut outcomes = pin!(parallel::unpack(&layers, self.context.missing, &window));
+        let mut failed: Option<(usize, Failure)> = None;
+        while let Some((i, outcome)) = outcomes.next().await {
+            let i = missing.start + i;
+            match outcome {
+                Ok(committed) => self.did(i, committed.into()),
+                Err(failure) if failed.as_ref().is_none_or(|(lowest, _)| i < *lowest) => {
+                    failed = Some((i, failure));
+                }
+                Err(_) => {}
+            }
+        }
+        match failed {
+            None => Ok(true),
+            Some((i, failure)) => self.settled(i, Err(failure)).map(|action| action.is_some()),
+        }
+    }
+
+    fn layer<'b>(&self, i: usize, stop: &'b CancellationToken) -> Unpack<'b>
+    where
+        'a: 'b,
+    {
+        let context = self.context;
+        let target = context.target;
+        let layers = &target.manifest.layers;
+        Unpack {
+            containerd: context.containerd,
+            snapshotter: &target.snapshotter,
+            lease: self.lease,
+            image: &target.image,
+            manifest: &target.manifest,
+            layer: &layers[i],
+            parent: i
+                .checked_sub(1)
+                .map(|below| layers[below].chain_id.as_str()),
+            labels: &target.labels[i],
+            layers: context.layers,
+            reporter: context.reporter,
+            hurry: context.hurry,
+            stop,
+        }
+    }
+
+    /// What a layer's outcome means for the chain; `None` where there has to be another look.
+    fn settled(
+        &self,
+        i: usize,
+        outcome: Result<Committed, Failure>,
+    ) -> Result<Option<Action>, Error> {
+        match outcome {
+            Ok(committed) => Ok(Some(committed.into())),
+            Err(Failure::ParentGone) => Ok(None),
+            Err(failure) => Err(self.context.target.layer_failed(i, failure)),
+        }
+    }
+
+    async fn anchor(&mut self) -> Result<(), Error> {
+        let target = self.context.target;
+        let Some(chain_id) = target.manifest.chain_id() else {
+            return Ok(());
+        };
+        let label = Labels::from([(target.anchor(), chain_id.to_owned())]);
+        let config = &target.manifest.config;
+        let anchored = self.context.containerd.label_blob(config, label).await;
+        anchored.map_err(|e| target.failed(e))?;
+        self.work.did(Action::Anchored);
+        Ok(())
+    }
+
+    /// Takes the chain away, as far as nothing else holds it. A chain whose layers cannot all be
+    /// unpacked again stays.
+    async fn replace(&mut self) -> Result<(), Error> {
+        let FlightContext {
+            target,
+            containerd,
+            leases,
+            ..
+        } = *self.context;
+        if target.in_use {
+            // The list of all snapshots costs more than a hook has on a node with many images.
+            return Err(self.in_use(1).await);
+        }
+        if !target.is_for_guest() {
+            let missing = gc_protect::all_blobs(containerd, self.lease, target).await;
+            if let Some(i) = missing.map_err(|e| target.failed(e))? {
+                return Err(target.unavailable(i, vec![]));
+            }
+        }
+        let replace = Replace {
+            others: &target.others,
+            containerd,
+            leases,
+            snapshotter: &target.snapshotter,
+            manifest: &target.manifest,
+            anchor: &target.anchor(),
+        };
+        match replace.run().await.map_err(|e| target.failed(e))? {
+            Replaced::Gone => self.work.did(Action::Replaced),
+            Replaced::InUse(holders) => return Err(self.in_use(holders).await),
+        }
+        Ok(())
+    }
+
+    async fn in_use(&self, holders: usize) -> Error {
+        let FlightContext {
+            target,
+            containerd,
+            layers,
+            ..
+        } = *self.context;
+        let state = self.sight.state(&target.rules);
+        in_use(
+            containerd,
+            self.lease,
+            &layers.claims,
+            target,
+            state,
+            holders,
+        )
+        .await
+    }
+}

@@ -1,0 +1,159 @@
+//! One `ensure` of one chain: look, plan, act, and look again whether it is so.
+
+pub(crate) mod context;
+pub(crate) mod executor;
+pub(crate) mod registry;
+pub(crate) mod removal;
+
+use std::time::{Duration, SystemTime};
+
+use futures::future::try_join_all;
+use tokio::time::Instant;
+
+use crate::image::Layer;
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::plan::{Step, plan};
+use crate::unpack::chain::state::{Sight, State};
+use crate::unpack::schedule::progress::Done;
+use crate::unpack::snapshotter::capabilities::Ability;
+use crate::unpack::snapshotter::lease::Lease;
+use context::{FlightContext, Work};
+use executor::Round;
+use removal::After;
+
+/// Rounds after which a chain that is still not ready although every step succeeded is given up.
+/// Somebody else may work on it at the same time (containerd's own unpack leaves layers without
+/// labels); more than this is a fight.
+const MAX_ROUNDS: usize = 4;
+
+/// Nobody has left by then who will not wait for longer.
+const WORTH_TELLING: Duration = Duration::from_millis(20);
+
+/// The work on one target.
+pub(crate) struct Flight<'a> {
+    pub(crate) context: &'a FlightContext<'a>,
+}
+
+impl Flight<'_> {
+    /// Makes the chain ready; answers what that took, and when the top layer was made. The lease is
+    /// released on every path.
+    pub(crate) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
+        let (sight, created_at) = self.look().await?;
+        let found = sight.state(&self.context.target.rules);
+        self.context.reporter.found(found);
+        if let Some(refused) = self.context.target.refused(&sight) {
+            return Err(refused);
+        }
+        let steps = self.plan(&sight);
+        if steps.is_empty() {
+            return Ok((self.done(found, &Work::default(), &sight), created_at));
+        }
+        self.foretell(&steps).await;
+        let removals = self.context.record.removals();
+        let lease = self.context.leases.take(self.context.containerd).await;
+        let lease = lease.map_err(|e| self.context.target.failed(e))?;
+        let outcome = self.rounds(&lease, sight).await;
+        lease.release(self.context.containerd).await;
+        // Not before the lease is gone: an image that is removed from now on leaves nothing here.
+        match self.context.record.after(&outcome, removals).await {
+            After::Kept => outcome,
+            After::Arriving => {
+                self.context.leases.collect(self.context.containerd).await;
+                outcome
+            }
+            After::Removed => {
+                self.context.leases.collect(self.context.containerd).await;
+                Err(self.context.removed())
+            }
+        }
+    }
+
+    /// Says how long it takes at least, where each layer that is missing has to be applied, and can be: a
+    /// failure may come at once.
+    async fn foretell(&self, steps: &[Step]) {
+        let FlightContext {
+            target,
+            containerd,
+            layers,
+            ..
+        } = *self.context;
+        let from = steps.iter().find_map(|step| match step {
+            Step::Unpack(from) => Some(*from),
+            _ => None,
+        });
+        let missing = from.and_then(|from| target.manifest.layers.get(from..));
+        let (Some(missing), false) = (missing, target.rules.guest_pulls) else {
+            return;
+        };
+        let sizes = missing.iter().map(Layer::bytes);
+        let bytes = sizes.fold(0, u64::saturating_add);
+        let all = layers.pace.least(&target.snapshotter, bytes);
+        if all < WORTH_TELLING || missing.iter().any(Layer::is_encrypted) {
+            return;
+        }
+        let ability = layers.abilities.of(containerd, &target.snapshotter);
+        let least = match ability.await {
+            Ability { applies: false, .. } => return,
+            Ability { rebases: true, .. } => all.div_f64(layers.at_once as f64),
+            Ability { rebases: false, .. } => all,
+        };
+        let earliest = Instant::now() + least;
+        let blobs = missing
+            .iter()
+            .map(|layer| containerd.blob(&layer.blob.digest));
+        if try_join_all(blobs).await.is_ok() {
+            self.context.reporter.not_before(earliest);
+        }
+    }
+
+    /// From a chain that is not ready to one that is.
+    async fn rounds(
+        &self,
+        lease: &Lease,
+        mut sight: Sight,
+    ) -> Result<(Done, Option<SystemTime>), Error> {
+        let mut work = Work::default();
+        let found = sight.state(&self.context.target.rules);
+        for _ in 0..MAX_ROUNDS {
+            let steps = self.plan(&sight);
+            Round::new(self.context, lease, &sight, &mut work)
+                .act(&steps)
+                .await?;
+            let created_at;
+            (sight, created_at) = self.look().await?;
+            if let Some(refused) = self.context.target.refused(&sight) {
+                return Err(refused);
+            }
+            if self.plan(&sight).is_empty() {
+                return Ok((self.done(found, &work, &sight), created_at));
+            }
+        }
+        Err(Error::Unsettled {
+            image: self.context.target.image.clone(),
+            snapshotter: self.context.target.snapshotter.clone(),
+            state: sight.state(&self.context.target.rules),
+            tries: MAX_ROUNDS,
+        })
+    }
+
+    async fn look(&self) -> Result<(Sight, Option<SystemTime>), Error> {
+        let (sight, created_at) = self.context.target.look(self.context.containerd).await?;
+        self.context.report(&sight, 0);
+        Ok((sight, created_at))
+    }
+
+    fn plan(&self, sight: &Sight) -> Vec<Step> {
+        plan(sight, &self.context.target.rules)
+    }
+
+    fn done(&self, found: State, work: &Work, sight: &Sight) -> Done {
+        Done {
+            image: self.context.target.image.clone(),
+            found,
+            action: work.action,
+            layers_done: work.layers.len(),
+            layers_kept: sight.kept_layers(&self.context.target.rules),
+            layers: self.context.target.manifest.layers.len(),
+        }
+    }
+}

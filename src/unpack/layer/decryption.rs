@@ -1,0 +1,93 @@
+//! What containerd hands to the programs that decrypt a layer (its stream processors): the payload that its CRI
+//! plugin passes along with each layer that it pulls, where the keys are the node's own
+//! (`image_decryption.key_model = "node"`). It names no key: the layer's description is in it, and
+//! the program finds the keys by its own arguments. A program that waits for it fails without.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::containerd::{Descriptor, Payloads};
+
+/// The stream processors that it is for (`imgcrypt`'s `PayloadToolIDs`).
+const PROCESSORS: [&str; 2] = [
+    "io.containerd.ocicrypt.decoder.v1.tar",
+    "io.containerd.ocicrypt.decoder.v1.tar.gzip",
+];
+
+/// Its type (`imgcrypt`'s `PayloadURI`); the value is JSON.
+const TYPE: &str = "io.containerd.ocicrypt.v1.Payload";
+
+/// As `imgcrypt` writes it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Payload<'a> {
+    decrypt_config: DecryptConfig,
+    descriptor: Described<'a>,
+}
+
+/// Keys by their kind: CRI passes none.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DecryptConfig {
+    parameters: Option<BTreeMap<String, Vec<String>>>,
+}
+
+/// The layer's blob, in the order of OCI's descriptor.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Described<'a> {
+    media_type: &'a str,
+    digest: &'a str,
+    size: i64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'a str, &'a str>,
+}
+
+/// The payloads for this layer.
+pub(crate) fn payloads(layer: &Descriptor) -> Payloads {
+    let annotations = layer.annotations.iter();
+    let payload = Payload {
+        decrypt_config: DecryptConfig { parameters: None },
+        descriptor: Described {
+            media_type: &layer.media_type,
+            digest: &layer.digest,
+            size: layer.size,
+            annotations: annotations
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+        },
+    };
+    let payload = prost_types::Any {
+        type_url: TYPE.to_owned(),
+        value: serde_json::to_vec(&payload).expect("strings and a number are JSON"),
+    };
+    PROCESSORS
+        .into_iter()
+        .map(|processor| (processor.to_owned(), payload.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_processors_get_the_layers_description() {
+        let annotation = ("org.opencontainers.image.enc.keys.jwe", "k");
+        let layer = Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted".to_owned(),
+            digest: "sha256:00".to_owned(),
+            size: 7,
+            annotations: [(annotation.0.to_owned(), annotation.1.to_owned())].into(),
+        };
+        let payloads = payloads(&layer);
+        assert_eq!(payloads.len(), PROCESSORS.len());
+        let expected = r#"{"DecryptConfig":{"Parameters":null},"Descriptor":{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"sha256:00","size":7,"annotations":{"org.opencontainers.image.enc.keys.jwe":"k"}}}"#;
+        for processor in PROCESSORS {
+            let payload = &payloads[processor];
+            assert_eq!(payload.type_url, TYPE);
+            assert_eq!(std::str::from_utf8(&payload.value), Ok(expected));
+        }
+    }
+}

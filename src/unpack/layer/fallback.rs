@@ -1,0 +1,160 @@
+//! A layer has to be unpacked and its blob is gone: the means to do without, one after another.
+//!
+//! It decides which content is tried next; how a content becomes a snapshot is the layer's to know.
+
+use tokio::sync::Mutex;
+
+use crate::containerd;
+use crate::image;
+
+use super::content::Content;
+use super::pull::{self, Pull, Registries};
+use super::rebuild::{self, Rebuild};
+use super::unpack::{Committed, Failure, Unpack};
+use crate::unpack::snapshotter::guest_pull::chain_id_of;
+
+/// A way to a layer whose blob is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// From overlayfs on this node, exactly as it was unpacked there. Offline, without credentials.
+    Rebuild,
+    /// From the image's registry, by containerd 2.1 or later.
+    Pull,
+}
+
+/// What is done about blobs that are gone: nothing by default.
+#[derive(Debug, Default)]
+pub struct Missing {
+    means: Vec<Means>,
+    registries: Registries,
+    /// One fetch at a time: it changes a manifest's labels and changes them back.
+    turn: Mutex<()>,
+}
+
+impl Missing {
+    /// These means, in this order, with the registries reached in this way.
+    pub fn new(means: Vec<Means>, registries: Registries) -> Self {
+        Self {
+            means,
+            registries,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// Commits the layer from the image's blob, else by the first means that does it; the failure says what
+    /// became of each.
+    pub(crate) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
+        match layer.unpack(&Content::of_image(layer.layer)).await {
+            Err(Failure::NoBlob(_)) => self.unpack_by(layer, &self.means).await,
+            Err(Failure::Encrypted(e)) => self.rebuild_encrypted(layer, e).await,
+            outcome => outcome,
+        }
+    }
+
+    /// Rebuilds an encrypted layer that containerd did not decrypt, with this error. Fetching its blob would
+    /// not help.
+    async fn rebuild_encrypted(
+        &self,
+        layer: &Unpack<'_>,
+        error: containerd::Error,
+    ) -> Result<Committed, Failure> {
+        if !self.means.contains(&Means::Rebuild) {
+            return Err(Failure::Encrypted(error));
+        }
+        match self.unpack_by(layer, &[Means::Rebuild]).await {
+            Err(Failure::NoBlob(_)) => Err(Failure::Encrypted(error)),
+            outcome => outcome,
+        }
+    }
+
+    async fn unpack_by(&self, layer: &Unpack<'_>, means: &[Means]) -> Result<Committed, Failure> {
+        let mut tried = vec![];
+        for means in means {
+            let outcome = match means {
+                Means::Rebuild => rebuilt(layer).await,
+                Means::Pull => self.pulled(layer).await,
+            };
+            match outcome {
+                Ok(committed) => return Ok(committed),
+                Err(obstacle) => {
+                    let reason = obstacle.reason()?;
+                    let chain_id = layer.layer.chain_id.as_str();
+                    log::debug!(chain_id, means:% = means, reason = reason.as_str(); "no content by this means");
+                    tried.push(format!("{means}: {reason}"));
+                }
+            }
+        }
+        Err(Failure::NoBlob(tried))
+    }
+
+    async fn pulled(&self, layer: &Unpack<'_>) -> Result<Committed, Obstacle> {
+        let labelled = layer.labels.get(image::IMAGE_REF);
+        let names = labelled.map(String::as_str).into_iter();
+        let names: Vec<_> = names.chain([layer.image]).collect();
+        let pull = Pull {
+            containerd: layer.containerd,
+            lease: layer.lease,
+            registries: &self.registries,
+            manifest: layer.manifest,
+            names: &names,
+            stop: layer.stop,
+        };
+        let turn = layer.stop.run_until_cancelled(self.turn.lock()).await;
+        let turn = turn.ok_or(Failure::Stopped)?;
+        pull.blob(&layer.layer.blob.digest).await?;
+        drop(turn);
+        Ok(layer.unpack(&Content::of_image(layer.layer)).await?)
+    }
+}
+
+/// Why a means did not do it.
+#[derive(Debug, thiserror::Error)]
+enum Obstacle {
+    #[error(transparent)]
+    Rebuild(#[from] rebuild::Failure),
+    #[error(transparent)]
+    Pull(#[from] pull::Failure),
+    #[error(transparent)]
+    Layer(#[from] Failure),
+}
+
+impl Obstacle {
+    /// What to say of it before the next means; a failure where no other would do better.
+    fn reason(self) -> Result<String, Failure> {
+        match self {
+            Self::Layer(Failure::Stopped)
+            | Self::Pull(pull::Failure::Stopped)
+            | Self::Rebuild(rebuild::Failure::Stopped) => Err(Failure::Stopped),
+            Self::Layer(Failure::ParentGone) => Err(Failure::ParentGone),
+            // In a pull it may be the registry that does not answer.
+            Self::Layer(Failure::Containerd(e))
+            | Self::Rebuild(rebuild::Failure::Containerd(e))
+                if e.is_unreachable() =>
+            {
+                Err(e.into())
+            }
+            other => Ok(other.to_string()),
+        }
+    }
+}
+
+async fn rebuilt(layer: &Unpack<'_>) -> Result<Committed, Obstacle> {
+    let rebuild = Rebuild {
+        containerd: layer.containerd,
+        lease: layer.lease,
+        chain_id: chain_id_of(&layer.layer.chain_id),
+        is_lowest: layer.parent.is_none(),
+        stop: layer.stop,
+    };
+    let blob = rebuild.blob().await?;
+    Ok(layer.unpack(&Content::rebuilt(blob)).await?)
+}
+
+impl std::fmt::Display for Means {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rebuild => "rebuild",
+            Self::Pull => "pull",
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! A layer without its blob, from overlayfs: what an unpack has put there becomes a blob again.
+//!
+//! The new blob is a plain tar with other bytes than the image's own, so its digest cannot be held
+//! against the image's diff id. What is trusted instead: overlayfs committed this directory under
+//! this chain id after containerd had verified the content, and nobody but root can have changed it
+//! since. What is verified: that the directory still holds as many inodes as were counted at that
+//! commit (it is this node's, and whole), that nothing in it points elsewhere, that containerd
+//! stored the bytes which were written here, and, by whoever applies the blob, that all of it was
+//! applied.
+
+mod archive;
+mod attributes;
+mod entry;
+mod pieces;
+mod source;
+#[cfg(test)]
+mod tests;
+mod trusted;
+
+use std::path::PathBuf;
+
+use futures::stream::{self, StreamExt};
+use tokio::sync::mpsc;
+use tokio::task;
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::{self, Containerd, Descriptor, Piece, Resource};
+use crate::unpack::snapshotter::lease::Lease;
+use pieces::Pieces;
+use source::Directory;
+
+pub(crate) use trusted::attributes_are_seen;
+
+/// The snapshotter that layers are taken from.
+pub(crate) const SOURCE: &str = "overlayfs";
+
+/// Why there is no blob.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{SOURCE} does not have the layer either")]
+    NotThere,
+    #[error("{SOURCE} does not show the layer's own directory, its view mounts {0:?}")]
+    Mounts(Vec<String>),
+    #[error(
+        "{} is not there: in a container, nri-unpack needs containerd's root directory of the host \
+         at the same path", .0.display()
+    )]
+    OutOfReach(PathBuf),
+    #[error(
+        "the kernel hides {SOURCE}' own attributes from this process: run it as root with \
+         CAP_SYS_ADMIN, in no user namespace"
+    )]
+    Hidden,
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    #[error("stopped")]
+    Stopped,
+}
+
+/// What it takes to make the blob of one layer.
+pub(crate) struct Rebuild<'a> {
+    pub(crate) containerd: &'a dyn Containerd,
+    pub(crate) lease: &'a Lease,
+    pub(crate) chain_id: &'a str,
+    /// Whether no layer lies below.
+    pub(crate) is_lowest: bool,
+    pub(crate) stop: &'a CancellationToken,
+}
+
+impl Rebuild<'_> {
+    /// Writes the layer's blob; it goes with the lease. On failure nothing of it stays.
+    pub(crate) async fn blob(&self) -> Result<Descriptor, Failure> {
+        let layer = Resource::snapshot(SOURCE, self.chain_id);
+        self.containerd.hold(self.lease.id(), layer).await?;
+        let directory =
+            source::directory(self.containerd, self.lease, self.chain_id, self.is_lowest).await?;
+        let inodes = self.containerd.inodes(SOURCE, self.chain_id).await?;
+        if !directory.path.exists() {
+            return Err(Failure::OutOfReach(directory.path));
+        }
+        if !attributes_are_seen() {
+            return Err(Failure::Hidden);
+        }
+        self.write(directory, inodes).await
+    }
+
+    /// A thread reads and a stream writes, at the same time.
+    async fn write(&self, directory: Directory, inodes: u64) -> Result<Descriptor, Failure> {
+        let reference = self.lease.write_reference(self.chain_id);
+        let (sender, mut receiver) = mpsc::channel::<Piece>(pieces::WAITING);
+        let root = directory.path.clone();
+        let read = task::spawn_blocking(move || {
+            let mut pieces = Pieces::new(sender);
+            archive::write(&directory, inodes, &mut pieces)?;
+            pieces.end().map_err(|source| archive::Error::Io {
+                path: directory.path,
+                source,
+            })
+        });
+        let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
+        let write = self
+            .containerd
+            .write_blob(self.lease.id(), &reference, pieces);
+        let written = self.stop.run_until_cancelled(write).await;
+        // Not wanted any more, the reader ends at its next piece.
+        let read = read.await.map_err(std::io::Error::other);
+        let read = read.map_err(|source| archive::Error::Io { path: root, source })?;
+        let outcome = match (written, read) {
+            (None, _) => Err(Failure::Stopped),
+            (Some(Ok(())), Ok(blob)) => return Ok(blob),
+            (Some(Err(e)), Ok(blob)) if e.already_exists() => self.hold_equal(blob, e).await,
+            // The pieces ended early because the reader did.
+            (Some(_), Err(e)) if !e.is_unwanted() => Err(e.into()),
+            (Some(Err(e)), _) => Err(e.into()),
+            (Some(Ok(())), Err(e)) => Err(e.into()),
+        };
+        self.abort(&reference).await;
+        outcome
+    }
+
+    /// Two layers without changes make the same blob: the lease has to hold the one that is there.
+    async fn hold_equal(
+        &self,
+        blob: Descriptor,
+        exists: containerd::Error,
+    ) -> Result<Descriptor, Failure> {
+        let resource = Resource::blob(&blob.digest);
+        self.containerd.hold(self.lease.id(), resource).await?;
+        match self.containerd.blob(&blob.digest).await {
+            Ok(_) => Ok(blob),
+            // It went before it was held.
+            Err(e) if e.is_not_found() => Err(exists.into()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// What is not finished goes at once. If that fails now, it goes with the lease.
+    async fn abort(&self, reference: &str) {
+        match self.containerd.abort_write(reference).await {
+            Err(e) if !e.is_not_found() => {
+                log::debug!(reference, error:% = e; "unfinished blob left to its lease");
+            }
+            _ => {}
+        }
+    }
+}

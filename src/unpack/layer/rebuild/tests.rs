@@ -1,0 +1,510 @@
+//! A directory of every kind of file through the archive and back, and the engine on images whose
+//! blobs are gone: what it makes of them, and what a fault in any step leaves behind.
+//!
+//! Device files and overlayfs' attributes take root, as the plugin itself does.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
+    utimensat,
+};
+use tempfile::TempDir;
+
+use crate::containerd::fake::Fake;
+use crate::containerd::{Containerd, ErrorKind, SnapshotKind};
+use crate::image::{Manifest, Manifests, Platform};
+
+use super::archive;
+use super::source::Directory;
+use crate::unpack::chain::action::Action;
+use crate::unpack::chain::error::Error;
+use crate::unpack::engine::Engine;
+use crate::unpack::layer::fallback::{Means, Missing};
+use crate::unpack::layer::pull::Registries;
+use crate::unpack::schedule::permits::Urgency;
+use crate::unpack::schedule::progress::Outcome;
+use crate::unpack::snapshotter::lease::Role;
+use crate::unpack::target::request::{Request, Want};
+
+const EROFS: &str = "erofs";
+const OVERLAYFS: &str = "overlayfs";
+const NAME: &str = "r.example/app:1";
+
+/// The capability `net_raw` as its attribute has it.
+const CAPABILITY: &[u8] = &[
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+
+fn device(path: &Path, kind: FileType, major: u32, minor: u32) {
+    let mode = Mode::from_raw_mode(0o640);
+    mknodat(CWD, path, kind, mode, makedev(major, minor)).unwrap();
+}
+
+fn attribute(path: &Path, name: &str, value: &[u8]) {
+    lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
+}
+
+fn time(path: &Path, seconds: i64, nanoseconds: i64) {
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// One entry of an archive, as a reader that is not ours sees it.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    kind: tar::EntryType,
+    mode: u32,
+    ids: (u64, u64),
+    link: Option<PathBuf>,
+    content: Vec<u8>,
+    records: BTreeMap<String, Vec<u8>>,
+}
+
+fn archive_of(root: &Path, inodes: u64) -> Result<Vec<u8>, archive::Error> {
+    let directory = Directory {
+        path: root.to_owned(),
+        userxattr: false,
+    };
+    let mut out = vec![];
+    archive::write(&directory, inodes, &mut out).map(|()| out)
+}
+
+/// The entries in their order.
+fn entries(bytes: &[u8]) -> Vec<(PathBuf, Seen)> {
+    let mut archive = tar::Archive::new(bytes);
+    let mut all = vec![];
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut records = BTreeMap::new();
+        for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+            let record = record.unwrap();
+            let key = record.key().unwrap().to_owned();
+            records.insert(key, record.value_bytes().to_vec());
+        }
+        let mut content = vec![];
+        entry.read_to_end(&mut content).unwrap();
+        let header = entry.header();
+        let seen = Seen {
+            kind: header.entry_type(),
+            mode: header.mode().unwrap(),
+            ids: (header.uid().unwrap(), header.gid().unwrap()),
+            link: entry.link_name().unwrap().map(|link| link.into_owned()),
+            content,
+            records,
+        };
+        all.push((entry.path().unwrap().into_owned(), seen));
+    }
+    all
+}
+
+#[test]
+fn every_kind_of_file_comes_out_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let odd = OsStr::from_bytes(b"not utf-8 \xff\xfe");
+    let long = "l".repeat(200);
+
+    fs::create_dir(at("d")).unwrap();
+    fs::write(at("d/f"), "content").unwrap();
+    fs::set_permissions(at("d/f"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::hard_link(at("d/f"), at("e")).unwrap();
+    attribute(&at("d/f"), "security.capability", CAPABILITY);
+    attribute(&at("d/f"), "user.note", b"a=b\0c");
+    symlink(&long, at("s")).unwrap();
+    fs::hard_link(at("s"), at("s2")).unwrap();
+    device(&at("null"), FileType::CharacterDevice, 1, 3);
+    device(&at("disk"), FileType::BlockDevice, 259, 70_000);
+    device(&at("pipe"), FileType::Fifo, 0, 0);
+    device(&at("gone"), FileType::CharacterDevice, 0, 0);
+    fs::hard_link(at("gone"), at("gone2")).unwrap();
+    fs::create_dir(at("opaque")).unwrap();
+    attribute(&at("opaque"), "trusted.overlay.opaque", b"y");
+    fs::write(dir.path().join(odd), "").unwrap();
+    fs::write(at(&long), "").unwrap();
+    fs::write(at("big"), vec![7; 3 << 20]).unwrap();
+    chown(at("big"), Some(3_000_000_000), Some(7)).unwrap();
+    time(&at("big"), 1_234_567_890, 123_456_789);
+    time(&at("d"), -1, 500_000_000);
+    time(dir.path(), 77, 1);
+
+    // The root and eleven more: two names of a file, a link or a whiteout are one.
+    let inodes = 12;
+    let bytes = archive_of(dir.path(), inodes).unwrap();
+    let entries = entries(&bytes);
+    let names: Vec<_> = entries.iter().map(|(path, _)| path.as_os_str()).collect();
+    let mut expected: Vec<_> = [
+        "./",
+        "big",
+        "d",
+        "d/f",
+        "disk",
+        "e",
+        ".wh.gone",
+        ".wh.gone2",
+    ]
+    .map(OsStr::new)
+    .to_vec();
+    expected.extend([OsStr::new(&long), odd]);
+    expected.extend(["null", "opaque", "opaque/.wh..wh..opq", "pipe", "s", "s2"].map(OsStr::new));
+    // The tar crate does not give the root's name back.
+    assert_eq!(names[1..], expected[1..]);
+    let entries: BTreeMap<_, _> = entries.into_iter().collect();
+    let entry = |name: &str| &entries[Path::new(name)];
+
+    use tar::EntryType as Type;
+    for (name, kind) in [
+        ("d", Type::Directory),
+        ("d/f", Type::Regular),
+        ("e", Type::Link),
+        ("s", Type::Symlink),
+        ("s2", Type::Link),
+        ("null", Type::Char),
+        ("disk", Type::Block),
+        ("pipe", Type::Fifo),
+        (".wh.gone", Type::Regular),
+        (".wh.gone2", Type::Regular),
+        ("opaque/.wh..wh..opq", Type::Regular),
+    ] {
+        assert_eq!(entry(name).kind, kind, "{name}");
+    }
+    let file = entry("d/f");
+    assert_eq!((file.mode, &file.content[..]), (0o4755, &b"content"[..]));
+    assert_eq!(file.records["SCHILY.xattr.security.capability"], CAPABILITY);
+    assert_eq!(file.records["SCHILY.xattr.user.note"], b"a=b\0c");
+    // A change of owner takes a capability away, so every further name brings it again.
+    let second = entry("e");
+    assert_eq!(second.link.as_deref(), Some(Path::new("d/f")));
+    assert_eq!(
+        second.records["SCHILY.xattr.security.capability"],
+        CAPABILITY
+    );
+    assert_eq!(entry("s").link.as_deref(), Some(Path::new(&long)));
+    assert_eq!(entry("s2").link.as_deref(), Some(Path::new("s")));
+    let big = entry("big");
+    assert!(big.content.len() == 3 << 20 && big.content.iter().all(|byte| *byte == 7));
+    assert_eq!(big.records["uid"], b"3000000000");
+    assert_eq!(big.ids, (3_000_000_000, 7));
+    assert_eq!(big.records["mtime"], b"1234567890.123456789");
+    assert_eq!(entry("d").records["mtime"], b"-0.500000000");
+    assert!(entry("opaque").records.keys().all(|key| key == "mtime"));
+
+    // Order and bytes depend on the layer alone.
+    assert_eq!(archive_of(dir.path(), inodes).unwrap(), bytes);
+}
+
+#[test]
+fn what_no_archive_can_say_is_refused() {
+    type Make = fn(&Path);
+    let cases: [(Make, &str); 5] = [
+        (
+            |f| {
+                fs::write(f, "").unwrap();
+                attribute(f, "trusted.overlay.metacopy", b"");
+            },
+            "trusted.overlay.metacopy",
+        ),
+        (
+            |f| {
+                fs::create_dir(f).unwrap();
+                attribute(f, "trusted.overlay.redirect", b"/elsewhere");
+            },
+            "trusted.overlay.redirect",
+        ),
+        (
+            |f| drop(std::os::unix::net::UnixListener::bind(f).unwrap()),
+            "a socket cannot be in a layer",
+        ),
+        (
+            |f| fs::write(f.with_file_name(".wh.f"), "").unwrap(),
+            "would take another file away",
+        ),
+        (|_| {}, "holds 1 inodes, but the snapshotter counted 2"),
+    ];
+    for (make, words) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        make(&dir.path().join("f"));
+        let message = archive_of(dir.path(), 2).unwrap_err().to_string();
+        assert!(message.contains(words), "{message}");
+    }
+    let nowhere = archive_of(Path::new("/nowhere/fs"), 1).unwrap_err();
+    assert!(nowhere.to_string().contains("/nowhere/fs"), "{nowhere}");
+}
+
+/// An image of three layers, unpacked in overlayfs, whose blobs are gone. The first and the third
+/// layer hold the same.
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    manifest: Arc<Manifest>,
+    dirs: Vec<TempDir>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let fake = Arc::new(Fake::default());
+        let image = fake.image(NAME, 3);
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
+        let missing = Missing::new(vec![Means::Rebuild], Registries::default());
+        let bench = Self {
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                crate::unpack::tests::PARALLEL,
+                crate::unpack::tests::usual(),
+                missing,
+            ),
+            fake,
+            manifest,
+            dirs: (0..3).map(|_| tempfile::tempdir().unwrap()).collect(),
+        };
+        for (i, content) in ["a", "b", "a"].into_iter().enumerate() {
+            let dir = bench.dirs[i].path();
+            fs::write(dir.join("f"), content).unwrap();
+            time(&dir.join("f"), 1, 0);
+            time(dir, 1, 0);
+            bench.unpacked(i, 2);
+        }
+        bench
+    }
+
+    /// The layer is committed in overlayfs, and its blob discarded.
+    fn unpacked(&self, i: usize, inodes: u64) {
+        let layers = &self.manifest.layers;
+        let parent = i
+            .checked_sub(1)
+            .map(|below| layers[below].chain_id.as_str());
+        let fake = &self.fake;
+        fake.commit_unlabelled(OVERLAYFS, &layers[i].chain_id, parent);
+        let dirs: Vec<_> = self.dirs[..=i].iter().rev().map(TempDir::path).collect();
+        fake.show(OVERLAYFS, &layers[i].chain_id, &dirs, inodes);
+        fake.discard(&layers[i].blob.digest);
+    }
+
+    async fn ensure(&self) -> Outcome {
+        let request = Request {
+            want: Want::Image(NAME.to_owned()),
+            snapshotter: EROFS.to_owned(),
+            urgency: Urgency::Asked,
+        };
+        self.engine.ensure(request).outcome().await
+    }
+
+    /// No lease, no half of a blob, and nothing but committed layers on either side.
+    fn assert_nothing_left(&self) {
+        assert!(self.fake.lease_ids().is_empty());
+        assert_eq!(self.fake.ingests(), [""; 0]);
+        for snapshotter in [EROFS, OVERLAYFS] {
+            for snapshot in self.fake.all(snapshotter) {
+                assert_eq!(snapshot.kind, SnapshotKind::Committed, "{}", snapshot.name);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_overlayfs_has_becomes_the_other_snapshotters() {
+    let bench = Bench::new().await;
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Rebuilt, 3));
+    bench.assert_nothing_left();
+    let made = bench.fake.all(EROFS);
+    assert_eq!(made.len(), 3);
+    for snapshot in made {
+        assert_eq!(snapshot.labels["nri-unpack/rebuilt-from"], OVERLAYFS);
+        assert!(
+            snapshot
+                .labels
+                .contains_key("containerd.io/snapshot/cri.image-ref")
+        );
+    }
+    assert_eq!(bench.ensure().await.unwrap().action, Action::None);
+}
+
+#[tokio::test]
+async fn only_what_has_no_blob_is_rebuilt() {
+    for rebases in [false, true] {
+        let bench = Bench::new().await;
+        if rebases {
+            bench.fake.can_rebase(EROFS, "2.2.0");
+        }
+        let manifest = &bench.manifest;
+        // The second layer's blob comes back.
+        let media_type = &manifest.layers[1].blob.media_type;
+        bench.fake.document(media_type, b"layer 1");
+        assert_eq!(bench.ensure().await.unwrap().action, Action::Rebuilt);
+        let mut below = None;
+        for (i, rebuilt) in [true, false, true].into_iter().enumerate() {
+            let chain_id = &manifest.layers[i].chain_id;
+            let layer = bench.fake.stat(EROFS, chain_id).await.unwrap();
+            let labels = layer.labels;
+            assert_eq!(labels.contains_key("nri-unpack/rebuilt-from"), rebuilt);
+            assert_eq!(layer.parent, below);
+            below = Some(chain_id.clone());
+        }
+        bench.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
+    let calls = [
+        "prepare snapshot",
+        "apply layer",
+        "commit snapshot",
+        "look up blob",
+        "add to lease",
+        "view snapshot",
+        "remove snapshot",
+        "ask usage of snapshot",
+        "write blob",
+        "write piece",
+        "delete lease",
+    ];
+    for call in calls {
+        for after in 0..4 {
+            for kind in [ErrorKind::Other, ErrorKind::TimedOut] {
+                let bench = Bench::new().await;
+                bench.fake.fail(call, after, kind);
+                let first = bench.ensure().await;
+                bench.fake.heal();
+                if ["delete lease", "remove snapshot"].contains(&call) {
+                    bench.engine.sweep().await.unwrap();
+                }
+                bench.assert_nothing_left();
+                let second = bench.ensure().await;
+                let told = format!("{call} {after} {kind:?}: {first:?}, {second:?}");
+                assert!(second.is_ok(), "{told}");
+                assert_eq!(bench.fake.all(EROFS).len(), 3, "{told}");
+                bench.assert_nothing_left();
+            }
+        }
+    }
+}
+
+/// The view stays under its lease until somebody removes it by name.
+#[tokio::test]
+async fn a_view_that_cannot_be_removed_keeps_its_lease() {
+    let bench = Bench::new().await;
+    // From the second on: the first is that of the attempt without a blob.
+    for _ in 0..20 {
+        bench.fake.fail("remove snapshot", 1, ErrorKind::TimedOut);
+    }
+    bench.ensure().await.unwrap();
+    let is_view = |snapshot: &crate::containerd::Snapshot| snapshot.kind == SnapshotKind::View;
+    assert!(bench.fake.all(OVERLAYFS).iter().any(is_view));
+    assert_eq!(bench.fake.lease_ids().len(), 1);
+    bench.fake.heal();
+    bench.engine.sweep().await.unwrap();
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_view_that_a_crash_left_is_in_nobodys_way() {
+    let bench = Bench::new().await;
+    let chain_id = &bench.manifest.layers[0].chain_id;
+    let key = format!("nri-unpack-view {chain_id}");
+    bench.fake.lease("someone", Default::default(), &[]);
+    bench
+        .fake
+        .view("someone", OVERLAYFS, &key, chain_id)
+        .await
+        .unwrap();
+    bench.fake.delete_lease("someone", false).await.unwrap();
+    bench.ensure().await.unwrap();
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn stopped_in_the_middle_it_leaves_nothing() {
+    let bench = Bench::new().await;
+    // More than waits in the queue: the writer is in the middle when the work is stopped.
+    fs::write(bench.dirs[0].path().join("f"), vec![1; 64 << 20]).unwrap();
+    let request = Request {
+        want: Want::Image(NAME.to_owned()),
+        snapshotter: EROFS.to_owned(),
+        urgency: Urgency::Asked,
+    };
+    let mut ticket = bench.engine.ensure(request);
+    while bench.fake.ingests().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    bench.engine.close().await;
+    let error = ticket.outcome().await.unwrap_err();
+    assert!(matches!(*error, Error::Stopped(_)), "{error}");
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn why_it_cannot_be_done_is_said() {
+    type Break = fn(&Bench);
+    let cases: [(Break, &str); 4] = [
+        (
+            |bench| {
+                bench
+                    .fake
+                    .forget(OVERLAYFS, &bench.manifest.layers[1].chain_id)
+            },
+            "rebuild: overlayfs does not have the layer either",
+        ),
+        (
+            |bench| bench.unpacked_elsewhere(),
+            "/nowhere/fs is not there: in a container",
+        ),
+        (|bench| bench.counted(99), "the snapshotter counted 99"),
+        (
+            |bench| {
+                attribute(
+                    &bench.dirs[1].path().join("f"),
+                    "trusted.overlay.metacopy",
+                    b"",
+                )
+            },
+            "the attribute trusted.overlay.metacopy points to data outside of the layer",
+        ),
+    ];
+    for (spoil, words) in cases {
+        let bench = Bench::new().await;
+        spoil(&bench);
+        let error = bench.ensure().await.unwrap_err();
+        let message = error.to_string();
+        assert!(
+            matches!(*error, Error::Unavailable { position: 2, .. }),
+            "{message}"
+        );
+        let digest = &bench.manifest.layers[1].blob.digest;
+        for word in ["layer 2 of 3", digest, words, "ctr -n k8s.io content fetch"] {
+            assert!(message.contains(word), "{message}");
+        }
+        bench.assert_nothing_left();
+    }
+}
+
+impl Bench {
+    fn unpacked_elsewhere(&self) {
+        let nowhere = [Path::new("/nowhere/fs"), self.dirs[0].path()];
+        let chain_id = &self.manifest.layers[1].chain_id;
+        self.fake.show(OVERLAYFS, chain_id, &nowhere, 2);
+    }
+
+    fn counted(&self, inodes: u64) {
+        let dirs = [self.dirs[1].path(), self.dirs[0].path()];
+        let chain_id = &self.manifest.layers[1].chain_id;
+        self.fake.show(OVERLAYFS, chain_id, &dirs, inodes);
+    }
+}

@@ -1,0 +1,7 @@
+//! Changes to chains that are there: replace, retag, move a container, fill a volume.
+
+pub(crate) mod in_use;
+pub(crate) mod replace;
+pub(crate) mod retag;
+pub(crate) mod swap;
+pub(crate) mod volume;

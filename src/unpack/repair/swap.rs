@@ -1,0 +1,249 @@
+//! Moves a container that is being created onto another chain: its own snapshot is taken away and
+//! made again, under the same key, on the new parent. Nothing is mounted yet at that moment.
+//!
+//! Between the two calls containerd has a container without a snapshot. So everything else is ready
+//! before, and the second call is repeated until the deadline.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::containerd::{self, Containerd, Resource};
+use crate::unpack::snapshotter::lease::Lease;
+use crate::unpack::target::request::Move;
+
+/// What a swap takes where none has been measured: two calls, each with a write to two databases.
+const FIRST_ESTIMATE: Duration = Duration::from_millis(40);
+
+/// A swap begins only with this many times its cost left.
+const SPARE: u32 = 3;
+
+/// What is left of the deadline for the answer: one that comes in the very moment in which the hook
+/// stops to wait for it is not heard, and the worst assumed.
+const ANSWER: Duration = Duration::from_millis(5);
+
+/// A hook that waits less moves no container before a swap was measured.
+pub const LEAST_WAIT: Duration = FIRST_ESTIMATE.saturating_mul(SPARE).saturating_add(ANSWER);
+
+/// Between tries of the second half.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a swap may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Until {
+    /// It is begun only if it can be expected to be done by then.
+    pub usual: Instant,
+    /// Once begun it goes on until then: a container without its snapshot is worse than a wait.
+    pub last: Instant,
+}
+
+impl Until {
+    /// The same, with time left for the answer.
+    pub(crate) fn answered(self) -> Self {
+        let less = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
+        Self {
+            usual: less(self.usual),
+            last: less(self.last),
+        }
+    }
+}
+
+/// How a swap ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// The container stands on the new chain.
+    Done,
+    /// Nothing was changed, and why.
+    Untouched(String),
+    /// The container is, or may be, without its snapshot: its creation must fail.
+    Lost,
+}
+
+/// One container's snapshot.
+pub(crate) struct Swap<'a> {
+    pub(crate) containerd: &'a dyn Containerd,
+    pub(crate) lease: &'a Lease,
+    pub(crate) wanted: &'a Move,
+}
+
+/// A call that changes nothing, by the deadline.
+pub(crate) async fn in_time<T>(
+    deadline: Instant,
+    call: impl Future<Output = Result<T, containerd::Error>>,
+) -> Result<T, Swapped> {
+    match tokio::time::timeout_at(deadline, call).await {
+        Ok(result) => result.map_err(|e| Swapped::Untouched(e.to_string())),
+        Err(_) => Err(Swapped::Untouched(
+            "containerd did not answer in time".to_owned(),
+        )),
+    }
+}
+
+impl Swap<'_> {
+    /// Swaps, if there is time.
+    pub(crate) async fn run(
+        &self,
+        Until {
+            usual: deadline,
+            last,
+        }: Until,
+        cost: &Cost,
+    ) -> Swapped {
+        let Move {
+            snapshotter,
+            key,
+            from,
+            ..
+        } = self.wanted;
+        let old = match in_time(deadline, self.containerd.stat(snapshotter, key)).await {
+            Ok(old) => old,
+            Err(untouched) => return untouched,
+        };
+        if old.parent.as_ref() != Some(from) {
+            return Swapped::Untouched("its snapshot stands elsewhere by now".to_owned());
+        }
+        if let Err(untouched) = in_time(deadline, self.hold()).await {
+            return untouched;
+        }
+        if Instant::now() + cost.estimate() * SPARE > deadline {
+            cost.not_begun();
+            return Swapped::Untouched("too little time is left to move it".to_owned());
+        }
+        if let Err(e) = self.containerd.remove(snapshotter, key).await {
+            // Whether it is gone decides what this is: the answer may have got lost.
+            match self.containerd.stat(snapshotter, key).await {
+                Ok(_) => return Swapped::Untouched(e.to_string()),
+                Err(stat) if stat.is_not_found() => {}
+                Err(_) => return self.lost(&e),
+            }
+        }
+        self.put_back(&old, last).await
+    }
+
+    /// What it is to stand on must be there, and stay: its image may be removed in this very moment.
+    async fn hold(&self) -> Result<(), containerd::Error> {
+        let Move {
+            snapshotter, onto, ..
+        } = self.wanted;
+        let onto_it = Resource::snapshot(snapshotter, onto);
+        self.containerd.hold(self.lease.id(), onto_it).await?;
+        self.containerd.stat(snapshotter, onto).await.map(drop)
+    }
+
+    /// The second half, repeated until `last`. A try that this finds under way is seen through:
+    /// containerd cleans up after a creation that failed.
+    async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> Swapped {
+        loop {
+            let Err(e) = self.try_put_back(old).await else {
+                return Swapped::Done;
+            };
+            if Instant::now() + PAUSE > last {
+                return self.lost(&e);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn lost(&self, error: &containerd::Error) -> Swapped {
+        let Move {
+            snapshotter, key, ..
+        } = self.wanted;
+        log::error!(container = key.as_str(), snapshotter = snapshotter.as_str(), error:% = error; "a container is left without its snapshot; its creation fails, and the kubelet makes another");
+        Swapped::Lost
+    }
+
+    async fn try_put_back(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {
+        let Move {
+            snapshotter,
+            key,
+            onto,
+            ..
+        } = self.wanted;
+        let (id, labels) = (self.lease.id(), old.labels.clone());
+        let prepare = self
+            .containerd
+            .prepare(id, snapshotter, key, Some(onto), labels);
+        match prepare.await {
+            Ok(_) => Ok(()),
+            Err(e) if e.already_exists() => {
+                // An earlier try whose answer got lost.
+                let now = self.containerd.stat(snapshotter, key).await?;
+                if now.parent.as_ref() == Some(onto) {
+                    Ok(())
+                } else {
+                    Err(e)
+                }
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What swaps cost here, slowly forgetting.
+#[derive(Debug)]
+pub(crate) struct Cost(std::sync::Mutex<Duration>);
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new(FIRST_ESTIMATE))
+    }
+}
+
+impl Cost {
+    fn estimate(&self) -> Duration {
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Up by doubling, down by halves: a slow moment is a warning and no more, a quick one no promise.
+    pub(crate) fn measured(&self, cost: Duration) {
+        self.change(|estimate| {
+            cost.min(estimate * 2)
+                .max((estimate + cost.min(estimate)) / 2)
+        });
+    }
+
+    /// A swap was not begun. Nothing is measured while none is, so an estimate that is too high has to
+    /// come down by itself.
+    fn not_begun(&self) {
+        self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE.min(estimate)));
+    }
+
+    fn change(&self, change: impl FnOnce(Duration) -> Duration) {
+        let mut estimate = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *estimate = change(*estimate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_swap_does_not_forbid_the_next() {
+        let millis = Duration::from_millis;
+        let cost = Cost::default();
+        for (measured, expected) in [(4, 22), (1900, 44), (1900, 88), (60, 74), (70, 72)] {
+            cost.measured(millis(measured));
+            assert_eq!(cost.estimate(), millis(expected), "{measured}");
+        }
+        for _ in 0..5 {
+            cost.measured(millis(1900));
+        }
+        assert_eq!(cost.estimate(), millis(1900));
+        for expected in [950, 475] {
+            cost.not_begun();
+            assert_eq!(cost.estimate(), millis(expected));
+        }
+        (0..9).for_each(|_| cost.not_begun());
+        assert_eq!(cost.estimate(), FIRST_ESTIMATE);
+        (0..9).for_each(|_| cost.measured(millis(4)));
+        cost.not_begun();
+        assert!(cost.estimate() < millis(5), "it never goes up for nothing");
+    }
+}

@@ -1,0 +1,125 @@
+//! An image that a container mounts as a volume (containerd 2.1 and later), where the snapshotter leaves
+//! layers to the guest: containerd mounts the volume on the host, before any hook, and what was left to the
+//! guest is empty there. The layers are applied once more, into the volume itself.
+//!
+//! A private chain does not help: the volume is mounted already, and is the same for all containers of the
+//! pod. An apply into the mount changes the upper directory of its own snapshot, and goes with that.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::containerd::{Containerd, Labels, Mount};
+use crate::image::Layer;
+use crate::unpack::chain::action::Action;
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::state::State;
+use crate::unpack::layer::content::Content;
+use crate::unpack::layer::unpack::{Failure, Unpack};
+use crate::unpack::schedule::limits::Layers;
+use crate::unpack::schedule::permits::{Hurry, Urgency};
+use crate::unpack::schedule::progress::{Done, Reporter};
+use crate::unpack::snapshotter::lease::{Lease, Leases};
+use crate::unpack::snapshotter::listing::{FILLED, is_filled};
+use crate::unpack::target::{Target, gc_protect};
+
+/// One volume.
+pub(crate) struct Volume<'a> {
+    pub(crate) containerd: &'a dyn Containerd,
+    pub(crate) leases: &'a Arc<Leases>,
+    pub(crate) layers: &'a Layers,
+    pub(crate) stop: &'a CancellationToken,
+    pub(crate) reporter: &'a Reporter,
+    pub(crate) target: &'a Target,
+    /// Where it is mounted, which is its snapshot's key.
+    pub(crate) path: &'a str,
+}
+
+impl Volume<'_> {
+    /// Fills it where it lacks a layer.
+    pub(crate) async fn fill(&self) -> Result<Done, Error> {
+        let hurry = Hurry::new(Urgency::Creation);
+        let snapshotter = self.target.snapshotter.as_str();
+        let claims = &self.layers.claims;
+        // Two containers of a pod may come for the same volume.
+        let _claim = claims.claim(snapshotter, self.path, &hurry, || ()).await;
+        let (sight, _) = self.target.look(self.containerd).await?;
+        if !sight.has_guest_layers() || self.is_filled().await? {
+            return Ok(self.done(State::Ready, Action::None, 0));
+        }
+        self.reporter.found(State::Mixed);
+        let lease = self.leases.take(self.containerd).await;
+        let lease = lease.map_err(|e| self.target.failed(e))?;
+        let filled = self.apply_all(&lease, &hurry).await;
+        lease.release(self.containerd).await;
+        filled?;
+        Ok(self.done(State::Mixed, Action::Unpacked, self.layers().len()))
+    }
+
+    fn layers(&self) -> &[Layer] {
+        &self.target.manifest.layers
+    }
+
+    async fn apply_all(&self, lease: &Lease, hurry: &Hurry) -> Result<(), Error> {
+        let missing = gc_protect::all_blobs(self.containerd, lease, self.target).await;
+        if let Some(i) = missing.map_err(|e| self.target.failed(e))? {
+            return Err(self.target.unavailable(i, vec![]));
+        }
+        for i in 0..self.layers().len() {
+            // It goes with its pod; then nothing is mounted there any more.
+            self.is_filled().await?;
+            let applied = self.apply(i, lease, hurry).await;
+            applied.map_err(|failure| self.target.layer_failed(i, failure))?;
+            self.reporter.layers(i + 1, self.layers().len());
+        }
+        let label = Labels::from([(FILLED.to_owned(), "filled".to_owned())]);
+        let snapshotter = self.target.snapshotter.as_str();
+        let labelled = self
+            .containerd
+            .label_snapshot(snapshotter, self.path, label);
+        labelled.await.map_err(|e| self.target.failed(e))
+    }
+
+    async fn apply(&self, i: usize, lease: &Lease, hurry: &Hurry) -> Result<(), Failure> {
+        let layer = &self.layers()[i];
+        let unpack = Unpack {
+            containerd: self.containerd,
+            snapshotter: &self.target.snapshotter,
+            lease,
+            image: &self.target.image,
+            manifest: &self.target.manifest,
+            layer,
+            parent: None,
+            labels: &self.target.labels[i],
+            layers: self.layers,
+            reporter: self.reporter,
+            hurry,
+            stop: self.stop,
+        };
+        let mount = Mount {
+            r#type: "bind".to_owned(),
+            source: self.path.to_owned(),
+            options: vec!["rbind".to_owned(), "rw".to_owned()],
+            ..Default::default()
+        };
+        unpack.apply(vec![mount], &Content::of_image(layer)).await
+    }
+
+    /// Whether all layers were applied into it. An error where it is not there.
+    async fn is_filled(&self) -> Result<bool, Error> {
+        let own = self.containerd.stat(&self.target.snapshotter, self.path);
+        let own = own.await.map_err(|e| self.target.failed(e))?;
+        Ok(is_filled(&own.labels))
+    }
+
+    fn done(&self, found: State, action: Action, layers_done: usize) -> Done {
+        Done {
+            image: self.target.image.clone(),
+            found,
+            action,
+            layers_done,
+            layers_kept: 0,
+            layers: self.layers().len(),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! How fast blobs are applied here, so that nobody waits for what cannot be done in time.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Bytes of a blob in a second, while little was measured: hardly a node applies more.
+const FASTEST: f64 = (512 << 20) as f64;
+
+/// Applies after which what was measured is believed: a few may have been slow ones.
+const BELIEVED: usize = 8;
+
+/// Bytes from which on an apply is measured: with fewer it is the calls that take the time.
+const TELLING: u64 = 4 << 20;
+
+/// A quick moment may be this much quicker than all before.
+const MARGIN: f64 = 2.0;
+
+/// How fast it went in each snapshotter.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<HashMap<String, Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    applies: usize,
+    /// The most bytes in a second.
+    fastest: f64,
+}
+
+impl Pace {
+    /// The least time in which a blob of so many bytes may be applied.
+    pub(crate) fn least(&self, snapshotter: &str, bytes: u64) -> Duration {
+        let pace = match self.seen().get(snapshotter) {
+            Some(seen) if seen.applies >= BELIEVED => seen.fastest * MARGIN,
+            _ => FASTEST,
+        };
+        Duration::from_secs_f64(bytes as f64 / pace)
+    }
+
+    /// A blob of so many bytes was applied.
+    pub(crate) fn measured(&self, snapshotter: &str, bytes: u64, took: Duration) {
+        if bytes < TELLING || took.is_zero() {
+            return;
+        }
+        let pace = bytes as f64 / took.as_secs_f64();
+        let mut seen = self.seen();
+        let seen = seen.entry(snapshotter.to_owned()).or_default();
+        seen.applies += 1;
+        seen.fastest = seen.fastest.max(pace);
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_that_was_seen_is_the_measure() {
+        let (pace, second) = (Pace::default(), Duration::from_secs(1));
+        assert_eq!(pace.least("erofs", 512 << 20), second);
+        for _ in 0..BELIEVED {
+            pace.measured("erofs", TELLING - 1, second);
+            pace.measured("erofs", TELLING, Duration::ZERO);
+        }
+        for n in 1..BELIEVED as u64 {
+            pace.measured("erofs", (10 + n) << 20, second);
+        }
+        assert_eq!(pace.least("erofs", 512 << 20), second);
+        pace.measured("erofs", 50 << 20, second);
+        pace.measured("erofs", 20 << 20, second);
+        assert_eq!(pace.least("erofs", 100 << 20), second);
+        assert_eq!(pace.least("native", 512 << 20), second);
+        assert_eq!(pace.least("native", 0), Duration::ZERO);
+    }
+}

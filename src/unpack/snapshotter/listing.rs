@@ -1,0 +1,81 @@
+//! All snapshots of a snapshotter and all blobs, read in one go: what looks at many images needs no call
+//! for each layer of each.
+
+use std::collections::HashMap;
+
+use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
+use crate::unpack::chain::profile::is_proxied;
+
+/// The label of a volume's snapshot into which all layers were applied.
+pub(crate) const FILLED: &str = "nri-unpack/volume";
+
+/// Whether all layers were applied into the volume whose snapshot has these labels.
+pub(crate) fn is_filled(labels: &Labels) -> bool {
+    labels.contains_key(FILLED)
+}
+
+/// What a snapshotter, and the content store, had when they were asked.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    pub(crate) snapshotter: String,
+    snapshots: HashMap<String, Snapshot>,
+    blobs: HashMap<String, Blob>,
+}
+
+impl Listing {
+    pub(crate) async fn read(
+        containerd: &dyn Containerd,
+        snapshotter: &str,
+    ) -> Result<Self, containerd::Error> {
+        let (snapshots, blobs) =
+            futures::try_join!(containerd.snapshots(snapshotter), containerd.blobs())?;
+        let snapshots = snapshots.into_iter().map(|s| (s.name.clone(), s));
+        let blobs = blobs.into_iter().map(|b| (b.digest.clone(), b));
+        Ok(Self {
+            snapshotter: snapshotter.to_owned(),
+            snapshots: snapshots.collect(),
+            blobs: blobs.collect(),
+        })
+    }
+
+    /// How many snapshots there are, those of containers among them.
+    pub fn len(&self) -> usize {
+        self.snapshots.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.snapshots.is_empty()
+    }
+
+    /// The keys of all of them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.snapshots.keys().map(String::as_str)
+    }
+
+    /// The keys of the active snapshots on layers that were left to the guest, but for volumes that were
+    /// filled.
+    pub fn on_guest_layers(&self) -> impl Iterator<Item = &str> {
+        let active = self.all().filter(|s| s.kind == SnapshotKind::Active);
+        let lacks = active.filter(|s| !is_filled(&s.labels) && self.is_above_guest_layer(s));
+        lacks.map(|snapshot| snapshot.name.as_str())
+    }
+
+    fn is_above_guest_layer(&self, snapshot: &Snapshot) -> bool {
+        let parent = |s: &&Snapshot| self.snapshot(s.parent.as_deref()?);
+        let mut below = std::iter::successors(parent(&snapshot), parent);
+        below.any(|layer| is_proxied(&layer.labels))
+    }
+
+    pub(crate) fn snapshot(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.get(name)
+    }
+
+    pub(crate) fn blob(&self, digest: &str) -> Option<&Blob> {
+        self.blobs.get(digest)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.values()
+    }
+}

@@ -1,0 +1,8 @@
+//! What is known and done about one snapshotter as a whole: leases and temporary snapshots, capabilities, mounts, listings,
+//! and guest pull.
+
+pub(crate) mod capabilities;
+pub(crate) mod guest_pull;
+pub(crate) mod lease;
+pub(crate) mod listing;
+pub(crate) mod mounts;

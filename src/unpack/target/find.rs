@@ -1,0 +1,161 @@
+//! Which image is meant: by its name, or by the chain that a container stands on.
+
+use crate::containerd::Image;
+use crate::image;
+
+use super::images::Images;
+use super::request::{Request, Want};
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::profile::is_proxied;
+use crate::unpack::chain::state::State;
+
+/// containerd's label for the user ids of a container's user namespace.
+const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+
+/// An image, and how it was come by.
+pub(crate) struct Found {
+    pub(crate) image: Image,
+    /// The name that it was asked for by.
+    pub(crate) asked: Option<String>,
+    /// The container stands on a copy of its chain.
+    pub(crate) is_copied: bool,
+}
+
+impl Images {
+    /// The image that is meant.
+    pub(crate) async fn find(&self, request: &Request) -> Result<Found, Error> {
+        let named = |image, asked: &String| Found {
+            image,
+            asked: Some(asked.clone()),
+            is_copied: false,
+        };
+        let (key, chain, name) = match &request.want {
+            Want::Image(name) => {
+                return Ok(named(image::find(self.containerd(), name).await?, name));
+            }
+            // A record of the same target has a name that was asked for.
+            Want::Arriving(image) => {
+                return Ok(Found {
+                    image: image.clone(),
+                    asked: None,
+                    is_copied: false,
+                });
+            }
+            Want::Container {
+                key, chain, name, ..
+            } => (key, chain, name),
+            Want::Sandbox { key, chain } => (key, chain, &None),
+            Want::Volume { image: target, .. } => {
+                let mut images = self.all().await?.into_iter();
+                let image = images.find(|image| image.target.digest == *target);
+                let image = image.ok_or_else(|| image::Error::NotFound(target.clone()))?;
+                let asked = image.name.clone();
+                return Ok(named(image, &asked));
+            }
+        };
+        let found = |image, is_copied| Found {
+            image,
+            asked: name.clone(),
+            is_copied,
+        };
+        if let Some(image) = self.of_chain(chain, name.as_deref()).await? {
+            return Ok(found(image, false));
+        }
+        let original = self.original(&request.snapshotter, key, chain).await?;
+        if let Some(original) = &original
+            && let Some(image) = self.of_chain(original, name.as_deref()).await?
+        {
+            log::debug!(container = key.as_str(), copy = chain.as_str(), image = image.name.as_str(); "the container stands on a copy of its image for a user namespace");
+            return Ok(found(image, true));
+        }
+        let state = self
+            .state_without_image(&request.snapshotter, chain)
+            .await?;
+        Err(Error::NoImage {
+            chain: chain.clone(),
+            key: key.clone(),
+            snapshotter: request.snapshotter.clone(),
+            state,
+            is_copied: original.is_some(),
+        })
+    }
+
+    /// What the snapshots themselves tell of a chain that belongs to no image: that the guest pulls it, or
+    /// that it is broken. `None` where they tell nothing.
+    async fn state_without_image(
+        &self,
+        snapshotter: &str,
+        chain: &str,
+    ) -> Result<Option<State>, Error> {
+        let mut above_guest_layers = false;
+        let mut next = Some(chain.to_owned());
+        while let Some(name) = next {
+            let layer = match self.containerd().stat(snapshotter, &name).await {
+                Ok(layer) => layer,
+                Err(e) if e.is_not_found() => return Ok(None),
+                Err(source) => {
+                    return Err(Error::Containerd {
+                        image: format!("at the chain {chain}"),
+                        snapshotter: snapshotter.to_owned(),
+                        source,
+                    });
+                }
+            };
+            match is_proxied(&layer.labels) {
+                true if above_guest_layers => return Ok(Some(State::Mixed)),
+                true => return Ok(Some(State::Ready)),
+                false => above_guest_layers = true,
+            }
+            next = layer.parent;
+        }
+        Ok(None)
+    }
+
+    /// What `chain` was copied from, if it is a copy for the user namespace of the container `key`.
+    /// containerd makes one, with changed owners, where the snapshotter does not map ids: a committed
+    /// snapshot of a name of its own (1.7: the chain id, the uid and the gid; 2.x: a digest of these) on
+    /// top of the image's chain. The container's own snapshot is labelled with the mapping.
+    async fn original(
+        &self,
+        snapshotter: &str,
+        key: &str,
+        chain: &str,
+    ) -> Result<Option<String>, Error> {
+        let stat = async |name| match self.containerd().stat(snapshotter, name).await {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(source) => Err(Error::Containerd {
+                image: format!("of container {key}"),
+                snapshotter: snapshotter.to_owned(),
+                source,
+            }),
+        };
+        let own = stat(key).await?;
+        if !own.is_some_and(|own| own.labels.contains_key(UID_MAPPING)) {
+            return Ok(None);
+        }
+        Ok(stat(chain).await?.and_then(|copy| copy.parent))
+    }
+
+    /// The image whose chain ends at `chain`: the one that the name stands for, else any.
+    async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
+        if let Some(name) = name {
+            match image::find(self.containerd(), name).await {
+                Ok(image) if self.ends_at(&image, chain).await? => return Ok(Some(image)),
+                Ok(_) | Err(image::Error::NotFound(_) | image::Error::Ambiguous(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for image in self.all().await? {
+            if self.ends_at(&image, chain).await? {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn ends_at(&self, image: &Image, chain: &str) -> Result<bool, Error> {
+        let manifest = self.readable(image).await?;
+        Ok(manifest.is_some_and(|manifest| manifest.chain_id() == Some(chain)))
+    }
+}

@@ -1,0 +1,81 @@
+//! The images of the store, and what they consist of on this node.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::containerd::{Containerd, Image};
+use crate::image::{self, Manifest, Manifests, Platform};
+use crate::unpack::chain::error::Error;
+
+/// Reads images, for one engine.
+pub(crate) struct Images {
+    containerd: Arc<dyn Containerd>,
+    manifests: Manifests,
+}
+
+impl Images {
+    pub(crate) fn new(containerd: Arc<dyn Containerd>) -> Self {
+        Self {
+            containerd,
+            manifests: Manifests::new(Platform::of_this_node()),
+        }
+    }
+
+    /// Forgets the documents of images other than these, by what their records point at.
+    pub(crate) fn keep(&self, records: &HashSet<&str>) {
+        self.manifests.keep(records);
+    }
+
+    /// The name that an image's labels should carry, whatever it was asked for by.
+    pub(crate) async fn best_name(&self, asked: &str) -> Option<String> {
+        let image = image::find(self.containerd(), asked).await.ok()?;
+        let names = self.names(&image).await.ok()?;
+        image::name_for_labels(None, &names)
+    }
+
+    /// What an image consists of on this node.
+    pub(crate) async fn manifest(&self, image: &Image) -> Result<Arc<Manifest>, Error> {
+        Ok(self.manifests.read(self.containerd(), image).await?)
+    }
+
+    /// The chains at which other images end.
+    pub(crate) async fn others(&self, manifest: &Manifest) -> Result<HashSet<String>, Error> {
+        let mut others = HashSet::new();
+        for image in self.all().await? {
+            let other = self.readable(&image).await?;
+            let other = other.filter(|other| other.config != manifest.config);
+            others.extend(other.and_then(|other| other.chain_id().map(str::to_owned)));
+        }
+        Ok(others)
+    }
+
+    /// An image's manifest; `None` where the image is broken, or not for this node. That containerd
+    /// does not answer says nothing of the image.
+    pub(crate) async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
+        match self.manifests.read(self.containerd(), image).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
+                Err(image::Error::Containerd { image, source }.into())
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// All names of an image's target, its own among them even if it was removed meanwhile.
+    pub(crate) async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
+        let images = self.all().await?;
+        Ok(image::names_of(image, &images))
+    }
+
+    pub(crate) async fn all(&self) -> Result<Vec<Image>, Error> {
+        let images = self.containerd.images().await;
+        images.map_err(|source| {
+            let image = "(all images)".to_owned();
+            Error::Image(image::Error::Containerd { image, source })
+        })
+    }
+
+    pub(crate) fn containerd(&self) -> &dyn Containerd {
+        self.containerd.as_ref()
+    }
+}
