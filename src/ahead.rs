@@ -10,14 +10,14 @@ mod choice;
 mod demand;
 mod eager;
 mod existing;
-mod held;
 mod origin;
 mod pulls;
 mod queue;
 mod reconcile;
 mod removals;
 mod schedule;
-mod tally;
+mod snapshot_counts;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod unready;
@@ -38,13 +38,13 @@ use crate::unpack::{Error, Outcome, Request, Urgency, Want};
 
 pub use choice::MAX_SNAPSHOTS;
 use demand::Demand;
-use eager::Place;
+use eager::ManagedSnapshotter;
 pub use existing::Existing;
-use held::Held;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
 pub use removals::heard;
-use unready::{Entry, Unready};
+use snapshot_counts::SnapshotCounts;
+use unready::{PendingGuard, Unready};
 pub use volumes::{ImageVolume, image_volume};
 
 /// Names of images in containers that are remembered: more than a node has. When there are more, all are
@@ -57,12 +57,12 @@ pub struct Ahead {
     queue: Queue,
     pulls: Pulls,
     /// As they were found by the last reconcile; `None` before the first.
-    places: latest::Sender<Option<Vec<Place>>>,
+    managed: latest::Sender<Option<Vec<ManagedSnapshotter>>>,
     /// The images of containers, as their annotations name them.
     used: Mutex<HashSet<String>>,
     unready: Unready,
     demand: Demand,
-    held: Held,
+    snapshot_counts: SnapshotCounts,
     /// An image was removed.
     removals: Notify,
     /// Something was left because a snapshotter holds too many.
@@ -77,11 +77,11 @@ impl Ahead {
             node: node.clone(),
             queue,
             pulls: Pulls::default(),
-            places: latest::Sender::new(None),
+            managed: latest::Sender::new(None),
             used: Mutex::default(),
             unready: Unready::default(),
             demand: Demand::default(),
-            held: Held::default(),
+            snapshot_counts: SnapshotCounts::default(),
             removals: Notify::new(),
             left: AtomicBool::default(),
         });
@@ -145,7 +145,7 @@ impl Ahead {
     }
 
     /// One piece of the work.
-    async fn make_ready(&self, entry: &Entry<'_>, urgency: Urgency) -> Outcome {
+    async fn make_ready(&self, entry: &PendingGuard<'_>, urgency: Urgency) -> Outcome {
         let snapshotter = entry.snapshotter();
         let request = Request {
             want: entry.want().clone(),
@@ -154,7 +154,7 @@ impl Ahead {
         };
         let outcome = self.node.engine.ensure(request).outcome().await;
         match &outcome {
-            Ok(done) => self.held.more(snapshotter, done.layers_done),
+            Ok(done) => self.snapshot_counts.more(snapshotter, done.layers_done),
             Err(e) if e.has_no_image() => removals::missing(self, entry, e).await,
             Err(e) => self.node.engine.replace_if_in_use(e, snapshotter),
         }
@@ -197,12 +197,12 @@ impl Ahead {
     }
 
     /// The snapshotters that are kept, as soon as they are known.
-    async fn places(&self) -> Vec<Place> {
-        let mut places = self.places.subscribe();
-        let known = places.wait_for(Option::is_some).await;
+    async fn managed(&self) -> Vec<ManagedSnapshotter> {
+        let mut managed = self.managed.subscribe();
+        let known = managed.wait_for(Option::is_some).await;
         known
             .ok()
-            .and_then(|places| places.clone())
+            .and_then(|managed| managed.clone())
             .unwrap_or_default()
     }
 
@@ -217,7 +217,7 @@ impl Ahead {
     /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. Does not wait: a race
     /// may be on. A look at all images lists it again, and says what is left.
     fn is_full_enough(&self, snapshotter: &str) -> bool {
-        let is_full = self.held.is_full(snapshotter);
+        let is_full = self.snapshot_counts.is_full(snapshotter);
         if is_full != Some(false) {
             self.queue.look_again();
         }

@@ -4,13 +4,12 @@
 //! check. This module does not know containerd or images, and of NRI only what a plugin's name and
 //! index may be; it reads one file and nothing else.
 
-mod amounts;
 mod error;
 mod labels;
 mod live;
 mod names;
+mod paths;
 mod patterns;
-mod places;
 mod policy;
 #[cfg(test)]
 mod reference;
@@ -18,17 +17,17 @@ mod sections;
 mod template;
 #[cfg(test)]
 mod tests;
+mod units;
 
 use std::{io, path::Path};
 
-pub use amounts::{HookWait, Interval, Percent, Workers};
 pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
 pub use live::Live;
 pub use names::{Name, Namespace};
+pub use paths::{AbsolutePath, Listen, SocketPath};
 pub use patterns::ImagePattern;
-pub use places::{AbsolutePath, Listen, SocketPath};
 pub use policy::{
     Eager, ImageLabels, Labels, Profile, SnapshotterPolicy, Snapshotters, Unlabelled,
 };
@@ -37,6 +36,7 @@ pub use sections::{
     Pull, Unpack,
 };
 pub use template::{Template, Variable};
+pub use units::{HookWait, Interval, Percent, Workers};
 
 impl Config {
     /// Where the configuration is looked for when nobody names a file. It may be missing.

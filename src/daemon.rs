@@ -54,7 +54,7 @@ impl Daemon<'_> {
         let mut link = Link::Disconnected;
         let node = self.node.clone();
         let watched = watchdog::watched(
-            move || node.pass(),
+            move || node.probe_locks(),
             || notify(&[sd_notify::NotifyState::Watchdog]),
         );
         tokio::select! {

@@ -5,7 +5,7 @@
 
 mod creation;
 mod decision;
-mod place;
+mod pod_snapshotter;
 mod sandbox;
 #[cfg(test)]
 mod tests;
@@ -29,13 +29,13 @@ use crate::metrics;
 use crate::node::Node;
 use crate::policy::{self, Doubt, Strictness};
 use crate::unpack::{
-    Error, LEAST_WAIT, Move, Outcome, Request, Standing, State, Swapped, Ticket, Until, Urgency,
-    Want, is_on_host,
+    Error, LEAST_WAIT, Move, Outcome, ParentChain, Request, State, SwapDeadlines, SwapOutcome,
+    Ticket, Urgency, Want, is_on_host,
 };
 
 use creation::Creation;
 use decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
-use place::{Place, is_skipped};
+use pod_snapshotter::{PodSnapshotter, is_skipped};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
 /// the image's names.
@@ -203,7 +203,7 @@ impl Session {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
-                let place = Place::of(&config, handlers, pod).ok()?;
+                let place = PodSnapshotter::of(&config, handlers, pod).ok()?;
                 if place.left_alone {
                     return None;
                 }
@@ -240,7 +240,7 @@ impl Session {
                     runtime_handler: container.runtime_handler,
                     ..Pod::default()
                 };
-                let place = Place::of(&config, &handlers, &pod).ok()?;
+                let place = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
                 if place.left_alone {
                     return None;
                 }
@@ -395,7 +395,7 @@ impl Session {
                     from: chain,
                     onto: onto.clone(),
                 };
-                let until = Until {
+                let until = SwapDeadlines {
                     usual: deadline,
                     last: started + bounded_wait(Duration::MAX, self.request_timeout),
                 };
@@ -416,15 +416,15 @@ impl Session {
     ) -> ControlFlow<HandlerResult, String> {
         let container = creation.container;
         let engine = &self.node.engine;
-        let standing = engine.standing(
+        let standing = engine.parent_chain(
             creation.snapshotter,
             &container.id,
             image_name(container),
             creation.strictness.left_alone,
         );
         ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
-            Ok(Ok(Standing::Unknown { chain })) => return ControlFlow::Continue(chain),
-            Ok(Ok(Standing::Ready | Standing::Scratch)) => {
+            Ok(Ok(ParentChain::Unknown { chain })) => return ControlFlow::Continue(chain),
+            Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => {
                 creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
                 Ok(())
             }
@@ -442,7 +442,7 @@ impl Session {
         &self,
         creation: &Creation<'_>,
         wanted: Move,
-        until: Until,
+        until: SwapDeadlines,
         state: Option<State>,
     ) -> HandlerResult {
         let is_mixed = state == Some(State::Mixed);
@@ -462,14 +462,14 @@ impl Session {
             Doubt::Unready
         };
         match self.node.engine.swap(wanted, until).await {
-            Swapped::Done => {
+            SwapOutcome::Done => {
                 creation.say(Verdict::Moved, state, Did::Swapped, stood_on);
                 Ok(())
             }
-            Swapped::Untouched(why) => {
+            SwapOutcome::Untouched(why) => {
                 creation.doubted(doubt, state, &format!("{stood_on}; {why}"))
             }
-            Swapped::Lost => {
+            SwapOutcome::Lost => {
                 creation.doubted(Doubt::Broken, state, "its snapshot was lost in a move")
             }
         }
@@ -485,14 +485,14 @@ impl Session {
 
     /// Where a pod's snapshots are, `None` where nothing of it has to be looked at; else why that is not
     /// known. A pod that is left to containerd is looked at where the snapshotter may hold empty layers.
-    async fn place(&self, pod: &Pod, deadline: Instant) -> Result<Option<Place>, String> {
+    async fn place(&self, pod: &Pod, deadline: Instant) -> Result<Option<PodSnapshotter>, String> {
         let Some(handlers) = self.node.handlers_by(deadline).await else {
             return match is_skipped(pod) {
                 true => Ok(None),
                 false => Err("containerd has not said yet what this pod's handler uses".to_owned()),
             };
         };
-        let place = match Place::of(&self.node.config(), &handlers, pod) {
+        let place = match PodSnapshotter::of(&self.node.config(), &handlers, pod) {
             Ok(place) => place,
             Err(_) if is_skipped(pod) => return Ok(None),
             Err(e) => return Err(e.to_string()),
@@ -501,7 +501,7 @@ impl Session {
         Ok(Some(place).filter(|place| !place.left_alone || profile.may_proxy))
     }
 
-    fn strictness(&self, place: &Place) -> Strictness {
+    fn strictness(&self, place: &PodSnapshotter) -> Strictness {
         Strictness {
             on_unready: self.node.config().hooks.on_unready,
             fails_closed: self.node.engine.profile(&place.snapshotter).fails_closed,

@@ -22,8 +22,8 @@ pub mod image;
 pub mod containerd;
 
 pub mod config;
+mod free_space;
 pub mod logs;
 pub mod metrics;
 mod printable;
 mod retry;
-mod room;

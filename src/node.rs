@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Live};
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::containerd::{self, Containerd};
+use crate::free_space::{self, Room};
 use crate::handlers::{FileConfig, Handlers, Running};
-use crate::room::{self, Room};
 use crate::unpack::{Engine, Parallel, Role};
 use crate::{policy, retry};
 
@@ -39,7 +39,7 @@ pub struct Node {
     pub engine: Arc<Engine>,
     /// For work that nobody has asked for.
     pub(crate) room: Room,
-    handlers: watch::Sender<Known>,
+    handlers: watch::Sender<HandlerState>,
     /// Another configuration is in force, and the handlers are known as it has them.
     reloaded: Notify,
     tasks: TaskTracker,
@@ -50,7 +50,7 @@ pub struct Node {
 
 /// What is known of the runtime handlers.
 #[derive(Clone, Debug)]
-struct Known {
+struct HandlerState {
     /// As containerd answered last.
     handlers: Option<Arc<Handlers>>,
     answer: Answer,
@@ -62,12 +62,12 @@ enum Answer {
     /// It is being asked.
     Awaited,
     /// It did not answer; it is asked again.
-    Missing,
+    None,
     /// The handlers are as they are now.
     Here,
 }
 
-impl Known {
+impl HandlerState {
     fn now(&self) -> Option<&Arc<Handlers>> {
         let is_here = self.answer == Answer::Here;
         self.handlers.as_ref().filter(|_| is_here)
@@ -84,7 +84,7 @@ impl Node {
 
     /// On this containerd, whatever stands behind it.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
-        Self::seeing(config, role, containerd, room::free_percent)
+        Self::seeing(config, role, containerd, free_space::free_percent)
     }
 
     /// The same, where somebody else says how much room is free.
@@ -92,7 +92,7 @@ impl Node {
         config: Config,
         role: Role,
         containerd: Arc<dyn Containerd>,
-        free: room::Free,
+        free: free_space::Free,
     ) -> Arc<Self> {
         let parallel = Parallel {
             images: config.unpack.parallel_images.count().get(),
@@ -112,7 +112,7 @@ impl Node {
             config: live,
             reloaded: Notify::new(),
             containerd,
-            handlers: watch::Sender::new(Known {
+            handlers: watch::Sender::new(HandlerState {
                 handlers: None,
                 answer: Answer::Awaited,
             }),
@@ -229,7 +229,7 @@ impl Node {
             // What is known of this session stays so: only its configuration is read again.
             self.handlers.send_modify(|known| {
                 if known.answer == Answer::Awaited {
-                    known.answer = Answer::Missing;
+                    known.answer = Answer::None;
                 }
             });
             tokio::time::sleep(pause).await;
@@ -241,7 +241,7 @@ impl Node {
         self.handlers.send_if_modified(|known| {
             let is_in_force = Arc::ptr_eq(config, &self.config());
             if is_in_force {
-                *known = Known {
+                *known = HandlerState {
                     handlers: Some(handlers),
                     answer: Answer::Here,
                 };
@@ -321,10 +321,10 @@ impl Node {
 
     /// Takes each lock that all work takes, and lets it go: where one is held for good, this does not
     /// return.
-    pub fn pass(&self) {
+    pub fn probe_locks(&self) {
         drop(self.session.lock().unwrap_or_else(PoisonError::into_inner));
         drop(self.handlers_now());
-        self.engine.pass();
+        self.engine.probe_locks();
     }
 
     /// Stops all work, and waits until it has tidied up after itself.

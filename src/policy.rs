@@ -4,7 +4,9 @@
 use crate::config::{
     self, AbsolutePath, Config, ExtraLabels, Live, MissingContent, OnUnready, Unlabelled,
 };
-use crate::unpack::{LabelPolicy, Labelling, Means, Missing, Profile, Registries, Repair};
+use crate::unpack::{
+    ContentFallback, FallbackSource, LabelPolicy, Labelling, Profile, Registries, Repair,
+};
 
 /// A pod with this annotation, a comma-separated list of image names, has them ready before its
 /// first container.
@@ -74,18 +76,18 @@ impl LabelPolicy for Labels {
 }
 
 /// What is done about a layer that has to be unpacked and whose blob is gone.
-pub fn missing(config: &Config) -> Missing {
+pub fn missing(config: &Config) -> ContentFallback {
     let means = config.unpack.missing_content.iter();
     let means = means.map(|means| match means {
-        MissingContent::Rebuild => Means::Rebuild,
-        MissingContent::Pull => Means::Pull,
+        MissingContent::Rebuild => FallbackSource::Rebuild,
+        MissingContent::Pull => FallbackSource::Pull,
     });
     let path = |path: &AbsolutePath| path.as_ref().to_owned();
     let registries = Registries {
         hosts: path(&config.pull.hosts),
         credentials: config.pull.credentials.as_ref().map(path),
     };
-    Missing::new(means.collect(), registries)
+    ContentFallback::new(means.collect(), registries)
 }
 
 /// What speaks against a container when the hook has to answer.

@@ -14,7 +14,7 @@ use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::origin::{self, Extraction};
 use super::queue::Arrival;
-use super::{Ahead, Place, demand, eager, is_news, may_pass, reconcile, volumes};
+use super::{Ahead, ManagedSnapshotter, demand, eager, is_news, may_pass, reconcile, volumes};
 
 /// Arrivals that are worked on at the same time. Most are nothing but a look, and the engine bounds
 /// what is unpacked at once.
@@ -63,23 +63,23 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     };
     let is_pinned = eager::is_pinned(&image) || is_sandbox(ahead, &image).await;
     let want = Want::Image(name.clone());
-    let (places, config) = (ahead.places().await, ahead.node.config());
-    let work = places.iter().map(|place| async {
-        let is_eager = eager::is_eager(&config, place, is_pinned);
-        if !is_eager && !demand::is_wanted(ahead, place, &image).await {
+    let (managed, config) = (ahead.managed().await, ahead.node.config());
+    let work = managed.iter().map(|managed| async {
+        let is_eager = eager::is_eager(&config, managed, is_pinned);
+        if !is_eager && !demand::is_wanted(ahead, managed, &image).await {
             return;
         }
-        if !is_pinned && ahead.is_full_enough(&place.snapshotter) {
+        if !is_pinned && ahead.is_full_enough(&managed.snapshotter) {
             return;
         }
-        let is_lazy = eager::is_without_content(&config, place, is_pinned);
-        let arrived = arrive(ahead, place, want.clone(), &image, is_lazy);
+        let is_lazy = eager::is_without_content(&config, managed, is_pinned);
+        let arrived = arrive(ahead, managed, want.clone(), &image, is_lazy);
         let Some(arrived) = arrived.await else {
             return;
         };
-        let snapshotter = place.snapshotter.as_str();
+        let snapshotter = managed.snapshotter.as_str();
         match arrived {
-            Ok(_) if eager::is_eager_in_a_pull(&config, place) => {
+            Ok(_) if eager::is_eager_in_a_pull(&config, managed) => {
                 name_layers(ahead, &name, snapshotter).await;
             }
             Err(e) if is_news(&e) => {
@@ -137,10 +137,10 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let Some(handlers) = node.handlers_now() else {
         return;
     };
-    let mut places = ahead.places().await;
-    places.retain(|place| eager::is_eager_in_a_pull(&node.config(), place));
+    let mut managed = ahead.managed().await;
+    managed.retain(|managed| eager::is_eager_in_a_pull(&node.config(), managed));
     let default = handlers.default_name();
-    if Some(extraction.snapshotter.as_str()) != default || places.is_empty() {
+    if Some(extraction.snapshotter.as_str()) != default || managed.is_empty() {
         return;
     }
     let found = ahead
@@ -156,14 +156,14 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
     };
     log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
-    places.retain(|place| is_known || ahead.takes_any_name(&place.snapshotter));
-    places.retain(|place| !ahead.is_full_enough(&place.snapshotter));
-    let work = places.iter().map(|place| async {
+    managed.retain(|managed| is_known || ahead.takes_any_name(&managed.snapshotter));
+    managed.retain(|managed| !ahead.is_full_enough(&managed.snapshotter));
+    let work = managed.iter().map(|managed| async {
         let want = Want::Arriving(image.clone());
         // In a pull the content may not be there yet: the configuration makes no difference.
-        let arrived = arrive(ahead, place, want, &image, true);
+        let arrived = arrive(ahead, managed, want, &image, true);
         if let Some(Err(e)) = arrived.await {
-            log::debug!(image = image.name.as_str(), snapshotter = place.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
+            log::debug!(image = image.name.as_str(), snapshotter = managed.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
         }
     });
     join_all(work).await;
@@ -173,15 +173,15 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
 /// ready only without its content (`is_lazy`), and the snapshotter needs that.
 async fn arrive(
     ahead: &Ahead,
-    place: &Place,
+    managed: &ManagedSnapshotter,
     want: Want,
     record: &Image,
     is_lazy: bool,
 ) -> Option<Outcome> {
-    if !ahead.node.room.is_enough(place.root.as_deref()) {
+    if !ahead.node.room.is_enough(managed.root.as_deref()) {
         return None;
     }
-    let (image, snapshotter) = (want.name().to_owned(), place.snapshotter.as_str());
+    let (image, snapshotter) = (want.name().to_owned(), managed.snapshotter.as_str());
     if is_lazy && ahead.needs_content(&want, snapshotter).await {
         return None;
     }

@@ -1,7 +1,7 @@
 //! What becomes of an image in a snapshotter in which it is wanted ahead, unless it is pinned: those are made
 //! ready in any case. Does no I/O.
 
-use crate::unpack::{Look, State};
+use crate::unpack::{ImageStatus, State};
 
 /// Snapshots in one snapshotter from which on only pinned images are unpacked ahead: each labelled
 /// `Prepare` has containerd walk all of them (some 8 ms more with each thousand), so filling a
@@ -25,7 +25,7 @@ pub(super) enum Choice {
 }
 
 /// How an image looks in a snapshotter that holds so many snapshots, and what becomes of it.
-pub(super) fn choice(look: &Look, held: usize) -> Choice {
+pub(super) fn choice(look: &ImageStatus, held: usize) -> Choice {
     let more = look.layers.saturating_sub(look.committed);
     match look.state {
         _ if look.left_out => Choice::LeftOut,
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_snapshotter_that_holds_many_gets_repairs_only() {
-        let look = |state, committed| Look {
+        let look = |state, committed| ImageStatus {
             manifest: String::new(),
             state,
             left_out: false,
@@ -50,7 +50,7 @@ mod tests {
             ready_layers: 0,
             committed,
         };
-        let left_out = Look {
+        let left_out = ImageStatus {
             left_out: true,
             ..look(State::Missing, 0)
         };

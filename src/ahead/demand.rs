@@ -18,7 +18,7 @@ use crate::image;
 use crate::logs;
 use crate::unpack::{Action, Urgency, Want};
 
-use super::eager::Place;
+use super::eager::ManagedSnapshotter;
 use super::{Ahead, is_news, lock};
 
 /// Images that are made ready for one failed layer: those that came last. The next failure names a layer
@@ -133,9 +133,9 @@ impl Drop for Working<'_> {
 
 /// Whether an image that arrived is made ready in a snapshotter although it is in no eager set: there it
 /// may be wanted soon, and containerd cannot unpack it.
-pub(super) async fn is_wanted(ahead: &Ahead, place: &Place, image: &Image) -> bool {
+pub(super) async fn is_wanted(ahead: &Ahead, managed: &ManagedSnapshotter, image: &Image) -> bool {
     let config = ahead.node.config();
-    let snapshotter = place.snapshotter.as_str();
+    let snapshotter = managed.snapshotter.as_str();
     if config.snapshotter(snapshotter).eager != Eager::Auto
         || !ahead.demand.may_want(snapshotter, &image.name)
     {
@@ -150,8 +150,8 @@ pub(super) async fn is_wanted(ahead: &Ahead, place: &Place, image: &Image) -> bo
 
 /// containerd has failed to unpack the layer `chain` in a snapshotter.
 pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str) {
-    let is_kept = |place: &Place| place.snapshotter == snapshotter;
-    if !ahead.places().await.iter().any(is_kept) {
+    let is_kept = |managed: &ManagedSnapshotter| managed.snapshotter == snapshotter;
+    if !ahead.managed().await.iter().any(is_kept) {
         return;
     }
     let Some(_working) = ahead.demand.begin(snapshotter, chain) else {

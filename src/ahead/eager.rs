@@ -18,7 +18,7 @@ const ROOT: &str = "root";
 
 /// A snapshotter that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ManagedSnapshotter {
     pub(super) snapshotter: String,
     /// Another process makes its snapshots, mostly without content.
     pub(super) is_proxy: bool,
@@ -27,7 +27,11 @@ pub(super) struct Place {
 }
 
 /// The snapshotters that handlers use, that are ours to keep, and that are up.
-pub(super) fn places(config: &Config, handlers: &Handlers, listed: &[Snapshotter]) -> Vec<Place> {
+pub(super) fn managed(
+    config: &Config,
+    handlers: &Handlers,
+    listed: &[Snapshotter],
+) -> Vec<ManagedSnapshotter> {
     let default = handlers.default_name();
     // A proxy's files are another process's to know; containerd's own are as good a guess.
     let any_root = listed.iter().find_map(|s| s.exports.get(ROOT));
@@ -36,17 +40,17 @@ pub(super) fn places(config: &Config, handlers: &Handlers, listed: &[Snapshotter
         handlers.snapshotters().contains(s.name.as_str())
             && policy::is_kept(config, &s.name, default)
     });
-    let place = |s: &Snapshotter| Place {
+    let managed = |s: &Snapshotter| ManagedSnapshotter {
         snapshotter: s.name.clone(),
         is_proxy: s.proxy_address().is_some(),
         root: s.exports.get(ROOT).or(any_root).cloned(),
     };
-    kept.map(place).collect()
+    kept.map(managed).collect()
 }
 
 /// An image of the store, under all of its names.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Known {
+pub(super) struct StoreImage {
     /// The record with the best of the names.
     pub(super) image: Image,
     pub(super) names: Vec<String>,
@@ -61,7 +65,7 @@ pub(super) fn in_order(
     images: Vec<Image>,
     sandbox: Option<&str>,
     used: &HashSet<String>,
-) -> Vec<Known> {
+) -> Vec<StoreImage> {
     let mut by_target: BTreeMap<String, Vec<Image>> = BTreeMap::new();
     for image in images {
         let of_target = by_target.entry(image.target.digest.clone()).or_default();
@@ -78,7 +82,7 @@ pub(super) fn in_order(
     known
 }
 
-fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<Known> {
+fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<StoreImage> {
     let names: Vec<_> = records.iter().map(|image| image.name.clone()).collect();
     let best = image::name_for_labels(None, &names)?;
     let is_pinned = records.iter().any(is_pinned)
@@ -87,7 +91,7 @@ fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<Known> {
             .is_some_and(|image| Some(image.target.digest.as_str()) == sandbox);
     let created_at = records.iter().filter_map(|image| image.created_at).max();
     let at = names.iter().position(|name| *name == best)?;
-    Some(Known {
+    Some(StoreImage {
         image: records.swap_remove(at),
         names,
         is_pinned,
@@ -105,25 +109,29 @@ pub(super) fn is_pinned(image: &Image) -> bool {
 
 /// Whether an image is unpacked here before a pod asks for it. What the patterns of the configuration
 /// leave out is not asked here.
-pub(super) fn is_eager(config: &Config, place: &Place, is_pinned: bool) -> bool {
-    match config.snapshotter(&place.snapshotter).eager {
+pub(super) fn is_eager(config: &Config, managed: &ManagedSnapshotter, is_pinned: bool) -> bool {
+    match config.snapshotter(&managed.snapshotter).eager {
         Eager::All => true,
-        Eager::Auto => place.is_proxy || is_pinned,
+        Eager::Auto => managed.is_proxy || is_pinned,
         Eager::Pinned => is_pinned,
         Eager::None => false,
     }
 }
 
 /// Whether that is so only if the snapshotter needs no content for the image.
-pub(super) fn is_without_content(config: &Config, place: &Place, is_pinned: bool) -> bool {
-    let eager = config.snapshotter(&place.snapshotter).eager;
-    eager == Eager::Auto && place.is_proxy && !is_pinned
+pub(super) fn is_without_content(
+    config: &Config,
+    managed: &ManagedSnapshotter,
+    is_pinned: bool,
+) -> bool {
+    let eager = config.snapshotter(&managed.snapshotter).eager;
+    eager == Eager::Auto && managed.is_proxy && !is_pinned
 }
 
 /// Whether an image is unpacked here while it is being pulled: its snapshotter needs no content for
 /// it. Then its name is not known yet, so the configuration must not ask for it.
-pub(super) fn is_eager_in_a_pull(config: &Config, place: &Place) -> bool {
-    place.is_proxy
-        && is_eager(config, place, false)
-        && config.snapshotter(&place.snapshotter).is_nameless()
+pub(super) fn is_eager_in_a_pull(config: &Config, managed: &ManagedSnapshotter) -> bool {
+    managed.is_proxy
+        && is_eager(config, managed, false)
+        && config.snapshotter(&managed.snapshotter).is_nameless()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 
 use crate::handlers::Handlers;
-use crate::unpack::{Request, Standing, Urgency, Want};
+use crate::unpack::{ParentChain, Request, Urgency, Want};
 
 use super::{Ahead, is_news};
 
@@ -24,7 +24,7 @@ pub struct Existing {
 /// that one that is full keeps no other's waiting.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
-    let places = ahead.places().await;
+    let managed = ahead.managed().await;
     let mut by_snapshotter: BTreeMap<String, Vec<Existing>> = BTreeMap::new();
     for container in existing(&handlers) {
         if let Some(image) = &container.image {
@@ -34,8 +34,8 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
         those.or_default().push(container);
     }
     let checks = by_snapshotter.into_iter().map(|(snapshotter, containers)| {
-        let place = places.iter().find(|p| p.snapshotter == snapshotter);
-        let root = place.and_then(|place| place.root.as_deref());
+        let managed = managed.iter().find(|p| p.snapshotter == snapshotter);
+        let root = managed.and_then(|managed| managed.root.as_deref());
         async move {
             for container in containers {
                 ahead.node.room.wait(root).await;
@@ -54,11 +54,11 @@ async fn check_one(ahead: &Ahead, container: Existing) {
     } = container;
     let engine = &ahead.node.engine;
     let chain = match engine
-        .standing(&snapshotter, &id, image.as_deref(), false)
+        .parent_chain(&snapshotter, &id, image.as_deref(), false)
         .await
     {
-        Ok(Standing::Unknown { chain }) => chain,
-        Ok(Standing::Ready | Standing::Scratch) => return,
+        Ok(ParentChain::Unknown { chain }) => chain,
+        Ok(ParentChain::Ready | ParentChain::Scratch) => return,
         Err(e) => return log::debug!(container = id.as_str(), error:% = e; "container not checked"),
     };
     let want = Want::Container {

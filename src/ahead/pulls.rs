@@ -31,12 +31,12 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 #[derive(Debug)]
 pub(super) struct Pulls {
     manifests: Manifests,
-    known: Mutex<Known>,
+    known: Mutex<FoundChains>,
 }
 
 /// The chains whose image was found.
 #[derive(Debug, Default)]
-struct Known {
+struct FoundChains {
     since: HashMap<String, Instant>,
     /// Images that were removed so far.
     removals: u64,
@@ -107,7 +107,7 @@ impl Pulls {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, FoundChains> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,30 +15,30 @@ use crate::unpack::{Action, Listing, Outcome, State, Urgency, Want};
 
 use super::Ahead;
 use super::choice::{Choice, choice};
-use super::eager::{self, Known, Place};
-use super::tally::{Rest, Said, Tally};
-use super::unready::Entry;
+use super::eager::{self, ManagedSnapshotter, StoreImage};
+use super::summary::{LastReported, ReconcileSummary, Rest};
+use super::unready::PendingGuard;
 
 /// After each image that was unpacked there is a rest of as long as that took, so that containerd has
 /// half of its time for others; not longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// One image for one snapshotter. While it waits for its turn, a pod pushes it.
-struct Piece<'a> {
-    known: &'a Known,
-    place: &'a Place,
+struct WorkItem<'a> {
+    known: &'a StoreImage,
+    managed: &'a ManagedSnapshotter,
     /// What it was when it was looked at, if it was.
     state: Option<State>,
     /// It is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
     /// While that is not known, no pod pushes it, and it takes no place.
-    entry: Option<Entry<'a>>,
+    pending: Option<PendingGuard<'a>>,
 }
 
 /// How one ended.
 struct Worked<'a> {
     image: String,
-    place: &'a Place,
+    managed: &'a ManagedSnapshotter,
     /// As before.
     state: Option<State>,
     ended: Ended,
@@ -55,48 +55,51 @@ enum Ended {
 }
 
 /// Answers what is left to be done.
-pub(super) async fn look(ahead: &Ahead, said: &mut Said) -> Result<Rest, containerd::Error> {
+pub(super) async fn look(
+    ahead: &Ahead,
+    said: &mut LastReported,
+) -> Result<Rest, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
     let listed = node.containerd.snapshotters().await?;
-    let places = eager::places(&node.config(), &handlers, &listed);
-    ahead.places.send_replace(Some(places.clone()));
-    if places.is_empty() {
+    let managed = eager::managed(&node.config(), &handlers, &listed);
+    ahead.managed.send_replace(Some(managed.clone()));
+    if managed.is_empty() {
         return Ok(Rest::Nothing);
     }
     let images = node.containerd.images().await?;
     let sandbox = sandbox_target(ahead, &handlers, &images).await;
     let used = ahead.used_of(&images);
     let known = eager::in_order(images, sandbox.as_deref(), &used);
-    let mut tally = Tally::default();
+    let mut summary = ReconcileSummary::default();
     // Pods wait for the pinned ones, and the engine looks at each: they do not wait for the others.
-    let pinned = work(ahead, pinned(ahead, &places, &known));
-    let (pinned, scan) = futures::join!(pinned, scan(ahead, &places, &known, said, &mut tally));
-    ahead.left.store(tally.has_left(), Ordering::Relaxed);
+    let pinned = work(ahead, pinned(ahead, &managed, &known));
+    let (pinned, scan) = futures::join!(pinned, scan(ahead, &managed, &known, said, &mut summary));
+    ahead.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
-        let key = (worked.image.as_str(), worked.place.snapshotter.as_str());
+        let key = (worked.image.as_str(), worked.managed.snapshotter.as_str());
         worked.state = scan.pinned.get(&key).copied();
-        count(&mut tally, said, worked);
+        count(&mut summary, said, worked);
     }
-    for worked in work(ahead, scan.pieces).await {
-        count(&mut tally, said, worked);
+    for worked in work(ahead, scan.items).await {
+        count(&mut summary, said, worked);
     }
-    ahead.left.store(tally.has_left(), Ordering::Relaxed);
-    Ok(tally.say(said, started))
+    ahead.left.store(summary.has_left(), Ordering::Relaxed);
+    Ok(summary.say(said, started))
 }
 
-fn count(tally: &mut Tally, said: &Said, worked: Worked<'_>) {
-    let snapshotter = worked.place.snapshotter.as_str();
+fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>) {
+    let snapshotter = worked.managed.snapshotter.as_str();
     match worked.ended {
-        Ended::NoRoom => tally.no_room(snapshotter, worked.state),
-        Ended::TooMany => tally.left(snapshotter, worked.state),
-        Ended::NeedsContent => tally.needs_content(snapshotter, worked.state),
-        Ended::Tried(Ok(done)) if done.action == Action::None => tally.ready(snapshotter),
-        Ended::Tried(Ok(_)) => tally.made(snapshotter),
+        Ended::NoRoom => summary.no_room(snapshotter, worked.state),
+        Ended::TooMany => summary.left(snapshotter, worked.state),
+        Ended::NeedsContent => summary.needs_content(snapshotter, worked.state),
+        Ended::Tried(Ok(done)) if done.action == Action::None => summary.ready(snapshotter),
+        Ended::Tried(Ok(_)) => summary.made(snapshotter),
         Ended::Tried(Err(e)) => {
-            let piece = (worked.image, snapshotter.to_owned());
-            tally.failed(said, piece, worked.state, &e);
+            let item = (worked.image, snapshotter.to_owned());
+            summary.failed(said, item, worked.state, &e);
         }
     }
 }
@@ -118,78 +121,86 @@ pub(super) async fn sandbox_target(
     }
 }
 
-fn pinned<'a>(ahead: &'a Ahead, places: &'a [Place], known: &'a [Known]) -> Vec<Piece<'a>> {
+fn pinned<'a>(
+    ahead: &'a Ahead,
+    managed: &'a [ManagedSnapshotter],
+    known: &'a [StoreImage],
+) -> Vec<WorkItem<'a>> {
     let config = ahead.node.config();
     let pinned = known.iter().filter(|known| known.is_pinned);
-    let everywhere = pinned.flat_map(|known| places.iter().map(move |place| (known, place)));
-    let wanted = everywhere.filter(|(_, place)| eager::is_eager(&config, place, true));
+    let everywhere = pinned.flat_map(|known| managed.iter().map(move |managed| (known, managed)));
+    let wanted = everywhere.filter(|(_, managed)| eager::is_eager(&config, managed, true));
     wanted
-        .map(|(known, place)| Piece {
+        .map(|(known, managed)| WorkItem {
             known,
-            place,
+            managed,
             state: None,
             is_lazy: false,
-            entry: Some(enter(ahead, known, place)),
+            pending: Some(enter(ahead, known, managed)),
         })
         .collect()
 }
 
-fn enter<'a>(ahead: &'a Ahead, known: &Known, place: &Place) -> Entry<'a> {
+fn enter<'a>(
+    ahead: &'a Ahead,
+    known: &StoreImage,
+    managed: &ManagedSnapshotter,
+) -> PendingGuard<'a> {
     let want = Want::Image(known.image.name.clone());
     let record = &known.image.target.digest;
     ahead
         .unready
-        .enter(&place.snapshotter, want, record, known.created_at)
+        .enter(&managed.snapshotter, want, record, known.created_at)
 }
 
 /// What a look at the images was.
 struct Scan<'a> {
     /// What is not ready, in the order in which it is to be made so.
-    pieces: Vec<Piece<'a>>,
+    items: Vec<WorkItem<'a>>,
     /// The states of pinned images, which are worked on meanwhile: name and snapshotter.
     pinned: HashMap<(&'a str, &'a str), State>,
 }
 
 async fn scan<'a>(
     ahead: &'a Ahead,
-    places: &'a [Place],
-    known: &'a [Known],
-    said: &Said,
-    tally: &mut Tally,
+    managed: &'a [ManagedSnapshotter],
+    known: &'a [StoreImage],
+    said: &LastReported,
+    summary: &mut ReconcileSummary,
 ) -> Scan<'a> {
     let node = &ahead.node;
     let mut listings: HashMap<&str, (Listing, usize)> = HashMap::new();
-    for place in places {
-        match node.engine.list(&place.snapshotter).await {
+    for managed in managed {
+        match node.engine.list(&managed.snapshotter).await {
             Ok(listing) => {
                 let held = listing.len();
-                ahead.held.listed(&place.snapshotter, held);
-                listings.insert(&place.snapshotter, (listing, held));
+                ahead.snapshot_counts.listed(&managed.snapshotter, held);
+                listings.insert(&managed.snapshotter, (listing, held));
             }
-            Err(e) => tally.silent(said, &place.snapshotter, &e),
+            Err(e) => summary.silent(said, &managed.snapshotter, &e),
         }
     }
     let mut scan = Scan {
-        pieces: Vec::new(),
+        items: Vec::new(),
         pinned: HashMap::new(),
     };
     let everywhere = known
         .iter()
-        .flat_map(|k| places.iter().map(move |p| (k, p)));
+        .flat_map(|k| managed.iter().map(move |p| (k, p)));
     let everywhere: Vec<_> = everywhere.collect();
-    for (known, place) in everywhere {
-        let snapshotter = place.snapshotter.as_str();
+    for (known, managed) in everywhere {
+        let snapshotter = managed.snapshotter.as_str();
         let Some((listing, held)) = listings.get_mut(snapshotter) else {
             continue;
         };
-        if !eager::is_eager(&node.config(), place, known.is_pinned) {
+        if !eager::is_eager(&node.config(), managed, known.is_pinned) {
             continue;
         }
         let look = match node.engine.look(&known.image, &known.names, listing).await {
             Ok(look) => look,
             Err(e) => {
-                let piece = (known.image.name.clone(), snapshotter.to_owned());
-                tally.unseen(said, piece, &e);
+                let item = (known.image.name.clone(), snapshotter.to_owned());
+                summary.unseen(said, item, &e);
                 continue;
             }
         };
@@ -200,20 +211,20 @@ async fn scan<'a>(
         }
         match choice(&look, *held) {
             Choice::LeftOut => {}
-            Choice::Ready => tally.ready(snapshotter),
-            Choice::TooMany => tally.left(snapshotter, Some(look.state)),
+            Choice::Ready => summary.ready(snapshotter),
+            Choice::TooMany => summary.left(snapshotter, Some(look.state)),
             Choice::Make { more } => {
                 let config = node.config();
-                let is_lazy = more > 0 && eager::is_without_content(&config, place, false);
+                let is_lazy = more > 0 && eager::is_without_content(&config, managed, false);
                 let is_certain = !is_lazy || ahead.takes_any_name(snapshotter);
                 // Others may come to nothing: they are counted when they are made.
                 *held += if is_certain { more } else { 0 };
-                scan.pieces.push(Piece {
+                scan.items.push(WorkItem {
                     known,
-                    place,
+                    managed,
                     state: Some(look.state),
                     is_lazy,
-                    entry: is_certain.then(|| enter(ahead, known, place)),
+                    pending: is_certain.then(|| enter(ahead, known, managed)),
                 });
             }
         }
@@ -223,52 +234,52 @@ async fn scan<'a>(
 
 /// One after another, as many at once as the engine lets in of what nobody waits for: one more would be
 /// let in while another rests, and containerd had no rest.
-async fn work<'a>(ahead: &'a Ahead, pieces: Vec<Piece<'a>>) -> Vec<Worked<'a>> {
+async fn work<'a>(ahead: &'a Ahead, items: Vec<WorkItem<'a>>) -> Vec<Worked<'a>> {
     let parallel = ahead.node.config().unpack.parallel_images.count().get();
     let parallel = parallel.saturating_sub(1).max(1);
-    let work = pieces.into_iter().map(|piece| work_on(ahead, piece));
+    let work = items.into_iter().map(|item| work_on(ahead, item));
     let work: Vec<_> = work.collect();
     let work = stream::iter(work).buffer_unordered(parallel);
     work.collect().await
 }
 
-async fn work_on<'a>(ahead: &'a Ahead, piece: Piece<'a>) -> Worked<'a> {
-    let Piece {
+async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
+    let WorkItem {
         known,
-        place,
+        managed,
         state,
         is_lazy,
-        entry,
-    } = piece;
+        pending,
+    } = item;
     let image = known.image.name.clone();
-    let snapshotter = place.snapshotter.as_str();
+    let snapshotter = managed.snapshotter.as_str();
     let want = Want::Image(image.clone());
     // A place without room does not keep the others waiting: it is looked at again when it has some.
-    let ended = if !ahead.node.room.is_enough(place.root.as_deref()) {
+    let ended = if !ahead.node.room.is_enough(managed.root.as_deref()) {
         Ended::NoRoom
-    } else if entry.is_none() && ahead.held.is_full(snapshotter) != Some(false) {
+    } else if pending.is_none() && ahead.snapshot_counts.is_full(snapshotter) != Some(false) {
         Ended::TooMany
     } else if is_lazy && ahead.needs_content(&want, snapshotter).await {
         Ended::NeedsContent
     } else {
-        let entry = entry.unwrap_or_else(|| enter(ahead, known, place));
-        Ended::Tried(make(ahead, entry).await)
+        let pending = pending.unwrap_or_else(|| enter(ahead, known, managed));
+        Ended::Tried(make(ahead, pending).await)
     };
     Worked {
         image,
-        place,
+        managed,
         state,
         ended,
     }
 }
 
 /// Makes it ready, and rests.
-async fn make(ahead: &Ahead, entry: Entry<'_>) -> Outcome {
+async fn make(ahead: &Ahead, pending: PendingGuard<'_>) -> Outcome {
     let started = Instant::now();
-    let ended = ahead.make_ready(&entry, Urgency::Background).await;
-    let image = entry.want().name().to_owned();
-    let snapshotter = entry.snapshotter().to_owned();
-    drop(entry);
+    let ended = ahead.make_ready(&pending, Urgency::Background).await;
+    let image = pending.want().name().to_owned();
+    let snapshotter = pending.snapshotter().to_owned();
+    drop(pending);
     if let Ok(done) = &ended
         && done.action != Action::None
     {

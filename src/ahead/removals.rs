@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::unpack;
 
 use super::Ahead;
-use super::unready::Entry;
+use super::unready::PendingGuard;
 use super::watch::{DELETED, removed};
 
 /// CRI takes away all names of an image, one after another: they are looked at together.
@@ -55,7 +55,7 @@ async fn hear(node: &Node) -> Result<(), Error> {
 
 /// Work ended since there is no image of this name. One that has another name is found by the next look at all
 /// images.
-pub(super) async fn missing(ahead: &Ahead, entry: &Entry<'_>, error: &unpack::Error) {
+pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unpack::Error) {
     let is_gone = match error {
         unpack::Error::Removed(_) => true,
         _ => match ahead.node.containerd.images().await {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::Interval;
 use crate::retry;
 
-use super::tally::{Rest, Said};
+use super::summary::{LastReported, Rest};
 use super::{Ahead, reconcile};
 
 /// Between looks while something does not answer, at most: a look reads all that there is.
@@ -19,7 +19,7 @@ const FAILED: Duration = Duration::from_secs(10 * 60);
 
 /// Looks whenever that is asked for. Goes on until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
-    let mut said = Said::default();
+    let mut said = LastReported::default();
     let mut later = Later::new();
     loop {
         wanted(&ahead, &mut later).await;

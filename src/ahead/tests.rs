@@ -12,10 +12,10 @@ use nri::{Container, Plugin, Pod, RuntimeInfo};
 use crate::config::Config;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
+use crate::free_space;
 use crate::hooks::Hooks;
 use crate::image::IMAGE_REF;
-use crate::room;
-use crate::unpack::{Action, Role, Standing, State};
+use crate::unpack::{Action, ParentChain, Role, State};
 
 use super::*;
 
@@ -36,14 +36,14 @@ impl Bench {
     }
 
     /// The same, with so much room.
-    async fn with_free(fake: Fake, config: &str, free: room::Free) -> Self {
+    async fn with_free(fake: Fake, config: &str, free: free_space::Free) -> Self {
         let bench = Self::begun(fake, config, free);
         settle().await;
         bench
     }
 
     /// A session begins.
-    fn begun(fake: Fake, config: &str, free: room::Free) -> Self {
+    fn begun(fake: Fake, config: &str, free: free_space::Free) -> Self {
         let fake = Arc::new(fake);
         let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
         let node = Node::seeing(config, Role::Daemon, fake.clone(), free);
@@ -498,15 +498,15 @@ async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshotter_that_seems_full_is_listed_again() {
     let bench = Bench::on(Fake::default(), ALL).await;
-    bench.ahead.held.more("erofs", MAX_SNAPSHOTS);
+    bench.ahead.snapshot_counts.more("erofs", MAX_SNAPSHOTS);
     assert!(!bench.ahead.is_full_enough("erofs"), "nothing is left yet");
     settle().await;
-    assert_eq!(bench.ahead.held.is_full("erofs"), Some(false));
+    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
 
-    bench.ahead.held.listed("erofs", MAX_SNAPSHOTS);
+    bench.ahead.snapshot_counts.listed("erofs", MAX_SNAPSHOTS);
     assert!(bench.ahead.is_full_enough("erofs"));
     settle().await;
-    assert_eq!(bench.ahead.held.is_full("erofs"), Some(false));
+    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
 }
 
 /// The first in a list has no room.
@@ -675,21 +675,21 @@ async fn a_removal_is_heard_while_all_else_waits() {
         .name
         .clone();
     bench.fake.activate("erofs", "c", &top);
-    let standing = || async {
+    let parent_chain = || async {
         let engine = &bench.node.engine;
         engine
-            .standing("erofs", "c", Some(NAME), false)
+            .parent_chain("erofs", "c", Some(NAME), false)
             .await
             .unwrap()
     };
-    assert_eq!(standing().await, Standing::Ready);
+    assert_eq!(parent_chain().await, ParentChain::Ready);
     bench.fake.slow("get image", Duration::from_secs(3600));
     for n in 0..400 {
         bench.created(&format!("r.example/app:{n}"));
     }
     bench.removed(&image.name);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(standing().await, Standing::Unknown { chain: top });
+    assert_eq!(parent_chain().await, ParentChain::Unknown { chain: top });
 }
 
 /// And does not wait behind what has only arrived.
@@ -802,14 +802,14 @@ async fn the_port_comes_with_the_record() {
     let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
     bench.fake.activate("nydus", "c", &top.name);
     let engine = &bench.node.engine;
-    let standing = engine
-        .standing("nydus", "c", Some(name), false)
+    let parent_chain = engine
+        .parent_chain("nydus", "c", Some(name), false)
         .await
         .unwrap();
     let chain = top.name.clone();
     assert_eq!(
-        standing,
-        Standing::Unknown {
+        parent_chain,
+        ParentChain::Unknown {
             chain: chain.clone()
         }
     );

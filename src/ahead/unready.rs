@@ -20,11 +20,11 @@ pub(super) struct Unready(Mutex<Waiting>);
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    pieces: Vec<Piece>,
+    images: Vec<PendingImage>,
 }
 
 #[derive(Debug)]
-struct Piece {
+struct PendingImage {
     id: u64,
     snapshotter: String,
     want: Want,
@@ -36,7 +36,7 @@ struct Piece {
 
 /// An image that is on its way into a snapshotter, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
+pub(super) struct PendingGuard<'a> {
     unready: &'a Unready,
     id: u64,
     snapshotter: String,
@@ -51,18 +51,18 @@ impl Unready {
         want: Want,
         record: &str,
         came: Option<SystemTime>,
-    ) -> Entry<'_> {
+    ) -> PendingGuard<'_> {
         let mut waiting = lock(&self.0);
         let id = waiting.next;
         waiting.next += 1;
-        waiting.pieces.push(Piece {
+        waiting.images.push(PendingImage {
             id,
             snapshotter: snapshotter.to_owned(),
             want: want.clone(),
             record: record.to_owned(),
             came,
         });
-        Entry {
+        PendingGuard {
             unready: self,
             id,
             snapshotter: snapshotter.to_owned(),
@@ -82,14 +82,14 @@ impl Unready {
         self.take(|p| p.id < next && !records.contains(p.record.as_str()))
     }
 
-    fn take(&self, is_gone: impl Fn(&Piece) -> bool) -> Vec<String> {
-        let is_gone = |p: &Piece| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
+    fn take(&self, is_gone: impl Fn(&PendingImage) -> bool) -> Vec<String> {
+        let is_gone = |p: &PendingImage| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
         let mut waiting = lock(&self.0);
-        let (gone, left) = std::mem::take(&mut waiting.pieces)
+        let (gone, left) = std::mem::take(&mut waiting.images)
             .into_iter()
             .partition(is_gone);
-        waiting.pieces = left;
-        let gone: Vec<Piece> = gone;
+        waiting.images = left;
+        let gone: Vec<PendingImage> = gone;
         let by_record = gone
             .into_iter()
             .map(|p| (p.record, p.want.name().to_owned()));
@@ -100,8 +100,8 @@ impl Unready {
     /// Those that came last, the last first.
     pub(super) fn newest_in(&self, snapshotter: &str) -> Vec<Want> {
         let waiting = lock(&self.0);
-        let pieces = waiting.pieces.iter();
-        let mut here: Vec<_> = pieces.filter(|p| p.snapshotter == snapshotter).collect();
+        let images = waiting.images.iter();
+        let mut here: Vec<_> = images.filter(|p| p.snapshotter == snapshotter).collect();
         here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
         // One may have arrived and wait in the reconcile as well.
         let mut wants = Vec::new();
@@ -115,12 +115,12 @@ impl Unready {
 
     /// This image needs no push any more.
     pub(super) fn remove(&self, snapshotter: &str, image: &str) {
-        let is_meant = |p: &Piece| p.snapshotter == snapshotter && p.want.name() == image;
-        lock(&self.0).pieces.retain(|piece| !is_meant(piece));
+        let is_meant = |p: &PendingImage| p.snapshotter == snapshotter && p.want.name() == image;
+        lock(&self.0).images.retain(|piece| !is_meant(piece));
     }
 }
 
-impl Entry<'_> {
+impl PendingGuard<'_> {
     pub(super) fn snapshotter(&self) -> &str {
         &self.snapshotter
     }
@@ -139,9 +139,9 @@ impl Entry<'_> {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.unready.0).pieces.retain(|p| p.id != self.id);
+        lock(&self.unready.0).images.retain(|p| p.id != self.id);
     }
 }
 

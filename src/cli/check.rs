@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
 use crate::printable::printable;
-use crate::unpack::{Error, Listing, Look, Role, State};
+use crate::unpack::{Error, ImageStatus, Listing, Role, State};
 
 use super::scope::{self, Asked, Meant, Where};
 use super::style::{self, Style};
@@ -231,8 +231,8 @@ async fn row(
     }
 }
 
-fn reason(look: &Look) -> String {
-    let Look {
+fn reason(look: &ImageStatus) -> String {
+    let ImageStatus {
         layers,
         committed,
         ready_layers,

@@ -9,10 +9,10 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
-    amounts::{HookWait, Interval, Percent, Workers},
     names::{Name, Namespace},
-    places::{AbsolutePath, Listen, SocketPath},
+    paths::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
+    units::{HookWait, Interval, Percent, Workers},
 };
 
 /// The whole configuration. Every key has a default, so an empty file is a valid one.

@@ -23,8 +23,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::{
-    Blob, Containerd, CriContainer, Descriptor, Error, Event, Image, Labels, Lease, ListedPlugin,
-    Mount, Payloads, Piece, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Blob, BlobChunk, Containerd, CriContainer, Descriptor, Error, Event, Image, Labels, Lease,
+    ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use commit::{CommitSnapshotRequest, commit};
 
@@ -273,9 +273,9 @@ impl Containerd for Grpc {
         &self,
         lease: &str,
         reference: &str,
-        pieces: BoxStream<'static, Piece>,
+        chunks: BoxStream<'static, BlobChunk>,
     ) -> Result<()> {
-        self.write(lease, reference, pieces).await
+        self.write(lease, reference, chunks).await
     }
 
     async fn abort_write(&self, reference: &str) -> Result<()> {

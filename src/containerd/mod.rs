@@ -127,7 +127,7 @@ const SNAPSHOT_RESOURCE: &str = "snapshots/";
 
 /// A piece of a blob on its way into the content store.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Piece {
+pub enum BlobChunk {
     /// The next bytes.
     Data(Vec<u8>),
     /// That was all, and this is what it should amount to.
@@ -246,14 +246,14 @@ pub trait Containerd: Send + Sync {
     /// A whole blob, for documents: more than `limit` bytes is an error.
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
     /// Writes a blob, held by the lease, under a `reference` that nobody else uses. Pieces that stop
-    /// without their [`Piece::End`] are an error, and the blob stays unfinished until
+    /// without their [`BlobChunk::End`] are an error, and the blob stays unfinished until
     /// [`Containerd::abort_write`]. *AlreadyExists* where there is such a blob: the lease does not
     /// hold that one.
     async fn write_blob(
         &self,
         lease: &str,
         reference: &str,
-        pieces: BoxStream<'static, Piece>,
+        chunks: BoxStream<'static, BlobChunk>,
     ) -> Result<()>;
     /// Takes away what was written under `reference` and not finished.
     async fn abort_write(&self, reference: &str) -> Result<()>;

@@ -4,7 +4,7 @@
 use crate::containerd::ListedPlugin;
 
 use super::finding::{Finding, Severity};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
 /// What serves CRI, in all versions.
 const CRI: &str = "io.containerd.grpc.v1.cri";
@@ -25,11 +25,11 @@ const NEEDED: [&str; 4] = [
     "io.containerd.metadata.v1.bolt",
 ];
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
-    let file: &std::path::Path = scene.config().containerd.config.as_ref();
+    let file: &std::path::Path = inventory.config().containerd.config.as_ref();
     let finding = match problem(&seen.plugins) {
         None => return vec![],
         Some(Problem::Absent) => Finding::new(

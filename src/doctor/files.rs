@@ -7,14 +7,14 @@ use crate::config::Config;
 use crate::install;
 
 use super::finding::{Finding, Severity, word};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(no_file(scene.config().containerd.config.as_ref()));
-    let misnamed = install::misnamed(&scene.files);
+    findings.extend(no_file(inventory.config().containerd.config.as_ref()));
+    let misnamed = install::misnamed(&inventory.files);
     findings.extend(misnamed.iter().map(|path| misnamed_plugin(path)));
-    if let Some(file) = install::launched(&scene.files).and_then(|launched| launched.config) {
+    if let Some(file) = install::launched(&inventory.files).and_then(|launched| launched.config) {
         findings.extend(unusable(&file));
     }
     findings

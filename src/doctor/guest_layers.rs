@@ -7,10 +7,10 @@ use crate::ahead::image_volume;
 use crate::unpack::{Listing, State};
 
 use super::finding::{Finding, Severity};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
-pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
     let mut findings = Vec::new();
@@ -20,7 +20,7 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
         };
         let mut left_out = Vec::new();
         for known in &seen.images {
-            let engine = &scene.node.engine;
+            let engine = &inventory.node.engine;
             let look = engine.look(&known.image, &known.names, listing).await;
             if look.is_ok_and(|look| look.left_out && look.state == State::Mixed) {
                 left_out.push(known.image.name.as_str());

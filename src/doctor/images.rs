@@ -7,12 +7,12 @@ use std::path::Path;
 use crate::config::MissingContent;
 use crate::containerd::ErrorKind;
 use crate::image::{self, Distinct};
-use crate::unpack::{Error, Listing, Look, State};
+use crate::unpack::{Error, ImageStatus, Listing, State};
 
 use super::finding::{Cure, Finding, Severity, word};
+use super::inventory::{Inventory, Seen};
 use super::permissions::{self, SOURCE};
 use super::pulls::PULLS_FROM;
-use super::scene::{Scene, Seen};
 
 /// CRI's label on images that are never collected: the pause image is one, and tools that bring images
 /// along pin all of theirs.
@@ -27,7 +27,7 @@ const SHOWN: usize = 3;
 /// An image in one snapshotter.
 struct There<'a> {
     known: &'a Distinct,
-    look: Look,
+    look: ImageStatus,
     /// Bottom first.
     chain: Vec<String>,
 }
@@ -44,21 +44,21 @@ struct Shared<'a> {
     are_pulled: bool,
 }
 
-pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
     let mut findings = Vec::new();
     let mut unreadable = Unreadable::default();
-    for (snapshotter, listing) in seen.kept(scene.config()) {
+    for (snapshotter, listing) in seen.kept(inventory.config()) {
         let mut there = Vec::new();
         for known in &seen.images {
-            match look(scene, known, listing).await {
+            match look(inventory, known, listing).await {
                 Ok(found) => there.push(found),
                 Err(e) => unreadable.add(&known.image.name, &e),
             }
         }
-        let shared = Shared::of(scene, seen, &there);
+        let shared = Shared::of(inventory, seen, &there);
         let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
         for it in there.iter().filter(|it| !it.look.left_out) {
             let name = it.known.image.name.as_str();
@@ -72,19 +72,20 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
             }
         }
         let found = by_state.iter();
-        findings
-            .extend(found.map(|(id, (state, names))| stand(scene, id, *state, names, snapshotter)));
+        findings.extend(
+            found.map(|(id, (state, names))| stand(inventory, id, *state, names, snapshotter)),
+        );
     }
-    findings.extend(unreadable.findings(scene));
+    findings.extend(unreadable.findings(inventory));
     findings
 }
 
 async fn look<'a>(
-    scene: &Scene,
+    inventory: &Inventory,
     known: &'a Distinct,
     listing: &Listing,
 ) -> Result<There<'a>, Error> {
-    let engine = &scene.node.engine;
+    let engine = &inventory.node.engine;
     Ok(There {
         known,
         look: engine.look(&known.image, &known.names, listing).await?,
@@ -99,12 +100,12 @@ impl There<'_> {
 }
 
 impl<'a> Shared<'a> {
-    fn of(scene: &Scene, seen: &'a Seen, there: &'a [There<'a>]) -> Self {
-        let layers = |wanted: &dyn Fn(&Look) -> bool| {
+    fn of(inventory: &Inventory, seen: &'a Seen, there: &'a [There<'a>]) -> Self {
+        let layers = |wanted: &dyn Fn(&ImageStatus) -> bool| {
             let images = there.iter().filter(|it| wanted(&it.look));
             images.flat_map(There::layers).collect()
         };
-        let config = scene.config();
+        let config = inventory.config();
         let means = &config.unpack.missing_content;
         let source = seen
             .listings
@@ -120,7 +121,9 @@ impl<'a> Shared<'a> {
             anchored: layers(&|look| look.state == State::Ready),
             rebuilt: source.into_iter().flat_map(Listing::names).collect(),
             are_pulled: means.contains(&MissingContent::Pull)
-                && scene.version().is_some_and(|version| version >= PULLS_FROM),
+                && inventory
+                    .version()
+                    .is_some_and(|version| version >= PULLS_FROM),
         }
     }
 
@@ -195,7 +198,7 @@ impl<'a> Unreadable<'a> {
         }
     }
 
-    fn findings(&self, scene: &Scene) -> Vec<Finding> {
+    fn findings(&self, inventory: &Inventory) -> Vec<Finding> {
         const MEANS: &str = "containers of it fail: «content digest … not found», or a document that containerd refuses";
         let finding = |id, of: &BTreeMap<&str, String>| {
             let names: Vec<_> = of.keys().copied().collect();
@@ -209,7 +212,7 @@ impl<'a> Unreadable<'a> {
         };
         let names: Vec<_> = self.gone.keys().copied().collect();
         let gone = finding("images-unavailable", &self.gone);
-        let gone = gone.map(|finding| fetch(scene, finding, &names));
+        let gone = gone.map(|finding| fetch(inventory, finding, &names));
         let wrong = finding("images-broken", &self.wrong);
         let wrong = wrong.map(|finding| {
             finding.advise("build and push the image again: the same document comes back when it is pulled again")
@@ -230,8 +233,8 @@ impl<'a> Unreadable<'a> {
 }
 
 /// What brings blobs back: the image's record and names stay as they are.
-fn fetch(scene: &Scene, finding: Finding, names: &[&str]) -> Finding {
-    let config = scene.config();
+fn fetch(inventory: &Inventory, finding: Finding, names: &[&str]) -> Finding {
+    let config = inventory.config();
     let (namespace, hosts) = (&config.containerd.namespace, &config.pull.hosts);
     let finding = finding.advise(
         "fetch what is missing: blobs that are there stay, and so does the image (`--user` for a registry that wants credentials)",
@@ -292,7 +295,7 @@ fn id(state: State) -> Option<&'static str> {
 }
 
 fn stand(
-    scene: &Scene,
+    inventory: &Inventory,
     id: &'static str,
     state: State,
     names: &[&str],
@@ -331,7 +334,7 @@ fn stand(
     );
     let finding = Finding::new(id, severity, found, means);
     if state == State::Unavailable {
-        return fetch(scene, finding, names);
+        return fetch(inventory, finding, names);
     }
     finding
         .advise("make it ready; what is in use is healed as far as it can be, and the rest when it is not used any more")

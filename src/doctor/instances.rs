@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::install::{ENABLED, PLUGINS, is_named};
 
 use super::finding::{Finding, Severity};
-use super::scene::{Scene, containerd_pid};
+use super::inventory::{Inventory, containerd_pid};
 
 /// Who started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +29,13 @@ pub(super) struct Instances {
 }
 
 impl Instances {
-    pub(super) async fn look(scene: &Scene) -> Self {
-        let containerd = containerd_pid(scene.config()).await;
-        let settings = scene.files.settings();
+    pub(super) async fn look(inventory: &Inventory) -> Self {
+        let containerd = containerd_pid(inventory.config()).await;
+        let settings = inventory.files.settings();
         let plugins = settings.find(&["plugins", "io.containerd.nri.v1.nri", "plugin_path"]);
         let plugins = plugins.and_then(|(path, _)| path.as_str());
         Self {
-            running: running(scene.config(), containerd),
+            running: running(inventory.config(), containerd),
             links: links(Path::new(plugins.unwrap_or(PLUGINS))),
             has_unit: Path::new(ENABLED).exists(),
         }

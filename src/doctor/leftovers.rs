@@ -1,13 +1,13 @@
 //! What a crash of ours has left, and the running plugin has not taken away.
 
 use super::finding::{Cure, Finding, Severity};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
-pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
-    let Ok(leases) = scene.node.engine.leftovers().await else {
+    let Ok(leases) = inventory.node.engine.leftovers().await else {
         return vec![];
     };
     if leases.is_empty() {

@@ -9,12 +9,12 @@ mod finding;
 mod guest_layers;
 mod images;
 mod instances;
+mod inventory;
 mod leftovers;
 mod nri;
 mod permissions;
 mod pulls;
 mod reach;
-mod scene;
 mod snapshotters;
 mod split;
 
@@ -27,7 +27,7 @@ use crate::unpack::{Request, Urgency, Want};
 use finding::Cure;
 pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
-use scene::Scene;
+use inventory::Inventory;
 
 /// What was found.
 #[derive(Debug)]
@@ -40,26 +40,26 @@ pub struct Examination {
 
 /// Looks at the node. Where containerd does not answer, what can be said without it is.
 pub async fn examine(node: &Arc<Node>) -> Examination {
-    let scene = Scene::look(node.clone()).await;
-    let instances = Instances::look(&scene).await;
+    let inventory = Inventory::look(node.clone()).await;
+    let instances = Instances::look(&inventory).await;
     let mut findings = [
-        reach::check(&scene),
-        cri::check(&scene),
-        nri::check(&scene, &instances),
-        files::check(&scene),
+        reach::check(&inventory),
+        cri::check(&inventory),
+        nri::check(&inventory, &instances),
+        files::check(&inventory),
         instances.check(),
-        permissions::check(&scene),
-        snapshotters::check(&scene),
-        pulls::check(&scene),
-        split::check(&scene).await,
-        images::check(&scene).await,
-        guest_layers::check(&scene).await,
-        leftovers::check(&scene).await,
+        permissions::check(&inventory),
+        snapshotters::check(&inventory),
+        pulls::check(&inventory),
+        split::check(&inventory).await,
+        images::check(&inventory).await,
+        guest_layers::check(&inventory).await,
+        leftovers::check(&inventory).await,
     ]
     .concat();
     findings.sort_by_key(|finding| finding.severity);
     Examination {
-        containerd: scene.seen.map(|seen| seen.version),
+        containerd: inventory.seen.map(|seen| seen.version),
         findings,
     }
 }

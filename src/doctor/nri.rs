@@ -12,7 +12,7 @@ use crate::hooks::MARGIN;
 use super::cri;
 use super::finding::{Finding, Severity};
 use super::instances::Instances;
-use super::scene::Scene;
+use super::inventory::Inventory;
 
 /// What fits into one message of ttrpc.
 const MAX_STATE: usize = 4 << 20;
@@ -23,35 +23,38 @@ const USUAL_SOCKET: &str = "/var/run/nri/nri.sock";
 /// What NRI gives a plugin for an answer if nothing else is said.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) fn check(scene: &Scene, instances: &Instances) -> Vec<Finding> {
-    let settings = scene.files.settings();
-    let file: &Path = scene.config().containerd.config.as_ref();
-    let plugins = scene.seen().map_or(&[][..], |seen| &seen.plugins);
+pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding> {
+    let settings = inventory.files.settings();
+    let file: &Path = inventory.config().containerd.config.as_ref();
+    let plugins = inventory.seen().map_or(&[][..], |seen| &seen.plugins);
     if cri::is_down(plugins) {
         return vec![];
     }
-    let off = disabled(scene, settings, file).or_else(|| off(scene, settings, file));
+    let off = disabled(inventory, settings, file).or_else(|| off(inventory, settings, file));
     let mut findings: Vec<_> = off.into_iter().collect();
     // Where containerd has launched the plugin, it brought the connection along.
     if findings.is_empty() && !instances.is_launched() {
-        let socket: &Path = scene.config().nri.socket.as_ref();
+        let socket: &Path = inventory.config().nri.socket.as_ref();
         findings.extend(connections_off(settings).or_else(|| elsewhere(settings, socket)));
         if findings.is_empty() {
-            findings.extend(silent(socket, scene.config().containerd.socket.as_ref()));
+            findings.extend(silent(
+                socket,
+                inventory.config().containerd.socket.as_ref(),
+            ));
         }
     }
-    findings.extend(too_large(scene));
+    findings.extend(too_large(inventory));
     findings.extend(timeout(
         settings,
         file,
-        scene.config().hooks.wait.as_duration(),
+        inventory.config().hooks.wait.as_duration(),
     ));
     findings
 }
 
 /// A plugin in `disabled_plugins` is not loaded; one that is loaded may be switched off.
-fn disabled(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
-    let plugins = &scene.seen()?.plugins;
+fn disabled(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Finding> {
+    let plugins = &inventory.seen()?.plugins;
     let uri = TABLE;
     let listed = settings.find(&["disabled_plugins"]);
     let names_it = |value: &toml::Value| {
@@ -79,8 +82,8 @@ fn disabled(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> 
 }
 
 /// 1.7 has NRI off unless it is switched on, 2.0 and later the other way round.
-fn off(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
-    let by_default = matches!(scene.version(), Some((1, _)));
+fn off(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Finding> {
+    let by_default = matches!(inventory.version(), Some((1, _)));
     let (off, path) = match settings.switch(&["plugins", TABLE, "disable"]) {
         Some((off, path)) => (off, path),
         // A file that cannot be read may say so all the same.
@@ -100,8 +103,8 @@ fn off(scene: &Scene, settings: &Settings, file: &Path) -> Option<Finding> {
 }
 
 /// NRI before 0.8 (containerd 1.7 up to 1.7.25) tells a plugin of all pods and containers in one message.
-fn too_large(scene: &Scene) -> Option<Finding> {
-    let seen = scene.seen()?;
+fn too_large(inventory: &Inventory) -> Option<Finding> {
+    let seen = inventory.seen()?;
     let bytes = seen.state_bytes;
     (tells_in_one_message(&seen.version) && bytes > MAX_STATE).then(|| {
         Finding::new(

@@ -8,14 +8,14 @@ use crate::config::MissingContent;
 use crate::unpack::attributes_are_seen;
 
 use super::finding::{Finding, Severity};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
 /// What layers are rebuilt from.
 pub(super) const SOURCE: &str = "overlayfs";
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let root = not_root().into_iter();
-    root.chain(rebuild(scene)).collect()
+    root.chain(rebuild(inventory)).collect()
 }
 
 fn not_root() -> Option<Finding> {
@@ -33,9 +33,9 @@ fn not_root() -> Option<Finding> {
 }
 
 /// A layer is rebuilt from the directories of overlayfs.
-fn rebuild(scene: &Scene) -> Option<Finding> {
-    let means = &scene.config().unpack.missing_content;
-    let source = scene.seen()?.snapshotter(SOURCE)?;
+fn rebuild(inventory: &Inventory) -> Option<Finding> {
+    let means = &inventory.config().unpack.missing_content;
+    let source = inventory.seen()?.snapshotter(SOURCE)?;
     let root = source.exports.get("root")?;
     let rebuilds = means.contains(&MissingContent::Rebuild) && source.init_error.is_none();
     let why = unreadable(Path::new(root)).filter(|_| rebuilds)?;

@@ -8,33 +8,33 @@ use crate::config::MissingContent;
 use crate::containerd::Snapshotter;
 
 use super::finding::{Finding, Severity};
-use super::scene::{Scene, Seen};
+use super::inventory::{Inventory, Seen};
 
 /// The first containerd that fetches blobs for somebody else.
 pub(super) const PULLS_FROM: (u64, u64) = (2, 1);
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
-    let annotations = annotations(scene, seen);
+    let annotations = annotations(inventory, seen);
     annotations
         .into_iter()
-        .chain(discarded(scene, seen))
-        .chain(unpacked_elsewhere(scene, seen))
+        .chain(discarded(inventory, seen))
+        .chain(unpacked_elsewhere(inventory, seen))
         .collect()
 }
 
 /// Only remote snapshotters need the labels, and only pulls into them lack them then.
-fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
+fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let remote: Vec<_> = seen
         .handlers
         .snapshotters()
         .into_iter()
-        .filter(|name| seen.is_proxy(name) && !is_labelled_by_transfer(scene, seen, name))
+        .filter(|name| seen.is_proxy(name) && !is_labelled_by_transfer(inventory, seen, name))
         .collect();
     let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
-    let (disabled, path) = switch(scene, seen, key, reported, true);
+    let (disabled, path) = switch(inventory, seen, key, reported, true);
     if !disabled || remote.is_empty() {
         return None;
     }
@@ -65,36 +65,44 @@ fn annotations(scene: &Scene, seen: &Seen) -> Option<Finding> {
     Some(
         finding
             .advise("have containerd put the labels on as well, and restart it")
-            .lines(&path, &lines(scene, "disable_snapshot_annotations = false"))
+            .lines(
+                &path,
+                &lines(inventory, "disable_snapshot_annotations = false"),
+            )
             .run("systemctl restart containerd"),
     )
 }
 
 /// The transfer service, by which CRI pulls from 2.1 on, asks the proxy plugin's own export.
-fn is_labelled_by_transfer(scene: &Scene, seen: &Seen, name: &str) -> bool {
+fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
     let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
     let is_on = seen
         .snapshotter(name)
         .and_then(export)
         .is_some_and(|on| on == "true");
-    is_on && scene.version().is_some_and(|version| version >= PULLS_FROM)
+    is_on
+        && inventory
+            .version()
+            .is_some_and(|version| version >= PULLS_FROM)
 }
 
 /// From 2.1 on CRI pulls by the transfer service, which unpacks for the snapshotters that it is configured
 /// for: by itself that is the default one.
-fn unpacked_elsewhere(scene: &Scene, seen: &Seen) -> Option<Finding> {
+fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     const KEYS: [&str; 3] = [
         "plugins",
         "io.containerd.transfer.v1.local",
         "unpack_config",
     ];
-    let (configs, path) = scene.files.settings().find(&KEYS)?;
+    let (configs, path) = inventory.files.settings().find(&KEYS)?;
     let default = seen.handlers.default_name()?;
     let configs = configs.as_array()?.iter();
     let names: Vec<_> = configs
         .filter_map(|config| config.get("snapshotter")?.as_str())
         .collect();
-    let is_by_transfer = scene.version().is_some_and(|version| version >= PULLS_FROM);
+    let is_by_transfer = inventory
+        .version()
+        .is_some_and(|version| version >= PULLS_FROM);
     if !is_by_transfer || names.is_empty() || names.contains(&default) {
         return None;
     }
@@ -119,17 +127,17 @@ fn unpacked_elsewhere(scene: &Scene, seen: &Seen) -> Option<Finding> {
     )
 }
 
-fn discarded(scene: &Scene, seen: &Seen) -> Option<Finding> {
+fn discarded(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let (key, reported) = ("discard_unpacked_layers", "discardUnpackedLayers");
-    let (discards, path) = switch(scene, seen, key, reported, false);
+    let (discards, path) = switch(inventory, seen, key, reported, false);
     if !discards {
         return None;
     }
     let helps = |means: &MissingContent| match means {
         MissingContent::Rebuild => true,
-        MissingContent::Pull => scene.version().is_some_and(|v| v >= PULLS_FROM),
+        MissingContent::Pull => inventory.version().is_some_and(|v| v >= PULLS_FROM),
     };
-    let helped = scene.config().unpack.missing_content.iter().any(helps);
+    let helped = inventory.config().unpack.missing_content.iter().any(helps);
     let (severity, means) = match helped {
         true => (
             Severity::Note,
@@ -152,14 +160,14 @@ fn discarded(scene: &Scene, seen: &Seen) -> Option<Finding> {
     Some(
         finding
             .advise("keep the layers of later pulls, and restart containerd; or let nri-unpack rebuild them: unpack.missing_content = [\"rebuild\"]")
-            .lines(&path, &lines(scene, "discard_unpacked_layers = false"))
+            .lines(&path, &lines(inventory, "discard_unpacked_layers = false"))
             .run("systemctl restart containerd"),
     )
 }
 
 /// What the running containerd says (1.7 does), else its files; and where to change it.
 fn switch(
-    scene: &Scene,
+    inventory: &Inventory,
     seen: &Seen,
     key: &str,
     reported: &str,
@@ -169,15 +177,15 @@ fn switch(
         let containerd = seen.cri.as_ref()?.get("containerd")?;
         containerd.get(reported).and_then(Value::as_bool)
     };
-    let settings = scene.files.settings();
+    let settings = inventory.files.settings();
     let said = settings.images_switch(key);
-    let file: &Path = scene.config().containerd.config.as_ref();
+    let file: &Path = inventory.config().containerd.config.as_ref();
     let path = said.map_or(file, |(_, path)| path).to_owned();
     let on = running().or(said.map(|(on, _)| on)).unwrap_or(by_default);
     (on, path)
 }
 
 /// In the words of this containerd.
-fn lines(scene: &Scene, line: &str) -> String {
-    format!("{}\n  {line}", scene.files.settings().images_heading())
+fn lines(inventory: &Inventory, line: &str) -> String {
+    format!("{}\n  {line}", inventory.files.settings().images_heading())
 }

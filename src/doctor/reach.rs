@@ -7,14 +7,14 @@ use std::path::Path;
 use crate::containerd;
 
 use super::finding::{Finding, Severity};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
 /// The versions that the plugin is made for, the first and the last.
 const KNOWN: [(u64, u64); 2] = [(1, 7), (2, 4)];
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
-    let socket: &Path = scene.config().containerd.socket.as_ref();
-    match &scene.seen {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
+    let socket: &Path = inventory.config().containerd.socket.as_ref();
+    match &inventory.seen {
         Ok(seen) => version(&seen.version).into_iter().collect(),
         Err(error) => vec![unreachable(socket, error)],
     }

@@ -5,15 +5,15 @@ use crate::containerd::Snapshotter;
 use crate::handlers::Problem;
 
 use super::finding::{Finding, Severity};
-use super::scene::{Scene, Seen};
+use super::inventory::{Inventory, Seen};
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
     let mut findings: Vec<_> = seen.handlers.problems().iter().map(configured).collect();
     findings.extend(seen.handlers.differences().iter().map(configured));
-    findings.extend(unread(scene, seen));
+    findings.extend(unread(inventory, seen));
     for name in seen.handlers.snapshotters() {
         let users = seen.users(name);
         match seen.snapshotter(name) {
@@ -98,7 +98,7 @@ fn configured(problem: &Problem) -> Finding {
 
 /// Files that cannot be read although containerd tells all about handlers, and imports that may be there
 /// for containerd and not here.
-fn unread(scene: &Scene, seen: &Seen) -> Vec<Finding> {
+fn unread(inventory: &Inventory, seen: &Seen) -> Vec<Finding> {
     let note = |found: String| {
         Finding::new(
             "containerd-config",
@@ -115,13 +115,13 @@ fn unread(scene: &Scene, seen: &Seen) -> Vec<Finding> {
         .iter()
         .map(ToString::to_string)
         .collect();
-    let problems = scene.files.problems().iter().map(ToString::to_string);
+    let problems = inventory.files.problems().iter().map(ToString::to_string);
     let mut findings: Vec<_> = problems
         .filter(|problem| !said.contains(problem))
         .map(note)
         .collect();
-    if scene.sees_other_files {
-        let unseen = scene.files.unseen().iter().map(|unseen| {
+    if inventory.sees_other_files {
+        let unseen = inventory.files.unseen().iter().map(|unseen| {
             note(format!(
                 "{} imports {}, a folder that is not there for this process",
                 unseen.by.display(),

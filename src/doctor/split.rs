@@ -8,7 +8,7 @@ use crate::containerd::{Containerd, Labels};
 use crate::unpack::Listing;
 
 use super::finding::{Finding, Severity, word};
-use super::scene::Scene;
+use super::inventory::Inventory;
 
 /// No snapshot has this key.
 const NOTHING: &str = "nri-unpack-doctor nothing";
@@ -19,15 +19,15 @@ const NO_LEASE: &str = "";
 /// Layers that are asked for: where one is lost, others of its snapshotter are, too.
 const MAX_ASKED: usize = 500;
 
-pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
-    let Some(seen) = scene.seen() else {
+pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
+    let Some(seen) = inventory.seen() else {
         return vec![];
     };
     let mut findings = Vec::new();
-    for (snapshotter, listing) in seen.kept(scene.config()) {
-        let lost = lost(scene, snapshotter, listing).await;
+    for (snapshotter, listing) in seen.kept(inventory.config()) {
+        let lost = lost(inventory, snapshotter, listing).await;
         if !lost.is_empty() {
-            findings.push(finding(scene, snapshotter, &lost));
+            findings.push(finding(inventory, snapshotter, &lost));
         }
     }
     findings
@@ -35,15 +35,15 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
 
 /// The chain ids that are lost, with the images that need them, the highest layer first.
 async fn lost(
-    scene: &Scene,
+    inventory: &Inventory,
     snapshotter: &str,
     listing: &Listing,
 ) -> Vec<(String, BTreeSet<String>)> {
-    let engine = &scene.node.engine;
-    let containerd = scene.node.containerd.as_ref();
+    let engine = &inventory.node.engine;
+    let containerd = inventory.node.containerd.as_ref();
     // By how high it is in an image, at the most.
     let mut missing: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-    for known in scene.seen().iter().flat_map(|seen| &seen.images) {
+    for known in inventory.seen().iter().flat_map(|seen| &seen.images) {
         let chains = engine.missing_layers(&known.image, listing).await;
         for (position, chain) in chains.unwrap_or_default() {
             let (highest, images) = missing.entry(chain).or_default();
@@ -70,7 +70,11 @@ async fn is_in_metadata(containerd: &dyn Containerd, snapshotter: &str, chain: &
     matches!(commit.await, Err(e) if e.already_exists())
 }
 
-fn finding(scene: &Scene, snapshotter: &str, lost: &[(String, BTreeSet<String>)]) -> Finding {
+fn finding(
+    inventory: &Inventory,
+    snapshotter: &str,
+    lost: &[(String, BTreeSet<String>)],
+) -> Finding {
     let images: BTreeSet<_> = lost.iter().flat_map(|(_, images)| images).collect();
     let images: Vec<_> = images.into_iter().map(String::as_str).collect();
     let found = format!(
@@ -85,7 +89,7 @@ fn finding(scene: &Scene, snapshotter: &str, lost: &[(String, BTreeSet<String>)]
         "these images can neither be used nor unpacked there: «already exists», and yet «not found»; their content was deleted behind containerd's back",
     )
     .advise("take the records away, from the top down (garbage collection may be quicker: «not found» is as good), and make the images ready again");
-    let namespace = &scene.config().containerd.namespace;
+    let namespace = &inventory.config().containerd.namespace;
     let finding = lost.iter().fold(finding, |finding, (chain, _)| {
         finding.run(format!(
             "ctr -n {namespace} snapshots --snapshotter {snapshotter} rm {chain}"

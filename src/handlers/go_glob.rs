@@ -58,7 +58,7 @@ fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
     Ok(matched(&pattern, &name))
 }
 
-enum Piece {
+enum GlobToken {
     /// `*`
     Any,
     /// `?`
@@ -70,7 +70,7 @@ enum Piece {
     },
 }
 
-impl Piece {
+impl GlobToken {
     fn takes(&self, c: char) -> bool {
         match self {
             Self::Any | Self::One => c != '/',
@@ -82,7 +82,7 @@ impl Piece {
     }
 }
 
-fn matched(pattern: &[Piece], name: &[char]) -> bool {
+fn matched(pattern: &[GlobToken], name: &[char]) -> bool {
     // The states that are reached: how many pieces are used up. `*` may be left, or stayed in.
     let mut reached = vec![false; pattern.len() + 1];
     reached[0] = true;
@@ -91,7 +91,7 @@ fn matched(pattern: &[Piece], name: &[char]) -> bool {
         let mut next = vec![false; pattern.len() + 1];
         for (i, piece) in pattern.iter().enumerate().filter(|(i, _)| reached[*i]) {
             if piece.takes(*c) {
-                next[if matches!(piece, Piece::Any) {
+                next[if matches!(piece, GlobToken::Any) {
                     i
                 } else {
                     i + 1
@@ -104,30 +104,30 @@ fn matched(pattern: &[Piece], name: &[char]) -> bool {
     reached[pattern.len()]
 }
 
-fn skip_stars(pattern: &[Piece], reached: &mut [bool]) {
+fn skip_stars(pattern: &[GlobToken], reached: &mut [bool]) {
     for (i, piece) in pattern.iter().enumerate() {
-        if reached[i] && matches!(piece, Piece::Any) {
+        if reached[i] && matches!(piece, GlobToken::Any) {
             reached[i + 1] = true;
         }
     }
 }
 
-fn parse(pattern: &str) -> Result<Vec<Piece>, BadPattern> {
+fn parse(pattern: &str) -> Result<Vec<GlobToken>, BadPattern> {
     let mut pieces = Vec::new();
     let mut rest = pattern.chars().peekable();
     while let Some(c) = rest.next() {
         pieces.push(match c {
-            '*' => Piece::Any,
-            '?' => Piece::One,
-            '\\' => Piece::Char(rest.next().ok_or(BadPattern)?),
+            '*' => GlobToken::Any,
+            '?' => GlobToken::One,
+            '\\' => GlobToken::Char(rest.next().ok_or(BadPattern)?),
             '[' => class(&mut rest)?,
-            c => Piece::Char(c),
+            c => GlobToken::Char(c),
         });
     }
     Ok(pieces)
 }
 
-fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Piece, BadPattern> {
+fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<GlobToken, BadPattern> {
     let is_negated = rest.next_if_eq(&'^').is_some();
     let mut ranges = Vec::new();
     while ranges.is_empty() || rest.next_if_eq(&']').is_none() {
@@ -138,7 +138,7 @@ fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Piece, B
         };
         ranges.push((from, to));
     }
-    Ok(Piece::Class { is_negated, ranges })
+    Ok(GlobToken::Class { is_negated, ranges })
 }
 
 /// One character of a class.

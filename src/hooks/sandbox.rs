@@ -5,18 +5,18 @@
 use nri::{HandlerResult, Pod};
 use tokio::time::Instant;
 
-use crate::unpack::{Error, SANDBOX, Standing, Urgency, Want};
+use crate::unpack::{Error, ParentChain, SANDBOX, Urgency, Want};
 
 use super::creation::rejection;
 use super::decision::{Decision, Hook, NOTHING, Verdict};
-use super::{Place, Session};
+use super::{PodSnapshotter, Session};
 
 /// What becomes of a sandbox that stands on a host's layers over layers that were left to the guest; `None`
 /// for all others. One round trip where the pause image is known.
 pub(super) async fn judge(
     session: &Session,
     pod: &Pod,
-    place: &Place,
+    place: &PodSnapshotter,
     started: Instant,
     deadline: Instant,
 ) -> Option<(Verdict, HandlerResult)> {
@@ -25,10 +25,10 @@ pub(super) async fn judge(
     if !engine.profile(snapshotter).may_proxy {
         return None;
     }
-    let standing = engine.standing(snapshotter, &pod.id, Some(SANDBOX), true);
+    let standing = engine.parent_chain(snapshotter, &pod.id, Some(SANDBOX), true);
     let chain = match tokio::time::timeout_at(deadline, standing).await {
-        Ok(Ok(Standing::Unknown { chain })) => chain,
-        Ok(Ok(Standing::Ready | Standing::Scratch)) => return None,
+        Ok(Ok(ParentChain::Unknown { chain })) => chain,
+        Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => return None,
         Err(_) => {
             log::warn!(sandbox = pod.id.as_str(), snapshotter; "sandbox not looked at in time; allowed");
             return None;

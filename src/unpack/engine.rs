@@ -15,7 +15,7 @@ use crate::containerd::{Containerd, Image};
 use crate::metrics;
 use crate::retry;
 
-use super::ready_cache::{Memory, Standing};
+use super::ready_cache::{ParentChain, ReadyCache};
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::{Planned, plan, spelled_out};
@@ -23,19 +23,19 @@ use crate::unpack::chain::profile::Profile;
 use crate::unpack::chain::state::State;
 use crate::unpack::flight::Flight;
 use crate::unpack::flight::context::FlightContext;
-use crate::unpack::flight::registry::{FlightKey, Flights, Joined, Seat};
+use crate::unpack::flight::registry::{FlightKey, FlightToken, Flights, Joined};
 use crate::unpack::flight::removal::{Record, Removals, unless_removed};
-use crate::unpack::layer::fallback::Missing;
+use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::in_use::{self, Way, way};
 use crate::unpack::repair::retag::name_layers;
-use crate::unpack::repair::swap::{self, Swapped, Until};
+use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::repair::volume::Volume;
-use crate::unpack::schedule::layer_locks::Claims;
+use crate::unpack::schedule::layer_locks::LayerLocks;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Gate, Hurry, Parallel, Urgency};
+use crate::unpack::schedule::permits::{Parallel, Priority, PrioritySemaphore, Urgency};
 use crate::unpack::schedule::progress::{Done, Outcome, Reporter, Ticket};
-use crate::unpack::schedule::throughput::Pace;
-use crate::unpack::snapshotter::capabilities::Abilities;
+use crate::unpack::schedule::throughput::Throughput;
+use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::{Leases, Role};
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::target::content_needs::NeedContent;
@@ -64,7 +64,7 @@ const SELDOM: Duration = Duration::from_secs(5 * 60);
 
 /// How an image stands in a snapshotter, for the command line.
 #[derive(Clone, Debug)]
-pub struct Look {
+pub struct ImageStatus {
     /// Of this platform.
     pub manifest: String,
     /// The word for it.
@@ -83,16 +83,16 @@ pub struct Look {
 pub struct Engine {
     containerd: Arc<dyn Containerd>,
     resolver: Resolver,
-    missing: Missing,
+    missing: ContentFallback,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
-    memory: Memory,
+    ready_cache: ReadyCache,
     need_content: NeedContent,
     flights: Flights,
     removals: Removals,
     /// (snapshotter, image) that is being asked for until its chain is replaced.
     replacing: Mutex<HashMap<FlightKey, usize>>,
-    gate: Gate,
+    permits: PrioritySemaphore,
     layers: Layers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -105,15 +105,15 @@ impl Engine {
         role: Role,
         parallel: Parallel,
         policy: Box<dyn LabelPolicy>,
-        missing: Missing,
+        missing: ContentFallback,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
-        let abilities = Arc::new(Abilities::default());
+        let capabilities = Arc::new(CapabilityCache::default());
         let resolver = Resolver::new(
             containerd.clone(),
             leases.clone(),
             policy,
-            abilities.clone(),
+            capabilities.clone(),
         );
         Arc::new(Self {
             resolver,
@@ -121,18 +121,18 @@ impl Engine {
             missing,
             swap_cost: swap::Cost::default(),
             leases,
-            memory: Memory::default(),
+            ready_cache: ReadyCache::default(),
             need_content: NeedContent::default(),
             flights: Flights::default(),
             removals: Removals::default(),
             replacing: Mutex::default(),
-            gate: Gate::new(parallel.images),
+            permits: PrioritySemaphore::new(parallel.images),
             layers: Layers {
                 at_once: parallel.layers,
-                gate: Gate::new(parallel.layers),
-                abilities,
-                claims: Claims::default(),
-                pace: Pace::default(),
+                permits: PrioritySemaphore::new(parallel.layers),
+                capabilities,
+                layer_locks: LayerLocks::default(),
+                throughput: Throughput::default(),
                 // containerd's own default.
                 hands_keys_over: AtomicBool::new(true),
             },
@@ -145,8 +145,8 @@ impl Engine {
     pub fn ensure(self: &Arc<Self>, request: Request) -> Ticket {
         let (reporter, ticket) = Reporter::new(&request.to_string());
         let (urgency, snapshotter) = (request.urgency, request.snapshotter.clone());
-        let hurry = Hurry::new(urgency);
-        let serve = self.clone().serve(request, hurry, reporter);
+        let priority = Priority::new(urgency);
+        let serve = self.clone().serve(request, priority, reporter);
         let mut counted = ticket.clone();
         self.tasks.spawn(async move {
             serve.await;
@@ -158,16 +158,16 @@ impl Engine {
 
     /// What a container's own snapshot stands on: one round trip where that is known to be ready; of a
     /// container that is left to containerd, where it is known that it can start.
-    pub async fn standing(
+    pub async fn parent_chain(
         &self,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
         left_alone: bool,
-    ) -> Result<Standing, crate::containerd::Error> {
+    ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
-        self.memory
-            .standing(containerd, snapshotter, key, name, left_alone)
+        self.ready_cache
+            .parent_chain(containerd, snapshotter, key, name, left_alone)
             .await
     }
 
@@ -233,31 +233,31 @@ impl Engine {
         image: &Image,
         names: &[String],
         listing: &Listing,
-    ) -> Result<Look, Error> {
+    ) -> Result<ImageStatus, Error> {
         let seen = self.resolver.seen(image, names, listing).await;
         let (target, left_out) = match seen {
             Ok(seen) => seen,
             Err(e) => return Err(unless_removed(self.containerd.as_ref(), e).await),
         };
-        let sight = target.look_in(listing);
-        let mut state = sight.state(&target.rules);
+        let status = target.look_in(listing);
+        let mut state = status.state(&target.rules);
         // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
         let may_proxy =
             target.leaves_to_guest || self.resolver.profile(&listing.snapshotter).may_proxy;
         let needs_blobs = !left_out && !may_proxy;
         if matches!(state, State::Missing | State::Partial)
             && needs_blobs
-            && !target.has_blobs_in(listing, &sight)
+            && !target.has_blobs_in(listing, &status)
         {
             state = State::Unavailable;
         }
-        Ok(Look {
+        Ok(ImageStatus {
             manifest: target.manifest.digest.clone(),
             state,
             left_out,
-            layers: sight.layers.len(),
-            ready_layers: sight.ready_layers(&target.rules),
-            committed: sight.committed(),
+            layers: status.layers.len(),
+            ready_layers: status.ready_layers(&target.rules),
+            committed: status.committed(),
         })
     }
 
@@ -280,18 +280,18 @@ impl Engine {
         if left_out {
             return Ok(vec![]);
         }
-        let sight = target.look_in(listing);
-        if let Some(refused) = target.refused(&sight) {
+        let status = target.look_in(listing);
+        if let Some(refused) = target.refused(&status) {
             return Err(refused);
         }
-        let steps = plan(&sight, &target.rules);
+        let steps = plan(&status, &target.rules);
         Ok(spelled_out(&steps, &target.manifest.layers))
     }
 
     /// Moves a container that is being created onto the chain that a flight has made for it
     /// ([`Error::InUse`]). Answers in time; what was begun is seen through all the same, and its lease
     /// is released without anybody waiting for that.
-    pub async fn swap(self: &Arc<Self>, wanted: Move, until: Until) -> Swapped {
+    pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
         let inner = until.answered();
         let engine = self.clone();
@@ -309,7 +309,7 @@ impl Engine {
             };
             let began = Instant::now();
             let swapped = swap.run(inner, &engine.swap_cost).await;
-            if swapped == Swapped::Done {
+            if swapped == SwapOutcome::Done {
                 engine.swap_cost.measured(began.elapsed());
             }
             // Refused where the hook has gone: nobody is left to tell.
@@ -318,7 +318,10 @@ impl Engine {
         });
         // Without an answer the worst has to be assumed.
         let answered = tokio::time::timeout_at(until.last, answered).await;
-        answered.ok().and_then(Result::ok).unwrap_or(Swapped::Lost)
+        answered
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(SwapOutcome::Lost)
     }
 
     /// Asks for an image again and again, in the background, until its chain could be replaced: as
@@ -405,7 +408,7 @@ impl Engine {
     /// the image is pulled again, so no chain is taken for ready without a look.
     pub fn image_removed(&self, name: &str) {
         self.removals.count();
-        self.memory.image_removed(name);
+        self.ready_cache.image_removed(name);
         self.need_content.forget();
     }
 
@@ -423,9 +426,9 @@ impl Engine {
 
     /// Something about the node may have changed: containerd was restarted, or the policy is another.
     pub fn forget(&self) {
-        self.memory.forget();
+        self.ready_cache.forget();
         self.resolver.forget();
-        self.layers.abilities.forget();
+        self.layers.capabilities.forget();
         self.need_content.forget();
     }
 
@@ -468,7 +471,7 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    async fn serve(self: Arc<Self>, request: Request, hurry: Hurry, reporter: Reporter) {
+    async fn serve(self: Arc<Self>, request: Request, priority: Priority, reporter: Reporter) {
         match self.resolver.target(&request).await {
             Err(e) => {
                 let e = unless_removed(self.containerd.as_ref(), e).await;
@@ -481,25 +484,26 @@ impl Engine {
                     ..
                 } = &request.want
                 {
-                    self.memory.stood_on(&request.snapshotter, name, chain);
+                    self.ready_cache.stood_on(&request.snapshotter, name, chain);
                 }
                 if let Want::Sandbox { chain, .. } = &request.want {
-                    self.memory.stood_on(&request.snapshotter, SANDBOX, chain);
+                    self.ready_cache
+                        .stood_on(&request.snapshotter, SANDBOX, chain);
                 }
                 if let Want::Volume { path, .. } = &request.want {
                     let filled = self.fill(path, &target, &reporter).await;
                     return reporter.end(filled.map_err(Arc::new));
                 }
-                let claims = &self.layers.claims;
+                let layer_locks = &self.layers.layer_locks;
                 let containerd = self.containerd.as_ref();
-                match way(containerd, &self.leases, claims, &target).await {
+                match way(containerd, &self.leases, layer_locks, &target).await {
                     Way::Ends(e) => reporter.end(Err(Arc::new(e))),
                     Way::LeftAlone(created_at) => {
                         self.leave_alone(&request, &target, created_at, reporter);
                     }
-                    Way::Private(private) => self.onto(&target, *private, hurry, reporter).await,
+                    Way::Private(private) => self.onto(&target, *private, priority, reporter).await,
                     Way::Flight => {
-                        let flight = self.flight_of(target, hurry).await;
+                        let flight = self.flight_of(target, priority).await;
                         reporter.follow(flight).await;
                     }
                 }
@@ -531,7 +535,7 @@ impl Engine {
     ) {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &request.want {
-            self.memory.is_sound(&snapshotter, chain, created_at);
+            self.ready_cache.is_sound(&snapshotter, chain, created_at);
         }
         let error = match request.want.is_left_alone() {
             true => Error::LeftAlone { image, snapshotter },
@@ -545,11 +549,11 @@ impl Engine {
         self: &Arc<Self>,
         target: &Target,
         private: Target,
-        hurry: Hurry,
+        priority: Priority,
         reporter: Reporter,
     ) {
         let chain = private.manifest.chain_id().map(str::to_owned);
-        let flight = self.flight_of(private, hurry).await;
+        let flight = self.flight_of(private, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
         reporter.end(Err(Arc::new(match outcome {
@@ -565,10 +569,10 @@ impl Engine {
     /// The ticket of this image's flight. Another image of the very same layers may be in the air, or this one
     /// from when it was being pulled: that one does the work, and then ours finds what is left, its own anchor
     /// or its name.
-    async fn flight_of(self: &Arc<Self>, target: Target, hurry: Hurry) -> Ticket {
+    async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
         let target = Arc::new(target);
         loop {
-            match self.join(&target, &hurry) {
+            match self.join(&target, &priority) {
                 Joined::Ours(ticket) => return ticket,
                 // Its failure is its own.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
@@ -578,28 +582,28 @@ impl Engine {
     }
 
     /// The ticket of the one flight of this chain, which starts now if there is none.
-    fn join(self: &Arc<Self>, target: &Arc<Target>, hurry: &Hurry) -> Joined {
-        let joined = self.flights.join(target, hurry, &self.stop);
-        let Joined::First(ticket, reporter, seat) = joined else {
-            self.gate.wake();
-            self.layers.gate.wake();
+    fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
+        let joined = self.flights.join(target, priority, &self.stop);
+        let Joined::First(ticket, reporter, token) = joined else {
+            self.permits.wake();
+            self.layers.permits.wake();
             return joined;
         };
-        let entry = Entry {
+        let guard = FlightGuard {
             engine: self.clone(),
-            seat,
+            token,
         };
         self.tasks
-            .spawn(entry.fly(target.clone(), hurry.clone(), reporter));
+            .spawn(guard.fly(target.clone(), priority.clone(), reporter));
         Joined::Ours(ticket)
     }
 
     /// Takes each lock that all work takes, and lets it go.
-    pub fn pass(&self) {
-        self.flights.pass();
+    pub fn probe_locks(&self) {
+        self.flights.probe_locks();
         drop(self.replacing());
-        self.gate.pass();
-        self.layers.gate.pass();
+        self.permits.probe_locks();
+        self.layers.permits.probe_locks();
     }
 
     fn replacing(&self) -> MutexGuard<'_, HashMap<FlightKey, usize>> {
@@ -610,58 +614,58 @@ impl Engine {
 }
 
 /// A flight's place in the map, which it leaves even when it panics.
-struct Entry {
+struct FlightGuard {
     engine: Arc<Engine>,
-    seat: Seat,
+    token: FlightToken,
 }
 
-impl Entry {
-    async fn fly(self, target: Arc<Target>, hurry: Hurry, reporter: Reporter) {
-        let outcome = self.run(&target, &hurry, &reporter).await;
+impl FlightGuard {
+    async fn fly(self, target: Arc<Target>, priority: Priority, reporter: Reporter) {
+        let outcome = self.run(&target, &priority, &reporter).await;
         // Callers from now on get a new look; callers that hold a ticket get this outcome.
         drop(self);
         reporter.end(outcome);
     }
 
-    async fn run(&self, target: &Target, hurry: &Hurry, reporter: &Reporter) -> Outcome {
+    async fn run(&self, target: &Target, priority: &Priority, reporter: &Reporter) -> Outcome {
         let engine = &*self.engine;
         let record = Record {
             containerd: engine.containerd.as_ref(),
             image: &target.image,
             flights: &engine.flights,
-            seat: &self.seat,
+            token: &self.token,
             removals: &engine.removals,
         };
         let context = FlightContext {
             target,
             containerd: engine.containerd.as_ref(),
             leases: &engine.leases,
-            gate: &engine.gate,
+            permits: &engine.permits,
             layers: &engine.layers,
-            hurry,
+            priority,
             missing: &engine.missing,
             reporter,
             record: &record,
-            stop: &self.seat.stop,
+            stop: &self.token.stop,
         };
         let flight = Flight { context: &context };
         let began = Instant::now();
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        let (snapshotter, chain) = &self.seat.key;
+        let (snapshotter, chain) = &self.token.key;
         if done.action != Action::None {
             metrics::unpacked(snapshotter, began.elapsed());
         }
         // The name of one that is still being pulled is to be looked at when it has one.
         if !target.arrives {
-            engine.memory.is_ready(snapshotter, chain, created_at);
+            engine.ready_cache.is_ready(snapshotter, chain, created_at);
         }
         Ok(done)
     }
 }
 
-impl Drop for Entry {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
-        self.engine.flights.leave(&self.seat);
+        self.engine.flights.leave(&self.token);
     }
 }
 

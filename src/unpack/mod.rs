@@ -21,13 +21,13 @@ pub use chain::plan::{Planned, StepKind};
 #[cfg(test)]
 pub(crate) use chain::profile::tests::proxied;
 pub use chain::profile::{Profile, Repair};
-pub use chain::state::{Rules, Sight, State};
-pub use engine::{Engine, Look, SANDBOX};
-pub use layer::fallback::{Means, Missing};
+pub use chain::state::{ChainStatus, Rules, State};
+pub use engine::{Engine, ImageStatus, SANDBOX};
+pub use layer::fallback::{ContentFallback, FallbackSource};
 pub use layer::pull::Registries;
 pub(crate) use layer::rebuild::attributes_are_seen;
-pub use ready_cache::Standing;
-pub use repair::swap::{LEAST_WAIT, Swapped, Until};
+pub use ready_cache::ParentChain;
+pub use repair::swap::{LEAST_WAIT, SwapDeadlines, SwapOutcome};
 pub use schedule::permits::{Parallel, Urgency};
 pub use schedule::progress::{Done, Outcome, Progress, Ticket};
 pub use snapshotter::guest_pull::is_on_host;

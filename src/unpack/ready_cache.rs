@@ -14,7 +14,7 @@ const MAX_REMEMBERED: usize = 4096;
 
 /// What a container's own snapshot stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum ParentChain {
     /// A chain that was found ready, and has not been made anew since.
     Ready,
     /// A chain that has to be looked at.
@@ -31,7 +31,7 @@ pub enum Standing {
 /// A chain that somebody takes away and makes again, without labels, has another creation time at
 /// its top: a parent cannot go while it has a child, so the top's time speaks for all layers.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(Mutex<Remembered>);
+pub(crate) struct ReadyCache(Mutex<Remembered>);
 
 #[derive(Debug, Default)]
 struct Remembered {
@@ -44,7 +44,7 @@ struct Remembered {
     chains: HashMap<(String, String), String>,
 }
 
-impl Memory {
+impl ReadyCache {
     /// A chain was found ready.
     pub(crate) fn is_ready(&self, snapshotter: &str, chain: &str, created_at: Option<SystemTime>) {
         if let Some(created_at) = created_at {
@@ -84,14 +84,14 @@ impl Memory {
     /// What the container with this `key` stands on. Asks for the container's snapshot and the one
     /// that it probably stands on at the same time. Where the container is left alone it is enough that
     /// it can start.
-    pub(crate) async fn standing(
+    pub(crate) async fn parent_chain(
         &self,
         containerd: &dyn Containerd,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
         left_alone: bool,
-    ) -> Result<Standing, Error> {
+    ) -> Result<ParentChain, Error> {
         let guess = name.and_then(|name| {
             let at = (snapshotter.to_owned(), name.to_owned());
             self.remembered().chains.get(&at).cloned()
@@ -104,14 +104,14 @@ impl Memory {
         };
         let (own, guessed) = futures::join!(containerd.stat(snapshotter, key), guessed);
         let Some(chain) = own?.parent else {
-            return Ok(Standing::Scratch);
+            return Ok(ParentChain::Scratch);
         };
         if guest_pull::is_private(&chain) {
-            return Ok(Standing::Ready);
+            return Ok(ParentChain::Ready);
         }
         let at = (snapshotter.to_owned(), chain);
         let Some(created_at) = self.known(&at, left_alone) else {
-            return Ok(Standing::Unknown { chain: at.1 });
+            return Ok(ParentChain::Unknown { chain: at.1 });
         };
         let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
             Some(top) => top,
@@ -132,11 +132,11 @@ impl Memory {
     }
 }
 
-fn judge(chain: String, top: &Snapshot, created_at: SystemTime) -> Standing {
+fn judge(chain: String, top: &Snapshot, created_at: SystemTime) -> ParentChain {
     if top.created_at == Some(created_at) {
-        Standing::Ready
+        ParentChain::Ready
     } else {
-        Standing::Unknown { chain }
+        ParentChain::Unknown { chain }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::containerd::{Containerd, ErrorKind, Image, Resource, SnapshotKind};
 use crate::image::{Manifests, Platform};
 
 use super::{
-    Action, Engine, Error, LabelPolicy, Labelling, Missing, Outcome, Parallel, Profile, Repair,
-    Request, Role, Standing, State, Urgency, Want,
+    Action, ContentFallback, Engine, Error, LabelPolicy, Labelling, Outcome, Parallel, ParentChain,
+    Profile, Repair, Request, Role, State, Urgency, Want,
 };
 
 const EROFS: &str = "erofs";
@@ -84,7 +84,7 @@ impl Bench {
                 Role::Daemon,
                 PARALLEL,
                 usual(),
-                Missing::default(),
+                ContentFallback::default(),
             ),
             fake,
             image,
@@ -96,7 +96,7 @@ impl Bench {
 
     /// Another engine on the same node, with another policy.
     fn want(&mut self, policy: Box<Fixed>) {
-        let missing = Missing::default();
+        let missing = ContentFallback::default();
         self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, missing);
     }
 
@@ -501,10 +501,10 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
 
     let standing = bench
         .engine
-        .standing(EROFS, "c1", Some(NAME), false)
+        .parent_chain(EROFS, "c1", Some(NAME), false)
         .await
         .unwrap();
-    let Standing::Unknown { chain } = standing else {
+    let ParentChain::Unknown { chain } = standing else {
         panic!("{standing:?}");
     };
     let want = Want::Container {
@@ -520,10 +520,10 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     bench.fake.calls();
     let standing = bench
         .engine
-        .standing(EROFS, "c2", Some(NAME), false)
+        .parent_chain(EROFS, "c2", Some(NAME), false)
         .await
         .unwrap();
-    assert_eq!(standing, Standing::Ready);
+    assert_eq!(standing, ParentChain::Ready);
     // Two questions, asked at the same time.
     assert_eq!(bench.fake.calls(), ["stat snapshot", "stat snapshot"]);
 
@@ -538,10 +538,13 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     bench.fake.activate(EROFS, "c3", top);
     let standing = bench
         .engine
-        .standing(EROFS, "c3", Some(NAME), false)
+        .parent_chain(EROFS, "c3", Some(NAME), false)
         .await
         .unwrap();
-    assert!(matches!(standing, Standing::Unknown { .. }), "{standing:?}");
+    assert!(
+        matches!(standing, ParentChain::Unknown { .. }),
+        "{standing:?}"
+    );
 }
 
 #[tokio::test]
@@ -592,7 +595,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         Role::Command,
         PARALLEL,
         fixed(false, true, ExtraLabels::default()),
-        Missing::default(),
+        ContentFallback::default(),
     );
     engine.ensure(want()).outcome().await.unwrap();
     let labels = bench.fake.all(EROFS).remove(0).labels;

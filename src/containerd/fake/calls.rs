@@ -8,8 +8,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::{
-    Blob, Containerd, CriContainer, Descriptor, ErrorKind, Event, Image, Labels, Lease,
-    ListedPlugin, Mount, Payloads, Piece, Resource, Result, Snapshot, Snapshotter, Source,
+    Blob, BlobChunk, Containerd, CriContainer, Descriptor, ErrorKind, Event, Image, Labels, Lease,
+    ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::{Effect, Store, at};
@@ -90,18 +90,18 @@ impl Containerd for Fake {
         &self,
         lease: &str,
         reference: &str,
-        mut pieces: BoxStream<'static, Piece>,
+        mut chunks: BoxStream<'static, BlobChunk>,
     ) -> Result<()> {
         let begin = |store: &mut Store| {
             store.begin(reference);
             Ok(())
         };
         self.call("write blob", reference, begin).await?;
-        while let Some(piece) = pieces.next().await {
+        while let Some(piece) = chunks.next().await {
             // A fault in the middle: the pieces are not asked for any more.
             let effect = |store: &mut Store| match piece {
-                Piece::Data(data) => store.append(reference, &data).map(|()| false),
-                Piece::End { digest, size } => {
+                BlobChunk::Data(data) => store.append(reference, &data).map(|()| false),
+                BlobChunk::End { digest, size } => {
                     store.finish(lease, reference, &digest, size).map(|()| true)
                 }
             };

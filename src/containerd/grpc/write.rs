@@ -6,7 +6,7 @@ use tonic::{Request, Status};
 
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 
-use super::{Grpc, Piece, Result, WORK_DEADLINE, failed};
+use super::{BlobChunk, Grpc, Result, WORK_DEADLINE, failed};
 use crate::containerd::Error;
 
 impl Grpc {
@@ -14,10 +14,10 @@ impl Grpc {
         &self,
         lease: &str,
         reference: &str,
-        pieces: BoxStream<'static, Piece>,
+        chunks: BoxStream<'static, BlobChunk>,
     ) -> Result<()> {
         let call = "write blob";
-        let mut request = Request::new(messages(reference, pieces));
+        let mut request = Request::new(messages(reference, chunks));
         request.set_timeout(WORK_DEADLINE);
         let request = self.under(lease, self.in_namespace(request))?;
         let written = async {
@@ -48,22 +48,22 @@ impl Grpc {
 /// refuses to commit anything else.
 fn messages(
     reference: &str,
-    pieces: BoxStream<'static, Piece>,
+    chunks: BoxStream<'static, BlobChunk>,
 ) -> impl Stream<Item = WriteContentRequest> + Send + 'static {
     let reference = reference.to_owned();
-    pieces.scan(0_i64, move |offset, piece| {
+    chunks.scan(0_i64, move |offset, piece| {
         let mut message = WriteContentRequest {
             r#ref: reference.clone(),
             offset: *offset,
             ..Default::default()
         };
         match piece {
-            Piece::Data(data) => {
+            BlobChunk::Data(data) => {
                 message.set_action(WriteAction::Write);
                 *offset += i64::try_from(data.len()).unwrap_or(i64::MAX);
                 message.data = data;
             }
-            Piece::End { digest, size } => {
+            BlobChunk::End { digest, size } => {
                 message.set_action(WriteAction::Commit);
                 message.total = size.try_into().unwrap_or(i64::MAX);
                 message.expected = digest;
@@ -81,15 +81,15 @@ mod tests {
 
     #[tokio::test]
     async fn offsets_follow_the_data_and_the_end_promises_all_of_it() {
-        let pieces = [
-            Piece::Data(vec![1; 5]),
-            Piece::Data(vec![2; 3]),
-            Piece::End {
+        let chunks = [
+            BlobChunk::Data(vec![1; 5]),
+            BlobChunk::Data(vec![2; 3]),
+            BlobChunk::End {
                 digest: "sha256:d".to_owned(),
                 size: 8,
             },
         ];
-        let messages: Vec<_> = messages("r", stream::iter(pieces).boxed()).collect().await;
+        let messages: Vec<_> = messages("r", stream::iter(chunks).boxed()).collect().await;
         let seen: Vec<_> = messages
             .iter()
             .map(|m| (m.action(), m.offset, m.data.len(), m.total))

@@ -3,7 +3,7 @@
 use crate::image::Layer;
 
 use super::profile::Repair;
-use super::state::{Rules, Sight, State};
+use super::state::{ChainStatus, Rules, State};
 
 /// One step of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub(crate) enum Step {
 /// The least that makes the chain ready, in the order in which it has to happen: the chain is
 /// anchored when it is complete. What has to be done after a
 /// [`Step::Replace`] depends on how far that got. Empty for a ready chain.
-pub(crate) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
-    let state = sight.state(rules);
+pub(crate) fn plan(status: &ChainStatus, rules: &Rules) -> Vec<Step> {
+    let state = status.state(rules);
     let is_replaced = match state {
         State::Mixed => true,
         State::Unlabelled => rules.repair == Repair::Replace,
@@ -33,15 +33,15 @@ pub(crate) fn plan(sight: &Sight, rules: &Rules) -> Vec<Step> {
     }
     let mut steps = Vec::new();
     if !rules.guest_pulls {
-        steps.extend(sight.unlabelled(rules).map(Step::Relabel));
+        steps.extend(status.unlabelled(rules).map(Step::Relabel));
     }
     if state == State::Foreign {
-        steps.extend(sight.foreign(rules).map(Step::Relabel));
+        steps.extend(status.foreign(rules).map(Step::Relabel));
     }
-    if sight.committed() < sight.layers.len() {
-        steps.push(Step::Unpack(sight.committed()));
+    if status.committed() < status.layers.len() {
+        steps.push(Step::Unpack(status.committed()));
     }
-    if !sight.anchored && !sight.layers.is_empty() {
+    if !status.anchored && !status.layers.is_empty() {
         steps.push(Step::Anchor);
     }
     steps
@@ -109,8 +109,8 @@ mod tests {
     fn assert_plans(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, Vec<Step>)>) {
         for (layers, anchored, steps) in cases {
             let rules = rules(layers.len(), guest_pulls);
-            let sight = Sight { layers, anchored };
-            assert_eq!(plan(&sight, &rules), steps, "{sight:?}");
+            let status = ChainStatus { layers, anchored };
+            assert_eq!(plan(&status, &rules), steps, "{status:?}");
         }
     }
 

@@ -104,14 +104,14 @@ impl Origin {
 ///
 /// Invariant: a committed layer's parents are committed, so `layers` is a run of `Some`, then `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sight {
+pub struct ChainStatus {
     /// The labels of each committed layer, bottom first; `None` where there is no such snapshot.
     pub layers: Vec<Option<Labels>>,
     /// Whether the image's config blob keeps the chain from garbage collection.
     pub anchored: bool,
 }
 
-impl Sight {
+impl ChainStatus {
     /// How many layers are committed, from the bottom.
     pub fn committed(&self) -> usize {
         let layers = self.layers.iter();
@@ -255,20 +255,20 @@ pub(crate) mod tests {
             (vec![bare(), bare()], 0),
         ] {
             let rules = rules(layers.len(), true);
-            let sight = Sight {
+            let status = ChainStatus {
                 layers,
                 anchored: true,
             };
-            assert_eq!(sight.kept_layers(&rules), kept, "{sight:?}");
+            assert_eq!(status.kept_layers(&rules), kept, "{status:?}");
         }
     }
 
     fn assert_states(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, State, usize)>) {
         for (layers, anchored, state, ready) in cases {
             let rules = rules(layers.len(), guest_pulls);
-            let sight = Sight { layers, anchored };
-            assert_eq!(sight.state(&rules), state, "{sight:?}");
-            assert_eq!(sight.ready_layers(&rules), ready, "{sight:?}");
+            let status = ChainStatus { layers, anchored };
+            assert_eq!(status.state(&rules), state, "{status:?}");
+            assert_eq!(status.ready_layers(&rules), ready, "{status:?}");
         }
     }
 
@@ -332,11 +332,11 @@ pub(crate) mod tests {
             (vec![bare(), proxied()], State::Ready),
             (vec![bare(), bare()], State::Ready),
         ] {
-            let sight = Sight {
+            let status = ChainStatus {
                 layers,
                 anchored: true,
             };
-            assert_eq!(sight.state(&rules), state, "{sight:?}");
+            assert_eq!(status.state(&rules), state, "{status:?}");
         }
     }
 
@@ -374,17 +374,17 @@ pub(crate) mod tests {
             (vec![named("sha256:n", "r.example/app:1"), right()], vec![]),
             (vec![right(), named("sha256:n", "r.example/twin:1")], vec![]),
         ] {
-            let sight = Sight {
+            let status = ChainStatus {
                 layers,
                 anchored: true,
             };
-            let found: Vec<_> = sight.foreign(&rules).collect();
-            assert_eq!(found, foreign, "{sight:?}");
+            let found: Vec<_> = status.foreign(&rules).collect();
+            assert_eq!(found, foreign, "{status:?}");
             let state = match foreign.is_empty() {
                 true => State::Ready,
                 false => State::Foreign,
             };
-            assert_eq!(sight.state(&rules), state, "{sight:?}");
+            assert_eq!(status.state(&rules), state, "{status:?}");
         }
     }
 
@@ -397,11 +397,11 @@ pub(crate) mod tests {
             guest_pulls: false,
         };
         for layers in [vec![bare()], vec![goes_on()]] {
-            let sight = Sight {
+            let status = ChainStatus {
                 layers,
                 anchored: true,
             };
-            assert_eq!(sight.state(&rules), State::Ready);
+            assert_eq!(status.state(&rules), State::Ready);
         }
     }
 }

@@ -10,10 +10,10 @@ use crate::containerd::Containerd;
 use super::removal::Record;
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
-use crate::unpack::chain::state::Sight;
-use crate::unpack::layer::fallback::Missing;
+use crate::unpack::chain::state::ChainStatus;
+use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Gate, Hurry};
+use crate::unpack::schedule::permits::{Priority, PrioritySemaphore};
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::target::Target;
@@ -24,10 +24,10 @@ pub(crate) struct FlightContext<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) leases: &'a Arc<Leases>,
     /// Where an unpack waits for its turn. Nothing else does.
-    pub(crate) gate: &'a Gate,
+    pub(crate) permits: &'a PrioritySemaphore,
     pub(crate) layers: &'a Layers,
-    pub(crate) hurry: &'a Hurry,
-    pub(crate) missing: &'a Missing,
+    pub(crate) priority: &'a Priority,
+    pub(crate) missing: &'a ContentFallback,
     pub(crate) reporter: &'a Reporter,
     /// Whether the image is still there.
     pub(crate) record: &'a Record<'a>,
@@ -50,9 +50,9 @@ impl Work {
 }
 
 impl FlightContext<'_> {
-    pub(crate) fn report(&self, sight: &Sight, more: usize) {
-        let ready = sight.ready_layers(&self.target.rules) + more;
-        self.reporter.layers(ready, sight.layers.len());
+    pub(crate) fn report(&self, status: &ChainStatus, more: usize) {
+        let ready = status.ready_layers(&self.target.rules) + more;
+        self.reporter.layers(ready, status.layers.len());
     }
 
     pub(crate) fn stopped(&self) -> Error {

@@ -13,36 +13,36 @@ use super::context::{FlightContext, Work};
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::Step;
-use crate::unpack::chain::state::Sight;
+use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::parallel;
 use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
 use crate::unpack::repair::in_use::in_use;
 use crate::unpack::repair::replace::{Replace, Replaced};
-use crate::unpack::schedule::permits::Place;
+use crate::unpack::schedule::permits::Permit;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::target::gc_protect;
 
 /// The steps that follow from one look at the chain.
-pub(crate) struct Round<'a> {
+pub(crate) struct PlanExecutor<'a> {
     context: &'a FlightContext<'a>,
     lease: &'a Lease,
-    sight: &'a Sight,
+    status: &'a ChainStatus,
     work: &'a mut Work,
     /// Layers that became ready in this round.
     layers: usize,
 }
 
-impl<'a> Round<'a> {
+impl<'a> PlanExecutor<'a> {
     pub(crate) fn new(
         context: &'a FlightContext<'a>,
         lease: &'a Lease,
-        sight: &'a Sight,
+        status: &'a ChainStatus,
         work: &'a mut Work,
     ) -> Self {
         Self {
             context,
             lease,
-            sight,
+            status,
             work,
             layers: 0,
         }
@@ -56,7 +56,7 @@ impl<'a> Round<'a> {
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
         let held = self.hold(unpacks).await;
         held.map_err(|e| self.context.target.failed(e))?;
-        let _place = if unpacks {
+        let _permit = if unpacks {
             Some(self.turn().await?)
         } else {
             None
@@ -83,7 +83,7 @@ impl<'a> Round<'a> {
     /// What the steps stand on is not to be collected under them.
     async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
         let (containerd, target) = (self.context.containerd, self.context.target);
-        let committed = gc_protect::committed(containerd, self.lease, target, self.sight);
+        let committed = gc_protect::committed(containerd, self.lease, target, self.status);
         if target.arrives {
             let documents = gc_protect::documents(containerd, self.lease, target);
             futures::try_join!(committed, documents)?;
@@ -91,7 +91,7 @@ impl<'a> Round<'a> {
             committed.await?;
         }
         if unpacks && !target.rules.guest_pulls {
-            gc_protect::blobs(containerd, self.lease, target, self.sight).await?;
+            gc_protect::blobs(containerd, self.lease, target, self.status).await?;
         }
         Ok(())
     }
@@ -101,22 +101,22 @@ impl<'a> Round<'a> {
         self.work.did(action);
         self.work.layers.insert(layer);
         self.layers += 1;
-        self.context.report(self.sight, self.layers);
+        self.context.report(self.status, self.layers);
         let layers = &self.context.target.manifest.layers;
         let sizes = self.work.layers.iter().map(|&i| layers[i].bytes());
         let bytes = sizes.fold(0, u64::saturating_add);
         self.context.reporter.bytes(bytes);
     }
 
-    async fn turn(&self) -> Result<Place, Error> {
-        let enter = self.context.gate.enter(self.context.hurry);
-        let place = self.context.stop.run_until_cancelled(enter).await.flatten();
-        let place = place.ok_or_else(|| self.context.stopped())?;
+    async fn turn(&self) -> Result<Permit, Error> {
+        let enter = self.context.permits.acquire(self.context.priority);
+        let permit = self.context.stop.run_until_cancelled(enter).await.flatten();
+        let permit = permit.ok_or_else(|| self.context.stopped())?;
         // It may have waited for long.
         if self.context.record.is_gone().await {
             return Err(self.context.removed());
         }
-        Ok(place)
+        Ok(permit)
     }
 
     /// A layer that has gone meanwhile is found missing by the next look.
@@ -146,8 +146,8 @@ impl<'a> Round<'a> {
                 return Err(self.context.stopped());
             }
             let layer = self.layer(i, self.context.stop);
-            let outcome = match layer.claim().await {
-                Ok(_claim) => self.context.missing.unpack(&layer).await,
+            let outcome = match layer.lock().await {
+                Ok(_lock) => self.context.missing.unpack(&layer).await,
                 Err(failure) => Err(failure),
             };
             match self.settled(i, outcome)? {
@@ -171,7 +171,7 @@ impl<'a> Round<'a> {
             && layers.at_once > 1
             && !target.rules.guest_pulls
             && layers
-                .abilities
+                .capabilities
                 .of(containerd, &target.snapshotter)
                 .await
                 .rebases
@@ -222,7 +222,7 @@ impl<'a> Round<'a> {
             labels: &target.labels[i],
             layers: context.layers,
             reporter: context.reporter,
-            hurry: context.hurry,
+            priority: context.priority,
             stop,
         }
     }
@@ -294,11 +294,11 @@ impl<'a> Round<'a> {
             layers,
             ..
         } = *self.context;
-        let state = self.sight.state(&target.rules);
+        let state = self.status.state(&target.rules);
         in_use(
             containerd,
             self.lease,
-            &layers.claims,
+            &layers.layer_locks,
             target,
             state,
             holders,

@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use crate::image::Layer;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::{Step, plan};
-use crate::unpack::chain::state::{Sight, State};
+use crate::unpack::chain::state::{ChainStatus, State};
 use crate::unpack::schedule::progress::Done;
-use crate::unpack::snapshotter::capabilities::Ability;
+use crate::unpack::snapshotter::capabilities::Capabilities;
 use crate::unpack::snapshotter::lease::Lease;
 use context::{FlightContext, Work};
-use executor::Round;
+use executor::PlanExecutor;
 use removal::After;
 
 /// Rounds after which a chain that is still not ready although every step succeeded is given up.
@@ -38,21 +38,21 @@ impl Flight<'_> {
     /// Makes the chain ready; answers what that took, and when the top layer was made. The lease is
     /// released on every path.
     pub(crate) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
-        let (sight, created_at) = self.look().await?;
-        let found = sight.state(&self.context.target.rules);
+        let (status, created_at) = self.look().await?;
+        let found = status.state(&self.context.target.rules);
         self.context.reporter.found(found);
-        if let Some(refused) = self.context.target.refused(&sight) {
+        if let Some(refused) = self.context.target.refused(&status) {
             return Err(refused);
         }
-        let steps = self.plan(&sight);
+        let steps = self.plan(&status);
         if steps.is_empty() {
-            return Ok((self.done(found, &Work::default(), &sight), created_at));
+            return Ok((self.done(found, &Work::default(), &status), created_at));
         }
-        self.foretell(&steps).await;
+        self.estimate_minimum(&steps).await;
         let removals = self.context.record.removals();
         let lease = self.context.leases.take(self.context.containerd).await;
         let lease = lease.map_err(|e| self.context.target.failed(e))?;
-        let outcome = self.rounds(&lease, sight).await;
+        let outcome = self.rounds(&lease, status).await;
         lease.release(self.context.containerd).await;
         // Not before the lease is gone: an image that is removed from now on leaves nothing here.
         match self.context.record.after(&outcome, removals).await {
@@ -70,7 +70,7 @@ impl Flight<'_> {
 
     /// Says how long it takes at least, where each layer that is missing has to be applied, and can be: a
     /// failure may come at once.
-    async fn foretell(&self, steps: &[Step]) {
+    async fn estimate_minimum(&self, steps: &[Step]) {
         let FlightContext {
             target,
             containerd,
@@ -87,15 +87,15 @@ impl Flight<'_> {
         };
         let sizes = missing.iter().map(Layer::bytes);
         let bytes = sizes.fold(0, u64::saturating_add);
-        let all = layers.pace.least(&target.snapshotter, bytes);
+        let all = layers.throughput.least(&target.snapshotter, bytes);
         if all < WORTH_TELLING || missing.iter().any(Layer::is_encrypted) {
             return;
         }
-        let ability = layers.abilities.of(containerd, &target.snapshotter);
-        let least = match ability.await {
-            Ability { applies: false, .. } => return,
-            Ability { rebases: true, .. } => all.div_f64(layers.at_once as f64),
-            Ability { rebases: false, .. } => all,
+        let capabilities = layers.capabilities.of(containerd, &target.snapshotter);
+        let least = match capabilities.await {
+            Capabilities { applies: false, .. } => return,
+            Capabilities { rebases: true, .. } => all.div_f64(layers.at_once as f64),
+            Capabilities { rebases: false, .. } => all,
         };
         let earliest = Instant::now() + least;
         let blobs = missing
@@ -110,49 +110,49 @@ impl Flight<'_> {
     async fn rounds(
         &self,
         lease: &Lease,
-        mut sight: Sight,
+        mut status: ChainStatus,
     ) -> Result<(Done, Option<SystemTime>), Error> {
         let mut work = Work::default();
-        let found = sight.state(&self.context.target.rules);
+        let found = status.state(&self.context.target.rules);
         for _ in 0..MAX_ROUNDS {
-            let steps = self.plan(&sight);
-            Round::new(self.context, lease, &sight, &mut work)
+            let steps = self.plan(&status);
+            PlanExecutor::new(self.context, lease, &status, &mut work)
                 .act(&steps)
                 .await?;
             let created_at;
-            (sight, created_at) = self.look().await?;
-            if let Some(refused) = self.context.target.refused(&sight) {
+            (status, created_at) = self.look().await?;
+            if let Some(refused) = self.context.target.refused(&status) {
                 return Err(refused);
             }
-            if self.plan(&sight).is_empty() {
-                return Ok((self.done(found, &work, &sight), created_at));
+            if self.plan(&status).is_empty() {
+                return Ok((self.done(found, &work, &status), created_at));
             }
         }
         Err(Error::Unsettled {
             image: self.context.target.image.clone(),
             snapshotter: self.context.target.snapshotter.clone(),
-            state: sight.state(&self.context.target.rules),
+            state: status.state(&self.context.target.rules),
             tries: MAX_ROUNDS,
         })
     }
 
-    async fn look(&self) -> Result<(Sight, Option<SystemTime>), Error> {
-        let (sight, created_at) = self.context.target.look(self.context.containerd).await?;
-        self.context.report(&sight, 0);
-        Ok((sight, created_at))
+    async fn look(&self) -> Result<(ChainStatus, Option<SystemTime>), Error> {
+        let (status, created_at) = self.context.target.look(self.context.containerd).await?;
+        self.context.report(&status, 0);
+        Ok((status, created_at))
     }
 
-    fn plan(&self, sight: &Sight) -> Vec<Step> {
-        plan(sight, &self.context.target.rules)
+    fn plan(&self, status: &ChainStatus) -> Vec<Step> {
+        plan(status, &self.context.target.rules)
     }
 
-    fn done(&self, found: State, work: &Work, sight: &Sight) -> Done {
+    fn done(&self, found: State, work: &Work, status: &ChainStatus) -> Done {
         Done {
             image: self.context.target.image.clone(),
             found,
             action: work.action,
             layers_done: work.layers.len(),
-            layers_kept: sight.kept_layers(&self.context.target.rules),
+            layers_kept: status.kept_layers(&self.context.target.rules),
             layers: self.context.target.manifest.layers.len(),
         }
     }

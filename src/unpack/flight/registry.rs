@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::unpack::schedule::permits::Hurry;
+use crate::unpack::schedule::permits::Priority;
 use crate::unpack::schedule::progress::{Reporter, Ticket};
 use crate::unpack::target::Target;
 
@@ -19,15 +19,15 @@ pub(crate) struct Flights(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    flights: HashMap<FlightKey, InTheAir>,
+    flights: HashMap<FlightKey, ActiveFlight>,
     /// Counts the callers of all flights.
     callers: u64,
 }
 
 /// A flight that goes on.
-struct InTheAir {
+struct ActiveFlight {
     ticket: Ticket,
-    hurry: Hurry,
+    priority: Priority,
     /// The config blob of its image.
     config: String,
     /// What the records of its callers' images point at.
@@ -48,11 +48,11 @@ pub(crate) enum Joined {
     /// To wait for the flight of another image, or for one that began in this image's pull, and to ask again.
     Another(Ticket),
     /// To fly.
-    First(Ticket, Reporter, Seat),
+    First(Ticket, Reporter, FlightToken),
 }
 
 /// A flight's entry.
-pub(crate) struct Seat {
+pub(crate) struct FlightToken {
     pub(crate) key: FlightKey,
     /// Ends this flight: when the engine stops, or its images are gone.
     pub(crate) stop: CancellationToken,
@@ -74,7 +74,12 @@ pub(crate) struct Moment(HashMap<FlightKey, u64>);
 
 impl Flights {
     /// The flight of this target's chain. A new one ends when `stop` does.
-    pub(crate) fn join(&self, target: &Target, hurry: &Hurry, stop: &CancellationToken) -> Joined {
+    pub(crate) fn join(
+        &self,
+        target: &Target,
+        priority: &Priority,
+        stop: &CancellationToken,
+    ) -> Joined {
         let chain = target.manifest.chain_id();
         let chain = chain.unwrap_or(&target.manifest.digest);
         let key = (target.snapshotter.clone(), chain.to_owned());
@@ -82,7 +87,7 @@ impl Flights {
         inner.callers += 1;
         let caller = inner.callers;
         if let Some(flight) = inner.flights.get_mut(&key) {
-            flight.hurry.raise_to(hurry);
+            flight.priority.raise_to(priority);
             let ticket = flight.ticket.clone();
             if flight.config != target.manifest.config {
                 return Joined::Another(ticket);
@@ -98,9 +103,9 @@ impl Flights {
         }
         let (reporter, ticket) = Reporter::new(&target.image);
         let stop = stop.child_token();
-        let flight = InTheAir {
+        let flight = ActiveFlight {
             ticket: ticket.clone(),
-            hurry: hurry.clone(),
+            priority: priority.clone(),
             config: target.manifest.config.clone(),
             records: HashSet::from([target.record.clone()]),
             arrives: target.arrives,
@@ -110,22 +115,22 @@ impl Flights {
             stop: stop.clone(),
         };
         inner.flights.insert(key.clone(), flight);
-        let seat = Seat { key, stop, caller };
-        Joined::First(ticket, reporter, seat)
+        let token = FlightToken { key, stop, caller };
+        Joined::First(ticket, reporter, token)
     }
 
     /// Takes the flight out, if it was not ended before.
-    pub(crate) fn leave(&self, seat: &Seat) {
+    pub(crate) fn leave(&self, token: &FlightToken) {
         let mut inner = self.lock();
-        if inner.flights.get(&seat.key).is_some_and(|f| f.is(seat)) {
-            inner.flights.remove(&seat.key);
+        if inner.flights.get(&token.key).is_some_and(|f| f.is(token)) {
+            inner.flights.remove(&token.key);
         }
     }
 
     /// What a flight is for.
-    pub(crate) fn wanted(&self, seat: &Seat) -> Wanted {
+    pub(crate) fn wanted(&self, token: &FlightToken) -> Wanted {
         let inner = self.lock();
-        match inner.flights.get(&seat.key).filter(|f| f.is(seat)) {
+        match inner.flights.get(&token.key).filter(|f| f.is(token)) {
             None => Wanted::Nothing,
             Some(flight) if flight.arrives => Wanted::Arriving(flight.records.clone()),
             Some(flight) => Wanted::Records(flight.records.clone()),
@@ -155,7 +160,7 @@ impl Flights {
     }
 
     /// Takes the lock, and lets it go.
-    pub(crate) fn pass(&self) {
+    pub(crate) fn probe_locks(&self) {
         drop(self.lock());
     }
 
@@ -164,8 +169,8 @@ impl Flights {
     }
 }
 
-impl InTheAir {
-    fn is(&self, seat: &Seat) -> bool {
-        self.first_caller == seat.caller
+impl ActiveFlight {
+    fn is(&self, token: &FlightToken) -> bool {
+        self.first_caller == token.caller
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::containerd::Containerd;
 use crate::image;
 
-use super::registry::{Flights, Seat, Wanted};
+use super::registry::{FlightToken, Flights, Wanted};
 use crate::unpack::chain::error::Error;
 
 /// Counts the images whose removal this process has heard of.
@@ -30,7 +30,7 @@ pub(crate) struct Record<'a> {
     /// The name of one of them.
     pub(crate) image: &'a str,
     pub(crate) flights: &'a Flights,
-    pub(crate) seat: &'a Seat,
+    pub(crate) token: &'a FlightToken,
     pub(crate) removals: &'a Removals,
 }
 
@@ -53,7 +53,7 @@ impl Record<'_> {
 
     /// Whether the image was removed. One that is still being pulled was not.
     pub(crate) async fn is_gone(&self) -> bool {
-        match self.flights.wanted(self.seat) {
+        match self.flights.wanted(self.token) {
             Wanted::Nothing => true,
             Wanted::Arriving(_) => false,
             Wanted::Records(records) => self.have_none(&records).await,
@@ -62,10 +62,10 @@ impl Record<'_> {
 
     /// What became of it in a flight that began after so many removals and has released its lease.
     pub(crate) async fn after<T>(&self, outcome: &Result<T, Error>, removals: u64) -> After {
-        match self.flights.wanted(self.seat) {
+        match self.flights.wanted(self.token) {
             Wanted::Nothing => After::Removed,
             // Everything stops.
-            _ if self.seat.stop.is_cancelled() => After::Kept,
+            _ if self.token.stop.is_cancelled() => After::Kept,
             Wanted::Records(records) if self.have_none(&records).await => After::Removed,
             Wanted::Arriving(records)
                 if (outcome.is_err() || self.removals.now() != removals)

@@ -15,7 +15,7 @@ use crate::unpack::snapshotter::guest_pull::chain_id_of;
 
 /// A way to a layer whose blob is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Means {
+pub enum FallbackSource {
     /// From overlayfs on this node, exactly as it was unpacked there. Offline, without credentials.
     Rebuild,
     /// From the image's registry, by containerd 2.1 or later.
@@ -24,16 +24,16 @@ pub enum Means {
 
 /// What is done about blobs that are gone: nothing by default.
 #[derive(Debug, Default)]
-pub struct Missing {
-    means: Vec<Means>,
+pub struct ContentFallback {
+    means: Vec<FallbackSource>,
     registries: Registries,
     /// One fetch at a time: it changes a manifest's labels and changes them back.
     turn: Mutex<()>,
 }
 
-impl Missing {
+impl ContentFallback {
     /// These means, in this order, with the registries reached in this way.
-    pub fn new(means: Vec<Means>, registries: Registries) -> Self {
+    pub fn new(means: Vec<FallbackSource>, registries: Registries) -> Self {
         Self {
             means,
             registries,
@@ -58,21 +58,25 @@ impl Missing {
         layer: &Unpack<'_>,
         error: containerd::Error,
     ) -> Result<Committed, Failure> {
-        if !self.means.contains(&Means::Rebuild) {
+        if !self.means.contains(&FallbackSource::Rebuild) {
             return Err(Failure::Encrypted(error));
         }
-        match self.unpack_by(layer, &[Means::Rebuild]).await {
+        match self.unpack_by(layer, &[FallbackSource::Rebuild]).await {
             Err(Failure::NoBlob(_)) => Err(Failure::Encrypted(error)),
             outcome => outcome,
         }
     }
 
-    async fn unpack_by(&self, layer: &Unpack<'_>, means: &[Means]) -> Result<Committed, Failure> {
+    async fn unpack_by(
+        &self,
+        layer: &Unpack<'_>,
+        means: &[FallbackSource],
+    ) -> Result<Committed, Failure> {
         let mut tried = vec![];
         for means in means {
             let outcome = match means {
-                Means::Rebuild => rebuilt(layer).await,
-                Means::Pull => self.pulled(layer).await,
+                FallbackSource::Rebuild => rebuilt(layer).await,
+                FallbackSource::Pull => self.pulled(layer).await,
             };
             match outcome {
                 Ok(committed) => return Ok(committed),
@@ -150,7 +154,7 @@ async fn rebuilt(layer: &Unpack<'_>) -> Result<Committed, Obstacle> {
     Ok(layer.unpack(&Content::rebuilt(blob)).await?)
 }
 
-impl std::fmt::Display for Means {
+impl std::fmt::Display for FallbackSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Rebuild => "rebuild",

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::content::Content;
-use super::fallback::Missing;
+use super::fallback::ContentFallback;
 use super::unpack::{Apart, Committed, Failure, Unpack};
 
 /// The tokens that stop each of `layers` layers, the lowest first: what stops one stops those above
@@ -26,7 +26,7 @@ pub(crate) fn stops(stop: &CancellationToken, layers: usize) -> Vec<Cancellation
 /// applied yet; how many are applied at once in the whole process is the layers' own gate's to say.
 pub(crate) fn unpack<'a>(
     layers: &'a [Unpack<'a>],
-    missing: &'a Missing,
+    missing: &'a ContentFallback,
     window: &'a Semaphore,
 ) -> impl Stream<Item = (usize, Result<Committed, Failure>)> + 'a {
     let mut below = None;
@@ -51,12 +51,12 @@ pub(crate) fn unpack<'a>(
 /// One of them. `below` says when it is its turn to be committed; the lowest need not wait.
 async fn one(
     layer: &Unpack<'_>,
-    missing: &Missing,
+    missing: &ContentFallback,
     window: &Semaphore,
     below: Option<oneshot::Receiver<()>>,
 ) -> Result<Committed, Failure> {
     let content = Content::of_image(layer.layer);
-    let _claim = layer.claim().await?;
+    let _lock = layer.lock().await?;
     let window = layer.stop.run_until_cancelled(window.acquire()).await;
     let window = window.ok_or(Failure::Stopped)?;
     let filled = match layer.fill_apart(&content).await? {

@@ -19,10 +19,10 @@ use crate::metrics;
 use super::content::Content;
 use super::decryption;
 use crate::unpack::chain::action::Action;
-use crate::unpack::schedule::layer_locks::Claim;
+use crate::unpack::schedule::layer_locks::LayerLock;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::Hurry;
-use crate::unpack::schedule::process_lock::{Lock, lock};
+use crate::unpack::schedule::permits::Priority;
+use crate::unpack::schedule::process_lock::{ProcessLock, process_lock};
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::snapshotter::{guest_pull, mounts};
@@ -102,14 +102,14 @@ pub(crate) struct Unpack<'a> {
     /// Who is at which layer, and where an apply waits for its turn.
     pub(crate) layers: &'a Layers,
     pub(crate) reporter: &'a Reporter,
-    pub(crate) hurry: &'a Hurry,
+    pub(crate) priority: &'a Priority,
     pub(crate) stop: &'a CancellationToken,
 }
 
 /// A layer that is unpacked here only, until this is dropped.
 pub(crate) struct Turn {
-    _lock: Lock,
-    _claim: Claim,
+    _process: ProcessLock,
+    _flight: LayerLock,
 }
 
 /// When a layer is put onto the one below it.
@@ -143,15 +143,17 @@ pub(crate) enum Apart {
 
 impl Unpack<'_> {
     /// Keeps the other flights of this process, and other processes, from the layer while it is unpacked.
-    pub(crate) async fn claim(&self) -> Result<Turn, Failure> {
+    pub(crate) async fn lock(&self) -> Result<Turn, Failure> {
         let (snapshotter, chain_id) = (self.snapshotter, &self.layer.chain_id);
         let turn = async {
-            let wake = || self.layers.gate.wake();
-            let claims = &self.layers.claims;
-            let claim = claims.claim(snapshotter, chain_id, self.hurry, wake).await;
+            let wake = || self.layers.permits.wake();
+            let layer_locks = &self.layers.layer_locks;
+            let layer_lock = layer_locks
+                .lock(snapshotter, chain_id, self.priority, wake)
+                .await;
             Turn {
-                _lock: lock(self.containerd, snapshotter, chain_id).await,
-                _claim: claim,
+                _process: process_lock(self.containerd, snapshotter, chain_id).await,
+                _flight: layer_lock,
             }
         };
         let turn = self.stop.run_until_cancelled(turn).await;
@@ -302,23 +304,23 @@ impl Unpack<'_> {
 
     /// Applies the content and verifies it, in its turn.
     pub(crate) async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
-        let (blob, pace) = (&content.blob, &self.layers.pace);
+        let (blob, throughput) = (&content.blob, &self.layers.throughput);
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let payloads = self.payloads(content);
         let apply = async {
-            let _place = self.layers.gate.enter(self.hurry).await;
+            let _place = self.layers.permits.acquire(self.priority).await;
             let began = Instant::now();
             let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));
             let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
                 Ok(applied) => applied,
                 Err(_) => {
-                    let least = pace.least(self.snapshotter, bytes);
+                    let least = throughput.least(self.snapshotter, bytes);
                     self.reporter.not_before(began + least);
                     apply.await
                 }
             };
             if applied.is_ok() {
-                pace.measured(self.snapshotter, bytes, began.elapsed());
+                throughput.measured(self.snapshotter, bytes, began.elapsed());
             }
             applied
         };

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use crate::containerd::Containerd;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
-use crate::unpack::schedule::layer_locks::Claims;
-use crate::unpack::schedule::permits::{Hurry, Urgency};
+use crate::unpack::schedule::layer_locks::LayerLocks;
+use crate::unpack::schedule::permits::{Priority, Urgency};
 use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
@@ -32,7 +32,7 @@ pub(crate) enum Way {
 pub(crate) async fn way(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
-    claims: &Claims,
+    layer_locks: &LayerLocks,
     target: &Target,
 ) -> Way {
     if !target.in_use {
@@ -44,14 +44,14 @@ pub(crate) async fn way(
             false => Way::Flight,
         };
     }
-    let (sight, created_at) = match target.look(containerd).await {
+    let (status, created_at) = match target.look(containerd).await {
         Ok(looked) => looked,
         Err(e) => return Way::Ends(e),
     };
-    let state = target.state_below_container(&sight);
+    let state = target.state_below_container(&status);
     match state {
         State::Mixed if target.is_sandbox => {
-            let refused = target.refused(&sight);
+            let refused = target.refused(&status);
             return Way::Ends(refused.unwrap_or_else(|| error(target, state, 1, None)));
         }
         State::Mixed if target.is_for_guest() => {}
@@ -66,7 +66,7 @@ pub(crate) async fn way(
         Ok(lease) => lease,
         Err(e) => return Way::Ends(target.failed(e)),
     };
-    let error = in_use(containerd, &lease, claims, target, state, 1).await;
+    let error = in_use(containerd, &lease, layer_locks, target, state, 1).await;
     lease.release(containerd).await;
     Way::Ends(error)
 }
@@ -76,7 +76,7 @@ pub(crate) async fn way(
 pub(crate) async fn in_use(
     containerd: &dyn Containerd,
     lease: &Lease,
-    claims: &Claims,
+    layer_locks: &LayerLocks,
     target: &Target,
     state: State,
     holders: usize,
@@ -90,8 +90,8 @@ pub(crate) async fn in_use(
                 lease,
                 labels,
             };
-            let (name, hurry) = (private_name(chain_id), Hurry::new(Urgency::Creation));
-            let _claim = claims.claim(snapshotter, &name, &hurry, || ()).await;
+            let (name, priority) = (private_name(chain_id), Priority::new(Urgency::Creation));
+            let _lock = layer_locks.lock(snapshotter, &name, &priority, || ()).await;
             match guest.private_chain(&target.manifest).await {
                 Ok(onto) => onto,
                 Err(e) => return no_private(target, state, target.failed(e)),

@@ -12,10 +12,10 @@ pub(crate) async fn name_layers(
     containerd: &dyn Containerd,
     target: &Target,
 ) -> Result<usize, Error> {
-    let (sight, _) = target.look(containerd).await?;
+    let (status, _) = target.look(containerd).await?;
     let layers = target.manifest.layers.iter().zip(&target.labels);
     let mut named = 0;
-    for ((layer, wanted), found) in layers.zip(&sight.layers) {
+    for ((layer, wanted), found) in layers.zip(&status.layers) {
         let found = found.as_ref();
         if found.is_some_and(|found| is_from_the_pull(found, wanted, &target.manifest.digest)) {
             let (snapshotter, chain) = (&target.snapshotter, &layer.chain_id);

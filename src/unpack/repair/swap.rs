@@ -30,14 +30,14 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a swap may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Until {
+pub struct SwapDeadlines {
     /// It is begun only if it can be expected to be done by then.
     pub usual: Instant,
     /// Once begun it goes on until then: a container without its snapshot is worse than a wait.
     pub last: Instant,
 }
 
-impl Until {
+impl SwapDeadlines {
     /// The same, with time left for the answer.
     pub(crate) fn answered(self) -> Self {
         let less = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
@@ -50,7 +50,7 @@ impl Until {
 
 /// How a swap ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Swapped {
+pub enum SwapOutcome {
     /// The container stands on the new chain.
     Done,
     /// Nothing was changed, and why.
@@ -70,10 +70,10 @@ pub(crate) struct Swap<'a> {
 pub(crate) async fn in_time<T>(
     deadline: Instant,
     call: impl Future<Output = Result<T, containerd::Error>>,
-) -> Result<T, Swapped> {
+) -> Result<T, SwapOutcome> {
     match tokio::time::timeout_at(deadline, call).await {
-        Ok(result) => result.map_err(|e| Swapped::Untouched(e.to_string())),
-        Err(_) => Err(Swapped::Untouched(
+        Ok(result) => result.map_err(|e| SwapOutcome::Untouched(e.to_string())),
+        Err(_) => Err(SwapOutcome::Untouched(
             "containerd did not answer in time".to_owned(),
         )),
     }
@@ -83,12 +83,12 @@ impl Swap<'_> {
     /// Swaps, if there is time.
     pub(crate) async fn run(
         &self,
-        Until {
+        SwapDeadlines {
             usual: deadline,
             last,
-        }: Until,
+        }: SwapDeadlines,
         cost: &Cost,
-    ) -> Swapped {
+    ) -> SwapOutcome {
         let Move {
             snapshotter,
             key,
@@ -100,19 +100,19 @@ impl Swap<'_> {
             Err(untouched) => return untouched,
         };
         if old.parent.as_ref() != Some(from) {
-            return Swapped::Untouched("its snapshot stands elsewhere by now".to_owned());
+            return SwapOutcome::Untouched("its snapshot stands elsewhere by now".to_owned());
         }
         if let Err(untouched) = in_time(deadline, self.hold()).await {
             return untouched;
         }
         if Instant::now() + cost.estimate() * SPARE > deadline {
             cost.not_begun();
-            return Swapped::Untouched("too little time is left to move it".to_owned());
+            return SwapOutcome::Untouched("too little time is left to move it".to_owned());
         }
         if let Err(e) = self.containerd.remove(snapshotter, key).await {
             // Whether it is gone decides what this is: the answer may have got lost.
             match self.containerd.stat(snapshotter, key).await {
-                Ok(_) => return Swapped::Untouched(e.to_string()),
+                Ok(_) => return SwapOutcome::Untouched(e.to_string()),
                 Err(stat) if stat.is_not_found() => {}
                 Err(_) => return self.lost(&e),
             }
@@ -132,10 +132,10 @@ impl Swap<'_> {
 
     /// The second half, repeated until `last`. A try that this finds under way is seen through:
     /// containerd cleans up after a creation that failed.
-    async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> Swapped {
+    async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> SwapOutcome {
         loop {
             let Err(e) = self.try_put_back(old).await else {
-                return Swapped::Done;
+                return SwapOutcome::Done;
             };
             if Instant::now() + PAUSE > last {
                 return self.lost(&e);
@@ -144,12 +144,12 @@ impl Swap<'_> {
         }
     }
 
-    fn lost(&self, error: &containerd::Error) -> Swapped {
+    fn lost(&self, error: &containerd::Error) -> SwapOutcome {
         let Move {
             snapshotter, key, ..
         } = self.wanted;
         log::error!(container = key.as_str(), snapshotter = snapshotter.as_str(), error:% = error; "a container is left without its snapshot; its creation fails, and the kubelet makes another");
-        Swapped::Lost
+        SwapOutcome::Lost
     }
 
     async fn try_put_back(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {

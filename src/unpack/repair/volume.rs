@@ -17,7 +17,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::layer::content::Content;
 use crate::unpack::layer::unpack::{Failure, Unpack};
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Hurry, Urgency};
+use crate::unpack::schedule::permits::{Priority, Urgency};
 use crate::unpack::schedule::progress::{Done, Reporter};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::snapshotter::listing::{FILLED, is_filled};
@@ -38,19 +38,21 @@ pub(crate) struct Volume<'a> {
 impl Volume<'_> {
     /// Fills it where it lacks a layer.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
-        let hurry = Hurry::new(Urgency::Creation);
+        let priority = Priority::new(Urgency::Creation);
         let snapshotter = self.target.snapshotter.as_str();
-        let claims = &self.layers.claims;
+        let layer_locks = &self.layers.layer_locks;
         // Two containers of a pod may come for the same volume.
-        let _claim = claims.claim(snapshotter, self.path, &hurry, || ()).await;
-        let (sight, _) = self.target.look(self.containerd).await?;
-        if !sight.has_guest_layers() || self.is_filled().await? {
+        let _lock = layer_locks
+            .lock(snapshotter, self.path, &priority, || ())
+            .await;
+        let (status, _) = self.target.look(self.containerd).await?;
+        if !status.has_guest_layers() || self.is_filled().await? {
             return Ok(self.done(State::Ready, Action::None, 0));
         }
         self.reporter.found(State::Mixed);
         let lease = self.leases.take(self.containerd).await;
         let lease = lease.map_err(|e| self.target.failed(e))?;
-        let filled = self.apply_all(&lease, &hurry).await;
+        let filled = self.apply_all(&lease, &priority).await;
         lease.release(self.containerd).await;
         filled?;
         Ok(self.done(State::Mixed, Action::Unpacked, self.layers().len()))
@@ -60,7 +62,7 @@ impl Volume<'_> {
         &self.target.manifest.layers
     }
 
-    async fn apply_all(&self, lease: &Lease, hurry: &Hurry) -> Result<(), Error> {
+    async fn apply_all(&self, lease: &Lease, priority: &Priority) -> Result<(), Error> {
         let missing = gc_protect::all_blobs(self.containerd, lease, self.target).await;
         if let Some(i) = missing.map_err(|e| self.target.failed(e))? {
             return Err(self.target.unavailable(i, vec![]));
@@ -68,7 +70,7 @@ impl Volume<'_> {
         for i in 0..self.layers().len() {
             // It goes with its pod; then nothing is mounted there any more.
             self.is_filled().await?;
-            let applied = self.apply(i, lease, hurry).await;
+            let applied = self.apply(i, lease, priority).await;
             applied.map_err(|failure| self.target.layer_failed(i, failure))?;
             self.reporter.layers(i + 1, self.layers().len());
         }
@@ -80,7 +82,7 @@ impl Volume<'_> {
         labelled.await.map_err(|e| self.target.failed(e))
     }
 
-    async fn apply(&self, i: usize, lease: &Lease, hurry: &Hurry) -> Result<(), Failure> {
+    async fn apply(&self, i: usize, lease: &Lease, priority: &Priority) -> Result<(), Failure> {
         let layer = &self.layers()[i];
         let unpack = Unpack {
             containerd: self.containerd,
@@ -93,7 +95,7 @@ impl Volume<'_> {
             labels: &self.target.labels[i],
             layers: self.layers,
             reporter: self.reporter,
-            hurry,
+            priority,
             stop: self.stop,
         };
         let mount = Mount {

@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::layer_locks::Claims;
-use super::permits::Gate;
-use super::throughput::Pace;
-use crate::unpack::snapshotter::capabilities::Abilities;
+use super::layer_locks::LayerLocks;
+use super::permits::PrioritySemaphore;
+use super::throughput::Throughput;
+use crate::unpack::snapshotter::capabilities::CapabilityCache;
 
 /// How the layers of all flights are unpacked.
 pub(crate) struct Layers {
     /// That many are applied at the same time,
     pub(crate) at_once: usize,
     /// and the others wait here.
-    pub(crate) gate: Gate,
-    pub(crate) abilities: Arc<Abilities>,
+    pub(crate) permits: PrioritySemaphore,
+    pub(crate) capabilities: Arc<CapabilityCache>,
     /// A layer that several chains have is unpacked once.
-    pub(crate) claims: Claims,
+    pub(crate) layer_locks: LayerLocks,
     /// How fast that goes.
-    pub(crate) pace: Pace,
+    pub(crate) throughput: Throughput,
     /// Whether what decrypts a layer is handed what CRI hands to it.
     pub(crate) hands_keys_over: AtomicBool,
 }

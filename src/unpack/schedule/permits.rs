@@ -47,12 +47,12 @@ impl Urgency {
 /// when it has that: of two that are as urgent, the one that became so first goes first. Whoever asks for
 /// several asks in the order in which they are wanted.
 #[derive(Clone, Debug)]
-pub(crate) struct Hurry(Arc<AtomicU64>);
+pub(crate) struct Priority(Arc<AtomicU64>);
 
 /// Bits below the urgency: they count down with each that is asked for.
 const SINCE: u32 = 56;
 
-impl Hurry {
+impl Priority {
     pub(crate) fn new(urgency: Urgency) -> Self {
         static ASKED: AtomicU64 = AtomicU64::new(0);
         let asked = ASKED.fetch_add(1, Ordering::Relaxed);
@@ -61,7 +61,7 @@ impl Hurry {
     }
 
     /// No less than this one is now.
-    pub(crate) fn raise_to(&self, other: &Hurry) {
+    pub(crate) fn raise_to(&self, other: &Priority) {
         self.0.fetch_max(other.now(), Ordering::Relaxed);
     }
 
@@ -78,31 +78,31 @@ impl Hurry {
 
 /// A fixed number of places.
 #[derive(Debug)]
-pub(crate) struct Gate(Arc<Mutex<Inner>>);
+pub(crate) struct PrioritySemaphore(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    places: usize,
+    permits: usize,
     free: usize,
     /// The most urgent leaves it first.
-    waiting: Vec<(Hurry, oneshot::Sender<Place>)>,
+    waiting: Vec<(Priority, oneshot::Sender<Permit>)>,
 }
 
 /// A place, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Mutex<Inner>>);
+pub(crate) struct Permit(Arc<Mutex<Inner>>);
 
-impl Gate {
-    pub(crate) fn new(places: usize) -> Self {
+impl PrioritySemaphore {
+    pub(crate) fn new(permits: usize) -> Self {
         Self(Arc::new(Mutex::new(Inner {
-            places,
-            free: places,
+            permits,
+            free: permits,
             waiting: Vec::new(),
         })))
     }
 
     /// Takes the lock, and lets it go.
-    pub(crate) fn pass(&self) {
+    pub(crate) fn probe_locks(&self) {
         drop(lock(&self.0));
     }
 
@@ -112,15 +112,15 @@ impl Gate {
     }
 
     /// Waits for a place. Cancel safe: a place that nobody takes goes to the next.
-    pub(crate) async fn enter(&self, hurry: &Hurry) -> Option<Place> {
+    pub(crate) async fn acquire(&self, priority: &Priority) -> Option<Permit> {
         let (sender, receiver) = oneshot::channel();
-        lock(&self.0).waiting.push((hurry.clone(), sender));
+        lock(&self.0).waiting.push((priority.clone(), sender));
         admit(&self.0);
         receiver.await.ok()
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         lock(&self.0).free += 1;
         admit(&self.0);
@@ -129,16 +129,18 @@ impl Drop for Place {
 
 /// Hands out the free places. Work that nobody waits for never takes the last of several: who comes in a
 /// hurry would have to wait for the end of it.
-fn admit(gate: &Arc<Mutex<Inner>>) {
+fn admit(permits: &Arc<Mutex<Inner>>) {
     loop {
         let next = {
-            let mut inner = lock(gate);
+            let mut inner = lock(permits);
             inner.waiting.retain(|(_, sender)| !sender.is_closed());
-            let spare = usize::from(inner.places > 1);
+            let spare = usize::from(inner.permits > 1);
             let queue = inner.waiting.iter().enumerate();
             // The first that came, of several with one hurry: the layers of a flight.
-            let best = queue.max_by_key(|(i, (hurry, _))| (hurry.now(), std::cmp::Reverse(*i)));
-            let Some((best, is_ahead)) = best.map(|(i, (hurry, _))| (i, hurry.is_ahead())) else {
+            let best =
+                queue.max_by_key(|(i, (priority, _))| (priority.now(), std::cmp::Reverse(*i)));
+            let Some((best, is_ahead)) = best.map(|(i, (priority, _))| (i, priority.is_ahead()))
+            else {
                 return;
             };
             let needed = if is_ahead { 1 + spare } else { 1 };
@@ -149,12 +151,12 @@ fn admit(gate: &Arc<Mutex<Inner>>) {
             inner.waiting.remove(best).1
         };
         // Refused where the waiter has gone meanwhile: the place comes back and is handed out again.
-        drop(next.send(Place(gate.clone())));
+        drop(next.send(Permit(permits.clone())));
     }
 }
 
-fn lock(gate: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    gate.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(permits: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    permits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -162,42 +164,42 @@ mod tests {
     use super::*;
     use futures::FutureExt;
 
-    fn hurry(urgency: Urgency) -> Hurry {
-        Hurry::new(urgency)
+    fn priority(urgency: Urgency) -> Priority {
+        Priority::new(urgency)
     }
 
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_may_become_so_while_it_waits() {
-        let gate = Gate::new(1);
-        let place = gate.enter(&hurry(Urgency::Background)).await;
-        let (first, second) = (hurry(Urgency::Background), hurry(Urgency::Asked));
-        let mut first_waits = Box::pin(gate.enter(&first));
-        let mut second_waits = Box::pin(gate.enter(&second));
+        let permits = PrioritySemaphore::new(1);
+        let permit = permits.acquire(&priority(Urgency::Background)).await;
+        let (first, second) = (priority(Urgency::Background), priority(Urgency::Asked));
+        let mut first_waits = Box::pin(permits.acquire(&first));
+        let mut second_waits = Box::pin(permits.acquire(&second));
         assert!(first_waits.as_mut().now_or_never().is_none());
         assert!(second_waits.as_mut().now_or_never().is_none());
-        first.raise_to(&hurry(Urgency::Creation));
-        drop(place);
+        first.raise_to(&priority(Urgency::Creation));
+        drop(permit);
         assert!(second_waits.as_mut().now_or_never().is_none());
-        let place = first_waits.now_or_never().flatten();
-        assert!(place.is_some());
-        drop(place);
+        let permit = first_waits.now_or_never().flatten();
+        assert!(permit.is_some());
+        drop(permit);
         assert!(second_waits.now_or_never().flatten().is_some());
     }
 
     #[tokio::test]
     async fn what_was_asked_for_first_goes_first_wherever_it_waited() {
-        let gate = Gate::new(1);
-        let place = gate.enter(&hurry(Urgency::Asked)).await;
-        let (older, newer) = (hurry(Urgency::Arrived), hurry(Urgency::Arrived));
-        let mut older_waits = Box::pin(gate.enter(&older));
-        let mut newer_waits = Box::pin(gate.enter(&newer));
+        let permits = PrioritySemaphore::new(1);
+        let permit = permits.acquire(&priority(Urgency::Asked)).await;
+        let (older, newer) = (priority(Urgency::Arrived), priority(Urgency::Arrived));
+        let mut older_waits = Box::pin(permits.acquire(&older));
+        let mut newer_waits = Box::pin(permits.acquire(&newer));
         assert!(older_waits.as_mut().now_or_never().is_none());
         assert!(newer_waits.as_mut().now_or_never().is_none());
         // A pod comes, and wants the newer one first. That the older hears of it earlier is chance.
-        let (first, second) = (hurry(Urgency::Asked), hurry(Urgency::Asked));
+        let (first, second) = (priority(Urgency::Asked), priority(Urgency::Asked));
         older.raise_to(&second);
         newer.raise_to(&first);
-        drop(place);
+        drop(permit);
         assert!(older_waits.as_mut().now_or_never().is_none());
         assert!(newer_waits.now_or_never().flatten().is_some());
         assert!(older_waits.now_or_never().flatten().is_some());
@@ -205,13 +207,13 @@ mod tests {
 
     #[tokio::test]
     async fn background_work_leaves_a_place_free() {
-        let gate = Gate::new(2);
-        let one = gate.enter(&hurry(Urgency::Background)).await;
-        let background = hurry(Urgency::Background);
-        let mut waits = Box::pin(gate.enter(&background));
+        let permits = PrioritySemaphore::new(2);
+        let one = permits.acquire(&priority(Urgency::Background)).await;
+        let background = priority(Urgency::Background);
+        let mut waits = Box::pin(permits.acquire(&background));
         assert!(waits.as_mut().now_or_never().is_none());
-        let two = gate
-            .enter(&hurry(Urgency::Creation))
+        let two = permits
+            .acquire(&priority(Urgency::Creation))
             .now_or_never()
             .flatten();
         assert!(two.is_some());
@@ -223,25 +225,26 @@ mod tests {
 
     #[tokio::test]
     async fn what_becomes_urgent_takes_the_place_that_was_left_free() {
-        let gate = Gate::new(2);
-        let _one = gate.enter(&hurry(Urgency::Background)).await;
-        let second = hurry(Urgency::Background);
-        let mut waits = Box::pin(gate.enter(&second));
+        let permits = PrioritySemaphore::new(2);
+        let _one = permits.acquire(&priority(Urgency::Background)).await;
+        let second = priority(Urgency::Background);
+        let mut waits = Box::pin(permits.acquire(&second));
         assert!(waits.as_mut().now_or_never().is_none());
-        second.raise_to(&hurry(Urgency::Creation));
-        gate.wake();
+        second.raise_to(&priority(Urgency::Creation));
+        permits.wake();
         assert!(waits.now_or_never().flatten().is_some());
     }
 
     #[tokio::test]
     async fn who_stops_waiting_blocks_nobody() {
-        let gate = Gate::new(1);
-        let place = gate.enter(&hurry(Urgency::Asked)).await;
-        let gone = hurry(Urgency::Creation);
-        assert!(Box::pin(gate.enter(&gone)).now_or_never().is_none());
-        drop(place);
+        let permits = PrioritySemaphore::new(1);
+        let permit = permits.acquire(&priority(Urgency::Asked)).await;
+        let gone = priority(Urgency::Creation);
+        assert!(Box::pin(permits.acquire(&gone)).now_or_never().is_none());
+        drop(permit);
         assert!(
-            gate.enter(&hurry(Urgency::Asked))
+            permits
+                .acquire(&priority(Urgency::Asked))
                 .now_or_never()
                 .flatten()
                 .is_some()

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// A layer that no other process unpacks, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub(crate) struct ProcessLock {
     _held: Option<UnixListener>,
 }
 
@@ -41,9 +41,13 @@ enum Tried {
 }
 
 /// Waits until no other process is at this layer. Cancel safe.
-pub(crate) async fn lock(containerd: &dyn Containerd, snapshotter: &str, chain_id: &str) -> Lock {
+pub(crate) async fn process_lock(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    chain_id: &str,
+) -> ProcessLock {
     let Some(identity) = containerd.identity() else {
-        return Lock { _held: None };
+        return ProcessLock { _held: None };
     };
     let name = name(&identity, snapshotter, chain_id);
     let held = tokio::time::timeout(LONGEST, hold(&name)).await;
@@ -51,7 +55,7 @@ pub(crate) async fn lock(containerd: &dyn Containerd, snapshotter: &str, chain_i
         log::warn!(snapshotter, chain_id; "another process has unpacked this layer for {LONGEST:?}: it is unpacked here as well");
         None
     });
-    Lock { _held: held }
+    ProcessLock { _held: held }
 }
 
 fn name(identity: &str, snapshotter: &str, chain_id: &str) -> String {

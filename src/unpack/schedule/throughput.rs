@@ -18,7 +18,7 @@ const MARGIN: f64 = 2.0;
 
 /// How fast it went in each snapshotter.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<HashMap<String, Seen>>);
+pub(crate) struct Throughput(Mutex<HashMap<String, Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -27,7 +27,7 @@ struct Seen {
     fastest: f64,
 }
 
-impl Pace {
+impl Throughput {
     /// The least time in which a blob of so many bytes may be applied.
     pub(crate) fn least(&self, snapshotter: &str, bytes: u64) -> Duration {
         let pace = match self.seen().get(snapshotter) {
@@ -60,20 +60,20 @@ mod tests {
 
     #[test]
     fn the_fastest_that_was_seen_is_the_measure() {
-        let (pace, second) = (Pace::default(), Duration::from_secs(1));
-        assert_eq!(pace.least("erofs", 512 << 20), second);
+        let (throughput, second) = (Throughput::default(), Duration::from_secs(1));
+        assert_eq!(throughput.least("erofs", 512 << 20), second);
         for _ in 0..BELIEVED {
-            pace.measured("erofs", TELLING - 1, second);
-            pace.measured("erofs", TELLING, Duration::ZERO);
+            throughput.measured("erofs", TELLING - 1, second);
+            throughput.measured("erofs", TELLING, Duration::ZERO);
         }
         for n in 1..BELIEVED as u64 {
-            pace.measured("erofs", (10 + n) << 20, second);
+            throughput.measured("erofs", (10 + n) << 20, second);
         }
-        assert_eq!(pace.least("erofs", 512 << 20), second);
-        pace.measured("erofs", 50 << 20, second);
-        pace.measured("erofs", 20 << 20, second);
-        assert_eq!(pace.least("erofs", 100 << 20), second);
-        assert_eq!(pace.least("native", 512 << 20), second);
-        assert_eq!(pace.least("native", 0), Duration::ZERO);
+        assert_eq!(throughput.least("erofs", 512 << 20), second);
+        throughput.measured("erofs", 50 << 20, second);
+        throughput.measured("erofs", 20 << 20, second);
+        assert_eq!(throughput.least("erofs", 100 << 20), second);
+        assert_eq!(throughput.least("native", 512 << 20), second);
+        assert_eq!(throughput.least("native", 0), Duration::ZERO);
     }
 }

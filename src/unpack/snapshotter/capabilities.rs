@@ -14,7 +14,7 @@ const SINCE: (u64, u64) = (2, 2);
 
 /// What a snapshotter can do; where that is not known, nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ability {
+pub(crate) struct Capabilities {
     /// It takes a layer's parent as late as at its commit, so that the layers of a chain can be applied
     /// at the same time.
     pub(crate) rebases: bool,
@@ -26,11 +26,11 @@ pub(crate) struct Ability {
 
 /// What is known of the snapshotters.
 #[derive(Debug, Default)]
-pub(crate) struct Abilities(Mutex<HashMap<String, Ability>>);
+pub(crate) struct CapabilityCache(Mutex<HashMap<String, Capabilities>>);
 
-impl Abilities {
+impl CapabilityCache {
     /// Asked for once; where there is no answer it is not known, for now.
-    pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Ability {
+    pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Capabilities {
         if let Some(known) = self.known().get(snapshotter) {
             return *known;
         }
@@ -41,7 +41,7 @@ impl Abilities {
             }
             Err(e) => {
                 log::debug!(snapshotter, error:% = e; "what the snapshotter can do is not known");
-                Ability::default()
+                Capabilities::default()
             }
         }
     }
@@ -51,22 +51,25 @@ impl Abilities {
         self.known().clear();
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Ability>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Capabilities>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn ask(containerd: &dyn Containerd, snapshotter: &str) -> Result<Ability, containerd::Error> {
+async fn ask(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+) -> Result<Capabilities, containerd::Error> {
     let listed = containerd.snapshotters().await?;
     let Some(listed) = listed.iter().find(|listed| listed.name == snapshotter) else {
-        return Ok(Ability::default());
+        return Ok(Capabilities::default());
     };
     let rebases = listed.capabilities.iter().any(|c| c == REBASE) && {
         let version = containerd.version().await?;
         containerd::numbers(&version).is_some_and(|numbers| numbers >= SINCE)
     };
     let is_proxy = listed.proxy_address().is_some();
-    Ok(Ability {
+    Ok(Capabilities {
         rebases,
         applies: !is_proxy,
         is_proxy,
@@ -91,14 +94,14 @@ mod tests {
         ] {
             let fake = Fake::default();
             fake.can_rebase("erofs", version);
-            let abilities = Abilities::default();
+            let capabilities = CapabilityCache::default();
             assert_eq!(
-                abilities.of(&fake, "erofs").await.rebases,
+                capabilities.of(&fake, "erofs").await.rebases,
                 expected,
                 "{version}"
             );
-            assert!(!abilities.of(&fake, "native").await.rebases);
-            assert!(!abilities.of(&fake, "not listed").await.rebases);
+            assert!(!capabilities.of(&fake, "native").await.rebases);
+            assert!(!capabilities.of(&fake, "not listed").await.rebases);
         }
     }
 
@@ -106,17 +109,17 @@ mod tests {
     async fn it_is_asked_for_once_until_it_is_forgotten_and_again_after_an_error() {
         let fake = Fake::default();
         fake.can_rebase("erofs", "2.2.0");
-        let abilities = Abilities::default();
+        let capabilities = CapabilityCache::default();
         for call in ["list snapshotters", "ask version"] {
             fake.fail(call, 0, ErrorKind::Other);
-            assert!(!abilities.of(&fake, "erofs").await.rebases);
+            assert!(!capabilities.of(&fake, "erofs").await.rebases);
         }
-        assert!(abilities.of(&fake, "erofs").await.rebases);
+        assert!(capabilities.of(&fake, "erofs").await.rebases);
         fake.calls();
         fake.cannot_rebase("erofs");
-        assert!(abilities.of(&fake, "erofs").await.rebases);
+        assert!(capabilities.of(&fake, "erofs").await.rebases);
         assert!(fake.calls().is_empty());
-        abilities.forget();
-        assert!(!abilities.of(&fake, "erofs").await.rebases);
+        capabilities.forget();
+        assert!(!capabilities.of(&fake, "erofs").await.rebases);
     }
 }

@@ -36,9 +36,9 @@ impl NeedContent {
         if target.rules.guest_pulls {
             return Ok(false);
         }
-        let (sight, _) = target.look(containerd).await?;
+        let (status, _) = target.look(containerd).await?;
         let missing = target.manifest.layers.iter().zip(&target.labels);
-        let missing = missing.skip(sight.committed());
+        let missing = missing.skip(status.committed());
         let Some((layer, labels)) = missing.max_by_key(|(layer, _)| layer.bytes()) else {
             return Ok(false);
         };

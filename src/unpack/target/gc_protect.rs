@@ -9,7 +9,7 @@ use crate::containerd::{self, Containerd, Resource};
 use crate::image::Manifest;
 
 use super::Target;
-use crate::unpack::chain::state::Sight;
+use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::kept_blobs::kept_by;
 use crate::unpack::snapshotter::lease::Lease;
 
@@ -22,9 +22,9 @@ pub(crate) async fn committed(
     containerd: &dyn Containerd,
     lease: &Lease,
     target: &Target,
-    sight: &Sight,
+    status: &ChainStatus,
 ) -> Result<(), containerd::Error> {
-    let Some(highest) = sight.committed().checked_sub(1) else {
+    let Some(highest) = status.committed().checked_sub(1) else {
         return Ok(());
     };
     let chain_id = &target.manifest.layers[highest].chain_id;
@@ -39,11 +39,11 @@ pub(crate) async fn blobs(
     containerd: &dyn Containerd,
     lease: &Lease,
     target: &Target,
-    sight: &Sight,
+    status: &ChainStatus,
 ) -> Result<(), containerd::Error> {
     let manifest = &target.manifest;
     let kept = kept_by(containerd, manifest).await?;
-    let missing = manifest.layers.iter().skip(sight.committed());
+    let missing = manifest.layers.iter().skip(status.committed());
     let digests: HashSet<_> = missing.map(|layer| layer.blob.digest.clone()).collect();
     let holds = digests
         .difference(&kept)

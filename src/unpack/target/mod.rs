@@ -20,7 +20,7 @@ use crate::containerd::{self, Containerd, Labels, Snapshot};
 use crate::image::{LAYER_DIGEST, LayerLabels, Manifest};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::Repair;
-use crate::unpack::chain::state::{Rules, Sight, State};
+use crate::unpack::chain::state::{ChainStatus, Rules, State};
 use crate::unpack::layer::unpack::Failure;
 use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::listing::Listing;
@@ -112,9 +112,9 @@ impl Target {
     }
 
     /// What a container stands on. A copy of layers that were left to the guest holds nothing of them.
-    pub(crate) fn state_below_container(&self, sight: &Sight) -> State {
-        match sight.state(&self.rules) {
-            _ if self.is_copied && sight.has_guest_layers() => State::Mixed,
+    pub(crate) fn state_below_container(&self, status: &ChainStatus) -> State {
+        match status.state(&self.rules) {
+            _ if self.is_copied && status.has_guest_layers() => State::Mixed,
             State::Ready | State::Unanchored | State::Foreign
                 if self.is_copied && self.rules.guest_pulls =>
             {
@@ -126,11 +126,11 @@ impl Target {
 
     /// Why nothing may be unpacked here: the host's layers would lie on layers that the snapshotter
     /// holds empty.
-    pub(crate) fn refused(&self, sight: &Sight) -> Option<Error> {
-        let state = sight.state(&self.rules);
+    pub(crate) fn refused(&self, status: &ChainStatus) -> Option<Error> {
+        let state = status.state(&self.rules);
         let is_refused = match state {
             State::Mixed => !self.is_for_guest(),
-            State::Partial => sight.has_guest_layers() && !self.is_for_guest(),
+            State::Partial => status.has_guest_layers() && !self.is_for_guest(),
             _ => false,
         };
         is_refused.then(|| Error::OnGuestLayers {
@@ -144,32 +144,32 @@ impl Target {
     pub(crate) async fn look(
         &self,
         containerd: &dyn Containerd,
-    ) -> Result<(Sight, Option<SystemTime>), Error> {
+    ) -> Result<(ChainStatus, Option<SystemTime>), Error> {
         let seen = self.see(containerd).await;
         seen.map_err(|e| self.failed(e))
     }
 
     /// The same from a listing, without a call.
-    pub(crate) fn look_in(&self, listing: &Listing) -> Sight {
+    pub(crate) fn look_in(&self, listing: &Listing) -> ChainStatus {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
         let config = listing.blob(&self.manifest.config);
-        Sight {
+        ChainStatus {
             anchored: config.is_some_and(|config| self.is_anchored(&config.labels)),
             layers: without_gaps(snapshots),
         }
     }
 
     /// Whether the blobs of all layers that have to be unpacked were there.
-    pub(crate) fn has_blobs_in(&self, listing: &Listing, sight: &Sight) -> bool {
-        let mut missing = self.manifest.layers.iter().skip(sight.committed());
+    pub(crate) fn has_blobs_in(&self, listing: &Listing, status: &ChainStatus) -> bool {
+        let mut missing = self.manifest.layers.iter().skip(status.committed());
         missing.all(|layer| listing.blob(&layer.blob.digest).is_some())
     }
 
     async fn see(
         &self,
         containerd: &dyn Containerd,
-    ) -> Result<(Sight, Option<SystemTime>), containerd::Error> {
+    ) -> Result<(ChainStatus, Option<SystemTime>), containerd::Error> {
         let layers = self.manifest.layers.iter();
         let stats: Vec<_> = layers.map(|l| self.stat(containerd, &l.chain_id)).collect();
         let stats = stream::iter(stats).buffered(PARALLEL_STATS);
@@ -178,11 +178,11 @@ impl Target {
         let snapshots = snapshots?;
         let top = snapshots.last().and_then(Option::as_ref);
         let created_at = top.and_then(|snapshot| snapshot.created_at);
-        let sight = Sight {
+        let status = ChainStatus {
             anchored: self.is_anchored(&config?.labels),
             layers: without_gaps(snapshots),
         };
-        Ok((sight, created_at))
+        Ok((status, created_at))
     }
 
     async fn stat(

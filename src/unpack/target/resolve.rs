@@ -16,7 +16,7 @@ use super::request::{Request, Want};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Profile, Repair, is_proxied};
 use crate::unpack::chain::state::{Origin, Rules};
-use crate::unpack::snapshotter::capabilities::Abilities;
+use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
@@ -26,7 +26,7 @@ pub(crate) struct Resolver {
     pub(crate) images: Images,
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
-    abilities: Arc<Abilities>,
+    capabilities: Arc<CapabilityCache>,
     /// Whether a snapshotter leaves images to the guest, where that was found out.
     guests: Mutex<HashMap<String, bool>>,
     /// Whether containerd labels lineage, where it has said its version.
@@ -38,13 +38,13 @@ impl Resolver {
         containerd: Arc<dyn Containerd>,
         leases: Arc<Leases>,
         policy: Box<dyn LabelPolicy>,
-        abilities: Arc<Abilities>,
+        capabilities: Arc<CapabilityCache>,
     ) -> Self {
         Self {
             images: Images::new(containerd),
             leases,
             policy,
-            abilities,
+            capabilities,
             guests: Mutex::default(),
             labels_lineage: Mutex::default(),
         }
@@ -221,8 +221,8 @@ impl Resolver {
         let may = match self.policy.profile(snapshotter) {
             Some(profile) => profile.may_proxy,
             None => {
-                let ability = self.abilities.of(self.images.containerd(), snapshotter);
-                ability.await.is_proxy
+                let capabilities = self.capabilities.of(self.images.containerd(), snapshotter);
+                capabilities.await.is_proxy
             }
         };
         if !may {

@@ -12,8 +12,8 @@ use crate::image::{Manifests, Platform};
 
 use super::super::chain::profile::is_proxied;
 use super::super::{
-    Action, Engine, Error, Missing, Move, Outcome, Request, Role, State, Swapped, Until, Urgency,
-    Want,
+    Action, ContentFallback, Engine, Error, Move, Outcome, Request, Role, State, SwapDeadlines,
+    SwapOutcome, Urgency, Want,
 };
 use super::{PARALLEL, usual};
 
@@ -69,7 +69,7 @@ impl Bench {
                 Role::Daemon,
                 PARALLEL,
                 usual(),
-                Missing::default(),
+                ContentFallback::default(),
             ),
             fake,
             lower,
@@ -339,12 +339,12 @@ async fn a_fault_in_any_call_of_a_replacement_takes_nothing_that_is_in_use() {
     }
 }
 
-fn within(millis: u64) -> Until {
+fn within(millis: u64) -> SwapDeadlines {
     let usual = Instant::now() + Duration::from_millis(millis);
-    Until { usual, last: usual }
+    SwapDeadlines { usual, last: usual }
 }
 
-fn soon() -> Until {
+fn soon() -> SwapDeadlines {
     within(1000)
 }
 
@@ -354,7 +354,7 @@ async fn a_container_is_moved_or_left_where_it_is() {
     let wanted = bench.poisoned("c").await;
     // Too late.
     let swapped = bench.engine.swap(wanted.clone(), within(50)).await;
-    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
     // Onto what has gone with its image meanwhile.
     let gone = Move {
@@ -362,14 +362,14 @@ async fn a_container_is_moved_or_left_where_it_is() {
         ..wanted.clone()
     };
     let swapped = bench.engine.swap(gone, soon()).await;
-    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
     // In time, and then not again.
     let swapped = bench.engine.swap(wanted.clone(), soon()).await;
-    assert_eq!(swapped, Swapped::Done);
+    assert_eq!(swapped, SwapOutcome::Done);
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.onto));
     let swapped = bench.engine.swap(wanted.clone(), soon()).await;
-    assert!(matches!(swapped, Swapped::Untouched(_)), "{swapped:?}");
+    assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     bench.assert_nothing_left("moved").await;
     assert_eq!(bench.parent_of("c").await, Some(wanted.onto));
 }
@@ -391,9 +391,9 @@ async fn a_fault_in_a_swap_leaves_it_done_or_undone() {
             let swapped = bench.engine.swap(wanted.clone(), soon()).await;
             bench.fake.heal();
             let stands_on = match swapped {
-                Swapped::Done => wanted.onto,
-                Swapped::Untouched(_) => wanted.from,
-                Swapped::Lost => panic!("{call} {kind:?}"),
+                SwapOutcome::Done => wanted.onto,
+                SwapOutcome::Untouched(_) => wanted.from,
+                SwapOutcome::Lost => panic!("{call} {kind:?}"),
             };
             assert_eq!(
                 bench.parent_of("c").await,
@@ -412,7 +412,7 @@ async fn a_lost_answer_is_found_out() {
         let wanted = bench.poisoned("c").await;
         bench.fake.lose(call, 0);
         let swapped = bench.engine.swap(wanted.clone(), soon()).await;
-        assert_eq!(swapped, Swapped::Done, "{call}");
+        assert_eq!(swapped, SwapOutcome::Done, "{call}");
         assert_eq!(bench.parent_of("c").await, Some(wanted.onto), "{call}");
     }
 }
@@ -424,12 +424,12 @@ async fn what_is_begun_may_take_longer_than_usual() {
     let wanted = bench.poisoned("c").await;
     bench.fake.slow("remove snapshot", Duration::from_secs(1));
     let usual = Instant::now() + Duration::from_millis(500);
-    let until = Until {
+    let until = SwapDeadlines {
         usual,
         last: usual + Duration::from_secs(2),
     };
     let swapped = bench.engine.swap(wanted.clone(), until).await;
-    assert_eq!(swapped, Swapped::Done);
+    assert_eq!(swapped, SwapOutcome::Done);
     assert!(Instant::now() > usual);
     assert_eq!(bench.parent_of("c").await, Some(wanted.onto));
 }
@@ -444,7 +444,7 @@ async fn what_cannot_be_put_back_is_lost_and_said_so() {
     }
     let deadline = soon();
     let swapped = bench.engine.swap(wanted, deadline).await;
-    assert_eq!(swapped, Swapped::Lost);
+    assert_eq!(swapped, SwapOutcome::Lost);
     assert!(Instant::now() <= deadline.last + Duration::from_millis(1));
     bench.fake.heal();
     // The try under way is seen through, and its lease released, without anybody waiting.
@@ -479,7 +479,7 @@ async fn twenty_creations_of_one_image_are_all_moved() {
         };
         assert_eq!(
             bench.engine.swap(wanted, within(10_000)).await,
-            Swapped::Done
+            SwapOutcome::Done
         );
         onto.clone()
     });

@@ -163,7 +163,7 @@ async fn a_chain_that_cannot_be_unpacked_again_is_not_taken_away() {
     for whole in [true, false] {
         let mut bench = Bench::new(3).await;
         bench.unpacked_without_labels(3);
-        let (fake, missing) = (bench.fake.clone(), Missing::default());
+        let (fake, missing) = (bench.fake.clone(), ContentFallback::default());
         let policy = Box::new(Replaces);
         bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, missing);
         if whole {

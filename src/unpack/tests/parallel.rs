@@ -12,8 +12,8 @@ use crate::containerd::{Containerd, ErrorKind, Image, Snapshot, SnapshotKind};
 use crate::image::{Manifest, Manifests, Platform};
 
 use super::super::{
-    Action, Engine, Error, Means, Missing, Outcome, Parallel, Registries, Request, Role, State,
-    Ticket, Urgency, Want,
+    Action, ContentFallback, Engine, Error, FallbackSource, Outcome, Parallel, Registries, Request,
+    Role, State, Ticket, Urgency, Want,
 };
 use super::{NAME, PARALLEL, usual};
 
@@ -58,7 +58,7 @@ impl Bench {
         let image = fake.image_with(NAME, &changes(layers));
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = Missing::default();
+        let missing = ContentFallback::default();
         let engine = Engine::new(fake.clone(), Role::Daemon, parallel, usual(), missing);
         fake.calls();
         Self {
@@ -455,7 +455,7 @@ async fn two_processes_on_one_chain_do_each_other_no_harm() {
     let (mut at_commit, mut at_prepare) = (false, false);
     for delay in 0..12 {
         let bench = Bench::new(6).await;
-        let missing = Missing::default();
+        let missing = ContentFallback::default();
         let fake = bench.fake.clone();
         let other = Engine::new(fake, Role::Command, PARALLEL, usual(), missing);
         for i in 0..6 {
@@ -566,7 +566,7 @@ async fn a_blob_that_is_gone_is_pulled_or_named() {
             bench.fake.discard(bench.blob(i));
         }
         if pulls {
-            let missing = Missing::new(vec![Means::Pull], Registries::default());
+            let missing = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
             let fake = bench.fake.clone();
             bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, usual(), missing);
             let done = bench.ensure().await.unwrap();

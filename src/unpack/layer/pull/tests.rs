@@ -11,7 +11,7 @@ use super::{Registries, is_older};
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::engine::Engine;
-use crate::unpack::layer::fallback::{Means, Missing};
+use crate::unpack::layer::fallback::{ContentFallback, FallbackSource};
 use crate::unpack::schedule::permits::Urgency;
 use crate::unpack::schedule::progress::Outcome;
 use crate::unpack::snapshotter::lease::Role;
@@ -48,7 +48,10 @@ impl Bench {
             credentials: credentials.map(PathBuf::from),
         };
         // What does not work goes before what does.
-        let missing = Missing::new(vec![Means::Rebuild, Means::Pull], registries);
+        let missing = ContentFallback::new(
+            vec![FallbackSource::Rebuild, FallbackSource::Pull],
+            registries,
+        );
         Self {
             engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), missing),
             fake,

@@ -10,8 +10,8 @@
 
 mod archive;
 mod attributes;
+mod chunks;
 mod entry;
-mod pieces;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -24,9 +24,9 @@ use tokio::sync::mpsc;
 use tokio::task;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Descriptor, Piece, Resource};
+use crate::containerd::{self, BlobChunk, Containerd, Descriptor, Resource};
 use crate::unpack::snapshotter::lease::Lease;
-use pieces::Pieces;
+use chunks::Chunks;
 use source::Directory;
 
 pub(crate) use trusted::attributes_are_seen;
@@ -89,20 +89,20 @@ impl Rebuild<'_> {
     /// A thread reads and a stream writes, at the same time.
     async fn write(&self, directory: Directory, inodes: u64) -> Result<Descriptor, Failure> {
         let reference = self.lease.write_reference(self.chain_id);
-        let (sender, mut receiver) = mpsc::channel::<Piece>(pieces::WAITING);
+        let (sender, mut receiver) = mpsc::channel::<BlobChunk>(chunks::WAITING);
         let root = directory.path.clone();
         let read = task::spawn_blocking(move || {
-            let mut pieces = Pieces::new(sender);
-            archive::write(&directory, inodes, &mut pieces)?;
-            pieces.end().map_err(|source| archive::Error::Io {
+            let mut chunks = Chunks::new(sender);
+            archive::write(&directory, inodes, &mut chunks)?;
+            chunks.end().map_err(|source| archive::Error::Io {
                 path: directory.path,
                 source,
             })
         });
-        let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
+        let chunks = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
         let write = self
             .containerd
-            .write_blob(self.lease.id(), &reference, pieces);
+            .write_blob(self.lease.id(), &reference, chunks);
         let written = self.stop.run_until_cancelled(write).await;
         // Not wanted any more, the reader ends at its next piece.
         let read = read.await.map_err(std::io::Error::other);

@@ -27,7 +27,7 @@ use super::source::Directory;
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::engine::Engine;
-use crate::unpack::layer::fallback::{Means, Missing};
+use crate::unpack::layer::fallback::{ContentFallback, FallbackSource};
 use crate::unpack::layer::pull::Registries;
 use crate::unpack::schedule::permits::Urgency;
 use crate::unpack::schedule::progress::Outcome;
@@ -260,7 +260,7 @@ impl Bench {
         let image = fake.image(NAME, 3);
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = Missing::new(vec![Means::Rebuild], Registries::default());
+        let missing = ContentFallback::new(vec![FallbackSource::Rebuild], Registries::default());
         let bench = Self {
             engine: Engine::new(
                 fake.clone(),

@@ -12,8 +12,8 @@ use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
 
 use super::super::super::chain::profile;
 use super::super::super::{
-    Engine, LabelPolicy, Labelling, Missing, Outcome, Profile, Registries, Repair, Request, Role,
-    State, Urgency, Want,
+    ContentFallback, Engine, LabelPolicy, Labelling, Outcome, Profile, Registries, Repair, Request,
+    Role, State, Urgency, Want,
 };
 use super::super::PARALLEL;
 use super::world::{At, Chain, Looks, MAX_LAYERS, World};
@@ -47,7 +47,7 @@ impl World {
             extra: ExtraLabels::default(),
             repair: self.repair,
         };
-        let missing = Missing::new(self.means.clone(), Registries::default());
+        let missing = ContentFallback::new(self.means.clone(), Registries::default());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "content").unwrap();
         let node = Node {

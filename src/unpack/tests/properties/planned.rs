@@ -7,13 +7,13 @@ use crate::containerd::Labels;
 
 use super::super::super::chain::plan::{Step, plan};
 use super::super::super::chain::state::{Rules, tests as sights};
-use super::super::super::{Repair, Sight, State};
+use super::super::super::{ChainStatus, Repair, State};
 
 /// A replacement, the unpack over what it left, and a last look.
 const ROUNDS: usize = 3;
 
 /// A chain, the rules for it, and how many layers a replacement could not take away.
-fn chains() -> impl Strategy<Value = (Sight, Rules, usize)> {
+fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
     let layer = |i| match i {
         0 => sights::bare(),
         1 => sights::labelled(),
@@ -37,15 +37,15 @@ fn chains() -> impl Strategy<Value = (Sight, Rules, usize)> {
             layers.extend(vec![None; missing]);
             let mut rules = sights::rules(layers.len(), guest_pulls);
             rules.repair = repair;
-            (Sight { layers, anchored }, rules, kept)
+            (ChainStatus { layers, anchored }, rules, kept)
         },
     )
 }
 
 /// What containerd shows after these steps.
-fn act(sight: &mut Sight, rules: &Rules, steps: &[Step], kept: usize) {
+fn act(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize) {
     // What it has left to the guest once, with labels, it does again.
-    let unpacked = if rules.guest_pulls || sight.has_guest_layers() {
+    let unpacked = if rules.guest_pulls || status.has_guest_layers() {
         sights::proxied()
     } else {
         sights::labelled()
@@ -53,22 +53,22 @@ fn act(sight: &mut Sight, rules: &Rules, steps: &[Step], kept: usize) {
     for step in steps {
         match *step {
             Step::Relabel(i) => {
-                let layer = sight.layers[i].as_mut().expect("committed");
+                let layer = status.layers[i].as_mut().expect("committed");
                 layer.extend(rules.required[i].clone());
             }
             Step::Unpack(i) => {
-                let below = i.checked_sub(1).map(|below| &sight.layers[below]);
+                let below = i.checked_sub(1).map(|below| &status.layers[below]);
                 assert!(below.is_none_or(Option::is_some), "{i} over nothing");
-                sight.layers[i..].fill(unpacked.clone());
+                status.layers[i..].fill(unpacked.clone());
             }
             Step::Replace => {
                 // The top layer goes, or it is an error; what is below may be held.
-                let kept = kept.min(sight.layers.len() - 1);
-                sight.layers[kept..].fill(None);
+                let kept = kept.min(status.layers.len() - 1);
+                status.layers[kept..].fill(None);
             }
             Step::Anchor => {
-                assert_eq!(sight.committed(), sight.layers.len());
-                sight.anchored = true;
+                assert_eq!(status.committed(), status.layers.len());
+                status.anchored = true;
             }
         }
     }
@@ -76,8 +76,8 @@ fn act(sight: &mut Sight, rules: &Rules, steps: &[Step], kept: usize) {
 
 proptest! {
     #[test]
-    fn no_step_is_for_nothing((sight, rules, _) in chains()) {
-        let (state, steps) = (sight.state(&rules), plan(&sight, &rules));
+    fn no_step_is_for_nothing((status, rules, _) in chains()) {
+        let (state, steps) = (status.state(&rules), plan(&status, &rules));
         prop_assert_eq!(steps.is_empty(), state == State::Ready, "{:?}", steps);
         if steps.contains(&Step::Replace) {
             prop_assert_eq!(&steps, &[Step::Replace]);
@@ -89,30 +89,30 @@ proptest! {
             Step::Unpack(i) => Some(*i),
             _ => None,
         });
-        let missing = sight.committed();
-        let missing = Some(missing).filter(|from| *from < sight.layers.len());
+        let missing = status.committed();
+        let missing = Some(missing).filter(|from| *from < status.layers.len());
         prop_assert_eq!(unpacked.collect::<Vec<_>>(), Vec::from_iter(missing));
         for step in &steps {
             if let Step::Relabel(i) = step {
-                let lacking = sight.unlabelled(&rules).any(|lacking| lacking == *i);
-                let foreign = state == State::Foreign && i + 1 == sight.layers.len();
+                let lacking = status.unlabelled(&rules).any(|lacking| lacking == *i);
+                let foreign = state == State::Foreign && i + 1 == status.layers.len();
                 prop_assert!(lacking || foreign, "{}", i);
             }
         }
         let anchors = steps.iter().filter(|step| **step == Step::Anchor).count();
-        let anchor = !sight.anchored && !sight.layers.is_empty();
+        let anchor = !status.anchored && !status.layers.is_empty();
         prop_assert_eq!(anchors, usize::from(anchor));
         prop_assert!(!anchor || steps.last() == Some(&Step::Anchor));
     }
 
     #[test]
-    fn every_chain_ends_ready((mut sight, rules, kept) in chains()) {
+    fn every_chain_ends_ready((mut status, rules, kept) in chains()) {
         for _ in 0..ROUNDS {
-            let steps = plan(&sight, &rules);
-            act(&mut sight, &rules, &steps, kept);
+            let steps = plan(&status, &rules);
+            act(&mut status, &rules, &steps, kept);
         }
-        prop_assert_eq!(sight.state(&rules), State::Ready, "{:?}", sight);
-        prop_assert_eq!(plan(&sight, &rules), vec![]);
-        prop_assert_eq!(sight.ready_layers(&rules), sight.layers.len());
+        prop_assert_eq!(status.state(&rules), State::Ready, "{:?}", status);
+        prop_assert_eq!(plan(&status, &rules), vec![]);
+        prop_assert_eq!(status.ready_layers(&rules), status.layers.len());
     }
 }

@@ -4,7 +4,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::super::{Means, Repair};
+use super::super::super::{FallbackSource, Repair};
 
 /// More would only take longer.
 pub(super) const MAX_LAYERS: usize = 8;
@@ -48,7 +48,7 @@ pub(super) struct World {
     pub(super) nydus: bool,
     pub(super) repair: Option<Repair>,
     pub(super) required: bool,
-    pub(super) means: Vec<Means>,
+    pub(super) means: Vec<FallbackSource>,
     pub(super) images: Vec<Chain>,
     /// On which layers containers stand.
     pub(super) containers: Vec<At>,
@@ -61,11 +61,11 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn can_pull(&self) -> bool {
-        self.means.contains(&Means::Pull)
+        self.means.contains(&FallbackSource::Pull)
     }
 
     pub(super) fn can_rebuild(&self) -> bool {
-        self.means.contains(&Means::Rebuild)
+        self.means.contains(&FallbackSource::Rebuild)
     }
 }
 
@@ -102,7 +102,7 @@ fn chain() -> impl Strategy<Value = Chain> {
 /// Any, and rather often one whose layers have to come from elsewhere.
 pub(super) fn worlds() -> impl Strategy<Value = World> {
     let rebuilt = any_world().prop_map(|mut world| {
-        (world.nydus, world.means) = (false, vec![Means::Rebuild]);
+        (world.nydus, world.means) = (false, vec![FallbackSource::Rebuild]);
         for chain in &mut world.images {
             chain.committed.truncate(2);
             chain.gone.resize(MAX_LAYERS, true);
@@ -122,9 +122,9 @@ fn any_world() -> impl Strategy<Value = World> {
     ];
     let means = prop_oneof![
         3 => Just(vec![]),
-        1 => Just(vec![Means::Rebuild]),
-        1 => Just(vec![Means::Pull]),
-        1 => Just(vec![Means::Rebuild, Means::Pull]),
+        1 => Just(vec![FallbackSource::Rebuild]),
+        1 => Just(vec![FallbackSource::Pull]),
+        1 => Just(vec![FallbackSource::Rebuild, FallbackSource::Pull]),
     ];
     let required = prop_oneof![1 => Just(false), 7 => Just(true)];
     let rarely = prop_oneof![3 => Just(None), 1 => at().prop_map(Some)];

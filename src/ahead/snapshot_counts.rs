@@ -7,7 +7,7 @@ use super::choice::MAX_SNAPSHOTS;
 
 /// By snapshotter.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<HashMap<String, Snapshots>>);
+pub(super) struct SnapshotCounts(Mutex<HashMap<String, Snapshots>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Snapshots {
@@ -16,7 +16,7 @@ struct Snapshots {
     more: usize,
 }
 
-impl Held {
+impl SnapshotCounts {
     /// It was found to hold so many.
     pub(super) fn listed(&self, snapshotter: &str, listed: usize) {
         let snapshots = Snapshots { listed, more: 0 };

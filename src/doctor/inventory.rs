@@ -20,7 +20,7 @@ use crate::unpack::Listing;
 const LIST_DEADLINE: Duration = Duration::from_secs(4);
 
 /// The node, as it was when it was looked at.
-pub(super) struct Scene {
+pub(super) struct Inventory {
     pub(super) node: Arc<Node>,
     config: Arc<Config>,
     pub(super) files: FileConfig,
@@ -47,7 +47,7 @@ pub(super) struct Seen {
     pub(super) listings: BTreeMap<String, Result<Listing, String>>,
 }
 
-impl Scene {
+impl Inventory {
     pub(super) async fn look(node: Arc<Node>) -> Self {
         let config = node.config();
         let seen = Seen::look(&node).await;

@@ -16,7 +16,7 @@ type Piece = (String, String);
 
 /// What the looks have said so far and is still so.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct LastReported {
     silent: BTreeSet<String>,
     failed: BTreeSet<Piece>,
     left: usize,
@@ -35,7 +35,7 @@ pub(super) enum Rest {
 
 /// What one look has come to.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ReconcileSummary {
     ready: usize,
     made: usize,
     failed: BTreeSet<Piece>,
@@ -51,7 +51,7 @@ pub(super) struct Tally {
     states: BTreeMap<(String, &'static str), usize>,
 }
 
-impl Tally {
+impl ReconcileSummary {
     pub(super) fn ready(&mut self, snapshotter: &str) {
         self.ready += 1;
         self.count(snapshotter, State::Ready);
@@ -86,7 +86,7 @@ impl Tally {
     /// It is what it was, as far as that is known.
     pub(super) fn failed(
         &mut self,
-        said: &Said,
+        said: &LastReported,
         piece: Piece,
         state: Option<State>,
         error: &Error,
@@ -113,7 +113,7 @@ impl Tally {
 
     pub(super) fn silent(
         &mut self,
-        said: &Said,
+        said: &LastReported,
         snapshotter: &str,
         error: &crate::containerd::Error,
     ) {
@@ -125,7 +125,7 @@ impl Tally {
     }
 
     /// An image could not be looked at.
-    pub(super) fn unseen(&mut self, said: &Said, piece: Piece, error: &Error) {
+    pub(super) fn unseen(&mut self, said: &LastReported, piece: Piece, error: &Error) {
         if error.is_of_artifact() {
             return;
         }
@@ -141,7 +141,7 @@ impl Tally {
     }
 
     /// What is left to be done.
-    pub(super) fn say(self, said: &mut Said, started: Instant) -> Rest {
+    pub(super) fn say(self, said: &mut LastReported, started: Instant) -> Rest {
         let Self {
             ready,
             made,
@@ -162,7 +162,7 @@ impl Tally {
         }
         let states = self.states.iter();
         metrics::reconciled(states.map(|((s, state), count)| (s.as_str(), *state, *count)));
-        *said = Said {
+        *said = LastReported {
             silent: self.silent,
             failed: self.failed,
             left,

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::containerd::{Descriptor, Piece};
+use crate::containerd::{BlobChunk, Descriptor};
 
 /// Bytes in one piece: large against the cost of a message, well below the 16 MiB that containerd
 /// takes.
@@ -20,16 +20,16 @@ pub(super) const WAITING: usize = 4;
 const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Passes on what is written into it.
-pub(super) struct Pieces {
-    sender: mpsc::Sender<Piece>,
+pub(super) struct Chunks {
+    sender: mpsc::Sender<BlobChunk>,
     piece: Vec<u8>,
     digest: Sha256,
     size: u64,
 }
 
-impl Pieces {
+impl Chunks {
     /// Writing fails as soon as nobody receives any more.
-    pub(super) fn new(sender: mpsc::Sender<Piece>) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<BlobChunk>) -> Self {
         Self {
             sender,
             piece: Vec::with_capacity(PIECE),
@@ -48,7 +48,7 @@ impl Pieces {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let digest = format!("sha256:{hex}");
-        let end = Piece::End {
+        let end = BlobChunk::End {
             digest: digest.clone(),
             size: self.size,
         };
@@ -62,7 +62,7 @@ impl Pieces {
     }
 }
 
-impl Write for Pieces {
+impl Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = &bytes[..bytes.len().min(PIECE - self.piece.len())];
         self.piece.extend_from_slice(taken);
@@ -80,11 +80,11 @@ impl Write for Pieces {
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
         self.digest.update(&piece);
         self.size += piece.len() as u64;
-        send(&self.sender, Piece::Data(piece))
+        send(&self.sender, BlobChunk::Data(piece))
     }
 }
 
-fn send(sender: &mpsc::Sender<Piece>, piece: Piece) -> io::Result<()> {
+fn send(sender: &mpsc::Sender<BlobChunk>, piece: BlobChunk) -> io::Result<()> {
     let sent = sender.blocking_send(piece);
     sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the blob is not wanted any more"))
 }
@@ -98,18 +98,18 @@ mod tests {
     fn pieces_are_of_one_size_and_add_up() {
         let bytes: Vec<u8> = (0..PIECE * 2 + 10).map(|i| i as u8).collect();
         let (sender, mut receiver) = mpsc::channel(10);
-        let mut pieces = Pieces::new(sender);
+        let mut chunks = Chunks::new(sender);
         for part in bytes.chunks(1000) {
-            pieces.write_all(part).unwrap();
+            chunks.write_all(part).unwrap();
         }
-        let blob = pieces.end().unwrap();
+        let blob = chunks.end().unwrap();
         assert_eq!(blob.digest, sha256(&bytes));
         let mut sizes = vec![];
         let mut end = None;
         while let Some(piece) = receiver.blocking_recv() {
             match piece {
-                Piece::Data(data) => sizes.push(data.len()),
-                Piece::End { digest, size } => end = Some((digest, size)),
+                BlobChunk::Data(data) => sizes.push(data.len()),
+                BlobChunk::End { digest, size } => end = Some((digest, size)),
             }
         }
         assert_eq!(sizes, [PIECE, PIECE, 10]);
@@ -120,8 +120,8 @@ mod tests {
     fn without_a_receiver_writing_fails() {
         let (sender, receiver) = mpsc::channel(1);
         drop(receiver);
-        let mut pieces = Pieces::new(sender);
-        let error = pieces.write_all(&vec![0; PIECE]).unwrap_err();
+        let mut chunks = Chunks::new(sender);
+        let error = chunks.write_all(&vec![0; PIECE]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

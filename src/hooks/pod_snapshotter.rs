@@ -7,13 +7,13 @@ use crate::handlers::Handlers;
 use crate::policy;
 
 /// Where a pod's snapshots are.
-pub(super) struct Place {
+pub(super) struct PodSnapshotter {
     pub(super) snapshotter: String,
     /// Its images are left to containerd: the pod says so, or the snapshotter is not ours to keep.
     pub(super) left_alone: bool,
 }
 
-impl Place {
+impl PodSnapshotter {
     pub(super) fn of(
         config: &Config,
         handlers: &Handlers,
@@ -70,7 +70,7 @@ mod tests {
                 annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),
                 ..Pod::default()
             };
-            let place = Place::of(&config, &handlers, &pod).unwrap();
+            let place = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
             let found = (place.snapshotter.as_str(), place.left_alone);
             assert_eq!(found, (snapshotter, left_alone), "{handler} {mode}");
         }
