@@ -25,8 +25,10 @@ mod volumes;
 mod watch;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use tokio::sync::{Notify, watch as latest};
 
@@ -116,7 +118,7 @@ impl Ahead {
 
     /// Images of this name are wanted before those that no container has.
     pub fn is_used(&self, image: &str) {
-        let mut used = lock(&self.used);
+        let mut used = self.used.lock();
         if used.len() >= MAX_USED {
             used.clear();
         }
@@ -209,7 +211,7 @@ impl Ahead {
     /// The names of these images that containers use; others are forgotten.
     fn used_of(&self, images: &[Image]) -> HashSet<String> {
         let names: HashSet<_> = images.iter().map(|image| image.name.as_str()).collect();
-        let mut used = lock(&self.used);
+        let mut used = self.used.lock();
         used.retain(|name| names.contains(name.as_str()));
         used.clone()
     }
@@ -230,16 +232,12 @@ impl Ahead {
         self.node.engine.image_removed(name);
         self.demand.image_removed();
         self.pulls.forget();
-        lock(&self.used).remove(name);
+        self.used.lock().remove(name);
         self.removals.notify_one();
         if self.left.load(Ordering::Relaxed) {
             self.queue.look_again();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether it is worth a line that an image could not be made ready ahead: who needs it will hear of

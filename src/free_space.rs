@@ -2,9 +2,9 @@
 //! needs the rest.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::Live;
@@ -77,13 +77,13 @@ impl Room {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         match (self.free)(root) {
             Ok(free) if free < min_free => {
-                let is_new = lock(&self.full).insert(root.to_owned());
+                let is_new = self.full.lock().insert(root.to_owned());
                 (false, is_new.then_some(Change::Full { free, min_free }))
             }
             Ok(free) => (true, self.has_room(root).then_some(Change::Roomy { free })),
             Err(e) => {
                 self.has_room(root);
-                let is_new = lock(&self.unseen).insert(root.to_owned());
+                let is_new = self.unseen.lock().insert(root.to_owned());
                 (true, is_new.then_some(Change::Unseen(e)))
             }
         }
@@ -101,7 +101,7 @@ impl Room {
         let looks = async {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;
-                let full: Vec<_> = lock(&self.full).iter().cloned().collect();
+                let full: Vec<_> = self.full.lock().iter().cloned().collect();
                 for root in full {
                     self.is_enough(Some(&root));
                 }
@@ -115,16 +115,12 @@ impl Room {
 
     /// Whether that is new.
     fn has_room(&self, root: &str) -> bool {
-        let is_new = lock(&self.full).remove(root);
+        let is_new = self.full.lock().remove(root);
         if is_new {
             self.again.notify_one();
         }
         is_new
     }
-}
-
-fn lock(mutex: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The share that others than root may still use, as `df` has it.

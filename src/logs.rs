@@ -15,7 +15,7 @@ use std::{
     fmt, io,
     panic::PanicHookInfo,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use log::{
     LevelFilter, Log, Metadata, Record, SetLoggerError,
     kv::{self, Key, Value, VisitSource},
 };
+use parking_lot::RwLock;
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
 use crate::config::{self, Level, LogFormat};
@@ -213,7 +214,7 @@ impl Switch {
 
     fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
         let sink = self.settings.sink(log)?;
-        *self.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
+        *self.sink.write() = sink;
         Ok(())
     }
 
@@ -223,7 +224,7 @@ impl Switch {
 
     /// A thread that panicked while it logged has broken nothing that matters to the next.
     fn with<T>(&self, use_sink: impl FnOnce(&Sink) -> T) -> T {
-        use_sink(&self.sink.read().unwrap_or_else(PoisonError::into_inner))
+        use_sink(&self.sink.read())
     }
 }
 

@@ -3,10 +3,11 @@
 //! The plugin keeps one for its whole life, a command for the time that it runs. What goes on in
 //! the background is owned here, and waited for by [`Node::close`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -268,7 +269,7 @@ impl Node {
 
     fn begin_session(&self) {
         let token = self.stop.child_token();
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.session.lock();
         std::mem::replace(&mut *session, token).cancel();
     }
 
@@ -304,7 +305,7 @@ impl Node {
 
     /// In the background, until the next session begins.
     pub fn in_session(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = self.session.lock();
         let token = session.clone();
         self.tasks.spawn(async move {
             token.run_until_cancelled(work).await;
@@ -322,7 +323,7 @@ impl Node {
     /// Takes each lock that all work takes, and lets it go: where one is held for good, this does not
     /// return.
     pub fn probe_locks(&self) {
-        drop(self.session.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.session.lock());
         drop(self.handlers_now());
         self.engine.probe_locks();
     }

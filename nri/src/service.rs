@@ -5,10 +5,11 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use protobuf::MessageField;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -238,7 +239,7 @@ impl Service {
 
     /// Keeps one part; the whole state when it was the last.
     fn collect(&self, request: api::SynchronizeRequest) -> Result<Option<Parts>, HandlerError> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = self.parts.lock();
         parts.count += 1;
         if parts.count > MAX_SYNCHRONIZE_PARTS {
             *parts = Parts::default();

@@ -7,9 +7,9 @@
 //! containers of it have used the repository before, such an image is made ready as soon as it arrives.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Eager;
@@ -19,7 +19,7 @@ use crate::logs;
 use crate::unpack::{Action, Urgency, Want};
 
 use super::eager::ManagedSnapshotter;
-use super::{Ahead, is_news, lock};
+use super::{Ahead, is_news};
 
 /// Images that are made ready for one failed layer: those that came last. The next failure names a layer
 /// that fewer images share.
@@ -65,7 +65,7 @@ struct Working<'a> {
 impl Demand {
     /// A pod of this snapshotter was started.
     pub(super) fn pod_waits(&self, snapshotter: &str, pod: &str) {
-        let mut all = lock(&self.by_snapshotter);
+        let mut all = self.by_snapshotter.lock();
         let signs = all.entry(snapshotter.to_owned()).or_default();
         signs.waiting.retain(|_, since| since.elapsed() < PULLS);
         if signs.waiting.len() < MAX_PODS {
@@ -75,7 +75,7 @@ impl Demand {
 
     /// A container of this pod is being created.
     pub(super) fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
-        if let Some(signs) = lock(&self.by_snapshotter).get_mut(snapshotter) {
+        if let Some(signs) = self.by_snapshotter.lock().get_mut(snapshotter) {
             signs.waiting.remove(pod);
         }
         if let Some(image) = image {
@@ -88,7 +88,7 @@ impl Demand {
         let Some(repository) = image::repository(image) else {
             return;
         };
-        let mut all = lock(&self.by_snapshotter);
+        let mut all = self.by_snapshotter.lock();
         let signs = all.entry(snapshotter.to_owned()).or_default();
         if signs.repositories.len() < MAX_REPOSITORIES {
             signs.repositories.insert(repository);
@@ -97,11 +97,11 @@ impl Demand {
 
     /// An image was removed: what failed may be news again.
     pub(super) fn image_removed(&self) {
-        lock(&self.said).clear();
+        self.said.lock().clear();
     }
 
     fn may_want(&self, snapshotter: &str, image: &str) -> bool {
-        let mut all = lock(&self.by_snapshotter);
+        let mut all = self.by_snapshotter.lock();
         let Some(signs) = all.get_mut(snapshotter) else {
             return false;
         };
@@ -112,12 +112,12 @@ impl Demand {
 
     fn begin(&self, snapshotter: &str, chain: &str) -> Option<Working<'_>> {
         let key = (snapshotter.to_owned(), chain.to_owned());
-        let is_new = lock(&self.working).insert(key.clone());
+        let is_new = self.working.lock().insert(key.clone());
         is_new.then_some(Working { demand: self, key })
     }
 
     fn is_new_failure(&self, snapshotter: &str, image: &str) -> bool {
-        let mut said = lock(&self.said);
+        let mut said = self.said.lock();
         if said.len() >= MAX_SAID {
             said.clear();
         }
@@ -127,7 +127,7 @@ impl Demand {
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        lock(&self.demand.working).remove(&self.key);
+        self.demand.working.lock().remove(&self.key);
     }
 }
 
@@ -232,10 +232,10 @@ mod tests {
             demand.pod_waits("erofs", &format!("pod-{n}"));
             assert!(demand.is_new_failure("erofs", &format!("r.example/app{n}:1")));
         }
-        let all = lock(&demand.by_snapshotter);
+        let all = demand.by_snapshotter.lock();
         assert_eq!(all["erofs"].repositories.len(), MAX_REPOSITORIES);
         assert_eq!(all["erofs"].waiting.len(), MAX_PODS);
-        assert!(lock(&demand.said).len() <= MAX_SAID);
+        assert!(demand.said.lock().len() <= MAX_SAID);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! and the config can be read.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::containerd::{self, Blob, Containerd, Descriptor, Image, Labels};
@@ -108,7 +108,7 @@ impl Pulls {
     }
 
     fn known(&self) -> MutexGuard<'_, FoundChains> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! How many snapshots each snapshotter holds, as far as that is known.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::choice::MAX_SNAPSHOTS;
 
@@ -42,6 +43,6 @@ impl SnapshotCounts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Snapshots>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

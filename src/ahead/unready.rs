@@ -1,13 +1,11 @@
 //! What is being made ready ahead, or waits for its turn: a pod that comes meanwhile pushes it.
 
+use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Mutex;
 use std::time::SystemTime;
 
 use crate::unpack::Want;
-
-use super::lock;
 
 /// Images of a snapshotter that a new pod pushes ahead: those that came last. A pod has a handful of
 /// containers, and the rest is not for it.
@@ -52,7 +50,7 @@ impl Unready {
         record: &str,
         came: Option<SystemTime>,
     ) -> PendingGuard<'_> {
-        let mut waiting = lock(&self.0);
+        let mut waiting = self.0.lock();
         let id = waiting.next;
         waiting.next += 1;
         waiting.images.push(PendingImage {
@@ -73,7 +71,7 @@ impl Unready {
 
     /// The number of the next entry.
     pub(super) fn next(&self) -> u64 {
-        lock(&self.0).next
+        self.0.lock().next
     }
 
     /// Takes out the images with a smaller number that had a record and have none any more: each once, by
@@ -84,7 +82,7 @@ impl Unready {
 
     fn take(&self, is_gone: impl Fn(&PendingImage) -> bool) -> Vec<String> {
         let is_gone = |p: &PendingImage| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
-        let mut waiting = lock(&self.0);
+        let mut waiting = self.0.lock();
         let (gone, left) = std::mem::take(&mut waiting.images)
             .into_iter()
             .partition(is_gone);
@@ -99,7 +97,7 @@ impl Unready {
 
     /// Those that came last, the last first.
     pub(super) fn newest_in(&self, snapshotter: &str) -> Vec<Want> {
-        let waiting = lock(&self.0);
+        let waiting = self.0.lock();
         let images = waiting.images.iter();
         let mut here: Vec<_> = images.filter(|p| p.snapshotter == snapshotter).collect();
         here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
@@ -116,7 +114,7 @@ impl Unready {
     /// This image needs no push any more.
     pub(super) fn remove(&self, snapshotter: &str, image: &str) {
         let is_meant = |p: &PendingImage| p.snapshotter == snapshotter && p.want.name() == image;
-        lock(&self.0).images.retain(|piece| !is_meant(piece));
+        self.0.lock().images.retain(|piece| !is_meant(piece));
     }
 }
 
@@ -141,7 +139,7 @@ impl PendingGuard<'_> {
 
 impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.unready.0).images.retain(|p| p.id != self.id);
+        self.unready.0.lock().images.retain(|p| p.id != self.id);
     }
 }
 

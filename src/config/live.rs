@@ -1,6 +1,8 @@
 //! The configuration in force, which may be exchanged while the program runs.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use super::Config;
 
@@ -17,10 +19,7 @@ impl Live {
 
     /// As it is now.
     pub fn now(&self) -> Arc<Config> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().clone()
     }
 
     /// Puts this one in force, but for what the program was built on when it started: that stays as it
@@ -57,7 +56,7 @@ impl Live {
         new.containerd.clone_from(&old.containerd);
         new.pull.clone_from(&old.pull);
         new.metrics.clone_from(&old.metrics);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        *self.0.write() = Arc::new(new);
         in_vain
     }
 }

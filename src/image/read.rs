@@ -3,7 +3,9 @@
 //! Documents are small and named by their content, so what was read once is kept.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{Containerd, Descriptor, Image};
 
@@ -69,11 +71,9 @@ impl Manifests {
             .retain(|digest, _| records.contains(digest.as_str()));
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
         // Nothing panics under this lock: it only guards single operations on the map.
-        self.known
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -2,10 +2,11 @@
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -607,9 +608,7 @@ impl Engine {
     }
 
     fn replacing(&self) -> MutexGuard<'_, HashMap<FlightKey, usize>> {
-        self.replacing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.replacing.lock()
     }
 }
 

@@ -2,8 +2,9 @@
 //! on, and is that known to be ready? One round trip when it is.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{Containerd, Error, Snapshot};
 use crate::unpack::snapshotter::guest_pull;
@@ -128,7 +129,7 @@ impl ReadyCache {
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::containerd::{self, Containerd, Resource};
@@ -181,20 +182,17 @@ impl Swap<'_> {
 
 /// What swaps cost here, slowly forgetting.
 #[derive(Debug)]
-pub(crate) struct Cost(std::sync::Mutex<Duration>);
+pub(crate) struct Cost(Mutex<Duration>);
 
 impl Default for Cost {
     fn default() -> Self {
-        Self(std::sync::Mutex::new(FIRST_ESTIMATE))
+        Self(Mutex::new(FIRST_ESTIMATE))
     }
 }
 
 impl Cost {
     fn estimate(&self) -> Duration {
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        *self.0.lock()
     }
 
     /// Up by doubling, down by halves: a slow moment is a warning and no more, a quick one no promise.
@@ -212,10 +210,7 @@ impl Cost {
     }
 
     fn change(&self, change: impl FnOnce(Duration) -> Duration) {
-        let mut estimate = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut estimate = self.0.lock();
         *estimate = change(*estimate);
     }
 }

@@ -2,8 +2,9 @@
 //! and whoever comes later waits and finds it there. Who is in a hurry hurries whom he waits for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use super::permits::Priority;
@@ -49,7 +50,7 @@ impl LayerLocks {
         raised: impl FnOnce(),
     ) -> LayerLock {
         let layer: Arc<Layer> = {
-            let mut layer_locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut layer_locks = self.0.lock();
             layer_locks.retain(|_, layer| layer.strong_count() > 0);
             let key = (snapshotter.to_owned(), chain_id.to_owned());
             let entry = layer_locks.entry(key).or_default();
@@ -72,7 +73,7 @@ impl LayerLocks {
 
 impl Layer {
     fn holder(&self) -> MutexGuard<'_, Option<Priority>> {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+        self.holder.lock()
     }
 }
 
@@ -150,7 +151,6 @@ mod tests {
         let left = layer_locks
             .0
             .lock()
-            .unwrap()
             .values()
             .filter(|l| l.strong_count() > 0)
             .count();

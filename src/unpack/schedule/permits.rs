@@ -3,9 +3,10 @@
 //! Its queue is as long as there are chains to unpack: each has one flight, whoever asks for it. In
 //! the gate of the layers each of the flights that are let in waits with a few.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// How much is done at the same time, in the whole process.
@@ -156,7 +157,7 @@ fn admit(permits: &Arc<Mutex<Inner>>) {
 }
 
 fn lock(permits: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    permits.lock().unwrap_or_else(PoisonError::into_inner)
+    permits.lock()
 }
 
 #[cfg(test)]

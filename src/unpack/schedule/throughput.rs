@@ -1,8 +1,9 @@
 //! How fast blobs are applied here, so that nobody waits for what cannot be done in time.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Bytes of a blob in a second, while little was measured: hardly a node applies more.
 const FASTEST: f64 = (512 << 20) as f64;
@@ -50,7 +51,7 @@ impl Throughput {
     }
 
     fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the snapshotters can do, as containerd lists it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd};
 
@@ -52,7 +53,7 @@ impl CapabilityCache {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Capabilities>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,9 +7,11 @@
 //! deletes leaves its parent with an entry of a child, and that parent can never be removed again.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd, Labels, Resource};
 
@@ -170,7 +172,7 @@ impl Leases {
     }
 
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        self.active.lock()
     }
 }
 

@@ -5,9 +5,10 @@
 //! a snapshotter that mounts all others (soci does so), and cost little.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::containerd::Containerd;
@@ -70,7 +71,7 @@ impl NeedContent {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         known.retain(|_, since| since.elapsed() < REMEMBERED);
         known
     }

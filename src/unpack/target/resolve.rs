@@ -2,7 +2,9 @@
 //! its layers, and what absent labels mean in the snapshotter.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd, Image};
 use crate::image::{self, LayerLabels, Manifest};
@@ -270,12 +272,11 @@ impl Resolver {
     }
 
     fn lineage(&self) -> MutexGuard<'_, Option<bool>> {
-        let known = self.labels_lineage.lock();
-        known.unwrap_or_else(PoisonError::into_inner)
+        self.labels_lineage.lock()
     }
 
     fn guests(&self) -> MutexGuard<'_, HashMap<String, bool>> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+        self.guests.lock()
     }
 }
 
