@@ -22,6 +22,7 @@ pub mod image;
 pub mod containerd;
 
 pub mod config;
+pub mod ctr;
 mod free_space;
 pub mod logs;
 pub mod metrics;

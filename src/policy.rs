@@ -4,6 +4,7 @@
 use crate::config::{
     self, AbsolutePath, Config, ExtraLabels, Live, MissingContent, OnUnready, Unlabelled,
 };
+use crate::ctr::Ctr;
 use crate::unpack::{
     ContentFallback, FallbackSource, LabelPolicy, Labelling, Profile, Registries, Repair,
 };
@@ -72,6 +73,10 @@ impl LabelPolicy for Labels {
             Unlabelled::Replace => Some(Repair::Replace),
             Unlabelled::Profile | Unlabelled::Ignore => None,
         }
+    }
+
+    fn ctr(&self) -> Ctr {
+        Ctr::of(&self.0.now())
     }
 }
 

@@ -5,16 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub(super) use crate::ctr::word;
 use crate::printable::printable;
-
-/// A name as one word of a command that people copy into a shell.
-pub(super) fn word(name: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
-    match !name.is_empty() && name.chars().all(is_plain) {
-        true => name.to_owned(),
-        false => format!("'{}'", name.replace('\'', r"'\''")),
-    }
-}
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -133,21 +125,6 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_is_one_word_of_a_command() {
-        for (name, expected) in [
-            (
-                "r.example:5000/a/b:1@sha256:00",
-                "r.example:5000/a/b:1@sha256:00",
-            ),
-            ("a; rm -rf /", "'a; rm -rf /'"),
-            ("a'$(b)", r"'a'\''$(b)'"),
-            ("", "''"),
-        ] {
-            assert_eq!(word(name), expected);
-        }
-    }
 
     #[test]
     fn what_others_wrote_is_one_line() {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::config::MissingContent;
 use crate::containerd::ErrorKind;
+use crate::ctr::Ctr;
 use crate::image::{self, Distinct};
 use crate::unpack::{Error, ImageStatus, Listing, State};
 
@@ -234,8 +235,7 @@ impl<'a> Unreadable<'a> {
 
 /// What brings blobs back: the image's record and names stay as they are.
 fn fetch(inventory: &Inventory, finding: Finding, names: &[&str]) -> Finding {
-    let config = inventory.config();
-    let (namespace, hosts) = (&config.containerd.namespace, &config.pull.hosts);
+    let ctr = Ctr::of(inventory.config());
     let finding = finding.advise(
         "fetch what is missing: blobs that are there stay, and so does the image (`--user` for a registry that wants credentials)",
     );
@@ -243,13 +243,7 @@ fn fetch(inventory: &Inventory, finding: Finding, names: &[&str]) -> Finding {
         .iter()
         .filter(|name| image::is_pullable(name))
         .take(SHOWN);
-    named.fold(finding, |finding, name| {
-        finding.run(format!(
-            "ctr -n {namespace} content fetch --hosts-dir {} {}",
-            word(&hosts.to_string()),
-            word(name)
-        ))
-    })
+    named.fold(finding, |finding, name| finding.run(ctr.fetch(name)))
 }
 
 fn ensure(images: &[&str], snapshotter: &str) -> String {

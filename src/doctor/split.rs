@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd::{Containerd, Labels};
+use crate::ctr::Ctr;
 use crate::unpack::Listing;
 
 use super::finding::{Finding, Severity, word};
@@ -89,11 +90,9 @@ fn finding(
         "these images can neither be used nor unpacked there: «already exists», and yet «not found»; their content was deleted behind containerd's back",
     )
     .advise("take the records away, from the top down (garbage collection may be quicker: «not found» is as good), and make the images ready again");
-    let namespace = &inventory.config().containerd.namespace;
+    let ctr = Ctr::of(inventory.config());
     let finding = lost.iter().fold(finding, |finding, (chain, _)| {
-        finding.run(format!(
-            "ctr -n {namespace} snapshots --snapshotter {snapshotter} rm {chain}"
-        ))
+        finding.run(ctr.remove(snapshotter, chain))
     });
     let words: Vec<_> = images.iter().map(|name| word(name)).collect();
     finding.run(format!(

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Image, Resource, SnapshotKind};
+use crate::ctr::Ctr;
 use crate::image::{Manifests, Platform};
 
 use super::{
@@ -46,6 +47,18 @@ impl LabelPolicy for Fixed {
 
     fn repair(&self, _: &str) -> Option<Repair> {
         None
+    }
+
+    fn ctr(&self) -> Ctr {
+        elsewhere()
+    }
+}
+
+/// A namespace and a directory that are not the usual ones.
+pub(super) fn elsewhere() -> Ctr {
+    Ctr {
+        namespace: "moby".to_owned(),
+        hosts: "/srv/hosts".into(),
     }
 }
 
@@ -587,7 +600,9 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
     let image = bench.fake.image(&id, 1);
     let want = || request(Want::Image(image.name.clone()));
     let error = bench.engine.ensure(want()).outcome().await.unwrap_err();
-    assert!(matches!(*error, Error::NoName(_)), "{error}");
+    assert!(matches!(*error, Error::NoName { .. }), "{error}");
+    let remedy = format!("`ctr -n moby images tag {id} NAME`");
+    assert!(error.to_string().contains(&remedy), "{error}");
     bench.assert_nothing_left();
 
     let engine = Engine::new(

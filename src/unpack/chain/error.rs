@@ -1,5 +1,6 @@
 //! Why a chain could not be made ready.
 
+use crate::ctr::Ctr;
 use crate::{containerd, image};
 
 /// Why a chain could not be made ready. Nothing of the attempt is left behind.
@@ -73,17 +74,24 @@ pub enum Error {
     },
     /// No name of the image can be pulled, so no label can carry one.
     #[error(
-        "image {0} has no name that could be pulled, only an id: tag it, for example with `ctr -n k8s.io images tag`"
+        "image {image} has no name that could be pulled, only an id: tag it, for example with `{} NAME`",
+        ctr.tag(image)
     )]
-    NoName(String),
+    NoName {
+        /// The image's name.
+        image: String,
+        /// For the remedy.
+        ctr: Ctr,
+    },
     /// A layer has to be applied, its blob is gone, and nothing could take its place.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
          not in the content store (discarded after an earlier unpack?){}; fetch what is missing with \
-         `ctr -n k8s.io content fetch --hosts-dir /etc/containerd/certs.d {image}` (`--user` for \
+         `{}` (`--user` for \
          credentials); discard_unpacked_layers = false in containerd's CRI configuration keeps the \
          blobs of later pulls",
-        tried.iter().map(|means| format!("; {means}")).collect::<String>()
+        tried.iter().map(|means| format!("; {means}")).collect::<String>(),
+        ctr.fetch(image)
     )]
     Unavailable {
         /// The image's name.
@@ -96,6 +104,8 @@ pub enum Error {
         layers: usize,
         /// What became of each means that the configuration allows.
         tried: Vec<String>,
+        /// For the remedy.
+        ctr: Ctr,
     },
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(

@@ -1,6 +1,7 @@
 //! What the configuration decides about an image's labels in a snapshotter, as the engine asks for it.
 
 use crate::config::ExtraLabels;
+use crate::ctr::Ctr;
 use crate::unpack::chain::profile::{Profile, Repair};
 
 /// What the labels of an image's layers are to be in a snapshotter.
@@ -24,4 +25,6 @@ pub trait LabelPolicy: Send + Sync {
     fn profile(&self, snapshotter: &str) -> Option<Profile>;
     /// How absent labels are repaired; `None` for what the snapshotter's profile says.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
+    /// What the remedies in errors say.
+    fn ctr(&self) -> Ctr;
 }

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot};
+use crate::ctr::Ctr;
 use crate::image::{LAYER_DIGEST, LayerLabels, Manifest};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::Repair;
@@ -61,6 +62,8 @@ pub(crate) struct Target {
     /// the container can start from it.
     pub(crate) left_alone: bool,
     pub(crate) snapshotter: String,
+    /// For the remedies in errors.
+    pub(crate) ctr: Ctr,
 }
 
 impl Target {
@@ -108,6 +111,7 @@ impl Target {
             is_copied: false,
             left_alone: false,
             snapshotter: self.snapshotter.clone(),
+            ctr: self.ctr.clone(),
         }
     }
 
@@ -251,6 +255,7 @@ impl Target {
             position: layer + 1,
             layers: layers.len(),
             tried,
+            ctr: self.ctr.clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd, Image};
+use crate::ctr::Ctr;
 use crate::image::{self, LayerLabels, Manifest};
 
 use super::Target;
@@ -94,7 +95,10 @@ impl Resolver {
         let labelling = wanted.unwrap_or(LEFT_OUT);
         let reference = image::name_for_labels(asked.as_deref(), &names);
         if labelling.cri && reference.is_none() {
-            return Err(Error::NoName(image.name));
+            return Err(Error::NoName {
+                image: image.name,
+                ctr: self.policy.ctr(),
+            });
         }
         let manifest = self.images.manifest(&image).await?;
         let reference = reference.as_deref();
@@ -124,7 +128,14 @@ impl Resolver {
         let origin = labelling::origin(&manifest, labelling, &names);
         let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
-        let mut target = target(&image, snapshotter, manifest, labels, rules);
+        let mut target = target(
+            &image,
+            snapshotter,
+            manifest,
+            labels,
+            rules,
+            self.policy.ctr(),
+        );
         target.in_use = in_use;
         target.is_sandbox = is_sandbox;
         target.leaves_to_guest = leaves;
@@ -161,7 +172,14 @@ impl Resolver {
         let origin = labelling::origin(&manifest, labelling, names);
         let guest_pulls = leaves && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
-        let mut target = target(image, snapshotter, manifest, labels, rules);
+        let mut target = target(
+            image,
+            snapshotter,
+            manifest,
+            labels,
+            rules,
+            self.policy.ctr(),
+        );
         target.leaves_to_guest = leaves;
         Ok((target, wanted.is_none()))
     }
@@ -286,6 +304,7 @@ fn target(
     manifest: Arc<Manifest>,
     labels: LayerLabels,
     rules: Rules,
+    ctr: Ctr,
 ) -> Target {
     Target {
         image: image.name.clone(),
@@ -301,6 +320,7 @@ fn target(
         is_copied: false,
         left_alone: false,
         snapshotter: snapshotter.to_owned(),
+        ctr,
     }
 }
 

@@ -156,6 +156,10 @@ impl LabelPolicy for Replaces {
     fn repair(&self, _: &str) -> Option<Repair> {
         Some(Repair::Replace)
     }
+
+    fn ctr(&self) -> Ctr {
+        elsewhere()
+    }
 }
 
 #[tokio::test]

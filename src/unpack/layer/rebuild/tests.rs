@@ -488,7 +488,12 @@ async fn why_it_cannot_be_done_is_said() {
             "{message}"
         );
         let digest = &bench.manifest.layers[1].blob.digest;
-        for word in ["layer 2 of 3", digest, words, "ctr -n k8s.io content fetch"] {
+        for word in [
+            "layer 2 of 3",
+            digest,
+            words,
+            "`ctr -n moby content fetch --hosts-dir /srv/hosts ",
+        ] {
             assert!(message.contains(word), "{message}");
         }
         bench.assert_nothing_left();

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, Descriptor, Image, Labels, Resource, Snapshot};
+use crate::ctr::Ctr;
 use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
 
 use super::super::super::chain::profile;
@@ -15,7 +16,7 @@ use super::super::super::{
     ContentFallback, Engine, LabelPolicy, Labelling, Outcome, Profile, Registries, Repair, Request,
     Role, State, Urgency, Want,
 };
-use super::super::PARALLEL;
+use super::super::{PARALLEL, elsewhere};
 use super::world::{At, Chain, Looks, MAX_LAYERS, World};
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
@@ -275,5 +276,9 @@ impl LabelPolicy for Wanted {
 
     fn repair(&self, _: &str) -> Option<Repair> {
         self.repair
+    }
+
+    fn ctr(&self) -> Ctr {
+        elsewhere()
     }
 }
