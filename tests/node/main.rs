@@ -18,6 +18,7 @@ mod docs;
 mod doctor;
 mod doctor_cri;
 mod doctor_images;
+mod doctor_remedies;
 mod encrypted;
 mod ensure;
 mod generate;

@@ -1,0 +1,103 @@
+//! What `doctor` advises, carried out: the finding is gone afterwards, and what it said would fail succeeds.
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Image, Layer, Version, images};
+
+use crate::doctor::{Found, has};
+use crate::support::Node;
+
+impl Node {
+    /// Puts the lines that a finding advises at the end of the file that it names.
+    fn append_lines(&self, found: &Found, id: &str) -> Result<()> {
+        let remedy = &found[id]["remedy"];
+        let file = remedy["file"].as_str().context("a file")?;
+        ensure!(
+            file == self.lab.config().display().to_string(),
+            "{remedy:#}"
+        );
+        let lines = remedy["lines"].as_array().context("lines")?;
+        let lines: Vec<_> = lines.iter().filter_map(|line| line.as_str()).collect();
+        let text = std::fs::read_to_string(file)?;
+        Ok(std::fs::write(
+            file,
+            format!("{text}\n{}\n", lines.join("\n")),
+        )?)
+    }
+}
+
+/// An image whose config lists no layer.
+async fn broken(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let layer = Layer::new().file("f", 0o644, "f\n");
+    let right = Image::builder("registry.test/broken/app:1");
+    let right = right.layer(layer).command(&["/f"]).build();
+    let wrong = right.edited(|media_type, text| {
+        let begin = "\"diff_ids\":[";
+        let text = match text.split_once(begin) {
+            Some((before, after)) if media_type == images::CONFIG => {
+                let (_, after) = after.split_once(']').expect("a list");
+                format!("{before}{begin}]{after}")
+            }
+            _ => text,
+        };
+        text.into_bytes()
+    });
+    let name = right.name().to_owned();
+    node.store.put_image(&wrong).await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, "images-broken", "warning", &name)?;
+    has(
+        &found,
+        "images-broken",
+        "warning",
+        "build and push the image again",
+    )?;
+
+    node.registry.push(&right).await?;
+    node.cri.pull_image(&name).await?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key("images-broken"), "{found:#?}");
+    node.ensure_ready(&right, "native")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_pushed_again_is_not_broken_on_2_1() -> Result<()> {
+    broken(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_pushed_again_is_not_broken_on_1_7() -> Result<()> {
+    broken(Version::V1_7).await
+}
+
+/// The transfer service, by which 2.1 pulls, unpacks for another snapshotter than the default one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_transfer_service_unpacks_for_the_default_snapshotter_on_2_1() -> Result<()> {
+    const ID: &str = "transfer-unpack-elsewhere";
+    let mut node = Node::start(Version::V2_1).await?;
+    let text = std::fs::read_to_string(node.lab.config())?;
+    let table = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]";
+    let elsewhere = format!("{text}\n{table}\nplatform = \"linux\"\nsnapshotter = \"native\"\n");
+    std::fs::write(node.lab.config(), elsewhere)?;
+    node.restart_containerd().await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, ID, "error", "refuses every pull")?;
+    let layer = Layer::new().file("f", 0o644, "elsewhere\n");
+    let image = Image::builder("registry.test/elsewhere/app:1").layer(layer);
+    let image = image.command(&["/f"]).build();
+    node.registry.push(&image).await?;
+    let Err(refused) = node.cri.pull_image(image.name()).await else {
+        bail!("pulled");
+    };
+    println!("{refused}");
+
+    node.append_lines(&found, ID)?;
+    node.restart_containerd().await?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key(ID), "{found:#?}");
+    node.cri.pull_image(image.name()).await?;
+    Ok(())
+}
