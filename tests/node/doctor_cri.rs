@@ -60,12 +60,38 @@ async fn a_cri_that_is_down_is_found_on_2_1() -> Result<()> {
         let table = "[plugins.\"io.containerd.cri.v1.images\".registry.mirrors.\"a.example\"]";
         format!("{text}\n{table}\nendpoint = [\"https://b.example\"]\n")
     };
-    let cases: [Case<'_>; 3] = [
+    let transfer = |text: &str| {
+        let table = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]";
+        format!("{text}\n{table}\nplatform = \"linux\"\nsnapshotter = \"zfs9\"\n")
+    };
+    let cases: [Case<'_>; 4] = [
         (&default, "cri-failed", "failed to find snapshotter"),
+        (&transfer, "cri-failed", "(io.containerd.transfer.v1.local)"),
         (&mirrors, "cri-failed", "mirrors"),
         (&disabled, "cri-off", "disabled_plugins"),
     ];
     without_cri(Version::V2_1, &cases).await
+}
+
+/// The differ `erofs` is among the defaults, and `mkfs.erofs` is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_differ_without_its_program_is_found_on_2_1() -> Result<()> {
+    let node = Node::start(Version::V2_1).await?;
+    node.lab.stop().await?;
+    node.lab.restart_without_programs().await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}: {found:#?}");
+    for words in ["mkfs.erofs", "(io.containerd.differ.v1.erofs)"] {
+        has(&found, "cri-failed", "error", words)?;
+    }
+    let of_nri = found.keys().find(|id| id.starts_with("nri-"));
+    ensure!(of_nri.is_none(), "{found:#?}");
+    // What it says is mended.
+    node.lab.stop().await?;
+    node.lab.restart().await?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key("cri-failed"), "{found:#?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -164,12 +164,22 @@ impl Lab {
     }
 
     async fn spawn_until(&self, what: &str, ready: impl AsyncFn(&Log) -> bool) -> Result<()> {
+        self.spawn_with(&self.path, what, ready).await
+    }
+
+    /// With this PATH.
+    async fn spawn_with(
+        &self,
+        path: &str,
+        what: &str,
+        ready: impl AsyncFn(&Log) -> bool,
+    ) -> Result<()> {
         let mut command = Command::new(self.programs.join("containerd"));
         command
             .arg("--config")
             .arg(self.scratch.path("config.toml"))
             .env_clear()
-            .env("PATH", &self.path);
+            .env("PATH", path);
         let mut daemon = Process::spawn(command, self.scratch.id(), self.log.clone())?;
         daemon.wait_until(what, START_TIMEOUT, ready).await?;
         *self.daemon() = Some(daemon);
@@ -202,11 +212,24 @@ impl Lab {
     /// # Errors
     /// If its other services do not.
     pub async fn restart_without_cri(&self) -> Result<()> {
-        let ready = async |_: &Log| match self.store().await {
+        self.spawn_until("ready", self.answers()).await
+    }
+
+    /// The same with nothing on its PATH: it finds no program, `mkfs.erofs` among them.
+    ///
+    /// # Errors
+    /// If its other services do not come up.
+    pub async fn restart_without_programs(&self) -> Result<()> {
+        let nothing = self.scratch.path("cni").display().to_string();
+        self.spawn_with(&nothing, "ready", self.answers()).await
+    }
+
+    /// Whether its own services are there, without CRI.
+    fn answers(&self) -> impl AsyncFn(&Log) -> bool {
+        async move |_: &Log| match self.store().await {
             Ok(store) => store.leases().await.is_ok(),
             Err(_) => false,
-        };
-        self.spawn_until("ready", ready).await
+        }
     }
 
     /// Lets containerd end by itself, as an orderly restart of its service does.
