@@ -7,7 +7,7 @@ mod commit;
 mod fetch;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -595,6 +595,16 @@ impl Containerd for Grpc {
             .iter()
             .map(|it| bytes(&it.annotations) + bytes(&it.labels));
         Ok(pods.chain(containers).sum())
+    }
+
+    async fn pod_annotation(&self, key: &str) -> Result<BTreeSet<String>> {
+        let request = self.ask(cri::ListPodSandboxRequest::default());
+        let pods = self.cri_api().list_pod_sandbox(request).await;
+        let pods = pods.map_err(failed("list", "pods"))?.into_inner().items;
+        let values = pods
+            .into_iter()
+            .filter_map(|mut pod| pod.annotations.remove(key));
+        Ok(values.collect())
     }
 
     async fn image_file_system(&self) -> Result<Option<String>> {

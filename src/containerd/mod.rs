@@ -9,7 +9,7 @@ pub(crate) mod fake;
 pub mod grpc;
 mod version;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -344,6 +344,8 @@ pub trait Containerd: Send + Sync {
     /// How many bytes the annotations and labels of CRI's pods and containers have: nearly all of what NRI
     /// tells a plugin of them.
     async fn cri_state_bytes(&self) -> Result<usize>;
+    /// The values that this annotation has on CRI's pods.
+    async fn pod_annotation(&self, key: &str) -> Result<BTreeSet<String>>;
     /// Where CRI's first image file system is mounted, which is the default snapshotter's directory; `None`
     /// where it shows none.
     async fn image_file_system(&self) -> Result<Option<String>>;

@@ -1,7 +1,7 @@
 //! What the checks look at, gathered once: the configuration of both sides, and what containerd
 //! answers. A snapshotter that does not answer costs what it would have said, and a moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::unpack::Listing;
 
 /// How long a snapshotter may take to list what it has. One that is well takes milliseconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(4);
+
+/// By this annotation of a pod containerd 1.7 knows which handler an image is pulled for.
+pub(super) const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 /// The node, as it was when it was looked at.
 pub(super) struct Inventory {
@@ -42,6 +45,8 @@ pub(super) struct Seen {
     pub(super) plugins: Vec<ListedPlugin>,
     /// What NRI has to tell a plugin of pods and containers, where CRI says it.
     pub(super) state_bytes: usize,
+    /// The handlers that pods name for their pulls.
+    pub(super) pulls_for: BTreeSet<String>,
     pub(super) images: Vec<Distinct>,
     /// What each snapshotter that a handler uses has, by its name.
     pub(super) listings: BTreeMap<String, Result<Listing, String>>,
@@ -102,6 +107,10 @@ impl Seen {
             snapshotters,
             plugins: containerd.plugins().await?,
             state_bytes: containerd.cri_state_bytes().await.unwrap_or_default(),
+            pulls_for: containerd
+                .pod_annotation(PULL_HANDLER)
+                .await
+                .unwrap_or_default(),
             images,
             listings,
         })

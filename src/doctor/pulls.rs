@@ -8,10 +8,13 @@ use crate::config::MissingContent;
 use crate::containerd::Snapshotter;
 
 use super::finding::{Finding, Severity};
-use super::inventory::{Inventory, Seen};
+use super::inventory::{Inventory, PULL_HANDLER, Seen};
 
 /// The first containerd that fetches blobs for somebody else.
 pub(super) const PULLS_FROM: (u64, u64) = (2, 1);
+
+/// The containerd that pulls for a handler without being configured to.
+const PULLS_FOR_HANDLER: (u64, u64) = (1, 7);
 
 pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let Some(seen) = inventory.seen() else {
@@ -20,6 +23,7 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let annotations = annotations(inventory, seen);
     annotations
         .into_iter()
+        .chain(for_handlers(inventory, seen))
         .chain(discarded(inventory, seen))
         .chain(unpacked_elsewhere(inventory, seen))
         .collect()
@@ -70,6 +74,54 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
                 &lines(inventory, "disable_snapshot_annotations = false"),
             )
             .run("systemctl restart containerd"),
+    )
+}
+
+/// 1.7 pulls into the snapshotter of the handler that a pull names. One that leaves images to the guest refuses a layer
+/// that says its chain id and not its digest, and so the whole pull.
+fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
+    let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
+    let (disabled, path) = switch(inventory, seen, key, reported, true);
+    if !disabled || inventory.version() != Some(PULLS_FOR_HANDLER) {
+        return None;
+    }
+    let default = seen.handlers.default_name();
+    let refuses = |snapshotter: &str| {
+        Some(snapshotter) != default
+            && seen.is_proxy(snapshotter)
+            && inventory.node.engine.profile(snapshotter).may_proxy
+    };
+    let all = seen.handlers.iter();
+    let refused: Vec<_> = all
+        .filter(|(_, resolved)| refuses(&resolved.snapshotter))
+        .map(|(handler, _)| handler)
+        .collect();
+    let asked: Vec<_> = refused
+        .iter()
+        .copied()
+        .filter(|handler| seen.pulls_for.contains(*handler))
+        .collect();
+    let (severity, handlers) = match asked.is_empty() {
+        true => (Severity::Note, &refused),
+        false => (Severity::Warning, &asked),
+    };
+    let handlers = (!handlers.is_empty()).then(|| handlers.join(", "))?;
+    let found = match severity {
+        Severity::Note => format!("a pull that names the handler {handlers} fails"),
+        _ => format!(
+            "pods on this node have their images pulled for the handler {handlers}, which fails"
+        ),
+    };
+    Some(
+        Finding::new(
+            "handler-pull-fails",
+            severity,
+            format!("{found}: its snapshotter takes no layer without labels (disable_snapshot_annotations)"),
+            format!("«missing CRI reference annotation»: a pod with the annotation {PULL_HANDLER} does not start where its image has to be pulled; without it the image is pulled for the default snapshotter, and the plugin makes it ready"),
+        )
+        .advise("take the annotation off, or have containerd put the labels on, and restart it")
+        .lines(&path, &lines(inventory, "disable_snapshot_annotations = false"))
+        .run("systemctl restart containerd"),
     )
 }
 

@@ -1,10 +1,14 @@
 //! What `doctor` advises, carried out: the finding is gone afterwards, and what it said would fail succeeds.
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Image, Layer, Version, images};
+use lab::{Image, Layer, Options, Remote, Version, images};
 
 use crate::doctor::{Found, has};
+use crate::guest_pull::NYDUS;
 use crate::support::Node;
+
+/// By this annotation of a pod containerd 1.7 knows which handler an image is pulled for.
+const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 impl Node {
     /// Puts the lines that a finding advises at the end of the file that it names.
@@ -99,5 +103,40 @@ async fn the_transfer_service_unpacks_for_the_default_snapshotter_on_2_1() -> Re
     let (_, found) = node.examine()?;
     ensure!(!found.contains_key(ID), "{found:#?}");
     node.cri.pull_image(image.name()).await?;
+    Ok(())
+}
+
+/// 1.7 pulls for the handler that a pod names; nydus takes no layer without labels, which there are none of by default.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_for_a_handler_succeeds_with_labels_on_1_7() -> Result<()> {
+    const ID: &str = "handler-pull-fails";
+    let mut options = Options::new(Version::V1_7);
+    options.remotes = vec![Remote::Nydus];
+    let mut node = Node::start_with(Version::V1_7, options).await?;
+    let (_, found) = node.examine()?;
+    has(&found, ID, "note", "disable_snapshot_annotations = false")?;
+    let pod = node.cri.run_pod(NYDUS, &[(PULL_HANDLER, NYDUS)]).await?;
+    let (code, found) = node.examine()?;
+    ensure!(code == Some(1), "{code:?}");
+    has(&found, ID, "warning", "for the handler nydus")?;
+    let layer = Layer::new().file("f", 0o644, "for nydus\n");
+    let image = Image::builder("registry.test/for/nydus:1").layer(layer);
+    let image = image.command(&["/f"]).build();
+    node.registry.push(&image).await?;
+    let Err(refused) = node.cri.pull_image_for(image.name(), NYDUS).await else {
+        bail!("pulled without labels");
+    };
+    let missing = "missing CRI reference annotation";
+    ensure!(refused.message().contains(missing), "{refused}");
+    node.cri.remove_pod(&pod).await?;
+
+    let text = std::fs::read_to_string(node.lab.config())?;
+    let line = |on: bool| format!("disable_snapshot_annotations = {on}");
+    ensure!(text.contains(&line(true)), "{text}");
+    std::fs::write(node.lab.config(), text.replace(&line(true), &line(false)))?;
+    node.restart_containerd().await?;
+    let (_, found) = node.examine()?;
+    ensure!(!found.contains_key(ID), "{found:#?}");
+    node.cri.pull_image_for(image.name(), NYDUS).await?;
     Ok(())
 }

@@ -312,6 +312,10 @@ impl Containerd for Fake {
         self.call("list pods", "", |_| Ok(0)).await
     }
 
+    async fn pod_annotation(&self, _key: &str) -> Result<BTreeSet<String>> {
+        self.call("list pods", "", |_| Ok(BTreeSet::new())).await
+    }
+
     async fn image_file_system(&self) -> Result<Option<String>> {
         let effect = |_: &mut Store| Ok(Some("/overlayfs".to_owned()));
         self.call("ask CRI for its image file system", "", effect)
