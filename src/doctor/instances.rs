@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nri::Identity;
+
 use crate::config::Config;
 use crate::install::{ENABLED, PLUGINS, is_named};
 
@@ -44,6 +46,26 @@ impl Instances {
     /// Whether containerd has launched one.
     pub(super) fn is_launched(&self) -> bool {
         self.running.iter().any(|(_, by)| *by == By::Containerd)
+    }
+
+    /// Whether there is one at all.
+    pub(super) fn is_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// What they register as: those that containerd launches by their files, another as it is configured.
+    pub(super) fn identities(&self, config: &Config) -> Vec<Identity> {
+        let launched = self.links.iter().filter_map(|link| {
+            let name = link.file_name()?.to_str()?;
+            name.parse().ok()
+        });
+        let configured = Identity {
+            index: config.nri.index.clone(),
+            name: config.nri.name.clone(),
+        };
+        let is_launched = self.is_launched();
+        let configured = (!is_launched).then_some(configured);
+        configured.into_iter().chain(launched).collect()
     }
 
     pub(super) fn check(&self) -> Vec<Finding> {

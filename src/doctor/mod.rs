@@ -15,6 +15,7 @@ mod nri;
 mod permissions;
 mod pulls;
 mod reach;
+mod required;
 mod snapshotters;
 mod split;
 

@@ -13,6 +13,7 @@ use super::cri;
 use super::finding::{Finding, Severity};
 use super::instances::Instances;
 use super::inventory::Inventory;
+use super::required;
 
 /// What fits into one message of ttrpc.
 const MAX_STATE: usize = 4 << 20;
@@ -44,6 +45,8 @@ pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding
         }
     }
     findings.extend(too_large(inventory));
+    findings.extend(old(inventory, instances));
+    findings.extend(required::check(inventory, instances));
     findings.extend(timeout(
         settings,
         file,
@@ -117,13 +120,71 @@ fn too_large(inventory: &Inventory) -> Option<Finding> {
     })
 }
 
+/// What an NRI before 0.8 does not tell, where that is missed on this node.
+fn old(inventory: &Inventory, instances: &Instances) -> Option<Finding> {
+    let version = &inventory.seen()?.version;
+    let lack = lack(version, inventory.files.is_whole(), instances.is_launched())?;
+    let found = format!("containerd is of version {version}, with an NRI before 0.8");
+    let (severity, means, advice) = match lack {
+        Lack::Timeout => (
+            Severity::Warning,
+            "it does not tell a plugin how long it waits for an answer, and the file that says so cannot be read: 2 s are assumed; a containerd that waits less closes the plugin in the middle of a hook, and creates the container without it",
+            "set containerd.config in the configuration of nri-unpack to the file that containerd was started with; or use containerd 1.7.26 or later",
+        ),
+        Lack::Synchronization => (
+            Severity::Note,
+            "it does not tell a plugin that it launches what runs already: the containers that exist are looked up in CRI instead",
+            "nothing has to be done; containerd 1.7.26 or later tells it, and so does this one where systemd starts the plugin",
+        ),
+        Lack::Trial => (
+            Severity::Note,
+            "the plugin was tried on containerd 1.7.24 and later ones of 1.7",
+            "use containerd 1.7.26 or later, or try a pod of each handler",
+        ),
+    };
+    Some(Finding::new("nri-old", severity, found, means).advise(advice))
+}
+
+/// What is missed of an old NRI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// How long it waits for an answer.
+    Timeout,
+    /// What runs already.
+    Synchronization,
+    /// It was not tried.
+    Trial,
+}
+
+/// The most important one.
+fn lack(containerd: &str, tells_timeout: bool, is_launched: bool) -> Option<Lack> {
+    /// The first of 1.7 that the plugin was tried on.
+    const TRIED: u64 = 24;
+    let is_old = tells_in_one_message(containerd);
+    if !is_old {
+        return None;
+    }
+    if !tells_timeout {
+        return Some(Lack::Timeout);
+    }
+    if patch(containerd).is_some_and(|patch| patch < TRIED) {
+        return Some(Lack::Trial);
+    }
+    is_launched.then_some(Lack::Synchronization)
+}
+
 fn tells_in_one_message(containerd: &str) -> bool {
     /// The first with NRI 0.8.
     const IN_PARTS: u64 = 26;
-    let patch = containerd.split('.').nth(2).unwrap_or_default();
-    let digits: String = patch.chars().take_while(char::is_ascii_digit).collect();
-    let is_early = digits.parse().is_ok_and(|patch: u64| patch < IN_PARTS);
+    let is_early = patch(containerd).is_some_and(|patch| patch < IN_PARTS);
     containerd::numbers(containerd) == Some((1, 7)) && is_early
+}
+
+/// The third number of a version.
+fn patch(version: &str) -> Option<u64> {
+    let patch = version.split('.').nth(2).unwrap_or_default();
+    let digits: String = patch.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
 }
 
 fn connections_off(settings: &Settings) -> Option<Finding> {
@@ -275,6 +336,25 @@ mod tests {
             ("main", false),
         ] {
             assert_eq!(tells_in_one_message(version), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn what_an_old_nri_does_not_tell_is_said_where_it_is_missed() {
+        use Lack::{Synchronization, Timeout, Trial};
+        for (version, tells_timeout, is_launched, expected) in [
+            ("1.7.24~ds1", true, false, None),
+            ("1.7.24~ds1", true, true, Some(Synchronization)),
+            ("1.7.24~ds1", false, false, Some(Timeout)),
+            ("1.7.25", false, true, Some(Timeout)),
+            ("1.7.2", true, false, Some(Trial)),
+            ("1.7.0", true, true, Some(Trial)),
+            ("1.7.26", false, true, None),
+            ("2.1.9", false, true, None),
+            ("main", false, true, None),
+        ] {
+            let found = lack(version, tells_timeout, is_launched);
+            assert_eq!(found, expected, "{version} {tells_timeout} {is_launched}");
         }
     }
 

@@ -87,7 +87,7 @@ impl FileConfig {
     }
 
     /// Whether what a file does not say is containerd's default.
-    pub(super) fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.is_there && self.problems.is_empty()
     }
 

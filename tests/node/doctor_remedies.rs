@@ -140,3 +140,21 @@ async fn a_pull_for_a_handler_succeeds_with_labels_on_1_7() -> Result<()> {
     node.cri.pull_image_for(image.name(), NYDUS).await?;
     Ok(())
 }
+
+/// containerd 1.7 before 1.7.26 tells its timeout in its file alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_nri_is_said_where_containerds_file_is_not_read() -> Result<()> {
+    for (version, is_old) in [(Version::V1_7, true), (Version::V2_1, false)] {
+        let node = Node::start(version).await?;
+        let (_, found) = node.examine()?;
+        ensure!(!found.contains_key("nri-old"), "{found:#?}");
+        let usual = format!("{:?}", node.lab.config());
+        let config = node.config("").replace(&usual, "\"/nowhere/config.toml\"");
+        let (_, found) = node.examine_with(&config, &[])?;
+        ensure!(found.contains_key("nri-old") == is_old, "{found:#?}");
+        if is_old {
+            has(&found, "nri-old", "warning", "1.7.26 or later")?;
+        }
+    }
+    Ok(())
+}

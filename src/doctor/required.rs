@@ -1,0 +1,194 @@
+//! The plugins that NRI requires. Its validator (containerd 2.2 and later) rejects every container while one of them
+//! is not registered. Which plugins are registered, NRI tells nobody.
+
+use std::path::Path;
+
+use crate::handlers::{NRI_TABLE, Settings};
+
+use super::finding::{Finding, Severity};
+use super::instances::Instances;
+use super::inventory::Inventory;
+
+/// The first containerd whose NRI has the validator's list. An earlier one does not read the key.
+const SINCE: (u64, u64) = (2, 2);
+
+pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding> {
+    if inventory.version().is_some_and(|version| version < SINCE) {
+        return vec![];
+    }
+    let own = instances.identities(inventory.config());
+    let required = Required::read(inventory.files.settings());
+    required.map_or_else(Vec::new, |required| {
+        required.check(&own, instances.is_running())
+    })
+}
+
+/// What the validator requires.
+#[derive(Debug)]
+struct Required<'a> {
+    names: Vec<&'a str>,
+    /// The file that says so.
+    path: &'a Path,
+}
+
+impl<'a> Required<'a> {
+    /// `None` where nothing is required, or the validator is off, as it is by default.
+    fn read(settings: &'a Settings) -> Option<Self> {
+        let key = |key| ["plugins", NRI_TABLE, "default_validator", key];
+        let (is_on, _) = settings.switch(&key("enable"))?;
+        let (names, path) = settings.find(&key("required_plugins"))?;
+        let names = names.as_array()?.iter();
+        let names: Vec<_> = names.filter_map(toml::Value::as_str).collect();
+        (is_on && !names.is_empty()).then_some(Self { names, path })
+    }
+
+    /// `own` are the plugins of ours that are registered while they run. NRI compares with a plugin's name, and with
+    /// its index and name.
+    fn check(&self, own: &[nri::Identity], is_running: bool) -> Vec<Finding> {
+        let is_own = |name: &str| {
+            let mut own = own.iter();
+            own.any(|own| own.name.as_str() == name || own.to_string() == name)
+        };
+        let is_meant = |name: &str| {
+            let identity: Option<nri::Identity> = name.parse().ok();
+            let mut own = own.iter();
+            identity.is_some_and(|it| own.any(|own| own.name == it.name))
+        };
+        let (ours, others): (Vec<&str>, Vec<&str>) =
+            self.names.iter().copied().partition(|name| is_own(name));
+        let (meant, others): (Vec<&str>, Vec<&str>) =
+            others.into_iter().partition(|name| is_meant(name));
+        let absent = ours.first().filter(|_| !is_running);
+        let absent = absent.map(|name| self.absent(name));
+        let misnamed = meant.first().zip(own.first());
+        let misnamed = misnamed.map(|(name, own)| self.misnamed(name, own));
+        let others = (!others.is_empty()).then(|| self.others(&others));
+        [absent, misnamed, others].into_iter().flatten().collect()
+    }
+
+    fn finding(&self, id: &'static str, severity: Severity, which: &str, means: &str) -> Finding {
+        let path = self.path.display();
+        let found = format!("NRI requires {which} (required_plugins in {path})");
+        Finding::new(id, severity, found, means)
+    }
+
+    fn absent(&self, name: &str) -> Finding {
+        self.finding(
+            "nri-required-absent",
+            Severity::Error,
+            &format!("the plugin {name}, which does not run"),
+            "every container of this node is rejected, also that of a pod that would start the plugin",
+        )
+        .advise(format!(
+            "start the plugin; give pods that have to start before it the annotation that tolerate_missing_plugins_annotation names, with the value true; or take {name} out of required_plugins, and restart containerd"
+        ))
+        .run("systemctl enable --now nri-unpack")
+    }
+
+    fn misnamed(&self, name: &str, own: &nri::Identity) -> Finding {
+        let corrected = self.names.iter().map(|required| match *required == name {
+            true => own.name.as_str(),
+            false => *required,
+        });
+        let corrected: Vec<_> = corrected.map(|name| format!("{name:?}")).collect();
+        let lines = format!(
+            "[plugins.{NRI_TABLE:?}.default_validator]\n  required_plugins = [{}]",
+            corrected.join(", ")
+        );
+        self.finding(
+            "nri-required-misnamed",
+            Severity::Error,
+            &format!("the plugin {name}, and nri-unpack registers as {own}"),
+            "no plugin registers under the required name: every container of this node is rejected",
+        )
+        .advise("write the name without an index, or with the index of nri.index, and restart containerd")
+        .lines(self.path, &lines)
+        .run("systemctl restart containerd")
+    }
+
+    fn others(&self, names: &[&str]) -> Finding {
+        self.finding(
+            "nri-required-others",
+            Severity::Note,
+            &format!("other plugins than nri-unpack: {}", names.join(", ")),
+            "every container of this node is rejected while one of them is not registered, also where its image is ready",
+        )
+        .advise("where containers fail with «required plugin … not present», start the plugin that is named, or take it out of required_plugins and restart containerd")
+        .run("journalctl -u containerd -n 200")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handlers::FileConfig;
+
+    const OWN: &str = "10-nri-unpack";
+
+    fn found(table: &str, is_running: bool) -> Vec<(&'static str, Vec<String>)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let heading = "version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\n";
+        std::fs::write(&path, format!("{heading}{table}")).unwrap();
+        let files = FileConfig::read(&path, Some((2, 2)));
+        let Some(required) = Required::read(files.settings()) else {
+            return vec![];
+        };
+        let own = [OWN.parse().unwrap()];
+        let findings = required.check(&own, is_running).into_iter();
+        findings
+            .map(|finding| (finding.id, finding.remedy.lines))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_required_is_compared_with_what_registers() {
+        const ABSENT: &str = "nri-required-absent";
+        const MISNAMED: &str = "nri-required-misnamed";
+        const OTHERS: &str = "nri-required-others";
+        for (required, is_running, expected) in [
+            ("[]", false, &[][..]),
+            ("['nri-unpack']", true, &[]),
+            ("['10-nri-unpack']", true, &[]),
+            ("['nri-unpack']", false, &[ABSENT]),
+            ("['10-nri-unpack']", false, &[ABSENT]),
+            ("['20-nri-unpack']", true, &[MISNAMED]),
+            ("['20-nri-unpack']", false, &[MISNAMED]),
+            ("['device-injector']", true, &[OTHERS]),
+            ("['a', '10-nri-unpack', 'b']", false, &[ABSENT, OTHERS]),
+        ] {
+            let table = format!("enable = true\nrequired_plugins = {required}\n");
+            let ids: Vec<_> = found(&table, is_running)
+                .into_iter()
+                .map(|(id, _)| id)
+                .collect();
+            assert_eq!(ids, expected, "{required}, {is_running}");
+            // Off, it requires nothing.
+            for off in ["enable = false\n", ""] {
+                let table = format!("{off}required_plugins = {required}\n");
+                assert_eq!(found(&table, is_running), [], "{required}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_list_that_is_advised_has_the_others_still() {
+        let table = "enable = true\nrequired_plugins = ['a', '20-nri-unpack']\n";
+        let all = found(table, true);
+        let (_, lines) = &all[0];
+        assert_eq!(
+            lines[1].trim(),
+            r#"required_plugins = ["a", "nri-unpack"]"#,
+            "{lines:?}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let text = format!("version = 3\n{}\nenable = true\n", lines.join("\n"));
+        std::fs::write(&path, text).unwrap();
+        let files = FileConfig::read(&path, Some((2, 2)));
+        let own = [OWN.parse().unwrap()];
+        let required = Required::read(files.settings()).unwrap();
+        let ids: Vec<_> = required.check(&own, true).iter().map(|it| it.id).collect();
+        assert_eq!(ids, ["nri-required-others"]);
+    }
+}
