@@ -45,6 +45,8 @@ pub struct Handlers {
     sandbox_image: Option<Found>,
     problems: Vec<Problem>,
     differences: Vec<Problem>,
+    unread: Vec<Problem>,
+    unseen: Vec<Unseen>,
 }
 
 /// What the running containerd reports of itself.
@@ -139,11 +141,16 @@ impl Handlers {
             false => vec![],
         };
         let is_whole = files.is_whole();
+        let unseen = files.unseen().to_vec();
         let is_there = files.is_there;
         // What is wrong with files that have nothing to say about handlers is no problem of theirs.
-        if !status.tells_handlers() {
-            problems.extend(files.problems);
-        }
+        let unread = match status.tells_handlers() {
+            true => files.problems,
+            false => {
+                problems.extend(files.problems);
+                vec![]
+            }
+        };
         let mut written = files.reported;
         if names.is_none() {
             let built_in = || BTreeMap::from([(DEFAULT_RUNTIME.to_owned(), None)]);
@@ -156,6 +163,8 @@ impl Handlers {
 
         let mut handlers = Self::of_containerd(reported, problems);
         handlers.differences = differences;
+        handlers.unread = unread;
+        handlers.unseen = unseen;
         for (handler, snapshotter) in &config.handlers {
             handlers.overrule(handler.as_str(), snapshotter.as_str(), names.as_deref());
         }
@@ -180,6 +189,8 @@ impl Handlers {
             sandbox_image: reported.sandbox_image,
             problems,
             differences: vec![],
+            unread: vec![],
+            unseen: vec![],
         };
         for (handler, snapshotter) in reported.runtimes.unwrap_or_default() {
             match Resolved::new(snapshotter, handlers.default_snapshotter.as_ref()) {
@@ -289,6 +300,16 @@ impl Handlers {
     /// What was wrong with the sources.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// What is wrong with containerd's files where the running containerd tells all about handlers.
+    pub fn unread(&self) -> &[Problem] {
+        &self.unread
+    }
+
+    /// The imports of containerd's files that may match files which this process does not see.
+    pub fn unseen(&self) -> &[Unseen] {
+        &self.unseen
     }
 
     /// The handlers whose snapshotter is not among those that containerd's introspection lists.

@@ -26,5 +26,6 @@ pub mod ctr;
 mod free_space;
 pub mod logs;
 pub mod metrics;
+mod peer;
 mod printable;
 mod retry;

@@ -3,6 +3,7 @@
 //! The plugin keeps one for its whole life, a command for the time that it runs. What goes on in
 //! the background is owned here, and waited for by [`Node::close`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::containerd::{self, Containerd};
 use crate::free_space::{self, Room};
 use crate::handlers::{FileConfig, Handlers, Running};
 use crate::unpack::{Engine, Parallel, Role};
-use crate::{policy, retry};
+use crate::{peer, policy, retry};
 
 /// Until the first sweep: a container that is being created may stand on layers that only the lease of a killed
 /// process keeps. After this time its creation is over, or the images were looked at and the layers are kept by them.
@@ -217,7 +218,8 @@ impl Node {
             };
             match resolved.await {
                 Ok((handlers, problems)) if self.know(&config, handlers.clone()) => {
-                    return say(&handlers, &problems);
+                    say(&handlers, &problems);
+                    return say_unread(&handlers, socket.as_ref()).await;
                 }
                 // By a configuration that is not in force any more.
                 Ok(_) => continue,
@@ -348,6 +350,21 @@ fn or_files(
             Ok(None)
         }
         said => said,
+    }
+}
+
+/// Files of containerd's that are not read, although it tells all about handlers. Where containerd sees the same files
+/// as this process, a pattern that matches nothing here matches nothing there.
+async fn say_unread(handlers: &Handlers, socket: &Path) {
+    const MEANS: &str = "handlers and snapshotters come from the running containerd; what the file says of labels, discarded layers and the pause image is not known";
+    for problem in handlers.unread() {
+        log::info!("{problem}; {MEANS}");
+    }
+    if handlers.unseen().is_empty() || !peer::has_other_mounts(peer::pid(socket).await) {
+        return;
+    }
+    for unseen in handlers.unseen() {
+        log::info!("containerd's configuration {unseen}; {MEANS}; mount it at the same path");
     }
 }
 

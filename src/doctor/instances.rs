@@ -10,9 +10,10 @@ use nri::Identity;
 
 use crate::config::Config;
 use crate::install::{ENABLED, PLUGINS, is_named};
+use crate::peer;
 
 use super::finding::{Finding, Severity};
-use super::inventory::{Inventory, containerd_pid};
+use super::inventory::Inventory;
 
 /// Who started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(super) struct Instances {
 
 impl Instances {
     pub(super) async fn look(inventory: &Inventory) -> Self {
-        let containerd = containerd_pid(inventory.config()).await;
+        let containerd = peer::pid(inventory.config().containerd.socket.as_ref()).await;
         let settings = inventory.files.settings();
         let plugins = settings.find(&["plugins", "io.containerd.nri.v1.nri", "plugin_path"]);
         let plugins = plugins.and_then(|(path, _)| path.as_str());

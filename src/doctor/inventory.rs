@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::net::UnixStream;
 
 use crate::config::Config;
 use crate::containerd::{self, ListedPlugin, Snapshotter};
 use crate::handlers::{FileConfig, Handlers};
 use crate::image::{Distinct, distinct};
 use crate::node::Node;
+use crate::peer;
 use crate::policy;
 use crate::unpack::Listing;
 
@@ -59,7 +59,8 @@ impl Inventory {
         let version = seen.as_ref().ok();
         let version = version.and_then(|seen| containerd::numbers(&seen.version));
         let files = FileConfig::read(config.containerd.config.as_ref(), version);
-        let sees_other_files = has_other_mounts(containerd_pid(&config).await);
+        let sees_other_files =
+            peer::has_other_mounts(peer::pid(config.containerd.socket.as_ref()).await);
         Self {
             node,
             config,
@@ -145,22 +146,6 @@ impl Seen {
 
     pub(super) fn snapshotter(&self, name: &str) -> Option<&Snapshotter> {
         self.snapshotters.iter().find(|s| s.name == name)
-    }
-}
-
-/// The process that listens on containerd's socket; 0 where it is in another process namespace.
-pub(super) async fn containerd_pid(config: &Config) -> Option<u32> {
-    let stream = UnixStream::connect(config.containerd.socket.as_ref()).await;
-    stream.ok()?.peer_cred().ok()?.pid()?.try_into().ok()
-}
-
-/// What cannot be told is not so.
-fn has_other_mounts(containerd: Option<u32>) -> bool {
-    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    match containerd {
-        Some(0) => true,
-        Some(pid) => of(&pid.to_string()).is_some_and(|its| Some(its) != of("self")),
-        None => false,
     }
 }
 

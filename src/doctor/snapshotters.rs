@@ -121,14 +121,8 @@ fn unread(inventory: &Inventory, seen: &Seen) -> Vec<Finding> {
         .map(note)
         .collect();
     if inventory.sees_other_files {
-        let unseen = inventory.files.unseen().iter().map(|unseen| {
-            note(format!(
-                "{} imports {}, a folder that is not there for this process",
-                unseen.by.display(),
-                unseen.pattern.display()
-            ))
-        });
-        findings.extend(unseen);
+        let unseen = inventory.files.unseen().iter();
+        findings.extend(unseen.map(|unseen| note(unseen.to_string())));
     }
     findings
 }

@@ -33,7 +33,8 @@ pub struct FileConfig {
 }
 
 /// A pattern of imports in a folder that this process does not see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} imports {}, a folder that is not there for this process", by.display(), pattern.display())]
 pub struct Unseen {
     /// The file that imports.
     pub by: PathBuf,

@@ -1,10 +1,10 @@
 //! What is in force comes from the running containerd; its files count where it says nothing.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Options, Remote, Version};
+use lab::{Options, Plugin, Remote, Version};
 use serde_json::Value;
 
-use crate::support::Node;
+use crate::support::{Node, PATIENCE, PROGRAM, RESOLVED};
 
 impl Node {
     /// What `handlers` reports where containerd's file is said to be this one, and what it exits with.
@@ -97,6 +97,52 @@ async fn the_running_containerd_counts(version: Version) -> Result<()> {
         "{report:#}"
     );
     Ok(())
+}
+
+/// A plugin with mounts of its own, as in a container: its log names what containerd imports and it does not see.
+async fn what_is_imported_and_not_seen_is_said(version: Version) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    const FOLDER: &str = "/nowhere/conf.d/*.toml, a folder that is not there for this process";
+    let node = Node::start(version).await?;
+    let text = std::fs::read_to_string(node.lab.config())?;
+    let imports = "imports = [\"/nowhere/conf.d/*.toml\", \"/nowhere/kata-deploy.toml\"]\n";
+    let changed = node.lab.path("changed.toml");
+    std::fs::write(&changed, format!("{imports}{text}"))?;
+    let usual = format!("{:?}", node.lab.config());
+    let config = node.config("").replace(&usual, &format!("{changed:?}"));
+    let apart = node.lab.path("apart");
+    let script = format!("#!/bin/sh\nexec unshare --mount {PROGRAM} \"$@\"\n");
+    std::fs::write(&apart, script)?;
+    std::fs::set_permissions(&apart, std::fs::Permissions::from_mode(0o755))?;
+    let apart = apart.display().to_string();
+    for (program, is_seen) in [(PROGRAM, true), (&apart, false)] {
+        let plugin = Plugin::start(&node.lab, program, &config)?;
+        plugin.log().wait_for(RESOLVED, PATIENCE).await?;
+        let named = "/nowhere/kata-deploy.toml: No such file";
+        plugin.log().wait_for(named, PATIENCE).await?;
+        if !is_seen {
+            plugin.log().wait_for(FOLDER, PATIENCE).await?;
+        }
+        // By then it would be there.
+        plugin
+            .log()
+            .wait_for("looked at all images", PATIENCE)
+            .await?;
+        let said = !plugin.log().lines_with(FOLDER).is_empty();
+        ensure!(said != is_seen, "{program}: {}", plugin.log().text());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_imported_and_not_seen_is_said_on_2_1() -> Result<()> {
+    what_is_imported_and_not_seen_is_said(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_imported_and_not_seen_is_said_on_1_7() -> Result<()> {
+    what_is_imported_and_not_seen_is_said(Version::V1_7).await
 }
 
 /// A proxy plugin that exports no `root` is the default snapshotter, and says itself whether it gets labels.
