@@ -107,6 +107,8 @@ pub enum Doubt {
     Unready,
     /// It stands on a copy for a user namespace, whose image cannot be told.
     Copy,
+    /// Its image is there for another platform than the node's alone.
+    Platform,
     /// Nothing is known of it: containerd answered with an error, or cannot be reached, or the plugin is
     /// being stopped.
     Unseen,
@@ -131,7 +133,7 @@ impl Strictness {
             (Doubt::Broken, _) => true,
             _ if self.left_alone => false,
             // Another try would find the same: it would be rejected for ever.
-            (Doubt::Copy, _) => false,
+            (Doubt::Copy | Doubt::Platform, _) => false,
             (_, OnUnready::Allow) => false,
             (_, OnUnready::Reject) => true,
             (Doubt::Unready | Doubt::Volume, OnUnready::Profile) => self.fails_closed,
@@ -264,6 +266,7 @@ mod tests {
             ("| unready |", Doubt::Unready),
             ("| volume |", Doubt::Volume),
             ("| copy |", Doubt::Copy),
+            ("| platform |", Doubt::Platform),
             ("| unseen |", Doubt::Unseen),
         ] {
             let line = docs.lines().find_map(|line| line.strip_prefix(row));

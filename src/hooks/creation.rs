@@ -113,6 +113,9 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
             Error::NoImage {
                 is_copied: true, ..
             } => Doubt::Copy,
+            Error::NoImage {
+                foreign: Some(_), ..
+            } => Doubt::Platform,
             _ => Doubt::Unready,
         },
         _ => Doubt::Unready,

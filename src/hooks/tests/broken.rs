@@ -288,3 +288,42 @@ async fn a_volume_that_may_lack_layers_is_said_and_judged() {
         assert!(warned, "{config}");
     }
 }
+
+/// A handler of another platform: its image is there, and no manifest for this node. Another try would find the same.
+#[tokio::test(start_paused = true)]
+async fn a_container_of_another_platform_is_allowed_with_a_warning() {
+    const OTHER: &str = "r.example/other:1";
+    for (handler, snapshotter) in [("guest", "nydus"), ("local", "erofs")] {
+        for config in ["", "[hooks]\non_unready = \"reject\"\n"] {
+            let bench = Bench::new(config).await;
+            bench.run(handler, (policy::IMAGES, "")).await;
+            let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": format!("sha256:{}", "0".repeat(64)), "size": 7,
+                "platform": {"os": "linux", "architecture": "s390x"},
+            }]});
+            let media_type = "application/vnd.oci.image.index.v1+json";
+            let index = bench
+                .fake
+                .document(media_type, index.to_string().as_bytes());
+            bench.fake.tag(OTHER, index);
+            bench.fake.commit_unlabelled(snapshotter, "theirs", None);
+            for container in ["c1", "c2"] {
+                bench.fake.activate(snapshotter, container, "theirs");
+                let created = Container {
+                    id: container.to_owned(),
+                    name: "main".to_owned(),
+                    annotations: BTreeMap::from([(IMAGE_NAME.to_owned(), OTHER.to_owned())]),
+                    ..Container::default()
+                };
+                said();
+                let answer = bench.hooks.create_container(pod(handler), created).await;
+                answer.unwrap();
+                let own = bench.fake.stat(snapshotter, container).await.unwrap();
+                assert_eq!(own.parent.as_deref(), Some("theirs"));
+                let warned = said().iter().any(|(level, _)| *level == Level::Warn);
+                assert!(warned, "{snapshotter}, {config}");
+            }
+        }
+    }
+}

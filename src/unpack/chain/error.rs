@@ -12,7 +12,10 @@ pub enum Error {
     /// No image of the store has this chain: the container stands on something else, or its image
     /// was removed meanwhile.
     #[error(
-        "no image in containerd's store ends at the chain {chain}, on which {key} stands in {snapshotter}"
+        "no image in containerd's store ends at the chain {chain}, on which {key} stands in {snapshotter}{}",
+        foreign.iter().map(|image| format!(
+            "; {image} is not there for this node's platform (a handler of another platform?), and is left to containerd"
+        )).collect::<String>()
     )]
     NoImage {
         /// The chain id.
@@ -25,6 +28,8 @@ pub enum Error {
         state: Option<super::state::State>,
         /// The container stands on a copy of it for a user namespace.
         is_copied: bool,
+        /// The container's image, where that is there for another platform than this node's alone.
+        foreign: Option<String>,
     },
     /// The configuration leaves the image to containerd.
     #[error(

@@ -77,6 +77,7 @@ impl Images {
             snapshotter: request.snapshotter.clone(),
             state,
             is_copied: original.is_some(),
+            foreign: self.foreign(name.as_deref()).await?,
         })
     }
 
@@ -109,6 +110,26 @@ impl Images {
             next = layer.parent;
         }
         Ok(None)
+    }
+
+    /// The name, where its image is on this node and is not there for this node's platform: a handler of another
+    /// platform has its own manifest of it.
+    async fn foreign(&self, name: Option<&str>) -> Result<Option<String>, Error> {
+        let Some(name) = name else {
+            return Ok(None);
+        };
+        let image = match image::find(self.containerd(), name).await {
+            Ok(image) => image,
+            Err(image::Error::NotFound(_) | image::Error::Ambiguous(_)) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(match self.manifest(&image).await {
+            Err(Error::Image(image::Error::NoPlatform { .. })) => Some(image.name),
+            Err(Error::Image(image::Error::Containerd { source, .. })) if source.is_not_found() => {
+                Some(image.name)
+            }
+            _ => None,
+        })
     }
 
     /// What `chain` was copied from, if it is a copy for the user namespace of the container `key`.
