@@ -949,6 +949,25 @@ async fn a_retry_that_fails_again_adds_no_work() {
     assert_eq!(bench.prepared(&[(NAME, &image)]).len(), 1);
 }
 
+/// Many images may share the layer: those that are excluded are passed over.
+#[tokio::test(start_paused = true)]
+async fn excluded_images_do_not_use_up_the_tries_of_a_layer() {
+    let config = "[snapshotters.erofs]\nexclude = [\"*/excluded:*\"]\n";
+    let bench = Bench::on(Fake::default(), config).await;
+    let image = image_of_its_own_layer(&bench.fake, NAME);
+    bench.fake.came(&image, 1);
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let layer = bench.fake.document(media_type, only_layer(NAME).as_bytes());
+    for n in 0..20 {
+        let name = format!("r.example/excluded:{n}");
+        let excluded = bench.fake.image_from(&name, std::slice::from_ref(&layer));
+        bench.fake.came(&excluded, 2 + n);
+    }
+    bench.unpack_failed(&image, "erofs", "extract-12-ab");
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+}
+
 /// The manifests of this store keep no blob of a layer, as with `discard_unpacked_layers`.
 #[tokio::test(start_paused = true)]
 async fn what_arrives_for_a_pod_that_waits_and_cannot_be_unpacked_is_made_ready() {

@@ -289,6 +289,57 @@ async fn a_volume_that_may_lack_layers_is_said_and_judged() {
     }
 }
 
+impl Bench {
+    /// The container `c` of this handler, whose pod mounts the image as a volume.
+    async fn create_with_volume(&self, handler: &str, snapshotter: &str) -> HandlerResult {
+        let digest = self.image.target.digest.strip_prefix("sha256:").unwrap();
+        let path = format!("/run/cri/image-volumes/s/{digest}");
+        self.fake.activate(snapshotter, &path, self.top());
+        self.fake.activate(snapshotter, "c", self.top());
+        let mount = nri::Mount {
+            source: path,
+            ..nri::Mount::default()
+        };
+        self.create_in(pod(handler), vec![mount]).await
+    }
+}
+
+/// containerd has unpacked all of it where the snapshotter leaves nothing to the guest.
+#[tokio::test(start_paused = true)]
+async fn a_volume_of_an_excluded_image_is_allowed_where_no_guest_pulls() {
+    // A nydus by its profile, which does not work in proxy mode.
+    let config = "[snapshotters.erofs]\nprofile = \"nydus\"\nexclude = [\"*\"]\n";
+    let bench = Bench::new(config).await;
+    bench.run("local", (policy::IMAGES, "")).await;
+    bench.unpacked_without_labels("erofs");
+    assert!(bench.node.engine.profile("erofs").may_proxy);
+    said();
+    let created = bench.create_with_volume("local", "erofs").await;
+    created.unwrap();
+    assert!(!bench.node.engine.leaves_to_guest("erofs"));
+    let warned = said().iter().any(|(level, _)| *level <= Level::Warn);
+    assert!(!warned);
+}
+
+/// The rest is for the container's own chain.
+#[tokio::test(start_paused = true)]
+async fn volumes_take_half_of_the_time_of_a_hook() {
+    for (config, created) in [
+        ("[hooks]\nwait = \"600ms\"\n", false),
+        ("[hooks]\nwait = \"600ms\"\non_unready = \"allow\"\n", true),
+    ] {
+        let bench = Bench::new(config).await;
+        bench.run("guest", (policy::IMAGES, NAME)).await;
+        bench.fake.slow("apply layer", Duration::from_secs(60));
+        let began = Instant::now();
+        let answer = bench.create_with_volume("guest", "nydus").await;
+        let took = began.elapsed();
+        assert_eq!(answer.is_ok(), created, "{config}: {answer:?}");
+        let ms = Duration::from_millis;
+        assert!(took >= ms(300) && took < ms(310), "{config}: {took:?}");
+    }
+}
+
 /// A handler of another platform: its image is there, and no manifest for this node. Another try would find the same.
 #[tokio::test(start_paused = true)]
 async fn a_container_of_another_platform_is_allowed_with_a_warning() {

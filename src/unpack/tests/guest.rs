@@ -520,3 +520,21 @@ async fn what_a_container_stands_on_is_in_use_without_a_list() {
     let lists = calls.iter().filter(|call| call.contains("list snapshots"));
     assert_eq!(lists.count(), 0, "{calls:#?}");
 }
+
+/// A question whose answer got lost leaves no snapshot, neither where the snapshotter commits it at once nor where it
+/// waits for the content; also where the lease stays.
+#[tokio::test]
+async fn a_question_whose_answer_got_lost_leaves_nothing() {
+    for snapshotter in [NYDUS, "native"] {
+        let bench = Bench::new().await;
+        bench.fake.is_lazy("native", &[]);
+        bench.fake.lose("prepare snapshot", 0);
+        bench.fake.fail("delete lease", 0, ErrorKind::Unreachable);
+        bench.engine.find_out(snapshotter).await;
+        let asked = bench.fake.subjects("prepare snapshot");
+        assert_eq!(asked.len(), 1, "{snapshotter}: {asked:?}");
+        assert_eq!(bench.fake.lease_ids().len(), 1, "{snapshotter}");
+        let left = bench.fake.all(snapshotter);
+        assert!(left.is_empty(), "{snapshotter}: {left:?}");
+    }
+}

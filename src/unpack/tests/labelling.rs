@@ -31,6 +31,28 @@ async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {
     }
 }
 
+/// containerd may take the end of a stream processor that has failed for the end of the layer.
+#[tokio::test]
+async fn an_encrypted_layer_that_comes_out_empty_was_not_decrypted() {
+    let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+    for (media_type, comes_out, is_encrypted) in [
+        (format!("{gzip}+encrypted"), sha256(b""), true),
+        (format!("{gzip}+encrypted"), sha256(b"something"), false),
+        (gzip.to_owned(), sha256(b""), false),
+    ] {
+        let bench = Bench::of(&media_type, 2).await;
+        bench.fake.applies_as(&sha256(b"layer 1"), &comes_out);
+        let error = bench.ensure().await.unwrap_err();
+        let second = match &*error {
+            Error::Encrypted { position: 2, .. } => is_encrypted,
+            Error::WrongDiffId { position: 2, .. } => !is_encrypted,
+            _ => false,
+        };
+        assert!(second, "{media_type}: {error}");
+        bench.assert_nothing_left();
+    }
+}
+
 /// As the containerd at hand leaves them; a chain that another version has left is labelled as well.
 #[tokio::test]
 async fn lineage_is_labelled_as_the_version_does() {
