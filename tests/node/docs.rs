@@ -47,7 +47,7 @@ fn is_of(heading: &str, message: &str) -> bool {
         })
 }
 
-/// The first command below the heading of this message.
+/// The first commands below the heading of this message.
 fn remedy(message: &str) -> Result<String> {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md"))?;
     let mut sections = page.split("\n## ").skip(1);
@@ -85,14 +85,26 @@ impl Node {
                 let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
                 self.lab.ctr(&arguments).await?;
             }
+            ["systemctl", "stop", "nydus-snapshotter"] => self.lab.remote(Remote::Nydus).kill(),
+            ["systemctl", "start", "nydus-snapshotter"] => {
+                self.lab.remote(Remote::Nydus).restart().await?;
+            }
+            ["rm", file] => {
+                let file = file.strip_prefix("/var/lib/containerd-nydus/");
+                let file = file.with_context(|| command.to_owned())?;
+                std::fs::remove_file(self.lab.path("nydus").join(file))?;
+            }
             _ => bail!("no test runs this: {command}"),
         }
         Ok(())
     }
 
-    /// The error that a creation meets, and that is gone after the command that the documentation gives.
-    async fn play(&mut self, handler: &str, message: &str) -> Result<()> {
-        self.run(&remedy(message)?, handler).await
+    /// The error that a creation meets, and that is gone after the commands that the documentation gives.
+    pub(crate) async fn play(&mut self, handler: &str, message: &str) -> Result<()> {
+        for command in remedy(message)?.lines() {
+            self.run(command, handler).await?;
+        }
+        Ok(())
     }
 }
 
