@@ -100,15 +100,24 @@ pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Resul
         None => Config::load(None).unwrap_or_default(),
     };
     let steps = install::removal(&root, &config)?;
+    let launchers = install::launchers(&root, &steps);
     run(&steps)?;
-    match steps.iter().any(Step::is_change) {
-        false => super::print("nothing to remove")?,
-        true if root.0.is_none() => super::print(
-            "next: systemctl daemon-reload && systemctl stop nri-unpack, or where containerd has started it: systemctl restart containerd",
-        )?,
-        true => {}
+    if !steps.iter().any(Step::is_change) {
+        super::print("nothing to remove")?;
+    }
+    let commands: Vec<_> = launchers.into_iter().map(end).collect();
+    if root.0.is_none() && !commands.is_empty() {
+        super::print(&format!("next: {}", commands.join(" && ")))?;
     }
     Ok(Exit::Ready)
+}
+
+/// Ends a plugin that was started from what is removed.
+fn end(launcher: LaunchedBy) -> &'static str {
+    match launcher {
+        LaunchedBy::Systemd => "systemctl daemon-reload && systemctl stop nri-unpack",
+        LaunchedBy::Containerd => "systemctl restart containerd",
+    }
 }
 
 fn run(steps: &[Step]) -> Result<(), Failure> {

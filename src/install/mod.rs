@@ -22,7 +22,7 @@ pub use error::Error;
 pub use launched::{Launched, launched, misnamed};
 pub(crate) use places::{ENABLED, PLUGINS};
 pub use places::{Root, is_named};
-pub use remove::removal;
+pub use remove::{launchers, removal};
 pub use steps::Step;
 
 use places::{CONFIG, PACKAGED, UNIT};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 
 use super::places::{self, CONFIG, ENABLED, PACKAGED, Root, UNIT};
-use super::{Error, Step, is_named, unit};
+use super::{Error, LaunchedBy, Step, is_named, unit};
 
 /// What has to be taken away, whoever starts the plugin, and what is left.
 pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
@@ -20,6 +20,20 @@ pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
         root.check_holds(step.path())?;
     }
     Ok(steps)
+}
+
+/// Which of them would start the plugin until these steps are done: what the steps remove has to be there still.
+pub fn launchers(root: &Root, steps: &[Step]) -> Vec<LaunchedBy> {
+    let unit = root.at(UNIT);
+    let removed = || steps.iter().filter(|step| step.is_change()).map(Step::path);
+    let mut launchers = vec![];
+    if removed().any(|path| path == unit) {
+        launchers.push(LaunchedBy::Systemd);
+    }
+    if removed().any(places::is_our_link) {
+        launchers.push(LaunchedBy::Containerd);
+    }
+    launchers
 }
 
 fn of_containerd(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
@@ -86,5 +100,34 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::install::Install;
+
+    use super::*;
+
+    #[test]
+    fn each_launcher_is_known_by_what_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root(Some(directory.path().to_owned()));
+        for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {
+            let install = Install {
+                root: root.clone(),
+                program: "/usr/local/bin/nri-unpack".into(),
+                config: None,
+            };
+            for step in install.plan(by).unwrap() {
+                step.run().unwrap();
+            }
+            let steps = removal(&root, &Config::default()).unwrap();
+            assert_eq!(launchers(&root, &steps), [by]);
+            for step in &steps {
+                step.run().unwrap();
+            }
+            assert!(removal(&root, &Config::default()).unwrap().is_empty());
+        }
     }
 }

@@ -135,10 +135,7 @@ async fn the_sandbox_lets_it_do_its_work(below: &str) -> Result<()> {
         printed.contains("left /etc/nri-unpack/config.toml"),
         "{printed}"
     );
-    service.0.ok(
-        "sh",
-        &["-c", "systemctl daemon-reload && systemctl stop nri-unpack"],
-    )?;
+    service.0.ok("sh", &["-c", next(&printed)?])?;
     service.wait_property("LoadState", "not-found").await?;
     for path in [
         "nri-unpack.service",
