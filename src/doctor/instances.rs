@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nri::Identity;
 
 use crate::config::Config;
-use crate::install::{ENABLED, PLUGINS, is_named};
+use crate::install::{ENABLED, PACKAGED, PLUGINS, UNIT, is_named};
 use crate::peer;
 
 use super::finding::{Finding, Severity};
@@ -29,6 +29,7 @@ pub(super) struct Instances {
     /// In containerd's plugin directory.
     links: Vec<PathBuf>,
     has_unit: bool,
+    is_enabled: bool,
 }
 
 impl Instances {
@@ -40,7 +41,11 @@ impl Instances {
         Self {
             running: running(inventory.config(), containerd),
             links: links(Path::new(plugins.unwrap_or(PLUGINS))),
-            has_unit: Path::new(ENABLED).exists(),
+            has_unit: PACKAGED
+                .iter()
+                .chain([&UNIT])
+                .any(|unit| Path::new(unit).exists()),
+            is_enabled: Path::new(ENABLED).exists(),
         }
     }
 
@@ -71,11 +76,36 @@ impl Instances {
 
     pub(super) fn check(&self) -> Vec<Finding> {
         match self.running.len() {
-            0 => vec![absent()],
-            1 if self.has_unit && !self.links.is_empty() => vec![self.started_twice()],
+            0 => vec![self.absent()],
+            1 if self.is_enabled && !self.links.is_empty() => vec![self.started_twice()],
             1 if self.links.len() > 1 => vec![self.started_twice()],
             1 => vec![],
             _ => vec![self.several()],
+        }
+    }
+
+    /// What starts one depends on what is installed.
+    fn absent(&self) -> Finding {
+        let finding = Finding::new(
+            "plugin-absent",
+            Severity::Warning,
+            "no plugin runs on this node",
+            "no image is made ready for a pod, and containerd unpacks without labels where one is missing",
+        );
+        match self.links.first() {
+            Some(link) => finding
+                .advise(format!(
+                    "restart containerd, which starts {}; containerd's log says why if it does not",
+                    link.display()
+                ))
+                .run("systemctl restart containerd"),
+            None if self.has_unit => finding
+                .advise("start it")
+                .run("systemctl enable --now nri-unpack"),
+            None => finding
+                .advise("install it; with `--launched-by containerd` containerd starts it")
+                .run("nri-unpack install --launched-by systemd")
+                .run("systemctl daemon-reload && systemctl enable --now nri-unpack"),
         }
     }
 
@@ -118,17 +148,6 @@ impl Instances {
             }),
         }
     }
-}
-
-fn absent() -> Finding {
-    Finding::new(
-        "plugin-absent",
-        Severity::Warning,
-        "no plugin runs on this node",
-        "no image is made ready for a pod, and containerd unpacks without labels where one is missing",
-    )
-    .advise("start it, or let containerd launch it from its plugin directory")
-    .run("systemctl enable --now nri-unpack")
 }
 
 /// The processes of this program that serve the same NRI. Those of other users cannot be seen into
@@ -258,6 +277,33 @@ mod tests {
         ] {
             let found = option(&arguments(text), "--config");
             assert_eq!(found.as_deref(), value, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_starts_one_depends_on_what_is_installed() {
+        let link = PathBuf::from("/opt/nri/plugins/10-nri-unpack");
+        for (links, has_unit, commands) in [
+            (vec![link], false, vec!["systemctl restart containerd"]),
+            (vec![], true, vec!["systemctl enable --now nri-unpack"]),
+            (
+                vec![],
+                false,
+                vec![
+                    "nri-unpack install --launched-by systemd",
+                    "systemctl daemon-reload && systemctl enable --now nri-unpack",
+                ],
+            ),
+        ] {
+            let instances = Instances {
+                links,
+                has_unit,
+                ..Instances::default()
+            };
+            let found = instances.check();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].id, "plugin-absent");
+            assert_eq!(found[0].remedy.commands, commands);
         }
     }
 }

@@ -20,12 +20,12 @@ use crate::config::{Config, ConfigError};
 
 pub use error::Error;
 pub use launched::{Launched, launched, misnamed};
-pub(crate) use places::{ENABLED, PLUGINS};
+pub(crate) use places::{ENABLED, PACKAGED, PLUGINS, UNIT};
 pub use places::{Root, is_named};
 pub use remove::{launchers, removal};
 pub use steps::Step;
 
-use places::{CONFIG, PACKAGED, UNIT};
+use places::CONFIG;
 
 /// Directories that the unit hides from the program, and so programs in them cannot be started.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];

@@ -14,13 +14,13 @@ use super::Error;
 pub(super) const CONFIG: &str = Config::DEFAULT_PATH;
 
 /// The unit that `install` writes.
-pub(super) const UNIT: &str = "/etc/systemd/system/nri-unpack.service";
+pub(crate) const UNIT: &str = "/etc/systemd/system/nri-unpack.service";
 
 /// Where `systemctl enable` links a unit.
 pub(crate) const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/nri-unpack.service";
 
 /// The unit of a package, before and after Debian merged `/usr`.
-pub(super) const PACKAGED: [&str; 2] = [
+pub(crate) const PACKAGED: [&str; 2] = [
     "/usr/lib/systemd/system/nri-unpack.service",
     "/lib/systemd/system/nri-unpack.service",
 ];
