@@ -91,7 +91,7 @@ deps:
 build: deps
 	$(BUILD)
 
-# The containerds and their helpers, about 170 MB, once.
+# The containerds and their helpers, once: 160 MB to download, 480 MB on disk.
 lab: build
 	@target/debug/lab fetch
 

@@ -99,7 +99,7 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// The packages, fetched now if they are not there yet (about 170 MB, half a minute).
+    /// The packages, fetched now if they are not there yet (160 MB to download, half a minute).
     ///
     /// # Errors
     /// When a package cannot be had; the message says why and what to do. Asking again in the same process gives
