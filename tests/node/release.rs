@@ -61,11 +61,17 @@ fn made(pattern: &str) -> Result<PathBuf> {
     Ok(first)
 }
 
-/// Every file where a package may have some, but for what the machine writes by itself.
-fn files(systemd: &Systemd) -> Result<BTreeSet<String>> {
-    let find = "find /boot /etc /opt /root /srv /usr /var \
-        -path /var/log/journal -prune -o -path /var/lib/dpkg -prune -o -print";
-    let list = systemd.ok("sh", &["-c", find])?;
+/// Every file where a package may have some, but for what the machine writes by itself, and for what containerd and
+/// the tests write in this checkout or in the lab's own directory.
+fn files(systemd: &Systemd, node: &Node) -> Result<BTreeSet<String>> {
+    let places = ["/boot", "/etc", "/opt", "/root", "/srv", "/usr", "/var"];
+    let [checkout, containerd] = [root(), node.lab.root()].map(|path| path.display().to_string());
+    let mut find = places.to_vec();
+    for left_out in ["/var/log/journal", "/var/lib/dpkg", &checkout, &containerd] {
+        find.extend(["-path", left_out, "-prune", "-o"]);
+    }
+    find.push("-print");
+    let list = systemd.ok("find", &find)?;
     Ok(list.lines().map(str::to_owned).collect())
 }
 
@@ -78,7 +84,7 @@ async fn the_package() -> Result<()> {
         made("target/debian/*.deb")?,
         systemd.path("/run/package.deb"),
     )?;
-    let before = files(&systemd)?;
+    let before = files(&systemd, &node)?;
     systemd.ok("dpkg", &["--install", "/run/package.deb"])?;
     for state in ["is-enabled", "is-active"] {
         systemd.ok("systemctl", &[state, "nri-unpack"])?;
@@ -86,7 +92,7 @@ async fn the_package() -> Result<()> {
     systemd.ok("systemd-analyze", &["verify", "nri-unpack.service"])?;
     let handlers = systemd.ok("nri-unpack", &["handlers"])?;
     ensure!(handlers.contains("erofs"), "{handlers}");
-    let installed = files(&systemd)?;
+    let installed = files(&systemd, &node)?;
     for file in [
         "/usr/bin/nri-unpack",
         "/etc/nri-unpack/config.toml",
@@ -116,7 +122,7 @@ async fn the_package() -> Result<()> {
     ensure!(!active.status.success(), "{active:?}");
     ensure!(config.exists(), "an operator's edit goes with a purge only");
     systemd.ok("dpkg", &["--purge", "nri-unpack"])?;
-    let after = files(&systemd)?;
+    let after = files(&systemd, &node)?;
     let left: Vec<_> = after.symmetric_difference(&before).collect();
     ensure!(left.is_empty(), "{left:?}");
     Ok(())
