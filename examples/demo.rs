@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 async fn main() -> Result<()> {
     tokio::select! {
         told = tell() => told,
-        _ = tokio::signal::ctrl_c() => {
+        _ = lab::interrupted() => {
             // The story is dropped by now, and with it all that it started.
             bail!("interrupted; everything that was started is taken down")
         }

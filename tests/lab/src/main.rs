@@ -13,9 +13,17 @@ async fn main() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["fetch"] => Packages::fetch().map(drop),
         ["clean"] => lab::sweep(),
-        ["run", "1.7"] => run(Version::V1_7).await,
-        ["run", "2.1"] => run(Version::V2_1).await,
+        ["run", "1.7"] => run_until_interrupted(Version::V1_7).await,
+        ["run", "2.1"] => run_until_interrupted(Version::V2_1).await,
         _ => bail!(USAGE),
+    }
+}
+
+async fn run_until_interrupted(version: Version) -> Result<()> {
+    tokio::select! {
+        failed = run(version) => failed,
+        // The lab is dropped by now, also one that was still being started.
+        ended = lab::interrupted() => Ok(ended?),
     }
 }
 
@@ -26,6 +34,5 @@ async fn run(version: Version) -> Result<()> {
     println!("config     {}", lab.config().display());
     println!("log        {}", lab.log().path().display());
     println!("ctr        {} --namespace k8s.io", lab.ctr_command());
-    tokio::signal::ctrl_c().await?;
-    Ok(())
+    std::future::pending().await
 }

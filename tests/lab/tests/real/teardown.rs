@@ -34,6 +34,31 @@ fn what_a_killed_owner_leaves_is_swept() {
     assert!(!processes_with(&log.with_file_name("config.toml")));
 }
 
+/// Ctrl-C, `kill` and a terminal that is closed: it takes down what it has started.
+#[test]
+fn an_owner_that_is_told_to_end_leaves_nothing() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    symlink(
+        Packages::fetch().unwrap().root(),
+        dir.path().join("packages"),
+    )
+    .unwrap();
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut owner = LabRun::start(dir.path());
+        let (socket, log) = (owner.says("socket"), owner.says("log"));
+        let pid = owner.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
+        let ended = owner.child.wait().unwrap();
+        assert!(ended.success(), "{signal}: {ended}");
+        assert!(!socket.exists() && !log.exists(), "{signal}");
+        assert!(
+            !processes_with(&log.with_file_name("config.toml")),
+            "{signal}"
+        );
+    }
+}
+
 /// A test that panics leaves nothing either, with every daemon that a lab can have beside containerd.
 #[tokio::test]
 async fn a_panic_leaves_nothing_behind() {

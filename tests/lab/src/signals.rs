@@ -1,0 +1,21 @@
+//! What ends a program that keeps a lab running, so that it takes the lab down before it goes.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Waits for Ctrl-C, `kill` or the end of the terminal.
+///
+/// # Errors
+/// If the signals cannot be waited for.
+pub async fn interrupted() -> io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
