@@ -10,6 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::sources::{Source, machine_sources};
 
+/// The packages that are installed, to apt: none. A newer version that is installed, from a security update for
+/// example, would be the one to download, and this suite does not have it.
+const STATUS: &str = "status";
+
 /// The suite that the machine itself runs, for example `bookworm`.
 pub(crate) fn machine_suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
@@ -60,6 +64,7 @@ impl Download {
         }
         fs::create_dir_all(lists.join("partial"))?;
         fs::create_dir_all(self.dir.join("cache/archives/partial"))?;
+        fs::write(self.dir.join(STATUS), "")?;
         fs::write(self.dir.join("lab.sources"), source.stanza(&self.suite))?;
         self.apt(&["update"])?;
         ensure!(
@@ -83,12 +88,9 @@ impl Download {
         debs(&self.dir)
     }
 
-    /// The same with all packages that these depend on, as if none were installed.
+    /// The same with all packages that these depend on.
     pub(crate) fn with_dependencies(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
-        let nothing = self.dir.join("status");
-        fs::write(&nothing, "")?;
-        let status = format!("Dir::State::status={}", nothing.display());
-        let mut args = vec!["-o", &status, "install", "--download-only", "--yes"];
+        let mut args = vec!["install", "--download-only", "--yes"];
         args.push("--no-install-recommends");
         args.extend(packages.iter().map(String::as_str));
         self.apt(&args)
@@ -105,6 +107,7 @@ impl Download {
             "Dir::Etc::SourceParts=/dev/null".to_owned(),
             setting("Dir::State::Lists", "lists"),
             setting("Dir::Cache", "cache"),
+            setting("Dir::State::status", STATUS),
             // Without it an update that reached nobody is a warning, and apt's exit status 0.
             "APT::Update::Error-Mode=any".to_owned(),
             "Acquire::Retries=3".to_owned(),
