@@ -66,7 +66,7 @@ impl Instances {
             name.parse().ok()
         });
         let configured = Identity {
-            index: config.nri.index.clone(),
+            index: config.nri.index,
             name: config.nri.name.clone(),
         };
         let is_launched = self.is_launched();

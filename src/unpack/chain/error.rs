@@ -86,7 +86,7 @@ pub enum Error {
         /// The image's name.
         image: String,
         /// For the remedy.
-        ctr: Ctr,
+        ctr: Box<Ctr>,
     },
     /// A layer has to be applied, its blob is gone, and nothing could take its place.
     #[error(
@@ -110,7 +110,7 @@ pub enum Error {
         /// What became of each means that the configuration allows.
         tried: Vec<String>,
         /// For the remedy.
-        ctr: Ctr,
+        ctr: Box<Ctr>,
     },
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(

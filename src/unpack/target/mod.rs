@@ -255,7 +255,7 @@ impl Target {
             position: layer + 1,
             layers: layers.len(),
             tried,
-            ctr: self.ctr.clone(),
+            ctr: Box::new(self.ctr.clone()),
         }
     }
 }

@@ -97,7 +97,7 @@ impl Resolver {
         if labelling.cri && reference.is_none() {
             return Err(Error::NoName {
                 image: image.name,
-                ctr: self.policy.ctr(),
+                ctr: Box::new(self.policy.ctr()),
             });
         }
         let manifest = self.images.manifest(&image).await?;
