@@ -38,6 +38,11 @@ impl Ctr {
         format!("ctr -n {} images tag {}", self.namespace, word(image))
     }
 
+    /// Removes the record of an image.
+    pub fn remove_image(&self, image: &str) -> String {
+        format!("ctr -n {} images rm {}", self.namespace, word(image))
+    }
+
     /// Removes a snapshot.
     pub fn remove(&self, snapshotter: &str, key: &str) -> String {
         format!(

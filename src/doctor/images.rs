@@ -216,7 +216,14 @@ impl<'a> Unreadable<'a> {
         let gone = gone.map(|finding| fetch(inventory, finding, &names));
         let wrong = finding("images-broken", &self.wrong);
         let wrong = wrong.map(|finding| {
-            finding.advise("build and push the image again: the same document comes back when it is pulled again")
+            let finding = finding.advise(
+                "build and push the image again, and pull it: a pull of the same image brings the same document back; \
+                 a record that has only an id is left from an earlier pull: remove it",
+            );
+            let ctr = Ctr::of(inventory.config());
+            let ids = self.wrong.keys().filter(|name| !image::is_pullable(name));
+            ids.take(SHOWN)
+                .fold(finding, |finding, id| finding.run(ctr.remove_image(id)))
         });
         let changed = finding("images-changed", &self.changed);
         let changed = changed.map(|finding| {

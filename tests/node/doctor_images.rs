@@ -134,7 +134,7 @@ async fn what_images_share_is_no_finding_on_1_7() -> Result<()> {
 
 impl Node {
     /// Does what a finding advises. The registry of the tests speaks plain HTTP.
-    async fn follow(&self, found: &Found, id: &str) -> Result<()> {
+    pub(crate) async fn follow(&self, found: &Found, id: &str) -> Result<()> {
         let commands = found[id]["remedy"]["commands"].as_array();
         let commands = commands
             .filter(|commands| !commands.is_empty())

@@ -60,6 +60,10 @@ async fn broken(version: Version) -> Result<()> {
 
     node.registry.push(&right).await?;
     node.cri.pull_image(&name).await?;
+    // containerd's CRI has kept the broken image under its id.
+    let (_, found) = node.examine()?;
+    has(&found, "images-broken", "warning", "images rm sha256:")?;
+    node.follow(&found, "images-broken").await?;
     let (_, found) = node.examine()?;
     ensure!(!found.contains_key("images-broken"), "{found:#?}");
     node.ensure_ready(&right, "native")?;
