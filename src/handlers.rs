@@ -11,6 +11,7 @@ mod files;
 mod go_glob;
 mod image_file_system;
 mod migration;
+mod origin;
 mod problem;
 mod settings;
 mod source;
@@ -23,10 +24,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::Config;
 use crate::containerd::Snapshotter;
 pub use files::{FileConfig, Unseen};
+pub use origin::{Found, Origin};
 pub use problem::Problem;
 pub use settings::{NRI_TABLE, Settings};
 use source::Reported;
-pub use source::{Found, Origin};
 
 /// containerd's default snapshotter on Linux, in all releases.
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";

@@ -24,6 +24,8 @@ pub mod containerd;
 pub mod config;
 pub mod ctr;
 mod free_space;
+#[cfg(test)]
+mod imports;
 pub mod logs;
 pub mod metrics;
 mod peer;

@@ -6,6 +6,7 @@
 mod calls;
 mod directories;
 mod store;
+mod types;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -20,7 +21,8 @@ use super::{
     SnapshotKind, Source,
 };
 pub(crate) use directories::Change;
-use store::{Effect, Store, at};
+use store::Store;
+use types::{Effect, at};
 
 /// The calls that change something.
 pub(crate) const WRITES: [&str; 14] = [

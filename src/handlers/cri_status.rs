@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::source::{Found, Origin, Reported};
+use super::origin::{Found, Origin};
+use super::source::Reported;
 
 /// Reads the JSON; unknown fields, of which there are many, are skipped.
 pub(super) fn parse(json: &str) -> Result<Reported, serde_json::Error> {

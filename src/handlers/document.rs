@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::DEFAULT_RUNTIME;
 use super::migration::{CRI, IMAGES, RUNTIME, Rules};
-use super::source::{Found, Origin, Reported};
+use super::origin::{Found, Origin};
+use super::source::Reported;
 use super::tree::Tree;
 
 /// Each runtime's snapshotter, where it names one.

@@ -3,7 +3,7 @@
 //! named for the plugin.
 
 use super::Running;
-use super::source::{Found, Origin};
+use super::origin::{Found, Origin};
 use crate::containerd::Snapshotter;
 
 /// What the directory of a plugin without an export `root` is called, up to its name.

@@ -4,7 +4,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::source::Origin;
+use super::origin::Origin;
 
 /// Something that an operator should look at.
 #[derive(Debug, thiserror::Error)]

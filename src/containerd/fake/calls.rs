@@ -12,7 +12,8 @@ use super::super::{
     ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
-use super::store::{Effect, Store, at};
+use super::store::Store;
+use super::types::{Effect, at};
 
 /// What it lists.
 const SNAPSHOTTERS: [&str; 4] = ["erofs", "native", "nydus", "overlayfs"];

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::{ErrorKind, Mount};
-use super::store::{At, Effect};
+use super::types::{At, Effect};
 
 /// What a layer says of one file.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,6 +12,7 @@ use super::super::{
 };
 use super::directories::{Change, Directories};
 use super::sha256;
+use super::types::{At, Effect, at};
 
 /// The one snapshotter that leaves layers to the guest.
 const GUEST_PULLS: &str = "nydus";
@@ -31,12 +32,6 @@ const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
 /// The same for a blob that another one keeps.
 const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
-
-/// A snapshotter and a key.
-pub(super) type At = (String, String);
-
-/// An effect, or why there is none.
-pub(super) type Effect<T = ()> = Result<T, ErrorKind>;
 
 #[derive(Default)]
 pub(super) struct Store {
@@ -69,10 +64,6 @@ pub(super) struct Store {
     containers: BTreeSet<At>,
     pub(super) leases: BTreeMap<String, (Labels, BTreeSet<(String, String)>)>,
     made: u64,
-}
-
-pub(super) fn at(snapshotter: &str, key: &str) -> At {
-    (snapshotter.to_owned(), key.to_owned())
 }
 
 impl Store {
