@@ -1,5 +1,5 @@
 //! A creation right after the pull, before anything could be prepared: containerd unpacks the image on
-//! the host, and the container's first attempt gets the guest pull all the same.
+//! the host, and the container's first attempt still gets the guest pull.
 //!
 //! The tests make a few for each number of layers. How it goes in the long run, what the hook costs,
 //! with the plugin's own default of `hooks.wait`, is shown by

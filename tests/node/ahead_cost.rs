@@ -91,7 +91,7 @@ impl Node {
         ])
     }
 
-    /// How long a creation in each pod takes. Whoever comes first warms what both read.
+    /// How long a creation in each pod takes. The first of the two warms the caches that both read.
     async fn creations(
         &mut self,
         pods: &[Pod; 2],

@@ -55,7 +55,7 @@ async fn the_pause_image_is_not_pinned_on_2_1() -> Result<()> {
     unpinned_pause(Version::V2_1).await
 }
 
-/// It is down when the plugin starts and when an image arrives. Nobody asks again when it is back.
+/// It is down when the plugin starts and when an image arrives. No pod asks for the image when it is back.
 async fn snapshotter_down(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.lab.remote(Remote::Nydus).kill();

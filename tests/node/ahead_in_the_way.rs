@@ -88,7 +88,7 @@ async fn never(version: Version, request_timeout: Duration) -> Result<()> {
     let [mut ours, mut theirs] = [const { Vec::new() }; 2];
     let mut rounds = Vec::new();
     while ours.len().min(theirs.len()) < PODS {
-        // Whoever comes first warms what both read.
+        // The first of the two warms the caches that both read.
         let ratio = if rounds.len() % 2 == 0 {
             let ours = with.beside(&big, &mut ours).await?;
             ours.as_secs_f64() / without.beside(&big, &mut theirs).await?.as_secs_f64()

@@ -1,6 +1,6 @@
 //! containerd, the snapshotter or the plugin is killed at a random moment of a run of pods whose images
-//! have just been pulled: no pod fails for the plugin's sake, each container has what it should have, and
-//! afterwards every image is ready all the same, and nothing is left behind.
+//! have just been pulled: no pod fails because of the plugin, each container has what it should have, and
+//! afterwards every image is ready and nothing is left behind.
 //!
 //! The tests kill each once. Each of them twenty times, in runs of sixty pods, is
 //! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. The same

@@ -1,6 +1,6 @@
 //! The race after a pull: the kubelet creates a container as soon as its pull has returned, and the
-//! image is eager in the pod's snapshotter. Whoever wins, the plugin's work ahead or containerd's
-//! fallback, the container's first attempt gets a chain that is right.
+//! image is eager in the pod's snapshotter. The plugin's work ahead or containerd's
+//! fallback wins; in both cases the container's first attempt gets a chain that is right.
 //!
 //! The tests make a few pulls for each number of layers. What the work ahead wins in the long run, what
 //! the hook heals, and what that costs with the plugin's own default of `hooks.wait`, is shown by
@@ -214,7 +214,7 @@ impl Node {
         } else {
             self.wait_ready(snapshotter).await?;
         }
-        // Said when whoever waits has been told; also where containerd has overtaken it.
+        // Logged after the waiters have their outcome; also where containerd has overtaken the flight.
         if snapshotter == NYDUS && layers >= ALWAYS_EARLY {
             let early = tally.begun_early(snapshotter, &self.image);
             log.wait_for(&early, PATIENCE).await?;

@@ -183,7 +183,7 @@ async fn what_does_not_exist_is_named() -> Result<()> {
 
 /// Broken images: each is named by the pod that wants it, and by `ensure`; the next pod is served.
 async fn broken_images(version: Version) -> Result<()> {
-    let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+    let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     for (name, flaw, words) in [
         ("truncated", Flaw::ManifestTruncated, "manifest sha256:"),

@@ -49,7 +49,7 @@ async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
         ensure!(places(&checked)? == expected, "{checked:?}");
         ensure!(
             said.contains("snapshotter nydus does not answer: ")
-                // The call may meet the connection's end before it meets nobody.
+                // The call may meet the end of the old connection before it finds no listener.
                 && ["connection refused", "EOF"].iter().any(|it| said.contains(it))
                 && said.lines().count() == 1,
             "{said}"
@@ -156,7 +156,7 @@ async fn what_is_shown_can_be_chosen() -> Result<()> {
     Ok(())
 }
 
-/// A terminal gets colours and lines that fit, unless it is told not to.
+/// A terminal gets colours and lines that fit, unless `NO_COLOR` is set.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_gets_colours_and_lines_that_fit() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;

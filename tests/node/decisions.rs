@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::guest_pull::{self, NYDUS};
 use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, RESOLVED, handler};
 
-/// Of every decision, whatever it is.
+/// The keys that the line of each decision has.
 const WORDS: [&str; 9] = [
     "pod",
     "container",
@@ -120,7 +120,7 @@ async fn every_decision_has_its_keys(version: Version) -> Result<()> {
     the_only(&log, &ready)?;
     is_quiet(&log)?;
 
-    // Made ready by somebody else: the plugin has to look first.
+    // Made ready by another process: the plugin has to look first.
     let other = images::many_layers("registry.test/lab/other:1", 2)?;
     node.registry.push(&other).await?;
     node.cri.pull_image(other.name()).await?;

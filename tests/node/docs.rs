@@ -1,5 +1,5 @@
-//! The documentation, played through: whoever meets an error finds it by its text, runs the one command
-//! that stands below it, and the pod starts. And all commands and configurations that it shows.
+//! The documentation, carried out: a reader finds an error by its text, runs the one command below it, and the pod
+//! starts. All commands and configurations that the documents show are checked.
 
 use std::path::{Path, PathBuf};
 
@@ -139,7 +139,7 @@ async fn content_not_found_on_1_7() -> Result<()> {
     content_not_found(Version::V1_7).await
 }
 
-/// containerd 1.7 pulls for the handler that the kubelet names; 2.1 does not, unless it is told to.
+/// containerd 1.7 pulls for the handler that the kubelet names; 2.1 does so only where it is configured.
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_reference_on_1_7() -> Result<()> {
     let version = Version::V1_7;

@@ -250,7 +250,7 @@ async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
     let (_, found) = node.examine_with(&config, &[])?;
     ensure!(!found.contains_key("request-timeout-short"), "{found:#?}");
 
-    // Somebody has listened there.
+    // A process has listened there and has ended.
     let dead = node.lab.socket_path("dead.sock")?;
     drop(std::os::unix::net::UnixListener::bind(&dead)?);
     let dead = dead.display().to_string();

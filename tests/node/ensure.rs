@@ -180,7 +180,7 @@ async fn a_terminal_gets_a_bar() -> Result<()> {
     );
     // No bar takes more than its line.
     ensure!(!said.contains("\u{1b}[1A"), "{said:?}");
-    // Nothing but the line where nobody looks.
+    // Without a terminal, nothing but the line.
     let output = node.command(&["ensure", large.name(), "--handler", "erofs"])?;
     ensure!(output.stderr.is_empty(), "{output:?}");
     Ok(())

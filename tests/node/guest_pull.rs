@@ -290,8 +290,8 @@ async fn a_chain_in_use_is_left_alone_on_1_7() -> Result<()> {
     a_chain_in_use_is_left_alone(Version::V1_7).await
 }
 
-/// Twenty creations at once, right after the pull: containerd's fallback unpacks on the host, and every
-/// one of them gets the guest pull at its first attempt all the same.
+/// Twenty creations at once, right after the pull: containerd's fallback unpacks on the host, and each container
+/// still gets the guest pull at its first attempt.
 async fn twenty_at_once(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(ON_DEMAND).await?;

@@ -161,7 +161,7 @@ async fn each_kind_is_labelled_as_by_1_7() -> Result<()> {
 
 /// The container of each kind finds its image labelled, although nothing was ready before it.
 async fn each_kind_for_a_container(version: Version) -> Result<()> {
-    let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+    let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
     for image in kinds("container") {
@@ -216,7 +216,7 @@ fn by_digest(image: &Image) -> String {
 
 /// The labels carry the name that was asked for, in the spelling that a registry understands.
 async fn named_as_asked_for(version: Version) -> Result<()> {
-    let mut node = Node::serving(version, LaunchedBy::Nobody).await?;
+    let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
     let count = spellings(&node.image).len();
@@ -272,7 +272,7 @@ impl Node {
 /// What no registry of the lab would have: bare names, layers that must not be distributed.
 #[tokio::test(flavor = "multi_thread")]
 async fn bare_names_and_foreign_layers() -> Result<()> {
-    let mut node = Node::serving(Version::V2_1, LaunchedBy::Nobody).await?;
+    let mut node = Node::serving(Version::V2_1, LaunchedBy::Itself).await?;
     let pod = node.cri.run_pod("erofs", &[]).await?;
     let foreign = |n: usize| {
         Layer::new()

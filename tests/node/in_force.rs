@@ -124,7 +124,7 @@ async fn what_is_imported_and_not_seen_is_said(version: Version) -> Result<()> {
         if !is_seen {
             plugin.log().wait_for(FOLDER, PATIENCE).await?;
         }
-        // By then it would be there.
+        // The plugin has registered, so the line would be there.
         plugin
             .log()
             .wait_for("looked at all images", PATIENCE)

@@ -176,7 +176,7 @@ fn what_an_operator_has_changed_stays() -> Result<()> {
     Ok(())
 }
 
-/// A unit of another version, which nobody has changed, and one that somebody has.
+/// A unit of another version, once as it was written and once changed by hand.
 #[test]
 fn a_unit_of_ours_is_replaced() -> Result<()> {
     let root = Root::new()?;

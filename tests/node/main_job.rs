@@ -46,12 +46,12 @@ async fn main_job_on(mut node: Node) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn erofs_on_2_1_by_itself() -> Result<()> {
-    main_job(Version::V2_1, LaunchedBy::Nobody).await
+    main_job(Version::V2_1, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn native_on_1_7_by_itself() -> Result<()> {
-    main_job(Version::V1_7, LaunchedBy::Nobody).await
+    main_job(Version::V1_7, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

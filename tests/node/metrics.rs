@@ -46,7 +46,7 @@ fn sum(samples: &BTreeMap<String, f64>, words: &[&str]) -> f64 {
     meant.map(|(_, value)| value).sum()
 }
 
-/// A port that nobody has at the moment.
+/// A port that is free at the moment.
 pub(crate) async fn free_port() -> Result<(TcpListener, String)> {
     let taken = TcpListener::bind("127.0.0.1:0").await?;
     let address = taken.local_addr()?.to_string();

@@ -131,8 +131,8 @@ async fn what_is_there(node: &Node, snapshotter: &str) -> Result<String> {
     Ok(format!("{layers:#?}\n{blobs:#?}\n{leases:#?}"))
 }
 
-/// An image that is left out is unpacked by containerd's own fallback, and stays as that left it,
-/// whatever it is called; the next image is labelled.
+/// An excluded image is unpacked by containerd's own fallback and stays as that left it, under each of its names; the
+/// next image is labelled.
 async fn left_out(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let (handler, image) = (handler(version), node.image.name().to_owned());

@@ -139,7 +139,7 @@ async fn helped(version: Version, handler: &str, words: &str) -> Result<()> {
     let registry = Registry::start().await?;
     let node = discarded(version, registry).await?;
     let hosts = node.lab.path("hosts").display().to_string();
-    // Not the node's registry configuration: nobody is reached.
+    // Without the node's registry configuration no registry is reached.
     let refused = node.pulled(handler, "credentials = \"/nowhere/config.json\"\n")?;
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");

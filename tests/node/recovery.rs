@@ -10,7 +10,7 @@ async fn containerd_killed(version: Version, by: LaunchedBy) -> Result<()> {
     let handler = handler(version);
     let before = node.log.lines_with(RESOLVED).len();
     node.lab.kill();
-    if by == LaunchedBy::Nobody {
+    if by == LaunchedBy::Itself {
         node.log.wait_for("trying again", PATIENCE).await?;
     }
     node.restart_containerd().await?;
@@ -25,12 +25,12 @@ async fn containerd_killed(version: Version, by: LaunchedBy) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_2_1_killed_and_started_again() -> Result<()> {
-    containerd_killed(Version::V2_1, LaunchedBy::Nobody).await
+    containerd_killed(Version::V2_1, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_1_7_killed_and_started_again() -> Result<()> {
-    containerd_killed(Version::V1_7, LaunchedBy::Nobody).await
+    containerd_killed(Version::V1_7, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

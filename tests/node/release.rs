@@ -31,7 +31,10 @@ fn the_package_has_what_it_names() -> Result<()> {
         let directory = Path::new(source).parent().context("a directory")?;
         if let Ok(made) = directory.strip_prefix("target") {
             let made = Path::new("target").join(made).display().to_string();
-            ensure!(makefile.contains(&made), "nobody makes {source}");
+            ensure!(
+                makefile.contains(&made),
+                "no rule of the Makefile makes {source}"
+            );
             continue;
         }
         let found = glob::glob(&root().join(source).display().to_string())?.count();

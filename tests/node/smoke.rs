@@ -1,5 +1,5 @@
 //! The operator's smoke test, `tests/smoke/crictl.sh`, as an operator runs it: on a real node, with a stand-in for
-//! `crictl` that speaks CRI to it. Whatever it says, it leaves the node as it was.
+//! `crictl` that speaks CRI to it. It leaves the node as it was, with every result.
 
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, handler};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/smoke/crictl.sh");
 
-/// The shell that is Debian's `sh`, whatever a machine has made of that.
+/// The shell that is Debian's `sh`. A machine may have another one under that name.
 const SHELL: &str = "/bin/dash";
 
 /// What `create` and `runp` are in CRI.
@@ -413,7 +413,7 @@ async fn outlives_a_kubelet() -> Result<()> {
     held.release();
     let said = run.ends(0, "PASS").await?;
     ensure!(
-        said.contains("again     somebody has removed the pod"),
+        said.contains("again     the pod was removed from outside"),
         "{said}"
     );
     node.assert_as_before(true).await

@@ -28,7 +28,7 @@ pub(crate) const DEFAULT_HOOKS: &str = "[hooks]";
 /// Everything is ready ahead, everywhere.
 pub(crate) const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
 
-/// What is tested is what a hook does about an image that nobody has made ready before.
+/// For tests of what a hook does about an image that was not made ready before.
 pub(crate) const ON_DEMAND: &str = "[snapshotters.nydus]\neager = \"none\"\n";
 
 /// Longer than the hook waits.
@@ -46,7 +46,7 @@ pub(crate) const CRI_LABELS: [&str; 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LaunchedBy {
     /// Itself, as under systemd.
-    Nobody,
+    Itself,
     /// containerd, from its plugin directory.
     Containerd,
 }
@@ -54,7 +54,7 @@ pub(crate) enum LaunchedBy {
 /// A containerd, a registry, an image that was pulled for the default snapshotter, and the plugin.
 pub(crate) struct Node {
     pub(crate) plugin: Option<Plugin>,
-    /// The plugin's, whoever launched it.
+    /// The plugin's, however it was launched.
     pub(crate) log: Log,
     pub(crate) cri: Cri,
     pub(crate) store: Store,
@@ -126,7 +126,7 @@ impl Node {
     pub(crate) async fn serving(version: Version, by: LaunchedBy) -> Result<Self> {
         let mut node = Self::start(version).await?;
         match by {
-            LaunchedBy::Nobody => node.serve("").await?,
+            LaunchedBy::Itself => node.serve("").await?,
             LaunchedBy::Containerd => node.launch().await?,
         }
         Ok(node)

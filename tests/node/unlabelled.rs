@@ -124,7 +124,7 @@ fn is_stat(call: &Call) -> bool {
 /// A pod that wants to be left alone is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_can_opt_out() -> Result<()> {
-    let mut node = Node::serving(Version::V2_1, LaunchedBy::Nobody).await?;
+    let mut node = Node::serving(Version::V2_1, LaunchedBy::Itself).await?;
     let image = node.image.name().to_owned();
     let pod = node
         .cri

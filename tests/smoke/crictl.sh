@@ -149,7 +149,7 @@ image_id() {
     call inspecti -q "$image" && value_of id <"$tmp/out"
 }
 
-# --- the end, whatever it is
+# --- the end, in every case
 
 # Pods are found by their label: one that was asked for, and not answered before a Ctrl-C, may come a moment later.
 remove_pods() {
@@ -318,7 +318,7 @@ until run_pod "$attempt"; do
     is_gone "$pod" || fail "$reason"
     [ "$attempt" -lt 3 ] || fail "$reason"
     attempt=$((attempt + 1)) pod=''
-    say again "somebody has removed the pod; a kubelet does so with pods that are not its own"
+    say again "the pod was removed from outside; a kubelet does so with pods that are not its own"
 done
 
 # --- what came of it

@@ -108,7 +108,7 @@ impl Download {
             setting("Dir::State::Lists", "lists"),
             setting("Dir::Cache", "cache"),
             setting("Dir::State::status", STATUS),
-            // Without it an update that reached nobody is a warning, and apt's exit status 0.
+            // Without it an update that reached no mirror is a warning, and apt's exit status 0.
             "APT::Update::Error-Mode=any".to_owned(),
             "Acquire::Retries=3".to_owned(),
             "Acquire::Languages=none".to_owned(),

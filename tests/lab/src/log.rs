@@ -102,7 +102,7 @@ mod tests {
     fn the_end_is_shown_cut_to_size() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::new(dir.path().join("a.log"));
-        assert_eq!(log.text(), "", "a log that nobody wrote to");
+        assert_eq!(log.text(), "", "a log without a writer");
         let long = "é".repeat(TAIL_COLUMNS + 1);
         let lines: Vec<String> = (0..=TAIL_LINES).map(|n| format!("line {n}")).collect();
         fs::write(log.path(), format!("{}\n{long}\n", lines.join("\n"))).unwrap();

@@ -1,4 +1,4 @@
-//! The lab without a test: `lab fetch` and `lab clean` for the Makefile, `lab run` for whoever wants to look around.
+//! The lab without a test: `lab fetch` and `lab clean` for the Makefile, `lab run` for a developer who wants to look around.
 
 use anyhow::{Result, bail};
 use lab::{Lab, Packages, Version};

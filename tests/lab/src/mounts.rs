@@ -6,7 +6,7 @@ use tonic::Status;
 
 use crate::store::{Store, namespaced};
 
-/// A mount as a snapshotter describes it to whoever makes it.
+/// A mount as a snapshotter describes it to its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The type of the file system: `overlay`, `fuse.nydus-overlayfs`.

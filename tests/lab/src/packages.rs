@@ -163,7 +163,7 @@ impl Packages {
                 .iter()
                 .find(|p| Some(p.name) == apt::package_name(&deb))
                 .with_context(|| {
-                    format!("apt downloaded {}, which nobody asked for", deb.display())
+                    format!("apt downloaded {}, which was not asked for", deb.display())
                 })?;
             let tree = temp.join("tree");
             apt::unpack(&deb, &tree)?;

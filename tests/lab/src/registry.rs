@@ -44,7 +44,7 @@ pub struct Registry {
     address: String,
     /// Where images are pulled from, which is the same place unless that one wants to know who pulls.
     pulls: String,
-    /// The registry, and a second one over TLS where there is one. They are the same to whoever reads: the storage is.
+    /// The registry, and a second one over TLS where there is one. Both serve the same storage.
     processes: Vec<Process>,
     scratch: Scratch,
 }

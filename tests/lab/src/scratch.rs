@@ -39,8 +39,8 @@ pub(crate) const ELSEWHERE: &str = "elsewhere";
 /// The link in a run's directory to that of its sockets.
 const SOCKETS: &str = "sockets";
 
-/// A corner of the machine for one daemon and all that it starts. Dropped, it is empty again: whoever holds it
-/// together with a process has the process declared, and so dropped, first.
+/// Directories, a cgroup and mounts for one daemon and all that it starts. When it is dropped, they are removed. A struct
+/// that holds it together with a process declares the process first, so that the process is dropped first.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     /// Says in the names of kept logs whose they are.

@@ -1,6 +1,6 @@
 //! The machine's own apt sources for Debian, to be asked for another suite.
 //!
-//! Reads both of apt's formats, deb822 and one-line. Mirrors and keys are whatever the machine trusts already; no host
+//! Reads both of apt's formats, deb822 and one-line. Mirrors and keys are those that the machine trusts already; no host
 //! is named here.
 
 use std::fs;

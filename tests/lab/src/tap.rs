@@ -1,5 +1,4 @@
-//! A socket before containerd's: whoever speaks to containerd through it is listened to, and a call of his can be held
-//! up or lost on the way.
+//! A socket before containerd's: it records the calls of its clients, and can hold a call up or lose it.
 //!
 //! It forwards HTTP/2 streams as they come and knows nothing of what is in them.
 
@@ -52,8 +51,8 @@ struct Trap {
     go: oneshot::Receiver<()>,
 }
 
-/// The first call that a [`Tap`] was asked to hold. Dropped, the call is lost: it never reaches containerd, and whoever
-/// made it gets no answer but that.
+/// The first call that a [`Tap`] was asked to hold. When it is dropped, the call is lost: it never reaches containerd,
+/// and its caller gets an error.
 #[derive(Debug)]
 pub struct Held {
     came: oneshot::Receiver<Call>,
@@ -131,7 +130,7 @@ impl Seen {
         match trap {
             None => true,
             Some(trap) => {
-                // Refused where nobody holds it any more.
+                // An error where the test has dropped the receiver.
                 let _ = trap.came.send(call);
                 trap.go.await.is_ok()
             }
@@ -174,7 +173,7 @@ async fn connection(client: UnixStream, containerd: &Path, seen: Arc<Seen>) -> R
                 let (request, respond) = request?;
                 tasks.spawn(forward(request, respond, containerd.clone(), seen.clone()));
             }
-            // containerd is gone: so is this. A stream that broke concerns nobody else.
+            // containerd has ended, so the tap ends. A stream that breaks ends alone.
             Some(_) = tasks.join_next() => {
                 if containerd.clone().ready().await.is_err() {
                     return Ok(());
@@ -228,8 +227,8 @@ async fn forward(
     Ok(())
 }
 
-/// All data, and what comes after it. Whoever takes no more of it is done with the stream, as containerd is when it
-/// has answered before the end of the request came: the other direction goes on.
+/// Copies all data and the trailers. A receiver may stop early, as containerd does when it answers before the end of
+/// the request: the other direction goes on.
 async fn copy(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<()> {
     while let Some(data) = from.data().await {
         let data = taken(&mut from, data?)?;

@@ -26,7 +26,7 @@ pub(crate) const MARK: &str = "NRI_UNPACK_LAB_RUN";
 /// The name of containerd's socket.
 pub(crate) const CONTAINERD_SOCKET: &str = "containerd.sock";
 
-/// Where the shims of every containerd listen, whatever its own state directory is.
+/// Where the shims of every containerd listen; its state directory does not change that.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
 /// The places where a run leaves something.

@@ -51,7 +51,7 @@ impl Manifests {
             match document["kind"].as_str() {
                 Some("DaemonSet") => daemon_set = Some(checked(&document)?),
                 Some("ConfigMap") => config_map = Some(checked(&document)?),
-                _ => bail!("nobody checks this: {document:#}"),
+                _ => bail!("this test does not know the kind of document: {document:#}"),
             }
         }
         Ok(Self {

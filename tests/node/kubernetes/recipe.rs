@@ -31,7 +31,7 @@ pub(super) fn image(name: &str) -> Result<Image> {
             }
             "ENTRYPOINT" => image.entrypoint(&serde_json::from_str::<Vec<&str>>(rest)?),
             "CMD" => image.command(&serde_json::from_str::<Vec<&str>>(rest)?),
-            _ => bail!("nobody knows what this does: {instruction}"),
+            _ => bail!("this test does not know the instruction: {instruction}"),
         };
     }
     Ok(image.build())

@@ -24,8 +24,8 @@ const ACL: &[u8] = &[
 /// The time that a file keeps when its content changes.
 const SAME: (i64, u32) = (1_600_000_000, 500_000_001);
 
-/// Directories that no layer lists which has something in them, or the highest such layer does not:
-/// what they are like is for whoever unpacks to say.
+/// Directories that the layers with something in them do not list, or that the highest such layer does not list.
+/// Their mode and owner depend on the unpacker.
 pub(crate) fn is_unlisted(path: &Path) -> bool {
     let listed_in_no_layer = path.starts_with("deep") && path.components().count() < 4;
     let unlisted = ["", "implied", "implied/sub", "links", "odd", "opaque", "w"];

@@ -16,7 +16,7 @@ pub(super) struct Indexing {
 }
 
 /// The index over `image` for `platform` (architecture and variant). It, and what else it lists, is added to `blobs`.
-/// A foreign platform's image comes first: whoever takes the first entry takes the wrong one.
+/// An image of another platform comes first: a reader that takes the first entry takes the wrong one.
 pub(super) fn index(
     format: Format,
     image: &Blob,

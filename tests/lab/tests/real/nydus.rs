@@ -128,7 +128,7 @@ async fn the_snapshotter_comes_back_with_what_it_had() {
     nydus.restart().await.expect_err("it still runs");
     nydus.kill();
     let gone = store.chain("nydus", &app).await.unwrap_err();
-    // The call may meet the connection's end before it meets nobody.
+    // The call may meet the end of the old connection before it finds no listener.
     let words = ["connection refused", "EOF"];
     assert!(words.iter().any(|it| gone.message().contains(it)), "{gone}");
     let later = nydus.log().from_now();

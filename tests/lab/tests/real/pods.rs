@@ -42,7 +42,7 @@ async fn a_fallback_unpack_leaves_no_labels(version: Version, handler: &str) {
     lab.kill();
     assert!(
         lab.cri().await.is_err(),
-        "a killed containerd answers nobody"
+        "a killed containerd does not answer"
     );
     lab.restart().await.unwrap();
     let mut cri = lab.cri().await.unwrap();
@@ -229,7 +229,7 @@ async fn discarded_layers_are_gone() {
 
 static SHARED: Shared = Shared::new(Version::V2_1);
 
-/// Whoever asks while it runs gets the same one; when nobody holds it, it is gone.
+/// All callers get the same one while it runs; when the last one drops it, it ends.
 #[tokio::test]
 async fn a_shared_lab_lives_as_long_as_someone_holds_it() {
     let (one, other) = tokio::join!(SHARED.get(), SHARED.get());

@@ -1,7 +1,7 @@
 //! A stand-in for `crictl`, which Debian does not have, for the tests of scripts that call it: it speaks CRI to a
 //! containerd and takes the flags and the files, prints the lines, and fails in the words of cri-tools 1.34.
 //!
-//! Only the commands and flags that such a script uses are there; whatever else it is given, it refuses. Like the
+//! It has only the commands and flags that such a script uses, and refuses all others. Like the
 //! original it wants flags before arguments, and shows its help, with status 0, for a wrong number of arguments.
 
 mod commands;
