@@ -20,7 +20,7 @@ use crate::log::Log;
 use crate::nydus;
 use crate::options::{Launched, Options, Remote, Version};
 use crate::packages::Packages;
-use crate::process::Process;
+use crate::process::{GARBAGE_PERCENT, Process};
 use crate::proxy::ProxySnapshotter;
 use crate::registry::Registry;
 use crate::scratch::{STATE, Scratch};
@@ -179,7 +179,8 @@ impl Lab {
             .arg("--config")
             .arg(self.scratch.path("config.toml"))
             .env_clear()
-            .env("PATH", path);
+            .env("PATH", path)
+            .env("GOGC", GARBAGE_PERCENT);
         let mut daemon = Process::spawn(command, self.scratch.id(), self.log.clone())?;
         daemon.wait_until(what, START_TIMEOUT, ready).await?;
         *self.daemon() = Some(daemon);

@@ -33,6 +33,7 @@ mod signals;
 mod soci;
 mod sources;
 mod stargz;
+mod storage;
 mod store;
 mod systemd;
 mod tap;

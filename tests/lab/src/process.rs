@@ -12,6 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::log::Log;
 use crate::traces::MARK;
 
+/// Go's `GOGC` for the daemons of the lab, which live for seconds: less garbage collection for more memory.
+pub(crate) const GARBAGE_PERCENT: &str = "400";
+
 /// How often a condition is looked at again: short against the second that a containerd takes to start.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 

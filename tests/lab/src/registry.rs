@@ -11,17 +11,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::images::{Blob, Image};
+use crate::images::Image;
 use crate::log::Log;
 use crate::packages::Packages;
-use crate::process::Process;
+use crate::process::{GARBAGE_PERCENT, Process};
 use crate::scratch::Scratch;
+use crate::storage::Storage;
 
 /// The host part of the images' names; `.test` is reserved, so it is never resolved by accident.
 pub(crate) const HOST: &str = "registry.test";
 
 /// How long it may take to listen; it takes a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The directory of what it keeps.
+const STORAGE: &str = "storage";
 
 /// The files of its TLS.
 const CERTIFICATE: &str = "registry.crt";
@@ -155,13 +159,15 @@ impl Registry {
         )
     }
 
-    /// Pushes an image under all of its names, which have to begin with this registry's host and end with a tag.
+    /// Puts an image into the registry under all of its names, which have to begin with this registry's host and end
+    /// with a tag.
     ///
     /// # Errors
-    /// If the registry refuses it, as it does with images that lack a blob.
+    /// If the image lacks a blob, as a registry refuses it as well.
     pub async fn push(&self, image: &Image) -> Result<()> {
-        let (host, address, image) = (self.host.clone(), self.address.clone(), image.clone());
-        tokio::task::spawn_blocking(move || push(&host, &address, &image)).await?
+        let (host, image) = (self.host.clone(), image.clone());
+        let storage = Storage::below(&self.scratch.path(STORAGE));
+        tokio::task::spawn_blocking(move || push(&host, &storage, &image)).await?
     }
 }
 
@@ -181,14 +187,15 @@ async fn serve(
         format!(
             "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n{login}",
-            scratch.path("storage").display()
+            scratch.path(STORAGE).display()
         ),
     )?;
     let mut command = Command::new(packages.program("docker-registry", "usr/bin/docker-registry"));
     command
         .arg("serve")
         .arg(&config)
-        .env("OTEL_TRACES_EXPORTER", "none");
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .env("GOGC", GARBAGE_PERCENT);
     let log = Log::new(scratch.path(&format!("{name}.log")));
     let mut process = Process::spawn(command, scratch.id(), log)?;
     let mut address = None;
@@ -228,50 +235,22 @@ fn listening_address(log: &str) -> Option<String> {
     Some(rest[..end].to_owned())
 }
 
-fn push(host: &str, address: &str, image: &Image) -> Result<()> {
+fn push(host: &str, storage: &Storage, image: &Image) -> Result<()> {
+    for blob in &image.blobs {
+        for digest in image.references(blob).into_values() {
+            let there = image.blobs.iter().any(|b| b.digest == digest);
+            ensure!(there, "{} lacks the blob {digest}", image.name());
+        }
+    }
     for name in &image.names {
         let path = name.strip_prefix(host).and_then(|n| n.strip_prefix('/'));
         let (repository, tag) = path
             .and_then(|p| p.rsplit_once(':'))
             .with_context(|| format!("{name} is not of the form {host}/REPOSITORY:TAG"))?;
-        let base = format!("http://{address}/v2/{repository}");
-        for blob in &image.blobs {
-            if blob.is_manifest() {
-                put_manifest(&base, &blob.digest, blob)?;
-            } else {
-                put_blob(&base, blob)?;
-            }
-        }
-        put_manifest(&base, tag, &image.target)?;
+        storage
+            .put(repository, tag, image)
+            .with_context(|| format!("putting {name} into the registry"))?;
     }
-    Ok(())
-}
-
-/// An upload in one piece: the registry says where to, and takes it there.
-fn put_blob(base: &str, blob: &Blob) -> Result<()> {
-    let started = ureq::post(format!("{base}/blobs/uploads/"))
-        .send_empty()
-        .context("starting an upload")?;
-    let location = started
-        .headers()
-        .get("Location")
-        .context("an upload without a location")?
-        .to_str()?;
-    let separator = if location.contains('?') { '&' } else { '?' };
-    let url = format!("{location}{separator}digest={}", blob.digest);
-    let done = ureq::put(url)
-        .content_type("application/octet-stream")
-        .send(&blob.bytes[..]);
-    done.with_context(|| format!("uploading {}", blob.digest))?;
-    Ok(())
-}
-
-fn put_manifest(base: &str, reference: &str, manifest: &Blob) -> Result<()> {
-    let url = format!("{base}/manifests/{reference}");
-    ureq::put(&url)
-        .content_type(&manifest.media_type)
-        .send(&manifest.bytes[..])
-        .with_context(|| format!("uploading the manifest {reference}"))?;
     Ok(())
 }
 
