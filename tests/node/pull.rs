@@ -144,7 +144,7 @@ async fn helped(version: Version, handler: &str, words: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     let digest = &node.image.layers[0].digest;
-    let remedy = format!("ctr -n k8s.io content fetch --hosts-dir /etc/containerd/certs.d {APP}");
+    let remedy = format!("ctr -n k8s.io content fetch --hosts-dir {hosts} {APP}");
     for word in ["layer 1 of 5", digest, words, &remedy] {
         ensure!(said.contains(word), "{word}: {said}");
     }
