@@ -6,6 +6,7 @@
 mod chain;
 mod engine;
 mod flight;
+mod inspect;
 mod layer;
 mod ready_cache;
 mod repair;
@@ -22,7 +23,8 @@ pub use chain::plan::{Planned, StepKind};
 pub(crate) use chain::profile::tests::proxied;
 pub use chain::profile::{Profile, Repair};
 pub use chain::state::{ChainStatus, Rules, State};
-pub use engine::{Engine, ImageStatus, SANDBOX};
+pub use engine::{Engine, SANDBOX};
+pub use inspect::ImageStatus;
 pub use layer::fallback::{ContentFallback, FallbackSource};
 pub use layer::pull::Registries;
 pub(crate) use layer::rebuild::attributes_are_seen;
