@@ -1,12 +1,10 @@
 //! Runs the flights: one for each (snapshotter, chain), joined by all who ask for the same, detached
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +12,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::containerd::{Containerd, Image};
 use crate::metrics;
-use crate::retry;
 
 use super::ready_cache::{ParentChain, ReadyCache};
 use crate::unpack::chain::action::Action;
@@ -23,10 +20,11 @@ use crate::unpack::chain::profile::Profile;
 use crate::unpack::chain::state::State;
 use crate::unpack::flight::Flight;
 use crate::unpack::flight::context::FlightContext;
-use crate::unpack::flight::registry::{FlightKey, FlightToken, Flights, Joined};
+use crate::unpack::flight::registry::{FlightToken, Flights, Joined};
 use crate::unpack::flight::removal::{Record, Removals, unless_removed};
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::in_use::{self, Way, way};
+use crate::unpack::repair::replacements::Replacements;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::repair::volume::Volume;
@@ -43,23 +41,9 @@ use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
 
-/// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
-/// rejected container's snapshot away within 0.2 s.
-const REPLACE_PAUSE: Duration = Duration::from_secs(10);
-
-/// Tries to replace a chain in use before that is said: with those pauses, some minutes.
-const TRIES_UNSAID: usize = 30;
-
-/// Tries after which a chain counts as held by something that stays: more than it takes containerd to remove a
-/// rejected sandbox, less than the kubelet's next try takes to come.
-const TRIES_HELD: usize = 5;
-
 /// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they all stand on
 /// the pause image.
 pub const SANDBOX: &str = "";
-
-/// Between tries after that: a container may run for months, and each try lists all snapshots.
-const SELDOM: Duration = Duration::from_secs(5 * 60);
 
 /// Brings chains to `ready`.
 pub struct Engine {
@@ -72,8 +56,7 @@ pub struct Engine {
     need_content: NeedContent,
     flights: Flights,
     removals: Removals,
-    /// (snapshotter, image) that is being asked for until its chain is replaced.
-    replacing: Mutex<HashMap<FlightKey, usize>>,
+    replacements: Replacements,
     permits: PrioritySemaphore,
     layers: Layers,
     tasks: TaskTracker,
@@ -107,7 +90,7 @@ impl Engine {
             need_content: NeedContent::default(),
             flights: Flights::default(),
             removals: Removals::default(),
-            replacing: Mutex::default(),
+            replacements: Replacements::default(),
             permits: PrioritySemaphore::new(parallel.images),
             layers: Layers {
                 at_once: parallel.layers,
@@ -228,84 +211,44 @@ impl Engine {
             .unwrap_or(SwapOutcome::Lost)
     }
 
-    /// Asks for an image again and again, in the background, until its chain could be replaced: as
-    /// soon as nothing uses it any more, or the image is gone.
-    fn replace_when_unused(self: &Arc<Self>, image: String, snapshotter: String) {
-        let key = (snapshotter.clone(), image.clone());
-        {
-            let mut replacing = self.replacing();
-            if replacing.contains_key(&key) {
-                return;
-            }
-            replacing.insert(key.clone(), 0);
-        }
-        let engine = self.clone();
-        self.tasks.spawn(async move {
-            let tries = engine.replaced(image, snapshotter, &key);
-            engine.stop.run_until_cancelled(tries).await;
-            engine.replacing().remove(&key);
-        });
-    }
-
-    /// The same for the image of this error, if it is [`Error::InUse`].
+    /// Replaces the chain of this error in the background, if the error is [`Error::InUse`]: as soon as nothing
+    /// uses the chain any more.
     pub fn replace_if_in_use(self: &Arc<Self>, error: &Error, snapshotter: &str) {
-        if let Error::InUse { image, .. } = error {
-            self.replace_when_unused(image.clone(), snapshotter.to_owned());
-        }
+        let Error::InUse { image, .. } = error else {
+            return;
+        };
+        let Some(replacement) = self.replacements.begin(image, snapshotter) else {
+            return;
+        };
+        let (engine, image, snapshotter) = (self.clone(), image.clone(), snapshotter.to_owned());
+        self.tasks.spawn(async move {
+            let attempts = replacement.run(|| engine.replace(&image, &snapshotter));
+            engine.stop.run_until_cancelled(attempts).await;
+        });
     }
 
     /// Whether the chain of this error could not be replaced for some tries: something else uses it.
     pub fn is_held(&self, error: &Error, snapshotter: &str) -> bool {
-        let Error::InUse { image, .. } = error else {
-            return false;
-        };
-        let replacing = self.replacing();
-        let tries = replacing.get(&(snapshotter.to_owned(), image.clone()));
-        tries.is_some_and(|tries| *tries >= TRIES_HELD)
+        matches!(error, Error::InUse { image, .. } if self.replacements.is_held(image, snapshotter))
     }
 
-    async fn replaced(self: &Arc<Self>, image: String, snapshotter: String, key: &FlightKey) {
-        for (n, pause) in retry::pauses_up_to(REPLACE_PAUSE).enumerate() {
-            let pause = if n > TRIES_UNSAID { SELDOM } else { pause };
-            tokio::time::sleep(pause).await;
-            if n == TRIES_UNSAID {
-                log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
-            }
-            // It may have been known by its digest alone when it was asked for.
-            let name = self.resolver.images.best_name(&image).await;
-            let name = name.unwrap_or_else(|| image.clone());
-            let request = Request {
-                want: Want::Image(name.clone()),
-                snapshotter: snapshotter.clone(),
-                urgency: Urgency::Background,
-            };
-            let outcome = self.ensure(request).outcome().await;
-            if outcome.is_ok()
-                && let Err(e) = self.name_layers(&name, &snapshotter).await
-            {
-                log::debug!(image = name, snapshotter, error:% = e; "labels may name the image by its digest");
-            }
-            match outcome {
-                // Somebody else was quicker.
-                Ok(Done {
-                    action: Action::None,
-                    ..
-                }) => return,
-                Ok(done) => {
-                    log::info!(image, snapshotter, state:% = done.found, action:% = done.action; "a chain that was unpacked on the host is replaced");
-                    return;
-                }
-                Err(e) if e.may_pass() => {
-                    if let Some(tries) = self.replacing().get_mut(key) {
-                        *tries = n + 1;
-                    }
-                    log::debug!(image, snapshotter, error:% = e; "chain not replaced yet");
-                }
-                Err(e) => {
-                    return log::debug!(image, snapshotter, error:% = e; "chain not to be replaced any more");
-                }
-            }
+    /// One attempt to replace the chain of an image.
+    async fn replace(self: &Arc<Self>, image: &str, snapshotter: &str) -> Outcome {
+        // It may have been known by its digest alone when it was asked for.
+        let name = self.resolver.images.best_name(image).await;
+        let name = name.unwrap_or_else(|| image.to_owned());
+        let request = Request {
+            want: Want::Image(name.clone()),
+            snapshotter: snapshotter.to_owned(),
+            urgency: Urgency::Background,
+        };
+        let outcome = self.ensure(request).outcome().await;
+        if outcome.is_ok()
+            && let Err(e) = self.name_layers(&name, snapshotter).await
+        {
+            log::debug!(image = name, snapshotter, error:% = e; "labels may name the image by its digest");
         }
+        outcome
     }
 
     /// An image of this name was removed. A chain that a container keeps is not anchored any more when
@@ -490,13 +433,9 @@ impl Engine {
     /// Takes each lock that all work takes, and lets it go.
     pub fn probe_locks(&self) {
         self.flights.probe_locks();
-        drop(self.replacing());
+        self.replacements.probe_locks();
         self.permits.probe_locks();
         self.layers.permits.probe_locks();
-    }
-
-    fn replacing(&self) -> MutexGuard<'_, HashMap<FlightKey, usize>> {
-        self.replacing.lock()
     }
 }
 

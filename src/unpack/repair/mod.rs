@@ -2,6 +2,7 @@
 
 pub(crate) mod in_use;
 pub(crate) mod replace;
+pub(crate) mod replacements;
 pub(crate) mod retag;
 pub(crate) mod swap;
 pub(crate) mod volume;
