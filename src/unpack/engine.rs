@@ -2,7 +2,7 @@
 //! from them, and owned here: [`Engine::close`] waits for the last.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
@@ -13,26 +13,20 @@ use tokio_util::task::TaskTracker;
 use crate::containerd::{Containerd, Image};
 use crate::metrics;
 
-use super::ready_cache::{ParentChain, ReadyCache};
-use crate::unpack::chain::action::Action;
+use super::ready_cache::ParentChain;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::Profile;
 use crate::unpack::chain::state::State;
-use crate::unpack::flight::Flight;
-use crate::unpack::flight::context::FlightContext;
-use crate::unpack::flight::registry::{FlightToken, Flights, Joined};
-use crate::unpack::flight::removal::{Record, Removals, unless_removed};
+use crate::unpack::flight::removal::unless_removed;
+use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::in_use::{self, Way, way};
 use crate::unpack::repair::replacements::Replacements;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::repair::volume::Volume;
-use crate::unpack::schedule::layer_locks::LayerLocks;
-use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Parallel, Priority, PrioritySemaphore, Urgency};
+use crate::unpack::schedule::permits::{Parallel, Priority, Urgency};
 use crate::unpack::schedule::progress::{Done, Outcome, Reporter, Ticket};
-use crate::unpack::schedule::throughput::Throughput;
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::{Leases, Role};
 use crate::unpack::target::Target;
@@ -49,16 +43,11 @@ pub const SANDBOX: &str = "";
 pub struct Engine {
     pub(super) containerd: Arc<dyn Containerd>,
     pub(super) resolver: Resolver,
-    missing: ContentFallback,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
-    ready_cache: ReadyCache,
     need_content: NeedContent,
-    flights: Flights,
-    removals: Removals,
+    runner: Arc<FlightRunner>,
     replacements: Replacements,
-    permits: PrioritySemaphore,
-    layers: Layers,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -80,29 +69,23 @@ impl Engine {
             policy,
             capabilities.clone(),
         );
+        let runner = FlightRunner::new(
+            containerd.clone(),
+            leases.clone(),
+            missing,
+            parallel,
+            capabilities,
+        );
         Arc::new(Self {
             resolver,
             containerd,
-            missing,
             swap_cost: swap::Cost::default(),
             leases,
-            ready_cache: ReadyCache::default(),
             need_content: NeedContent::default(),
-            flights: Flights::default(),
-            removals: Removals::default(),
+            tasks: runner.tasks.clone(),
+            stop: runner.stop.clone(),
+            runner: Arc::new(runner),
             replacements: Replacements::default(),
-            permits: PrioritySemaphore::new(parallel.images),
-            layers: Layers {
-                at_once: parallel.layers,
-                permits: PrioritySemaphore::new(parallel.layers),
-                capabilities,
-                layer_locks: LayerLocks::default(),
-                throughput: Throughput::default(),
-                // containerd's own default.
-                hands_keys_over: AtomicBool::new(true),
-            },
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
         })
     }
 
@@ -131,7 +114,8 @@ impl Engine {
         left_alone: bool,
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
-        self.ready_cache
+        self.runner
+            .ready_cache
             .parent_chain(containerd, snapshotter, key, name, left_alone)
             .await
     }
@@ -254,35 +238,35 @@ impl Engine {
     /// An image of this name was removed. A chain that a container keeps is not anchored any more when
     /// the image is pulled again, so no chain is taken for ready without a look.
     pub fn image_removed(&self, name: &str) {
-        self.removals.count();
-        self.ready_cache.image_removed(name);
+        self.runner.removals.count();
+        self.runner.ready_cache.image_removed(name);
         self.need_content.forget();
     }
 
     /// Ends the flights whose images have no record any more, and forgets what was read of removed images.
     /// Answers the images that there are.
     pub async fn end_removed(&self) -> Result<Vec<Image>, crate::containerd::Error> {
-        let moment = self.flights.now();
+        let moment = self.runner.flights.now();
         let images = self.containerd.images().await?;
         let records = images.iter().map(|image| image.target.digest.as_str());
         let records = records.collect();
-        self.flights.end_without(&records, &moment);
+        self.runner.flights.end_without(&records, &moment);
         self.resolver.images.keep(&records);
         Ok(images)
     }
 
     /// Something about the node may have changed: containerd was restarted, or the policy is another.
     pub fn forget(&self) {
-        self.ready_cache.forget();
+        self.runner.ready_cache.forget();
         self.resolver.forget();
-        self.layers.capabilities.forget();
+        self.runner.layers.capabilities.forget();
         self.need_content.forget();
     }
 
     /// Whether an encrypted layer is unpacked as CRI does where the keys are the node's own
     /// (`image_decryption.key_model`).
     pub fn hand_keys_over(&self, hand_over: bool) {
-        let keys = &self.layers.hands_keys_over;
+        let keys = &self.runner.layers.hands_keys_over;
         keys.store(hand_over, Ordering::Relaxed);
     }
 
@@ -316,17 +300,20 @@ impl Engine {
                     ..
                 } = &request.want
                 {
-                    self.ready_cache.stood_on(&request.snapshotter, name, chain);
+                    self.runner
+                        .ready_cache
+                        .stood_on(&request.snapshotter, name, chain);
                 }
                 if let Want::Sandbox { chain, .. } = &request.want {
-                    self.ready_cache
+                    self.runner
+                        .ready_cache
                         .stood_on(&request.snapshotter, SANDBOX, chain);
                 }
                 if let Want::Volume { path, .. } = &request.want {
                     let filled = self.fill(path, &target, &reporter).await;
                     return reporter.end(filled.map_err(Arc::new));
                 }
-                let layer_locks = &self.layers.layer_locks;
+                let layer_locks = &self.runner.layers.layer_locks;
                 let containerd = self.containerd.as_ref();
                 match way(containerd, &self.leases, layer_locks, &target).await {
                     Way::Ends(e) => reporter.end(Err(Arc::new(e))),
@@ -335,7 +322,7 @@ impl Engine {
                     }
                     Way::Private(private) => self.onto(&target, *private, priority, reporter).await,
                     Way::Flight => {
-                        let flight = self.flight_of(target, priority).await;
+                        let flight = self.runner.flight_of(target, priority).await;
                         reporter.follow(flight).await;
                     }
                 }
@@ -348,7 +335,7 @@ impl Engine {
         let volume = Volume {
             containerd: self.containerd.as_ref(),
             leases: &self.leases,
-            layers: &self.layers,
+            layers: &self.runner.layers,
             stop: &self.stop,
             reporter,
             target,
@@ -367,7 +354,9 @@ impl Engine {
     ) {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &request.want {
-            self.ready_cache.is_sound(&snapshotter, chain, created_at);
+            self.runner
+                .ready_cache
+                .is_sound(&snapshotter, chain, created_at);
         }
         let error = match request.want.is_left_alone() {
             true => Error::LeftAlone { image, snapshotter },
@@ -385,7 +374,7 @@ impl Engine {
         reporter: Reporter,
     ) {
         let chain = private.manifest.chain_id().map(str::to_owned);
-        let flight = self.flight_of(private, priority).await;
+        let flight = self.runner.flight_of(private, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
         reporter.end(Err(Arc::new(match outcome {
@@ -398,100 +387,10 @@ impl Engine {
         })));
     }
 
-    /// The ticket of this image's flight. Another image of the very same layers may be in the air, or this one
-    /// from when it was being pulled: that one does the work, and then ours finds what is left, its own anchor
-    /// or its name.
-    async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
-        let target = Arc::new(target);
-        loop {
-            match self.join(&target, &priority) {
-                Joined::Ours(ticket) => return ticket,
-                // Its failure is its own.
-                Joined::Another(mut ticket) => drop(ticket.outcome().await),
-                Joined::First(ticket, ..) => return ticket,
-            }
-        }
-    }
-
-    /// The ticket of the one flight of this chain, which starts now if there is none.
-    fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
-        let joined = self.flights.join(target, priority, &self.stop);
-        let Joined::First(ticket, reporter, token) = joined else {
-            self.permits.wake();
-            self.layers.permits.wake();
-            return joined;
-        };
-        let guard = FlightGuard {
-            engine: self.clone(),
-            token,
-        };
-        self.tasks
-            .spawn(guard.fly(target.clone(), priority.clone(), reporter));
-        Joined::Ours(ticket)
-    }
-
     /// Takes each lock that all work takes, and lets it go.
     pub fn probe_locks(&self) {
-        self.flights.probe_locks();
+        self.runner.probe_locks();
         self.replacements.probe_locks();
-        self.permits.probe_locks();
-        self.layers.permits.probe_locks();
-    }
-}
-
-/// A flight's place in the map, which it leaves even when it panics.
-struct FlightGuard {
-    engine: Arc<Engine>,
-    token: FlightToken,
-}
-
-impl FlightGuard {
-    async fn fly(self, target: Arc<Target>, priority: Priority, reporter: Reporter) {
-        let outcome = self.run(&target, &priority, &reporter).await;
-        // Callers from now on get a new look; callers that hold a ticket get this outcome.
-        drop(self);
-        reporter.end(outcome);
-    }
-
-    async fn run(&self, target: &Target, priority: &Priority, reporter: &Reporter) -> Outcome {
-        let engine = &*self.engine;
-        let record = Record {
-            containerd: engine.containerd.as_ref(),
-            image: &target.image,
-            flights: &engine.flights,
-            token: &self.token,
-            removals: &engine.removals,
-        };
-        let context = FlightContext {
-            target,
-            containerd: engine.containerd.as_ref(),
-            leases: &engine.leases,
-            permits: &engine.permits,
-            layers: &engine.layers,
-            priority,
-            missing: &engine.missing,
-            reporter,
-            record: &record,
-            stop: &self.token.stop,
-        };
-        let flight = Flight { context: &context };
-        let began = Instant::now();
-        let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        let (snapshotter, chain) = &self.token.key;
-        if done.action != Action::None {
-            metrics::unpacked(snapshotter, began.elapsed());
-        }
-        // The name of one that is still being pulled is to be looked at when it has one.
-        if !target.arrives {
-            engine.ready_cache.is_ready(snapshotter, chain, created_at);
-        }
-        Ok(done)
-    }
-}
-
-impl Drop for FlightGuard {
-    fn drop(&mut self) {
-        self.engine.flights.leave(&self.token);
     }
 }
 

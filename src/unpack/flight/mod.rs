@@ -4,6 +4,7 @@ pub(crate) mod context;
 pub(crate) mod executor;
 pub(crate) mod registry;
 pub(crate) mod removal;
+pub(crate) mod runner;
 
 use std::time::{Duration, SystemTime};
 

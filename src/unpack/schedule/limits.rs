@@ -22,3 +22,17 @@ pub(crate) struct Layers {
     /// Whether what decrypts a layer is handed what CRI hands to it.
     pub(crate) hands_keys_over: AtomicBool,
 }
+
+impl Layers {
+    pub(crate) fn new(at_once: usize, capabilities: Arc<CapabilityCache>) -> Self {
+        Self {
+            at_once,
+            permits: PrioritySemaphore::new(at_once),
+            capabilities,
+            layer_locks: LayerLocks::default(),
+            throughput: Throughput::default(),
+            // containerd's own default.
+            hands_keys_over: AtomicBool::new(true),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Runs the flights: starts or joins the one flight of a chain, gives it what all flights share, and removes its
+//! entry when it ends.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::containerd::Containerd;
+use crate::metrics;
+
+use super::Flight;
+use super::context::FlightContext;
+use super::registry::{FlightToken, Flights, Joined};
+use super::removal::{Record, Removals};
+use crate::unpack::chain::action::Action;
+use crate::unpack::layer::fallback::ContentFallback;
+use crate::unpack::ready_cache::ReadyCache;
+use crate::unpack::schedule::limits::Layers;
+use crate::unpack::schedule::permits::{Parallel, Priority, PrioritySemaphore};
+use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
+use crate::unpack::snapshotter::capabilities::CapabilityCache;
+use crate::unpack::snapshotter::lease::Leases;
+use crate::unpack::target::Target;
+
+/// The flights of one engine, and what they share.
+pub(crate) struct FlightRunner {
+    containerd: Arc<dyn Containerd>,
+    leases: Arc<Leases>,
+    missing: ContentFallback,
+    pub(crate) ready_cache: ReadyCache,
+    pub(crate) flights: Flights,
+    pub(crate) removals: Removals,
+    permits: PrioritySemaphore,
+    pub(crate) layers: Layers,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+impl FlightRunner {
+    /// A runner without flights.
+    pub(crate) fn new(
+        containerd: Arc<dyn Containerd>,
+        leases: Arc<Leases>,
+        missing: ContentFallback,
+        parallel: Parallel,
+        capabilities: Arc<CapabilityCache>,
+    ) -> Self {
+        Self {
+            containerd,
+            leases,
+            missing,
+            ready_cache: ReadyCache::default(),
+            flights: Flights::default(),
+            removals: Removals::default(),
+            permits: PrioritySemaphore::new(parallel.images),
+            layers: Layers::new(parallel.layers, capabilities),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// The ticket of this image's flight. Another image of the very same layers may be in the air, or this one
+    /// from when it was being pulled: that one does the work, and then ours finds what is left, its own anchor
+    /// or its name.
+    pub(crate) async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
+        let target = Arc::new(target);
+        loop {
+            match self.join(&target, &priority) {
+                Joined::Ours(ticket) => return ticket,
+                // Its failure is its own.
+                Joined::Another(mut ticket) => drop(ticket.outcome().await),
+                Joined::First(ticket, ..) => return ticket,
+            }
+        }
+    }
+
+    /// The ticket of the one flight of this chain, which starts now if there is none.
+    fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
+        let joined = self.flights.join(target, priority, &self.stop);
+        let Joined::First(ticket, reporter, token) = joined else {
+            self.permits.wake();
+            self.layers.permits.wake();
+            return joined;
+        };
+        let guard = FlightGuard {
+            runner: self.clone(),
+            token,
+        };
+        self.tasks
+            .spawn(guard.fly(target.clone(), priority.clone(), reporter));
+        Joined::Ours(ticket)
+    }
+
+    /// Takes each lock that the flights take, and releases it.
+    pub(crate) fn probe_locks(&self) {
+        self.flights.probe_locks();
+        self.permits.probe_locks();
+        self.layers.permits.probe_locks();
+    }
+}
+
+/// A flight's place in the map, which it leaves even when it panics.
+struct FlightGuard {
+    runner: Arc<FlightRunner>,
+    token: FlightToken,
+}
+
+impl FlightGuard {
+    async fn fly(self, target: Arc<Target>, priority: Priority, reporter: Reporter) {
+        let outcome = self.run(&target, &priority, &reporter).await;
+        // Callers from now on get a new look; callers that hold a ticket get this outcome.
+        drop(self);
+        reporter.end(outcome);
+    }
+
+    async fn run(&self, target: &Target, priority: &Priority, reporter: &Reporter) -> Outcome {
+        let runner = &*self.runner;
+        let record = Record {
+            containerd: runner.containerd.as_ref(),
+            image: &target.image,
+            flights: &runner.flights,
+            token: &self.token,
+            removals: &runner.removals,
+        };
+        let context = FlightContext {
+            target,
+            containerd: runner.containerd.as_ref(),
+            leases: &runner.leases,
+            permits: &runner.permits,
+            layers: &runner.layers,
+            priority,
+            missing: &runner.missing,
+            reporter,
+            record: &record,
+            stop: &self.token.stop,
+        };
+        let flight = Flight { context: &context };
+        let began = Instant::now();
+        let (done, created_at) = flight.run().await.map_err(Arc::new)?;
+        let (snapshotter, chain) = &self.token.key;
+        if done.action != Action::None {
+            metrics::unpacked(snapshotter, began.elapsed());
+        }
+        // The name of one that is still being pulled is to be looked at when it has one.
+        if !target.arrives {
+            runner.ready_cache.is_ready(snapshotter, chain, created_at);
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for FlightGuard {
+    fn drop(&mut self) {
+        self.runner.flights.leave(&self.token);
+    }
+}
