@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -14,30 +13,22 @@ use crate::containerd::{Containerd, Image};
 use crate::metrics;
 
 use super::ready_cache::ParentChain;
+use super::serve::Serve;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::Profile;
-use crate::unpack::chain::state::State;
-use crate::unpack::flight::removal::unless_removed;
 use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::repair::in_use::{self, Way, way};
 use crate::unpack::repair::replacements::Replacements;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
-use crate::unpack::repair::volume::Volume;
 use crate::unpack::schedule::permits::{Parallel, Priority, Urgency};
-use crate::unpack::schedule::progress::{Done, Outcome, Reporter, Ticket};
+use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, word};
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::{Leases, Role};
-use crate::unpack::target::Target;
 use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
-
-/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they all stand on
-/// the pause image.
-pub const SANDBOX: &str = "";
 
 /// Brings chains to `ready`.
 pub struct Engine {
@@ -94,10 +85,19 @@ impl Engine {
         let (reporter, ticket) = Reporter::new(&request.to_string());
         let (urgency, snapshotter) = (request.urgency, request.snapshotter.clone());
         let priority = Priority::new(urgency);
-        let serve = self.clone().serve(request, priority, reporter);
+        let engine = self.clone();
         let mut counted = ticket.clone();
         self.tasks.spawn(async move {
-            serve.await;
+            let Engine {
+                resolver, runner, ..
+            } = &*engine;
+            Serve {
+                resolver,
+                runner,
+                request: &request,
+            }
+            .run(priority, reporter)
+            .await;
             let outcome = word(&counted.outcome().await);
             metrics::ensured(urgency.trigger(), &snapshotter, outcome);
         });
@@ -287,125 +287,9 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    async fn serve(self: Arc<Self>, request: Request, priority: Priority, reporter: Reporter) {
-        match self.resolver.target(&request).await {
-            Err(e) => {
-                let e = unless_removed(self.containerd.as_ref(), e).await;
-                reporter.end(Err(Arc::new(e)));
-            }
-            Ok(target) => {
-                if let Want::Container {
-                    chain,
-                    name: Some(name),
-                    ..
-                } = &request.want
-                {
-                    self.runner
-                        .ready_cache
-                        .stood_on(&request.snapshotter, name, chain);
-                }
-                if let Want::Sandbox { chain, .. } = &request.want {
-                    self.runner
-                        .ready_cache
-                        .stood_on(&request.snapshotter, SANDBOX, chain);
-                }
-                if let Want::Volume { path, .. } = &request.want {
-                    let filled = self.fill(path, &target, &reporter).await;
-                    return reporter.end(filled.map_err(Arc::new));
-                }
-                let layer_locks = &self.runner.layers.layer_locks;
-                let containerd = self.containerd.as_ref();
-                match way(containerd, &self.leases, layer_locks, &target).await {
-                    Way::Ends(e) => reporter.end(Err(Arc::new(e))),
-                    Way::LeftAlone(created_at) => {
-                        self.leave_alone(&request, &target, created_at, reporter);
-                    }
-                    Way::Private(private) => self.onto(&target, *private, priority, reporter).await,
-                    Way::Flight => {
-                        let flight = self.runner.flight_of(target, priority).await;
-                        reporter.follow(flight).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Applies an image's layers into a volume that lacks them.
-    async fn fill(&self, path: &str, target: &Target, reporter: &Reporter) -> Result<Done, Error> {
-        let volume = Volume {
-            containerd: self.containerd.as_ref(),
-            leases: &self.leases,
-            layers: &self.runner.layers,
-            stop: &self.stop,
-            reporter,
-            target,
-            path,
-        };
-        volume.fill().await
-    }
-
-    /// A container can start from what containerd made for it.
-    fn leave_alone(
-        &self,
-        request: &Request,
-        target: &Target,
-        created_at: Option<SystemTime>,
-        reporter: Reporter,
-    ) {
-        let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
-        if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &request.want {
-            self.runner
-                .ready_cache
-                .is_sound(&snapshotter, chain, created_at);
-        }
-        let error = match request.want.is_left_alone() {
-            true => Error::LeftAlone { image, snapshotter },
-            false => Error::LeftOut { image, snapshotter },
-        };
-        reporter.end(Err(Arc::new(error)));
-    }
-
-    /// Has the private chain unpacked onto which a container can be moved that stands on a mixed one.
-    async fn onto(
-        self: &Arc<Self>,
-        target: &Target,
-        private: Target,
-        priority: Priority,
-        reporter: Reporter,
-    ) {
-        let chain = private.manifest.chain_id().map(str::to_owned);
-        let flight = self.runner.flight_of(private, priority).await;
-        reporter.found(State::Mixed);
-        let outcome = reporter.watch(flight, false).await;
-        reporter.end(Err(Arc::new(match outcome {
-            Ok(_) => in_use::error(target, State::Mixed, 1, chain),
-            Err(source) => Error::Broken {
-                image: target.image.clone(),
-                snapshotter: target.snapshotter.clone(),
-                source,
-            },
-        })));
-    }
-
     /// Takes each lock that all work takes, and lets it go.
     pub fn probe_locks(&self) {
         self.runner.probe_locks();
         self.replacements.probe_locks();
-    }
-}
-
-/// How an `ensure` ended, for metrics.
-fn word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Ok(done) => done.action.word(),
-        Err(e) => match &**e {
-            e if e.is_left_out() => "left_out",
-            e if e.is_broken() => "broken",
-            Error::InUse { .. } => "in_use",
-            Error::Unavailable { .. } => "unavailable",
-            Error::Stopped(_) => "stopped",
-            Error::Removed(_) => "removed",
-            _ => "failed",
-        },
     }
 }

@@ -13,6 +13,10 @@ use crate::unpack::snapshotter::guest_pull;
 /// found ready again by the next look.
 const MAX_REMEMBERED: usize = 4096;
 
+/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they all stand on
+/// the pause image.
+pub const SANDBOX: &str = "";
+
 /// What a container's own snapshot stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParentChain {

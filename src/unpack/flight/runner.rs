@@ -26,8 +26,8 @@ use crate::unpack::target::Target;
 
 /// The flights of one engine, and what they share.
 pub(crate) struct FlightRunner {
-    containerd: Arc<dyn Containerd>,
-    leases: Arc<Leases>,
+    pub(crate) containerd: Arc<dyn Containerd>,
+    pub(crate) leases: Arc<Leases>,
     missing: ContentFallback,
     pub(crate) ready_cache: ReadyCache,
     pub(crate) flights: Flights,

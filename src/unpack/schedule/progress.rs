@@ -30,6 +30,22 @@ pub struct Done {
 /// How it ended. An error is shared by all who waited.
 pub type Outcome = Result<Done, Arc<Error>>;
 
+/// How an `ensure` ended, for metrics.
+pub(crate) fn word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Ok(done) => done.action.word(),
+        Err(e) => match &**e {
+            e if e.is_left_out() => "left_out",
+            e if e.is_broken() => "broken",
+            Error::InUse { .. } => "in_use",
+            Error::Unavailable { .. } => "unavailable",
+            Error::Stopped(_) => "stopped",
+            Error::Removed(_) => "removed",
+            _ => "failed",
+        },
+    }
+}
+
 /// How far the work is.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {

@@ -1,0 +1,115 @@
+//! Serves one request: finds its target, decides whether a flight is what it needs, and ends its ticket.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::ready_cache::SANDBOX;
+use crate::unpack::chain::error::Error;
+use crate::unpack::chain::state::State;
+use crate::unpack::flight::removal::unless_removed;
+use crate::unpack::flight::runner::FlightRunner;
+use crate::unpack::repair::in_use::{self, Way, way};
+use crate::unpack::repair::volume::Volume;
+use crate::unpack::schedule::permits::Priority;
+use crate::unpack::schedule::progress::{Done, Reporter};
+use crate::unpack::target::Target;
+use crate::unpack::target::request::{Request, Want};
+use crate::unpack::target::resolve::Resolver;
+
+/// A request, and what serves it.
+pub(crate) struct Serve<'a> {
+    pub(crate) resolver: &'a Resolver,
+    pub(crate) runner: &'a Arc<FlightRunner>,
+    pub(crate) request: &'a Request,
+}
+
+impl Serve<'_> {
+    /// Serves the request to its end.
+    pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
+        match self.resolver.target(self.request).await {
+            Err(e) => {
+                let e = unless_removed(self.runner.containerd.as_ref(), e).await;
+                reporter.end(Err(Arc::new(e)));
+            }
+            Ok(target) => {
+                if let Want::Container {
+                    chain,
+                    name: Some(name),
+                    ..
+                } = &self.request.want
+                {
+                    self.runner
+                        .ready_cache
+                        .stood_on(&self.request.snapshotter, name, chain);
+                }
+                if let Want::Sandbox { chain, .. } = &self.request.want {
+                    self.runner
+                        .ready_cache
+                        .stood_on(&self.request.snapshotter, SANDBOX, chain);
+                }
+                if let Want::Volume { path, .. } = &self.request.want {
+                    let filled = self.fill(path, &target, &reporter).await;
+                    return reporter.end(filled.map_err(Arc::new));
+                }
+                let layer_locks = &self.runner.layers.layer_locks;
+                let containerd = self.runner.containerd.as_ref();
+                match way(containerd, &self.runner.leases, layer_locks, &target).await {
+                    Way::Ends(e) => reporter.end(Err(Arc::new(e))),
+                    Way::LeftAlone(created_at) => {
+                        self.leave_alone(&target, created_at, reporter);
+                    }
+                    Way::Private(private) => self.onto(&target, *private, priority, reporter).await,
+                    Way::Flight => {
+                        let flight = self.runner.flight_of(target, priority).await;
+                        reporter.follow(flight).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Applies an image's layers into a volume that lacks them.
+    async fn fill(&self, path: &str, target: &Target, reporter: &Reporter) -> Result<Done, Error> {
+        let volume = Volume {
+            containerd: self.runner.containerd.as_ref(),
+            leases: &self.runner.leases,
+            layers: &self.runner.layers,
+            stop: &self.runner.stop,
+            reporter,
+            target,
+            path,
+        };
+        volume.fill().await
+    }
+
+    /// A container can start from what containerd made for it.
+    fn leave_alone(&self, target: &Target, created_at: Option<SystemTime>, reporter: Reporter) {
+        let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
+        if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &self.request.want {
+            self.runner
+                .ready_cache
+                .is_sound(&snapshotter, chain, created_at);
+        }
+        let error = match self.request.want.is_left_alone() {
+            true => Error::LeftAlone { image, snapshotter },
+            false => Error::LeftOut { image, snapshotter },
+        };
+        reporter.end(Err(Arc::new(error)));
+    }
+
+    /// Has the private chain unpacked onto which a container can be moved that stands on a mixed one.
+    async fn onto(&self, target: &Target, private: Target, priority: Priority, reporter: Reporter) {
+        let chain = private.manifest.chain_id().map(str::to_owned);
+        let flight = self.runner.flight_of(private, priority).await;
+        reporter.found(State::Mixed);
+        let outcome = reporter.watch(flight, false).await;
+        reporter.end(Err(Arc::new(match outcome {
+            Ok(_) => in_use::error(target, State::Mixed, 1, chain),
+            Err(source) => Error::Broken {
+                image: target.image.clone(),
+                snapshotter: target.snapshotter.clone(),
+                source,
+            },
+        })));
+    }
+}
