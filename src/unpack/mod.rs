@@ -34,7 +34,7 @@ pub use repair::swap::{LEAST_WAIT, SwapDeadlines, SwapOutcome};
 pub use schedule::permits::{Parallel, Urgency};
 pub use schedule::progress::{Done, Outcome, Progress, Ticket};
 pub use snapshotter::guest_pull::is_on_host;
-pub use snapshotter::lease::Role;
+pub use snapshotter::lease_owner::Role;
 pub use snapshotter::listing::Listing;
 pub use target::label_policy::{LabelPolicy, Labelling};
 pub use target::request::{Move, Request, Want};

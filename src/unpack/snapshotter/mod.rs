@@ -4,5 +4,6 @@
 pub(crate) mod capabilities;
 pub(crate) mod guest_pull;
 pub(crate) mod lease;
+pub(crate) mod lease_owner;
 pub(crate) mod listing;
 pub(crate) mod mounts;

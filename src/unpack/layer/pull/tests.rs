@@ -14,7 +14,7 @@ use crate::unpack::engine::Engine;
 use crate::unpack::layer::fallback::{ContentFallback, FallbackSource};
 use crate::unpack::schedule::permits::Urgency;
 use crate::unpack::schedule::progress::Outcome;
-use crate::unpack::snapshotter::lease::Role;
+use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::target::request::{Request, Want};
 use crate::unpack::tests::{PARALLEL, usual};
 
