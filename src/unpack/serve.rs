@@ -10,7 +10,7 @@ use crate::unpack::flight::removal::unless_removed;
 use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::repair::in_use::{self, Way, way};
 use crate::unpack::repair::volume::Volume;
-use crate::unpack::schedule::permits::Priority;
+use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Done, Reporter};
 use crate::unpack::target::Target;
 use crate::unpack::target::request::{Request, Want};

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use crate::unpack::schedule::permits::Priority;
+use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Reporter, Ticket};
 use crate::unpack::target::Target;
 

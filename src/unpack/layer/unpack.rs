@@ -21,7 +21,7 @@ use super::decryption;
 use crate::unpack::chain::action::Action;
 use crate::unpack::schedule::layer_locks::LayerLock;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::Priority;
+use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::process_lock::{ProcessLock, process_lock};
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Lease;

@@ -8,7 +8,7 @@ use crate::containerd::Containerd;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 use crate::unpack::schedule::layer_locks::LayerLocks;
-use crate::unpack::schedule::permits::{Priority, Urgency};
+use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;

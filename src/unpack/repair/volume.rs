@@ -17,7 +17,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::layer::content::Content;
 use crate::unpack::layer::unpack::{Failure, Unpack};
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Priority, Urgency};
+use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::schedule::progress::{Done, Reporter};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::snapshotter::listing::{FILLED, is_filled};

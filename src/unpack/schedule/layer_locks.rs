@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
-use super::permits::Priority;
+use super::priority::Priority;
 
 /// The layers that are being unpacked in this process, by snapshotter and chain id.
 ///
@@ -82,7 +82,8 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::unpack::schedule::permits::{PrioritySemaphore, Urgency};
+    use crate::unpack::schedule::permits::PrioritySemaphore;
+    use crate::unpack::schedule::priority::Urgency;
 
     #[tokio::test]
     async fn whoever_has_a_layer_is_hurried_by_those_who_wait_for_it() {

@@ -1,7 +1,7 @@
 //! What the engine is asked for.
 
 use crate::containerd::Image;
-use crate::unpack::schedule::permits::Urgency;
+use crate::unpack::schedule::priority::Urgency;
 
 /// What is to be made ready.
 #[derive(Clone, Debug, PartialEq)]

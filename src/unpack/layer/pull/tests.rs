@@ -12,7 +12,7 @@ use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::engine::Engine;
 use crate::unpack::layer::fallback::{ContentFallback, FallbackSource};
-use crate::unpack::schedule::permits::Urgency;
+use crate::unpack::schedule::priority::Urgency;
 use crate::unpack::schedule::progress::Outcome;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::target::request::{Request, Want};
