@@ -90,7 +90,7 @@ async fn decrypted(version: Version) -> Result<()> {
     let refused = node.command(&["ensure", fourth.name(), "--handler", handler])?;
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");
-    for words in ["is encrypted", "nor does overlayfs have it"] {
+    for words in ["is encrypted", "overlayfs does not have the layer either"] {
         ensure!(said.contains(words), "{words}: {said}");
     }
     node.assert_nothing_left(handler).await

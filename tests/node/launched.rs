@@ -59,7 +59,7 @@ async fn launched(version: Version) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(said.contains(&*conf.to_string_lossy()), "{output:?}");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(printed.contains("is left out of"), "{output:?}");
+    ensure!(printed.contains("is excluded from"), "{output:?}");
     let own = node.lab.path("own.toml");
     fs::write(&own, &usual)?;
     let own = own.display().to_string();

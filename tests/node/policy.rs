@@ -189,7 +189,7 @@ async fn left_out_by_command() -> Result<()> {
     let (code, said) = node.under(exclude, &named("ensure"))?;
     ensure!(code == Some(1), "{said}");
     ensure!(
-        said.contains("missing: ") && said.contains("is left out of erofs"),
+        said.contains("missing: ") && said.contains("is excluded from erofs"),
         "{said}"
     );
     let (code, said) = node.under(exclude, &named("check"))?;

@@ -1,28 +1,28 @@
-//! What was done for a chain.
+//! The action that made a chain ready.
 
 use std::fmt;
 
-/// What was done for a chain: of several things the one that says most.
+/// The action that made a chain ready. Of several actions, the last one in this order is reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It was ready.
+    /// Nothing: the chain was ready.
     #[default]
     None,
-    /// Kept from garbage collection.
+    /// The anchor was set: the label on the image's config blob that keeps the chain from garbage collection.
     Anchored,
-    /// Labels put on layers in place.
+    /// Labels were put on layers in place.
     Relabelled,
-    /// Layers unpacked.
+    /// Layers were unpacked.
     Unpacked,
-    /// Layers taken away and unpacked again.
+    /// Layers were removed and unpacked again.
     Replaced,
-    /// Layers made from what another snapshotter has, since their blobs were gone.
+    /// Layers were rebuilt from another snapshotter, since their blobs were gone.
     Rebuilt,
 }
 
 impl Action {
-    /// As JSON and metrics have it.
+    /// The action's name in JSON and metrics.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::None => "none",

@@ -1,83 +1,86 @@
-//! Why a chain could not be made ready.
+//! The errors of the engine.
 
 use crate::ctr::Ctr;
 use crate::{containerd, image};
 
-/// Why a chain could not be made ready. Nothing of the attempt is left behind.
+/// An error that says why a chain was not made ready. The attempt leaves nothing behind.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The image cannot be read.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// No image of the store has this chain: the container stands on something else, or its image
-    /// was removed meanwhile.
+    /// No image of the store has this chain: the container's snapshot is based on another snapshot, or its
+    /// image was removed meanwhile.
     #[error(
-        "no image in containerd's store ends at the chain {chain}, on which {key} stands in {snapshotter}{}",
+        "no image in containerd's store has the chain {chain}, which is the parent of the snapshot {key} in {snapshotter}{}",
         foreign.iter().map(|image| format!(
             "; {image} is not there for this node's platform (a handler of another platform?), and is left to containerd"
         )).collect::<String>()
     )]
     NoImage {
-        /// The chain id.
+        /// The chain id of the top layer.
         chain: String,
         /// The container's snapshot.
         key: String,
-        /// Where both are.
+        /// The snapshotter of both.
         snapshotter: String,
-        /// What the snapshots themselves tell of it: that it is ready, since the guest pulls, or mixed.
+        /// The state as far as the snapshots show it: ready, since the guest pulls the image, or mixed.
         state: Option<super::state::State>,
-        /// The container stands on a copy of it for a user namespace.
+        /// The container is based on a copy of the chain, made for a user namespace.
         is_copied: bool,
-        /// The container's image, where that is there for another platform than this node's alone.
+        /// The container's image, if this node has it only for another platform.
         foreign: Option<String>,
     },
-    /// The configuration leaves the image to containerd.
+    /// The configuration excludes the image.
     #[error(
-        "image {image} is left out of {snapshotter} by include or exclude in the configuration: \
-         containerd unpacks it when a container asks for it"
+        "image {image} is excluded from {snapshotter} by include or exclude in the configuration: \
+         containerd unpacks it when a container needs it"
     )]
     LeftOut {
         /// The image's name.
         image: String,
-        /// Where it is left out.
+        /// The snapshotter that it is excluded from.
         snapshotter: String,
     },
-    /// The container's pod is left to containerd, and the image is not broken.
-    #[error("image {image} in {snapshotter} is left to containerd, as its pod is")]
+    /// The container is left to containerd, since its pod is or since it is a sandbox, and its image is not
+    /// broken.
+    #[error(
+        "image {image} in {snapshotter} is left to containerd, and a container can start from it"
+    )]
     LeftAlone {
         /// The image's name.
         image: String,
-        /// Where it is.
+        /// The snapshotter.
         snapshotter: String,
     },
-    /// The image is to be unpacked on the host, and layers of it were left to the guest.
+    /// The image has to be unpacked on the host, and some of its layers are guest-pulled layers.
     #[error(
-        "image {image} in {snapshotter} is {state}: layers of it were left to the guest, for another image, \
-         and this one gets no labels by which it could be (labels in the configuration of this \
-         snapshotter): what the host unpacks on them has a broken root file system"
+        "image {image} in {snapshotter} is {state}: it shares guest-pulled layers with another image, and \
+         gets no labels with which the guest could pull it (see labels in the configuration of this \
+         snapshotter): a layer that the host unpacks on them makes a broken root file system"
     )]
     OnGuestLayers {
         /// The image's name.
         image: String,
-        /// Where it is.
+        /// The snapshotter.
         snapshotter: String,
-        /// What it is.
+        /// The chain's state.
         state: super::state::State,
     },
-    /// A container stands on a host's layers over layers that were left to the guest, and no chain
-    /// could be made for it.
+    /// A container is based on a layer of the host over guest-pulled layers, and no private chain could be made
+    /// for it.
     #[error(
-        "image {image} in {snapshotter} is mixed, and no chain of its own could be made: {source}"
+        "image {image} in {snapshotter} is mixed, and no private chain could be made for it: {source}"
     )]
     Broken {
         /// The image's name.
         image: String,
-        /// Where it is.
+        /// The snapshotter.
         snapshotter: String,
-        /// Why not.
+        /// The reason.
         source: std::sync::Arc<Error>,
     },
-    /// No name of the image can be pulled, so no label can carry one.
+    /// The image has no name that can be pulled, so its labels cannot name it.
     #[error(
         "image {image} has no name that could be pulled, only an id: tag it, for example with `{} NAME`",
         ctr.tag(image)
@@ -85,10 +88,10 @@ pub enum Error {
     NoName {
         /// The image's name.
         image: String,
-        /// For the remedy.
+        /// The `ctr` command of the remedy.
         ctr: Box<Ctr>,
     },
-    /// A layer has to be applied, its blob is gone, and nothing could take its place.
+    /// A layer has to be applied, its blob is gone, and no other source has its content.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) has to be unpacked, but its blob is \
          not in the content store (discarded after an earlier unpack?){}; fetch what is missing with \
@@ -101,36 +104,36 @@ pub enum Error {
     Unavailable {
         /// The image's name.
         image: String,
-        /// Of the blob.
+        /// The blob's digest.
         digest: String,
-        /// Counted from 1, from the bottom.
+        /// The layer's position, from 1 at the bottom.
         position: usize,
-        /// Of the image.
+        /// The number of layers of the image.
         layers: usize,
-        /// What became of each means that the configuration allows.
+        /// The result of each way to get the content that the configuration allows.
         tried: Vec<String>,
-        /// For the remedy.
+        /// The `ctr` command of the remedy.
         ctr: Box<Ctr>,
     },
     /// A layer has to be applied on this host, and its blob is encrypted.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) is encrypted, and containerd does not \
-         decrypt it ({reason}), nor does overlayfs have it: set up containerd's stream processors with \
-         the key, or use a snapshotter that leaves the image to the guest"
+         decrypt it ({reason}); overlayfs does not have the layer either: set up containerd's stream \
+         processors with the key, or use a snapshotter for which the guest pulls the image"
     )]
     Encrypted {
         /// The image's name.
         image: String,
-        /// Of the blob.
+        /// The blob's digest.
         digest: String,
-        /// Counted from 1, from the bottom.
+        /// The layer's position, from 1 at the bottom.
         position: usize,
-        /// Of the image.
+        /// The number of layers of the image.
         layers: usize,
-        /// What containerd says.
+        /// containerd's answer.
         reason: String,
     },
-    /// What came out of a blob is not what the image's config promises.
+    /// The uncompressed content of a blob does not have the diff id that the image's config lists.
     #[error(
         "image {image}: layer {position} of {layers} ({digest}) unpacks to {applied}, but the image's \
          config says {expected}: the image is broken, build and push it again"
@@ -138,70 +141,72 @@ pub enum Error {
     WrongDiffId {
         /// The image's name.
         image: String,
-        /// Of the blob.
+        /// The blob's digest.
         digest: String,
-        /// Counted from 1, from the bottom.
+        /// The layer's position, from 1 at the bottom.
         position: usize,
-        /// Of the image.
+        /// The number of layers of the image.
         layers: usize,
         /// The digest of the uncompressed stream.
         applied: String,
         /// The diff id in the config.
         expected: String,
     },
-    /// A call failed.
+    /// A call to containerd failed.
     #[error("image {image} in {snapshotter}: {source}")]
     Containerd {
         /// The image's name.
         image: String,
-        /// Where it was to be unpacked.
+        /// The snapshotter.
         snapshotter: String,
-        /// What containerd says.
+        /// containerd's answer.
         source: containerd::Error,
     },
-    /// The chain has to be taken away, and something uses it.
+    /// The chain has to be replaced, and something uses it.
     #[error(
         "image {image} in {snapshotter} is {state}, and {holders} containers, images or leases use it: once they are gone, `nri-unpack ensure` or the running plugin replaces it"
     )]
     InUse {
         /// The image's name.
         image: String,
-        /// Where it is.
+        /// The snapshotter.
         snapshotter: String,
-        /// What it is.
+        /// The chain's state.
         state: super::state::State,
-        /// How many use it.
+        /// The number of containers, images and leases that use it.
         holders: usize,
-        /// A chain that was made for a container that is being created: it has to be moved there.
+        /// The private chain onto which the container that is being created has to be moved.
         onto: Option<String>,
     },
-    /// It stayed unready although every step succeeded: somebody else works on the same chain.
+    /// The chain stayed unready although every step succeeded: another client of containerd changes it.
     #[error(
-        "image {image} in {snapshotter}: still {state} after {tries} tries; something else changes it at the same time"
+        "image {image} in {snapshotter} is still {state} after {tries} attempts: another client of containerd changes its chain at the same time; try again later"
     )]
     Unsettled {
         /// The image's name.
         image: String,
-        /// Where it was to be unpacked.
+        /// The snapshotter.
         snapshotter: String,
-        /// What it is now.
+        /// The state after the last attempt.
         state: super::state::State,
-        /// How often it was tried.
+        /// The number of attempts.
         tries: usize,
     },
-    /// Its last name was taken away.
+    /// The image's last name was removed.
     #[error("image {0} was removed before it was ready")]
     Removed(String),
     /// The program is shutting down.
     #[error("stopped before {0} was ready")]
     Stopped(String),
-    /// A bug: the work itself died.
-    #[error("the work on {0} ended without a result; please report this")]
+    /// The task ended without a result, for example in a panic: a bug.
+    #[error(
+        "the work on {0} ended without a result: this is a bug in nri-unpack, please report it"
+    )]
     Died(String),
 }
 
 impl Error {
-    /// Whether the image is none of our business, and a container can start from what is there.
+    /// Whether the plugin leaves the image alone, and a container can start from the chain as it is.
     pub fn is_left_out(&self) -> bool {
         let is_pulled_by_guest = matches!(
             self,
@@ -213,12 +218,12 @@ impl Error {
         is_pulled_by_guest || matches!(self, Self::LeftOut { .. } | Self::LeftAlone { .. })
     }
 
-    /// Whether it is no container image at all: an artifact, a chart, a signature.
+    /// Whether the record is no container image but an artifact, a chart or a signature.
     pub fn is_of_artifact(&self) -> bool {
         matches!(self, Self::Image(image::Error::MediaType { .. }))
     }
 
-    /// Whether the image has no record of this name, or none at all any more.
+    /// Whether no image has this name, or the image was removed.
     pub fn has_no_image(&self) -> bool {
         matches!(
             self,
@@ -226,18 +231,18 @@ impl Error {
         )
     }
 
-    /// Whether the same may succeed later, with nobody doing anything about it.
+    /// Whether a later attempt may succeed without a change by the user.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::InUse { .. } | Self::Unsettled { .. }) || self.unreachable().is_some()
     }
 
-    /// Whether what is there is wrong, and not merely unready: nothing may start from it, whatever the
-    /// configuration says of images that are not ready.
+    /// Whether the chain is broken and not only unready: no container may start from it, under any
+    /// `on_unready`.
     pub fn is_broken(&self) -> bool {
         self.state() == Some(super::state::State::Mixed)
     }
 
-    /// What the chain was seen to be, where that is why.
+    /// The state of the chain, if that is the reason for the error.
     pub fn state(&self) -> Option<super::state::State> {
         match self {
             Self::InUse { state, .. }
@@ -250,7 +255,7 @@ impl Error {
         }
     }
 
-    /// The call that found nobody there, or no answer in time: nothing is wrong with the image then.
+    /// The failed call, if containerd could not be reached or did not answer in time. The image itself may be fine.
     pub fn unreachable(&self) -> Option<&containerd::Error> {
         match self {
             Self::Image(image::Error::Containerd { source, .. })

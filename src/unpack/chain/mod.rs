@@ -1,4 +1,5 @@
-//! What a chain looks like in a snapshotter, the one word for it, and the steps that make it ready. Pure.
+//! The status of a chain in a snapshotter, the state that follows from it, and the plan that makes it ready. No
+//! I/O.
 
 pub(crate) mod action;
 pub(crate) mod error;

@@ -1,4 +1,4 @@
-//! From what a chain looks like to the steps that make it ready. Pure.
+//! The plan: from the status of a chain to the steps that make it ready. No I/O.
 
 use crate::image::Layer;
 
@@ -10,17 +10,17 @@ use super::state::{ChainStatus, Rules, State};
 pub(crate) enum Step {
     /// Put the labels on a committed layer.
     Relabel(usize),
-    /// Take the chain away from the top down, as far as nothing else holds it.
+    /// Remove the layers of the chain from the top down, as far as nothing else uses them.
     Replace,
-    /// Prepare, apply, verify and commit this layer and all above it.
+    /// Prepare, apply, verify and commit this layer and all layers above it.
     Unpack(usize),
-    /// Let the config blob keep the chain.
+    /// Set the anchor: the label on the image's config blob that keeps the chain from garbage collection.
     Anchor,
 }
 
-/// The least that makes the chain ready, in the order in which it has to happen: the chain is
-/// anchored when it is complete. What has to be done after a
-/// [`Step::Replace`] depends on how far that got. Empty for a ready chain.
+/// Returns the fewest steps that make the chain ready, in their order: the chain is anchored when it is complete.
+/// A [`Step::Replace`] is the only step of its plan, since the next steps depend on how many layers it could remove.
+/// Empty for a ready chain.
 pub(crate) fn plan(status: &ChainStatus, rules: &Rules) -> Vec<Step> {
     let state = status.state(rules);
     let is_replaced = match state {
@@ -47,16 +47,16 @@ pub(crate) fn plan(status: &ChainStatus, rules: &Rules) -> Vec<Step> {
     steps
 }
 
-/// One thing that an `ensure` would do, for people to read before it does.
+/// One step of a dry run, as printed by `ensure --dry-run`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Planned {
-    /// What.
+    /// The kind of step.
     pub step: StepKind,
-    /// The layer's position, from 1 at the bottom; `None` where it is about the whole chain.
+    /// The layer's position, from 1 at the bottom; `None` for a step on the whole chain.
     pub layer: Option<usize>,
     /// The digest of the layer's blob.
     pub digest: Option<String>,
-    /// Of that blob, in bytes.
+    /// The size of that blob in bytes.
     pub size: Option<u64>,
 }
 
@@ -66,15 +66,15 @@ pub struct Planned {
 pub enum StepKind {
     /// Put the labels on a committed layer.
     Relabel,
-    /// Take the chain away as far as nothing else holds it; then everything is looked at anew.
+    /// Remove the chain as far as nothing else uses it, and plan again.
     Replace,
-    /// Make the layer, with its labels.
+    /// Unpack the layer, with its labels.
     Unpack,
-    /// Let the config blob keep the chain.
+    /// Set the anchor.
     Anchor,
 }
 
-/// The same plan, with each layer for itself.
+/// Returns the same plan with one entry per layer.
 pub(crate) fn spelled_out(steps: &[Step], layers: &[Layer]) -> Vec<Planned> {
     let whole = |step| Planned {
         step,
@@ -104,7 +104,7 @@ mod tests {
     use super::Step::{Anchor, Relabel, Replace, Unpack};
     use super::*;
     use crate::containerd::Labels;
-    use crate::unpack::chain::state::tests::{bare, goes_on, labelled, proxied, rules};
+    use crate::unpack::chain::state::tests::{bare, labelled, of_lower_layer, proxied, rules};
 
     fn assert_plans(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, Vec<Step>)>) {
         for (layers, anchored, steps) in cases {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_that_is_lacking() {
+    fn only_the_missing_parts_are_planned() {
         assert_plans(
             false,
             vec![
@@ -125,8 +125,8 @@ mod tests {
                 (vec![None, None], false, vec![Unpack(0), Anchor]),
                 (vec![labelled(), None], false, vec![Unpack(1), Anchor]),
                 (vec![bare(), labelled()], true, vec![Relabel(0)]),
-                (vec![labelled(), goes_on()], true, vec![Relabel(1)]),
-                (vec![bare(), goes_on()], true, vec![Relabel(0)]),
+                (vec![labelled(), of_lower_layer()], true, vec![Relabel(1)]),
+                (vec![bare(), of_lower_layer()], true, vec![Relabel(0)]),
                 (
                     vec![bare(), None],
                     false,

@@ -1,4 +1,4 @@
-//! What a chain looks like in a snapshotter, and the one word for it. Pure.
+//! The status of a chain in a snapshotter, and the state that follows from it. No I/O.
 
 use std::fmt;
 
@@ -11,28 +11,28 @@ use super::profile::{Repair, is_proxied};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Every layer committed, with its labels, and anchored.
+    /// Every layer is committed with its labels, and the chain is anchored.
     Ready,
-    /// No layer committed.
+    /// No layer is committed.
     Missing,
-    /// Only the lower layers committed.
+    /// Only the lower layers are committed.
     Partial,
-    /// Committed, labels absent on at least one layer.
+    /// Every layer is committed, and at least one lacks labels.
     Unlabelled,
-    /// A layer that was unpacked on the host lies over layers that the snapshotter left to the
-    /// guest, and so holds empty: a broken root file system.
+    /// A layer that was unpacked on the host lies over guest-pulled layers, which the snapshotter committed
+    /// without content: a broken root file system.
     Mixed,
-    /// The labels name another image than this one: the top layer's one whose chain does not end there, or
-    /// any layer's this image in a registry that it is not from.
+    /// The labels name another image: those of the top layer an image that has more layers above it, or those
+    /// of any layer this image in a registry or repository that it is not from.
     Foreign,
-    /// Complete, but nothing keeps it from garbage collection.
+    /// The chain is complete, and nothing keeps it from garbage collection.
     Unanchored,
     /// The image, or a blob that has to be applied, cannot be read.
     Unavailable,
 }
 
 impl State {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 8] = [
         Self::Ready,
         Self::Missing,
@@ -44,7 +44,7 @@ impl State {
         Self::Unavailable,
     ];
 
-    /// As JSON and metrics have it.
+    /// The state's name in JSON and metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -65,65 +65,66 @@ impl fmt::Display for State {
     }
 }
 
-/// What a chain has to look like to be ready.
+/// The conditions under which a chain is ready.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The label keys that each layer has to have, bottom first. Values are not compared: a layer
-    /// that two images share has one chain id and carries the labels of whichever came first.
+    /// The labels that each layer must have, bottom first. Only the keys are compared: a layer that two images
+    /// share has one chain id and carries the labels of the image that was unpacked first.
     pub required: LayerLabels,
-    /// From where the image may be said to come; `None` where its labels need not say it.
+    /// The repositories that the labels may name; `None` if the labels need not name any.
     pub origin: Option<Origin>,
-    /// How absent labels are repaired.
+    /// How missing labels are repaired.
     pub repair: Repair,
-    /// The snapshotter leaves images to the guest: a chain is labelled when it did so with the top
-    /// layer, and what the layers below are does not matter.
+    /// The guest pulls the image: the chain counts as labelled if its top layer is a guest-pulled layer. The
+    /// layers below do not matter.
     pub guest_pulls: bool,
 }
 
-/// From where an image comes, as all of its names say.
+/// The manifest of an image and the repositories in its names.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The digest of its manifest: labels with another one are those of an image that shares the layer.
+    /// The digest of the manifest: labels with another digest belong to an image that shares the layer.
     pub manifest: String,
-    /// Registry and repository of each name.
+    /// The registry and repository of each name.
     pub repositories: Vec<String>,
 }
 
 impl Origin {
-    /// Whether these labels are this image's, and name a repository that it is not from: while an image is
-    /// pulled, its registry's port is not known.
+    /// Whether these labels belong to this image and name a repository that it is not from. They may, since the
+    /// registry's port is not known while the image is pulled.
     fn is_misnamed(&self, labels: &Labels) -> bool {
         let is_ours = labels.get(MANIFEST_DIGEST) == Some(&self.manifest);
         let named = labels.get(IMAGE_REF);
-        let from = named.map(|name| image::repository(name));
-        is_ours && from.is_some_and(|from| !from.is_some_and(|f| self.repositories.contains(&f)))
+        let repository = named.map(|name| image::repository(name));
+        is_ours && repository.is_some_and(|r| !r.is_some_and(|r| self.repositories.contains(&r)))
     }
 }
 
-/// A chain as containerd shows it.
+/// The snapshots of a chain, as containerd lists them.
 ///
-/// Invariant: a committed layer's parents are committed, so `layers` is a run of `Some`, then `None`.
+/// Invariant: the parents of a committed layer are committed, so in `layers` no `Some` follows a `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChainStatus {
-    /// The labels of each committed layer, bottom first; `None` where there is no such snapshot.
+    /// The labels of each committed layer, bottom first; `None` for a layer without a snapshot.
     pub layers: Vec<Option<Labels>>,
-    /// Whether the image's config blob keeps the chain from garbage collection.
+    /// Whether the chain has its anchor: a label on the image's config blob that keeps the chain from garbage
+    /// collection.
     pub anchored: bool,
 }
 
 impl ChainStatus {
-    /// How many layers are committed, from the bottom.
+    /// Returns the number of committed layers.
     pub fn committed(&self) -> usize {
         let layers = self.layers.iter();
         layers.take_while(|layer| layer.is_some()).count()
     }
 
-    /// How many layers need nothing more.
+    /// Returns the number of layers that are ready.
     pub fn ready_layers(&self, rules: &Rules) -> usize {
         if !rules.guest_pulls {
             self.committed() - self.unlabelled(rules).count()
         } else if self.top().is_some_and(is_proxied) {
-            // What the top layer is, all are to whoever mounts it.
+            // A mount of the chain depends on its top layer alone.
             self.layers.len()
         } else {
             self.layers
@@ -134,8 +135,8 @@ impl ChainStatus {
         }
     }
 
-    /// How many layers of a chain that the guest pulls stayed below it as the host has unpacked them,
-    /// since something else uses them.
+    /// Returns the number of host-unpacked layers in a chain that the guest pulls. They stay, since something else
+    /// uses them.
     pub(crate) fn kept_layers(&self, rules: &Rules) -> usize {
         if rules.guest_pulls && self.top().is_some_and(is_proxied) {
             let layers = self.layers.iter().flatten();
@@ -145,7 +146,7 @@ impl ChainStatus {
         }
     }
 
-    /// The committed layers that lack labels, bottom first.
+    /// Returns the positions of the committed layers that lack labels, bottom first.
     pub(crate) fn unlabelled<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
         let pairs = self.layers.iter().zip(&rules.required).enumerate();
         pairs.filter_map(|(i, (layer, required))| {
@@ -155,38 +156,39 @@ impl ChainStatus {
         })
     }
 
-    /// Whether the snapshotter left a layer to the guest, and so holds it empty.
+    /// Whether the chain has a guest-pulled layer, which the snapshotter committed without content.
     pub(crate) fn has_guest_layers(&self) -> bool {
         self.layers.iter().flatten().any(is_proxied)
     }
 
-    /// The labels of the top layer, where that is committed.
+    /// Returns the labels of the top layer, if it is committed.
     fn top(&self) -> Option<&Labels> {
         self.layers.last()?.as_ref()
     }
 
-    /// The committed layers whose labels name another image, bottom first.
+    /// Returns the positions of the committed layers whose labels name another image, bottom first.
     pub(crate) fn foreign<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
         let top = self.layers.len().checked_sub(1);
-        let goes_on = top.filter(|_| self.goes_on(rules));
+        let foreign_top = top.filter(|_| self.is_top_foreign(rules));
         let layers = self.layers.iter().enumerate();
         layers.filter_map(move |(i, layer)| {
             let labels = layer.as_ref()?;
             let origin = rules.origin.as_ref();
             let is_misnamed = origin.is_some_and(|origin| origin.is_misnamed(labels));
-            (is_misnamed || goes_on == Some(i)).then_some(i)
+            (is_misnamed || foreign_top == Some(i)).then_some(i)
         })
     }
 
-    /// The top layer of a chain that ends there lists no layer but itself.
-    fn goes_on(&self, rules: &Rules) -> bool {
+    /// Whether the labels of the top layer list more layers than that one: they belong to an image that has layers
+    /// above it.
+    fn is_top_foreign(&self, rules: &Rules) -> bool {
         let required = rules.required.last();
         let listed = self.top().and_then(|labels| labels.get(IMAGE_LAYERS));
         required.is_some_and(|required| required.contains_key(IMAGE_LAYERS))
             && listed.is_some_and(|layers| layers.contains(','))
     }
 
-    /// The word for it.
+    /// Returns the state.
     pub fn state(&self, rules: &Rules) -> State {
         let Some(top) = self.top() else {
             return match self.committed() {
@@ -198,7 +200,7 @@ impl ChainStatus {
         };
         let guest_pulls = rules.guest_pulls && is_proxied(top);
         if !is_proxied(top) && self.has_guest_layers() {
-            // Under every policy: the snapshotter mounts it as what the host unpacked.
+            // Under every policy: the snapshotter mounts the chain as unpacked on the host.
             State::Mixed
         } else if !guest_pulls && (rules.guest_pulls || self.unlabelled(rules).next().is_some()) {
             State::Unlabelled
@@ -225,8 +227,8 @@ pub(crate) mod tests {
         labelled().map(profile::tests::proxied)
     }
 
-    /// The labels of a layer over which the image goes on.
-    pub(crate) fn goes_on() -> Option<Labels> {
+    /// The labels of a layer that has another layer above it.
+    pub(crate) fn of_lower_layer() -> Option<Labels> {
         let mut labels = labelled()?;
         labels.insert(IMAGE_LAYERS.to_owned(), "sha256:a,sha256:b".to_owned());
         Some(labels)
@@ -248,7 +250,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_stayed_below_is_counted() {
+    fn host_unpacked_layers_below_a_guest_pulled_one_are_counted() {
         for (layers, kept) in [
             (vec![bare(), proxied()], 1),
             (vec![proxied(), proxied()], 0),
@@ -277,8 +279,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_sight_has_its_word() {
-        let half = || Some(Labels::from([("a".to_owned(), "other".to_owned())]));
+    fn each_status_has_its_state() {
+        let incomplete = || Some(Labels::from([("a".to_owned(), "other".to_owned())]));
         assert_states(
             false,
             vec![
@@ -288,9 +290,9 @@ pub(crate) mod tests {
                 (vec![labelled(), None], true, State::Partial, 1),
                 (vec![bare(), None], true, State::Partial, 0),
                 (vec![labelled(), bare()], true, State::Unlabelled, 1),
-                (vec![half(), labelled()], false, State::Unlabelled, 1),
-                (vec![labelled(), goes_on()], true, State::Foreign, 2),
-                (vec![goes_on(), labelled()], true, State::Ready, 2),
+                (vec![incomplete(), labelled()], false, State::Unlabelled, 1),
+                (vec![labelled(), of_lower_layer()], true, State::Foreign, 2),
+                (vec![of_lower_layer(), labelled()], true, State::Ready, 2),
                 (vec![labelled(), labelled()], false, State::Unanchored, 2),
                 (vec![labelled(), labelled()], true, State::Ready, 2),
             ],
@@ -298,7 +300,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn where_the_guest_pulls_the_top_layer_decides() {
+    fn with_guest_pull_the_top_layer_decides() {
         assert_states(
             true,
             vec![
@@ -306,7 +308,7 @@ pub(crate) mod tests {
                 (vec![bare(), None], false, State::Partial, 0),
                 (vec![proxied(), None], false, State::Partial, 1),
                 (vec![bare(), bare()], true, State::Unlabelled, 0),
-                // Labels that came later do not help.
+                // Labels that are put on a host-unpacked layer do not help.
                 (vec![labelled(), labelled()], true, State::Unlabelled, 0),
                 (vec![proxied(), bare()], true, State::Mixed, 1),
                 (vec![proxied(), labelled()], true, State::Mixed, 1),
@@ -317,9 +319,9 @@ pub(crate) mod tests {
         );
     }
 
-    /// By the labels that the snapshotter itself gives: what is wanted of an image does not matter.
+    /// The snapshotter's own labels decide, not the labels that the configuration requires.
     #[test]
-    fn a_hosts_layer_over_guest_layers_is_mixed_under_every_policy() {
+    fn a_host_layer_over_guest_pulled_layers_is_mixed_under_every_policy() {
         let rules = Rules {
             required: vec![Labels::new(); 2],
             origin: None,
@@ -341,9 +343,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn labels_name_this_image_where_it_comes_from() {
+    fn labels_that_name_another_repository_are_foreign() {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        let named = |manifest: &str, image: &str| {
+        let naming = |manifest: &str, image: &str| {
             let mut labels = labelled().unwrap();
             labels.extend([label(MANIFEST_DIGEST, manifest), label(IMAGE_REF, image)]);
             Some(labels)
@@ -356,23 +358,32 @@ pub(crate) mod tests {
                 "other.example/app".to_owned(),
             ],
         });
-        let right = || named("sha256:m", "r.example:5000/app:1");
+        let correct = || naming("sha256:m", "r.example:5000/app:1");
         for (layers, foreign) in [
-            (vec![right(), right()], vec![]),
+            (vec![correct(), correct()], vec![]),
             (
-                vec![right(), named("sha256:m", "other.example/app:old")],
+                vec![correct(), naming("sha256:m", "other.example/app:old")],
                 vec![],
             ),
-            (vec![right(), named("sha256:m", "r.example/app:1")], vec![1]),
             (
-                vec![named("sha256:m", "r.example:80/app:1"), right()],
+                vec![correct(), naming("sha256:m", "r.example/app:1")],
+                vec![1],
+            ),
+            (
+                vec![naming("sha256:m", "r.example:80/app:1"), correct()],
                 vec![0],
             ),
-            // Not one that can be pulled.
-            (vec![named("sha256:m", "sha256:0"), right()], vec![0]),
-            // Another image that has the layer.
-            (vec![named("sha256:n", "r.example/app:1"), right()], vec![]),
-            (vec![right(), named("sha256:n", "r.example/twin:1")], vec![]),
+            // A name that cannot be pulled.
+            (vec![naming("sha256:m", "sha256:0"), correct()], vec![0]),
+            // Labels of another image that shares the layer.
+            (
+                vec![naming("sha256:n", "r.example/app:1"), correct()],
+                vec![],
+            ),
+            (
+                vec![correct(), naming("sha256:n", "r.example/twin:1")],
+                vec![],
+            ),
         ] {
             let status = ChainStatus {
                 layers,
@@ -389,14 +400,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_is_lacking_where_nothing_is_required() {
+    fn without_required_labels_a_chain_is_ready() {
         let rules = Rules {
             required: vec![Labels::new()],
             origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,
         };
-        for layers in [vec![bare()], vec![goes_on()]] {
+        for layers in [vec![bare()], vec![of_lower_layer()]] {
             let status = ChainStatus {
                 layers,
                 anchored: true,

@@ -17,7 +17,7 @@ fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
     let layer = |i| match i {
         0 => sights::bare(),
         1 => sights::labelled(),
-        2 => sights::goes_on(),
+        2 => sights::of_lower_layer(),
         3 => sights::proxied(),
         _ => Some(Labels::from([("a".to_owned(), "other".to_owned())])),
     };
