@@ -1,4 +1,4 @@
-//! What the snapshotters can do, as containerd lists it.
+//! The capabilities of snapshotters, as containerd lists them.
 
 use std::collections::HashMap;
 
@@ -6,31 +6,32 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd};
 
-/// The capability, as containerd lists it for a snapshotter.
+/// containerd's word for a snapshotter that takes the parent of a snapshot at its commit.
 const REBASE: &str = "rebase";
 
-/// The first version that passes the parent on. An older one may list what its configuration says of
-/// a proxy plugin, and commits without a parent.
+/// The first version of containerd that passes the parent on. An older one may list the capability of a proxy plugin
+/// from its configuration, and commits without a parent.
 const SINCE: (u64, u64) = (2, 2);
 
-/// What a snapshotter can do; where that is not known, nothing.
+/// The capabilities of a snapshotter; all `false` while they are not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Capabilities {
-    /// It takes a layer's parent as late as at its commit, so that the layers of a chain can be applied
-    /// at the same time.
+    /// The snapshotter takes the parent of a layer at its commit, so the layers of a chain can be applied at the same
+    /// time.
     pub(crate) rebases: bool,
-    /// It is a part of containerd: each layer is applied. A proxy plugin may have one without.
+    /// The snapshotter is a part of containerd, so each layer is applied. A proxy plugin may commit a layer without
+    /// its content.
     pub(crate) applies: bool,
-    /// It is a proxy plugin: what it does with labels is its own business.
+    /// The snapshotter is a proxy plugin, which may treat labels in its own way.
     pub(crate) is_proxy: bool,
 }
 
-/// What is known of the snapshotters.
+/// The known capabilities, by snapshotter.
 #[derive(Debug, Default)]
 pub(crate) struct CapabilityCache(Mutex<HashMap<String, Capabilities>>);
 
 impl CapabilityCache {
-    /// Asked for once; where there is no answer it is not known, for now.
+    /// Returns the capabilities of a snapshotter. Asks containerd once; after an error the next call asks again.
     pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Capabilities {
         if let Some(known) = self.known().get(snapshotter) {
             return *known;
@@ -41,13 +42,13 @@ impl CapabilityCache {
                 answer
             }
             Err(e) => {
-                log::debug!(snapshotter, error:% = e; "what the snapshotter can do is not known");
+                log::debug!(snapshotter, error:% = e; "capabilities of the snapshotter are not known: its layers are unpacked one after another until containerd answers");
                 Capabilities::default()
             }
         }
     }
 
-    /// containerd may be another one now.
+    /// Forgets all capabilities, since containerd may have been replaced.
     pub(crate) fn forget(&self) {
         self.known().clear();
     }
@@ -84,7 +85,7 @@ mod tests {
     use crate::containerd::fake::Fake;
 
     #[tokio::test]
-    async fn it_takes_the_capability_and_a_containerd_that_passes_the_parent_on() {
+    async fn rebase_needs_the_capability_and_containerd_2_2() {
         for (version, expected) in [
             ("1.7.24", false),
             ("2.1.9", false),
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_asked_for_once_until_it_is_forgotten_and_again_after_an_error() {
+    async fn capabilities_are_read_once_and_again_after_forget_or_an_error() {
         let fake = Fake::default();
         fake.can_rebase("erofs", "2.2.0");
         let capabilities = CapabilityCache::default();

@@ -1,9 +1,9 @@
-//! Snapshotters that leave the image to the guest: whether this one does, and a private chain for
-//! an image whose own chain ids are taken by a host's unpack.
+//! Guest pull: a probe whether the guest pulls the images of a snapshotter, and private chains for images whose own
+//! chain ids are used by an unpack on the host.
 //!
-//! There one labelled `Prepare` without a parent is enough, since the guest pulls the whole image;
-//! it is answered with *AlreadyExists*, and the snapshot stands committed under the name that its
-//! label `containerd.io/snapshot.ref` asks for.
+//! With guest pull, one labelled `Prepare` without a parent makes the chain of an image, since the guest pulls the
+//! whole image. The snapshotter answers *AlreadyExists*, and has committed a snapshot without content under the name
+//! in the label `containerd.io/snapshot.ref`.
 
 use crate::containerd::{self, Containerd, Labels};
 use crate::image::{
@@ -14,38 +14,38 @@ use super::lease::Lease;
 use super::mounts;
 use crate::unpack::chain::profile::is_proxied;
 
-/// What the names of private chains begin with; the chain id follows.
+/// The prefix of the names of private chains; the chain id follows.
 const PRIVATE: &str = "nri-unpack-private-";
 
-/// The same for the layers of a chain that is unpacked on the host.
+/// The prefix of the names of layers in a private chain that is unpacked on the host; the chain id follows.
 const ON_HOST: &str = "nri-unpack-private-host-";
 
-/// The digest of no bytes, such as the layer of a probe has.
+/// The digest of zero bytes, which the labels of a probe name as the layer.
 pub(crate) const NOTHING: &str =
     "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// Whether this is a chain that was made here.
+/// Whether this is the name of a private chain.
 pub(crate) fn is_private(chain: &str) -> bool {
     chain.starts_with(PRIVATE)
 }
 
-/// Whether this is a private chain that was unpacked on the host.
+/// Whether this is the name of a private chain that was unpacked on the host.
 pub fn is_on_host(chain: &str) -> bool {
     chain.starts_with(ON_HOST)
 }
 
-/// The name of a layer in a private chain on the host.
+/// Returns the name of a layer in a private chain that is unpacked on the host.
 pub(crate) fn host_name(chain_id: &str) -> String {
     format!("{ON_HOST}{chain_id}")
 }
 
-/// The chain id of a layer, whether it is that or its name in a private chain on the host.
+/// Returns the chain id of a layer from its chain id or from its name in a private chain on the host.
 pub(crate) fn chain_id_of(name: &str) -> &str {
     name.strip_prefix(ON_HOST).unwrap_or(name)
 }
 
-/// Whether the snapshotter leaves a layer with labels to the guest. Leaves nothing behind, and names no
-/// image: a snapshotter that mounts labelled layers from a registry has nothing to ask for.
+/// Probes whether the guest pulls the labelled images of a snapshotter. The probe leaves nothing behind and names no
+/// image, so a snapshotter that mounts labelled layers from a registry sends no request to it.
 pub(crate) async fn pulls(
     containerd: &dyn Containerd,
     snapshotter: &str,
@@ -58,16 +58,16 @@ pub(crate) async fn pulls(
         lease,
         labels: &labels,
     };
-    let taken = probe.takes().await?;
-    Ok(taken.is_some_and(|labels| is_proxied(&labels)))
+    let labels = probe.takes().await?;
+    Ok(labels.is_some_and(|labels| is_proxied(&labels)))
 }
 
-/// What the private chain of the image whose own ends at `chain_id` is called.
+/// Returns the name of the private chain of the image whose own chain has the id `chain_id`.
 pub(crate) fn private_name(chain_id: &str) -> String {
     format!("{PRIVATE}{chain_id}")
 }
 
-/// One image in such a snapshotter.
+/// One image in a snapshotter that may commit layers without content.
 pub(crate) struct Guest<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) snapshotter: &'a str,
@@ -77,22 +77,22 @@ pub(crate) struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// The labels that the snapshotter puts on the layer where it takes it without its content; `None` where
-    /// it does not. Leaves nothing behind.
+    /// Probes whether the snapshotter commits a layer with these labels without its content. Returns the labels of
+    /// that snapshot; `None` if the snapshotter needs the content. Leaves nothing behind.
     pub(crate) async fn takes(&self) -> Result<Option<Labels>, containerd::Error> {
         let name = self.lease.probe_name();
-        let taken = self.prepare(&name).await;
-        if !matches!(taken, Ok(None)) {
+        let prepared = self.prepare(&name).await;
+        if !matches!(prepared, Ok(None)) {
             self.lease
                 .remove(self.containerd, self.snapshotter, &name)
                 .await;
         }
-        taken
+        prepared
     }
 
-    /// The image's private chain, made if it is not there yet, and anchored under a label of its own:
-    /// it goes with the image. One that was made while the image was being pulled gets its name. `None`
-    /// where the snapshotter does not leave the image to the guest.
+    /// Makes the image's private chain, if it does not exist, and returns its name; `None` where the guest does not
+    /// pull the image. The chain has an anchor of its own (a gc label on the image's config blob), so it is collected
+    /// when the image is removed. A chain that was made while the image was being pulled gets the image's name.
     pub(crate) async fn private_chain(
         &self,
         manifest: &Manifest,
@@ -101,11 +101,11 @@ impl Guest<'_> {
             return Ok(None);
         };
         let name = private_name(chain_id);
-        let found = self.prepare(&name).await?.filter(is_proxied);
-        let Some(found) = found else {
+        let prepared = self.prepare(&name).await?.filter(is_proxied);
+        let Some(labels) = prepared else {
             return Ok(None);
         };
-        if is_from_the_pull(&found, self.labels, &manifest.digest) {
+        if is_from_the_pull(&labels, self.labels, &manifest.digest) {
             let image = self.labels.get_key_value(IMAGE_REF);
             let image = image.map(|(key, value)| (key.clone(), value.clone()));
             let (snapshotter, image) = (self.snapshotter, image.into_iter().collect());
@@ -122,8 +122,8 @@ impl Guest<'_> {
         Ok(Some(name))
     }
 
-    /// The labels of the snapshot `name`, where the snapshotter has committed it without its content, or would
-    /// have; `None` where it needs that.
+    /// Prepares a snapshot that is to be committed as `name`. Returns its labels if the snapshotter committed it
+    /// without content, or provides the content itself; `None` if the snapshotter needs the content.
     async fn prepare(&self, name: &str) -> Result<Option<Labels>, containerd::Error> {
         let mut labels = self.labels.clone();
         labels.insert(SNAPSHOT_REF.to_owned(), name.to_owned());
@@ -144,7 +144,7 @@ impl Guest<'_> {
                 Ok(Some(snapshot.labels))
             }
             Err(e) => {
-                // An answer that got lost leaves the snapshot made.
+                // The snapshot may have been made although its answer was lost.
                 self.lease.remove(self.containerd, snapshotter, &key).await;
                 Err(e)
             }

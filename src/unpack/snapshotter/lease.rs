@@ -1,10 +1,10 @@
-//! Leases: what an unpack makes is held until it is anchored, and what a crash left is found again.
+//! Leases: they keep what an unpack makes until it is anchored, and let the sweep find what a crash left.
 //!
-//! Every flight has one lease with our prefix and its owner in a label. Extraction snapshots are
+//! Every flight has one lease, with this program's prefix and with its owner in a label. Extraction snapshots are
 //! named after the lease, so the sweep needs no list of all snapshots.
 //!
-//! A temporary snapshot is always removed by name before its lease goes: one that garbage collection
-//! deletes leaves its parent with an entry of a child, and that parent can never be removed again.
+//! A temporary snapshot is always removed by name before its lease is deleted. If garbage collection deletes it
+//! instead, its parent keeps an entry of a child and can never be removed again.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use crate::containerd::{self, Containerd, Labels, Resource};
 
 use super::lease_owner::{Owner, Role};
 
-/// What all our leases' ids begin with.
+/// The prefix of the ids of this program's leases.
 const PREFIX: &str = "nri-unpack-";
 
-/// What the keys of all our views begin with.
+/// The prefix of the keys of this program's views.
 const VIEW: &str = "nri-unpack-view ";
 
-/// What the names of all our probes begin with; they hold nothing.
+/// The prefix of the names of this program's probes, which have no content.
 const PROBE: &str = "nri-unpack-probe-";
 
-/// Who made a lease, for the sweep to tell the dead from the living.
+/// The label with the process that made the lease. The sweep reads whether that process still runs.
 const OWNER: &str = "nri-unpack/owner";
 
-/// containerd's label for the moment after which a garbage collection passes over a lease.
+/// containerd's label with the time after which garbage collection ignores a lease.
 const EXPIRE: &str = "containerd.io/gc.expire";
 
-/// A lease whose owner cannot be judged (another pid namespace) must go some day. No unpack takes
-/// as long.
+/// The lifetime of a lease, longer than any unpack. It ends the leases that no sweep may remove, because their owner
+/// is in another pid namespace.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The leases of this process.
@@ -41,7 +41,7 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Leases {
     owner: Owner,
     next: AtomicU64,
-    /// Those that are in use; the sweep leaves them alone.
+    /// The ids of the leases in use, which the sweep skips.
     active: Mutex<HashSet<String>>,
 }
 
@@ -54,7 +54,7 @@ impl Leases {
         }
     }
 
-    /// A new lease.
+    /// Creates a lease.
     pub(crate) async fn take(
         self: &Arc<Self>,
         containerd: &dyn Containerd,
@@ -82,15 +82,15 @@ impl Leases {
         match containerd.create_lease(&lease.id, labels).await {
             Ok(()) => Ok(lease),
             Err(e) => {
-                // The answer may have got lost, not the call.
+                // The lease may have been created although the answer was lost.
                 lease.release(containerd).await;
                 Err(e)
             }
         }
     }
 
-    /// Has garbage collected, for what a flight has made of an image that was removed meanwhile. What fails
-    /// here is left to containerd's next collection.
+    /// Runs a garbage collection, which removes what a flight made for an image that was removed meanwhile. After an
+    /// error, containerd's next collection removes it.
     pub(crate) async fn collect(self: &Arc<Self>, containerd: &dyn Containerd) {
         let collected = async {
             self.take(containerd)
@@ -99,13 +99,13 @@ impl Leases {
                 .await
         };
         if let Err(e) = collected.await {
-            log::debug!(error:% = e; "garbage not collected yet");
+            log::debug!(error:% = e; "garbage collection failed: containerd's next one removes the layers of images that were removed");
         }
     }
 
-    /// Takes away what dead owners, and our own failed attempts to tidy up, have left: leases with
-    /// our prefix and the temporary snapshots that they hold. Answers how many leases. One that
-    /// cannot be taken away now is left for the next time.
+    /// Removes what processes that no longer run, and failed cleanups of this process, have left: leases with this
+    /// program's prefix and their temporary snapshots. Returns the number of removed leases. A lease that cannot be
+    /// removed now stays for the next sweep.
     pub(crate) async fn sweep(
         &self,
         containerd: &dyn Containerd,
@@ -115,16 +115,16 @@ impl Leases {
             match sweep_one(containerd, &lease).await {
                 Ok(()) => swept += 1,
                 Err(e) => {
-                    log::debug!(lease, error:% = e; "lease not swept yet");
+                    log::debug!(lease, error:% = e; "leftover lease could not be removed: the next sweep tries again");
                 }
             }
         }
         Ok(swept)
     }
 
-    /// The snapshots that leases of others hold: a client of containerd that unpacks an image and has
-    /// not put its container on it yet. Those of this program hold what they stand on, not what they
-    /// need.
+    /// Returns the snapshots in the leases of other clients of containerd, for example of one that has unpacked an
+    /// image and has not created its container yet. This program's own leases are ignored: they list the layers that
+    /// a flight builds on, and do not show that something else needs these.
     pub(crate) async fn held_by_others(
         containerd: &dyn Containerd,
         snapshotter: &str,
@@ -137,16 +137,16 @@ impl Leases {
             match containerd.lease_resources(&lease.id).await {
                 Err(e) if e.is_not_found() => {}
                 resources => {
-                    let here = resources?.into_iter();
-                    let here = here.filter(|held| held.snapshotter() == Some(snapshotter));
-                    held.extend(here.map(|resource| resource.id));
+                    let snapshots = resources?.into_iter();
+                    let snapshots = snapshots.filter(|r| r.snapshotter() == Some(snapshotter));
+                    held.extend(snapshots.map(|resource| resource.id));
                 }
             }
         }
         Ok(held)
     }
 
-    /// The leases that the sweep would take away.
+    /// Returns the ids of the leases that the sweep would remove.
     pub(crate) async fn leftovers(
         &self,
         containerd: &dyn Containerd,
@@ -168,7 +168,7 @@ impl Leases {
 
 async fn sweep_one(containerd: &dyn Containerd, lease: &str) -> Result<(), containerd::Error> {
     let resources = match containerd.lease_resources(lease).await {
-        // Its owner was quicker.
+        // Its owner has deleted it meanwhile.
         Err(e) if e.is_not_found() => return Ok(()),
         resources => resources?,
     };
@@ -197,17 +197,18 @@ fn gone_is_fine(result: Result<(), containerd::Error>) -> Result<(), containerd:
     result.or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })
 }
 
-/// containerd's own form is `extract-<unique> <chain id>`; the lease's id is the unique part.
+/// Returns the prefix of a lease's extraction snapshots. containerd's form of the key is `extract-<unique> <chain id>`;
+/// the lease's id is the unique part.
 fn extraction_prefix(lease: &str) -> String {
     format!("extract-{lease}.")
 }
 
-/// A lease of ours, held until [`Lease::release`].
+/// A lease of this process, until [`Lease::release`].
 #[derive(Debug)]
 pub(crate) struct Lease {
     id: String,
     keys: AtomicU64,
-    /// Something is left under it, for the sweep.
+    /// Whether the lease stays, since the sweep has to remove one of its snapshots.
     kept: AtomicBool,
     leases: Arc<Leases>,
 }
@@ -217,39 +218,39 @@ impl Lease {
         &self.id
     }
 
-    /// A key that no other snapshot has.
+    /// Returns a new key for an extraction snapshot.
     pub(crate) fn extraction_key(&self, chain_id: &str) -> String {
         let n = self.keys.fetch_add(1, Ordering::Relaxed);
         format!("{}{n} {chain_id}", extraction_prefix(&self.id))
     }
 
-    /// The key of a view of `chain_id`. It is the same for all, so that making and removing one also
-    /// mends what the loss of an earlier one has done to its parent.
+    /// Returns the key of a view of `chain_id`. All views of a chain have the same key: if garbage collection deleted
+    /// an earlier view and its parent kept the entry of a child, making and removing a new one repairs the parent.
     pub(crate) fn view_key(chain_id: &str) -> String {
         format!("{VIEW}{chain_id}")
     }
 
-    /// A name that is committed only to see what the snapshotter does with it.
+    /// Returns the name of a probe snapshot, which is committed only to see what the snapshotter does with it.
     pub(crate) fn probe_name(&self) -> String {
         format!("{PROBE}{}", self.id)
     }
 
-    /// A name under which nobody else writes a blob.
+    /// Returns a new reference for a write into the content store.
     pub(crate) fn write_reference(&self, chain_id: &str) -> String {
         let n = self.keys.fetch_add(1, Ordering::Relaxed);
         format!("{}.{n} {chain_id}", self.id)
     }
 
-    /// Takes a temporary snapshot away. One that cannot be removed now is left to the sweep, with the
-    /// lease, under which the sweep finds it.
+    /// Removes a temporary snapshot. If that fails, the lease stays, so that the sweep finds the snapshot and removes
+    /// both.
     pub(crate) async fn remove(&self, containerd: &dyn Containerd, snapshotter: &str, key: &str) {
         if let Err(e) = gone_is_fine(containerd.remove(snapshotter, key).await) {
             self.keep();
-            log::warn!(snapshotter, key, error:% = e; "temporary snapshot not removed yet");
+            log::warn!(snapshotter, key, error:% = e; "temporary snapshot could not be removed: its lease stays, and the next sweep removes both");
         }
     }
 
-    /// Lets go, and has garbage collected: returns when that is done.
+    /// Deletes the lease with a garbage collection, and waits for its end.
     pub(crate) async fn release_and_collect(
         self,
         containerd: &dyn Containerd,
@@ -257,24 +258,24 @@ impl Lease {
         gone_is_fine(containerd.delete_lease(&self.id, true).await)
     }
 
-    /// Leaves the lease, and what it holds, to the sweep.
+    /// Makes [`Lease::release`] leave the lease and its snapshots to the sweep.
     pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
     }
 
-    /// Lets go. What fails here is left to the sweep.
+    /// Deletes the lease. If that fails, the sweep deletes it.
     pub(crate) async fn release(self, containerd: &dyn Containerd) {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
         if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {
-            log::warn!(lease = self.id.as_str(), error:% = e; "lease not released yet");
+            log::warn!(lease = self.id.as_str(), error:% = e; "lease could not be deleted: the next sweep deletes it");
         }
     }
 }
 
 impl Drop for Lease {
-    /// From here on the sweep may have what is left of it.
+    /// Lets the sweep remove the lease, if it still exists.
     fn drop(&mut self) {
         self.leases.active().remove(&self.id);
     }
@@ -286,7 +287,7 @@ mod tests {
     use crate::containerd::fake::Fake;
 
     #[tokio::test]
-    async fn the_sweep_takes_what_is_ours_and_dead() {
+    async fn the_sweep_removes_only_own_leases_of_dead_processes() {
         let fake = Fake::default();
         let leases = Arc::new(Leases::new(Role::Daemon));
         let active = leases.take(&fake).await.unwrap();
@@ -298,11 +299,11 @@ mod tests {
                 "nri-unpack-2" => Labels::new(),
                 _ => Labels::from([(OWNER.to_owned(), dead.to_string())]),
             };
-            let held = [
+            let resources = [
                 Resource::snapshot("erofs", &key(id)),
                 Resource::snapshot("erofs", "sha256:b"),
             ];
-            fake.lease(id, labels, &held);
+            fake.lease(id, labels, &resources);
         }
         fake.commit_unlabelled("erofs", "sha256:b", None);
 

@@ -1,29 +1,29 @@
-//! The process that made a lease, as a label of the lease says it, and whether another process may sweep that
-//! lease.
+//! The owner of a lease: the process that made it, recorded in a label. It decides whether another process may sweep
+//! the lease.
 
-/// What stands for a part of an owner that could not be read.
+/// The value of a part of an owner that could not be read.
 const UNKNOWN: &str = "unknown";
 
-/// Whose leases a process makes, and may take for dead.
+/// The kind of process that makes and sweeps leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The plugin: one on a node. Another daemon's lease is a dead one's.
+    /// The plugin. A node runs one, so the lease of another daemon belongs to one that no longer runs.
     Daemon,
-    /// A command: many may run beside the daemon.
+    /// A command. Several may run beside the daemon.
     Command,
 }
 
-/// A process, so that another one can tell whether it still lives: pids come again after a reboot
-/// and mean nothing in another pid namespace.
+/// A process, described so that another process can check whether it still runs: a pid alone is reused after a
+/// reboot and has no meaning in another pid namespace.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Owner {
     role: Role,
-    /// `boot_id` of the kernel.
+    /// The kernel's `boot_id`.
     boot: String,
-    /// The pid namespace, as the link in `/proc` names it.
+    /// The pid namespace, as the target of its link in `/proc`.
     namespace: String,
     pub(crate) pid: u32,
-    /// In clock ticks since boot: tells a process from a later one of the same pid.
+    /// The start time in clock ticks since boot, which differs between processes that reuse a pid.
     started: u64,
 }
 
@@ -44,8 +44,8 @@ impl Owner {
         }
     }
 
-    /// Whether what `other` left may be taken away by this process. Where either could not tell who it
-    /// is (a part of `/proc` is hidden), nobody is taken for dead.
+    /// Whether this process may remove the leases of `other`. It may not if a part of either owner is unknown (a part
+    /// of `/proc` is hidden).
     pub(crate) fn may_sweep(&self, other: &Owner) -> bool {
         if !self.is_known() || !other.is_known() {
             return false;
@@ -54,8 +54,8 @@ impl Owner {
             return true;
         }
         if other.namespace == self.namespace {
-            let is_me = other.pid == self.pid && other.started == self.started;
-            return is_me || start_time(other.pid) != Some(other.started);
+            let is_self = other.pid == self.pid && other.started == self.started;
+            return is_self || start_time(other.pid) != Some(other.started);
         }
         self.role == Role::Daemon && other.role == Role::Daemon
     }
@@ -70,8 +70,7 @@ impl Owner {
     }
 
     fn is_known(&self) -> bool {
-        let is_told = |word: &str| word != UNKNOWN;
-        is_told(&self.boot) && is_told(&self.namespace) && self.started > 0
+        self.boot != UNKNOWN && self.namespace != UNKNOWN && self.started > 0
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
@@ -108,8 +107,8 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// Field 22 of `/proc/<pid>/stat`, counted after the command's closing parenthesis: the command
-/// itself may contain anything.
+/// Returns the start time of a process: field 22 of `/proc/<pid>/stat`, counted from the closing parenthesis of the
+/// command, which may itself contain spaces and parentheses.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_command) = stat.rsplit_once(')')?;
@@ -121,12 +120,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_dead_are_swept() {
+    fn only_leases_of_dead_processes_are_swept() {
         let me = Owner::this_process(Role::Daemon);
         assert!(me.started > 0 && !me.boot.is_empty() && !me.namespace.is_empty());
         assert_eq!(Owner::parse(&me.to_string()), Some(me.clone()));
         let parent = std::os::unix::process::parent_id();
-        let living = Owner {
+        let running = Owner {
             pid: parent,
             started: start_time(parent).unwrap(),
             ..me.clone()
@@ -135,15 +134,15 @@ mod tests {
             boot: boot.to_owned(),
             namespace: namespace.to_owned(),
             role,
-            ..living.clone()
+            ..running.clone()
         };
         for (other, swept) in [
-            (living.clone(), false),
+            (running.clone(), false),
             (me.clone(), true),
             (
                 Owner {
-                    started: living.started + 1,
-                    ..living.clone()
+                    started: running.started + 1,
+                    ..running.clone()
                 },
                 true,
             ),

@@ -1,20 +1,20 @@
-//! All snapshots of a snapshotter and all blobs, read in one go: what looks at many images needs no call
-//! for each layer of each.
+//! All snapshots of a snapshotter and all blobs, read with two calls: a check of many images needs no call for each
+//! layer.
 
 use std::collections::HashMap;
 
 use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
 use crate::unpack::chain::profile::is_proxied;
 
-/// The label of a volume's snapshot into which all layers were applied.
+/// The label of the snapshot of an image volume into which all layers were applied.
 pub(crate) const FILLED: &str = "nri-unpack/volume";
 
-/// Whether all layers were applied into the volume whose snapshot has these labels.
+/// Whether all layers were applied into the image volume whose snapshot has these labels.
 pub(crate) fn is_filled(labels: &Labels) -> bool {
     labels.contains_key(FILLED)
 }
 
-/// What a snapshotter, and the content store, had when they were asked.
+/// The snapshots of a snapshotter and the blobs of the content store, at the time of the call.
 #[derive(Clone, Debug)]
 pub struct Listing {
     pub(crate) snapshotter: String,
@@ -38,27 +38,27 @@ impl Listing {
         })
     }
 
-    /// How many snapshots there are, those of containers among them.
+    /// Returns the number of snapshots, including those of containers.
     pub fn len(&self) -> usize {
         self.snapshots.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no snapshot.
     pub fn is_empty(&self) -> bool {
         self.snapshots.is_empty()
     }
 
-    /// The keys of all of them.
+    /// Returns the keys of all snapshots.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.snapshots.keys().map(String::as_str)
     }
 
-    /// The keys of the active snapshots on layers that were left to the guest, but for volumes that were
-    /// filled.
+    /// Returns the keys of the active snapshots on guest-pulled layers, without image volumes into which the layers
+    /// were applied.
     pub fn on_guest_layers(&self) -> impl Iterator<Item = &str> {
         let active = self.all().filter(|s| s.kind == SnapshotKind::Active);
-        let lacks = active.filter(|s| !is_filled(&s.labels) && self.is_above_guest_layer(s));
-        lacks.map(|snapshot| snapshot.name.as_str())
+        let incomplete = active.filter(|s| !is_filled(&s.labels) && self.is_above_guest_layer(s));
+        incomplete.map(|snapshot| snapshot.name.as_str())
     }
 
     fn is_above_guest_layer(&self, snapshot: &Snapshot) -> bool {

@@ -1,5 +1,5 @@
-//! What is known and done about one snapshotter as a whole: leases and temporary snapshots, capabilities, mounts, listings,
-//! and guest pull.
+//! What concerns a snapshotter as a whole: leases and temporary snapshots, capabilities, mounts, listings, and
+//! guest pull.
 
 pub(crate) mod capabilities;
 pub(crate) mod guest_pull;

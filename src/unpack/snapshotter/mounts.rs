@@ -1,31 +1,28 @@
-//! What the mounts of an extraction snapshot say, and how a layer has to be applied through them
-//! where the layers below it are not among them. The rules are those of containerd's own unpacker
-//! (`core/unpack/unpacker.go`).
+//! The mounts of an extraction snapshot, and how a layer is applied through mounts that lack the layers below it.
+//! The rules are those of containerd's own unpacker (`core/unpack/unpacker.go`).
 
 use crate::containerd::Mount;
 
-/// Snapshotters whose snapshots are directories that overlayfs lays over each other, or that they
-/// take for such.
+/// The snapshotters whose snapshots are upper directories of overlayfs, or are treated as such by their differ.
 const OVERLAYS: [&str; 2] = ["overlayfs", "erofs"];
 
-/// Whether the snapshotter has put the layer's content there already: nothing can be written into
-/// what lies on top.
+/// Whether the snapshotter has already provided the layer's content: its top mount is read-only.
 pub(crate) fn are_staged(mounts: &[Mount]) -> bool {
     let options = mounts.last().map(|mount| mount.options.as_slice());
     options.is_some_and(|options| options.iter().any(|option| option == "ro"))
 }
 
-/// What a layer with other layers below it is applied through, from the mounts of a snapshot without
-/// a parent; `None` where it is not known how its deletions would survive.
+/// Returns the mounts through which a layer that has layers below it is applied, made from the mounts of a snapshot
+/// without a parent; `None` where it is not known whether the layer's deletions would be kept.
 ///
-/// Such a snapshot is a bind mount of its directory. Applied through that, a deletion deletes what
-/// is there, which is nothing; through an overlay mount with that directory on top it leaves a
-/// whiteout, as it has to. The overlay is never mounted: containerd writes into its `upperdir`, so
-/// it needs neither `lowerdir` nor `workdir`.
+/// A snapshot without a parent is a bind mount of its directory. An apply through the bind mount drops a deletion,
+/// since the file to delete is not there. An apply through an overlay mount with that directory as `upperdir` leaves
+/// a whiteout, as needed. The overlay is never mounted: containerd writes into its `upperdir`, so it needs neither
+/// `lowerdir` nor `workdir`.
 ///
-/// containerd does so for overlayfs only, and applies through whatever else it gets. erofs' own differ
-/// finds the same directory by `upperdir` and does without; but where the walking differ stands in
-/// for it, files that an image has deleted come back.
+/// containerd does this for overlayfs only, and uses the mounts of other snapshotters as they are. The differ of
+/// erofs finds the same directory by `upperdir` and works with both kinds of mounts. But where the walking differ
+/// replaces it, an apply through the bind mount brings back files that the image has deleted.
 pub(crate) fn with_whiteouts(snapshotter: &str, mounts: &[Mount]) -> Option<Vec<Mount>> {
     match mounts {
         [bind] if bind.r#type == "bind" && OVERLAYS.contains(&snapshotter) => {
@@ -56,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_bind_mount_becomes_an_overlay_and_nothing_else_does() {
+    fn only_a_single_bind_mount_becomes_an_overlay() {
         let bind = mount("bind", "/s/1/fs", &["uidmap=0:1:2", "rw", "rbind"]);
         let options = ["uidmap=0:1:2", "rw", "upperdir=/s/1/fs"];
         let overlay = mount("overlay", "overlay", &options);
@@ -77,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_staged_is_read_only_on_top() {
+    fn a_read_only_top_mount_is_staged_content() {
         let ro = || mount("erofs", "/s/1/layer.erofs", &["ro", "loop"]);
         let rw = || mount("bind", "/s/1/fs", &["rw", "rbind"]);
         for (mounts, staged) in [
