@@ -1,5 +1,6 @@
-//! Images share base layers, and each has a flight of its own: who comes to a layer first claims it,
-//! and whoever comes later waits and finds it there. Who is in a hurry hurries whom he waits for.
+//! Locks of layers within this process. Images share base layers, and each image has its own flight: the first flight
+//! locks a shared layer and unpacks it, the others wait and find it committed. A waiter passes its priority on to the
+//! flight that holds the lock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -11,26 +12,25 @@ use super::priority::Priority;
 
 /// The layers that are being unpacked in this process, by snapshotter and chain id.
 ///
-/// Nobody who holds a claim waits for a layer above the claimed one, so they cannot wait for each
-/// other in a circle.
+/// A flight that holds a lock never waits for a layer above the locked one, so a deadlock is not possible.
 #[derive(Debug, Default)]
 pub(crate) struct LayerLocks(Mutex<HashMap<Key, Weak<Layer>>>);
 
 /// A snapshotter and a chain id.
 type Key = (String, String);
 
-/// A layer's turn.
+/// The lock of one layer.
 #[derive(Debug, Default)]
 struct Layer {
-    turn: Arc<tokio::sync::Mutex<()>>,
-    /// Of whoever has it.
+    mutex: Arc<tokio::sync::Mutex<()>>,
+    /// The priority of the flight that holds the lock.
     holder: Mutex<Option<Priority>>,
 }
 
-/// A layer that nobody else unpacks, until it is dropped.
+/// The held lock of a layer, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct LayerLock {
-    _turn: OwnedMutexGuard<()>,
+    _guard: OwnedMutexGuard<()>,
     layer: Arc<Layer>,
 }
 
@@ -41,7 +41,8 @@ impl Drop for LayerLock {
 }
 
 impl LayerLocks {
-    /// Waits until nobody else is at this layer; `raised` is called where whoever is has to hurry now.
+    /// Locks a layer. If another flight holds the lock, that flight's priority is raised and `raised` is called, before
+    /// the wait.
     pub(crate) async fn lock(
         &self,
         snapshotter: &str,
@@ -65,9 +66,12 @@ impl LayerLocks {
             holder.raise_to(priority);
             raised();
         }
-        let turn = layer.turn.clone().lock_owned().await;
+        let guard = layer.mutex.clone().lock_owned().await;
         *layer.holder() = Some(priority.clone());
-        LayerLock { _turn: turn, layer }
+        LayerLock {
+            _guard: guard,
+            layer,
+        }
     }
 }
 
@@ -86,19 +90,19 @@ mod tests {
     use crate::unpack::schedule::priority::Urgency;
 
     #[tokio::test]
-    async fn whoever_has_a_layer_is_hurried_by_those_who_wait_for_it() {
+    async fn a_waiter_raises_the_priority_of_the_holder() {
         let layer_locks = LayerLocks::default();
         let (holder, waiter) = (
             Priority::new(Urgency::Background),
             Priority::new(Urgency::Creation),
         );
-        let claim = layer_locks.lock("erofs", "sha256:a", &holder, || ()).await;
+        let lock = layer_locks.lock("erofs", "sha256:a", &holder, || ()).await;
         let mut waits = Box::pin(layer_locks.lock("erofs", "sha256:a", &waiter, || ()));
         assert!(waits.as_mut().now_or_never().is_none());
         assert_eq!(holder.now(), waiter.now());
 
-        // Whoever is done with it is left in peace.
-        drop(claim);
+        // A flight that has released the lock keeps its priority.
+        drop(lock);
         drop(waits.await);
         let next = Priority::new(Urgency::Background);
         let before = next.now();
@@ -108,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_hurried_takes_the_place_that_was_left_free() {
+    async fn a_holder_whose_priority_is_raised_gets_the_reserved_permit() {
         let (layer_locks, permits) = (LayerLocks::default(), PrioritySemaphore::new(2));
         let background = || Priority::new(Urgency::Background);
         let _other = permits.acquire(&background()).await;
@@ -123,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_has_one_claim_at_a_time_and_leaves_nothing() {
+    async fn a_layer_has_one_lock_at_a_time_and_leaves_no_entry() {
         let (layer_locks, priority) = (LayerLocks::default(), &Priority::new(Urgency::Background));
         let first = layer_locks.lock("erofs", "sha256:a", priority, || ()).await;
         assert!(

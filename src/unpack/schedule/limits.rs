@@ -1,4 +1,4 @@
-//! What bounds the unpacks of layers in this process, and what is known of their speed.
+//! The limits that the unpacks of layers share in this process, and the measured throughput.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,22 +8,23 @@ use super::permits::PrioritySemaphore;
 use super::throughput::Throughput;
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 
-/// How the layers of all flights are unpacked.
+/// What the unpacks of the layers of all flights share.
 pub(crate) struct Layers {
-    /// That many are applied at the same time,
+    /// The number of layers that are applied at the same time.
     pub(crate) at_once: usize,
-    /// and the others wait here.
+    /// The semaphore on which the other layers wait.
     pub(crate) permits: PrioritySemaphore,
     pub(crate) capabilities: Arc<CapabilityCache>,
-    /// A layer that several chains have is unpacked once.
+    /// The locks that let a layer of several chains be unpacked once.
     pub(crate) layer_locks: LayerLocks,
-    /// How fast that goes.
+    /// The measured throughput.
     pub(crate) throughput: Throughput,
-    /// Whether what decrypts a layer is handed what CRI hands to it.
+    /// Whether stream processors that decrypt a layer get the payload that CRI passes to them.
     pub(crate) hands_keys_over: AtomicBool,
 }
 
 impl Layers {
+    /// Limits with nothing measured yet.
     pub(crate) fn new(at_once: usize, capabilities: Arc<CapabilityCache>) -> Self {
         Self {
             at_once,
@@ -31,7 +32,7 @@ impl Layers {
             capabilities,
             layer_locks: LayerLocks::default(),
             throughput: Throughput::default(),
-            // containerd's own default.
+            // The default of containerd.
             hands_keys_over: AtomicBool::new(true),
         }
     }

@@ -1,4 +1,4 @@
-//! How many unpacks run at the same time, in which order, and how far each one is.
+//! Limits and order of unpacks, the locks that let each layer be unpacked once, and the progress of each unpack.
 
 pub(crate) mod layer_locks;
 pub(crate) mod limits;

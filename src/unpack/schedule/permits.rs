@@ -1,7 +1,7 @@
-//! How many unpacks run at the same time, and who goes first.
+//! A semaphore with priorities: it limits how many unpacks run at the same time, and the most urgent waiter is next.
 //!
-//! Its queue is as long as there are chains to unpack: each has one flight, whoever asks for it. In
-//! the gate of the layers each of the flights that are let in waits with a few.
+//! The queue of the images holds one entry per chain: all callers of a chain share one flight. The queue of the
+//! layers holds a few entries for each flight that has a permit.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use tokio::sync::oneshot;
 
 use super::priority::Priority;
 
-/// How much is done at the same time, in the whole process.
+/// The limits of the whole process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parallel {
-    /// Chains that are unpacked.
+    /// Chains that are unpacked at the same time.
     pub images: usize,
-    /// Layers that are applied, of whichever chains.
+    /// Layers that are applied at the same time, of all chains.
     pub layers: usize,
 }
 
-/// A fixed number of places.
+/// A fixed number of permits.
 #[derive(Debug)]
 pub(crate) struct PrioritySemaphore(Arc<Mutex<Inner>>);
 
@@ -27,11 +27,11 @@ pub(crate) struct PrioritySemaphore(Arc<Mutex<Inner>>);
 struct Inner {
     permits: usize,
     free: usize,
-    /// The most urgent leaves it first.
+    /// The most urgent waiter gets the next permit.
     waiting: Vec<(Priority, oneshot::Sender<Permit>)>,
 }
 
-/// A place, until it is dropped.
+/// A permit, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Mutex<Inner>>);
 
@@ -44,17 +44,17 @@ impl PrioritySemaphore {
         })))
     }
 
-    /// Takes the lock, and lets it go.
+    /// Takes the lock and releases it.
     pub(crate) fn probe_locks(&self) {
         drop(lock(&self.0));
     }
 
-    /// Somebody who waits may be in more of a hurry than before, and may take what is free now.
+    /// Looks at the waiters again, since the priority of one may have been raised, and hands out free permits.
     pub(crate) fn wake(&self) {
         admit(&self.0);
     }
 
-    /// Waits for a place. Cancel safe: a place that nobody takes goes to the next.
+    /// Waits for a permit. Cancel safe: a permit that its waiter no longer receives goes to the next one.
     pub(crate) async fn acquire(&self, priority: &Priority) -> Option<Permit> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.0).waiting.push((priority.clone(), sender));
@@ -70,8 +70,8 @@ impl Drop for Permit {
     }
 }
 
-/// Hands out the free places. Work that nobody waits for never takes the last of several: who comes in a
-/// hurry would have to wait for the end of it.
+/// Hands out the free permits. Of several permits, work ahead never gets the last one: urgent work would have to wait
+/// until work ahead ends.
 fn admit(permits: &Arc<Mutex<Inner>>) {
     loop {
         let next = {
@@ -79,7 +79,7 @@ fn admit(permits: &Arc<Mutex<Inner>>) {
             inner.waiting.retain(|(_, sender)| !sender.is_closed());
             let spare = usize::from(inner.permits > 1);
             let queue = inner.waiting.iter().enumerate();
-            // The first that came, of several with one hurry: the layers of a flight.
+            // Waiters with the same priority, such as the layers of a flight, are served in their order.
             let best =
                 queue.max_by_key(|(i, (priority, _))| (priority.now(), std::cmp::Reverse(*i)));
             let Some((best, is_ahead)) = best.map(|(i, (priority, _))| (i, priority.is_ahead()))
@@ -93,7 +93,7 @@ fn admit(permits: &Arc<Mutex<Inner>>) {
             inner.free -= 1;
             inner.waiting.remove(best).1
         };
-        // Refused where the waiter has gone meanwhile: the place comes back and is handed out again.
+        // If the waiter has gone meanwhile, the permit is dropped here and handed out again.
         drop(next.send(Permit(permits.clone())));
     }
 }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_most_urgent_goes_first_and_may_become_so_while_it_waits() {
+    async fn the_most_urgent_waiter_is_next_even_if_raised_while_it_waits() {
         let permits = PrioritySemaphore::new(1);
         let permit = permits.acquire(&priority(Urgency::Background)).await;
         let (first, second) = (priority(Urgency::Background), priority(Urgency::Asked));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_asked_for_first_goes_first_wherever_it_waited() {
+    async fn of_equal_urgency_the_first_request_is_next() {
         let permits = PrioritySemaphore::new(1);
         let permit = permits.acquire(&priority(Urgency::Asked)).await;
         let (older, newer) = (priority(Urgency::Arrived), priority(Urgency::Arrived));
@@ -139,7 +139,7 @@ mod tests {
         let mut newer_waits = Box::pin(permits.acquire(&newer));
         assert!(older_waits.as_mut().now_or_never().is_none());
         assert!(newer_waits.as_mut().now_or_never().is_none());
-        // A pod comes, and wants the newer one first. That the older hears of it earlier is chance.
+        // A pod requests the newer one first. The order of the raises is chance and must not matter.
         let (first, second) = (priority(Urgency::Asked), priority(Urgency::Asked));
         older.raise_to(&second);
         newer.raise_to(&first);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn background_work_leaves_a_place_free() {
+    async fn background_work_leaves_one_permit_free() {
         let permits = PrioritySemaphore::new(2);
         let one = permits.acquire(&priority(Urgency::Background)).await;
         let background = priority(Urgency::Background);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_becomes_urgent_takes_the_place_that_was_left_free() {
+    async fn work_that_becomes_urgent_gets_the_reserved_permit() {
         let permits = PrioritySemaphore::new(2);
         let _one = permits.acquire(&priority(Urgency::Background)).await;
         let second = priority(Urgency::Background);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_blocks_nobody() {
+    async fn a_cancelled_waiter_blocks_no_other() {
         let permits = PrioritySemaphore::new(1);
         let permit = permits.acquire(&priority(Urgency::Asked)).await;
         let gone = priority(Urgency::Creation);

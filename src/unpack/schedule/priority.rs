@@ -1,24 +1,24 @@
-//! How urgent a piece of work is, and which of two pieces of work goes first.
+//! The urgency of work, and the priority that orders it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Who waits for a piece of work; the later overtakes the earlier.
+/// How urgent work is, from the least urgent to the most urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Urgency {
-    /// Nobody.
+    /// No caller waits.
     Background,
-    /// Nobody yet, but the image has just come: a pod that it was pulled for is near.
+    /// No caller waits yet, but the image was just pulled, and the pod that it was pulled for is expected soon.
     Arrived,
-    /// A pod that will need it, or a person.
+    /// A pod will need the image, or a command waits for it.
     Asked,
-    /// A container that is being created: the whole node waits with it.
+    /// A container is being created, and the hook blocks the events of the whole node.
     Creation,
 }
 
 impl Urgency {
-    /// Who asked, for metrics.
+    /// Returns the value of the label `trigger` in the metrics.
     pub(crate) fn trigger(self) -> &'static str {
         match self {
             Self::Background => "reconcile",
@@ -29,35 +29,38 @@ impl Urgency {
     }
 }
 
-/// The urgency of a flight, which rises when somebody joins it who is in more of a hurry; and since
-/// when it has that: of two that are as urgent, the one that became so first goes first. Whoever asks for
-/// several asks in the order in which they are wanted.
+/// The priority of a flight: its urgency, and the order of the request that it has that urgency from. Of two flights
+/// with the same urgency, the one with the earlier request is first; a caller with several requests makes them in the
+/// order in which it needs the images. A caller that joins a flight with a higher priority raises it.
 #[derive(Clone, Debug)]
 pub(crate) struct Priority(Arc<AtomicU64>);
 
-/// Bits below the urgency: they count down with each that is asked for.
-const SINCE: u32 = 56;
+/// The bits below the urgency. Their value decreases with each request, so an earlier request has the higher priority.
+const ORDER_BITS: u32 = 56;
 
 impl Priority {
+    /// The priority of a new request.
     pub(crate) fn new(urgency: Urgency) -> Self {
-        static ASKED: AtomicU64 = AtomicU64::new(0);
-        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
-        let left = (1 << SINCE) - 1 - asked;
-        Self(Arc::new(AtomicU64::new((urgency as u64) << SINCE | left)))
+        static REQUESTS: AtomicU64 = AtomicU64::new(0);
+        let earlier = REQUESTS.fetch_add(1, Ordering::Relaxed);
+        let order = (1 << ORDER_BITS) - 1 - earlier;
+        Self(Arc::new(AtomicU64::new(
+            (urgency as u64) << ORDER_BITS | order,
+        )))
     }
 
-    /// No less than this one is now.
+    /// Raises this priority to the current value of the other one, if that is higher.
     pub(crate) fn raise_to(&self, other: &Priority) {
         self.0.fetch_max(other.now(), Ordering::Relaxed);
     }
 
-    /// More is more urgent.
+    /// Returns the current value. A higher value is more urgent.
     pub(crate) fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Nobody waits for it.
+    /// Whether this is work ahead: no caller waits for it.
     pub(crate) fn is_ahead(&self) -> bool {
-        self.now() >> SINCE <= Urgency::Arrived as u64
+        self.now() >> ORDER_BITS <= Urgency::Arrived as u64
     }
 }

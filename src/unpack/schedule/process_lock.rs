@@ -1,9 +1,9 @@
-//! One unpack of a layer at a time on a node: the lock that the processes of this program share.
+//! The lock that the processes of this program share, so that a node runs one unpack of a layer at a time.
 //!
-//! It is an abstract unix socket. The kernel frees it when its holder ends, however that ends; it needs no
-//! writable file system, which neither the unit nor the DaemonSet has; and both are in the node's network
-//! namespace, as commands are. A process that is not there unpacks beside the others, as containerd itself
-//! does: that costs time and nothing else.
+//! The lock is an abstract unix socket. The kernel frees it however its holder ends. It needs no writable file system,
+//! which neither the systemd unit nor the DaemonSet has. Both of these, and the commands, run in the node's network
+//! namespace. A process in another network namespace does not see the lock and unpacks at the same time, as containerd
+//! itself does: that costs only time.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,31 +16,32 @@ use tokio::net::UnixStream;
 
 use crate::containerd::Containerd;
 
-/// What the names of the sockets begin with; a digest follows.
+/// The prefix of the sockets' names; a digest follows.
 const PREFIX: &str = "nri-unpack/";
 
-/// A holder that is still at a layer after this long no longer keeps others from it. An unpack of a layer
-/// takes less, and to unpack it twice does no harm.
+/// The longest wait for a holder. An unpack of a layer takes less, and a second unpack of it does no harm.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 
-/// Between tries, where the holder takes no more connections.
+/// The pause between attempts while the holder accepts no more connections.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A layer that no other process unpacks, until it is dropped.
+/// The held lock of a layer, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ProcessLock {
     _held: Option<UnixListener>,
 }
 
-/// What became of a try.
+/// The result of one attempt.
 enum Tried {
+    /// This process holds the lock.
     Held(UnixListener),
-    /// By another process.
+    /// Another process holds it.
     Taken,
+    /// The socket cannot be made.
     Impossible(std::io::Error),
 }
 
-/// Waits until no other process is at this layer. Cancel safe.
+/// Locks a layer against the other processes. Cancel safe.
 pub(crate) async fn process_lock(
     containerd: &dyn Containerd,
     snapshotter: &str,
@@ -52,7 +53,7 @@ pub(crate) async fn process_lock(
     let name = name(&identity, snapshotter, chain_id);
     let held = tokio::time::timeout(LONGEST, hold(&name)).await;
     let held = held.unwrap_or_else(|_| {
-        log::warn!(snapshotter, chain_id; "another process has unpacked this layer for {LONGEST:?}: it is unpacked here as well");
+        log::warn!(snapshotter, chain_id; "another process has held the lock of this layer for {LONGEST:?}: the layer is unpacked without the lock");
         None
     });
     ProcessLock { _held: held }
@@ -70,7 +71,7 @@ async fn hold(name: &str) -> Option<UnixListener> {
         match try_hold(name) {
             Tried::Held(listener) => return Some(listener),
             Tried::Impossible(e) => {
-                log::debug!(error:% = e; "other processes not kept from a layer");
+                log::debug!(error:% = e; "layer could not be locked: another process may unpack it at the same time");
                 return None;
             }
             Tried::Taken if !released(name).await => return None,
@@ -88,8 +89,8 @@ fn try_hold(name: &str) -> Tried {
     }
 }
 
-/// Waits for the holder: a connection that is never accepted ends with it. `false` where the holder is another
-/// user's process, which nothing here waits for: the names can be told by anyone.
+/// Waits until the holder ends: it never accepts the connection, which the kernel closes then. Returns `false` at
+/// once if the holder is a process of another user. Any user can compute the names, and must not block an unpack.
 async fn released(name: &str) -> bool {
     match UnixStream::connect(format!("\0{name}")).await {
         Ok(mut holder) => {
@@ -97,12 +98,12 @@ async fn released(name: &str) -> bool {
                 .peer_cred()
                 .is_ok_and(|holder| is_trusted(holder.uid()));
             if is_ours {
-                // Nothing is ever sent: this is its end.
+                // The holder sends nothing: the read returns when it ends.
                 let _ = holder.read(&mut [0]).await;
             }
             is_ours
         }
-        // It has just ended.
+        // The holder has just ended.
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => true,
         Err(_) => {
             tokio::time::sleep(PAUSE).await;
@@ -111,10 +112,10 @@ async fn released(name: &str) -> bool {
     }
 }
 
-/// Root's, or this process' own user's.
+/// Whether a process of this user may block an unpack: root, or the user of this process.
 fn is_trusted(user: u32) -> bool {
-    let me = std::fs::metadata("/proc/self").map(|me| me.uid());
-    user == 0 || me.is_ok_and(|me| me == user)
+    let own = std::fs::metadata("/proc/self").map(|own| own.uid());
+    user == 0 || own.is_ok_and(|own| own == user)
 }
 
 #[cfg(test)]
@@ -127,8 +128,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_is_held_by_one_until_it_lets_go() {
-        // Another run of the tests has other locks.
+    async fn a_layer_has_one_holder_until_it_releases_the_lock() {
+        // Other runs of the tests use other names.
         let here = format!("test {}", std::process::id());
         let a = name(&here, "erofs", "sha256:a");
         let held = hold(&a).await;
@@ -148,9 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn another_user_holds_up_no_unpack() {
-        let me = std::fs::metadata("/proc/self").unwrap().uid();
-        assert!(is_trusted(0) && is_trusted(me));
-        assert!(!is_trusted(me + 65534));
+    fn only_root_and_the_own_user_are_trusted() {
+        let own = std::fs::metadata("/proc/self").unwrap().uid();
+        assert!(is_trusted(0) && is_trusted(own));
+        assert!(!is_trusted(own + 65534));
     }
 }

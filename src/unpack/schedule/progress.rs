@@ -1,4 +1,4 @@
-//! What a caller sees of work that goes on without it: a ticket.
+//! The progress of work, which its callers follow with a ticket. The work continues without them.
 
 use std::sync::Arc;
 
@@ -9,28 +9,28 @@ use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 
-/// What was done to make a chain ready.
+/// The result of work that made a chain ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The name of the image's record.
     pub image: String,
-    /// What it was before.
+    /// The state before the work.
     pub found: State,
-    /// Of several things the one that says most.
+    /// The action; of several actions, the last one in the order of [`Action`].
     pub action: Action,
     /// Layers that were unpacked or relabelled.
     pub layers_done: usize,
-    /// Layers that stayed below it as the host has unpacked them, since something else uses them. To
-    /// whoever mounts the chain they make no difference.
+    /// Host-unpacked layers of a guest-pulled chain that stayed, since something else uses them. They make no
+    /// difference to a mount of the chain.
     pub layers_kept: usize,
     /// Layers of the image.
     pub layers: usize,
 }
 
-/// How it ended. An error is shared by all who waited.
+/// The result of the work. All its callers share the error.
 pub type Outcome = Result<Done, Arc<Error>>;
 
-/// How an `ensure` ended, for metrics.
+/// Returns the value of the label `outcome` in the metrics.
 pub(crate) fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(done) => done.action.word(),
@@ -49,22 +49,21 @@ pub(crate) fn word(outcome: &Outcome) -> &'static str {
 /// How far the work is.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// What the chain was before the work; `None` while nobody has looked.
+    /// The state of the chain before the work; `None` while it is not known.
     pub found: Option<State>,
-    /// Layers of the image; 0 while it is not known yet.
+    /// Layers of the image; 0 while their number is not known.
     pub layers: usize,
     /// Layers that are ready.
     pub ready_layers: usize,
-    /// What this work has got done: the blobs of the layers that it made ready, in bytes, compressed
-    /// as they are.
+    /// The size of the (compressed) blobs of the layers that this work has made ready, in bytes.
     pub bytes: u64,
-    /// It does not end before, as far as that can be told.
+    /// The estimated earliest end of the work.
     pub earliest: Option<Instant>,
-    /// `None` while it goes on.
+    /// The result; `None` while the work is running.
     pub outcome: Option<Outcome>,
 }
 
-/// A claim on a piece of work. Dropping it does not stop the work.
+/// A handle on running work. Dropping it does not stop the work.
 #[derive(Clone, Debug)]
 pub struct Ticket {
     subject: String,
@@ -79,26 +78,26 @@ impl Ticket {
         outcome.unwrap_or_else(|| Err(Arc::new(Error::Died(self.subject.clone()))))
     }
 
-    /// Waits until `deadline` at most, and no longer than it may end by then; `None` when it goes on
-    /// after that.
+    /// Waits for the end of the work until `deadline`; `None` if the work is still running then. Returns `None` at once
+    /// if the estimated earliest end is later than `deadline`.
     pub async fn outcome_by(&mut self, deadline: Instant) -> Option<Outcome> {
         let ends_later = |p: &Progress| p.earliest.is_some_and(|earliest| earliest > deadline);
-        let told = self
+        let changed = self
             .progress
             .wait_for(|p| p.outcome.is_some() || ends_later(p));
-        let told = tokio::time::timeout_at(deadline, told).await.ok()?;
-        if told.is_ok_and(|p| p.outcome.is_none()) {
+        let progress = tokio::time::timeout_at(deadline, changed).await.ok()?;
+        if progress.is_ok_and(|p| p.outcome.is_none()) {
             return None;
         }
         Some(self.outcome().await)
     }
 
-    /// How far the work is now.
+    /// Returns the current progress.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 
-    /// Waits for news; `false` when there will be none any more. Cancel safe.
+    /// Waits for a change of the progress; `false` after the last one. Cancel safe.
     pub async fn changed(&mut self) -> bool {
         self.progress.changed().await.is_ok()
     }
@@ -109,7 +108,7 @@ impl Ticket {
 pub(crate) struct Reporter(watch::Sender<Progress>);
 
 impl Reporter {
-    /// A reporter and the first ticket of work on `subject`.
+    /// Returns a reporter and the first ticket of work on `subject`.
     pub(crate) fn new(subject: &str) -> (Self, Ticket) {
         let (sender, progress) = watch::channel(Progress::default());
         let subject = subject.to_owned();
@@ -131,7 +130,7 @@ impl Reporter {
         self.0.send_modify(|p| p.bytes = bytes);
     }
 
-    /// It does not end before this.
+    /// Reports that the work does not end before this time, if that is later than reported before.
     pub(crate) fn not_before(&self, earliest: Instant) {
         self.0
             .send_modify(|p| p.earliest = p.earliest.max(Some(earliest)));
@@ -141,14 +140,14 @@ impl Reporter {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
 
-    /// Passes on what another piece of work reports, to its end.
+    /// Forwards the progress of other work until its end, and ends with the same result.
     pub(crate) async fn follow(self, other: Ticket) {
         let outcome = self.watch(other, true).await;
         self.end(outcome);
     }
 
-    /// The same up to the outcome, which is answered. What the other found is passed on where
-    /// `found_counts`.
+    /// Forwards the progress of other work until its end, and returns its result. The state that the other work found
+    /// is forwarded only with `found_counts`.
     pub(crate) async fn watch(&self, mut other: Ticket, found_counts: bool) -> Outcome {
         loop {
             let progress = other.progress.borrow_and_update().clone();

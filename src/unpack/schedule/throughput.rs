@@ -1,56 +1,57 @@
-//! How fast blobs are applied here, so that nobody waits for what cannot be done in time.
+//! The measured throughput of each snapshotter. With it, a caller does not wait for an unpack that cannot end in time.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Bytes of a blob in a second, while little was measured: hardly a node applies more.
+/// The assumed highest throughput in bytes of a blob per second, while few applies were measured. Hardly any node
+/// exceeds it.
 const FASTEST: f64 = (512 << 20) as f64;
 
-/// Applies after which what was measured is believed: a few may have been slow ones.
-const BELIEVED: usize = 8;
+/// The number of measured applies from which on the measurement is used: fewer may all have been slow.
+const MIN_APPLIES: usize = 8;
 
-/// Bytes from which on an apply is measured: with fewer it is the calls that take the time.
-const TELLING: u64 = 4 << 20;
+/// The smallest blob that is measured, in bytes: the apply of a smaller one takes mostly the time of its calls.
+const MIN_BYTES: u64 = 4 << 20;
 
-/// A quick moment may be this much quicker than all before.
+/// The factor by which a later apply may be faster than all measured ones.
 const MARGIN: f64 = 2.0;
 
-/// How fast it went in each snapshotter.
+/// The throughput, by snapshotter.
 #[derive(Debug, Default)]
-pub(crate) struct Throughput(Mutex<HashMap<String, Seen>>);
+pub(crate) struct Throughput(Mutex<HashMap<String, Measured>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Measured {
     applies: usize,
-    /// The most bytes in a second.
+    /// The highest throughput in bytes per second.
     fastest: f64,
 }
 
 impl Throughput {
-    /// The least time in which a blob of so many bytes may be applied.
+    /// Returns the shortest time in which a blob of this size may be applied.
     pub(crate) fn least(&self, snapshotter: &str, bytes: u64) -> Duration {
-        let pace = match self.seen().get(snapshotter) {
-            Some(seen) if seen.applies >= BELIEVED => seen.fastest * MARGIN,
+        let highest = match self.snapshotters().get(snapshotter) {
+            Some(measured) if measured.applies >= MIN_APPLIES => measured.fastest * MARGIN,
             _ => FASTEST,
         };
-        Duration::from_secs_f64(bytes as f64 / pace)
+        Duration::from_secs_f64(bytes as f64 / highest)
     }
 
-    /// A blob of so many bytes was applied.
+    /// Records the apply of a blob of this size.
     pub(crate) fn measured(&self, snapshotter: &str, bytes: u64, took: Duration) {
-        if bytes < TELLING || took.is_zero() {
+        if bytes < MIN_BYTES || took.is_zero() {
             return;
         }
-        let pace = bytes as f64 / took.as_secs_f64();
-        let mut seen = self.seen();
-        let seen = seen.entry(snapshotter.to_owned()).or_default();
-        seen.applies += 1;
-        seen.fastest = seen.fastest.max(pace);
+        let throughput = bytes as f64 / took.as_secs_f64();
+        let mut snapshotters = self.snapshotters();
+        let measured = snapshotters.entry(snapshotter.to_owned()).or_default();
+        measured.applies += 1;
+        measured.fastest = measured.fastest.max(throughput);
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
+    fn snapshotters(&self) -> MutexGuard<'_, HashMap<String, Measured>> {
         self.0.lock()
     }
 }
@@ -60,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fastest_that_was_seen_is_the_measure() {
+    fn the_estimate_uses_the_highest_measured_throughput() {
         let (throughput, second) = (Throughput::default(), Duration::from_secs(1));
         assert_eq!(throughput.least("erofs", 512 << 20), second);
-        for _ in 0..BELIEVED {
-            throughput.measured("erofs", TELLING - 1, second);
-            throughput.measured("erofs", TELLING, Duration::ZERO);
+        for _ in 0..MIN_APPLIES {
+            throughput.measured("erofs", MIN_BYTES - 1, second);
+            throughput.measured("erofs", MIN_BYTES, Duration::ZERO);
         }
-        for n in 1..BELIEVED as u64 {
+        for n in 1..MIN_APPLIES as u64 {
             throughput.measured("erofs", (10 + n) << 20, second);
         }
         assert_eq!(throughput.least("erofs", 512 << 20), second);
