@@ -41,7 +41,7 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<ImageStatus, Error> {
-        let seen = self.resolver.seen(image, names, listing).await;
+        let seen = self.resolver.target_in(image, names, listing).await;
         let (target, left_out) = match seen {
             Ok(seen) => seen,
             Err(e) => return Err(unless_removed(self.containerd.as_ref(), e).await),
@@ -76,7 +76,7 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<Vec<Planned>, Error> {
-        let (target, left_out) = self.resolver.seen(image, names, listing).await?;
+        let (target, left_out) = self.resolver.target_in(image, names, listing).await?;
         if left_out {
             return Ok(vec![]);
         }
@@ -95,7 +95,7 @@ impl Engine {
         image: &Image,
         listing: &Listing,
     ) -> Result<Vec<(usize, String)>, Error> {
-        let (target, _) = self.resolver.seen(image, &[], listing).await?;
+        let (target, _) = self.resolver.target_in(image, &[], listing).await?;
         let layers = target.manifest.layers.iter().enumerate();
         let missing = layers.filter(|(_, layer)| listing.snapshot(&layer.chain_id).is_none());
         Ok(missing

@@ -14,7 +14,7 @@ pub enum Error {
     #[error(
         "no image in containerd's store has the chain {chain}, which is the parent of the snapshot {key} in {snapshotter}{}",
         foreign.iter().map(|image| format!(
-            "; {image} is not there for this node's platform (a handler of another platform?), and is left to containerd"
+            "; this node has {image} only for another platform (that of another runtime handler?), so it is left to containerd"
         )).collect::<String>()
     )]
     NoImage {

@@ -1,8 +1,8 @@
-//! Whether a snapshotter needs an image's content, or mounts it from elsewhere: decided for each image by one
-//! question, since the same snapshotter mounts one image lazily and unpacks another.
+//! Finds out whether a snapshotter needs an image's content, or mounts it from elsewhere. Each image is probed, since
+//! one snapshotter may mount one image lazily and unpack another.
 //!
-//! The question is a labelled `Prepare` of the largest layer that is missing: small ones may be unpacked by
-//! a snapshotter that mounts all others (soci does so), and cost little.
+//! The probe is a labelled `Prepare` of the largest missing layer: a snapshotter that mounts large layers lazily may
+//! still unpack small ones (soci does so), which cost little.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::unpack::chain::error::Error;
 use crate::unpack::snapshotter::guest_pull::Guest;
 use crate::unpack::snapshotter::lease::Leases;
 
-/// How long it is remembered that a layer needs its content: a registry that does not answer for a while
-/// makes a lazy layer look like a local one.
+/// How long the cache keeps that a layer needs its content. While a registry does not answer, a layer that is mounted
+/// lazily looks like one that needs its content.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
-/// The layers that were found to need their content: snapshotter and chain id.
+/// The layers that need their content, by snapshotter and chain id.
 #[derive(Debug, Default)]
 pub(crate) struct NeedContent(Mutex<HashMap<(String, String), Instant>>);
 
 impl NeedContent {
-    /// Whether the layers of this image that are missing have to be applied.
+    /// Returns whether the missing layers of this image have to be applied.
     pub(crate) async fn ask(
         &self,
         containerd: &dyn Containerd,
@@ -49,23 +49,23 @@ impl NeedContent {
         }
         let lease = leases.take(containerd).await;
         let lease = lease.map_err(|e| target.failed(e))?;
-        let question = Guest {
+        let probe = Guest {
             containerd,
             snapshotter: &target.snapshotter,
             lease: &lease,
             labels,
         };
-        let taken = question.takes().await;
+        let labels = probe.takes().await;
         lease.release(containerd).await;
-        let needs_content = taken.map_err(|e| target.failed(e))?.is_none();
-        // The name of one that is still being pulled may be of another registry on the same host.
+        let needs_content = labels.map_err(|e| target.failed(e))?.is_none();
+        // While an image is pulled, the port in its name is not known: the name may be of another registry.
         if needs_content && !target.arrives {
             self.known().insert(key, Instant::now());
         }
         Ok(needs_content)
     }
 
-    /// A snapshotter may have been set up otherwise.
+    /// Forgets all layers, since the configuration of a snapshotter may have changed.
     pub(crate) fn forget(&self) {
         self.known().clear();
     }

@@ -1,4 +1,4 @@
-//! Which image is meant: by its name, or by the chain that a container stands on.
+//! Finds the image of a request: by its name, or by the chain that a container is based on.
 
 use crate::containerd::Image;
 use crate::image;
@@ -12,32 +12,32 @@ use crate::unpack::chain::state::State;
 /// containerd's label for the user ids of a container's user namespace.
 const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 
-/// An image, and how it was come by.
+/// The image of a request, and how it was found.
 pub(crate) struct Found {
     pub(crate) image: Image,
-    /// The name that it was asked for by.
-    pub(crate) asked: Option<String>,
-    /// The container stands on a copy of its chain.
+    /// The name in the request.
+    pub(crate) requested: Option<String>,
+    /// The container is based on a copy of the image's chain.
     pub(crate) is_copied: bool,
 }
 
 impl Images {
-    /// The image that is meant.
+    /// Finds the image of a request.
     pub(crate) async fn find(&self, request: &Request) -> Result<Found, Error> {
-        let named = |image, asked: &String| Found {
+        let named = |image, requested: &String| Found {
             image,
-            asked: Some(asked.clone()),
+            requested: Some(requested.clone()),
             is_copied: false,
         };
         let (key, chain, name) = match &request.want {
             Want::Image(name) => {
                 return Ok(named(image::find(self.containerd(), name).await?, name));
             }
-            // A record of the same target has a name that was asked for.
+            // The record that the pull makes for the same target has the requested name.
             Want::Arriving(image) => {
                 return Ok(Found {
                     image: image.clone(),
-                    asked: None,
+                    requested: None,
                     is_copied: false,
                 });
             }
@@ -49,13 +49,13 @@ impl Images {
                 let mut images = self.all().await?.into_iter();
                 let image = images.find(|image| image.target.digest == *target);
                 let image = image.ok_or_else(|| image::Error::NotFound(target.clone()))?;
-                let asked = image.name.clone();
-                return Ok(named(image, &asked));
+                let requested = image.name.clone();
+                return Ok(named(image, &requested));
             }
         };
         let found = |image, is_copied| Found {
             image,
-            asked: name.clone(),
+            requested: name.clone(),
             is_copied,
         };
         if let Some(image) = self.of_chain(chain, name.as_deref()).await? {
@@ -65,7 +65,7 @@ impl Images {
         if let Some(original) = &original
             && let Some(image) = self.of_chain(original, name.as_deref()).await?
         {
-            log::debug!(container = key.as_str(), copy = chain.as_str(), image = image.name.as_str(); "the container stands on a copy of its image for a user namespace");
+            log::debug!(container = key.as_str(), copy = chain.as_str(), image = image.name.as_str(); "container is based on a copy of its image's chain, made for a user namespace");
             return Ok(found(image, true));
         }
         let state = self
@@ -81,14 +81,14 @@ impl Images {
         })
     }
 
-    /// What the snapshots themselves tell of a chain that belongs to no image: that the guest pulls it, or
-    /// that it is broken. `None` where they tell nothing.
+    /// Returns the state of a chain that belongs to no image, as far as its snapshots show it: ready if the guest pulls
+    /// it, mixed if it is broken; else `None`.
     async fn state_without_image(
         &self,
         snapshotter: &str,
         chain: &str,
     ) -> Result<Option<State>, Error> {
-        let mut above_guest_layers = false;
+        let mut has_host_layer = false;
         let mut next = Some(chain.to_owned());
         while let Some(name) = next {
             let layer = match self.containerd().stat(snapshotter, &name).await {
@@ -96,24 +96,24 @@ impl Images {
                 Err(e) if e.is_not_found() => return Ok(None),
                 Err(source) => {
                     return Err(Error::Containerd {
-                        image: format!("at the chain {chain}"),
+                        image: format!("with the chain {chain}"),
                         snapshotter: snapshotter.to_owned(),
                         source,
                     });
                 }
             };
             match is_proxied(&layer.labels) {
-                true if above_guest_layers => return Ok(Some(State::Mixed)),
+                true if has_host_layer => return Ok(Some(State::Mixed)),
                 true => return Ok(Some(State::Ready)),
-                false => above_guest_layers = true,
+                false => has_host_layer = true,
             }
             next = layer.parent;
         }
         Ok(None)
     }
 
-    /// The name, where its image is on this node and is not there for this node's platform: a handler of another
-    /// platform has its own manifest of it.
+    /// Returns the image's name if the node has the image only for another platform: it was pulled for a runtime handler
+    /// of that platform.
     async fn foreign(&self, name: Option<&str>) -> Result<Option<String>, Error> {
         let Some(name) = name else {
             return Ok(None);
@@ -132,10 +132,10 @@ impl Images {
         })
     }
 
-    /// What `chain` was copied from, if it is a copy for the user namespace of the container `key`.
-    /// containerd makes one, with changed owners, where the snapshotter does not map ids: a committed
-    /// snapshot of a name of its own (1.7: the chain id, the uid and the gid; 2.x: a digest of these) on
-    /// top of the image's chain. The container's own snapshot is labelled with the mapping.
+    /// Returns the chain that `chain` is a copy of, if it is a copy for the user namespace of the container `key`.
+    /// Where the snapshotter does not map ids, containerd copies the files of the image with other owners: into a
+    /// committed snapshot on top of the image's chain, with a name of its own (1.7: the chain id, the uid and the gid;
+    /// 2.x: a digest of these). The container's own snapshot has a label with the mapping.
     async fn original(
         &self,
         snapshotter: &str,
@@ -158,24 +158,24 @@ impl Images {
         Ok(stat(chain).await?.and_then(|copy| copy.parent))
     }
 
-    /// The image whose chain ends at `chain`: the one that the name stands for, else any.
+    /// Returns the image with the chain id `chain`: the image with this name if it has that chain, else any.
     async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
         if let Some(name) = name {
             match image::find(self.containerd(), name).await {
-                Ok(image) if self.ends_at(&image, chain).await? => return Ok(Some(image)),
+                Ok(image) if self.has_chain(&image, chain).await? => return Ok(Some(image)),
                 Ok(_) | Err(image::Error::NotFound(_) | image::Error::Ambiguous(_)) => {}
                 Err(e) => return Err(e.into()),
             }
         }
         for image in self.all().await? {
-            if self.ends_at(&image, chain).await? {
+            if self.has_chain(&image, chain).await? {
                 return Ok(Some(image));
             }
         }
         Ok(None)
     }
 
-    async fn ends_at(&self, image: &Image, chain: &str) -> Result<bool, Error> {
+    async fn has_chain(&self, image: &Image, chain: &str) -> Result<bool, Error> {
         let manifest = self.readable(image).await?;
         Ok(manifest.is_some_and(|manifest| manifest.chain_id() == Some(chain)))
     }

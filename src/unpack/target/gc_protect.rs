@@ -1,5 +1,5 @@
-//! What a flight stands on, put under its lease before it begins: the layers that are there, and the
-//! blobs of those that are not.
+//! Protection from garbage collection: before a flight begins, its lease gets the layers that are committed and the
+//! blobs of those that are missing.
 
 use std::collections::HashSet;
 
@@ -13,11 +13,11 @@ use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::kept_blobs::kept_by;
 use crate::unpack::snapshotter::lease::Lease;
 
-/// Blobs that are held at once: each takes containerd one transaction, one after another.
+/// The number of blobs that are added to a lease at the same time. containerd runs one transaction for each, one after
+/// another, so more would only block other clients.
 const PARALLEL_HOLDS: usize = 4;
 
-/// The highest committed layer, and with it all below, is not to be collected while a flight builds
-/// on it.
+/// Adds the highest committed layer to the lease, which keeps all layers below it, too.
 pub(crate) async fn committed(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -32,9 +32,9 @@ pub(crate) async fn committed(
     containerd.hold(lease.id(), resource).await
 }
 
-/// The blobs from which the layers above the committed ones are unpacked. Where the manifest keeps
-/// them, nothing is done; with `discard_unpacked_layers` it does not, and the next garbage collection
-/// takes those that are still there from a pull.
+/// Adds the blobs of the missing layers to the lease, unless the manifest's labels keep them. With
+/// `discard_unpacked_layers` the manifest does not keep them, and the next garbage collection would remove the blobs
+/// that remain of a pull.
 pub(crate) async fn blobs(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -55,8 +55,8 @@ pub(crate) async fn blobs(
         .await
 }
 
-/// The manifest and the config of an image that is still being pulled: nothing keeps them but the pull
-/// itself, which may fail.
+/// Adds the manifest and the config of an image that is still being pulled: only the pull itself keeps them, and
+/// the pull may fail.
 pub(crate) async fn documents(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -67,8 +67,8 @@ pub(crate) async fn documents(
     futures::try_join!(hold(digest), hold(config)).map(drop)
 }
 
-/// All blobs of the layers, for a chain that is to be taken away and unpacked again. Answers the
-/// lowest layer that has none.
+/// Adds the blobs of all layers, for a chain that is to be replaced. Returns the lowest layer whose blob is gone, if
+/// any.
 pub(crate) async fn all_blobs(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -76,7 +76,7 @@ pub(crate) async fn all_blobs(
 ) -> Result<Option<usize>, containerd::Error> {
     for (i, layer) in target.manifest.layers.iter().enumerate() {
         let digest = &layer.blob.digest;
-        // Held first: what is there afterwards stays.
+        // Added first: a blob that is found after this cannot be collected.
         containerd.hold(lease.id(), Resource::blob(digest)).await?;
         match containerd.blob(digest).await {
             Ok(_) => {}

@@ -1,4 +1,4 @@
-//! The images of the store, and what they consist of on this node.
+//! Reads the images of the store and their manifests for the platform of this node.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,24 +21,24 @@ impl Images {
         }
     }
 
-    /// Forgets the documents of images other than these, by what their records point at.
+    /// Forgets the documents of all images but these, given by the digests that their records point at.
     pub(crate) fn keep(&self, records: &HashSet<&str>) {
         self.manifests.keep(records);
     }
 
-    /// The name that an image's labels should carry, whatever it was asked for by.
-    pub(crate) async fn best_name(&self, asked: &str) -> Option<String> {
-        let image = image::find(self.containerd(), asked).await.ok()?;
+    /// Returns the name for an image's labels, found by any reference to the image.
+    pub(crate) async fn best_name(&self, reference: &str) -> Option<String> {
+        let image = image::find(self.containerd(), reference).await.ok()?;
         let names = self.names(&image).await.ok()?;
         image::name_for_labels(None, &names)
     }
 
-    /// What an image consists of on this node.
+    /// Reads an image's manifest for the platform of this node.
     pub(crate) async fn manifest(&self, image: &Image) -> Result<Arc<Manifest>, Error> {
         Ok(self.manifests.read(self.containerd(), image).await?)
     }
 
-    /// The chains at which other images end.
+    /// Returns the chain ids of all other images.
     pub(crate) async fn others(&self, manifest: &Manifest) -> Result<HashSet<String>, Error> {
         let mut others = HashSet::new();
         for image in self.all().await? {
@@ -49,8 +49,8 @@ impl Images {
         Ok(others)
     }
 
-    /// An image's manifest; `None` where the image is broken, or not for this node. That containerd
-    /// does not answer says nothing of the image.
+    /// Reads an image's manifest; `None` if the image is broken or has no manifest for this node. An error if containerd
+    /// does not answer, since the image may be fine then.
     pub(crate) async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
         match self.manifests.read(self.containerd(), image).await {
             Ok(manifest) => Ok(Some(manifest)),
@@ -61,7 +61,7 @@ impl Images {
         }
     }
 
-    /// All names of an image's target, its own among them even if it was removed meanwhile.
+    /// Returns all names of an image's target. The image's own name is one of them, even if it was removed meanwhile.
     pub(crate) async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
         let images = self.all().await?;
         Ok(image::names_of(image, &images))

@@ -1,30 +1,29 @@
-//! What the configuration decides about an image's labels in a snapshotter, as the engine asks for it.
+//! The interface through which the engine reads what the configuration says about labels.
 
 use crate::config::ExtraLabels;
 use crate::ctr::Ctr;
 use crate::unpack::chain::profile::{Profile, Repair};
 
-/// What the labels of an image's layers are to be in a snapshotter.
+/// Which labels the layers of an image get in a snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Labelling {
-    /// The `cri.*` labels; else only those that are added to them.
+    /// Whether the layers get the `cri.*` labels; else only the extra labels.
     pub cri: bool,
-    /// Put on what lacks them; else given to what is unpacked from now on, and what is there without
-    /// them is ready.
+    /// Whether the labels are required: committed layers without them are repaired. Else only layers that are unpacked
+    /// from now on get them, and committed layers without them are ready.
     pub required: bool,
 }
 
-/// What is wanted of labels, for others to decide.
+/// Decides about labels, on behalf of the configuration.
 pub trait LabelPolicy: Send + Sync {
-    /// What the labels of the image with these names are to be in a snapshotter; `None` where the
-    /// image is left to containerd.
+    /// Returns which labels the image with these names gets in a snapshotter; `None` if the image is excluded.
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
-    /// The labels that every layer gets on top.
+    /// Returns the extra labels of each layer.
     fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
-    /// What kind of snapshotter it is; `None` where that is to be found out.
+    /// Returns the kind of snapshotter; `None` if only a probe can find it out.
     fn profile(&self, snapshotter: &str) -> Option<Profile>;
-    /// How absent labels are repaired; `None` for what the snapshotter's profile says.
+    /// Returns how missing labels are repaired; `None` for the default of the snapshotter's profile.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;
-    /// What the remedies in errors say.
+    /// Returns the `ctr` command for the remedies in errors.
     fn ctr(&self) -> Ctr;
 }

@@ -1,5 +1,4 @@
-//! From what the configuration wants of an image's labels to the labels of each layer, and to the rules by
-//! which its chain is ready. Pure.
+//! The labels of each layer, and the rules under which a chain is ready, from what the configuration says. No I/O.
 
 use crate::config::ExtraLabels;
 use crate::containerd::Labels;
@@ -9,14 +8,14 @@ use super::label_policy::Labelling;
 use crate::unpack::chain::profile::Repair;
 use crate::unpack::chain::state::{Origin, Rules};
 
-/// What is wanted of the layers of an excluded image.
-pub(crate) const LEFT_OUT: Labelling = Labelling {
+/// The labelling of an excluded image.
+pub(crate) const EXCLUDED: Labelling = Labelling {
     cri: false,
     required: false,
 };
 
-/// The labels that each layer gets, and those that it must have. A layer without any label of ours
-/// (`is_bare`) does not even carry its chain id.
+/// Returns the labels that each layer gets, and those that it must have. With `is_bare`, a layer does not even get the
+/// label with its chain id.
 pub(crate) fn labels(
     manifest: &Manifest,
     Labelling { cri, required }: Labelling,
@@ -35,14 +34,14 @@ pub(crate) fn labels(
     let required = match (required, cri) {
         (true, true) => labels.clone(),
         (true, false) => extra,
-        // Committed layers without labels are ready then.
+        // Committed layers without labels are ready.
         (false, _) => vec![Labels::new(); labels.len()],
     };
     (labels, required)
 }
 
-/// When a chain with these required labels is ready. `repair` is what the configuration says about absent
-/// labels; without it, the snapshotter's way of pulling decides.
+/// Returns the rules for a chain with these required labels. `repair` is how the configuration repairs missing labels;
+/// without it, guest pull decides.
 pub(crate) fn rules(
     labelling: Labelling,
     required: LayerLabels,
@@ -50,12 +49,12 @@ pub(crate) fn rules(
     repair: Option<Repair>,
     origin: Option<Origin>,
 ) -> Rules {
-    let usual = if guest_pulls {
+    let default = if guest_pulls {
         Repair::Replace
     } else {
         Repair::Relabel
     };
-    let repair = repair.unwrap_or(usual);
+    let repair = repair.unwrap_or(default);
     Rules {
         required,
         origin,
@@ -64,7 +63,7 @@ pub(crate) fn rules(
     }
 }
 
-/// Where the labels of an image may say that it comes from, if they have to say that.
+/// Returns the repositories that the labels of an image may name; `None` if they need not name any.
 pub(crate) fn origin(
     manifest: &Manifest,
     labelling: Labelling,
@@ -78,7 +77,7 @@ pub(crate) fn origin(
     (labelling.cri && labelling.required).then_some(origin)
 }
 
-/// Adds labels to those that are there. A key that is there keeps its value.
+/// Adds labels. A key that a layer already has keeps its value.
 pub(crate) fn add(labels: &mut LayerLabels, more: LayerLabels) {
     for (labels, more) in labels.iter_mut().zip(more) {
         for (key, value) in more {

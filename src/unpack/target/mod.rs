@@ -1,4 +1,4 @@
-//! What one `ensure` is to make ready, and how that stands now.
+//! The target of an `ensure`: one image in one snapshotter, its wanted labels, and its current status.
 
 pub(crate) mod content_needs;
 pub(crate) mod find;
@@ -26,49 +26,48 @@ use crate::unpack::layer::unpack::Failure;
 use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::listing::Listing;
 
-/// What the label of a config blob begins with that keeps a chain from garbage collection; the
-/// snapshotter's name follows.
+/// The prefix of the anchor: the label on the image's config blob that keeps a chain from garbage collection. The name
+/// of the snapshotter follows.
 const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
 
-/// Snapshots that are asked for at once: enough to hide the round trips, few enough for others.
+/// The number of `Stat` calls at the same time: enough to hide the round trips, few enough for other clients.
 const PARALLEL_STATS: usize = 16;
 
 /// One image in one snapshotter.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// For messages.
+    /// The image's name, for messages.
     pub(crate) image: String,
-    /// What its record points at: an index or a manifest.
+    /// The digest that the image's record points at: of an index or of a manifest.
     pub(crate) record: String,
     pub(crate) manifest: Arc<Manifest>,
-    /// What a layer gets when it is unpacked or relabelled.
+    /// The labels that each layer gets when it is unpacked or relabelled.
     pub(crate) labels: LayerLabels,
-    /// When it is ready.
+    /// The conditions under which the chain is ready.
     pub(crate) rules: Rules,
-    /// Chains at which other images end, where this one may have to be taken away.
+    /// The chain ids of other images, read only if this chain may have to be replaced.
     pub(crate) others: HashSet<String>,
-    /// A container is known to stand on it: who else does has not to be found out.
+    /// A container is known to use the chain, so its other users need not be looked up.
     pub(crate) in_use: bool,
-    /// Nothing can be moved that stands on it: it runs.
+    /// That container is a sandbox. It runs already and cannot be moved.
     pub(crate) is_sandbox: bool,
-    /// It is still being pulled.
+    /// The image is still being pulled.
     pub(crate) arrives: bool,
-    /// The snapshotter leaves layers with labels to the guest.
+    /// The guest pulls the labelled images of the snapshotter.
     pub(crate) leaves_to_guest: bool,
-    /// The container stands on a copy of the chain, whose files have other owners: on the host, a user
-    /// namespace without id-mapped mounts.
+    /// The container is based on a copy of the chain, in which the files have other owners. containerd makes it for a
+    /// user namespace where the snapshotter has no id-mapped mounts.
     pub(crate) is_copied: bool,
-    /// It is left to containerd, by its pod or by the configuration: all that is looked at is whether
-    /// the container can start from it.
+    /// The image is left to containerd, since its pod is skipped or the image is excluded: only whether the container
+    /// can start from the chain is checked.
     pub(crate) left_alone: bool,
     pub(crate) snapshotter: String,
-    /// For the remedies in errors.
+    /// The `ctr` command for the remedies in errors.
     pub(crate) ctr: Ctr,
 }
 
 impl Target {
-    /// The label of the config blob that keeps the chain from garbage collection. A second chain of
-    /// the image carries it with a suffix, `/…`.
+    /// Returns the key of the anchor. The anchor of an image's second chain has a suffix (`/…`).
     pub(crate) fn anchor(&self) -> String {
         let suffix = match self.manifest.chain_id() {
             Some(chain) if guest_pull::is_on_host(chain) => "/nri-unpack-host",
@@ -77,15 +76,15 @@ impl Target {
         format!("{ANCHOR}{}{suffix}", self.snapshotter)
     }
 
-    /// Whether the snapshotter leaves a layer with this image's labels to the guest.
+    /// Whether the guest pulls this image: the snapshotter supports it, and the image's labels allow it.
     pub(crate) fn is_for_guest(&self) -> bool {
         let top = self.labels.last();
         self.leaves_to_guest && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
     }
 
-    /// The same image under private names, unpacked on the host from the lowest layer on and without any
-    /// label: what containerd's own unpack gives where no other image has left a layer to the guest. It
-    /// has a label of its own on the config blob, and goes with the image.
+    /// Returns a target for the image's private chain, which is unpacked on the host from the lowest layer on and
+    /// without labels: the same content as that of containerd's own unpack without guest-pulled layers below. The
+    /// private chain has an anchor of its own, so it is collected when the image is removed.
     pub(crate) fn on_host(&self) -> Self {
         let mut manifest = (*self.manifest).clone();
         for layer in &mut manifest.layers {
@@ -115,7 +114,7 @@ impl Target {
         }
     }
 
-    /// What a container stands on. A copy of layers that were left to the guest holds nothing of them.
+    /// Returns the state of the chain that a container is based on. A copy of guest-pulled layers has no content.
     pub(crate) fn state_below_container(&self, status: &ChainStatus) -> State {
         match status.state(&self.rules) {
             _ if self.is_copied && status.has_guest_layers() => State::Mixed,
@@ -128,8 +127,8 @@ impl Target {
         }
     }
 
-    /// Why nothing may be unpacked here: the host's layers would lie on layers that the snapshotter
-    /// holds empty.
+    /// Returns an error if no layer may be unpacked here: it would lie on guest-pulled layers, which the snapshotter
+    /// committed without content.
     pub(crate) fn refused(&self, status: &ChainStatus) -> Option<Error> {
         let state = status.state(&self.rules);
         let is_refused = match state {
@@ -144,16 +143,16 @@ impl Target {
         })
     }
 
-    /// How the chain stands now, and when its top layer was made.
+    /// Reads the status of the chain, and the creation time of its top layer.
     pub(crate) async fn look(
         &self,
         containerd: &dyn Containerd,
     ) -> Result<(ChainStatus, Option<SystemTime>), Error> {
-        let seen = self.see(containerd).await;
-        seen.map_err(|e| self.failed(e))
+        let status = self.status(containerd).await;
+        status.map_err(|e| self.failed(e))
     }
 
-    /// The same from a listing, without a call.
+    /// Returns the status of the chain from a listing, without a call.
     pub(crate) fn look_in(&self, listing: &Listing) -> ChainStatus {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
@@ -164,13 +163,13 @@ impl Target {
         }
     }
 
-    /// Whether the blobs of all layers that have to be unpacked were there.
+    /// Whether the listing has the blobs of all layers that have to be unpacked.
     pub(crate) fn has_blobs_in(&self, listing: &Listing, status: &ChainStatus) -> bool {
         let mut missing = self.manifest.layers.iter().skip(status.committed());
         missing.all(|layer| listing.blob(&layer.blob.digest).is_some())
     }
 
-    async fn see(
+    async fn status(
         &self,
         containerd: &dyn Containerd,
     ) -> Result<(ChainStatus, Option<SystemTime>), containerd::Error> {
@@ -210,7 +209,7 @@ impl Target {
         })
     }
 
-    /// A call failed.
+    /// Returns the error for a failed call to containerd.
     pub(crate) fn failed(&self, source: containerd::Error) -> Error {
         Error::Containerd {
             image: self.image.clone(),
@@ -219,7 +218,7 @@ impl Target {
         }
     }
 
-    /// Why this layer could not be made.
+    /// Returns the error for the failure of a layer.
     pub(crate) fn layer_failed(&self, i: usize, failure: Failure) -> Error {
         let layers = &self.manifest.layers;
         let (image, position) = (self.image.clone(), i + 1);
@@ -246,7 +245,7 @@ impl Target {
         }
     }
 
-    /// The blob of this layer is gone; with what became of each means to do without.
+    /// Returns the error for a layer whose blob is gone, with the result of each other way to get its content.
     pub(crate) fn unavailable(&self, layer: usize, tried: Vec<String>) -> Error {
         let layers = &self.manifest.layers;
         Error::Unavailable {
@@ -260,8 +259,8 @@ impl Target {
     }
 }
 
-/// The layers are asked for one by one: where somebody unpacks the chain at the same time, a lower
-/// one may still have been missing when a higher one was there already.
+/// Drops the layers above the first missing one. Each layer is read with its own call, so if another client unpacks the
+/// chain meanwhile, a lower layer may have been read as missing and a higher one as committed.
 fn without_gaps(snapshots: impl IntoIterator<Item = Option<Snapshot>>) -> Vec<Option<Labels>> {
     let mut gap = false;
     let layers = snapshots.into_iter().map(|snapshot| {

@@ -1,45 +1,45 @@
-//! What the engine is asked for.
+//! The requests to the engine.
 
 use crate::containerd::Image;
 use crate::unpack::schedule::priority::Urgency;
 
-/// What is to be made ready.
+/// The image that a request is about.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Want {
-    /// An image, by any reference that names it.
+    /// An image, by a reference.
     Image(String),
     /// An image that is still being pulled, and so has no record in the store yet.
     Arriving(Image),
-    /// The image of a container that is being created: what its snapshot stands on is the truth, the
-    /// name in its annotation a hint.
+    /// The image of a container that is being created. The parent of its snapshot identifies the image; the name in
+    /// its annotation is a hint.
     Container {
-        /// The container's snapshot.
+        /// The key of the container's snapshot.
         key: String,
-        /// The chain id below it.
+        /// The chain id of that snapshot's parent.
         chain: String,
-        /// The annotation.
+        /// The image name in the annotation.
         name: Option<String>,
-        /// Its pod is left to containerd: all that is looked at is whether it can start from the chain.
+        /// Its pod is left to containerd: only whether the container can start from the chain is checked.
         left_alone: bool,
     },
     /// The content of a volume that containerd has mounted for a container.
     Volume {
-        /// Where it is mounted, which is its snapshot's key.
+        /// The mount point, which is also the key of the volume's snapshot.
         path: String,
-        /// The digest that the image's name stands for.
+        /// The digest that the image's record points at.
         image: String,
     },
-    /// The image of a sandbox that runs already: it can only be looked at.
+    /// The image of a sandbox. The sandbox runs already, so its chain is only checked.
     Sandbox {
-        /// The sandbox's snapshot.
+        /// The key of the sandbox's snapshot.
         key: String,
-        /// The chain id below it.
+        /// The chain id of that snapshot's parent.
         chain: String,
     },
 }
 
 impl Want {
-    /// What it is called: an image's name, a container's id.
+    /// Returns the name of the image, the key of the container's snapshot or the path of the volume.
     pub fn name(&self) -> &str {
         match self {
             Self::Image(name) => name,
@@ -49,7 +49,7 @@ impl Want {
         }
     }
 
-    /// Whether all that is looked at is whether its chain can be started from.
+    /// Whether only that a container can start from the chain is checked.
     pub(crate) fn is_left_alone(&self) -> bool {
         match self {
             Self::Container { left_alone, .. } => *left_alone,
@@ -59,27 +59,27 @@ impl Want {
     }
 }
 
-/// One `ensure`.
+/// A request to make an image ready in a snapshotter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What.
+    /// The image.
     pub want: Want,
-    /// Where.
+    /// The snapshotter.
     pub snapshotter: String,
-    /// Who waits for it.
+    /// How urgent the request is.
     pub urgency: Urgency,
 }
 
-/// A container that is to stand on another chain.
+/// The move of a container onto another chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Where its snapshot is.
+    /// The snapshotter.
     pub snapshotter: String,
-    /// The container's id.
+    /// The container's id, which is also the key of its snapshot.
     pub key: String,
-    /// What it stands on.
+    /// The current parent of that snapshot.
     pub from: String,
-    /// What it is to stand on.
+    /// The new parent.
     pub onto: String,
 }
 

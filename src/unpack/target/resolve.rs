@@ -1,5 +1,5 @@
-//! From what is wanted to what has to be done it to: the image's record, its manifest, the labels of
-//! its layers, and what absent labels mean in the snapshotter.
+//! Resolves a request to its target: the image's record, its manifest, the labels of its layers, and the rules under
+//! which its chain is ready.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::Target;
 use super::find::Found;
 use super::images::Images;
 use super::label_policy::{LabelPolicy, Labelling};
-use super::labelling::{self, LEFT_OUT};
+use super::labelling::{self, EXCLUDED};
 use super::request::{Request, Want};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Profile, Repair, is_proxied};
@@ -24,15 +24,15 @@ use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
 
-/// Makes targets of requests, for one engine.
+/// Resolves requests to targets, for one engine.
 pub(crate) struct Resolver {
     pub(crate) images: Images,
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
     capabilities: Arc<CapabilityCache>,
-    /// Whether a snapshotter leaves images to the guest, where that was found out.
+    /// Whether the guest pulls the images of a snapshotter, for the snapshotters that were probed.
     guests: Mutex<HashMap<String, bool>>,
-    /// Whether containerd labels lineage, where it has said its version.
+    /// Whether this containerd sets lineage labels; `None` while its version is not known.
     labels_lineage: Mutex<Option<bool>>,
 }
 
@@ -53,14 +53,14 @@ impl Resolver {
         }
     }
 
-    /// containerd may be another one now, and a snapshotter may do something else: its daemon may have
-    /// been restarted.
+    /// Forgets all probes and the version, since containerd or a snapshotter may have been restarted with another
+    /// version or configuration.
     pub(crate) fn forget(&self) {
         self.guests().clear();
         *self.lineage() = None;
     }
 
-    /// What kind of snapshotter it is, as far as that is known now.
+    /// Returns the kind of snapshotter, as far as it is known now.
     pub(crate) fn profile(&self, snapshotter: &str) -> Profile {
         self.policy
             .profile(snapshotter)
@@ -70,17 +70,17 @@ impl Resolver {
             })
     }
 
-    /// Whether it was found to leave labelled images to the guest.
+    /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
     pub(crate) fn leaves_to_guest(&self, snapshotter: &str) -> bool {
         self.guests().get(snapshotter) == Some(&true)
     }
 
-    /// The target of a request.
+    /// Resolves a request to its target.
     pub(crate) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();
         let Found {
             image,
-            asked,
+            requested,
             is_copied,
         } = self.images.find(request).await?;
         let names = self.images.names(&image).await?;
@@ -89,11 +89,11 @@ impl Resolver {
         let wanted = self.policy.labelling(snapshotter, &names);
         let is_volume = matches!(request.want, Want::Volume { .. });
         if wanted.is_none() && !in_use && !is_volume {
-            return Err(left_out(&image, snapshotter));
+            return Err(excluded(&image, snapshotter));
         }
-        // A container of an excluded image is looked at too: none starts from a broken chain.
-        let labelling = wanted.unwrap_or(LEFT_OUT);
-        let reference = image::name_for_labels(asked.as_deref(), &names);
+        // The chain of an excluded image's container is checked, too: no container may start from a broken chain.
+        let labelling = wanted.unwrap_or(EXCLUDED);
+        let reference = image::name_for_labels(requested.as_deref(), &names);
         if labelling.cri && reference.is_none() {
             return Err(Error::NoName {
                 image: image.name,
@@ -104,20 +104,15 @@ impl Resolver {
         let reference = reference.as_deref();
         let leaves = match self.leaves_if_known(snapshotter).await {
             Some(known) => known,
-            // The question writes; a chain that stands is an answer.
-            None if self
-                .is_left_to_guest(&image, &manifest, snapshotter)
-                .await? =>
-            {
-                true
-            }
+            // The probe writes; if the chain has a guest-pulled layer on top, no probe is needed.
+            None if self.is_guest_pulled(&image, &manifest, snapshotter).await? => true,
             None => {
-                let asked = self.ask(snapshotter).await;
-                asked.map_err(|e| failed(&image, snapshotter, e))?
+                let probed = self.probe(snapshotter).await;
+                probed.map_err(|e| failed(&image, snapshotter, e))?
             }
         };
         if wanted.is_none() && !leaves {
-            return Err(left_out(&image, snapshotter));
+            return Err(excluded(&image, snapshotter));
         }
         let is_bare = self.is_bare(snapshotter, labelling, leaves);
         let (mut labels, required) =
@@ -142,7 +137,7 @@ impl Resolver {
         target.is_copied = is_copied;
         target.left_alone = wanted.is_none() || request.want.is_left_alone();
         target.arrives = matches!(request.want, Want::Arriving(_));
-        // Whether another image has the chain as well makes no difference to one that is in use, nor to a volume.
+        // Other images with the same chain do not matter for a chain in use, nor for a volume.
         let may_replace = leaves || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
@@ -151,10 +146,10 @@ impl Resolver {
         Ok(target)
     }
 
-    /// The target of a look, which changes nothing: how an image stands does not depend on the name
-    /// that its labels carry, and whether the guest pulls shows in the snapshots that are there. And
-    /// whether it is left to containerd: then it lacks no label.
-    pub(crate) async fn seen(
+    /// Returns the target of an image for a check, which changes nothing, and whether the image is excluded and so lacks
+    /// no label. The state does not depend on the name in the labels. Whether the guest pulls is read from the existing
+    /// snapshots, without a probe.
+    pub(crate) async fn target_in(
         &self,
         image: &Image,
         names: &[String],
@@ -163,7 +158,7 @@ impl Resolver {
         let snapshotter = listing.snapshotter.as_str();
         let manifest = self.images.manifest(image).await?;
         let wanted = self.policy.labelling(snapshotter, names);
-        let labelling = wanted.unwrap_or(LEFT_OUT);
+        let labelling = wanted.unwrap_or(EXCLUDED);
         let reference = Some(image.name.as_str());
         let known = self.leaves_if_known(snapshotter).await;
         let leaves = known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
@@ -184,7 +179,7 @@ impl Resolver {
         Ok((target, wanted.is_none()))
     }
 
-    /// The labels that each layer gets, and those that it must have.
+    /// Returns the labels that each layer gets, and those that it must have.
     fn labels(
         &self,
         manifest: &Manifest,
@@ -197,13 +192,13 @@ impl Resolver {
         labelling::labels(manifest, labelling, reference, is_bare, &extra)
     }
 
-    /// Whether a layer without `cri.*` labels must not even carry its chain id: nydus refuses a layer with the
-    /// chain id and without the name of what the guest is to pull.
+    /// Whether a layer without `cri.*` labels must not even have the label with its chain id: nydus refuses a layer that
+    /// has the chain id, but not the image name that the guest pulls.
     fn is_bare(&self, snapshotter: &str, labelling: Labelling, leaves: bool) -> bool {
         !labelling.cri && (leaves || self.profile(snapshotter).may_proxy)
     }
 
-    /// When a chain that must have these labels is ready.
+    /// Returns the rules for a chain with these required labels.
     fn rules(
         &self,
         snapshotter: &str,
@@ -216,7 +211,7 @@ impl Resolver {
         labelling::rules(labelling, required, guest_pulls, repair, origin)
     }
 
-    /// Whether this containerd's own unpack labels lineage; not, where it does not say its version.
+    /// Whether this containerd's own unpack sets lineage labels; `false` while its version is not known.
     async fn labels_lineage(&self) -> bool {
         let known = *self.lineage();
         if let Some(known) = known {
@@ -229,14 +224,14 @@ impl Resolver {
                 labels
             }
             Err(e) => {
-                log::debug!(error:% = e; "containerd does not say its version: its newer labels are left out");
+                log::debug!(error:% = e; "containerd's version could not be read: layers are unpacked without the lineage labels of containerd 2.3");
                 false
             }
         }
     }
 
-    /// Whether the snapshotter leaves images to the guest, as far as that is known without asking it. One
-    /// that is a part of containerd never does.
+    /// Whether the guest pulls the snapshotter's images, as far as that is known without a probe. `false` for a
+    /// snapshotter that is a part of containerd.
     async fn leaves_if_known(&self, snapshotter: &str) -> Option<bool> {
         let may = match self.policy.profile(snapshotter) {
             Some(profile) => profile.may_proxy,
@@ -251,17 +246,17 @@ impl Resolver {
         self.guests().get(snapshotter).copied()
     }
 
-    /// Finds out whether the snapshotter leaves images to the guest, before that counts.
+    /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request.
     pub(crate) async fn find_out(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
         match self.leaves_if_known(snapshotter).await {
             Some(known) => Ok(known),
-            None => self.ask(snapshotter).await,
+            None => self.probe(snapshotter).await,
         }
     }
 
-    /// Whether the snapshotter has left this very image to the guest. What it does with others may
-    /// have changed since, so this is not remembered.
-    async fn is_left_to_guest(
+    /// Whether the top layer of this image's chain is a guest-pulled layer. The result is not cached, since the
+    /// snapshotter's configuration may have changed after that layer was made.
+    async fn is_guest_pulled(
         &self,
         image: &Image,
         manifest: &Manifest,
@@ -277,9 +272,8 @@ impl Resolver {
         }
     }
 
-    /// Asks the snapshotter whether it leaves layers with labels to the guest: what it does counts, not
-    /// what it is called.
-    async fn ask(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
+    /// Probes whether the guest pulls the labelled images of the snapshotter. Its behaviour decides, not its name.
+    async fn probe(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
         let lease = self.leases.take(self.images.containerd()).await?;
         let pulls = guest_pull::pulls(self.images.containerd(), snapshotter, &lease).await;
         lease.release(self.images.containerd()).await;
@@ -324,7 +318,7 @@ fn target(
     }
 }
 
-fn left_out(image: &Image, snapshotter: &str) -> Error {
+fn excluded(image: &Image, snapshotter: &str) -> Error {
     Error::LeftOut {
         image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),

@@ -1,6 +1,6 @@
-//! Images that containerd cannot unpack by itself in a snapshotter: the blob of a layer that is missing
-//! there is gone, will be gone with the next garbage collection, or is encrypted (the unpack inside
-//! `CreateContainer` hands no key over). Changes nothing.
+//! Finds stuck images, which containerd cannot unpack by itself in a snapshotter: the blob of a missing layer is gone,
+//! will be removed by the next garbage collection, or is encrypted (the unpack inside `CreateContainer` passes no key).
+//! Changes nothing.
 
 use std::cmp::Reverse;
 
@@ -11,11 +11,11 @@ use super::images::Images;
 use crate::unpack::chain::error::Error;
 use crate::unpack::layer::kept_blobs::kept_by;
 
-/// Images that share one layer and are looked at for it. On a node with more of them containerd's next
-/// attempt names a layer that fewer images share.
+/// The number of images with the same layer that are checked. If a node has more of them, the next attempt of
+/// containerd fails at a layer that fewer images share.
 const MAX_LOOKED_AT: usize = 64;
 
-/// The images that have the layer `chain` and are stuck in the snapshotter, the newest first.
+/// Returns the images that have the layer `chain` and are stuck in the snapshotter, the newest first.
 pub(crate) async fn with_layer(
     images: &Images,
     snapshotter: &str,
@@ -71,7 +71,7 @@ async fn lacks_content(
     manifest: &Manifest,
 ) -> Result<bool, containerd::Error> {
     let mut missing = manifest.layers.iter();
-    // A committed layer's parents are committed: the first that is missing is the lowest.
+    // The parents of a committed layer are committed, so the first missing layer is the lowest.
     let lowest = loop {
         let Some(layer) = missing.next() else {
             return Ok(false);
