@@ -1,5 +1,5 @@
-//! Runs the flights: one for each (snapshotter, chain), joined by all who ask for the same, detached
-//! from them, and owned here: [`Engine::close`] waits for the last.
+//! The engine: makes chains ready. It owns all tasks of the work, which continue without their callers, and
+//! [`Engine::close`] waits for them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +23,7 @@ use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::schedule::permits::Parallel;
 use crate::unpack::schedule::priority::{Priority, Urgency};
-use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, word};
+use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, outcome_label};
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
@@ -32,7 +32,7 @@ use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
 
-/// Brings chains to `ready`.
+/// Makes chains ready.
 pub struct Engine {
     pub(super) containerd: Arc<dyn Containerd>,
     pub(super) resolver: Resolver,
@@ -46,7 +46,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine at rest; `missing` says what is done about blobs that are gone.
+    /// Creates an engine without work. `missing` is how the content of a layer is obtained if its blob is gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
@@ -82,13 +82,13 @@ impl Engine {
         })
     }
 
-    /// Starts or joins the work; never waits.
+    /// Starts the work of a request, or joins it if it is running, and returns at once.
     pub fn ensure(self: &Arc<Self>, request: Request) -> Ticket {
         let (reporter, ticket) = Reporter::new(&request.to_string());
         let (urgency, snapshotter) = (request.urgency, request.snapshotter.clone());
         let priority = Priority::new(urgency);
         let engine = self.clone();
-        let mut counted = ticket.clone();
+        let mut own_ticket = ticket.clone();
         self.tasks.spawn(async move {
             let Engine {
                 resolver, runner, ..
@@ -100,14 +100,15 @@ impl Engine {
             }
             .run(priority, reporter)
             .await;
-            let outcome = word(&counted.outcome().await);
+            let outcome = outcome_label(&own_ticket.outcome().await);
             metrics::ensured(urgency.trigger(), &snapshotter, outcome);
         });
         ticket
     }
 
-    /// What a container's own snapshot stands on: one round trip where that is known to be ready; of a
-    /// container that is left to containerd, where it is known that it can start.
+    /// Reads the parent of a container's own snapshot, and returns whether that chain is known to be ready. For a
+    /// container that is left to containerd (`left_alone`), it is enough that a container can start from the chain.
+    /// Takes one round trip if the chain is known.
     pub async fn parent_chain(
         &self,
         snapshotter: &str,
@@ -122,25 +123,25 @@ impl Engine {
             .await
     }
 
-    /// What kind of snapshotter it is, as far as that is known now.
+    /// Returns the kind of snapshotter, as far as it is known now.
     pub fn profile(&self, snapshotter: &str) -> Profile {
         self.resolver.profile(snapshotter)
     }
 
-    /// Finds out what kind of snapshotter it is, before that counts.
+    /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request.
     pub async fn find_out(&self, snapshotter: &str) {
         if let Err(e) = self.resolver.find_out(snapshotter).await {
-            log::debug!(snapshotter, error:% = e; "whether the guest pulls images is not known yet");
+            log::debug!(snapshotter, error:% = e; "whether the guest pulls images could not be found out: the next request of the snapshotter tries again");
         }
     }
 
-    /// Whether the snapshotter was found to leave labelled images to the guest.
+    /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
     pub fn leaves_to_guest(&self, snapshotter: &str) -> bool {
         self.resolver.leaves_to_guest(snapshotter)
     }
 
-    /// Whether layers have to be applied to make the image of a request ready: not, where the snapshotter
-    /// mounts them from elsewhere.
+    /// Returns whether layers have to be applied to make the image of a request ready. `false` if the snapshotter mounts
+    /// them from elsewhere.
     pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {
         let target = self.resolver.target(request).await?;
         let containerd = self.containerd.as_ref();
@@ -149,8 +150,8 @@ impl Engine {
             .await
     }
 
-    /// Puts the name of an image that has one into the labels of layers that were made when it was still
-    /// being pulled. Answers into how many.
+    /// Puts the image's name into the labels of layers that were made while the image was being pulled. Returns their
+    /// number.
     pub async fn name_layers(&self, image: &str, snapshotter: &str) -> Result<usize, Error> {
         let request = Request {
             want: Want::Image(image.to_owned()),
@@ -161,9 +162,8 @@ impl Engine {
         name_layers(self.containerd.as_ref(), &target).await
     }
 
-    /// Moves a container that is being created onto the chain that a flight has made for it
-    /// ([`Error::InUse`]). Answers in time; what was begun is seen through all the same, and its lease
-    /// is released without anybody waiting for that.
+    /// Moves a container that is being created onto the private chain that was made for it ([`Error::InUse`]). Returns
+    /// before the deadline. A move that has begun is finished in the background, where its lease is released, too.
     pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
         let inner = until.answered();
@@ -181,15 +181,15 @@ impl Engine {
                 wanted: &wanted,
             };
             let began = Instant::now();
-            let swapped = swap.run(inner, &engine.swap_cost).await;
-            if swapped == SwapOutcome::Done {
+            let outcome = swap.run(inner, &engine.swap_cost).await;
+            if outcome == SwapOutcome::Done {
                 engine.swap_cost.measured(began.elapsed());
             }
-            // Refused where the hook has gone: nobody is left to tell.
-            drop(answer.send(swapped));
+            // Fails if the hook has stopped waiting.
+            drop(answer.send(outcome));
             lease.release(containerd).await;
         });
-        // Without an answer the worst has to be assumed.
+        // Without an answer, the container's snapshot may be gone.
         let answered = tokio::time::timeout_at(until.last, answered).await;
         answered
             .ok()
@@ -197,8 +197,8 @@ impl Engine {
             .unwrap_or(SwapOutcome::Lost)
     }
 
-    /// Replaces the chain of this error in the background, if the error is [`Error::InUse`]: as soon as nothing
-    /// uses the chain any more.
+    /// Starts to replace the chain of this error in the background, if the error is [`Error::InUse`]. The chain is
+    /// replaced when nothing uses it any more.
     pub fn replace_if_in_use(self: &Arc<Self>, error: &Error, snapshotter: &str) {
         let Error::InUse { image, .. } = error else {
             return;
@@ -213,14 +213,14 @@ impl Engine {
         });
     }
 
-    /// Whether the chain of this error could not be replaced for some tries: something else uses it.
+    /// Whether several attempts to replace the chain of this error have failed: its user is not a short-lived one.
     pub fn is_held(&self, error: &Error, snapshotter: &str) -> bool {
         matches!(error, Error::InUse { image, .. } if self.replacements.is_held(image, snapshotter))
     }
 
-    /// One attempt to replace the chain of an image.
+    /// Makes one attempt to replace the chain of an image.
     async fn replace(self: &Arc<Self>, image: &str, snapshotter: &str) -> Outcome {
-        // It may have been known by its digest alone when it was asked for.
+        // At the time of the request the image may have had no name but its digest.
         let name = self.resolver.images.best_name(image).await;
         let name = name.unwrap_or_else(|| image.to_owned());
         let request = Request {
@@ -232,21 +232,20 @@ impl Engine {
         if outcome.is_ok()
             && let Err(e) = self.name_layers(&name, snapshotter).await
         {
-            log::debug!(image = name, snapshotter, error:% = e; "labels may name the image by its digest");
+            log::debug!(image = name, snapshotter, error:% = e; "image name could not be put into the labels of its layers: they may still name the image by its digest");
         }
         outcome
     }
 
-    /// An image of this name was removed. A chain that a container keeps is not anchored any more when
-    /// the image is pulled again, so no chain is taken for ready without a look.
+    /// Forgets which chains are ready, after an image was removed. A container may keep the chain of the image, but the
+    /// chain has lost its anchor (the gc label on the config blob) when the image is pulled again.
     pub fn image_removed(&self, name: &str) {
         self.runner.removals.count();
         self.runner.ready_cache.image_removed(name);
         self.need_content.forget();
     }
 
-    /// Ends the flights whose images have no record any more, and forgets what was read of removed images.
-    /// Answers the images that there are.
+    /// Ends the flights of images that were removed, and forgets their documents. Returns the images of the store.
     pub async fn end_removed(&self) -> Result<Vec<Image>, crate::containerd::Error> {
         let moment = self.runner.flights.now();
         let images = self.containerd.images().await?;
@@ -257,7 +256,7 @@ impl Engine {
         Ok(images)
     }
 
-    /// Something about the node may have changed: containerd was restarted, or the policy is another.
+    /// Forgets what was cached, since containerd was restarted or the policy has changed.
     pub fn forget(&self) {
         self.runner.ready_cache.forget();
         self.resolver.forget();
@@ -265,31 +264,31 @@ impl Engine {
         self.need_content.forget();
     }
 
-    /// Whether an encrypted layer is unpacked as CRI does where the keys are the node's own
-    /// (`image_decryption.key_model`).
+    /// Sets whether stream processors that decrypt a layer get the payload that CRI passes to them if the keys belong to
+    /// the node (`image_decryption.key_model`).
     pub fn hand_keys_over(&self, hand_over: bool) {
         let keys = &self.runner.layers.hands_keys_over;
         keys.store(hand_over, Ordering::Relaxed);
     }
 
-    /// Takes away what a crash has left. Answers how many leases that were.
+    /// Removes the leases and temporary snapshots that a crash has left. Returns the number of leases.
     pub async fn sweep(&self) -> Result<usize, crate::containerd::Error> {
         self.leases.sweep(self.containerd.as_ref()).await
     }
 
-    /// The leases that a crash has left: those that [`Engine::sweep`] would take away.
+    /// Returns the leases that a crash has left, which [`Engine::sweep`] would remove.
     pub async fn leftovers(&self) -> Result<Vec<String>, crate::containerd::Error> {
         self.leases.leftovers(self.containerd.as_ref()).await
     }
 
-    /// Stops all work, which tidies up after itself, and waits for it.
+    /// Stops all work and waits until it has cleaned up.
     pub async fn close(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Takes each lock that all work takes, and lets it go.
+    /// Takes each lock that all work needs and releases it.
     pub fn probe_locks(&self) {
         self.runner.probe_locks();
         self.replacements.probe_locks();

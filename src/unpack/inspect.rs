@@ -1,5 +1,5 @@
-//! Looks at images and at what a snapshotter has of them, for the command line, the doctor and the choice of what
-//! to unpack ahead. Changes nothing.
+//! Reads the status of images in a snapshotter, for the commands, `doctor`, and the choice of what to unpack ahead.
+//! Changes nothing.
 
 use crate::containerd::Image;
 
@@ -11,44 +11,44 @@ use crate::unpack::flight::removal::unless_removed;
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::target::stuck;
 
-/// How an image stands in a snapshotter, for the command line.
+/// The status of an image in a snapshotter.
 #[derive(Clone, Debug)]
 pub struct ImageStatus {
-    /// Of this platform.
+    /// The digest of the manifest for this platform.
     pub manifest: String,
-    /// The word for it.
+    /// The state of the image's chain.
     pub state: State,
-    /// It is left to containerd, and so needs no labels.
+    /// The image is excluded, and so needs no labels.
     pub left_out: bool,
     /// Layers of the image.
     pub layers: usize,
-    /// Of them, those that are committed with their labels.
+    /// Layers that are committed with their labels.
     pub ready_layers: usize,
-    /// Of them, those that are committed.
+    /// Layers that are committed.
     pub committed: usize,
 }
 
 impl Engine {
-    /// What a snapshotter has now.
+    /// Reads all snapshots of a snapshotter, and all blobs.
     pub async fn list(&self, snapshotter: &str) -> Result<Listing, crate::containerd::Error> {
         Listing::read(self.containerd.as_ref(), snapshotter).await
     }
 
-    /// How the image of these names stands in a snapshotter. Changes nothing.
+    /// Returns the status of the image with these names, from a listing.
     pub async fn look(
         &self,
         image: &Image,
         names: &[String],
         listing: &Listing,
     ) -> Result<ImageStatus, Error> {
-        let seen = self.resolver.target_in(image, names, listing).await;
-        let (target, left_out) = match seen {
-            Ok(seen) => seen,
+        let resolved = self.resolver.target_in(image, names, listing).await;
+        let (target, left_out) = match resolved {
+            Ok(resolved) => resolved,
             Err(e) => return Err(unless_removed(self.containerd.as_ref(), e).await),
         };
         let status = target.look_in(listing);
         let mut state = status.state(&target.rules);
-        // One that leaves images to the guest needs no blob, and may not have shown yet that it does.
+        // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
         let may_proxy =
             target.leaves_to_guest || self.resolver.profile(&listing.snapshotter).may_proxy;
         let needs_blobs = !left_out && !may_proxy;
@@ -68,8 +68,7 @@ impl Engine {
         })
     }
 
-    /// What an [`Engine::ensure`] would do for an image, in this order; nothing for one that is left
-    /// out. Changes nothing.
+    /// Returns the steps that [`Engine::ensure`] would run for an image, in order; none for an excluded image.
     pub async fn planned(
         &self,
         image: &Image,
@@ -88,8 +87,7 @@ impl Engine {
         Ok(spelled_out(&steps, &target.manifest.layers))
     }
 
-    /// The layers of an image that a snapshotter does not have: each one's position from the bottom
-    /// and its chain id.
+    /// Returns the missing layers of an image: the position of each, from 0 at the bottom, and its chain id.
     pub async fn missing_layers(
         &self,
         image: &Image,
@@ -103,21 +101,21 @@ impl Engine {
             .collect())
     }
 
-    /// The chain ids of an image's layers, bottom first.
+    /// Returns the chain ids of an image's layers, bottom first.
     pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
         let manifest = self.resolver.images.manifest(image).await?;
         let layers = manifest.layers.iter();
         Ok(layers.map(|layer| layer.chain_id.clone()).collect())
     }
 
-    /// The images that have the layer `chain` and that containerd cannot unpack by itself in a
-    /// snapshotter, the newest first.
+    /// Returns the images that have the layer `chain` and that containerd cannot unpack by itself in a snapshotter, the
+    /// newest first.
     pub async fn stuck_at(&self, snapshotter: &str, chain: &str) -> Result<Vec<Image>, Error> {
         stuck::with_layer(&self.resolver.images, snapshotter, chain).await
     }
 
-    /// Whether containerd cannot unpack this image by itself in a snapshotter: a blob is gone, will be
-    /// collected, or is encrypted.
+    /// Returns whether containerd cannot unpack this image by itself in a snapshotter: a blob is gone, will be collected,
+    /// or is encrypted.
     pub async fn is_stuck(&self, snapshotter: &str, image: &Image) -> Result<bool, Error> {
         stuck::is(&self.resolver.images, snapshotter, image).await
     }

@@ -1,7 +1,8 @@
-//! `ensure(image, snapshotter)`: look at the chain, decide, do the least that makes it `ready`.
+//! `ensure(image, snapshotter)`: reads the status of the image's chain, plans the fewest steps that make it `ready`, and
+//! runs them.
 //!
-//! [`State`] and plan are pure; the flight acts on the plan; the [`Engine`] runs one flight for each
-//! (snapshotter, chain), detached from whoever asked. It does not know NRI.
+//! [`State`] and the plan do no I/O. A flight runs the plan. The [`Engine`] runs one flight per snapshotter and chain;
+//! the flight continues without its callers. This part knows nothing of NRI.
 
 mod chain;
 mod engine;

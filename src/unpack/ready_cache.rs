@@ -1,5 +1,5 @@
-//! The quick question of the `CreateContainer` hook: what does this container's own snapshot stand
-//! on, and is that known to be ready? One round trip when it is.
+//! The cache of ready chains, for the `CreateContainer` hook: it answers with one round trip whether the parent of the
+//! container's own snapshot is a chain that is known to be ready.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -9,86 +9,95 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::containerd::{Containerd, Error, Snapshot};
 use crate::unpack::snapshotter::guest_pull;
 
-/// Chains and names that are remembered: more than a node has. When full, all are forgotten, and
-/// found ready again by the next look.
-const MAX_REMEMBERED: usize = 4096;
+/// The size of each map, more entries than a node has chains. A full map is cleared; its chains are found ready again
+/// by the next request.
+const MAX_ENTRIES: usize = 4096;
 
-/// What the sandboxes of a snapshotter are remembered by, where containers have their image's name: they all stand on
-/// the pause image.
+/// The image name under which the cache keeps the chain of a snapshotter's sandboxes, which all have the pause image.
 pub const SANDBOX: &str = "";
 
-/// What a container's own snapshot stands on.
+/// The chain that a container's own snapshot is based on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParentChain {
-    /// A chain that was found ready, and has not been made anew since.
+    /// A chain that was found ready and was not replaced since.
     Ready,
-    /// A chain that has to be looked at.
+    /// A chain whose status has to be read.
     Unknown {
         /// The chain id.
         chain: String,
     },
-    /// Nothing: an image without layers.
+    /// No chain: the image has no layers.
     Scratch,
 }
 
 /// The chains that were found ready.
 ///
-/// A chain that somebody takes away and makes again, without labels, has another creation time at
-/// its top: a parent cannot go while it has a child, so the top's time speaks for all layers.
+/// If another client removes a chain and makes it again without labels, the creation time of its top layer changes. A
+/// parent cannot be removed while it has a child, so the creation time of the top layer covers all layers.
 #[derive(Debug, Default)]
-pub(crate) struct ReadyCache(Mutex<Remembered>);
+pub(crate) struct ReadyCache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
-struct Remembered {
-    /// (snapshotter, chain id) → when the top layer was made.
+struct Entries {
+    /// The creation time of the top layer, by snapshotter and chain id.
     ready: HashMap<(String, String), SystemTime>,
-    /// The same for chains of which no more is known than that a container can start from them: what
-    /// labels are wanted of them was not asked.
+    /// The same for chains from which a container can start, but whose labels were not checked.
     sound: HashMap<(String, String), SystemTime>,
-    /// (snapshotter, name in the container's annotation) → chain id. A guess, never trusted.
+    /// The chain id, by snapshotter and by the image name in a container's annotation. It is a guess that saves a round
+    /// trip, and is always verified.
     chains: HashMap<(String, String), String>,
 }
 
 impl ReadyCache {
-    /// A chain was found ready.
-    pub(crate) fn is_ready(&self, snapshotter: &str, chain: &str, created_at: Option<SystemTime>) {
+    /// Records that a chain is ready.
+    pub(crate) fn record_ready(
+        &self,
+        snapshotter: &str,
+        chain: &str,
+        created_at: Option<SystemTime>,
+    ) {
         if let Some(created_at) = created_at {
             let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.remembered().ready).insert(key, created_at);
+            bounded(&mut self.entries().ready).insert(key, created_at);
         }
     }
 
-    /// A container can start from the chain; whether it is ready was not asked.
-    pub(crate) fn is_sound(&self, snapshotter: &str, chain: &str, created_at: Option<SystemTime>) {
+    /// Records that a container can start from a chain, whose labels were not checked.
+    pub(crate) fn record_sound(
+        &self,
+        snapshotter: &str,
+        chain: &str,
+        created_at: Option<SystemTime>,
+    ) {
         if let Some(created_at) = created_at {
             let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.remembered().sound).insert(key, created_at);
+            bounded(&mut self.entries().sound).insert(key, created_at);
         }
     }
 
-    /// Nothing is taken for ready any more.
+    /// Forgets every chain that was known to be ready.
     pub(crate) fn forget(&self) {
-        let mut remembered = self.remembered();
-        remembered.ready.clear();
-        remembered.sound.clear();
+        let mut entries = self.entries();
+        entries.ready.clear();
+        entries.sound.clear();
     }
 
-    /// An image of this name was removed: nothing is taken for ready any more.
+    /// Forgets every ready chain after the image of this name was removed, and the guess for that name.
     pub(crate) fn image_removed(&self, name: &str) {
-        let mut remembered = self.remembered();
-        remembered.ready.clear();
-        remembered.chains.retain(|(_, of), _| of != name);
+        let mut entries = self.entries();
+        entries.ready.clear();
+        entries.chains.retain(|(_, of), _| of != name);
     }
 
-    /// A container of this image name stood on this chain.
-    pub(crate) fn stood_on(&self, snapshotter: &str, name: &str, chain: &str) {
+    /// Records that a container with this image name is based on this chain.
+    pub(crate) fn record_parent(&self, snapshotter: &str, name: &str, chain: &str) {
         let key = (snapshotter.to_owned(), name.to_owned());
-        bounded(&mut self.remembered().chains).insert(key, chain.to_owned());
+        bounded(&mut self.entries().chains).insert(key, chain.to_owned());
     }
 
-    /// What the container with this `key` stands on. Asks for the container's snapshot and the one
-    /// that it probably stands on at the same time. Where the container is left alone it is enough that
-    /// it can start.
+    /// Returns the chain that the snapshot `key` of a container is based on. Reads that snapshot and its probable parent
+    /// at the same time. For a container that is left to containerd (`left_alone`), it is enough that a container can
+    /// start from the chain.
     pub(crate) async fn parent_chain(
         &self,
         containerd: &dyn Containerd,
@@ -99,7 +108,7 @@ impl ReadyCache {
     ) -> Result<ParentChain, Error> {
         let guess = name.and_then(|name| {
             let at = (snapshotter.to_owned(), name.to_owned());
-            self.remembered().chains.get(&at).cloned()
+            self.entries().chains.get(&at).cloned()
         });
         let guessed = async {
             match &guess {
@@ -115,29 +124,30 @@ impl ReadyCache {
             return Ok(ParentChain::Ready);
         }
         let at = (snapshotter.to_owned(), chain);
-        let Some(created_at) = self.known(&at, left_alone) else {
+        let Some(created_at) = self.created_at(&at, left_alone) else {
             return Ok(ParentChain::Unknown { chain: at.1 });
         };
         let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
             Some(top) => top,
             None => containerd.stat(snapshotter, &at.1).await?,
         };
-        Ok(judge(at.1, &top, created_at))
+        Ok(compare(at.1, &top, created_at))
     }
 
-    /// When the top layer of a known chain was made.
-    fn known(&self, at: &(String, String), left_alone: bool) -> Option<SystemTime> {
-        let remembered = self.remembered();
-        let sound = remembered.sound.get(at).filter(|_| left_alone);
-        remembered.ready.get(at).or(sound).copied()
+    /// Returns the creation time of the top layer of a known chain.
+    fn created_at(&self, at: &(String, String), left_alone: bool) -> Option<SystemTime> {
+        let entries = self.entries();
+        let sound = entries.sound.get(at).filter(|_| left_alone);
+        entries.ready.get(at).or(sound).copied()
     }
 
-    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.lock()
     }
 }
 
-fn judge(chain: String, top: &Snapshot, created_at: SystemTime) -> ParentChain {
+/// Compares the creation time of a chain's top layer with the one in the cache.
+fn compare(chain: String, top: &Snapshot, created_at: SystemTime) -> ParentChain {
     if top.created_at == Some(created_at) {
         ParentChain::Ready
     } else {
@@ -146,7 +156,7 @@ fn judge(chain: String, top: &Snapshot, created_at: SystemTime) -> ParentChain {
 }
 
 fn bounded<K, V>(map: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
-    if map.len() >= MAX_REMEMBERED {
+    if map.len() >= MAX_ENTRIES {
         map.clear();
     }
     map

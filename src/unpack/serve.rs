@@ -1,4 +1,4 @@
-//! Serves one request: finds its target, decides whether a flight is what it needs, and ends its ticket.
+//! Serves one request: resolves its target, decides whether it needs a flight, and ends its ticket.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use crate::unpack::target::Target;
 use crate::unpack::target::request::{Request, Want};
 use crate::unpack::target::resolve::Resolver;
 
-/// A request, and what serves it.
+/// A request, and the parts of the engine that serve it.
 pub(crate) struct Serve<'a> {
     pub(crate) resolver: &'a Resolver,
     pub(crate) runner: &'a Arc<FlightRunner>,
@@ -24,7 +24,7 @@ pub(crate) struct Serve<'a> {
 }
 
 impl Serve<'_> {
-    /// Serves the request to its end.
+    /// Serves the request until its end.
     pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
         match self.resolver.target(self.request).await {
             Err(e) => {
@@ -40,12 +40,14 @@ impl Serve<'_> {
                 {
                     self.runner
                         .ready_cache
-                        .stood_on(&self.request.snapshotter, name, chain);
+                        .record_parent(&self.request.snapshotter, name, chain);
                 }
                 if let Want::Sandbox { chain, .. } = &self.request.want {
-                    self.runner
-                        .ready_cache
-                        .stood_on(&self.request.snapshotter, SANDBOX, chain);
+                    self.runner.ready_cache.record_parent(
+                        &self.request.snapshotter,
+                        SANDBOX,
+                        chain,
+                    );
                 }
                 if let Want::Volume { path, .. } = &self.request.want {
                     let filled = self.fill(path, &target, &reporter).await;
@@ -58,7 +60,10 @@ impl Serve<'_> {
                     Way::LeftAlone(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
                     }
-                    Way::Private(private) => self.onto(&target, *private, priority, reporter).await,
+                    Way::Private(private) => {
+                        self.unpack_private(&target, *private, priority, reporter)
+                            .await
+                    }
                     Way::Flight => {
                         let flight = self.runner.flight_of(target, priority).await;
                         reporter.follow(flight).await;
@@ -68,7 +73,7 @@ impl Serve<'_> {
         }
     }
 
-    /// Applies an image's layers into a volume that lacks them.
+    /// Applies the image's layers into a volume that is based on guest-pulled layers.
     async fn fill(&self, path: &str, target: &Target, reporter: &Reporter) -> Result<Done, Error> {
         let volume = Volume {
             containerd: self.runner.containerd.as_ref(),
@@ -82,13 +87,13 @@ impl Serve<'_> {
         volume.fill().await
     }
 
-    /// A container can start from what containerd made for it.
+    /// Ends the request with the result that the image is left to containerd and a container can start from its chain.
     fn leave_alone(&self, target: &Target, created_at: Option<SystemTime>, reporter: Reporter) {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &self.request.want {
             self.runner
                 .ready_cache
-                .is_sound(&snapshotter, chain, created_at);
+                .record_sound(&snapshotter, chain, created_at);
         }
         let error = match self.request.want.is_left_alone() {
             true => Error::LeftAlone { image, snapshotter },
@@ -97,8 +102,14 @@ impl Serve<'_> {
         reporter.end(Err(Arc::new(error)));
     }
 
-    /// Has the private chain unpacked onto which a container can be moved that stands on a mixed one.
-    async fn onto(&self, target: &Target, private: Target, priority: Priority, reporter: Reporter) {
+    /// Unpacks the private chain onto which a container with a mixed chain can be moved.
+    async fn unpack_private(
+        &self,
+        target: &Target,
+        private: Target,
+        priority: Priority,
+        reporter: Reporter,
+    ) {
         let chain = private.manifest.chain_id().map(str::to_owned);
         let flight = self.runner.flight_of(private, priority).await;
         reporter.found(State::Mixed);

@@ -1,5 +1,5 @@
-//! Runs the flights: starts or joins the one flight of a chain, gives it what all flights share, and removes its
-//! entry when it ends.
+//! Runs the flights: starts or joins the one flight of a chain, passes it what all flights share, and removes its entry
+//! when it ends.
 
 use std::sync::Arc;
 
@@ -62,22 +62,22 @@ impl FlightRunner {
         }
     }
 
-    /// The ticket of this image's flight. Another image of the very same layers may be in the air, or this one
-    /// from when it was being pulled: that one does the work, and then ours finds what is left, its own anchor
-    /// or its name.
+    /// Returns the ticket of this image's flight. If the chain has a flight of another image with the same layers, or one
+    /// that began while this image was being pulled, waits for that one first: it unpacks the layers, and this image's
+    /// own flight then sets only its anchor (the gc label on the config blob) or the name in the labels.
     pub(crate) async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
         let target = Arc::new(target);
         loop {
             match self.join(&target, &priority) {
                 Joined::Ours(ticket) => return ticket,
-                // Its failure is its own.
+                // A failure of the other flight does not concern this image.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
                 Joined::First(ticket, ..) => return ticket,
             }
         }
     }
 
-    /// The ticket of the one flight of this chain, which starts now if there is none.
+    /// Joins the flight of this chain. Starts it if there is none.
     fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
         let joined = self.flights.join(target, priority, &self.stop);
         let Joined::First(ticket, reporter, token) = joined else {
@@ -94,7 +94,7 @@ impl FlightRunner {
         Joined::Ours(ticket)
     }
 
-    /// Takes each lock that the flights take, and releases it.
+    /// Takes each lock that the flights need and releases it.
     pub(crate) fn probe_locks(&self) {
         self.flights.probe_locks();
         self.permits.probe_locks();
@@ -102,7 +102,7 @@ impl FlightRunner {
     }
 }
 
-/// A flight's place in the map, which it leaves even when it panics.
+/// A running flight. Its entry is removed when it ends, even by a panic.
 struct FlightGuard {
     runner: Arc<FlightRunner>,
     token: FlightToken,
@@ -111,7 +111,7 @@ struct FlightGuard {
 impl FlightGuard {
     async fn fly(self, target: Arc<Target>, priority: Priority, reporter: Reporter) {
         let outcome = self.run(&target, &priority, &reporter).await;
-        // Callers from now on get a new look; callers that hold a ticket get this outcome.
+        // From now on a caller starts a new flight; callers with a ticket get this outcome.
         drop(self);
         reporter.end(outcome);
     }
@@ -144,9 +144,11 @@ impl FlightGuard {
         if done.action != Action::None {
             metrics::unpacked(snapshotter, began.elapsed());
         }
-        // The name of one that is still being pulled is to be looked at when it has one.
+        // If the image is still being pulled, its labels have to be checked again when it has a name.
         if !target.arrives {
-            runner.ready_cache.is_ready(snapshotter, chain, created_at);
+            runner
+                .ready_cache
+                .record_ready(snapshotter, chain, created_at);
         }
         Ok(done)
     }

@@ -1,5 +1,5 @@
-//! Chains that could not be replaced because something uses them: each is tried again in the background until it
-//! is replaced, or need not be.
+//! The background replacement of chains in use: each is tried again until it is replaced, or need not be replaced any
+//! more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use crate::retry;
 use crate::unpack::chain::action::Action;
 use crate::unpack::schedule::progress::{Done, Outcome};
 
-/// Between tries to replace a chain in use, at most: quick at first, since containerd takes a
-/// rejected container's snapshot away within 0.2 s.
-const REPLACE_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause between the first attempts. The pauses begin short, since containerd removes the snapshot of a
+/// rejected container within 0.2 s.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Tries to replace a chain in use before that is said: with those pauses, some minutes.
-const TRIES_UNSAID: usize = 30;
+/// The number of attempts before the log reports that the chain is still in use. With the pauses they take some minutes.
+const UNREPORTED_ATTEMPTS: usize = 30;
 
-/// Tries after which a chain counts as held by something that stays: more than it takes containerd to remove a
-/// rejected sandbox, less than the kubelet's next try takes to come.
-const TRIES_HELD: usize = 5;
+/// The number of attempts after which the user of a chain counts as long-lived. They take longer than containerd needs to
+/// remove a rejected sandbox, and end before the kubelet's next try.
+const ATTEMPTS_UNTIL_HELD: usize = 5;
 
-/// Between tries after that: a container may run for months, and each try lists all snapshots.
-const SELDOM: Duration = Duration::from_secs(5 * 60);
+/// The pause between the later attempts: a container may run for months, and each attempt lists all snapshots.
+const LATER_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// A snapshotter and an image.
 type Key = (String, String);
 
-/// The replacements that go on in the background.
+/// The running replacements, with the number of failed attempts of each.
 #[derive(Debug, Default)]
 pub(crate) struct Replacements(Arc<Mutex<HashMap<Key, usize>>>);
 
-/// One replacement that goes on, until it is dropped.
+/// A running replacement, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Replacement {
     key: Key,
@@ -40,29 +40,29 @@ pub(crate) struct Replacement {
 }
 
 impl Replacements {
-    /// A replacement of the image's chain; `None` where one goes on.
+    /// Begins a replacement of the image's chain; `None` if one is running.
     pub(crate) fn begin(&self, image: &str, snapshotter: &str) -> Option<Replacement> {
         let key = (snapshotter.to_owned(), image.to_owned());
-        let mut tries = self.lock();
-        if tries.contains_key(&key) {
+        let mut attempts = self.lock();
+        if attempts.contains_key(&key) {
             return None;
         }
-        tries.insert(key.clone(), 0);
+        attempts.insert(key.clone(), 0);
         Some(Replacement {
             key,
             replacements: self.0.clone(),
         })
     }
 
-    /// Whether the chain could not be replaced for some tries: something else uses it.
+    /// Whether several attempts to replace the chain have failed: its user is not a short-lived one.
     pub(crate) fn is_held(&self, image: &str, snapshotter: &str) -> bool {
         let key = (snapshotter.to_owned(), image.to_owned());
         self.lock()
             .get(&key)
-            .is_some_and(|tries| *tries >= TRIES_HELD)
+            .is_some_and(|attempts| *attempts >= ATTEMPTS_UNTIL_HELD)
     }
 
-    /// Takes the lock, and releases it.
+    /// Takes the lock and releases it.
     pub(crate) fn probe_locks(&self) {
         drop(self.lock());
     }
@@ -73,33 +73,37 @@ impl Replacements {
 }
 
 impl Replacement {
-    /// Tries again and again, with pauses, until the chain is replaced or need not be.
+    /// Repeats the attempt, with pauses, until the chain is replaced or need not be replaced any more.
     pub(crate) async fn run<F: Future<Output = Outcome>>(self, attempt: impl Fn() -> F) {
         let (snapshotter, image) = (self.key.0.as_str(), self.key.1.as_str());
-        for (n, pause) in retry::pauses_up_to(REPLACE_PAUSE).enumerate() {
-            let pause = if n > TRIES_UNSAID { SELDOM } else { pause };
+        for (n, pause) in retry::pauses_up_to(LONGEST_PAUSE).enumerate() {
+            let pause = if n > UNREPORTED_ATTEMPTS {
+                LATER_PAUSE
+            } else {
+                pause
+            };
             tokio::time::sleep(pause).await;
-            if n == TRIES_UNSAID {
-                log::info!(image, snapshotter; "a chain that was unpacked on the host is still in use; containers on it go on, new ones get another");
+            if n == UNREPORTED_ATTEMPTS {
+                log::info!(image, snapshotter; "chain that was unpacked on the host is still in use: its containers keep running, new containers are moved onto another chain, and the plugin tries to replace it every {LATER_PAUSE:?}");
             }
             match attempt().await {
-                // Somebody else was quicker.
+                // Another flight has replaced it.
                 Ok(Done {
                     action: Action::None,
                     ..
                 }) => return,
                 Ok(done) => {
-                    log::info!(image, snapshotter, state:% = done.found, action:% = done.action; "a chain that was unpacked on the host is replaced");
+                    log::info!(image, snapshotter, state:% = done.found, action:% = done.action; "chain that was unpacked on the host and was in use is replaced");
                     return;
                 }
                 Err(e) if e.may_pass() => {
-                    if let Some(tries) = self.replacements.lock().get_mut(&self.key) {
-                        *tries = n + 1;
+                    if let Some(attempts) = self.replacements.lock().get_mut(&self.key) {
+                        *attempts = n + 1;
                     }
-                    log::debug!(image, snapshotter, error:% = e; "chain not replaced yet");
+                    log::debug!(image, snapshotter, error:% = e; "chain could not be replaced yet: the plugin tries again");
                 }
                 Err(e) => {
-                    return log::debug!(image, snapshotter, error:% = e; "chain not to be replaced any more");
+                    return log::debug!(image, snapshotter, error:% = e; "chain cannot be replaced: the plugin does not try again");
                 }
             }
         }

@@ -31,7 +31,7 @@ pub struct Done {
 pub type Outcome = Result<Done, Arc<Error>>;
 
 /// Returns the value of the label `outcome` in the metrics.
-pub(crate) fn word(outcome: &Outcome) -> &'static str {
+pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(done) => done.action.word(),
         Err(e) => match &**e {
