@@ -24,8 +24,8 @@ const FLOORS: [&[&str]; 14] = [
 /// The same for the rooms of `src/unpack`.
 const UNPACK: [&[&str]; 9] = [
     &["engine"],
-    &["serve"],
-    &["flight", "inspect"],
+    &["inspect", "serve"],
+    &["flight"],
     &["repair"],
     &["target"],
     &["layer"],
