@@ -5,13 +5,15 @@
 
 mod creation;
 mod decision;
+mod existing;
+mod pod_images;
 mod pod_snapshotter;
 mod sandbox;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,21 +22,20 @@ use async_trait::async_trait;
 use nri::{Container, Events, HandlerResult, Plugin, Pod, RuntimeInfo};
 use tokio::time::Instant;
 
-use crate::ahead::{Ahead, Existing};
+use crate::ahead::Ahead;
 use crate::config::Config;
 use crate::containerd;
 use crate::handlers::FileConfig;
 use crate::logs;
 use crate::metrics;
 use crate::node::Node;
-use crate::policy::{self, Doubt, Strictness};
+use crate::policy::{Doubt, Strictness};
 use crate::unpack::{
-    Error, LEAST_WAIT, Move, Outcome, ParentChain, Request, State, SwapDeadlines, SwapOutcome,
-    Ticket, Urgency, Want, is_on_host,
+    Error, LEAST_WAIT, Move, ParentChain, Request, State, SwapDeadlines, Ticket, Urgency, Want,
 };
 
 use creation::Creation;
-use decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
+use decision::{Decision, Hook, NOTHING, Verdict, found};
 use pod_snapshotter::{PodSnapshotter, is_skipped};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
@@ -192,69 +193,6 @@ impl Session {
         bounded_wait(wait, self.request_timeout)
     }
 
-    /// Containers that exist are checked in the background, when the handlers are known.
-    fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
-        log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
-        for image in containers.iter().filter_map(image_name) {
-            self.ahead.is_used(image);
-        }
-        let config = self.node.config();
-        self.ahead.check_existing(move |handlers| {
-            let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
-            let existing = |container: Container| {
-                let pod = pods.get(container.pod_sandbox_id.as_str())?;
-                let place = PodSnapshotter::of(&config, handlers, pod).ok()?;
-                if place.left_alone {
-                    return None;
-                }
-                Some(Existing {
-                    snapshotter: place.snapshotter,
-                    image: image_name(&container).map(str::to_owned),
-                    id: container.id,
-                })
-            };
-            containers.into_iter().filter_map(existing).collect()
-        });
-    }
-
-    fn unsynchronized(&self) {
-        log::info!(
-            "the runtime does not synchronize a plugin that it launches: CRI is asked for the containers"
-        );
-        let (node, ahead) = (self.node.clone(), self.ahead.clone());
-        self.node.in_session(async move {
-            // CRI answers when containerd has started.
-            let handlers = node.known_handlers().await;
-            let containers = match node.containerd.cri_containers().await {
-                Ok(containers) => containers,
-                Err(e) => {
-                    return log::warn!(error:% = e; "containers that exist are not checked: CRI does not list them");
-                }
-            };
-            log::info!(containers = containers.len(); "containers listed");
-            let config = node.config();
-            let existing = containers.into_iter().filter_map(|container| {
-                ahead.is_used(&container.image);
-                let pod = Pod {
-                    annotations: container.pod_annotations,
-                    runtime_handler: container.runtime_handler,
-                    ..Pod::default()
-                };
-                let place = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
-                if place.left_alone {
-                    return None;
-                }
-                Some(Existing {
-                    id: container.id,
-                    snapshotter: place.snapshotter,
-                    image: Some(container.image),
-                })
-            });
-            let existing: Vec<_> = existing.collect();
-            ahead.check_existing(|_| existing);
-        });
-    }
-
     async fn run_pod_sandbox(&self, pod: &Pod) -> HandlerResult {
         let started = Instant::now();
         let deadline = started + self.wait();
@@ -282,62 +220,6 @@ impl Session {
             Hook::RunPodSandbox.count(verdict, started.elapsed());
         }
         answer.unwrap_or(Ok(()))
-    }
-
-    /// Has the pod's images made ready as far as that goes until the deadline.
-    async fn make_ready(
-        &self,
-        pod: &Pod,
-        snapshotter: &str,
-        started: Instant,
-        deadline: Instant,
-    ) -> Verdict {
-        let wants = self.wants(pod, snapshotter);
-        let ask = |want: Want| {
-            let name = want.name().to_owned();
-            (name, self.ensure(want, snapshotter, Urgency::Asked))
-        };
-        // All begin before the first is waited for.
-        let tickets: Vec<_> = wants.into_iter().map(ask).collect();
-        let mut verdict = Verdict::Ready;
-        for (image, mut ticket) in tickets {
-            let outcome = ticket.outcome_by(deadline).await;
-            match &outcome {
-                Some(Ok(_)) => self.ahead.is_ready(snapshotter, &image),
-                Some(Err(e)) => self.node.engine.replace_if_in_use(e, snapshotter),
-                None => {}
-            }
-            let (of_image, did, why) = prepared(&outcome);
-            if matches!(of_image, Verdict::LetPass | Verdict::GoesOn) {
-                verdict = Verdict::LetPass;
-            }
-            let decision = Decision {
-                hook: Hook::RunPodSandbox,
-                pod,
-                container: "",
-                image: &image,
-                snapshotter,
-                state: found(&ticket, &outcome),
-                did,
-                verdict: of_image,
-                took: started.elapsed(),
-                why: &why,
-            };
-            decision.say();
-        }
-        verdict
-    }
-
-    /// What a new pod may need: the images that it names, and those that are on their way into its
-    /// snapshotter, the last that came first.
-    fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
-        let annotation = pod.annotations.get(policy::IMAGES);
-        let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
-        if left_out > 0 {
-            log::warn!(pod:% = Name(pod), left_out; "annotation {} names too many images, or what is no image reference: these are ignored", policy::IMAGES);
-        }
-        let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
-        named.chain(self.ahead.unready_in(snapshotter)).collect()
     }
 
     async fn create_container(&self, pod: &Pod, container: &Container) -> HandlerResult {
@@ -436,45 +318,6 @@ impl Session {
         })
     }
 
-    /// A container whose chain cannot be repaired under it is moved onto another, here and now, so
-    /// that its first attempt gets the right one; else rejected, and the next attempt gets it.
-    async fn moved(
-        &self,
-        creation: &Creation<'_>,
-        wanted: Move,
-        until: SwapDeadlines,
-        state: Option<State>,
-    ) -> HandlerResult {
-        let is_mixed = state == Some(State::Mixed);
-        let stood_on = match (is_mixed, is_on_host(&wanted.onto)) {
-            (true, true) => {
-                "layers that the host had unpacked lay on layers that were left to the guest for another \
-                 image; this image is not for the guest: the host has unpacked all of it once more"
-            }
-            (true, false) => {
-                "layers that the host had unpacked lay on layers that were left to the guest"
-            }
-            _ => "it was unpacked on the host, and is in use",
-        };
-        let doubt = if is_mixed {
-            Doubt::Broken
-        } else {
-            Doubt::Unready
-        };
-        match self.node.engine.swap(wanted, until).await {
-            SwapOutcome::Done => {
-                creation.say(Verdict::Moved, state, Did::Swapped, stood_on);
-                Ok(())
-            }
-            SwapOutcome::Untouched(why) => {
-                creation.doubted(doubt, state, &format!("{stood_on}; {why}"))
-            }
-            SwapOutcome::Lost => {
-                creation.doubted(Doubt::Broken, state, "its snapshot was lost in a move")
-            }
-        }
-    }
-
     fn ensure(&self, want: Want, snapshotter: &str, urgency: Urgency) -> Ticket {
         self.node.engine.ensure(Request {
             want,
@@ -527,16 +370,6 @@ fn unresolved(hook: Hook, pod: &Pod, container: Option<&Container>, started: Ins
         why,
     };
     decision.say();
-}
-
-/// What came of making one of a pod's images ready, by the deadline.
-fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
-    match outcome {
-        Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),
-        Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
-        Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
-        None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
-    }
 }
 
 fn image_name(container: &Container) -> Option<&str> {

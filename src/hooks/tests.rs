@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, Image, Labels};
 use crate::image::{Manifests, Platform};
+use crate::policy;
 use crate::unpack::{Role, State, proxied};
 
 use super::creation::rejection;

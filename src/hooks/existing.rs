@@ -1,0 +1,74 @@
+//! The containers that exist when a session begins: what the runtime or CRI says of them, for [`Ahead`] to check.
+
+use std::collections::HashMap;
+
+use nri::{Container, Pod};
+
+use crate::ahead::Existing;
+
+use super::{PodSnapshotter, Session, image_name};
+
+impl Session {
+    /// Containers that exist are checked in the background, when the handlers are known.
+    pub(super) fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
+        log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
+        for image in containers.iter().filter_map(image_name) {
+            self.ahead.is_used(image);
+        }
+        let config = self.node.config();
+        self.ahead.check_existing(move |handlers| {
+            let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+            let existing = |container: Container| {
+                let pod = pods.get(container.pod_sandbox_id.as_str())?;
+                let place = PodSnapshotter::of(&config, handlers, pod).ok()?;
+                if place.left_alone {
+                    return None;
+                }
+                Some(Existing {
+                    snapshotter: place.snapshotter,
+                    image: image_name(&container).map(str::to_owned),
+                    id: container.id,
+                })
+            };
+            containers.into_iter().filter_map(existing).collect()
+        });
+    }
+
+    pub(super) fn unsynchronized(&self) {
+        log::info!(
+            "the runtime does not synchronize a plugin that it launches: CRI is asked for the containers"
+        );
+        let (node, ahead) = (self.node.clone(), self.ahead.clone());
+        self.node.in_session(async move {
+            // CRI answers when containerd has started.
+            let handlers = node.known_handlers().await;
+            let containers = match node.containerd.cri_containers().await {
+                Ok(containers) => containers,
+                Err(e) => {
+                    return log::warn!(error:% = e; "containers that exist are not checked: CRI does not list them");
+                }
+            };
+            log::info!(containers = containers.len(); "containers listed");
+            let config = node.config();
+            let existing = containers.into_iter().filter_map(|container| {
+                ahead.is_used(&container.image);
+                let pod = Pod {
+                    annotations: container.pod_annotations,
+                    runtime_handler: container.runtime_handler,
+                    ..Pod::default()
+                };
+                let place = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
+                if place.left_alone {
+                    return None;
+                }
+                Some(Existing {
+                    id: container.id,
+                    snapshotter: place.snapshotter,
+                    image: Some(container.image),
+                })
+            });
+            let existing: Vec<_> = existing.collect();
+            ahead.check_existing(|_| existing);
+        });
+    }
+}

@@ -1,0 +1,78 @@
+//! What a new pod may need: its images are made ready before its containers are created.
+
+use nri::Pod;
+use tokio::time::Instant;
+
+use crate::policy;
+use crate::unpack::{Outcome, Urgency, Want};
+
+use super::Session;
+use super::decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
+
+impl Session {
+    /// Has the pod's images made ready as far as that goes until the deadline.
+    pub(super) async fn make_ready(
+        &self,
+        pod: &Pod,
+        snapshotter: &str,
+        started: Instant,
+        deadline: Instant,
+    ) -> Verdict {
+        let wants = self.wants(pod, snapshotter);
+        let ask = |want: Want| {
+            let name = want.name().to_owned();
+            (name, self.ensure(want, snapshotter, Urgency::Asked))
+        };
+        // All begin before the first is waited for.
+        let tickets: Vec<_> = wants.into_iter().map(ask).collect();
+        let mut verdict = Verdict::Ready;
+        for (image, mut ticket) in tickets {
+            let outcome = ticket.outcome_by(deadline).await;
+            match &outcome {
+                Some(Ok(_)) => self.ahead.is_ready(snapshotter, &image),
+                Some(Err(e)) => self.node.engine.replace_if_in_use(e, snapshotter),
+                None => {}
+            }
+            let (of_image, did, why) = prepared(&outcome);
+            if matches!(of_image, Verdict::LetPass | Verdict::GoesOn) {
+                verdict = Verdict::LetPass;
+            }
+            let decision = Decision {
+                hook: Hook::RunPodSandbox,
+                pod,
+                container: "",
+                image: &image,
+                snapshotter,
+                state: found(&ticket, &outcome),
+                did,
+                verdict: of_image,
+                took: started.elapsed(),
+                why: &why,
+            };
+            decision.say();
+        }
+        verdict
+    }
+
+    /// What a new pod may need: the images that it names, and those that are on their way into its
+    /// snapshotter, the last that came first.
+    fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
+        let annotation = pod.annotations.get(policy::IMAGES);
+        let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
+        if left_out > 0 {
+            log::warn!(pod:% = Name(pod), left_out; "annotation {} names too many images, or what is no image reference: these are ignored", policy::IMAGES);
+        }
+        let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
+        named.chain(self.ahead.unready_in(snapshotter)).collect()
+    }
+}
+
+/// What came of making one of a pod's images ready, by the deadline.
+fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
+    match outcome {
+        Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),
+        Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
+        Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
+        None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
+    }
+}
