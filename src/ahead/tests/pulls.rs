@@ -1,0 +1,177 @@
+//! Images that are still being pulled, and the names in their labels.
+
+use super::*;
+
+/// An image that is being pulled has no record, and no name but its digest.
+#[tokio::test(start_paused = true)]
+async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    let documents = bench.fake.documents_of(&image);
+    bench.fake.untag(NAME);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    bench.fake.slow("prepare snapshot", Duration::from_secs(5));
+    let ticket = bench.node.engine.ensure(Request {
+        want: Want::Arriving(arriving.clone()),
+        snapshotter: "erofs".to_owned(),
+        urgency: Urgency::Arrived,
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let [lease] = &bench.fake.lease_ids()[..] else {
+        panic!("not one lease")
+    };
+    let held = bench.fake.lease_resources(lease).await.unwrap();
+    for digest in documents {
+        assert!(held.contains(&Resource::blob(&digest)), "{held:?}");
+    }
+    ticket.clone().outcome().await.unwrap();
+
+    bench.fake.tag(NAME, image.target.clone());
+    let name = || {
+        let all = bench.fake.all("erofs");
+        let names = all.iter().map(|s| s.labels.get(IMAGE_REF).cloned());
+        names.map(Option::unwrap_or_default).collect::<Vec<_>>()
+    };
+    assert_eq!(name(), [arriving.name.as_str(); 2]);
+    let engine = &bench.node.engine;
+    assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 2);
+    assert_eq!(name(), [NAME; 2]);
+    assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
+}
+
+/// While it is pulled, the port of its registry is not known: what was made so is not ready, and corrected.
+#[tokio::test(start_paused = true)]
+async fn the_port_comes_with_the_record() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let name = "r.example:5000/app:1";
+    let image = bench.fake.image(name, 2);
+    bench.fake.untag(name);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    let ensure = |want| async {
+        let request = Request {
+            want,
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(request).outcome().await.unwrap()
+    };
+    ensure(Want::Arriving(arriving.clone())).await;
+    bench.fake.tag(name, image.target.clone());
+    let layers = bench.fake.all("nydus");
+    assert!(layers.iter().all(|s| s.labels[IMAGE_REF] == arriving.name));
+    assert_eq!(bench.state(&image, "nydus").await, State::Foreign);
+
+    let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
+    bench.fake.activate("nydus", "c", &top.name);
+    let engine = &bench.node.engine;
+    let parent_chain = engine
+        .parent_chain("nydus", "c", Some(name), false)
+        .await
+        .unwrap();
+    let chain = top.name.clone();
+    assert_eq!(
+        parent_chain,
+        ParentChain::Unknown {
+            chain: chain.clone()
+        }
+    );
+    let done = ensure(Want::Container {
+        key: "c".to_owned(),
+        chain,
+        name: Some(name.to_owned()),
+        left_alone: false,
+    });
+    assert_eq!(done.await.action, Action::Relabelled);
+    let all = bench.fake.all("nydus");
+    let layers = all.iter().filter(|s| s.name != "c");
+    assert!(
+        layers.clone().all(|s| s.labels[IMAGE_REF] == name),
+        "{all:?}"
+    );
+    assert_eq!(bench.state(&image, "nydus").await, State::Ready);
+}
+
+/// Who comes with the record does not take over what was begun without it.
+#[tokio::test(start_paused = true)]
+async fn work_that_began_in_the_pull_is_named_before_it_counts() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let name = "r.example:5000/app:1";
+    let image = bench.fake.image(name, 2);
+    bench.fake.untag(name);
+    let arriving = Image {
+        name: format!("r.example/app@{}", image.target.digest),
+        ..image.clone()
+    };
+    let ensure = |want| async {
+        let request = Request {
+            want,
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(request).outcome().await.unwrap()
+    };
+    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    let with_the_record = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        bench.fake.tag(name, image.target.clone());
+        let done = ensure(Want::Image(name.to_owned())).await;
+        (done.action, bench.fake.all("nydus"))
+    };
+    let in_the_pull = ensure(Want::Arriving(arriving));
+    let (_, (action, layers)) = futures::join!(in_the_pull, with_the_record);
+    assert_eq!(action, Action::Relabelled);
+    assert!(layers.iter().all(|s| s.labels[IMAGE_REF] == name));
+}
+
+/// The work that began with the pull met a chain in use, whose lower layers are its own. When a container
+/// is moved, and when the others are replaced, the image has its name.
+#[tokio::test(start_paused = true)]
+async fn what_is_replaced_later_is_named_as_it_is_then() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    let by_digest = format!("r.example/app@{}", image.target.digest);
+    bench.fake.tag(&by_digest, image.target.clone());
+    let ensure = || async {
+        let asked = Request {
+            want: Want::Image(by_digest.clone()),
+            snapshotter: "nydus".to_owned(),
+            urgency: Urgency::Arrived,
+        };
+        bench.node.engine.ensure(asked).outcome().await
+    };
+    ensure().await.unwrap();
+    let layers = bench.fake.all("nydus");
+    let lower = layers.iter().find(|s| s.parent.is_none()).unwrap();
+    let top = layers.iter().find(|s| s.parent.is_some()).unwrap();
+    bench.fake.forget("nydus", &top.name);
+    let (lower, top) = (lower.name.as_str(), top.name.as_str());
+    bench.fake.commit_unlabelled("nydus", top, Some(lower));
+    bench.fake.activate("nydus", "c", top);
+    // The lower one stays.
+    bench.fake.activate("nydus", "other", lower);
+    let met = ensure().await.unwrap_err();
+    bench.node.engine.replace_if_in_use(&met, "nydus");
+    // The hook of the container comes, which is moved onto a chain that the guest pulls by the tag.
+    let asked = Request {
+        want: Want::Container {
+            key: "c".to_owned(),
+            chain: top.to_owned(),
+            name: Some(NAME.to_owned()),
+            left_alone: false,
+        },
+        snapshotter: "nydus".to_owned(),
+        urgency: Urgency::Creation,
+    };
+    bench.node.engine.ensure(asked).outcome().await.unwrap_err();
+    bench.fake.collect_container("nydus", "c");
+    settle().await;
+    let layers = bench.fake.all("nydus");
+    let names = layers.iter().filter_map(|s| s.labels.get(IMAGE_REF));
+    assert_eq!(names.collect::<Vec<_>>(), [NAME; 3], "{met}");
+}

@@ -1,0 +1,135 @@
+//! When all images are looked at: sessions, reloads, intervals, and retries.
+
+use super::*;
+
+/// A blob comes back without an event. Until then the image is asked for again and again: the alert counts that.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_stays_unavailable_is_tried_again() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    let lost = image_of_its_own_layer(&bench.fake, "r.example/lost:1");
+    let layer = sha256(only_layer(&lost.name).as_bytes());
+    bench.fake.discard(&layer);
+    bench.created(&lost.name);
+    settle().await;
+    assert_eq!(bench.state(&lost, "erofs").await, State::Unavailable);
+    let tries = || bench.fake.subjects("prepare snapshot").len();
+    let before = tries();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let again = tries() - before;
+    assert!((5..=7).contains(&again), "tried {again} times in an hour");
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    bench
+        .fake
+        .document(media_type, only_layer(&lost.name).as_bytes());
+    tokio::time::sleep(Duration::from_secs(660)).await;
+    assert_eq!(bench.state(&lost, "erofs").await, State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_session_ends_the_work() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.node.refresh();
+    settle().await;
+    let image = bench.fake.image(NAME, 1);
+    bench.created(NAME);
+    settle().await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_gains_a_snapshotter_is_reconciled() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = bench.fake.image(NAME, 2);
+    let more = format!("{CONFIG}other = \"native\"\n[snapshotters.native]\neager = \"all\"\n");
+    let config = Config::from_toml(&more, "test").unwrap();
+    assert_eq!(bench.node.reload(config), [""; 0]);
+    settle().await;
+    assert_eq!(bench.state(&image, "native").await, State::Ready);
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+}
+
+/// The answer that was asked for by the one before comes last.
+#[tokio::test(start_paused = true)]
+async fn the_handlers_are_those_of_the_last_configuration() {
+    let fake = Fake::default();
+    fake.slow("list snapshotters", Duration::from_secs(5));
+    let bench = Bench::begun(fake, "", |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.slow("list snapshotters", Duration::ZERO);
+    let more = format!("{CONFIG}other = \"native\"\n");
+    bench.node.reload(Config::from_toml(&more, "test").unwrap());
+    settle().await;
+    let handlers = bench.node.handlers_now().unwrap();
+    assert!(handlers.iter().any(|(handler, _)| handler == "other"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_images_are_looked_at_every_so_often() {
+    for (every, state) in [
+        ("reconcile_every = \"2m\"\n", State::Ready),
+        ("", State::Missing),
+    ] {
+        let config = format!("[unpack]\n{every}{ALL}");
+        let bench = Bench::on(Fake::default(), &config).await;
+        let image = bench.fake.image(NAME, 2);
+        settle().await;
+        assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(bench.state(&image, "erofs").await, state);
+    }
+}
+
+/// With nobody who asks again.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_answer_is_looked_at_again() {
+    for (call, times) in [
+        ("list snapshotters", 9),
+        ("list images", 5),
+        ("list snapshots of", 9),
+        ("read blob", 3),
+        ("prepare snapshot", 9),
+        ("create lease", 9),
+    ] {
+        let fake = Fake::default();
+        let image = fake.image(NAME, 2);
+        for _ in 0..times {
+            fake.fail(call, 0, ErrorKind::Unreachable);
+        }
+        let bench = Bench::on(fake, ALL).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let found = bench.state(&image, "erofs").await;
+        assert_eq!(found, State::Ready, "{times} times no answer: {call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_while_nobody_answers_is_looked_at_again() {
+    for (call, times) in [
+        ("get image", 1),
+        ("prepare snapshot", 4),
+        ("create lease", 4),
+    ] {
+        let bench = Bench::on(Fake::default(), ALL).await;
+        // The first event ever has all images looked at; that is over.
+        bench.created("r.example/none:1");
+        settle().await;
+        let image = bench.fake.image(NAME, 2);
+        for _ in 0..times {
+            bench.fake.fail(call, 0, ErrorKind::Unreachable);
+        }
+        bench.created(NAME);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let found = bench.state(&image, "erofs").await;
+        assert_eq!(found, State::Ready, "{times} times no answer: {call}");
+    }
+}
+
+/// A call of a process that was killed ends after its successor has swept.
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_process_leaves_late_is_taken_away() {
+    let bench = Bench::begun(Fake::default(), "", |_| Ok(100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.fake.lease("nri-unpack-1", Labels::new(), &[]);
+    settle().await;
+    assert_eq!(bench.fake.lease_ids(), [""; 0]);
+}
