@@ -1,7 +1,7 @@
 //! Which images are unpacked ahead, where, and in which order.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use crate::config::{Config, Eager};
@@ -66,13 +66,7 @@ pub(super) fn in_order(
     sandbox: Option<&str>,
     used: &HashSet<String>,
 ) -> Vec<StoreImage> {
-    let mut by_target: BTreeMap<String, Vec<Image>> = BTreeMap::new();
-    for image in images {
-        let of_target = by_target.entry(image.target.digest.clone()).or_default();
-        of_target.push(image);
-    }
-    let mut known: Vec<_> = by_target
-        .into_values()
+    let mut known: Vec<_> = image::by_target(images)
         .filter_map(|records| one(records, sandbox))
         .collect();
     known.sort_by_key(|known| {

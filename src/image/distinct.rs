@@ -17,14 +17,19 @@ pub struct Distinct {
 
 /// Each image once, sorted by the best of its names.
 pub fn distinct(images: Vec<Image>) -> Vec<Distinct> {
+    let mut all: Vec<_> = by_target(images).map(one).collect();
+    all.sort_by(|a, b| a.image.name.cmp(&b.image.name));
+    all
+}
+
+/// The records of each image, sorted by the image's digest.
+pub(crate) fn by_target(images: Vec<Image>) -> impl Iterator<Item = Vec<Image>> {
     let mut by_target: BTreeMap<String, Vec<Image>> = BTreeMap::new();
     for image in images {
         let of_target = by_target.entry(image.target.digest.clone()).or_default();
         of_target.push(image);
     }
-    let mut all: Vec<_> = by_target.into_values().map(one).collect();
-    all.sort_by(|a, b| a.image.name.cmp(&b.image.name));
-    all
+    by_target.into_values()
 }
 
 fn one(mut images: Vec<Image>) -> Distinct {

@@ -16,6 +16,7 @@ mod reference;
 
 use crate::containerd;
 
+pub(crate) use distinct::by_target;
 pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;
 pub use labels::{
