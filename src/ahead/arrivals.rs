@@ -64,26 +64,25 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     let is_pinned = eager::is_pinned(&image) || is_sandbox(ahead, &image).await;
     let want = Want::Image(name.clone());
     let (managed, config) = (ahead.managed().await, ahead.node.config());
-    let work = managed.iter().map(|managed| async {
-        let is_eager = eager::is_eager(&config, managed, is_pinned);
-        if !is_eager && !demand::is_wanted(ahead, managed, &image).await {
+    let work = managed.iter().map(|snapshotter| async {
+        let is_eager = eager::is_eager(&config, snapshotter, is_pinned);
+        if !is_eager && !demand::is_wanted(ahead, snapshotter, &image).await {
             return;
         }
-        if !is_pinned && ahead.is_full_enough(&managed.snapshotter) {
+        if !is_pinned && ahead.is_full_enough(&snapshotter.name) {
             return;
         }
-        let is_lazy = eager::is_without_content(&config, managed, is_pinned);
-        let arrived = arrive(ahead, managed, want.clone(), &image, is_lazy);
+        let is_lazy = eager::is_without_content(&config, snapshotter, is_pinned);
+        let arrived = arrive(ahead, snapshotter, want.clone(), &image, is_lazy);
         let Some(arrived) = arrived.await else {
             return;
         };
-        let snapshotter = managed.snapshotter.as_str();
         match arrived {
-            Ok(_) if eager::is_eager_in_a_pull(&config, managed) => {
-                name_layers(ahead, &name, snapshotter).await;
+            Ok(_) if eager::is_eager_in_a_pull(&config, snapshotter) => {
+                name_layers(ahead, &name, &snapshotter.name).await;
             }
             Err(e) if is_news(&e) => {
-                log::warn!(image = name.as_str(), snapshotter, error:% = e; "image that arrived is not ready");
+                log::warn!(image = name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that arrived is not ready");
             }
             _ => {}
         }
@@ -138,7 +137,7 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         return;
     };
     let mut managed = ahead.managed().await;
-    managed.retain(|managed| eager::is_eager_in_a_pull(&node.config(), managed));
+    managed.retain(|snapshotter| eager::is_eager_in_a_pull(&node.config(), snapshotter));
     let default = handlers.default_name();
     if Some(extraction.snapshotter.as_str()) != default || managed.is_empty() {
         return;
@@ -156,14 +155,14 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
     };
     log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
-    managed.retain(|managed| is_known || ahead.takes_any_name(&managed.snapshotter));
-    managed.retain(|managed| !ahead.is_full_enough(&managed.snapshotter));
-    let work = managed.iter().map(|managed| async {
+    managed.retain(|snapshotter| is_known || ahead.takes_any_name(&snapshotter.name));
+    managed.retain(|snapshotter| !ahead.is_full_enough(&snapshotter.name));
+    let work = managed.iter().map(|snapshotter| async {
         let want = Want::Arriving(image.clone());
         // In a pull the content may not be there yet: the configuration makes no difference.
-        let arrived = arrive(ahead, managed, want, &image, true);
+        let arrived = arrive(ahead, snapshotter, want, &image, true);
         if let Some(Err(e)) = arrived.await {
-            log::debug!(image = image.name.as_str(), snapshotter = managed.snapshotter.as_str(), error:% = e; "image that is being pulled is not ready yet");
+            log::debug!(image = image.name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that is being pulled is not ready yet");
         }
     });
     join_all(work).await;
@@ -173,30 +172,28 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
 /// ready only without its content (`is_lazy`), and the snapshotter needs that.
 async fn arrive(
     ahead: &Ahead,
-    managed: &ManagedSnapshotter,
+    snapshotter: &ManagedSnapshotter,
     want: Want,
     record: &Image,
     is_lazy: bool,
 ) -> Option<Outcome> {
-    if !ahead.node.room.is_enough(managed.root.as_deref()) {
+    if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
         return None;
     }
-    let (image, snapshotter) = (want.name().to_owned(), managed.snapshotter.as_str());
-    if is_lazy && ahead.needs_content(&want, snapshotter).await {
+    let (image, name) = (want.name().to_owned(), snapshotter.name.as_str());
+    if is_lazy && ahead.needs_content(&want, name).await {
         return None;
     }
     let started = tokio::time::Instant::now();
     let digest = &record.target.digest;
-    let entry = ahead
-        .unready
-        .enter(snapshotter, want, digest, record.created_at);
+    let entry = ahead.unready.enter(name, want, digest, record.created_at);
     let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;
     match &outcome {
         Ok(done) if done.action == Action::None => {
-            log::debug!(image, snapshotter, action:% = done.action; "image that arrives is ready already");
+            log::debug!(image, snapshotter = name, action:% = done.action; "image that arrives is ready already");
         }
         Ok(done) => {
-            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
+            log::info!(image, snapshotter = name, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
         }
         Err(e) if may_pass(e) => ahead.queue.look_again(),
         Err(_) => {}

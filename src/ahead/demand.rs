@@ -133,24 +133,26 @@ impl Drop for Working<'_> {
 
 /// Whether an image that arrived is made ready in a snapshotter although it is in no eager set: there it
 /// may be wanted soon, and containerd cannot unpack it.
-pub(super) async fn is_wanted(ahead: &Ahead, managed: &ManagedSnapshotter, image: &Image) -> bool {
+pub(super) async fn is_wanted(
+    ahead: &Ahead,
+    snapshotter: &ManagedSnapshotter,
+    image: &Image,
+) -> bool {
     let config = ahead.node.config();
-    let snapshotter = managed.snapshotter.as_str();
-    if config.snapshotter(snapshotter).eager != Eager::Auto
-        || !ahead.demand.may_want(snapshotter, &image.name)
-    {
+    let name = snapshotter.name.as_str();
+    if config.snapshotter(name).eager != Eager::Auto || !ahead.demand.may_want(name, &image.name) {
         return false;
     }
-    let stuck = ahead.node.engine.is_stuck(snapshotter, image).await;
+    let stuck = ahead.node.engine.is_stuck(name, image).await;
     stuck.unwrap_or_else(|e| {
-        log::debug!(image = image.name.as_str(), snapshotter, error:% = e; "image that arrived not looked at");
+        log::debug!(image = image.name.as_str(), snapshotter = name, error:% = e; "image that arrived not looked at");
         false
     })
 }
 
 /// containerd has failed to unpack the layer `chain` in a snapshotter.
 pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str) {
-    let is_kept = |managed: &ManagedSnapshotter| managed.snapshotter == snapshotter;
+    let is_kept = |managed: &ManagedSnapshotter| managed.name == snapshotter;
     if !ahead.managed().await.iter().any(is_kept) {
         return;
     }

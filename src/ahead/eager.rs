@@ -19,7 +19,7 @@ const ROOT: &str = "root";
 /// A snapshotter that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ManagedSnapshotter {
-    pub(super) snapshotter: String,
+    pub(super) name: String,
     /// Another process makes its snapshots, mostly without content.
     pub(super) is_proxy: bool,
     /// A directory on the file system whose room it uses, where containerd says one.
@@ -41,7 +41,7 @@ pub(super) fn managed(
             && policy::is_kept(config, &s.name, default)
     });
     let managed = |s: &Snapshotter| ManagedSnapshotter {
-        snapshotter: s.name.clone(),
+        name: s.name.clone(),
         is_proxy: s.proxy_address().is_some(),
         root: s.exports.get(ROOT).or(any_root).cloned(),
     };
@@ -103,10 +103,10 @@ pub(super) fn is_pinned(image: &Image) -> bool {
 
 /// Whether an image is unpacked here before a pod asks for it. What the patterns of the configuration
 /// leave out is not asked here.
-pub(super) fn is_eager(config: &Config, managed: &ManagedSnapshotter, is_pinned: bool) -> bool {
-    match config.snapshotter(&managed.snapshotter).eager {
+pub(super) fn is_eager(config: &Config, snapshotter: &ManagedSnapshotter, is_pinned: bool) -> bool {
+    match config.snapshotter(&snapshotter.name).eager {
         Eager::All => true,
-        Eager::Auto => managed.is_proxy || is_pinned,
+        Eager::Auto => snapshotter.is_proxy || is_pinned,
         Eager::Pinned => is_pinned,
         Eager::None => false,
     }
@@ -115,17 +115,17 @@ pub(super) fn is_eager(config: &Config, managed: &ManagedSnapshotter, is_pinned:
 /// Whether that is so only if the snapshotter needs no content for the image.
 pub(super) fn is_without_content(
     config: &Config,
-    managed: &ManagedSnapshotter,
+    snapshotter: &ManagedSnapshotter,
     is_pinned: bool,
 ) -> bool {
-    let eager = config.snapshotter(&managed.snapshotter).eager;
-    eager == Eager::Auto && managed.is_proxy && !is_pinned
+    let eager = config.snapshotter(&snapshotter.name).eager;
+    eager == Eager::Auto && snapshotter.is_proxy && !is_pinned
 }
 
 /// Whether an image is unpacked here while it is being pulled: its snapshotter needs no content for
 /// it. Then its name is not known yet, so the configuration must not ask for it.
-pub(super) fn is_eager_in_a_pull(config: &Config, managed: &ManagedSnapshotter) -> bool {
-    managed.is_proxy
-        && is_eager(config, managed, false)
-        && config.snapshotter(&managed.snapshotter).is_nameless()
+pub(super) fn is_eager_in_a_pull(config: &Config, snapshotter: &ManagedSnapshotter) -> bool {
+    snapshotter.is_proxy
+        && is_eager(config, snapshotter, false)
+        && config.snapshotter(&snapshotter.name).is_nameless()
 }

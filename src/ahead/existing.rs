@@ -34,7 +34,7 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
         those.or_default().push(container);
     }
     let checks = by_snapshotter.into_iter().map(|(snapshotter, containers)| {
-        let managed = managed.iter().find(|p| p.snapshotter == snapshotter);
+        let managed = managed.iter().find(|s| s.name == snapshotter);
         let root = managed.and_then(|managed| managed.root.as_deref());
         async move {
             for container in containers {

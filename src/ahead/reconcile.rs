@@ -26,7 +26,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 /// One image for one snapshotter. While it waits for its turn, a pod pushes it.
 struct WorkItem<'a> {
     known: &'a StoreImage,
-    managed: &'a ManagedSnapshotter,
+    snapshotter: &'a ManagedSnapshotter,
     /// What it was when it was looked at, if it was.
     state: Option<State>,
     /// It is made ready only if the snapshotter needs no content for it.
@@ -38,7 +38,7 @@ struct WorkItem<'a> {
 /// How one ended.
 struct Worked<'a> {
     image: String,
-    managed: &'a ManagedSnapshotter,
+    snapshotter: &'a ManagedSnapshotter,
     /// As before.
     state: Option<State>,
     ended: Ended,
@@ -78,7 +78,7 @@ pub(super) async fn look(
     let (pinned, scan) = futures::join!(pinned, scan(ahead, &managed, &known, said, &mut summary));
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
-        let key = (worked.image.as_str(), worked.managed.snapshotter.as_str());
+        let key = (worked.image.as_str(), worked.snapshotter.name.as_str());
         worked.state = scan.pinned.get(&key).copied();
         count(&mut summary, said, worked);
     }
@@ -90,7 +90,7 @@ pub(super) async fn look(
 }
 
 fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>) {
-    let snapshotter = worked.managed.snapshotter.as_str();
+    let snapshotter = worked.snapshotter.name.as_str();
     match worked.ended {
         Ended::NoRoom => summary.no_room(snapshotter, worked.state),
         Ended::TooMany => summary.left(snapshotter, worked.state),
@@ -128,15 +128,16 @@ fn pinned<'a>(
 ) -> Vec<WorkItem<'a>> {
     let config = ahead.node.config();
     let pinned = known.iter().filter(|known| known.is_pinned);
-    let everywhere = pinned.flat_map(|known| managed.iter().map(move |managed| (known, managed)));
-    let wanted = everywhere.filter(|(_, managed)| eager::is_eager(&config, managed, true));
+    let everywhere =
+        pinned.flat_map(|known| managed.iter().map(move |snapshotter| (known, snapshotter)));
+    let wanted = everywhere.filter(|(_, snapshotter)| eager::is_eager(&config, snapshotter, true));
     wanted
-        .map(|(known, managed)| WorkItem {
+        .map(|(known, snapshotter)| WorkItem {
             known,
-            managed,
+            snapshotter,
             state: None,
             is_lazy: false,
-            pending: Some(enter(ahead, known, managed)),
+            pending: Some(enter(ahead, known, snapshotter)),
         })
         .collect()
 }
@@ -144,13 +145,13 @@ fn pinned<'a>(
 fn enter<'a>(
     ahead: &'a Ahead,
     known: &StoreImage,
-    managed: &ManagedSnapshotter,
+    snapshotter: &ManagedSnapshotter,
 ) -> PendingGuard<'a> {
     let want = Want::Image(known.image.name.clone());
     let record = &known.image.target.digest;
     ahead
         .unready
-        .enter(&managed.snapshotter, want, record, known.created_at)
+        .enter(&snapshotter.name, want, record, known.created_at)
 }
 
 /// What a look at the images was.
@@ -170,14 +171,15 @@ async fn scan<'a>(
 ) -> Scan<'a> {
     let node = &ahead.node;
     let mut listings: HashMap<&str, (Listing, usize)> = HashMap::new();
-    for managed in managed {
-        match node.engine.list(&managed.snapshotter).await {
+    for snapshotter in managed {
+        let name = snapshotter.name.as_str();
+        match node.engine.list(name).await {
             Ok(listing) => {
                 let held = listing.len();
-                ahead.snapshot_counts.listed(&managed.snapshotter, held);
-                listings.insert(&managed.snapshotter, (listing, held));
+                ahead.snapshot_counts.listed(name, held);
+                listings.insert(name, (listing, held));
             }
-            Err(e) => summary.silent(said, &managed.snapshotter, &e),
+            Err(e) => summary.silent(said, name, &e),
         }
     }
     let mut scan = Scan {
@@ -186,45 +188,45 @@ async fn scan<'a>(
     };
     let everywhere = known
         .iter()
-        .flat_map(|k| managed.iter().map(move |p| (k, p)));
+        .flat_map(|k| managed.iter().map(move |s| (k, s)));
     let everywhere: Vec<_> = everywhere.collect();
-    for (known, managed) in everywhere {
-        let snapshotter = managed.snapshotter.as_str();
-        let Some((listing, held)) = listings.get_mut(snapshotter) else {
+    for (known, snapshotter) in everywhere {
+        let name = snapshotter.name.as_str();
+        let Some((listing, held)) = listings.get_mut(name) else {
             continue;
         };
-        if !eager::is_eager(&node.config(), managed, known.is_pinned) {
+        if !eager::is_eager(&node.config(), snapshotter, known.is_pinned) {
             continue;
         }
         let look = match node.engine.look(&known.image, &known.names, listing).await {
             Ok(look) => look,
             Err(e) => {
-                let item = (known.image.name.clone(), snapshotter.to_owned());
+                let item = (known.image.name.clone(), name.to_owned());
                 summary.unseen(said, item, &e);
                 continue;
             }
         };
         if known.is_pinned {
-            let key = (known.image.name.as_str(), snapshotter);
+            let key = (known.image.name.as_str(), name);
             scan.pinned.insert(key, look.state);
             continue;
         }
         match choice(&look, *held) {
             Choice::LeftOut => {}
-            Choice::Ready => summary.ready(snapshotter),
-            Choice::TooMany => summary.left(snapshotter, Some(look.state)),
+            Choice::Ready => summary.ready(name),
+            Choice::TooMany => summary.left(name, Some(look.state)),
             Choice::Make { more } => {
                 let config = node.config();
-                let is_lazy = more > 0 && eager::is_without_content(&config, managed, false);
-                let is_certain = !is_lazy || ahead.takes_any_name(snapshotter);
+                let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
+                let is_certain = !is_lazy || ahead.takes_any_name(name);
                 // Others may come to nothing: they are counted when they are made.
                 *held += if is_certain { more } else { 0 };
                 scan.items.push(WorkItem {
                     known,
-                    managed,
+                    snapshotter,
                     state: Some(look.state),
                     is_lazy,
-                    pending: is_certain.then(|| enter(ahead, known, managed)),
+                    pending: is_certain.then(|| enter(ahead, known, snapshotter)),
                 });
             }
         }
@@ -246,28 +248,28 @@ async fn work<'a>(ahead: &'a Ahead, items: Vec<WorkItem<'a>>) -> Vec<Worked<'a>>
 async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     let WorkItem {
         known,
-        managed,
+        snapshotter,
         state,
         is_lazy,
         pending,
     } = item;
     let image = known.image.name.clone();
-    let snapshotter = managed.snapshotter.as_str();
+    let name = snapshotter.name.as_str();
     let want = Want::Image(image.clone());
     // A place without room does not keep the others waiting: it is looked at again when it has some.
-    let ended = if !ahead.node.room.is_enough(managed.root.as_deref()) {
+    let ended = if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
         Ended::NoRoom
-    } else if pending.is_none() && ahead.snapshot_counts.is_full(snapshotter) != Some(false) {
+    } else if pending.is_none() && ahead.snapshot_counts.is_full(name) != Some(false) {
         Ended::TooMany
-    } else if is_lazy && ahead.needs_content(&want, snapshotter).await {
+    } else if is_lazy && ahead.needs_content(&want, name).await {
         Ended::NeedsContent
     } else {
-        let pending = pending.unwrap_or_else(|| enter(ahead, known, managed));
+        let pending = pending.unwrap_or_else(|| enter(ahead, known, snapshotter));
         Ended::Tried(make(ahead, pending).await)
     };
     Worked {
         image,
-        managed,
+        snapshotter,
         state,
         ended,
     }
