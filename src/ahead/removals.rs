@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
+use crate::containerd::events::{self, StoreEvent};
 use crate::containerd::{Error, Image};
 use crate::node::Node;
 use crate::unpack;
 
 use super::Ahead;
 use super::unready::PendingGuard;
-use super::watch::{DELETED, removed};
 
 /// CRI takes away all names of an image, one after another: they are looked at together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -42,9 +42,9 @@ pub async fn heard(node: Arc<Node>) {
 }
 
 async fn hear(node: &Node) -> Result<(), Error> {
-    let mut events = node.containerd.events(&[DELETED]).await?;
+    let mut events = node.containerd.events(&events::REMOVALS).await?;
     while let Some(event) = events.next().await {
-        if let Some(name) = removed(&event?) {
+        if let Some(StoreEvent::ImageRemoved(name)) = StoreEvent::of(&event?) {
             node.engine.image_removed(&name);
             tokio::time::sleep(GATHER).await;
             node.engine.end_removed().await?;

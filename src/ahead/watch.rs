@@ -5,23 +5,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
-use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate};
 use futures::StreamExt;
-use prost::Message;
 
-use crate::containerd::{Error, Event};
+use crate::containerd::Error;
+use crate::containerd::events::{self, StoreEvent};
 use crate::retry;
 
 use super::Ahead;
 use super::origin::Extraction;
 use super::queue::Arrival;
-
-const CREATED: &str = "/images/create";
-const UPDATED: &str = "/images/update";
-pub(super) const DELETED: &str = "/images/delete";
-const PREPARED: &str = "/snapshot/prepare";
-const REMOVED: &str = "/snapshot/remove";
 
 /// What containerd names the snapshot of a layer that is being extracted: `extract-<unique> <chain id>`.
 const EXTRACTION: &str = "extract-";
@@ -65,48 +57,33 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 
 async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
     let containerd = ahead.node.containerd.as_ref();
-    let mut events = containerd
-        .events(&[CREATED, UPDATED, DELETED, PREPARED, REMOVED])
-        .await?;
+    let mut events = containerd.events(&events::ALL).await?;
     while let Some(event) = events.next().await {
         let event = event?;
         if !std::mem::replace(heard, true) {
             // Now it has begun for certain, and may have begun later than was thought.
             ahead.queue.reconcile();
         }
-        if let Some(name) = removed(&event) {
+        match StoreEvent::of(&event) {
             // At once: whatever else waits, a chain may not be taken for ready any more.
-            ahead.image_removed(&name);
-        } else if let Some(arrival) = arrival(&event, ahead.pulls.removals()) {
-            ahead.queue.push(arrival);
+            Some(StoreEvent::ImageRemoved(name)) => ahead.image_removed(&name),
+            Some(event) => {
+                if let Some(arrival) = arrival(event, ahead.pulls.removals()) {
+                    ahead.queue.push(arrival);
+                }
+            }
+            None => {}
         }
     }
     Ok(())
 }
 
-/// The name that an event says was removed, as far as it can be read; `None` where it tells of something else.
-pub(super) fn removed(event: &Event) -> Option<String> {
-    let is_meant = event.topic == DELETED;
-    is_meant.then(|| {
-        let deleted = ImageDelete::decode(event.payload.value.as_slice());
-        deleted.unwrap_or_default().name
-    })
-}
-
 /// What an event tells after so many removals; `None` where that is nothing of ours.
-fn arrival(event: &Event, removals: u64) -> Option<Arrival> {
-    let payload = event.payload.value.as_slice();
-    match event.topic.as_str() {
-        CREATED => ImageCreate::decode(payload)
-            .ok()
-            .map(|e| Arrival::Image(e.name)),
-        UPDATED => ImageUpdate::decode(payload)
-            .ok()
-            .map(|e| Arrival::Image(e.name)),
-        PREPARED => {
-            let SnapshotPrepare {
-                key, snapshotter, ..
-            } = SnapshotPrepare::decode(payload).ok()?;
+fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
+    match event {
+        StoreEvent::Image(name) => Some(Arrival::Image(name)),
+        StoreEvent::ImageRemoved(_) => None,
+        StoreEvent::Prepared { snapshotter, key } => {
             let chain = extracted(&key)?;
             Some(Arrival::Layer(Extraction {
                 snapshotter,
@@ -116,12 +93,10 @@ fn arrival(event: &Event, removals: u64) -> Option<Arrival> {
             }))
         }
         // One that succeeds is committed, and not removed.
-        REMOVED => {
-            let SnapshotRemove { key, snapshotter } = SnapshotRemove::decode(payload).ok()?;
+        StoreEvent::Removed { snapshotter, key } => {
             let chain = extracted(&key)?;
             Some(Arrival::Failed { snapshotter, chain })
         }
-        _ => None,
     }
 }
 
@@ -137,7 +112,14 @@ fn extracted(key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
+    use containerd_client::services::v1::ImageCreate;
+    use prost::Message;
+
     use super::*;
+    use crate::containerd::Event;
+
+    const CREATED: &str = "/images/create";
 
     fn event(topic: &str, message: &impl Message) -> Event {
         Event {
@@ -155,7 +137,7 @@ mod tests {
             parent: String::new(),
             snapshotter: "overlayfs".to_owned(),
         };
-        event(PREPARED, &message)
+        event("/snapshot/prepare", &message)
     }
 
     fn removed(key: &str) -> Event {
@@ -163,7 +145,11 @@ mod tests {
             key: key.to_owned(),
             snapshotter: "erofs".to_owned(),
         };
-        event(REMOVED, &message)
+        event("/snapshot/remove", &message)
+    }
+
+    fn arrival_of(event: &Event) -> Option<Arrival> {
+        arrival(StoreEvent::of(event)?, 7)
     }
 
     #[test]
@@ -185,7 +171,7 @@ mod tests {
         };
         for (event, expected) in [
             (event(CREATED, &created), Some(Arrival::Image(name))),
-            (event(DELETED, &created), None),
+            (event("/images/delete", &created), None),
             (prepared("extract-12-ab sha256:c"), Some(layer)),
             (prepared("extract-nri-unpack-1-2-3.0 sha256:c"), None),
             (prepared("a-container"), None),
@@ -194,7 +180,7 @@ mod tests {
             (removed("a-container"), None),
             (event("/tasks/start", &created), None),
         ] {
-            assert_eq!(arrival(&event, 7), expected, "{event:?}");
+            assert_eq!(arrival_of(&event), expected, "{event:?}");
         }
         let garbled = Event {
             topic: CREATED.to_owned(),
@@ -203,6 +189,6 @@ mod tests {
                 value: vec![0xff; 9],
             },
         };
-        assert_eq!(arrival(&garbled, 7), None);
+        assert_eq!(arrival_of(&garbled), None);
     }
 }

@@ -4,6 +4,7 @@
 //! fault can be put into the middle of a step. Nothing here knows images, layers or hooks.
 
 mod error;
+pub(crate) mod events;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod grpc;

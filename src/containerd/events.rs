@@ -1,0 +1,72 @@
+//! What containerd's events say of images and snapshots.
+
+use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
+use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate};
+use prost::Message;
+
+use super::Event;
+
+const CREATED: &str = "/images/create";
+const UPDATED: &str = "/images/update";
+const DELETED: &str = "/images/delete";
+const PREPARED: &str = "/snapshot/prepare";
+const REMOVED: &str = "/snapshot/remove";
+
+/// The topics of all events that [`StoreEvent::of`] reads.
+pub(crate) const ALL: [&str; 5] = [CREATED, UPDATED, DELETED, PREPARED, REMOVED];
+
+/// The topics of removed images.
+pub(crate) const REMOVALS: [&str; 1] = [DELETED];
+
+/// A change of containerd's images or snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoreEvent {
+    /// The image record of this name was created or updated.
+    Image(String),
+    /// The image record of this name was removed. The name is empty where it cannot be read.
+    ImageRemoved(String),
+    /// An active snapshot was made.
+    Prepared {
+        /// In this snapshotter.
+        snapshotter: String,
+        /// Its key.
+        key: String,
+    },
+    /// A snapshot was removed.
+    Removed {
+        /// From this snapshotter.
+        snapshotter: String,
+        /// Its key.
+        key: String,
+    },
+}
+
+impl StoreEvent {
+    /// Reads an event; `None` for another topic, and for a message that cannot be read.
+    pub(crate) fn of(event: &Event) -> Option<Self> {
+        let payload = event.payload.value.as_slice();
+        match event.topic.as_str() {
+            CREATED => ImageCreate::decode(payload)
+                .ok()
+                .map(|e| Self::Image(e.name)),
+            UPDATED => ImageUpdate::decode(payload)
+                .ok()
+                .map(|e| Self::Image(e.name)),
+            DELETED => {
+                let deleted = ImageDelete::decode(payload).unwrap_or_default();
+                Some(Self::ImageRemoved(deleted.name))
+            }
+            PREPARED => {
+                let SnapshotPrepare {
+                    key, snapshotter, ..
+                } = SnapshotPrepare::decode(payload).ok()?;
+                Some(Self::Prepared { snapshotter, key })
+            }
+            REMOVED => {
+                let SnapshotRemove { key, snapshotter } = SnapshotRemove::decode(payload).ok()?;
+                Some(Self::Removed { snapshotter, key })
+            }
+            _ => None,
+        }
+    }
+}
