@@ -35,7 +35,7 @@ use crate::unpack::{
 };
 
 use creation::Creation;
-use decision::{Decision, Hook, NOTHING, Verdict, found};
+use decision::{Hook, NOTHING, Subject, Verdict, found};
 use pod_snapshotter::{PodSnapshotter, is_skipped};
 
 /// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
@@ -200,7 +200,8 @@ impl Session {
             Ok(Some(place)) => place,
             Ok(None) => return Ok(()),
             Err(why) => {
-                unresolved(Hook::RunPodSandbox, pod, None, started, &why);
+                let subject = Subject::sandbox(pod, "", "", started);
+                subject.say(Verdict::Unresolved, None, NOTHING, &why);
                 return Ok(());
             }
         };
@@ -232,7 +233,8 @@ impl Session {
             Ok(Some(place)) => place,
             Ok(None) => return Ok(()),
             Err(why) => {
-                unresolved(Hook::CreateContainer, pod, Some(container), started, &why);
+                let subject = Subject::creation(pod, container, "", started);
+                subject.say(Verdict::Unresolved, None, NOTHING, &why);
                 return Ok(());
             }
         };
@@ -351,25 +353,6 @@ impl Session {
             left_alone: place.left_alone,
         }
     }
-}
-
-/// Lets a pod pass whose snapshotter nobody knows.
-fn unresolved(hook: Hook, pod: &Pod, container: Option<&Container>, started: Instant, why: &str) {
-    let took = started.elapsed();
-    hook.count(Verdict::Unresolved, took);
-    let decision = Decision {
-        hook,
-        pod,
-        container: container.map_or("", |container| &container.name),
-        image: container.and_then(image_name).unwrap_or_default(),
-        snapshotter: "",
-        state: None,
-        did: NOTHING,
-        verdict: Verdict::Unresolved,
-        took,
-        why,
-    };
-    decision.say();
 }
 
 fn image_name(container: &Container) -> Option<&str> {

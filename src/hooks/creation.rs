@@ -7,8 +7,7 @@ use crate::policy::{Doubt, Strictness, Unready};
 use crate::printable::printable_within;
 use crate::unpack::{Error, Outcome, Progress, State, Ticket};
 
-use super::decision::{Decision, Did, Hook, NOTHING, Verdict, done_is, found, what};
-use super::image_name;
+use super::decision::{Did, NOTHING, Subject, Verdict, done_is, found, what};
 
 /// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
 /// 1,024 characters.
@@ -27,25 +26,16 @@ pub(super) struct Creation<'a> {
 impl Creation<'_> {
     /// One line and one count.
     pub(super) fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
-        self.note(verdict, state, did, why);
-        Hook::CreateContainer.count(verdict, self.started.elapsed());
+        self.subject().say(verdict, state, did, why);
     }
 
     /// One line: what is counted comes later.
     pub(super) fn note(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
-        let decision = Decision {
-            hook: Hook::CreateContainer,
-            pod: self.pod,
-            container: &self.container.name,
-            image: image_name(self.container).unwrap_or_default(),
-            snapshotter: self.snapshotter,
-            state,
-            did,
-            verdict,
-            took: self.started.elapsed(),
-            why,
-        };
-        decision.say();
+        self.subject().note(verdict, state, did, why);
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject::creation(self.pod, self.container, self.snapshotter, self.started)
     }
 
     /// `None` is an unpack that goes on.

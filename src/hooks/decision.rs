@@ -4,11 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use log::Level;
-use nri::Pod;
+use nri::{Container, Pod};
+use tokio::time::Instant;
 
 use crate::logs;
 use crate::metrics;
 use crate::unpack::{Action, Done, Outcome, State, Ticket};
+
+use super::image_name;
 
 /// Whose these lines are, whatever this file is called.
 const TARGET: &str = "nri_unpack::hooks";
@@ -53,21 +56,17 @@ pub(super) enum Did {
     Filled,
 }
 
-/// One decision.
-pub(super) struct Decision<'a> {
+/// What a hook decides about.
+pub(super) struct Subject<'a> {
     pub(super) hook: Hook,
     pub(super) pod: &'a Pod,
     /// Empty for a pod.
     pub(super) container: &'a str,
     pub(super) image: &'a str,
+    /// Empty where it is not known.
     pub(super) snapshotter: &'a str,
-    /// As it was found; `None` where nobody saw it.
-    pub(super) state: Option<State>,
-    pub(super) did: Did,
-    pub(super) verdict: Verdict,
-    /// Since the hook was called.
-    pub(super) took: Duration,
-    pub(super) why: &'a str,
+    /// When the hook was called.
+    pub(super) started: Instant,
 }
 
 /// A pod, as people name it.
@@ -167,11 +166,51 @@ impl fmt::Display for Name<'_> {
     }
 }
 
-impl Decision<'_> {
-    /// The line.
-    pub(super) fn say(&self) {
-        let (level, message) = self.verdict.said_of(self.hook);
-        let state = self.state.map(|state| state.to_string());
+impl<'a> Subject<'a> {
+    /// A container that is being created.
+    pub(super) fn creation(
+        pod: &'a Pod,
+        container: &'a Container,
+        snapshotter: &'a str,
+        started: Instant,
+    ) -> Self {
+        Self {
+            hook: Hook::CreateContainer,
+            pod,
+            container: &container.name,
+            image: image_name(container).unwrap_or_default(),
+            snapshotter,
+            started,
+        }
+    }
+
+    /// A pod that is being started, or one of its images.
+    pub(super) fn sandbox(
+        pod: &'a Pod,
+        image: &'a str,
+        snapshotter: &'a str,
+        started: Instant,
+    ) -> Self {
+        Self {
+            hook: Hook::RunPodSandbox,
+            pod,
+            container: "",
+            image,
+            snapshotter,
+            started,
+        }
+    }
+
+    /// Logs a decision and counts the hook's call. `state` is as it was found; `None` where it was not seen.
+    pub(super) fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
+        self.note(verdict, state, did, why);
+        self.hook.count(verdict, self.started.elapsed());
+    }
+
+    /// Logs a decision: the call is counted later.
+    pub(super) fn note(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
+        let (level, message) = verdict.said_of(self.hook);
+        let state = state.map(|state| state.to_string());
         log::log!(
             target: TARGET,
             level,
@@ -180,11 +219,11 @@ impl Decision<'_> {
             image = self.image,
             snapshotter = self.snapshotter,
             state = state.as_deref().unwrap_or("unknown"),
-            action:% = self.did,
-            verdict = self.verdict.word(),
+            action:% = did,
+            verdict = verdict.word(),
             hook = self.hook.word(),
-            took_ms = logs::milliseconds(self.took),
-            why = self.why;
+            took_ms = logs::milliseconds(self.started.elapsed()),
+            why;
             "{message}"
         );
     }

@@ -7,7 +7,7 @@ use crate::policy;
 use crate::unpack::{Outcome, Urgency, Want};
 
 use super::Session;
-use super::decision::{Decision, Did, Hook, NOTHING, Name, Verdict, done_is, found, what};
+use super::decision::{Did, NOTHING, Name, Subject, Verdict, done_is, found, what};
 
 impl Session {
     /// Has the pod's images made ready as far as that goes until the deadline.
@@ -37,19 +37,8 @@ impl Session {
             if matches!(of_image, Verdict::LetPass | Verdict::GoesOn) {
                 verdict = Verdict::LetPass;
             }
-            let decision = Decision {
-                hook: Hook::RunPodSandbox,
-                pod,
-                container: "",
-                image: &image,
-                snapshotter,
-                state: found(&ticket, &outcome),
-                did,
-                verdict: of_image,
-                took: started.elapsed(),
-                why: &why,
-            };
-            decision.say();
+            let subject = Subject::sandbox(pod, &image, snapshotter, started);
+            subject.note(of_image, found(&ticket, &outcome), did, &why);
         }
         verdict
     }

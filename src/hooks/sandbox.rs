@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::unpack::{Error, ParentChain, SANDBOX, Urgency, Want};
 
 use super::creation::rejection;
-use super::decision::{Decision, Hook, NOTHING, Verdict};
+use super::decision::{NOTHING, Subject, Verdict};
 use super::{PodSnapshotter, Session};
 
 /// What becomes of a sandbox that stands on a host's layers over layers that were left to the guest; `None`
@@ -66,18 +66,7 @@ pub(super) async fn judge(
     } else {
         (Verdict::LetPass, Ok(()))
     };
-    let decision = Decision {
-        hook: Hook::RunPodSandbox,
-        pod,
-        container: "",
-        image: "",
-        snapshotter,
-        state: error.state(),
-        did: NOTHING,
-        verdict,
-        took: started.elapsed(),
-        why: &why,
-    };
-    decision.say();
+    let subject = Subject::sandbox(pod, "", snapshotter, started);
+    subject.note(verdict, error.state(), NOTHING, &why);
     Some((verdict, answer))
 }
