@@ -3,24 +3,24 @@
 //! The plugin keeps one for its whole life, a command for the time that it runs. What goes on in
 //! the background is owned here, and waited for by [`Node::close`].
 
-use std::path::Path;
+mod handlers;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Live};
+use crate::containerd::Containerd;
 use crate::containerd::grpc::{Grpc, SetupError};
-use crate::containerd::{self, Containerd};
 use crate::free_space::{self, Room};
-use crate::handlers::{FileConfig, Handlers, Running};
+use crate::policy;
 use crate::unpack::{Engine, Parallel, Role};
-use crate::{peer, policy, retry};
+
+use handlers::{Answer, HandlerState};
 
 /// Until the first sweep: a container that is being created may stand on layers that only the lease of a killed
 /// process keeps. After this time its creation is over, or the images were looked at and the layers are kept by them.
@@ -48,32 +48,6 @@ pub struct Node {
     stop: CancellationToken,
     /// Ends what goes on for an earlier session.
     session: Mutex<CancellationToken>,
-}
-
-/// What is known of the runtime handlers.
-#[derive(Clone, Debug)]
-struct HandlerState {
-    /// As containerd answered last.
-    handlers: Option<Arc<Handlers>>,
-    answer: Answer,
-}
-
-/// Whether containerd has answered in this session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    /// It is being asked.
-    Awaited,
-    /// It did not answer; it is asked again.
-    None,
-    /// The handlers are as they are now.
-    Here,
-}
-
-impl HandlerState {
-    fn now(&self) -> Option<&Arc<Handlers>> {
-        let is_here = self.answer == Answer::Here;
-        self.handlers.as_ref().filter(|_| is_here)
-    }
 }
 
 impl Node {
@@ -149,44 +123,6 @@ impl Node {
         self.reloaded.notified().await;
     }
 
-    /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
-    /// there, leaves our own and containerd's files.
-    pub async fn resolve(&self) -> Result<Arc<Handlers>, containerd::Error> {
-        self.resolve_by(&self.config()).await
-    }
-
-    async fn resolve_by(&self, config: &Config) -> Result<Arc<Handlers>, containerd::Error> {
-        let containerd = self.containerd.as_ref();
-        let reported = or_files(containerd.cri_config().await, "its configuration")?;
-        let directory = or_files(
-            containerd.image_file_system().await,
-            "its image file system",
-        )?;
-        let snapshotters = containerd.snapshotters().await?;
-        let version = containerd::numbers(&containerd.version().await?);
-        let file = FileConfig::read(config.containerd.config.as_ref(), version);
-        let running = Running {
-            cri_status_config: reported.as_deref(),
-            image_file_system: directory.as_deref(),
-            snapshotters: &snapshotters,
-        };
-        self.engine
-            .hand_keys_over(file.settings().hands_keys_over());
-        Ok(Arc::new(Handlers::resolve(config, running, Some(file))))
-    }
-
-    /// What is wrong with the handlers, their sources, or the snapshotters that they name.
-    pub async fn problems(&self, handlers: &Handlers) -> Result<Vec<String>, containerd::Error> {
-        let listed = self.containerd.snapshotters().await?;
-        let up = listed
-            .iter()
-            .filter(|snapshotter| snapshotter.init_error.is_none());
-        let up: Vec<_> = up.map(|snapshotter| snapshotter.name.as_str()).collect();
-        let unknown = handlers.check_known(&up);
-        let all = handlers.problems().iter().chain(&unknown);
-        Ok(all.map(ToString::to_string).collect())
-    }
-
     /// A new session begins, and what went on for the one before ends. In the background the handlers
     /// are resolved anew, again and again until containerd answers, and what a crash has left is
     /// taken away, then and now and then.
@@ -206,61 +142,6 @@ impl Node {
         });
     }
 
-    async fn resolve_until_known(&self) {
-        let mut said = false;
-        for pause in retry::pauses() {
-            let config = self.config();
-            let socket = &config.containerd.socket;
-            let resolved = async {
-                let handlers = self.resolve_by(&config).await?;
-                let problems = self.problems(&handlers).await?;
-                Ok::<_, containerd::Error>((handlers, problems))
-            };
-            match resolved.await {
-                Ok((handlers, problems)) if self.know(&config, handlers.clone()) => {
-                    say(&handlers, &problems);
-                    return say_unread(&handlers, socket.as_ref()).await;
-                }
-                // By a configuration that is not in force any more.
-                Ok(_) => continue,
-                Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
-                Err(e) => {
-                    log::warn!(socket:%, error:% = e; "containerd does not answer: pods are let pass until it does; is containerd.socket right?");
-                }
-            }
-            said = true;
-            // What is known of this session stays so: only its configuration is read again.
-            self.handlers.send_modify(|known| {
-                if known.answer == Answer::Awaited {
-                    known.answer = Answer::None;
-                }
-            });
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Keeps the handlers where they are those of the configuration in force; answers whether they are.
-    fn know(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
-        self.handlers.send_if_modified(|known| {
-            let is_in_force = Arc::ptr_eq(config, &self.config());
-            if is_in_force {
-                *known = HandlerState {
-                    handlers: Some(handlers),
-                    answer: Answer::Here,
-                };
-            }
-            is_in_force
-        })
-    }
-
-    /// What kind each handler's snapshotter is, before the first hook has to know.
-    async fn find_out(&self) {
-        if let Some(handlers) = self.handlers_now() {
-            let snapshotters = handlers.snapshotters().into_iter();
-            join_all(snapshotters.map(|name| self.engine.find_out(name))).await;
-        }
-    }
-
     async fn sweep(&self) {
         match self.engine.sweep().await {
             Ok(0) => {}
@@ -273,36 +154,6 @@ impl Node {
         let token = self.stop.child_token();
         let mut session = self.session.lock();
         std::mem::replace(&mut *session, token).cancel();
-    }
-
-    /// The handlers, waited for until `deadline` while containerd is being asked for the first time in
-    /// this session; where it does not answer, nobody waits. Without an answer they are taken to be
-    /// what they were in the session before.
-    pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
-        let mut known = self.handlers.subscribe();
-        let asked = known.wait_for(|known| known.answer != Answer::Awaited);
-        // In time or not: what is known now is all there is.
-        let _ = tokio::time::timeout_at(deadline, asked).await;
-        self.handlers.borrow().handlers.clone()
-    }
-
-    /// The handlers, as soon as they are known.
-    pub async fn known_handlers(&self) -> Arc<Handlers> {
-        let mut known = self.handlers.subscribe();
-        loop {
-            if let Some(handlers) = known.borrow_and_update().now() {
-                return handlers.clone();
-            }
-            if known.changed().await.is_err() {
-                // The sender lives in this node.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// The handlers, if they are known.
-    pub fn handlers_now(&self) -> Option<Arc<Handlers>> {
-        self.handlers.borrow().now().cloned()
     }
 
     /// In the background, until the next session begins.
@@ -336,43 +187,5 @@ impl Node {
         self.tasks.close();
         self.tasks.wait().await;
         self.engine.close().await;
-    }
-}
-
-/// What CRI says of itself; `None` where it is there and does not say it: then containerd's files do.
-fn or_files(
-    said: Result<Option<String>, containerd::Error>,
-    what: &str,
-) -> Result<Option<String>, containerd::Error> {
-    match said {
-        Err(e) if !e.is_unreachable() => {
-            log::warn!(error:% = e; "CRI does not show {what}; reading containerd's files");
-            Ok(None)
-        }
-        said => said,
-    }
-}
-
-/// Files of containerd's that are not read, although it tells all about handlers. Where containerd sees the same files
-/// as this process, a pattern that matches nothing here matches nothing there.
-async fn say_unread(handlers: &Handlers, socket: &Path) {
-    const MEANS: &str = "handlers and snapshotters come from the running containerd; what the file says of labels, discarded layers and the pause image is not known";
-    for problem in handlers.unread() {
-        log::info!("{problem}; {MEANS}");
-    }
-    if handlers.unseen().is_empty() || !peer::has_other_mounts(peer::pid(socket).await) {
-        return;
-    }
-    for unseen in handlers.unseen() {
-        log::info!("containerd's configuration {unseen}; {MEANS}; mount it at the same path");
-    }
-}
-
-fn say(handlers: &Handlers, problems: &[String]) {
-    for problem in problems {
-        log::error!("{problem}");
-    }
-    for (handler, resolved) in handlers.iter() {
-        log::info!(handler, snapshotter = resolved.snapshotter.as_str(), from:% = resolved.origin; "handler resolved");
     }
 }
