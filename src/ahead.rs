@@ -192,7 +192,7 @@ impl Ahead {
             Ok(false) => false,
             Err(e) => {
                 // What makes it ready fails on it as well, and counts it.
-                log::debug!(image = want.name(), snapshotter, error:% = e; "not found out whether the snapshotter needs the image's content");
+                log::debug!(image = want.name(), snapshotter, error:% = e; "could not find out whether the snapshotter needs the image's content");
                 false
             }
         }

@@ -191,9 +191,7 @@ pub async fn until_signal<F: Future>(
 
 async fn drained(work: impl Future<Output = ()>) {
     if tokio::time::timeout(DRAIN, work).await.is_err() {
-        log::warn!(
-            "work did not end within {DRAIN:?}; what it leaves is taken away at the next start"
-        );
+        log::warn!("work did not end within {DRAIN:?}; the next start removes its leftovers");
     }
 }
 
@@ -233,6 +231,6 @@ fn status(text: &str) {
 /// Without systemd this does nothing.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
-        log::debug!(error:% = e; "systemd not notified");
+        log::debug!(error:% = e; "systemd could not be notified");
     }
 }

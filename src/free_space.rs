@@ -60,13 +60,13 @@ impl Room {
         match change {
             None => {}
             Some(Change::Unseen(e)) => {
-                log::warn!(root, error:% = e; "cannot see how much room is left; unpacking ahead goes on");
+                log::warn!(root, error:% = e; "free space cannot be read: unpacking ahead goes on without the limit of unpack.min_free");
             }
             Some(Change::Full { free, min_free }) => {
-                log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "too little room: nothing is unpacked ahead until there is more; what a pod asks for is");
+                log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "free space is below unpack.min_free: unpacking ahead is paused; images that a pod needs are still unpacked");
             }
             Some(Change::Roomy { free }) => {
-                log::info!(root, free:% = format_args!("{free}%"); "there is room again: unpacking ahead goes on");
+                log::info!(root, free:% = format_args!("{free}%"); "free space is no longer below unpack.min_free: unpacking ahead goes on");
             }
         }
         is_enough

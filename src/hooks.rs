@@ -118,7 +118,7 @@ impl Plugin for Hooks {
             // down with it. So it registers, for nothing.
             Err(e) => {
                 log::error!(
-                    "{e}; nothing is done until that is mended and containerd is restarted"
+                    "{e}; the plugin does nothing until this is corrected and containerd is restarted"
                 );
                 return Ok(Events::empty());
             }
@@ -138,7 +138,7 @@ impl Plugin for Hooks {
         let bounded = bounded_wait(wait, request_timeout);
         log::info!(runtime = runtime.name.as_str(), version = runtime.version.as_str(), hook_wait:? = bounded; "registered");
         if bounded < wait {
-            log::warn!(configured:? = wait, request_timeout:?; "hooks.wait is cut: the runtime does not wait as long");
+            log::warn!(configured:? = wait, request_timeout:?; "hooks.wait is longer than the runtime waits for a plugin: hooks answer earlier");
         }
         if let Some(remark) = too_short(&config) {
             log::warn!("{remark}");
@@ -314,7 +314,7 @@ impl Session {
             }
             Ok(Err(e)) => creation.doubted(Doubt::Unseen, None, &e.to_string()),
             Err(_) => {
-                let why = "containerd did not say in time what it is";
+                let why = "containerd did not answer in time";
                 creation.doubted(Doubt::Unready, None, why)
             }
         })
@@ -334,7 +334,7 @@ impl Session {
         let Some(handlers) = self.node.handlers_by(deadline).await else {
             return match is_skipped(pod) {
                 true => Ok(None),
-                false => Err("containerd has not said yet what this pod's handler uses".to_owned()),
+                false => Err("containerd has not answered yet: the snapshotter of the pod's handler is not known".to_owned()),
             };
         };
         let place = match PodSnapshotter::of(&self.node.config(), &handlers, pod) {

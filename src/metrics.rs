@@ -32,7 +32,7 @@ const UNPACK_BUCKETS: [f64; 9] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 30
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// Whether a session with the runtime goes on.
+/// Whether the plugin is registered with the runtime.
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 
 struct Metrics {
@@ -98,18 +98,18 @@ impl Metrics {
         to.register("build", "The program", build);
         to.register_with_unit(
             "hook_duration",
-            "How long a hook took, by what came of it",
+            "Duration of hook calls, by hook and verdict",
             Unit::Seconds,
             self.hooks.clone(),
         );
         to.register(
             "ensures",
-            "What was asked for, by whom, and how it ended",
+            "Requests to make a chain ready, by trigger, snapshotter and outcome",
             self.ensures.clone(),
         );
         to.register_with_unit(
             "unpack_duration",
-            "How long it took to make a chain ready that was not",
+            "Time to make a chain ready that was not ready",
             Unit::Seconds,
             self.unpacks.clone(),
         );
@@ -119,14 +119,10 @@ impl Metrics {
             Unit::Bytes,
             self.bytes.clone(),
         );
-        to.register(
-            "queue_length",
-            "Events that wait to be looked at",
-            self.queued.clone(),
-        );
+        to.register("queue_length", "Events in the queue", self.queued.clone());
         to.register(
             "queue_left_out",
-            "Events that did not fit, and were found by a reconcile",
+            "Events that were dropped because the queue was full; a reconcile replaces them",
             self.not_queued.clone(),
         );
         to.register(
@@ -141,13 +137,13 @@ impl Metrics {
         );
         to.register_with_unit(
             "last_reconcile_timestamp",
-            "When all images were last looked at",
+            "Time of the last reconcile",
             Unit::Seconds,
             self.last_reconcile.clone(),
         );
         to.register(
             "registered",
-            "Whether a session with the runtime goes on",
+            "Whether the plugin is registered with the runtime",
             self.registered.clone(),
         );
         self

@@ -145,8 +145,10 @@ impl Node {
     async fn sweep(&self) {
         match self.engine.sweep().await {
             Ok(0) => {}
-            Ok(leases) => log::info!(leases; "took away what an earlier run had left"),
-            Err(e) => log::debug!(error:% = e; "not swept"),
+            Ok(leases) => log::info!(leases; "removed the leftovers of an earlier run"),
+            Err(e) => {
+                log::debug!(error:% = e; "sweep failed: the next sweep removes the leftovers of earlier runs")
+            }
         }
     }
 

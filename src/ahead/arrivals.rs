@@ -82,7 +82,7 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
                 name_layers(ahead, &name, &snapshotter.name).await;
             }
             Err(e) if is_news(&e) => {
-                log::warn!(image = name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that arrived is not ready");
+                log::warn!(image = name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that arrived could not be made ready ahead");
             }
             _ => {}
         }
@@ -95,17 +95,17 @@ async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
     match ahead.node.engine.name_layers(image, snapshotter).await {
         Ok(0) => {}
         Ok(layers) => {
-            log::debug!(image, snapshotter, layers; "labels name the image as it was pulled")
+            log::debug!(image, snapshotter, layers; "labels name the image by the tag that it was pulled by")
         }
         Err(e) => {
-            log::debug!(image, snapshotter, error:% = e; "labels name the image by its digest")
+            log::debug!(image, snapshotter, error:% = e; "labels keep the image's name by digest: its tag could not be set")
         }
     }
 }
 
 /// Found by the next look at all images.
 fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
-    log::debug!(image, error:% = error; "image that arrived not looked at");
+    log::debug!(image, error:% = error; "image that arrived could not be looked up");
     ahead.queue.look_again();
 }
 
@@ -148,13 +148,17 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let mut image = match found.await {
         Ok(Some(image)) => image,
         Ok(None) => return,
-        Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not found"),
+        Err(e) => {
+            return log::debug!(chain, error:% = e; "image of a layer that is being pulled could not be looked up");
+        }
     };
     let is_known = match origin::complete(node.containerd.as_ref(), &mut image, extraction).await {
         Ok(is_known) => is_known,
-        Err(e) => return log::debug!(chain, error:% = e; "image that is being pulled not named"),
+        Err(e) => {
+            return log::debug!(chain, error:% = e; "name of an image that is being pulled could not be found");
+        }
     };
-    log::debug!(image = image.name.as_str(), chain; "image that is being pulled found by its layer");
+    log::debug!(image = image.name.as_str(), chain; "found the image of a layer that is being pulled");
     managed.retain(|snapshotter| is_known || ahead.takes_any_name(&snapshotter.name));
     managed.retain(|snapshotter| !ahead.is_full_enough(&snapshotter.name));
     let work = managed.iter().map(|snapshotter| async {

@@ -145,7 +145,7 @@ pub(super) async fn is_wanted(
     }
     let stuck = ahead.node.engine.is_stuck(name, image).await;
     stuck.unwrap_or_else(|e| {
-        log::debug!(image = image.name.as_str(), snapshotter = name, error:% = e; "image that arrived not looked at");
+        log::debug!(image = image.name.as_str(), snapshotter = name, error:% = e; "image that arrived could not be looked up");
         false
     })
 }
@@ -171,7 +171,7 @@ pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str)
             }
         }
         Err(e) => {
-            log::debug!(snapshotter, chain, error:% = e; "images of a layer that containerd failed to unpack not looked up");
+            log::debug!(snapshotter, chain, error:% = e; "images of a layer that containerd failed to unpack could not be looked up");
         }
     }
 }
@@ -198,7 +198,7 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
             log::warn!(image = name, snapshotter, error:% = e; "containerd failed to unpack the image, and it cannot be made ready: containers of it fail");
         }
         Err(e) => {
-            log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack not made ready");
+            log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack could not be made ready");
         }
     }
     !is_left_out

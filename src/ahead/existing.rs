@@ -59,7 +59,9 @@ async fn check_one(ahead: &Ahead, container: Existing) {
     {
         Ok(ParentChain::Unknown { chain }) => chain,
         Ok(ParentChain::Ready | ParentChain::Scratch) => return,
-        Err(e) => return log::debug!(container = id.as_str(), error:% = e; "container not checked"),
+        Err(e) => {
+            return log::debug!(container = id.as_str(), error:% = e; "existing container is not checked: its snapshot could not be looked up");
+        }
     };
     let want = Want::Container {
         key: id.clone(),
@@ -74,14 +76,14 @@ async fn check_one(ahead: &Ahead, container: Existing) {
     };
     match engine.ensure(request).outcome().await {
         Ok(done) => {
-            log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), state:% = done.found, action:% = done.action; "container's image is ready");
+            log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), state:% = done.found, action:% = done.action; "image of an existing container is ready");
         }
         Err(e) if e.is_left_out() => {
-            log::debug!(container = id.as_str(), error:% = e; "container's image is left to containerd");
+            log::debug!(container = id.as_str(), error:% = e; "image of an existing container is left to containerd");
         }
         Err(e) => {
             if is_news(&e) {
-                log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "container's image is not ready");
+                log::warn!(container = id.as_str(), snapshotter = snapshotter.as_str(), error:% = e; "image of an existing container could not be made ready");
             }
             engine.replace_if_in_use(&e, &snapshotter);
         }

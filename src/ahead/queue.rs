@@ -72,7 +72,7 @@ impl Queue {
         if refused {
             metrics::left_out();
             let left_out = self.left_out.fetch_add(1, Ordering::Relaxed) + 1;
-            log::debug!(left_out; "more arrives than can be looked at; all images are looked at instead");
+            log::debug!(left_out; "event queue is full: the event is dropped, and a reconcile is scheduled");
             self.reconcile();
         }
     }

@@ -28,7 +28,9 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
                 let names = ahead.unready.take_removed(&records(&images), next);
                 names.iter().for_each(|name| say(name));
             }
-            Err(e) => log::debug!(error:% = e; "images not looked at after a removal"),
+            Err(e) => {
+                log::debug!(error:% = e; "images could not be listed after a removal: work on removed images is not stopped early")
+            }
         }
     }
 }
@@ -37,7 +39,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 /// the work on the image begins, and when it ends.
 pub async fn heard(node: Arc<Node>) {
     if let Err(e) = hear(&node).await {
-        log::debug!(error:% = e; "removals of images not heard of");
+        log::debug!(error:% = e; "events of removed images cannot be read: work on removed images is not stopped early");
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             }
             Ok(Rest::Unanswered) => later.again(),
             Err(e) => {
-                log::debug!(error:% = e; "images not looked at; trying again");
+                log::debug!(error:% = e; "reconcile failed: trying again");
                 later.again();
             }
         }

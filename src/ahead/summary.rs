@@ -119,7 +119,7 @@ impl ReconcileSummary {
     ) {
         let is_new = self.silent.insert(snapshotter.to_owned());
         if is_new && !said.silent.contains(snapshotter) {
-            log::warn!(snapshotter, error:% = error; "snapshotter does not answer: nothing is unpacked in it ahead until it does");
+            log::warn!(snapshotter, error:% = error; "snapshotter does not answer: unpacking ahead in it is paused until it does");
         }
         self.again = true;
     }
@@ -153,12 +153,12 @@ impl ReconcileSummary {
         let (failed, took_ms) = (self.failed.len(), logs::milliseconds(started.elapsed()));
         let is_new = self.failed != said.failed || left != said.left || no_room != said.no_room;
         if made == 0 && !is_new {
-            log::debug!(ready, failed, left, no_room, took_ms; "looked at all images");
+            log::debug!(ready, failed, left, no_room, took_ms; "reconcile finished");
         } else {
-            log::info!(ready, made, failed, left, no_room, took_ms; "looked at all images");
+            log::info!(ready, made, failed, left, no_room, took_ms; "reconcile finished");
         }
         if left > 0 && said.left == 0 {
-            log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter is full enough: the images that came first are not unpacked ahead, but when a pod asks for them");
+            log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter holds max_snapshots or more: the oldest images are not unpacked ahead, but when a pod needs them");
         }
         let states = self.states.iter();
         metrics::reconciled(states.map(|((s, state), count)| (s.as_str(), *state, *count)));

@@ -49,7 +49,7 @@ pub fn image_volume(source: &str) -> Option<ImageVolume> {
 pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
     let images = match ahead.node.containerd.images().await {
         Ok(images) => images,
-        Err(e) => return log::debug!(error:% = e; "image of a volume not looked up"),
+        Err(e) => return log::debug!(error:% = e; "image of a volume could not be looked up"),
     };
     let names = images
         .into_iter()

@@ -43,8 +43,10 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             }
         };
         match ended {
-            Ok(()) => log::debug!("containerd's events ended"),
-            Err(e) => log::debug!(error:% = e; "containerd's events broke off"),
+            Ok(()) => log::debug!("containerd's event stream ended: subscribing again"),
+            Err(e) => {
+                log::debug!(error:% = e; "containerd's event stream failed: subscribing again")
+            }
         }
         if heard {
             pauses = retry::pauses();

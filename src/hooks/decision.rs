@@ -114,10 +114,13 @@ impl Verdict {
             (Self::Filled, _) => (Level::Info, "image volume filled"),
             (Self::LeftOut, CreateContainer) => (Level::Debug, "image left to containerd"),
             (Self::LeftOut, RunPodSandbox) => (Level::Info, "pod's image is left to containerd"),
-            (Self::Unseen, _) => (Level::Warn, "container's snapshot not seen; let pass"),
-            (Self::Unresolved, _) => (Level::Warn, "pod's snapshotter not known; let pass"),
+            (Self::Unseen, _) => (
+                Level::Warn,
+                "container's snapshot could not be looked up; allowed",
+            ),
+            (Self::Unresolved, _) => (Level::Warn, "pod's snapshotter is not known; allowed"),
             (Self::LetPass | Self::GoesOn, CreateContainer) => {
-                (Level::Warn, "image not ready; let pass")
+                (Level::Warn, "image not ready; allowed")
             }
             (Self::LetPass, RunPodSandbox) => (Level::Warn, "pod's image cannot be made ready"),
             (Self::GoesOn, RunPodSandbox) => (Level::Info, "pod's image is still being unpacked"),

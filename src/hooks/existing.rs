@@ -36,7 +36,7 @@ impl Session {
 
     pub(super) fn unsynchronized(&self) {
         log::info!(
-            "the runtime does not synchronize a plugin that it launches: CRI is asked for the containers"
+            "the runtime sends no list of containers to a plugin that it launches: reading the list from CRI"
         );
         let (node, ahead) = (self.node.clone(), self.ahead.clone());
         self.node.in_session(async move {
@@ -45,7 +45,7 @@ impl Session {
             let containers = match node.containerd.cri_containers().await {
                 Ok(containers) => containers,
                 Err(e) => {
-                    return log::warn!(error:% = e; "containers that exist are not checked: CRI does not list them");
+                    return log::warn!(error:% = e; "existing containers are not checked: CRI could not list them");
                 }
             };
             log::info!(containers = containers.len(); "containers listed");

@@ -49,7 +49,7 @@ impl Session {
         let annotation = pod.annotations.get(policy::IMAGES);
         let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
         if left_out > 0 {
-            log::warn!(pod:% = Name(pod), left_out; "annotation {} names too many images, or what is no image reference: these are ignored", policy::IMAGES);
+            log::warn!(pod:% = Name(pod), left_out; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
         }
         let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
         named.chain(self.ahead.unready_in(snapshotter)).collect()

@@ -34,7 +34,7 @@ pub(super) async fn judge(
             return None;
         }
         Ok(Err(e)) => {
-            log::debug!(sandbox = pod.id.as_str(), error:% = e; "sandbox not looked at");
+            log::debug!(sandbox = pod.id.as_str(), error:% = e; "sandbox's snapshot could not be looked up; allowed");
             return None;
         }
     };
@@ -56,7 +56,7 @@ pub(super) async fn judge(
     let is_healed = matches!(*error, Error::InUse { .. }) && !is_held;
     let why = match is_held {
         true => format!(
-            "{error}; other sandboxes keep its chain: delete their pods to have it replaced"
+            "{error}; other sandboxes use its chain: delete their pods, and the plugin replaces it"
         ),
         false => error.to_string(),
     };

@@ -44,7 +44,7 @@ impl Session {
                 creation.doubted(doubt, state, &format!("{stood_on}; {why}"))
             }
             SwapOutcome::Lost => {
-                creation.doubted(Doubt::Broken, state, "its snapshot was lost in a move")
+                creation.doubted(Doubt::Broken, state, "its snapshot was lost in the swap")
             }
         }
     }

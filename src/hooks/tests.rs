@@ -388,7 +388,7 @@ async fn an_unknown_handler_is_let_pass_and_that_is_said() {
     let said = said();
     let decisions = said.iter().filter(|(level, _)| *level == Level::Warn);
     let decisions: Vec<_> = decisions.map(|(_, line)| line.as_str()).collect();
-    assert_eq!(decisions, ["pod's snapshotter not known; let pass"]);
+    assert_eq!(decisions, ["pod's snapshotter is not known; allowed"]);
     assert_eq!(bench.state("erofs").await, State::Unlabelled);
 }
 

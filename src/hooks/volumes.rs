@@ -59,7 +59,7 @@ fn judge_one(
         Some(Ok(done)) if done.action == Action::None => return Ok(()),
         Some(Ok(done)) => {
             let why = format!(
-                "volume of image {}: {} layers applied into it, which were left to the guest",
+                "volume of image {}: {} guest-pulled layers applied into it",
                 done.image, done.layers_done
             );
             creation.note(Verdict::Filled, state, Did::Filled, &why);
@@ -68,14 +68,14 @@ fn judge_one(
         // containerd has unpacked all of it.
         Some(Err(e)) if e.is_left_out() => return Ok(()),
         Some(Err(e)) if e.unreachable().is_some() => {
-            let why = format!("volume of image {image} not looked at: {e}");
+            let why = format!("volume of image {image} could not be looked up: {e}");
             return creation.doubted(Doubt::Unseen, state, &why);
         }
         Some(Err(e)) => format!("volume of image {image} may lack layers: {e}"),
         None => {
             let progress = ticket.progress();
             format!(
-                "volume of image {image}: {} of {} layers are applied into it, that goes on",
+                "volume of image {image}: {} of {} layers are applied into it; the work goes on",
                 progress.ready_layers, progress.layers
             )
         }

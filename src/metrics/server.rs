@@ -43,9 +43,9 @@ pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
     for pause in retry::pauses() {
         match serve_once(&listen, &readiness).await {
             Ok(()) => return,
-            Err(e) if said => log::debug!(listen:%, error:% = e; "metrics not served"),
+            Err(e) if said => log::debug!(listen:%, error:% = e; "metrics cannot be served"),
             Err(e) => {
-                log::warn!(listen:%, error:% = e; "metrics not served; trying again until it works");
+                log::warn!(listen:%, error:% = e; "metrics cannot be served; trying again until it works");
                 said = true;
             }
         }

@@ -97,7 +97,7 @@ impl Node {
                 Ok(_) => continue,
                 Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
                 Err(e) => {
-                    log::warn!(socket:%, error:% = e; "containerd does not answer: pods are let pass until it does; is containerd.socket right?");
+                    log::warn!(socket:%, error:% = e; "containerd does not answer: pods are allowed unchecked until it does; check containerd.socket");
                 }
             }
             said = true;

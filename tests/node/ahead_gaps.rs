@@ -60,7 +60,7 @@ async fn snapshotter_down(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.lab.remote(Remote::Nydus).kill();
     node.serve("").await?;
-    let silent = "snapshotter does not answer: nothing is unpacked in it ahead until it does";
+    let silent = "snapshotter does not answer: unpacking ahead in it is paused until it does";
     node.log.wait_for(silent, PATIENCE).await?;
     let later = image(3, 0);
     node.registry.push(&later).await?;

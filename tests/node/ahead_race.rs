@@ -165,7 +165,7 @@ async fn races_on(
         node.hooks = DEFAULT_HOOKS;
     }
     node.serve(config).await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     let old_pod = node.cri.run_pod(snapshotter, &[]).await?;
     for layers in LAYERS {
         let mut tally = Tally {

@@ -73,7 +73,7 @@ impl Node {
         self.log = plugin.log().clone();
         self.plugin = Some(plugin);
         self.log.wait_for(RESOLVED, PATIENCE).await?;
-        self.log.wait_for("looked at all images", PATIENCE).await?;
+        self.log.wait_for("reconcile finished", PATIENCE).await?;
         Ok(())
     }
 }

@@ -182,7 +182,7 @@ async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let rejected = node.cri.create_container(&pod, &image, &[], &[]).await;
     let Err(error) = rejected else {
-        anyhow::bail!("a host's unpack was let pass");
+        anyhow::bail!("a container on a host's unpack was allowed");
     };
     ensure!(
         error

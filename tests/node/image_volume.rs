@@ -52,7 +52,7 @@ impl Node {
 async fn it_is_full() -> Result<()> {
     let mut node = start(Version::V2_1).await?;
     node.serve("").await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     let (image, volume) = (node.image.clone(), volume());
     node.registry.push(&volume).await?;
     node.cri.pull_image(volume.name()).await?;

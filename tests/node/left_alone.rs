@@ -49,7 +49,7 @@ impl Node {
 async fn created_whole(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(EXCLUDE).await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     node.assert_proxied().await?;
     let image = images::own_layers(EXCLUDED, 1)?;
     let alone = {

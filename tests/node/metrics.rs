@@ -84,7 +84,7 @@ async fn counted(version: Version) -> Result<()> {
     node.wait_status(&socket, "/readyz", 200).await?;
     node.wait_status(&socket, "/elsewhere", 404).await?;
     node.wait_labelled(handler).await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
 
     let pod = node.cri.run_pod(handler, &[]).await?;
     let name = node.image.name().to_owned();
@@ -229,12 +229,12 @@ async fn the_examples_name_what_there_is() -> Result<()> {
     node.serve(&format!("{ALL}[metrics]\nlisten = \"{address}\"\n"))
         .await?;
     node.log
-        .wait_for("metrics not served; trying again", PATIENCE)
+        .wait_for("metrics cannot be served; trying again", PATIENCE)
         .await?;
     drop(taken);
     node.log.wait_for("metrics are served", PATIENCE).await?;
     node.wait_labelled("erofs").await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     let pod = node.cri.run_pod("erofs", &[]).await?;
     let name = node.image.name().to_owned();
     node.cri.create_container(&pod, &name, &[], &[]).await?;

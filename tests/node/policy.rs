@@ -157,7 +157,7 @@ async fn left_out(version: Version) -> Result<()> {
         let pod = node.cri.run_pod(handler, &annotations).await?;
         node.cri.remove_pod(&pod).await?;
     }
-    node.wait_for_lines("container's image is left to containerd", 1)
+    node.wait_for_lines("image of an existing container is left to containerd", 1)
         .await?;
     node.wait_for_lines("pod's image is left to containerd", 3)
         .await?;

@@ -306,10 +306,11 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     let rebuilt = node.store.chain(handler, &node.image).await?.len();
     ensure!(rebuilt < node.image.layers.len(), "too quick to be met");
 
-    let before = node.log.lines_with("took away").len();
+    let before = node.log.lines_with("removed the leftovers").len();
     plugin.restart()?;
     node.plugin = Some(plugin);
-    node.wait_for_lines("took away", before + 1).await?;
+    node.wait_for_lines("removed the leftovers", before + 1)
+        .await?;
     node.store.collect_garbage().await?;
     node.assert_nothing_rebuilding(handler).await?;
 

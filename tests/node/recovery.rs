@@ -67,7 +67,7 @@ async fn handlers_changed(version: Version) -> Result<()> {
     plugin.reload(&node.config("[handlers]\nnative = \"overlayfs\"\n"))?;
     let resolved = "handler resolved handler=native snapshotter=overlayfs";
     log.wait_for(resolved, PATIENCE).await?;
-    log.wait_for("looked at all images", PATIENCE).await?;
+    log.wait_for("reconcile finished", PATIENCE).await?;
     let later = images::many_layers("registry.test/lab/later:1", 3)?;
     node.lab.import(&later).await?;
     let pod = node
@@ -131,10 +131,11 @@ async fn plugin_killed(version: Version) -> Result<()> {
         "nothing to take away: {leases:?}"
     );
 
-    let before = node.log.lines_with("took away").len();
+    let before = node.log.lines_with("removed the leftovers").len();
     plugin.restart()?;
     node.plugin = Some(plugin);
-    node.wait_for_lines("took away", before + 1).await?;
+    node.wait_for_lines("removed the leftovers", before + 1)
+        .await?;
     node.assert_nothing_left(handler).await?;
 
     let ensured = node.command(&["ensure", node.image.name(), "--handler", handler])?;

@@ -17,7 +17,7 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
     let registry = Registry::start_by_address().await?;
     node.lab.use_registry(&registry)?;
     node.serve("").await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let host = registry.address().to_owned();
     // Nothing tells the port of the first; that of the second is the first's.
@@ -61,7 +61,7 @@ async fn a_labelled_pull_tells_the_port(version: Version) -> Result<()> {
     let registry = Registry::start_by_address().await?;
     node.lab.use_registry(&registry)?;
     node.serve("").await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     let image = layered(&registry.image("lab/first:1"), LAYERS);
     registry.push(&image).await?;
     let log = node.log.from_now();

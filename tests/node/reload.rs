@@ -16,7 +16,7 @@ async fn reload(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.serve("").await?;
-    node.log.wait_for("looked at all images", PATIENCE).await?;
+    node.log.wait_for("reconcile finished", PATIENCE).await?;
     ensure!(node.store.chain(handler, &node.image).await?.is_empty());
 
     let log = node.log.from_now();

@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(10);
 const WAS_REMOVED: &str = "image was removed before it was ready ahead: the work on it has ended";
 
 /// Before the image has a record.
-const MET: &str = "image that is being pulled found by its layer image=registry.test/lab/again@";
+const MET: &str = "found the image of a layer that is being pulled image=registry.test/lab/again@";
 
 const APPLY: &str = "/containerd.services.diff.v1.Diff/Apply";
 

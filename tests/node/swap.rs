@@ -148,7 +148,9 @@ async fn late(version: Version) -> Result<()> {
             bail!("created without a snapshot");
         };
         ensure!(
-            error.message().contains("its snapshot was lost in a move"),
+            error
+                .message()
+                .contains("its snapshot was lost in the swap"),
             "{error}"
         );
         if arrives {

@@ -59,7 +59,8 @@ async fn existing_containers_are_synchronized() -> Result<()> {
     let pod = node.cri.run_pod("erofs", &[]).await?;
     node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.serve("").await?;
-    node.wait_for_lines("container's image is ready", 1).await?;
+    node.wait_for_lines("image of an existing container is ready", 1)
+        .await?;
     node.wait_labelled("erofs").await
 }
 
@@ -75,7 +76,7 @@ async fn a_ready_image_costs_one_round_trip() -> Result<()> {
         let (handler, image) = (handler(version), node.image.name().to_owned());
         let pod = node.cri.run_pod(handler, &[]).await?;
         node.cri.create_container(&pod, &image, &[], &[]).await?;
-        node.log.wait_for("looked at all images", PATIENCE).await?;
+        node.log.wait_for("reconcile finished", PATIENCE).await?;
         node.assert_nothing_left(handler).await?;
         let calls = || node.tap.as_ref().map(Tap::calls).unwrap_or_default();
         // Until what the first has begun is over.
