@@ -1,9 +1,9 @@
-//! What is made ready before anybody asks: at the start of a session and when it is asked for, what
-//! is in the store; afterwards, what arrives.
+//! Makes images ready before a pod needs them: a reconcile covers the images of the store, and events
+//! add the images that arrive afterwards.
 //!
-//! A hook comes too late for the pause image, and holds the whole node while it waits. So most of the
-//! work is done here, with nobody waiting: pinned images first, then what each snapshotter's eager set
-//! holds. Nothing here is urgent: whoever asks overtakes it.
+//! A hook comes too late for the pause image, and blocks the whole node while it waits. So most of the
+//! work is done here, in the background: pinned images first, then each snapshotter's eager set. This
+//! work has the lowest priority: a request of a pod comes first.
 
 mod arrivals;
 mod choice;
@@ -49,8 +49,8 @@ use snapshot_counts::SnapshotCounts;
 use unready::{PendingGuard, Unready};
 pub use volumes::{ImageVolume, image_volume};
 
-/// Names of images in containers that are remembered: more than a node has. When there are more, all are
-/// forgotten, and with them only the order of the work.
+/// The limit of remembered names of images that containers use: more than a node has. Beyond it all names
+/// are forgotten, which affects only the order of the work.
 const MAX_USED: usize = 4096;
 
 /// The work ahead, for one session with the runtime.
@@ -58,21 +58,21 @@ pub struct Ahead {
     node: Arc<Node>,
     queue: Queue,
     pulls: Pulls,
-    /// As they were found by the last reconcile; `None` before the first.
+    /// The result of the last reconcile; `None` before the first.
     managed: latest::Sender<Option<Vec<ManagedSnapshotter>>>,
-    /// The images of containers, as their annotations name them.
+    /// The names of the images that containers use, from the containers' annotations.
     used: Mutex<HashSet<String>>,
     unready: Unready,
     demand: Demand,
     snapshot_counts: SnapshotCounts,
-    /// An image was removed.
+    /// Notified when an image was removed.
     removals: Notify,
-    /// Something was left because a snapshotter holds too many.
+    /// Whether the last reconcile left images because a snapshotter holds too many snapshots.
     left: AtomicBool,
 }
 
 impl Ahead {
-    /// Begins, and goes on until the node's next session begins.
+    /// Starts the work, which runs until the node's next session begins.
     pub fn begin(node: &Arc<Node>) -> Arc<Self> {
         let (queue, comes_out) = queue::bounded();
         let ahead = Arc::new(Self {
@@ -96,7 +96,7 @@ impl Ahead {
         ahead
     }
 
-    /// In the background: has the images of these containers ready for the next ones.
+    /// Makes the images of these containers ready for later containers, in the background.
     pub fn check_existing(
         self: &Arc<Self>,
         existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send + 'static,
@@ -107,7 +107,7 @@ impl Ahead {
         });
     }
 
-    /// In the background: has an image that a container mounts as a volume ready for the next one.
+    /// Makes an image that a container mounts as a volume ready for later containers, in the background.
     pub fn volume(&self, snapshotter: &str, target: String) {
         let snapshotter = snapshotter.to_owned();
         self.queue.push(Arrival::Volume {
@@ -116,7 +116,7 @@ impl Ahead {
         });
     }
 
-    /// Images of this name are wanted before those that no container has.
+    /// Raises the priority of images that a container uses.
     pub fn is_used(&self, image: &str) {
         let mut used = self.used.lock();
         if used.len() >= MAX_USED {
@@ -125,28 +125,27 @@ impl Ahead {
         used.insert(image.to_owned());
     }
 
-    /// A pod of this snapshotter was started, and its first container is to come.
+    /// Records a pod of this snapshotter that was started and has no container yet.
     pub fn pod_waits(&self, snapshotter: &str, pod: &str) {
         self.demand.pod_waits(snapshotter, pod);
     }
 
-    /// A container of this pod is being created from an image of this name.
+    /// Records that a container of this pod is being created from an image of this name.
     pub fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
         self.demand.container_comes(snapshotter, pod, image);
     }
 
-    /// The eager images of a snapshotter that are not ready yet, as far as that is known: the last
-    /// that came first.
+    /// Returns the images of a snapshotter's eager set that are known not to be ready yet, newest first.
     pub fn unready_in(&self, snapshotter: &str) -> Vec<Want> {
         self.unready.newest_in(snapshotter)
     }
 
-    /// One of them is ready.
+    /// Removes an image that is ready from the images that are not.
     pub fn is_ready(&self, snapshotter: &str, image: &str) {
         self.unready.remove(snapshotter, image);
     }
 
-    /// One piece of the work.
+    /// Makes one image ready in one snapshotter.
     async fn make_ready(&self, entry: &PendingGuard<'_>, urgency: Urgency) -> Outcome {
         let snapshotter = entry.snapshotter();
         let request = Request {
@@ -163,9 +162,9 @@ impl Ahead {
         outcome
     }
 
-    /// Whether an image may be prepared here under a name that lacks its registry's port, until its record
-    /// corrects it. Only a snapshotter that leaves the image to the guest asks no registry at `Prepare`; another
-    /// one would ask a registry that does not have the image.
+    /// Whether an image may be prepared here under a name without its registry's port, until the image's record
+    /// gives the right name. Only a snapshotter with guest pull sends no request to a registry at `Prepare`; another
+    /// one would send it to a registry that does not have the image.
     fn takes_any_name(&self, snapshotter: &str) -> bool {
         self.node.engine.profile(snapshotter).may_proxy
     }
@@ -175,7 +174,7 @@ impl Ahead {
         let config = self.node.config();
         let policy = config.snapshotter(snapshotter);
         let all_are_labelled = policy.is_nameless() && policy.labels == Labels::Cri;
-        // A race may be on, and the answer takes some calls.
+        // A container may be about to be created, and the check below takes several calls.
         if all_are_labelled && self.node.engine.leaves_to_guest(snapshotter) {
             return false;
         }
@@ -191,14 +190,14 @@ impl Ahead {
             }
             Ok(false) => false,
             Err(e) => {
-                // What makes it ready fails on it as well, and counts it.
+                // The unpack that follows fails for the same reason, and counts the failure.
                 log::debug!(image = want.name(), snapshotter, error:% = e; "could not find out whether the snapshotter needs the image's content");
                 false
             }
         }
     }
 
-    /// The snapshotters that are kept, as soon as they are known.
+    /// Waits until the managed snapshotters are known, and returns them.
     async fn managed(&self) -> Vec<ManagedSnapshotter> {
         let mut managed = self.managed.subscribe();
         let known = managed.wait_for(Option::is_some).await;
@@ -208,7 +207,7 @@ impl Ahead {
             .unwrap_or_default()
     }
 
-    /// The names of these images that containers use; others are forgotten.
+    /// Returns the names of these images that containers use. Forgets all other names.
     fn used_of(&self, images: &[Image]) -> HashSet<String> {
         let names: HashSet<_> = images.iter().map(|image| image.name.as_str()).collect();
         let mut used = self.used.lock();
@@ -216,8 +215,9 @@ impl Ahead {
         used.clone()
     }
 
-    /// Whether a snapshotter holds so many that nothing more is unpacked in it ahead. Does not wait: a race
-    /// may be on. A look at all images lists it again, and says what is left.
+    /// Whether a snapshotter holds so many snapshots that images are no longer unpacked in it ahead. Does not wait,
+    /// since a container may be about to be created. Where the answer is not a certain no, schedules a reconcile,
+    /// which lists the snapshotter again and logs what is left.
     fn is_full_enough(&self, snapshotter: &str) -> bool {
         let is_full = self.snapshot_counts.is_full(snapshotter);
         if is_full != Some(false) {
@@ -226,9 +226,10 @@ impl Ahead {
         is_full == Some(true)
     }
 
-    /// An image of this name was removed: what was left for the snapshots that it had may fit now.
+    /// Handles the removal of an image of this name: images that exceeded the limit of snapshots may fit now.
     fn image_removed(&self, name: &str) {
-        // One that is pulled again under a running container is ready, but not anchored any more.
+        // An image that is pulled again while a container runs has its chain, but not its anchor: the gc label
+        // on the config blob.
         self.node.engine.image_removed(name);
         self.demand.image_removed();
         self.pulls.forget();
@@ -240,15 +241,15 @@ impl Ahead {
     }
 }
 
-/// Whether it is worth a line that an image could not be made ready ahead: who needs it will hear of
-/// it; what is left out, stopped or removed is no failure, and what is in use is replaced later.
+/// Whether a failure to make an image ready ahead is logged as a warning. Excluded, stopped and removed
+/// images are no failures, a chain in use is replaced later, and a snapshotter that does not answer is logged once.
 fn is_news(error: &Error) -> bool {
     let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
     !error.is_left_out() && !error.has_no_image() && !goes_on && error.unreachable().is_none()
 }
 
-/// Whether the same may succeed in a while with nobody doing anything about it, and nobody else tries
-/// again: a chain that is in use is replaced later.
+/// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in
+/// use does not count: the engine replaces it later.
 fn may_pass(error: &Error) -> bool {
     error.may_pass() && !matches!(error, Error::InUse { .. })
 }

@@ -1,4 +1,4 @@
-//! What has just arrived, unpacked as it comes.
+//! Makes images ready as they arrive.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use super::origin::{self, Extraction};
 use super::queue::Arrival;
 use super::{Ahead, ManagedSnapshotter, demand, eager, is_news, may_pass, reconcile, volumes};
 
-/// Arrivals that are worked on at the same time. Most are nothing but a look, and the engine bounds
-/// what is unpacked at once.
+/// The limit of arrivals that are handled at the same time. Most need only a look at the store, and the
+/// engine limits the unpacks.
 const AT_ONCE: usize = 16;
 
-/// Goes on until it is dropped.
+/// Runs until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
     let queue = &ahead.queue;
     let next = |mut arrivals: mpsc::Receiver<Arrival>| async move {
@@ -48,7 +48,7 @@ async fn arrived(ahead: Arc<Ahead>, arrival: Arrival) {
 }
 
 async fn image_arrived(ahead: &Ahead, name: &str) {
-    // The image's other records, by its id, say nothing new.
+    // The record of the same image under its id adds nothing.
     if !image::is_pullable(name) {
         return;
     }
@@ -90,7 +90,7 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     join_all(work).await;
 }
 
-/// The work may have begun while it was being pulled, under another name.
+/// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.
 async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
     match ahead.node.engine.name_layers(image, snapshotter).await {
         Ok(0) => {}
@@ -103,13 +103,13 @@ async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
     }
 }
 
-/// Found by the next look at all images.
+/// Logs the error and schedules a reconcile, which finds the image.
 fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
     log::debug!(image, error:% = error; "image that arrived could not be looked up");
     ahead.queue.look_again();
 }
 
-/// The pause image need not be pinned.
+/// Whether the image is the pause image, which need not be pinned.
 async fn is_sandbox(ahead: &Ahead, image: &Image) -> bool {
     let Some(handlers) = ahead.node.handlers_now() else {
         return false;
@@ -119,8 +119,8 @@ async fn is_sandbox(ahead: &Ahead, image: &Image) -> bool {
     sandbox.as_deref() == Some(image.target.digest.as_str())
 }
 
-/// A pull by a tag makes a record of the digest as well. The two arrive together, and whichever is
-/// looked at first, the labels are to carry what was asked for.
+/// Returns the image's name for the labels. A pull by a tag makes a record by the digest as well, and both
+/// arrive together: the labels carry the tag, whichever record is handled first.
 async fn name_for_labels(ahead: &Ahead, image: &Image) -> Result<String, containerd::Error> {
     if !image.name.contains('@') {
         return Ok(image.name.clone());
@@ -129,7 +129,8 @@ async fn name_for_labels(ahead: &Ahead, image: &Image) -> Result<String, contain
     Ok(image::name_for_labels(None, &names).unwrap_or_else(|| image.name.clone()))
 }
 
-/// A failure is no news: the pull may fail as well, and when it ends, the image arrives.
+/// Makes the image of a layer ready while it is being pulled. A failure is logged at debug only: the pull may
+/// fail as well, and when it ends, the image arrives.
 async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let node = &ahead.node;
     let chain = extraction.chain.as_str();
@@ -163,7 +164,7 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     managed.retain(|snapshotter| !ahead.is_full_enough(&snapshotter.name));
     let work = managed.iter().map(|snapshotter| async {
         let want = Want::Arriving(image.clone());
-        // In a pull the content may not be there yet: the configuration makes no difference.
+        // During a pull the content may not be there yet; this holds for each value of `eager`.
         let arrived = arrive(ahead, snapshotter, want, &image, true);
         if let Some(Err(e)) = arrived.await {
             log::debug!(image = image.name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that is being pulled is not ready yet");
@@ -172,8 +173,8 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     join_all(work).await;
 }
 
-/// `None` where there is no room for it: when there is, all images are looked at. And where it is to be made
-/// ready only without its content (`is_lazy`), and the snapshotter needs that.
+/// Makes an arriving image ready. Returns `None` if there is too little free space (a reconcile follows when there
+/// is enough), or if the image is wanted only without its content (`is_lazy`) and the snapshotter needs the content.
 async fn arrive(
     ahead: &Ahead,
     snapshotter: &ManagedSnapshotter,

@@ -1,36 +1,37 @@
-//! What becomes of an image in a snapshotter in which it is wanted ahead, unless it is pinned: those are made
-//! ready in any case. Does no I/O.
+//! Decides what a reconcile does about an image of a snapshotter's eager set. Pinned images are not decided
+//! here: they are always made ready. Does no I/O.
 
 use crate::unpack::{ImageStatus, State};
 
-/// Snapshots in one snapshotter from which on only pinned images are unpacked ahead: each labelled
-/// `Prepare` has containerd walk all of them (some 8 ms more with each thousand), so filling a
-/// snapshotter costs the square of what it holds.
+/// The number of snapshots in one snapshotter from which on only pinned images are unpacked ahead. At each
+/// labelled `Prepare` containerd walks all snapshots (some 8 ms more with each thousand), so the cost of filling a
+/// snapshotter grows with the square of their number.
 pub const MAX_SNAPSHOTS: usize = 2000;
 
-/// What becomes of it.
+/// What a reconcile does about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// The configuration leaves it to containerd.
+    /// Nothing: it is excluded.
     LeftOut,
-    /// Nothing is to be done.
+    /// Nothing: it is ready.
     Ready,
-    /// The snapshotter holds so many already that it waits until a pod asks.
+    /// Nothing until a pod needs it: the snapshotter holds too many snapshots.
     TooMany,
-    /// It is made ready, with so many more snapshots.
+    /// Makes it ready.
     Make {
-        /// Layers that are not there yet.
+        /// The number of snapshots that this adds: the layers that are missing.
         more: usize,
     },
 }
 
-/// How an image looks in a snapshotter that holds so many snapshots, and what becomes of it.
+/// Decides about an image with this status, in a snapshotter that holds `held` snapshots.
 pub(super) fn choice(look: &ImageStatus, held: usize) -> Choice {
     let more = look.layers.saturating_sub(look.committed);
     match look.state {
         _ if look.left_out => Choice::LeftOut,
         State::Ready => Choice::Ready,
-        // What adds no snapshot fits always: labels that are absent, an anchor.
+        // Repairs that add no snapshot always fit: missing labels, a missing anchor (the gc label on the config
+        // blob).
         _ if more > 0 && held >= MAX_SNAPSHOTS => Choice::TooMany,
         _ => Choice::Make { more },
     }

@@ -1,9 +1,9 @@
 //! Images that a container waits for and that containerd cannot unpack by itself.
 //!
 //! containerd unpacks a missing image inside `CreateContainer`, before it calls any hook. Where a layer's
-//! blob is gone that fails, at every retry of the kubelet, and no hook ever hears of the container. But
-//! containerd takes the extraction snapshot of the layer away, and sends an event of that. So the image is
-//! made ready for the next try. And where a pod of the snapshotter waits for its first container, or
+//! blob is gone, that unpack fails at every retry of the kubelet, and no hook is called for the container. But
+//! containerd removes the extraction snapshot of the layer, and sends an event. On that event the image is
+//! made ready for the next try. If a pod of the snapshotter waits for its first container, or
 //! containers of it have used the repository before, such an image is made ready as soon as it arrives.
 
 use std::collections::{HashMap, HashSet};
@@ -21,49 +21,50 @@ use crate::unpack::{Action, Urgency, Want};
 use super::eager::ManagedSnapshotter;
 use super::{Ahead, is_news};
 
-/// Images that are made ready for one failed layer: those that came last. The next failure names a layer
+/// The limit of images that are made ready for one failed layer, newest first. The next failure is of a layer
 /// that fewer images share.
 const MAX_IMAGES: usize = 8;
 
-/// How long a pod is taken to wait for its first container: the pull of a large image.
+/// How long a pod counts as waiting for its first container: the time to pull a large image.
 const PULLS: Duration = Duration::from_secs(10 * 60);
 
-/// Pods of one snapshotter that are remembered as waiting. The kubelet runs 110 pods by default.
+/// The limit of pods of one snapshotter that are remembered as waiting. The kubelet runs 110 pods by default.
 const MAX_PODS: usize = 128;
 
-/// Repositories of one snapshotter that are remembered.
+/// The limit of repositories of one snapshotter that are remembered.
 const MAX_REPOSITORIES: usize = 1024;
 
-/// Failures that are remembered so that each is a warning once.
+/// The limit of failures that are remembered, so that each is logged as a warning once.
 const MAX_SAID: usize = 256;
 
-/// What is known of who waits for what.
+/// Signs that containers need images, for all snapshotters.
 #[derive(Debug, Default)]
 pub(super) struct Demand {
-    /// The layers (snapshotter, chain id) that are being worked on. A retry that fails meanwhile adds none.
+    /// The failed layers (snapshotter, chain id) whose images are being made ready. Another failure of the same
+    /// layer adds no work.
     working: Mutex<HashSet<(String, String)>>,
     /// (Snapshotter, image) of the failures that were logged as a warning.
     said: Mutex<HashSet<(String, String)>>,
     by_snapshotter: Mutex<HashMap<String, Signs>>,
 }
 
-/// What tells that an image may be wanted in a snapshotter.
+/// Signs that an image may be needed in a snapshotter.
 #[derive(Debug, Default)]
 struct Signs {
-    /// Pods without a container, and since when.
+    /// Pods without a container, with the time of their start.
     waiting: HashMap<String, Instant>,
-    /// Of images that containers have used.
+    /// The repositories of images that containers have used.
     repositories: HashSet<String>,
 }
 
-/// A layer that is being worked on, until it is dropped.
+/// Keeps a layer in `Demand::working` until it is dropped.
 struct Working<'a> {
     demand: &'a Demand,
     key: (String, String),
 }
 
 impl Demand {
-    /// A pod of this snapshotter was started.
+    /// Records a pod of this snapshotter that was started.
     pub(super) fn pod_waits(&self, snapshotter: &str, pod: &str) {
         let mut all = self.by_snapshotter.lock();
         let signs = all.entry(snapshotter.to_owned()).or_default();
@@ -73,7 +74,7 @@ impl Demand {
         }
     }
 
-    /// A container of this pod is being created.
+    /// Records that a container of this pod is being created.
     pub(super) fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
         if let Some(signs) = self.by_snapshotter.lock().get_mut(snapshotter) {
             signs.waiting.remove(pod);
@@ -83,7 +84,7 @@ impl Demand {
         }
     }
 
-    /// A container of this snapshotter uses this image.
+    /// Records that a container of this snapshotter uses this image.
     pub(super) fn uses(&self, snapshotter: &str, image: &str) {
         let Some(repository) = image::repository(image) else {
             return;
@@ -95,7 +96,7 @@ impl Demand {
         }
     }
 
-    /// An image was removed: what failed may be news again.
+    /// Forgets the logged failures: after a removal each may be logged as a warning again.
     pub(super) fn image_removed(&self) {
         self.said.lock().clear();
     }
@@ -131,8 +132,8 @@ impl Drop for Working<'_> {
     }
 }
 
-/// Whether an image that arrived is made ready in a snapshotter although it is in no eager set: there it
-/// may be wanted soon, and containerd cannot unpack it.
+/// Whether an image that arrived is made ready in a snapshotter although it is not in the eager set: a container
+/// may need it there soon, and containerd cannot unpack it.
 pub(super) async fn is_wanted(
     ahead: &Ahead,
     snapshotter: &ManagedSnapshotter,
@@ -150,7 +151,7 @@ pub(super) async fn is_wanted(
     })
 }
 
-/// containerd has failed to unpack the layer `chain` in a snapshotter.
+/// Handles a failure of containerd to unpack the layer `chain` in a snapshotter.
 pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str) {
     let is_kept = |managed: &ManagedSnapshotter| managed.name == snapshotter;
     if !ahead.managed().await.iter().any(is_kept) {
@@ -176,7 +177,7 @@ pub(super) async fn unpack_failed(ahead: &Ahead, snapshotter: &str, chain: &str)
     }
 }
 
-/// Answers whether it was tried: not where the configuration leaves the image to containerd.
+/// Makes one image ready. Returns whether it was tried: excluded images are not.
 async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
     let (name, started) = (image.name.as_str(), Instant::now());
     let want = Want::Image(name.to_owned());

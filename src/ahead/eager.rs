@@ -1,4 +1,4 @@
-//! Which images are unpacked ahead, where, and in which order.
+//! The eager sets: which images are unpacked ahead, in which snapshotters, and in which order.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -10,30 +10,30 @@ use crate::handlers::Handlers;
 use crate::image;
 use crate::policy;
 
-/// CRI's label on images that are never collected: the pause image is one.
+/// CRI's label on images that the kubelet never removes, such as the pause image.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
-/// Where a snapshotter keeps its files.
+/// The export that names the directory of a snapshotter.
 const ROOT: &str = "root";
 
-/// A snapshotter that is kept.
+/// A snapshotter whose images the plugin keeps ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ManagedSnapshotter {
     pub(super) name: String,
-    /// Another process makes its snapshots, mostly without content.
+    /// Whether it is a proxy plugin: another process makes its snapshots, mostly without content.
     pub(super) is_proxy: bool,
-    /// A directory on the file system whose room it uses, where containerd says one.
+    /// A directory on the file system that it uses, if containerd names one.
     pub(super) root: Option<String>,
 }
 
-/// The snapshotters that handlers use, that are ours to keep, and that are up.
+/// Returns the snapshotters that handlers use, that the plugin manages, and that have started.
 pub(super) fn managed(
     config: &Config,
     handlers: &Handlers,
     listed: &[Snapshotter],
 ) -> Vec<ManagedSnapshotter> {
     let default = handlers.default_name();
-    // A proxy's files are another process's to know; containerd's own are as good a guess.
+    // containerd does not know the directory of a proxy plugin: the root of another snapshotter is a guess.
     let any_root = listed.iter().find_map(|s| s.exports.get(ROOT));
     let up = listed.iter().filter(|s| s.init_error.is_none());
     let kept = up.filter(|s| {
@@ -58,8 +58,8 @@ pub(super) struct StoreImage {
     pub(super) created_at: Option<SystemTime>,
 }
 
-/// The images of the store, each once, in the order in which they are unpacked: pinned ones, those
-/// that containers use, then what came last. `sandbox` is the target of the pause image, which need
+/// Returns the images of the store, each once, in the order in which they are unpacked: pinned images, images
+/// that containers use, then the newest. `sandbox` is the target digest of the pause image, which need
 /// not be pinned.
 pub(super) fn in_order(
     images: Vec<Image>,
@@ -93,7 +93,7 @@ fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<StoreImage> {
     })
 }
 
-/// Whether CRI never collects the image.
+/// Whether the image is pinned: the kubelet never removes it.
 pub(super) fn is_pinned(image: &Image) -> bool {
     image
         .labels
@@ -101,8 +101,7 @@ pub(super) fn is_pinned(image: &Image) -> bool {
         .is_some_and(|value| value == PINNED.1)
 }
 
-/// Whether an image is unpacked here before a pod asks for it. What the patterns of the configuration
-/// leave out is not asked here.
+/// Whether an image is in the snapshotter's eager set. The patterns `include` and `exclude` are not checked here.
 pub(super) fn is_eager(config: &Config, snapshotter: &ManagedSnapshotter, is_pinned: bool) -> bool {
     match config.snapshotter(&snapshotter.name).eager {
         Eager::All => true,
@@ -112,7 +111,7 @@ pub(super) fn is_eager(config: &Config, snapshotter: &ManagedSnapshotter, is_pin
     }
 }
 
-/// Whether that is so only if the snapshotter needs no content for the image.
+/// Whether an image is in the eager set only if the snapshotter needs no content for it.
 pub(super) fn is_without_content(
     config: &Config,
     snapshotter: &ManagedSnapshotter,
@@ -122,8 +121,8 @@ pub(super) fn is_without_content(
     eager == Eager::Auto && snapshotter.is_proxy && !is_pinned
 }
 
-/// Whether an image is unpacked here while it is being pulled: its snapshotter needs no content for
-/// it. Then its name is not known yet, so the configuration must not ask for it.
+/// Whether images are made ready here while they are being pulled: the snapshotter needs no content for them.
+/// An image's name is not known yet at that time, so this needs a configuration that does not depend on names.
 pub(super) fn is_eager_in_a_pull(config: &Config, snapshotter: &ManagedSnapshotter) -> bool {
     snapshotter.is_proxy
         && is_eager(config, snapshotter, false)
