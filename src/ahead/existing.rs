@@ -1,4 +1,4 @@
-//! Containers that exist already when a session begins: their images are looked at for the next ones.
+//! Checks the images of the containers that exist when a session begins, for later containers.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use crate::unpack::{ParentChain, Request, Urgency, Want};
 
 use super::{Ahead, is_news};
 
-/// A container that exists already.
+/// A container that exists when a session begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
-    /// Its id, which is its snapshot's key.
+    /// The container's id, which is the key of its snapshot.
     pub id: String,
-    /// Where its snapshot is.
+    /// The snapshotter of its snapshot.
     pub snapshotter: String,
-    /// The image, as its annotation names it.
+    /// The image's name in the container's annotation.
     pub image: Option<String>,
 }
 
-/// Once the handlers are known, and while there is room: those of a snapshotter one after another, so
-/// that one that is full keeps no other's waiting.
+/// Checks the containers when the handlers are known, and while there is enough free space. Containers of one
+/// snapshotter are checked one after another, so that a full snapshotter does not delay the containers of others.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
     let managed = ahead.managed().await;

@@ -1,9 +1,9 @@
-//! From where an image comes that is still being pulled.
+//! The name of an image that is still being pulled.
 //!
 //! containerd labels what it pulls with the registry's host and the repository, but not with the port
-//! (`distribution.source.<host>`). The whole reference is in the labels of the layer's extraction where
-//! snapshot annotations are on. Else the names of the images that are here already tell by which port such
-//! a host is asked. Where nothing tells, only the image's record will.
+//! (`distribution.source.<host>`). With snapshot annotations on, the labels of the layer's extraction hold the
+//! whole reference. Otherwise the port comes from the names of other images of that host on the node. If
+//! these do not show it, the name is known only when the image has its record.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +16,17 @@ const DOCKER_HUB: &str = "docker.io";
 /// A layer that containerd is extracting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Extraction {
-    /// Into this snapshotter.
+    /// The snapshotter of the extraction.
     pub(super) snapshotter: String,
-    /// Its snapshot.
+    /// The key of the extraction snapshot.
     pub(super) key: String,
-    /// The chain id that it is committed under.
+    /// The layer's chain id.
     pub(super) chain: String,
-    /// Images that were removed before this was heard of.
+    /// The number of images that had been removed when the event came.
     pub(super) removals: u64,
 }
 
-/// Puts the registry's port into the name of an image, which is made of its manifest's label. Answers
+/// Puts the registry's port into the name of an image, which comes from its manifest's label. Returns
 /// whether the name is known to be right.
 pub(super) async fn complete(
     containerd: &dyn Containerd,
@@ -49,7 +49,7 @@ pub(super) async fn complete(
     Ok(true)
 }
 
-/// The labels of the layer's snapshot, which has another name when it is committed.
+/// Returns the labels of the layer's snapshot: under its key, or under its chain id if it is committed already.
 async fn labels(
     containerd: &dyn Containerd,
     extraction: &Extraction,
@@ -64,8 +64,8 @@ async fn labels(
     Ok(None)
 }
 
-/// The same name with the port by which the registry's host is asked in `names`; `None` where they do not
-/// tell, or tell of more than one.
+/// Returns the name with the port that its host has in `names`; `None` if the host is not in `names`, or with more
+/// than one port.
 fn with_port<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let (host, path) = name.split_once('/')?;
     let registry = |name| Some(repository(name)?.split_once('/')?.0.to_owned());
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_other_images_tell_the_port() {
+    fn the_port_comes_from_the_names_of_other_images() {
         let by_digest = format!("r.example/app@{}", digest());
         let id = digest();
         for (host, names, expected) in [
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_labelled_extraction_tells_the_name() {
+    async fn the_name_comes_from_the_labels_of_the_extraction() {
         let fake = Fake::default();
         let image = fake.image("r.example:5000/app:1", 1);
         fake.untag(&image.name);

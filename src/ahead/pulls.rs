@@ -1,8 +1,8 @@
-//! The image behind a layer that is being extracted: found before the pull ends and gives it a name.
+//! Finds the image of a layer that is being extracted, before the pull ends and makes the image's record.
 //!
 //! The kubelet creates a container some milliseconds after its pull has returned, and the image's own
-//! event comes hardly earlier. But containerd extracts layers while it pulls, and by then the manifest
-//! and the config can be read.
+//! event comes only a few milliseconds earlier. But containerd extracts layers during the pull, and at that time
+//! the manifest and the config can be read already.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,32 +13,32 @@ use tokio::time::Instant;
 use crate::containerd::{self, Blob, Containerd, Descriptor, Image, Labels};
 use crate::image::{Manifest, Manifests, Platform};
 
-/// A pull of many layers tells of each. For as long its chain ids are remembered.
+/// How long the chain ids of a found image are remembered: a pull sends one event for each layer.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// Manifests that are read in search of a layer's, newest first: those of pulls that run at the same
-/// time, and some more. The image of an older one has its layers already.
+/// The limit of manifests that are read in search of a layer, newest first: enough for the pulls that run at the
+/// same time, and some more. The image of an older manifest has its layers already.
 const MAX_READ: usize = 32;
 
-/// The label that says from where a blob was pulled; the registry's host follows, its value is the
-/// repository, or several.
+/// The prefix of the label that names the source of a blob. The registry's host follows; the value is the
+/// repository, or several, separated by commas.
 const SOURCE: &str = "containerd.io/distribution.source.";
 
-/// A manifest in its current form. One of docker's is read in the same way.
+/// The media type of an OCI manifest. Docker's manifests are read in the same way.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The pulls that go on.
+/// The pulls that are running.
 #[derive(Debug)]
 pub(super) struct Pulls {
     manifests: Manifests,
     known: Mutex<FoundChains>,
 }
 
-/// The chains whose image was found.
+/// The chain ids whose image was found.
 #[derive(Debug, Default)]
 struct FoundChains {
     since: HashMap<String, Instant>,
-    /// Images that were removed so far.
+    /// The number of images that were removed so far.
     removals: u64,
 }
 
@@ -52,9 +52,9 @@ impl Default for Pulls {
 }
 
 impl Pulls {
-    /// The image that has a layer of this chain id, by the name under which it can be pulled.
-    /// `None` where there is none, or where it was found already. The layer was heard of after so many
-    /// removals of images: the pull that is found by an older one may not be the one that goes on now.
+    /// Returns the image that has a layer of this chain id, by the name under which it can be pulled; `None` if there
+    /// is no such image, or if it was found already. `removals` is the number of removed images when the layer's
+    /// event came: if more were removed since, the chain ids are not remembered, since the image may be pulled again.
     pub(super) async fn image_of(
         &self,
         containerd: &dyn Containerd,
@@ -79,14 +79,14 @@ impl Pulls {
         Ok(None)
     }
 
-    /// An image was removed: when it is pulled again, its layers tell of it like those of a new one.
+    /// Forgets all chain ids when an image was removed: when it is pulled again, it is found again by its layers.
     pub(super) fn forget(&self) {
         let mut known = self.known();
         known.since.clear();
         known.removals += 1;
     }
 
-    /// How many images were removed so far.
+    /// Returns the number of images that were removed so far.
     pub(super) fn removals(&self) -> u64 {
         self.known().removals
     }
@@ -112,7 +112,7 @@ impl Pulls {
     }
 }
 
-/// `None` for what was not pulled but imported.
+/// Returns the image of a manifest's blob; `None` if it was not pulled but imported.
 fn image(blob: Blob) -> Option<Image> {
     let sources = blob.labels.iter();
     let (host, repositories) = sources

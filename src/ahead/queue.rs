@@ -1,5 +1,5 @@
-//! What has arrived and waits to be looked at. Bounded: what does not fit is found by the reconcile
-//! that is asked for instead, and counted.
+//! The queue of arrivals. It is bounded: when it is full, the event is dropped and counted, and a full reconcile
+//! is scheduled.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,44 +9,44 @@ use crate::metrics;
 
 use super::origin::Extraction;
 
-/// More than a node pulls in the time that it takes to look at them.
+/// The limit of each part of the queue: more than a node pulls in the time that it takes to handle them.
 const MAX_QUEUED: usize = 256;
 
-/// Something that may be unpacked ahead.
+/// An event after which an image may be made ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// An image of this name was added or changed.
+    /// An image record of this name was created or updated.
     Image(String),
     /// A layer is being extracted: its image is being pulled.
     Layer(Extraction),
-    /// containerd has failed to extract a layer: a container may wait for its image.
+    /// containerd failed to extract a layer: a container may wait for its image.
     Failed {
-        /// In this snapshotter.
+        /// The snapshotter of the extraction.
         snapshotter: String,
-        /// The chain id.
+        /// The layer's chain id.
         chain: String,
     },
-    /// A container mounts an image.
+    /// A container mounts an image as a volume.
     Volume {
-        /// Its pod's.
+        /// The pod's snapshotter.
         snapshotter: String,
-        /// What the image's record stands for.
+        /// The target digest of the image's record.
         target: String,
     },
 }
 
-/// Where what has arrived is put.
+/// The sending end of the queue.
 #[derive(Debug)]
 pub(super) struct Queue {
     arrivals: mpsc::Sender<Arrival>,
-    /// What a pod waits for does not wait behind the others.
+    /// Arrivals that a pod waits for: they do not wait behind the others.
     asked: mpsc::Sender<Arrival>,
     left_out: AtomicU64,
     reconcile: Notify,
     again: Notify,
 }
 
-/// A queue, and where it comes out: each part by itself.
+/// Returns a queue and the receiving ends of its two parts.
 pub(super) fn bounded() -> (Queue, [mpsc::Receiver<Arrival>; 2]) {
     let (arrivals, of_arrivals) = mpsc::channel(MAX_QUEUED);
     let (asked, of_asked) = mpsc::channel(MAX_QUEUED);
@@ -61,7 +61,7 @@ pub(super) fn bounded() -> (Queue, [mpsc::Receiver<Arrival>; 2]) {
 }
 
 impl Queue {
-    /// Never waits.
+    /// Adds an arrival, or drops it and schedules a reconcile. Never waits.
     pub(super) fn push(&self, arrival: Arrival) {
         let part = match arrival {
             Arrival::Volume { .. } | Arrival::Failed { .. } => &self.asked,
@@ -77,28 +77,28 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// Returns the number of arrivals in the queue.
     pub(super) fn length(&self) -> usize {
         let waiting = |part: &mpsc::Sender<_>| part.max_capacity() - part.capacity();
         waiting(&self.arrivals) + waiting(&self.asked)
     }
 
-    /// Asks for a look at all images. Several that are asked for before it begins are one.
+    /// Schedules a reconcile. Several requests before it begins result in one.
     pub(super) fn reconcile(&self) {
         self.reconcile.notify_one();
     }
 
-    /// Until a look at all images is asked for.
+    /// Waits until a reconcile is scheduled.
     pub(super) async fn asked_to_reconcile(&self) {
         self.reconcile.notified().await;
     }
 
-    /// Asks for one in a while: something did not answer.
+    /// Schedules a reconcile after a pause: something did not answer.
     pub(super) fn look_again(&self) {
         self.again.notify_one();
     }
 
-    /// Until one is asked for.
+    /// Waits until a reconcile after a pause is scheduled.
     pub(super) async fn asked_to_look_again(&self) {
         self.again.notified().await;
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_found_by_a_reconcile() {
+    fn a_full_queue_drops_the_event_and_schedules_a_reconcile() {
         let (queue, [mut arrivals, mut asked]) = bounded();
         for n in 0..MAX_QUEUED {
             queue.push(Arrival::Image(n.to_string()));

@@ -1,5 +1,5 @@
-//! A look at all images: what should be ready ahead and is not is made so, one after another and with
-//! rests, since nobody waits.
+//! The reconcile: looks at all images of the store and makes those of the eager sets ready that are not,
+//! one after another and with pauses between them.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -19,42 +19,43 @@ use super::eager::{self, ManagedSnapshotter, StoreImage};
 use super::summary::{LastReported, ReconcileSummary, Rest};
 use super::unready::PendingGuard;
 
-/// After each image that was unpacked there is a rest of as long as that took, so that containerd has
-/// half of its time for others; not longer than this.
+/// The limit of the pause after an unpacked image. The pause is as long as the unpack took, so that containerd
+/// has half of its time for other clients.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
-/// One image for one snapshotter. While it waits for its turn, a pod pushes it.
+/// One image to make ready in one snapshotter. While it waits, a new pod of that snapshotter raises its priority.
 struct WorkItem<'a> {
     known: &'a StoreImage,
     snapshotter: &'a ManagedSnapshotter,
-    /// What it was when it was looked at, if it was.
+    /// The state of its chain at the look; `None` if there was none.
     state: Option<State>,
-    /// It is made ready only if the snapshotter needs no content for it.
+    /// Whether it is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
-    /// While that is not known, no pod pushes it, and it takes no place.
+    /// `None` while it is not known whether the image is made ready at all: then a pod does not raise its priority,
+    /// and its layers do not count towards the limit of snapshots.
     pending: Option<PendingGuard<'a>>,
 }
 
-/// How one ended.
+/// How the work on an image in a snapshotter ended.
 struct Worked<'a> {
     image: String,
     snapshotter: &'a ManagedSnapshotter,
-    /// As before.
+    /// The state before the work.
     state: Option<State>,
     ended: Ended,
 }
 
 enum Ended {
-    /// There was no room for it.
+    /// Not begun: too little free space.
     NoRoom,
-    /// The snapshotter holds too many by then.
+    /// Not begun: the snapshotter has reached its limit of snapshots.
     TooMany,
-    /// The snapshotter needs its content, so it waits until a pod asks.
+    /// Not begun: the snapshotter needs its content. It is unpacked when a pod needs it.
     NeedsContent,
     Tried(Outcome),
 }
 
-/// Answers what is left to be done.
+/// Runs one reconcile. Returns what is left to be done.
 pub(super) async fn look(
     ahead: &Ahead,
     said: &mut LastReported,
@@ -73,7 +74,8 @@ pub(super) async fn look(
     let used = ahead.used_of(&images);
     let known = eager::in_order(images, sandbox.as_deref(), &used);
     let mut summary = ReconcileSummary::default();
-    // Pods wait for the pinned ones, and the engine looks at each: they do not wait for the others.
+    // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
+    // the scan of the others.
     let pinned = work(ahead, pinned(ahead, &managed, &known));
     let (pinned, scan) = futures::join!(pinned, scan(ahead, &managed, &known, said, &mut summary));
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
@@ -104,7 +106,7 @@ fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>
     }
 }
 
-/// What the pause image's record stands for, where its name is configured and it is there.
+/// Returns the target digest of the pause image, if its name is configured and the image is in the store.
 pub(super) async fn sandbox_target(
     ahead: &Ahead,
     handlers: &Handlers,
@@ -154,11 +156,11 @@ fn enter<'a>(
         .enter(&snapshotter.name, want, record, known.created_at)
 }
 
-/// What a look at the images was.
+/// The result of a look at the images.
 struct Scan<'a> {
-    /// What is not ready, in the order in which it is to be made so.
+    /// The images that are not ready, in the order in which they are made ready.
     items: Vec<WorkItem<'a>>,
-    /// The states of pinned images, which are worked on meanwhile: name and snapshotter.
+    /// The states of the pinned images, which are made ready at the same time, by name and snapshotter.
     pinned: HashMap<(&'a str, &'a str), State>,
 }
 
@@ -219,7 +221,7 @@ async fn scan<'a>(
                 let config = node.config();
                 let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
                 let is_certain = !is_lazy || ahead.takes_any_name(name);
-                // Others may come to nothing: they are counted when they are made.
+                // An image that may not be made ready is counted only when it is made.
                 *held += if is_certain { more } else { 0 };
                 scan.items.push(WorkItem {
                     known,
@@ -234,8 +236,8 @@ async fn scan<'a>(
     scan
 }
 
-/// One after another, as many at once as the engine lets in of what nobody waits for: one more would be
-/// let in while another rests, and containerd had no rest.
+/// Works on the items, as many at once as the engine allows for background work. With one more, the engine would
+/// start it during the pause of another, and containerd would have no pause.
 async fn work<'a>(ahead: &'a Ahead, items: Vec<WorkItem<'a>>) -> Vec<Worked<'a>> {
     let parallel = ahead.node.config().unpack.parallel_images.count().get();
     let parallel = parallel.saturating_sub(1).max(1);
@@ -256,7 +258,7 @@ async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     let image = known.image.name.clone();
     let name = snapshotter.name.as_str();
     let want = Want::Image(image.clone());
-    // A place without room does not keep the others waiting: it is looked at again when it has some.
+    // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
     let ended = if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
         Ended::NoRoom
     } else if pending.is_none() && ahead.snapshot_counts.is_full(name) != Some(false) {
@@ -275,7 +277,7 @@ async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     }
 }
 
-/// Makes it ready, and rests.
+/// Makes the image ready, and pauses.
 async fn make(ahead: &Ahead, pending: PendingGuard<'_>) -> Outcome {
     let started = Instant::now();
     let ended = ahead.make_ready(&pending, Urgency::Background).await;

@@ -1,4 +1,4 @@
-//! Images that are removed while they are made ready: the work on them ends, and the log says so once.
+//! Images that are removed while they are made ready: ends the work on them, and logs that once for each.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use crate::unpack;
 use super::Ahead;
 use super::unready::PendingGuard;
 
-/// CRI takes away all names of an image, one after another: they are looked at together.
+/// CRI removes all names of an image, one after another: the removals in this time are handled together.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// The plugin's part: what waits for its turn is taken out as well. Goes on until it is dropped.
+/// Handles removals for the plugin: ends flights of removed images, and removes images that wait. Runs until it is
+/// dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
     loop {
         ahead.removals.notified().await;
@@ -35,8 +36,8 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     }
 }
 
-/// A command's part. Goes on until it is dropped, or containerd ends the stream: then a removal is noticed when
-/// the work on the image begins, and when it ends.
+/// Handles removals for a command. Runs until it is dropped, or until containerd ends the event stream: after that, a
+/// removal is noticed only when the work on the image begins, and when it ends.
 pub async fn heard(node: Arc<Node>) {
     if let Err(e) = hear(&node).await {
         log::debug!(error:% = e; "events of removed images cannot be read: work on removed images is not stopped early");
@@ -55,8 +56,8 @@ async fn hear(node: &Node) -> Result<(), Error> {
     Ok(())
 }
 
-/// Work ended since there is no image of this name. One that has another name is found by the next look at all
-/// images.
+/// Handles work that ended because the store has no image of this name. If the image has another name, a reconcile
+/// is scheduled, which finds it.
 pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unpack::Error) {
     let is_gone = match error {
         unpack::Error::Removed(_) => true,

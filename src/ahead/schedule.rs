@@ -1,5 +1,4 @@
-//! When all images are looked at: when that is asked for, when the configuration says so, and in a while
-//! where something did not succeed.
+//! The schedule of reconciles: on request, at the configured interval, and after a pause when something failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +9,14 @@ use crate::retry;
 use super::summary::{LastReported, Rest};
 use super::{Ahead, reconcile};
 
-/// Between looks while something does not answer, at most: a look reads all that there is.
+/// The longest pause between reconciles while something does not answer: a reconcile reads the whole store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Before the next look while images cannot be made ready as they are: what they lack may have been brought
-/// without an event, and who watches the metrics sees that they still fail.
+/// The pause before the next reconcile while images cannot be made ready: what they lack may have come back
+/// without an event, and the metrics show that they still fail.
 const FAILED: Duration = Duration::from_secs(10 * 60);
 
-/// Looks whenever that is asked for. Goes on until it is dropped.
+/// Runs the scheduled reconciles, until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
     let mut said = LastReported::default();
     let mut later = Later::new();
@@ -26,7 +25,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
         let looked = tokio::select! {
             looked = reconcile::look(&ahead, &mut said) => looked,
             () = ahead.node.reloaded() => {
-                // With the other configuration, from the beginning. What is in the air is not lost.
+                // The reconcile starts again with the new configuration. Flights that have begun go on.
                 ahead.queue.reconcile();
                 continue;
             }
@@ -48,12 +47,12 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     }
 }
 
-/// When to look again at what did not succeed.
+/// When to reconcile again after something failed.
 struct Later {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    /// Something did not answer: after this long.
+    /// The pause after something did not answer.
     next: Option<Duration>,
-    /// Images cannot be made ready: after this long, unless it is asked for before.
+    /// The pause after images could not be made ready, unless a reconcile is scheduled before.
     at_last: Option<Duration>,
 }
 
@@ -71,7 +70,7 @@ impl Later {
     }
 }
 
-/// Until a look is asked for, or it is time for one.
+/// Waits until a reconcile is requested or due.
 async fn wanted(ahead: &Ahead, later: &mut Later) {
     let every = ahead.node.config().unpack.reconcile_every;
     let every = every.map(Interval::as_duration).into_iter();

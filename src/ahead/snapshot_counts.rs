@@ -1,4 +1,4 @@
-//! How many snapshots each snapshotter holds, as far as that is known.
+//! The number of snapshots that each snapshotter holds, as far as it is known.
 
 use std::collections::HashMap;
 
@@ -13,26 +13,27 @@ pub(super) struct SnapshotCounts(Mutex<HashMap<String, Snapshots>>);
 #[derive(Clone, Copy, Debug)]
 struct Snapshots {
     listed: usize,
-    /// Counted since: too many, with several who ask for one image, and images that go.
+    /// The number added since the listing. It may be too high: several callers of one image each count its layers, and
+    /// removals are not subtracted.
     more: usize,
 }
 
 impl SnapshotCounts {
-    /// It was found to hold so many.
+    /// Records how many snapshots a listing found.
     pub(super) fn listed(&self, snapshotter: &str, listed: usize) {
         let snapshots = Snapshots { listed, more: 0 };
         self.lock().insert(snapshotter.to_owned(), snapshots);
     }
 
-    /// It holds so many more.
+    /// Records that so many snapshots were added.
     pub(super) fn more(&self, snapshotter: &str, more: usize) {
         if let Some(snapshots) = self.lock().get_mut(snapshotter) {
             snapshots.more += more;
         }
     }
 
-    /// Whether it holds so many that nothing more is unpacked in it ahead; `None` where it may, and has to
-    /// be listed again.
+    /// Whether the snapshotter has reached the limit for unpacking ahead; `None` if it may have, and has to be listed
+    /// again.
     pub(super) fn is_full(&self, snapshotter: &str) -> Option<bool> {
         let snapshots = self.lock().get(snapshotter).copied();
         match snapshots {

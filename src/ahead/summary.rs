@@ -1,4 +1,4 @@
-//! What a look at all images has come to, and what is said of it: what stays as it was, once.
+//! The summary of a reconcile, and its log lines: what has not changed is logged once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::is_news;
 /// An image and a snapshotter.
 type Piece = (String, String);
 
-/// What the looks have said so far and is still so.
+/// What earlier reconciles have logged and still holds.
 #[derive(Debug, Default)]
 pub(super) struct LastReported {
     silent: BTreeSet<String>,
@@ -23,31 +23,31 @@ pub(super) struct LastReported {
     no_room: usize,
 }
 
-/// What a look leaves to be done.
+/// What a reconcile leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     Nothing,
     /// Images that cannot be made ready as they are: an operator has to act.
     Failed,
-    /// What did not answer.
+    /// Something did not answer.
     Unanswered,
 }
 
-/// What one look has come to.
+/// The results of one reconcile.
 #[derive(Debug, Default)]
 pub(super) struct ReconcileSummary {
     ready: usize,
     made: usize,
     failed: BTreeSet<Piece>,
-    /// Not begun: the snapshotter holds too many.
+    /// Not begun: the snapshotter holds too many snapshots.
     left: usize,
-    /// Not begun: there is no room.
+    /// Not begun: too little free space.
     no_room: usize,
     /// Snapshotters that did not answer.
     silent: BTreeSet<String>,
-    /// What did not succeed may do so later.
+    /// Whether a failure may pass by itself.
     again: bool,
-    /// Images in a snapshotter by state.
+    /// The number of images by snapshotter and state.
     states: BTreeMap<(String, &'static str), usize>,
 }
 
@@ -76,14 +76,14 @@ impl ReconcileSummary {
         }
     }
 
-    /// It waits until a pod asks for it.
+    /// Counts an image that is not unpacked until a pod needs it.
     pub(super) fn needs_content(&mut self, snapshotter: &str, state: Option<State>) {
         if let Some(state) = state {
             self.count(snapshotter, state);
         }
     }
 
-    /// It is what it was, as far as that is known.
+    /// Counts and logs an image that could not be made ready; its state is the one before, if that is known.
     pub(super) fn failed(
         &mut self,
         said: &LastReported,
@@ -124,13 +124,13 @@ impl ReconcileSummary {
         self.again = true;
     }
 
-    /// An image could not be looked at.
+    /// Counts an image that could not be looked at.
     pub(super) fn unseen(&mut self, said: &LastReported, piece: Piece, error: &Error) {
         if error.is_of_artifact() {
             return;
         }
         match error.unreachable() {
-            // Not the snapshotter, but containerd itself.
+            // containerd does not answer, rather than the snapshotter.
             Some(_) => self.again = true,
             None => self.failed(said, piece, None, error),
         }
@@ -140,7 +140,7 @@ impl ReconcileSummary {
         self.left > 0
     }
 
-    /// What is left to be done.
+    /// Logs the summary and updates the metrics. Returns what is left to be done.
     pub(super) fn say(self, said: &mut LastReported, started: Instant) -> Rest {
         let Self {
             ready,

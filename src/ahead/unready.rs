@@ -1,4 +1,4 @@
-//! What is being made ready ahead, or waits for its turn: a pod that comes meanwhile pushes it.
+//! The images that are being made ready ahead, or wait for it. A new pod raises the priority of the newest of them.
 
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use crate::unpack::Want;
 
-/// Images of a snapshotter that a new pod pushes ahead: those that came last. A pod has a handful of
-/// containers, and the rest is not for it.
+/// The limit of images of a snapshotter whose priority a new pod raises, newest first. A pod has a handful of
+/// containers, so it does not need the others.
 const MAX_PUSHED: usize = 8;
 
-/// All of it. It is as long as there are images to make ready, in each snapshotter that is kept.
+/// All such images: at most one entry per image and managed snapshotter for a reconcile, and one per arrival.
 #[derive(Debug, Default)]
 pub(super) struct Unready(Mutex<Waiting>);
 
@@ -26,13 +26,13 @@ struct PendingImage {
     id: u64,
     snapshotter: String,
     want: Want,
-    /// What the image's record points at.
+    /// The target digest of the image's record.
     record: String,
-    /// When the image came.
+    /// When the image was created in the store.
     came: Option<SystemTime>,
 }
 
-/// An image that is on its way into a snapshotter, until it is dropped.
+/// Keeps an image in [`Unready`] until it is dropped.
 #[derive(Debug)]
 pub(super) struct PendingGuard<'a> {
     unready: &'a Unready,
@@ -69,13 +69,13 @@ impl Unready {
         }
     }
 
-    /// The number of the next entry.
+    /// Returns the number of the next entry.
     pub(super) fn next(&self) -> u64 {
         self.0.lock().next
     }
 
-    /// Takes out the images with a smaller number that had a record and have none any more: each once, by
-    /// the name that it was to be made ready by.
+    /// Removes the images with a number below `next` that had a record and have none any more. Returns the name of
+    /// each image once.
     pub(super) fn take_removed(&self, records: &HashSet<&str>, next: u64) -> Vec<String> {
         self.take(|p| p.id < next && !records.contains(p.record.as_str()))
     }
@@ -95,13 +95,13 @@ impl Unready {
         by_record.into_values().collect()
     }
 
-    /// Those that came last, the last first.
+    /// Returns the images of a snapshotter, newest first, up to [`MAX_PUSHED`].
     pub(super) fn newest_in(&self, snapshotter: &str) -> Vec<Want> {
         let waiting = self.0.lock();
         let images = waiting.images.iter();
         let mut here: Vec<_> = images.filter(|p| p.snapshotter == snapshotter).collect();
         here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
-        // One may have arrived and wait in the reconcile as well.
+        // An image may be here twice: from its arrival and from a reconcile.
         let mut wants = Vec::new();
         for piece in here {
             if wants.len() < MAX_PUSHED && !wants.contains(&piece.want) {
@@ -111,7 +111,7 @@ impl Unready {
         wants
     }
 
-    /// This image needs no push any more.
+    /// Removes an image: it is ready.
     pub(super) fn remove(&self, snapshotter: &str, image: &str) {
         let is_meant = |p: &PendingImage| p.snapshotter == snapshotter && p.want.name() == image;
         self.0.lock().images.retain(|piece| !is_meant(piece));
@@ -131,7 +131,7 @@ impl PendingGuard<'_> {
         &self.record
     }
 
-    /// The image was removed: takes it out, in each snapshotter. Answers its name where it was still there.
+    /// Removes an image that is gone from the store, for each snapshotter. Returns its name if it was still here.
     pub(super) fn take_removed(&self) -> Option<String> {
         self.unready.take(|p| p.record == self.record).pop()
     }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_that_came_are_pushed_first() {
+    fn the_newest_images_come_first() {
         let unready = Unready::default();
         let enter = |snapshotter, name: &str, came: u64| {
             let came = SystemTime::UNIX_EPOCH + Duration::from_secs(came);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_was_removed_is_told_of_once() {
+    fn a_removed_image_is_returned_once() {
         let unready = Unready::default();
         let enter = |snapshotter, name: &str, record| {
             unready.enter(snapshotter, Want::Image(name.to_owned()), record, None)

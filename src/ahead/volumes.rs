@@ -1,8 +1,8 @@
 //! Images that a pod mounts as volumes (containerd 2.1 and later).
 //!
-//! containerd unpacks such an image, without labels, while it makes the container, and mounts a
-//! snapshot of it before any hook. So the hook of the first container is too late to label it before; it
-//! is made ready for the next, and in the eager set it was ready before.
+//! containerd unpacks such an image, without labels, while it creates the container, and mounts a
+//! snapshot of it before it calls any hook. So the hook of the first container comes too late to label it: the image
+//! is made ready for the next container. An image of the eager set was ready before.
 
 use std::path::{Component, Path};
 
@@ -21,13 +21,14 @@ const DIGEST_LENGTH: usize = 64;
 /// An image that is mounted on the host for the containers of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageVolume {
-    /// Where, which is the key of its snapshot as well.
+    /// The directory where it is mounted, which is also the key of its snapshot.
     pub path: String,
-    /// The digest that the image's name stands for.
+    /// The target digest of the image's record.
     pub target: String,
 }
 
-/// The image that is mounted from this directory of the host, or from one below it, if one is.
+/// Returns the image volume that a mount with this source directory on the host uses, if it uses one. The source may
+/// be a directory below the volume's.
 pub fn image_volume(source: &str) -> Option<ImageVolume> {
     let mut components = Path::new(source).components();
     components.find(|component| component.as_os_str() == DIRECTORY)?;
@@ -60,7 +61,7 @@ pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
     };
     let want = Want::Image(name.clone());
     let entry = ahead.unready.enter(snapshotter, want, target, None);
-    // A pod has asked for it.
+    // A pod needs it.
     match ahead.make_ready(&entry, Urgency::Asked).await {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_volume_is_known_by_its_place() {
+    fn an_image_volume_is_recognized_by_its_path() {
         let hex = "0123456789abcdef".repeat(4);
         let cri = format!("/run/c/io.containerd.grpc.v1.cri/image-volumes/s1/{hex}");
         let volume = |path: &str| {

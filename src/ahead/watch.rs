@@ -1,5 +1,5 @@
-//! containerd's events, turned into arrivals. The stream is asked for again whenever it breaks, and a
-//! reconcile finds what was missed meanwhile.
+//! Turns containerd's events into arrivals. When the stream ends, subscribes again, and a reconcile finds what was
+//! missed in between.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use super::Ahead;
 use super::origin::Extraction;
 use super::queue::Arrival;
 
-/// What containerd names the snapshot of a layer that is being extracted: `extract-<unique> <chain id>`.
+/// The prefix of the keys of containerd's extraction snapshots: `extract-<unique> <chain id>`.
 const EXTRACTION: &str = "extract-";
 
-/// What our own are named.
+/// The prefix of the keys of the plugin's own extraction snapshots.
 const OUR_EXTRACTION: &str = "extract-nri-unpack-";
 
-/// containerd answers a subscription with its first event. After this long it has begun, as a rule, and
-/// what a reconcile does not find any more is in the stream.
+/// The pause between a subscription and the first reconcile. containerd answers a subscription only with its first
+/// event, but after this time the subscription has usually begun: what a reconcile misses is then in the stream.
 const SUBSCRIBED: Duration = Duration::from_millis(100);
 
-/// Goes on until it is dropped.
+/// Runs until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
     let mut pauses = retry::pauses();
     loop {
@@ -36,7 +36,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
         let mut heard = false;
         let ended = {
             let mut listening = pin!(listen(&ahead, &mut heard));
-            // One that has failed by then has not begun.
+            // A subscription that fails within the pause had not begun.
             tokio::select! {
                 ended = &mut listening => ended,
                 () = subscribed => listening.await,
@@ -63,11 +63,11 @@ async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
     while let Some(event) = events.next().await {
         let event = event?;
         if !std::mem::replace(heard, true) {
-            // Now it has begun for certain, and may have begun later than was thought.
+            // The subscription has certainly begun now, and may have begun after the first reconcile.
             ahead.queue.reconcile();
         }
         match StoreEvent::of(&event) {
-            // At once: whatever else waits, a chain may not be taken for ready any more.
+            // Handled at once, not through the queue: a chain of the image must no longer count as ready.
             Some(StoreEvent::ImageRemoved(name)) => ahead.image_removed(&name),
             Some(event) => {
                 if let Some(arrival) = arrival(event, ahead.pulls.removals()) {
@@ -80,7 +80,7 @@ async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What an event tells after so many removals; `None` where that is nothing of ours.
+/// Returns the arrival of an event, which came after so many removals of images; `None` if it is not relevant.
 fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
     match event {
         StoreEvent::Image(name) => Some(Arrival::Image(name)),
@@ -94,7 +94,7 @@ fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
                 removals,
             }))
         }
-        // One that succeeds is committed, and not removed.
+        // An extraction that succeeds is committed, and not removed.
         StoreEvent::Removed { snapshotter, key } => {
             let chain = extracted(&key)?;
             Some(Arrival::Failed { snapshotter, chain })
@@ -102,7 +102,7 @@ fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
     }
 }
 
-/// The chain id of the layer that containerd extracts into the snapshot `key`; `None` for our own
+/// Returns the chain id of the layer that containerd extracts into the snapshot `key`; `None` for the plugin's own
 /// extractions, and for all other snapshots.
 fn extracted(key: &str) -> Option<String> {
     if key.starts_with(OUR_EXTRACTION) || !key.starts_with(EXTRACTION) {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn events_tell_what_arrives() {
+    fn events_become_arrivals() {
         let name = "r.example/app:1".to_owned();
         let created = ImageCreate {
             name: name.clone(),
