@@ -1,5 +1,5 @@
-//! Work that nobody has asked for yet stops while the file system is nearly full: what is asked for
-//! needs the rest.
+//! The check of free space: unpacking ahead is paused while a file system is nearly full, so that the images that pods
+//! need fit.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,30 +9,29 @@ use tokio::sync::Notify;
 
 use crate::config::Live;
 
-/// Between looks at a file system that is nearly full. What makes room, the kubelet's collection of
-/// images, runs every five minutes.
+/// The pause between looks at a file system that is nearly full. The kubelet removes images every five minutes.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// containerd's directory where nothing says another one.
+/// containerd's default directory.
 const USUAL_ROOT: &str = "/var/lib/containerd";
 
 /// How much of a directory's file system is free, in percent.
 pub(crate) type Free = fn(&str) -> rustix::io::Result<u64>;
 
-/// How much has to be free, and what was said of that: each change once, in the life of the process.
+/// The check of free space. Logs each change once in the life of the process.
 #[derive(Debug)]
 pub(crate) struct Room {
     config: Live,
     free: Free,
-    /// The directories that have too little room.
+    /// The directories with too little free space.
     full: Mutex<HashSet<String>>,
-    /// Those of which nobody knows.
+    /// The directories whose free space could not be read.
     unseen: Mutex<HashSet<String>>,
-    /// A directory has room again.
+    /// Notified when a directory has enough free space again.
     again: Notify,
 }
 
-/// What is new of a directory. In percent.
+/// A change of a directory, in percent.
 #[derive(Debug, PartialEq)]
 enum Change {
     Unseen(rustix::io::Errno),
@@ -41,7 +40,7 @@ enum Change {
 }
 
 impl Room {
-    /// The configuration says how much has to be free; `free`, how much is.
+    /// Makes a check: the configuration has the minimum, and `free` reads the free space.
     pub(crate) fn new(config: Live, free: Free) -> Self {
         Self {
             config,
@@ -52,7 +51,7 @@ impl Room {
         }
     }
 
-    /// Whether there is room for work that uses this directory. Where that cannot be seen (a container
+    /// Whether there is enough free space for work that uses this directory. If it cannot be read (in a container
     /// without the host's directory), there is.
     pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
         let root = root.unwrap_or(USUAL_ROOT);
@@ -72,7 +71,7 @@ impl Room {
         is_enough
     }
 
-    /// The same, and what is new.
+    /// Whether there is enough free space, and what has changed.
     fn look(&self, root: &str) -> (bool, Option<Change>) {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         match (self.free)(root) {
@@ -89,14 +88,14 @@ impl Room {
         }
     }
 
-    /// Until there is room for work that uses this directory.
+    /// Waits until there is enough free space for work that uses this directory.
     pub(crate) async fn wait(&self, root: Option<&str>) {
         while !self.is_enough(root) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// Until there is room again where there was too little. It is for one to wait here.
+    /// Waits until a directory has enough free space again. Only one task may wait here.
     pub(crate) async fn again(&self) {
         let looks = async {
             loop {
@@ -113,7 +112,7 @@ impl Room {
         }
     }
 
-    /// Whether that is new.
+    /// Records that a directory has enough free space. Returns whether it had too little before.
     fn has_room(&self, root: &str) -> bool {
         let is_new = self.full.lock().remove(root);
         if is_new {
@@ -123,7 +122,7 @@ impl Room {
     }
 }
 
-/// The share that others than root may still use, as `df` has it.
+/// Returns the free space for users other than root in percent, as `df` computes it.
 pub(crate) fn free_percent(directory: &str) -> rustix::io::Result<u64> {
     let stat = rustix::fs::statvfs(directory)?;
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_seen_and_what_cannot_be_seen_is_no_obstacle() {
+    fn too_little_free_space_stops_work_and_unknown_free_space_does_not() {
         assert!(free_percent("/").unwrap() <= 100);
         let room = Room::new(config("15%"), |root| match root {
             "/full" => Ok(14),
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_change_is_told_once() {
+    async fn each_change_is_reported_once() {
         use std::sync::atomic::{AtomicU64, Ordering};
         static FREE: AtomicU64 = AtomicU64::new(3);
         let room = Room::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
@@ -176,7 +175,7 @@ mod tests {
         let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
         assert!(minute.await.is_err());
         FREE.store(20, Ordering::Relaxed);
-        // Whoever looks first, it is told.
+        // The next look reports the change.
         assert_eq!(
             room.look(USUAL_ROOT),
             (true, Some(Change::Roomy { free: 20 }))

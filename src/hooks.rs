@@ -1,7 +1,7 @@
-//! NRI's events, turned into `ensure` and a verdict.
+//! Turns NRI's events into requests to the engine and verdicts.
 //!
-//! A hook holds the whole node. It never works itself: it asks, waits for a bounded time, and
-//! answers; the work goes on in the engine. Where anything is in doubt it lets the pod pass.
+//! A hook blocks the whole node. It does no work itself: it sends a request, waits for a bounded time, and
+//! answers; the work goes on in the engine. By default a pod is allowed if nothing is known of its image.
 
 mod creation;
 mod decision;
@@ -38,19 +38,19 @@ use creation::Creation;
 use decision::{Hook, NOTHING, Subject, Verdict, found};
 use pod_snapshotter::{PodSnapshotter, is_skipped};
 
-/// CRI's annotation with the image's name: on containerd 2 what was asked for, on 1.7 the first of
+/// CRI's annotation with the image's name: on containerd 2 the name in the request, on 1.7 the first of
 /// the image's names.
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
-/// What is left of the runtime's request timeout for the answer's way back through a busy node.
-/// Past the timeout containerd cuts the plugin off.
+/// The part of the runtime's request timeout that is kept for sending the answer on a busy node.
+/// After the timeout containerd closes the connection to the plugin.
 pub const MARGIN: Duration = Duration::from_millis(100);
 
-/// Opens the node when the runtime has said who it is: where containerd launched the plugin, its
-/// configuration comes along.
+/// Opens the node when the runtime configures the plugin: a plugin that containerd launches gets its
+/// configuration at that time.
 pub type Open = Box<dyn Fn(&RuntimeInfo) -> HandlerResult<Arc<Node>> + Send + Sync>;
 
-/// The plugin, as NRI sees it: one for each session.
+/// The plugin's side of NRI: one for each session.
 pub struct Hooks {
     open: Open,
     session: OnceLock<Session>,
@@ -60,7 +60,7 @@ pub struct Hooks {
 struct Session {
     node: Arc<Node>,
     ahead: Arc<Ahead>,
-    /// The runtime's.
+    /// The runtime's request timeout.
     request_timeout: Duration,
 }
 
@@ -73,21 +73,21 @@ impl Hooks {
         })
     }
 
-    /// The runtime has launched the plugin and does not tell it of the containers that exist: in the
-    /// background CRI is asked for them.
+    /// Handles a runtime that launched the plugin and sends no list of the existing containers: reads the list from
+    /// CRI, in the background.
     pub fn unsynchronized(&self) {
         if let Some(session) = self.session.get() {
             session.unsynchronized();
         }
     }
 
-    /// The node, once the plugin is configured.
+    /// Returns the node; `None` before the plugin is configured.
     pub fn node(&self) -> Option<Arc<Node>> {
         self.session.get().map(|session| session.node.clone())
     }
 }
 
-/// What to say of a `hooks.wait` in which a hook can do nothing but look.
+/// Returns a warning if `hooks.wait` is too short for a swap.
 pub fn too_short(config: &Config) -> Option<String> {
     let wait = config.hooks.wait.as_duration();
     (config.hooks.swap && wait < LEAST_WAIT).then(|| {
@@ -100,7 +100,7 @@ pub fn too_short(config: &Config) -> Option<String> {
     })
 }
 
-/// How long a hook may wait: as configured, but never so long that the runtime would give up on it.
+/// Returns how long a hook may wait: the configured time, but less than the runtime's request timeout.
 fn bounded_wait(wait: Duration, request_timeout: Duration) -> Duration {
     wait.min(
         request_timeout
@@ -114,8 +114,8 @@ impl Plugin for Hooks {
     async fn configure(&self, runtime: RuntimeInfo) -> HandlerResult<Events> {
         let node = match (self.open)(&runtime) {
             Ok(node) => node,
-            // A plugin that containerd 1.7 has launched and that does not register takes containerd
-            // down with it. So it registers, for nothing.
+            // If a plugin that containerd 1.7 launched does not register, containerd ends. So the plugin registers, for
+            // no events.
             Err(e) => {
                 log::error!(
                     "{e}; the plugin does nothing until this is corrected and containerd is restarted"
@@ -128,7 +128,7 @@ impl Plugin for Hooks {
         }
         let config = node.config();
         let wait = config.hooks.wait.as_duration();
-        // NRI before 0.8 does not tell its timeout; containerd's file may.
+        // NRI before 0.8 does not send its timeout; containerd's configuration file may have it.
         let version = containerd::numbers(&runtime.version);
         let file = FileConfig::read(config.containerd.config.as_ref(), version);
         let written = file.settings().request_timeout();
@@ -181,13 +181,13 @@ impl Plugin for Hooks {
     }
 }
 
-/// Every hook, also for a pod of which nothing else is said: the node was held for so long.
+/// Logs the duration of every hook call, also for pods without another log line: it blocked the node for so long.
 fn answers(hook: &str, started: Instant) {
     log::trace!(hook, took_ms = logs::milliseconds(started.elapsed()); "answers");
 }
 
 impl Session {
-    /// How long a hook may wait.
+    /// Returns how long a hook may wait.
     fn wait(&self) -> Duration {
         let wait = self.node.config().hooks.wait.as_duration();
         bounded_wait(wait, self.request_timeout)
@@ -213,7 +213,7 @@ impl Session {
             self.ahead.pod_waits(snapshotter, &pod.id);
             Some(self.make_ready(pod, snapshotter, started, deadline).await)
         };
-        // At the same time: images that take long leave no time for a second look.
+        // At the same time: images that take long would leave no time for the sandbox.
         let judged = sandbox::judge(self, pod, &place, started, deadline);
         let (verdict, judged) = tokio::join!(prepared, judged);
         let (of_sandbox, answer) = judged.unzip();
@@ -290,9 +290,8 @@ impl Session {
         }
     }
 
-    /// The chain that the container's own snapshot stands on, where that is not known to be ready; the
-    /// hook's answer where it is, and where containerd does not say. One that is there and slow is not
-    /// one that is lost.
+    /// Returns the chain of the container's own snapshot if it is not known to be ready; otherwise the hook's answer.
+    /// A containerd that does not answer in time is not treated as one that cannot be reached.
     async fn unknown_chain(
         &self,
         creation: &Creation<'_>,
@@ -328,8 +327,11 @@ impl Session {
         })
     }
 
-    /// Where a pod's snapshots are, `None` where nothing of it has to be looked at; else why that is not
-    /// known. A pod that is left to containerd is looked at where the snapshotter may hold empty layers.
+    /// Returns the snapshotter of a pod; `None` if nothing of the pod has to be checked.
+    /// A pod that is left to containerd is checked if the snapshotter may have guest-pulled layers.
+    ///
+    /// # Errors
+    /// Why the snapshotter is not known.
     async fn place(&self, pod: &Pod, deadline: Instant) -> Result<Option<PodSnapshotter>, String> {
         let Some(handlers) = self.node.handlers_by(deadline).await else {
             return match is_skipped(pod) {

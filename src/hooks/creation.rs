@@ -1,4 +1,4 @@
-//! The verdict on a container that is being created: the one place where a creation fails.
+//! The verdict on a container that is being created: the only place that rejects a creation.
 
 use nri::{Container, HandlerResult, Pod};
 use tokio::time::Instant;
@@ -9,8 +9,7 @@ use crate::unpack::{Error, Outcome, Progress, State, Ticket};
 
 use super::decision::{Did, NOTHING, Subject, Verdict, done_is, found, what};
 
-/// Bytes of the error that a rejected container gets: it is stored with the pod, and events are cut at
-/// 1,024 characters.
+/// The limit of the error of a rejected container, in bytes: Kubernetes cuts events at 1,024 characters.
 const MAX_REJECTION: usize = 1024;
 
 /// A container that is being created.
@@ -18,18 +17,18 @@ pub(super) struct Creation<'a> {
     pub(super) pod: &'a Pod,
     pub(super) container: &'a Container,
     pub(super) snapshotter: &'a str,
-    /// How strictly it is judged.
+    /// The rules for the verdict.
     pub(super) strictness: Strictness,
     pub(super) started: Instant,
 }
 
 impl Creation<'_> {
-    /// One line and one count.
+    /// Logs a decision and counts the hook's call.
     pub(super) fn say(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
         self.subject().say(verdict, state, did, why);
     }
 
-    /// One line: what is counted comes later.
+    /// Logs a decision: the call is counted later.
     pub(super) fn note(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
         self.subject().note(verdict, state, did, why);
     }
@@ -38,7 +37,7 @@ impl Creation<'_> {
         Subject::creation(self.pod, self.container, self.snapshotter, self.started)
     }
 
-    /// `None` is an unpack that goes on.
+    /// Answers for this outcome of the request; `None` is an unpack that goes on.
     pub(super) fn verdict(&self, outcome: Option<Outcome>, ticket: &Ticket) -> HandlerResult {
         let state = found(ticket, &outcome);
         let doubt = doubt(&outcome, state);
@@ -66,10 +65,10 @@ impl Creation<'_> {
         self.doubted(doubt, state, &why)
     }
 
-    /// Allows or rejects a container that something speaks against.
+    /// Allows or rejects a container with a doubt.
     pub(super) fn doubted(&self, doubt: Doubt, state: Option<State>, why: &str) -> HandlerResult {
         match self.strictness.judge(doubt) {
-            // The container's own image is judged after this.
+            // The verdict on the container's own image follows, and is counted.
             Unready::Allow if doubt == Doubt::Volume => {
                 self.note(Verdict::LetPass, state, NOTHING, why);
                 Ok(())
@@ -91,12 +90,12 @@ impl Creation<'_> {
     }
 }
 
-/// What speaks against a container whose image is not ready, with the state that was found.
+/// Returns the doubt about a container whose image is not ready, with this state.
 fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
     match outcome {
         _ if state == Some(State::Mixed) => Doubt::Broken,
         Some(Err(e)) if e.is_broken() => Doubt::Broken,
-        // The image is not at fault, and the creation will meet the same containerd.
+        // The image is not the cause.
         Some(Err(e)) if e.unreachable().is_some() => Doubt::Unseen,
         Some(Err(e)) => match &**e {
             Error::Stopped(_) => Doubt::Unseen,
@@ -112,8 +111,8 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
     }
 }
 
-/// What the kubelet shows of a rejected container. The reason may be long, and may quote what an image
-/// says: its end is cut off, and it is made printable.
+/// Returns the error of a rejected container, which the kubelet shows. The reason may be long, and may quote
+/// text of an image: it is cut and made printable.
 pub(super) fn rejection(snapshotter: &str, why: &str) -> String {
     let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
     let end = "; the kubelet will try again";

@@ -1,4 +1,4 @@
-//! What a hook decides, as one line and one count: every line has the same keys, whatever came of it.
+//! The decisions of hooks: one log line and one count for each. All lines have the same keys.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,44 +13,44 @@ use crate::unpack::{Action, Done, Outcome, State, Ticket};
 
 use super::image_name;
 
-/// Whose these lines are, whatever this file is called.
+/// The log target of decisions, independent of this file's name.
 const TARGET: &str = "nri_unpack::hooks";
 
-/// A hook that decides.
+/// A hook of NRI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
     RunPodSandbox,
     CreateContainer,
 }
 
-/// What becomes of a creation; of a pod, whose creation nothing stops, of one of its images.
+/// The decision about a creation, a sandbox, or one of a pod's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It was ready.
+    /// The chain was ready.
     Ready,
     MadeReady,
     Moved,
-    /// Of a volume.
+    /// The layers were applied into a volume.
     Filled,
     LeftOut,
     Unseen,
-    /// Let pass, since nobody knows the snapshotter.
+    /// Allowed: the snapshotter is not known.
     Unresolved,
     LetPass,
-    /// Let pass, and the work goes on.
+    /// Allowed, and the work goes on.
     GoesOn,
     Rejected,
 }
 
-/// Most decisions are taken without.
+/// No action: the case for most decisions.
 pub(super) const NOTHING: Did = Did::Chain(Action::None);
 
 /// What was done before the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Did {
-    /// Something about the chain, or nothing.
+    /// An action on the chain, or none.
     Chain(Action),
-    /// The container was moved onto another.
+    /// The container was moved onto another chain.
     Swapped,
     /// Its volume was filled.
     Filled,
@@ -69,11 +69,11 @@ pub(super) struct Subject<'a> {
     pub(super) started: Instant,
 }
 
-/// A pod, as people name it.
+/// A pod's name with its namespace.
 pub(super) struct Name<'a>(pub(super) &'a Pod);
 
 impl Hook {
-    /// As NRI calls it.
+    /// Returns NRI's name of the hook.
     fn word(self) -> &'static str {
         match self {
             Self::RunPodSandbox => "RunPodSandbox",
@@ -88,7 +88,7 @@ impl Hook {
 }
 
 impl Verdict {
-    /// As logs and metrics have it.
+    /// Returns the word in logs and metrics.
     fn word(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -102,8 +102,8 @@ impl Verdict {
         }
     }
 
-    /// How loudly it is said, and in which words. The ready path says nothing above debug.
-    fn said_of(self, hook: Hook) -> (Level, &'static str) {
+    /// Returns the level and the message of the log line. A ready image logs at debug.
+    fn log_line(self, hook: Hook) -> (Level, &'static str) {
         use Hook::{CreateContainer, RunPodSandbox};
         match (self, hook) {
             (Self::Ready, CreateContainer) => (Level::Debug, "image is ready"),
@@ -130,7 +130,7 @@ impl Verdict {
     }
 }
 
-/// What the chain was before anything was done about it.
+/// Returns the state of the chain before the work on it.
 pub(super) fn found(ticket: &Ticket, outcome: &Option<Outcome>) -> Option<State> {
     let failed = || match outcome {
         Some(Err(e)) => e.state(),
@@ -212,7 +212,7 @@ impl<'a> Subject<'a> {
 
     /// Logs a decision: the call is counted later.
     pub(super) fn note(&self, verdict: Verdict, state: Option<State>, did: Did, why: &str) {
-        let (level, message) = verdict.said_of(self.hook);
+        let (level, message) = verdict.log_line(self.hook);
         let state = state.map(|state| state.to_string());
         log::log!(
             target: TARGET,

@@ -1,4 +1,4 @@
-//! The containers that exist when a session begins: what the runtime or CRI says of them, for [`Ahead`] to check.
+//! The containers that exist when a session begins: read from the runtime or from CRI, and checked in the background.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::ahead::Existing;
 use super::{PodSnapshotter, Session, image_name};
 
 impl Session {
-    /// Containers that exist are checked in the background, when the handlers are known.
+    /// Checks the runtime's list of containers, when the handlers are known.
     pub(super) fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
         log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
         for image in containers.iter().filter_map(image_name) {
@@ -40,7 +40,7 @@ impl Session {
         );
         let (node, ahead) = (self.node.clone(), self.ahead.clone());
         self.node.in_session(async move {
-            // CRI answers when containerd has started.
+            // CRI answers only when containerd has started.
             let handlers = node.known_handlers().await;
             let containers = match node.containerd.cri_containers().await {
                 Ok(containers) => containers,

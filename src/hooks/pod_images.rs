@@ -1,4 +1,4 @@
-//! What a new pod may need: its images are made ready before its containers are created.
+//! Makes the images that a new pod may need ready, before its containers are created.
 
 use nri::Pod;
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use super::Session;
 use super::decision::{Did, NOTHING, Name, Subject, Verdict, done_is, found, what};
 
 impl Session {
-    /// Has the pod's images made ready as far as that goes until the deadline.
+    /// Makes the pod's images ready, and waits for them until the deadline.
     pub(super) async fn make_ready(
         &self,
         pod: &Pod,
@@ -23,7 +23,7 @@ impl Session {
             let name = want.name().to_owned();
             (name, self.ensure(want, snapshotter, Urgency::Asked))
         };
-        // All begin before the first is waited for.
+        // All requests are sent before the first is waited for.
         let tickets: Vec<_> = wants.into_iter().map(ask).collect();
         let mut verdict = Verdict::Ready;
         for (image, mut ticket) in tickets {
@@ -43,8 +43,8 @@ impl Session {
         verdict
     }
 
-    /// What a new pod may need: the images that it names, and those that are on their way into its
-    /// snapshotter, the last that came first.
+    /// Returns the images that a new pod may need: those that its annotation names, then the newest of those that are
+    /// being made ready in its snapshotter.
     fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
         let annotation = pod.annotations.get(policy::IMAGES);
         let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
@@ -56,7 +56,7 @@ impl Session {
     }
 }
 
-/// What came of making one of a pod's images ready, by the deadline.
+/// Returns the verdict on one of a pod's images at the deadline.
 fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
     match outcome {
         Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),

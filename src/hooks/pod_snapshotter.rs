@@ -1,4 +1,4 @@
-//! Which snapshotter a pod uses, and whether its images are left to containerd.
+//! The snapshotter of a pod, and whether its images are left to containerd.
 
 use nri::{HandlerError, Pod};
 
@@ -6,10 +6,10 @@ use crate::config::Config;
 use crate::handlers::Handlers;
 use crate::policy;
 
-/// Where a pod's snapshots are.
+/// The snapshotter of a pod.
 pub(super) struct PodSnapshotter {
     pub(super) snapshotter: String,
-    /// Its images are left to containerd: the pod says so, or the snapshotter is not ours to keep.
+    /// Whether its images are left to containerd: the pod is skipped, or the plugin does not manage the snapshotter.
     pub(super) left_alone: bool,
 }
 
@@ -28,7 +28,7 @@ impl PodSnapshotter {
     }
 }
 
-/// Whether the pod says that it is to be left alone.
+/// Whether the pod's annotation says `skip`.
 pub(super) fn is_skipped(pod: &Pod) -> bool {
     let mode = pod.annotations.get(policy::MODE);
     mode.is_some_and(|mode| mode == "skip")

@@ -1,6 +1,5 @@
-//! The verdict on a sandbox: its own snapshot stands on the pause image. It runs already when the hook is
-//! called, so it cannot be moved; where it is broken the pod is rejected, and its next try gets a chain
-//! that was made anew.
+//! The verdict on a sandbox, whose own snapshot is based on the pause image. It runs already when the hook is
+//! called, so it cannot be moved. If it is broken, the pod is rejected, and its next try gets a new chain.
 
 use nri::{HandlerResult, Pod};
 use tokio::time::Instant;
@@ -11,8 +10,8 @@ use super::creation::rejection;
 use super::decision::{NOTHING, Subject, Verdict};
 use super::{PodSnapshotter, Session};
 
-/// What becomes of a sandbox that stands on a host's layers over layers that were left to the guest; `None`
-/// for all others. One round trip where the pause image is known.
+/// Returns the verdict on a sandbox with host-unpacked layers on guest-pulled layers; `None` for all others. Takes
+/// one round trip if the chain of the pause image is known.
 pub(super) async fn judge(
     session: &Session,
     pod: &Pod,
@@ -49,8 +48,8 @@ pub(super) async fn judge(
     if !error.is_broken() {
         return None;
     }
-    // Other sandboxes may keep the chain for as long as they run: then the next try would be rejected as well, and
-    // so it would where the chain is left to containerd.
+    // Other sandboxes may use the chain for as long as they run: then the next try would be rejected as well. The same
+    // holds for a chain that is left to containerd.
     let is_held = engine.is_held(&error, snapshotter);
     engine.replace_if_in_use(&error, snapshotter);
     let is_healed = matches!(*error, Error::InUse { .. }) && !is_held;

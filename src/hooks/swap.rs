@@ -10,8 +10,8 @@ use super::creation::Creation;
 use super::decision::{Did, Verdict};
 
 impl Session {
-    /// A container whose chain cannot be repaired under it is moved onto another, here and now, so
-    /// that its first attempt gets the right one; else rejected, and the next attempt gets it.
+    /// Moves a container whose chain is in use onto another chain, so that its first creation succeeds. If that is
+    /// not possible, the container may be rejected, and the next creation gets the right chain.
     pub(super) async fn moved(
         &self,
         creation: &Creation<'_>,
@@ -20,14 +20,12 @@ impl Session {
         state: Option<State>,
     ) -> HandlerResult {
         let is_mixed = state == Some(State::Mixed);
-        let stood_on = match (is_mixed, is_on_host(&wanted.onto)) {
+        let reason = match (is_mixed, is_on_host(&wanted.onto)) {
             (true, true) => {
-                "layers that the host had unpacked lay on layers that were left to the guest for another \
-                 image; this image is not for the guest: the host has unpacked all of it once more"
+                "its chain had host-unpacked layers on guest-pulled layers of another image; the guest does not \
+                 pull this image: the host has unpacked it again from the lowest layer"
             }
-            (true, false) => {
-                "layers that the host had unpacked lay on layers that were left to the guest"
-            }
+            (true, false) => "its chain had host-unpacked layers on guest-pulled layers",
             _ => "it was unpacked on the host, and is in use",
         };
         let doubt = if is_mixed {
@@ -37,11 +35,11 @@ impl Session {
         };
         match self.node.engine.swap(wanted, until).await {
             SwapOutcome::Done => {
-                creation.say(Verdict::Moved, state, Did::Swapped, stood_on);
+                creation.say(Verdict::Moved, state, Did::Swapped, reason);
                 Ok(())
             }
             SwapOutcome::Untouched(why) => {
-                creation.doubted(doubt, state, &format!("{stood_on}; {why}"))
+                creation.doubted(doubt, state, &format!("{reason}; {why}"))
             }
             SwapOutcome::Lost => {
                 creation.doubted(Doubt::Broken, state, "its snapshot was lost in the swap")

@@ -1,5 +1,5 @@
-//! Images that a container mounts as volumes: where the snapshotter leaves images to the guest, such a volume
-//! is empty on the host, and is filled before the container is created.
+//! Images that a container mounts as volumes. With guest pull such a volume is empty on the host, and is filled before
+//! the container is created.
 
 use nri::HandlerResult;
 use tokio::time::Instant;
@@ -12,8 +12,8 @@ use super::Session;
 use super::creation::Creation;
 use super::decision::{Did, Verdict, found};
 
-/// Has the volumes of a container filled, and rejects it where one lacks layers. Elsewhere their images are
-/// made ready for the next pod, in the background.
+/// Fills the volumes of a container, and may reject it if one lacks layers. On a snapshotter without guest pull, makes
+/// their images ready for later pods, in the background.
 pub(super) async fn judge(
     session: &Session,
     creation: &Creation<'_>,
@@ -28,7 +28,7 @@ pub(super) async fn judge(
         }
         return Ok(());
     }
-    // All begin before the first is waited for.
+    // All requests are sent before the first is waited for.
     let tickets: Vec<_> = volumes
         .map(|volume| {
             let want = Want::Volume {
@@ -65,7 +65,7 @@ fn judge_one(
             creation.note(Verdict::Filled, state, Did::Filled, &why);
             return Ok(());
         }
-        // containerd has unpacked all of it.
+        // containerd has unpacked the whole image.
         Some(Err(e)) if e.is_left_out() => return Ok(()),
         Some(Err(e)) if e.unreachable().is_some() => {
             let why = format!("volume of image {image} could not be looked up: {e}");
