@@ -1,4 +1,4 @@
-//! The plugin's life: connect to the runtime, serve, connect again, until it is told to stop.
+//! The plugin's life: connects to the runtime, serves, and connects again, until it is stopped.
 
 mod watchdog;
 
@@ -28,9 +28,9 @@ const SYNCHRONIZED: Duration = Duration::from_secs(5);
 /// A session that lived as long ended for a reason of its own: the next pause is a short one again.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// How the plugin stands with the runtime.
+/// The state of the connection to the runtime.
 enum Link {
-    /// Nobody there, or the session broke.
+    /// No session: the runtime is not there, or the session ended.
     Disconnected,
     /// Registered and synchronized, since then.
     Serving(Session, Instant),
@@ -48,7 +48,7 @@ pub struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    /// Serves until `stop`; then what is under way is stopped and tidied up.
+    /// Serves until `stop`; then stops the running work and cleans up.
     pub async fn run(self, stop: CancellationToken) {
         notify(&[sd_notify::NotifyState::Ready]);
         let mut link = Link::Disconnected;

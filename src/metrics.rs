@@ -1,5 +1,5 @@
-//! What the plugin counts, in one place, for the whole process: whoever does something counts it here,
-//! and knows nothing of who reads it.
+//! The metrics of the process. The code that does something counts it here, and does not know
+//! how the metrics are read.
 //!
 //! Labels are few and short: a snapshotter's name is the only one that is not a fixed word. No image and
 //! no pod is ever a label.
@@ -150,14 +150,14 @@ impl Metrics {
     }
 }
 
-/// A hook has answered.
+/// Records the answer of a hook.
 pub fn hook(hook: &'static str, verdict: &'static str, took: Duration) {
     let labels = OfHook { hook, verdict };
     let histogram = METRICS.hooks.get_or_create(&labels);
     histogram.observe(took.as_secs_f64());
 }
 
-/// Somebody's `ensure` has ended.
+/// Records the end of a request.
 pub fn ensured(trigger: &'static str, snapshotter: &str, outcome: &'static str) {
     let labels = OfEnsure {
         trigger,
@@ -167,29 +167,28 @@ pub fn ensured(trigger: &'static str, snapshotter: &str, outcome: &'static str) 
     METRICS.ensures.get_or_create(&labels).inc();
 }
 
-/// A chain that was not ready is.
+/// Records that a chain became ready.
 pub fn unpacked(snapshotter: &str, took: Duration) {
     let histogram = METRICS.unpacks.get_or_create(&of(snapshotter));
     histogram.observe(took.as_secs_f64());
 }
 
-/// A layer's blob of this size was applied.
+/// Records that a layer's blob of this size was applied.
 pub fn layer_applied(snapshotter: &str, bytes: u64) {
     METRICS.bytes.get_or_create(&of(snapshotter)).inc_by(bytes);
 }
 
-/// So many events wait.
+/// Records the length of the event queue.
 pub fn queued(length: usize) {
     METRICS.queued.set(length.try_into().unwrap_or(i64::MAX));
 }
 
-/// An event did not fit into the queue.
+/// Records an event that did not fit into the queue.
 pub fn left_out() {
     METRICS.not_queued.inc();
 }
 
-/// All images were looked at; this many of a snapshotter's are in each state. What is not named any more
-/// is no more.
+/// Records a reconcile: the number of images by snapshotter and state. Earlier numbers are removed.
 pub fn reconciled<'a>(images: impl Iterator<Item = (&'a str, &'static str, usize)>) {
     METRICS.images.clear();
     for (snapshotter, state, count) in images {
@@ -205,18 +204,18 @@ pub fn reconciled<'a>(images: impl Iterator<Item = (&'a str, &'static str, usize
     METRICS.last_reconcile.set(now);
 }
 
-/// A session with the runtime has begun.
+/// Records the begin of a session with the runtime.
 pub fn session_began() {
     METRICS.sessions.inc();
     set_registered(true);
 }
 
-/// It has ended.
+/// Records the end of the session.
 pub fn session_ended() {
     set_registered(false);
 }
 
-/// Whether one goes on.
+/// Whether there is a session with the runtime.
 pub fn is_registered() -> bool {
     REGISTERED.load(Ordering::Relaxed)
 }

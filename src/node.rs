@@ -1,7 +1,7 @@
-//! This node: its containerd, the engine on it, and what its runtime handlers use.
+//! This node: its containerd, the engine on it, and its runtime handlers.
 //!
-//! The plugin keeps one for its whole life, a command for the time that it runs. What goes on in
-//! the background is owned here, and waited for by [`Node::close`].
+//! The plugin has one for its whole life, a command for its own. All background work is
+//! owned here, and [`Node::close`] waits for it.
 
 mod handlers;
 
@@ -22,48 +22,48 @@ use crate::unpack::{Engine, Parallel, Role};
 
 use handlers::{Answer, HandlerState};
 
-/// Until the first sweep: a container that is being created may stand on layers that only the lease of a killed
+/// The pause before the first sweep: a container that is being created may stand on layers that only the lease of a killed
 /// process keeps. After this time its creation is over, or the images were looked at and the layers are kept by them.
 const SWEEP_FIRST: Duration = Duration::from_secs(5);
 
-/// Until the second sweep: the last call of a process that was killed may end after the first.
+/// The pause before the second sweep: the last call of a process that was killed may end after the first.
 const SWEEP_SOON: Duration = Duration::from_secs(10);
 
-/// Between sweeps for what could not be taken away before. Such leftovers are rare and harmless.
+/// The pause between later sweeps, for what could not be removed before. Such leftovers are rare and harmless.
 const SWEEP_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// The node that this program runs on.
 pub struct Node {
     config: Live,
-    /// The one connection.
+    /// The only connection to containerd.
     pub containerd: Arc<dyn Containerd>,
-    /// All work on it.
+    /// Does all work on containerd.
     pub engine: Arc<Engine>,
-    /// For work that nobody has asked for.
+    /// The check of free space for work ahead.
     pub(crate) room: Room,
     handlers: watch::Sender<HandlerState>,
-    /// Another configuration is in force, and the handlers are known as it has them.
+    /// Notified when another configuration is in force and its handlers are known.
     reloaded: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Ends what goes on for an earlier session.
+    /// Cancels the work of the current session.
     session: Mutex<CancellationToken>,
 }
 
 impl Node {
-    /// Connects when first used. Has to be called within a tokio runtime.
+    /// Opens the node. The connection is made at first use. Has to be called within a tokio runtime.
     pub fn open(config: Config, role: Role) -> Result<Arc<Self>, SetupError> {
         let socket = config.containerd.socket.as_ref();
         let grpc = Grpc::new(socket, config.containerd.namespace.as_str())?;
         Ok(Self::with(config, role, Arc::new(grpc)))
     }
 
-    /// On this containerd, whatever stands behind it.
+    /// Makes a node on this containerd, which may be a fake.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
         Self::seeing(config, role, containerd, free_space::free_percent)
     }
 
-    /// The same, where somebody else says how much room is free.
+    /// Makes a node with another source of free space.
     pub(crate) fn seeing(
         config: Config,
         role: Role,
@@ -98,13 +98,13 @@ impl Node {
         })
     }
 
-    /// The configuration as it is now.
+    /// Returns the current configuration.
     pub fn config(&self) -> Arc<Config> {
         self.config.now()
     }
 
-    /// Puts another configuration in force, as far as that is possible while the program runs: answers
-    /// the keys that take effect at a restart. In the background the handlers are resolved anew.
+    /// Puts another configuration in force, as far as that is possible while the program runs. Returns
+    /// the keys that take effect only at a restart. The handlers are resolved again in the background.
     pub fn reload(self: &Arc<Self>, config: Config) -> Vec<&'static str> {
         let in_vain = self.config.adopt(config);
         let node = self.clone();
@@ -118,14 +118,14 @@ impl Node {
         in_vain
     }
 
-    /// Until another configuration is in force.
+    /// Waits until another configuration is in force.
     pub async fn reloaded(&self) {
         self.reloaded.notified().await;
     }
 
-    /// A new session begins, and what went on for the one before ends. In the background the handlers
-    /// are resolved anew, again and again until containerd answers, and what a crash has left is
-    /// taken away, then and now and then.
+    /// Begins a new session, and cancels the work of the one before. In the background the handlers
+    /// are resolved again, with retries until containerd answers, and what a crash has left is
+    /// removed, then and at intervals.
     pub fn refresh(self: &Arc<Self>) {
         self.handlers
             .send_modify(|known| known.answer = Answer::Awaited);
@@ -158,7 +158,7 @@ impl Node {
         std::mem::replace(&mut *session, token).cancel();
     }
 
-    /// In the background, until the next session begins.
+    /// Runs work in the background, until the next session begins.
     pub fn in_session(&self, work: impl Future<Output = ()> + Send + 'static) {
         let session = self.session.lock();
         let token = session.clone();
@@ -167,7 +167,7 @@ impl Node {
         });
     }
 
-    /// In the background, for as long as the node lives.
+    /// Runs work in the background, until the node is closed.
     pub fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -175,7 +175,7 @@ impl Node {
         });
     }
 
-    /// Takes each lock that all work takes, and lets it go: where one is held for good, this does not
+    /// Takes and releases each lock that all work takes: if one is held for good, this does not
     /// return.
     pub fn probe_locks(&self) {
         drop(self.session.lock());
@@ -183,7 +183,7 @@ impl Node {
         self.engine.probe_locks();
     }
 
-    /// Stops all work, and waits until it has tidied up after itself.
+    /// Stops all work, and waits until it has cleaned up.
     pub async fn close(&self) {
         self.stop.cancel();
         self.tasks.close();

@@ -1,5 +1,5 @@
-//! What is wanted where: which pods are ours, which labels an image gets in a snapshotter, and what
-//! becomes of a container whose image is not ready. Pure: policy does no I/O.
+//! The policy: which snapshotters are managed, which labels an image gets in a snapshotter, and whether
+//! a container whose image is not ready is allowed. Does no I/O.
 
 use crate::config::{
     self, AbsolutePath, Config, ExtraLabels, Live, MissingContent, OnUnready, Unlabelled,
@@ -9,40 +9,39 @@ use crate::unpack::{
     ContentFallback, FallbackSource, LabelPolicy, Labelling, Profile, Registries, Repair,
 };
 
-/// A pod with this annotation, a comma-separated list of image names, has them ready before its
+/// The annotation of a pod with a comma-separated list of image names, which are made ready before its
 /// first container.
 pub const IMAGES: &str = "nri-unpack/images";
 
-/// A pod with this annotation and the value `skip` is left alone.
+/// The annotation with which a pod is skipped: its value is `skip`.
 pub const MODE: &str = "nri-unpack/mode";
 
-/// Images that one annotation may name. A pod has a handful of containers; a longer list is an
+/// The limit of images in one annotation. A pod has a handful of containers; a longer list is an
 /// attempt to keep the node busy.
 const MAX_IMAGES: usize = 64;
 
-/// Bytes of one name in there. A registry's host (253), a repository (255), a tag (128) and a digest
+/// The limit of one of its names, in bytes. A registry's host (253), a repository (255), a tag (128) and a digest
 /// (135 with sha512) fit.
 const MAX_NAME: usize = 1024;
 
-/// What becomes of a container whose image is not ready when the hook has to answer.
+/// The verdict on a container whose image is not ready when the hook has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unready {
-    /// It is created all the same.
+    /// It is created.
     Allow,
     /// Its creation fails, and the kubelet tries again.
     Reject,
 }
 
-/// Whether the images in this snapshotter are ours to keep. The default snapshotter's are not:
-/// containerd pulls for it, and what it does not label there needs no labels. A table of its own in
-/// the configuration has a table for it. Where the default snapshotter is not known, any may be it:
-/// then only those with a table are ours.
+/// Whether the plugin manages this snapshotter. It does not manage the default snapshotter, for which containerd
+/// pulls and labels itself, unless the configuration has a table for it. If the default snapshotter is not known, the
+/// plugin manages only snapshotters with a table, since each may be the default one.
 pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: Option<&str>) -> bool {
     let has_table = || config.snapshotters.named().any(|name| name == snapshotter);
     default_snapshotter.is_some_and(|default| snapshotter != default) || has_table()
 }
 
-/// The configuration, as the engine asks it.
+/// The configuration, as the engine's label policy.
 pub struct Labels(pub Live);
 
 impl LabelPolicy for Labels {
@@ -80,7 +79,7 @@ impl LabelPolicy for Labels {
     }
 }
 
-/// What is done about a layer that has to be unpacked and whose blob is gone.
+/// Returns the configured fallback for a layer that has to be unpacked and whose blob is gone.
 pub fn missing(config: &Config) -> ContentFallback {
     let means = config.unpack.missing_content.iter();
     let means = means.map(|means| match means {
@@ -95,17 +94,16 @@ pub fn missing(config: &Config) -> ContentFallback {
     ContentFallback::new(means.collect(), registries)
 }
 
-/// What speaks against a container when the hook has to answer.
+/// A reason not to allow a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// It would start from something else than its image: a host's layers over layers that were left to
-    /// the guest, or no snapshot.
+    /// It would start from something else than its image: host-unpacked layers on guest-pulled layers, or no snapshot.
     Broken,
     /// It mounts an image as a volume that lacks layers.
     Volume,
-    /// Its image is not ready, or containerd did not say in time what it stands on.
+    /// Its image is not ready, or containerd did not answer in time.
     Unready,
-    /// It stands on a copy for a user namespace, whose image cannot be told.
+    /// It is based on a copy for a user namespace, whose image cannot be found out.
     Copy,
     /// Its image is there for another platform than the node's alone.
     Platform,
@@ -114,19 +112,19 @@ pub enum Doubt {
     Unseen,
 }
 
-/// How strictly the containers of a pod are judged.
+/// The rules for the verdicts on the containers of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strictness {
     /// `hooks.on_unready`.
     pub on_unready: OnUnready,
-    /// What the profile of the pod's snapshotter says.
+    /// Whether the profile of the pod's snapshotter rejects containers whose image is not ready.
     pub fails_closed: bool,
     /// The pod is left to containerd.
     pub left_alone: bool,
 }
 
 impl Strictness {
-    /// The one place where a creation is allowed or rejected. The table in `docs/how-it-works.md` is this
+    /// Decides whether a creation is allowed or rejected, for all callers. The table in `docs/how-it-works.md` is this
     /// function.
     pub fn judge(self, doubt: Doubt) -> Unready {
         let rejects = match (doubt, self.on_unready) {
@@ -137,7 +135,7 @@ impl Strictness {
             (_, OnUnready::Allow) => false,
             (_, OnUnready::Reject) => true,
             (Doubt::Unready | Doubt::Volume, OnUnready::Profile) => self.fails_closed,
-            // A lost containerd is no reason to stop the pods of a node, unless that is asked for.
+            // By default an unreachable containerd does not stop the pods of a node.
             (Doubt::Unseen, OnUnready::Profile) => false,
         };
         if rejects {
@@ -148,7 +146,7 @@ impl Strictness {
     }
 }
 
-/// The images that a pod's annotation names, and how many of its names are left out: those that are no
+/// Returns the images that a pod's annotation names, and the number of ignored names: those that are no
 /// reference, and those after the first [`MAX_IMAGES`].
 pub fn annotated_images(annotation: &str) -> (Vec<&str>, usize) {
     let names = annotation.split(',').map(str::trim);

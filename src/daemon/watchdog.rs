@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lives_proves_it_in_time() {
+    fn a_running_program_gives_proofs_in_time() {
         let proofs = proofs(|| {});
         let times: Vec<_> = (0..6)
             .map(|_| proofs.recv_timeout(QUIET).unwrap())
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_lock_does_not() {
+    fn a_held_lock_stops_the_proofs() {
         let lock = Arc::new(Mutex::new(()));
         let theirs = lock.clone();
         let proofs = proofs(move || drop(theirs.lock()));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_workers_are_blocked_does_not() {
+    fn blocked_workers_stop_the_proofs() {
         let (block, blocked) = mpsc::channel::<()>();
         let blocked = Arc::new(Mutex::new(blocked));
         let first = Arc::new(Mutex::new(true));

@@ -1,5 +1,5 @@
-//! A small HTTP server: `/metrics`, `/readyz`, `/livez`. It harms nobody: connections are few, each ends
-//! after a while, and where the address is taken it is tried again.
+//! A small HTTP server: `/metrics`, `/readyz`, `/livez`. Connections are few and limited in
+//! time; if the address is in use, it is tried again.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,16 +24,16 @@ use crate::retry;
 
 use super::text::Format;
 
-/// More than those who scrape a node.
+/// The limit of connections: more than a node has scrapers.
 const MAX_CONNECTIONS: usize = 16;
 
-/// A connection lasts no longer, whatever comes on it.
+/// The limit of the duration of a connection.
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Whether the plugin does its work, for `/readyz`.
 #[async_trait]
 pub trait Readiness: Send + Sync {
-    /// Why it does not.
+    /// Returns the reason if it does not.
     async fn check(&self) -> Result<(), String>;
 }
 
@@ -54,7 +54,7 @@ pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
 }
 
 /// # Errors
-/// If nobody can listen there, or nobody can any more.
+/// If the address cannot be listened on, or no longer.
 async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // They end with the server.
@@ -80,7 +80,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
     }
 }
 
-/// Takes a socket away on which nobody listens any more; nothing else that has its name.
+/// Removes a socket without a listener, but no other file of that name.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt as _;
     match std::fs::symlink_metadata(path) {
@@ -111,7 +111,7 @@ fn converse<S>(
         let service = service_fn(|request| answer(request, readiness.clone()));
         let connection = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service);
-        // How it ends is the client's to know.
+        // An error of the connection is the client's.
         let _ = tokio::time::timeout(LONGEST, connection).await;
         drop(place);
     });

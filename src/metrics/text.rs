@@ -12,7 +12,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// What a client's `Accept` asks for; whoever does not know OpenMetrics gets the older one.
+    /// Returns the format for a client's `Accept` header: the older one unless it has OpenMetrics.
     pub(super) fn accepted(accept: &str) -> Self {
         match accept.contains("application/openmetrics-text") {
             true => Self::OpenMetrics,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_ask_gets_the_older_format() {
+    fn the_older_format_is_the_default() {
         for (accept, format) in [
             ("", Format::Prometheus),
             ("*/*", Format::Prometheus),

@@ -16,7 +16,7 @@ use super::Node;
 /// What is known of the runtime handlers.
 #[derive(Clone, Debug)]
 pub(super) struct HandlerState {
-    /// As containerd answered last.
+    /// The last answer of containerd.
     pub(super) handlers: Option<Arc<Handlers>>,
     pub(super) answer: Answer,
 }
@@ -24,11 +24,11 @@ pub(super) struct HandlerState {
 /// Whether containerd has answered in this session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It is being asked.
+    /// Not yet.
     Awaited,
-    /// It did not answer; it is asked again.
+    /// It did not answer; the request is repeated.
     None,
-    /// The handlers are as they are now.
+    /// The handlers are current.
     Here,
 }
 
@@ -40,8 +40,8 @@ impl HandlerState {
 }
 
 impl Node {
-    /// Finds out which handler uses which snapshotter. A CRI that shows no configuration, or is not
-    /// there, leaves our own and containerd's files.
+    /// Finds out which handler uses which snapshotter. If CRI shows no configuration, or is not
+    /// there, the plugin's own configuration and containerd's files are used.
     pub async fn resolve(&self) -> Result<Arc<Handlers>, containerd::Error> {
         self.resolve_by(&self.config()).await
     }
@@ -66,7 +66,7 @@ impl Node {
         Ok(Arc::new(Handlers::resolve(config, running, Some(file))))
     }
 
-    /// What is wrong with the handlers, their sources, or the snapshotters that they name.
+    /// Returns the problems of the handlers, their sources, and the snapshotters that they name.
     pub async fn problems(&self, handlers: &Handlers) -> Result<Vec<String>, containerd::Error> {
         let listed = self.containerd.snapshotters().await?;
         let up = listed
@@ -93,7 +93,7 @@ impl Node {
                     say(&handlers, &problems);
                     return say_unread(&handlers, socket.as_ref()).await;
                 }
-                // By a configuration that is not in force any more.
+                // The configuration has changed in between.
                 Ok(_) => continue,
                 Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
                 Err(e) => {
@@ -101,7 +101,7 @@ impl Node {
                 }
             }
             said = true;
-            // What is known of this session stays so: only its configuration is read again.
+            // Handlers that are known in this session stay known after a reload.
             self.handlers.send_modify(|known| {
                 if known.answer == Answer::Awaited {
                     known.answer = Answer::None;
@@ -111,7 +111,7 @@ impl Node {
         }
     }
 
-    /// Keeps the handlers where they are those of the configuration in force; answers whether they are.
+    /// Stores the handlers if they were resolved with the configuration in force. Returns whether they were.
     fn know(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
         self.handlers.send_if_modified(|known| {
             let is_in_force = Arc::ptr_eq(config, &self.config());
@@ -125,7 +125,7 @@ impl Node {
         })
     }
 
-    /// What kind each handler's snapshotter is, before the first hook has to know.
+    /// Finds out the profile of each handler's snapshotter, before the first hook needs it.
     pub(super) async fn find_out(&self) {
         if let Some(handlers) = self.handlers_now() {
             let snapshotters = handlers.snapshotters().into_iter();
@@ -133,18 +133,17 @@ impl Node {
         }
     }
 
-    /// The handlers, waited for until `deadline` while containerd is being asked for the first time in
-    /// this session; where it does not answer, nobody waits. Without an answer they are taken to be
-    /// what they were in the session before.
+    /// Returns the handlers. Waits until `deadline` for containerd's first answer in this session, but not after
+    /// a request that failed. Without an answer, returns the handlers of the session before.
     pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
         let mut known = self.handlers.subscribe();
         let asked = known.wait_for(|known| known.answer != Answer::Awaited);
-        // In time or not: what is known now is all there is.
+        // The result does not matter: the last known handlers are returned in any case.
         let _ = tokio::time::timeout_at(deadline, asked).await;
         self.handlers.borrow().handlers.clone()
     }
 
-    /// The handlers, as soon as they are known.
+    /// Waits until the handlers are known, and returns them.
     pub async fn known_handlers(&self) -> Arc<Handlers> {
         let mut known = self.handlers.subscribe();
         loop {
@@ -158,13 +157,13 @@ impl Node {
         }
     }
 
-    /// The handlers, if they are known.
+    /// Returns the handlers, if they are known.
     pub fn handlers_now(&self) -> Option<Arc<Handlers>> {
         self.handlers.borrow().now().cloned()
     }
 }
 
-/// What CRI says of itself; `None` where it is there and does not say it: then containerd's files do.
+/// Returns CRI's answer; `None` if CRI can be reached and does not have it: then containerd's files are read.
 fn or_files(
     said: Result<Option<String>, containerd::Error>,
     what: &str,
