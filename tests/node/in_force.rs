@@ -127,7 +127,7 @@ async fn what_is_imported_and_not_seen_is_said(version: Version) -> Result<()> {
         // The plugin has registered, so the line would be there.
         plugin
             .log()
-            .wait_for("looked at all images", PATIENCE)
+            .wait_for("reconcile finished", PATIENCE)
             .await?;
         let said = !plugin.log().lines_with(FOLDER).is_empty();
         ensure!(said != is_seen, "{program}: {}", plugin.log().text());
