@@ -113,7 +113,6 @@ impl Node {
             node.engine.forget();
             node.reloaded.notify_one();
             node.find_out().await;
-            tokio::time::sleep(SWEEP_FIRST).await;
         });
         in_vain
     }
@@ -135,6 +134,7 @@ impl Node {
             node.resolve_until_known().await;
             node.engine.forget();
             node.find_out().await;
+            tokio::time::sleep(SWEEP_FIRST).await;
             for pause in std::iter::once(SWEEP_SOON).chain(std::iter::repeat(SWEEP_EVERY)) {
                 node.sweep().await;
                 tokio::time::sleep(pause).await;

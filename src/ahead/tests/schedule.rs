@@ -133,3 +133,21 @@ async fn what_a_dead_process_leaves_late_is_taken_away() {
     settle().await;
     assert_eq!(bench.fake.lease_ids(), [""; 0]);
 }
+
+/// A container that is being created may stand on layers that only the lease of a killed process keeps.
+#[tokio::test(start_paused = true)]
+async fn leftovers_are_removed_some_seconds_after_the_start() {
+    let fake = Fake::default();
+    fake.create_lease("nri-unpack-1-2-3", Labels::new())
+        .await
+        .unwrap();
+    let bench = Bench::begun(fake, "", |_| Ok(100));
+    let is_left = || async {
+        let leases = bench.fake.leases().await.unwrap();
+        leases.iter().any(|lease| lease.id == "nri-unpack-1-2-3")
+    };
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(is_left().await);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!is_left().await);
+}
