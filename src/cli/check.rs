@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use crate::ahead::MAX_SNAPSHOTS;
 use crate::config::Config;
-use crate::daemon;
 use crate::node::Node;
 use crate::printable::printable;
 use crate::unpack::{Error, ImageStatus, Listing, Role, State};
@@ -20,12 +16,6 @@ use super::scope::{self, Asked, Meant, Where};
 use super::style::{self, Style};
 use super::table::Layout;
 use super::{Exit, Failure, short};
-
-/// Between two looks of `--watch`.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
-
-/// Clears a terminal and goes to its upper left corner.
-const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -40,9 +30,6 @@ pub(super) struct Arguments {
     /// Show names and reasons whole
     #[arg(long)]
     no_trunc: bool,
-    /// Show it again every 2 seconds, until Ctrl-C
-    #[arg(long)]
-    watch: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -92,40 +79,14 @@ struct Row {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    if !arguments.watch {
-        return once(&node, &arguments, "").await;
-    }
-    let watch = |stop: CancellationToken| async move {
-        let before = match std::io::stdout().is_terminal() {
-            true => CLEAR,
-            false => "\n",
-        };
-        let mut seen = Ok(Exit::Ready);
-        while !stop.is_cancelled() {
-            seen = once(&node, &arguments, before).await;
-            if let Err(failure) = &seen {
-                // It may come back.
-                super::complain(failure);
-            }
-            let pause = tokio::time::sleep(WATCH_EVERY);
-            stop.run_until_cancelled(pause).await;
-        }
-        seen
-    };
-    let watched = daemon::until_signal(watch, || ControlFlow::Break(())).await;
-    watched.map_err(anyhow::Error::from)?
-}
-
-/// One look, printed after `before`.
-async fn once(node: &Node, arguments: &Arguments, before: &str) -> Result<Exit, Failure> {
-    let Meant { usable, unusable } = arguments.place.snapshotters(node).await?;
-    let asked = scope::images(node, &arguments.images).await?;
+    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
+    let asked = scope::images(&node, &arguments.images).await?;
     let nothing_meant = usable.is_empty() && unusable.is_empty();
-    let (listings, silent) = listings(node, &usable).await?;
+    let (listings, silent) = listings(&node, &usable).await?;
     let mut images = Vec::new();
     for asked in &asked {
         for (snapshotter, listing) in &listings {
-            images.extend(row(node, asked, snapshotter, listing).await?);
+            images.extend(row(&node, asked, snapshotter, listing).await?);
         }
     }
     let all_seen = unusable.is_empty() && silent.is_empty();
@@ -138,17 +99,16 @@ async fn once(node: &Node, arguments: &Arguments, before: &str) -> Result<Exit, 
         Format::Table | Format::Wide if nothing_meant => {
             let say =
                 "no runtime handler uses a snapshotter of its own; name one with --snapshotter";
-            super::print(&format!("{before}{say}"))?;
+            super::print(say)?;
         }
         Format::Table => {
             // What reads a pipe looks for whole names.
             let whole = arguments.no_trunc || !std::io::stdout().is_terminal();
             let table = report.table(whole);
-            super::print(&format!("{before}{table}{summary}"))?;
+            super::print(&format!("{table}{summary}"))?;
         }
-        Format::Wide => super::print(&format!("{before}{}{summary}", report.wide()))?,
+        Format::Wide => super::print(&format!("{}{summary}", report.wide()))?,
     }
-    // After the table, which may have cleared the screen.
     unusable.iter().for_each(super::complain);
     silent.iter().for_each(super::complain);
     let full = listings.iter();
