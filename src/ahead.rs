@@ -41,6 +41,7 @@ use crate::unpack::{Error, Outcome, Request, Urgency, Want};
 pub use choice::MAX_SNAPSHOTS;
 use demand::Demand;
 use eager::ManagedSnapshotter;
+pub(crate) use eager::is_pinned;
 pub use existing::Existing;
 use pulls::Pulls;
 use queue::{Arrival, Queue};

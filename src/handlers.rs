@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::Config;
 use crate::containerd::Snapshotter;
 pub use files::{FileConfig, Unseen};
+pub(crate) use migration::{CRI, IMAGES, RUNTIME};
 pub use origin::{Found, Origin};
 pub use problem::Problem;
 pub use settings::{NRI_TABLE, Settings};

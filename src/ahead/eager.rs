@@ -94,7 +94,7 @@ fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<StoreImage> {
 }
 
 /// Whether the image is pinned: the kubelet never removes it.
-pub(super) fn is_pinned(image: &Image) -> bool {
+pub(crate) fn is_pinned(image: &Image) -> bool {
     image
         .labels
         .get(PINNED.0)

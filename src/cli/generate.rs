@@ -10,9 +10,6 @@ use clap_mangen::Man;
 
 use super::{Exit, Failure};
 
-/// The program, and so the command that is completed.
-const NAME: &str = "nri-unpack";
-
 #[derive(Debug, Args)]
 pub(super) struct Completions {
     /// Of which shell
@@ -29,7 +26,8 @@ pub(super) struct ManPages {
 /// Prints them.
 pub(super) fn completions(arguments: &Completions, mut command: Command) -> Result<Exit, Failure> {
     let mut text = Vec::new();
-    generate(arguments.shell, &mut command, NAME, &mut text);
+    let name = command.get_name().to_owned();
+    generate(arguments.shell, &mut command, name, &mut text);
     super::print(&String::from_utf8_lossy(&text))?;
     Ok(Exit::Ready)
 }
@@ -37,10 +35,11 @@ pub(super) fn completions(arguments: &Completions, mut command: Command) -> Resu
 /// Writes one page for the program and one for each of its commands.
 pub(super) fn man_pages(arguments: &ManPages, mut command: Command) -> Result<Exit, Failure> {
     command.build();
-    page(&arguments.directory, NAME.to_owned(), command.clone())?;
+    let program = command.get_name().to_owned();
+    page(&arguments.directory, program.clone(), command.clone())?;
     let commands = command.get_subcommands();
     for command in commands.filter(|it| it.get_name() != "help" && !it.is_hide_set()) {
-        let name = format!("{NAME}-{}", command.get_name());
+        let name = format!("{program}-{}", command.get_name());
         page(&arguments.directory, name, command.clone())?;
     }
     Ok(Exit::Ready)

@@ -55,10 +55,15 @@ pub struct Nri {
     pub index: PluginIndex,
 }
 
+impl Nri {
+    /// The socket that NRI listens on unless containerd's configuration names another.
+    pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";
+}
+
 impl Default for Nri {
     fn default() -> Self {
         Self {
-            socket: built_in("/var/run/nri/nri.sock".to_owned()),
+            socket: built_in(Self::DEFAULT_SOCKET.to_owned()),
             name: "nri-unpack".parse().expect("built-in defaults are valid"),
             index: "10".parse().expect("built-in defaults are valid"),
         }
@@ -78,12 +83,17 @@ pub struct Containerd {
     pub config: AbsolutePath,
 }
 
+impl Containerd {
+    /// The file that containerd reads unless it is started with another.
+    pub const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
+}
+
 impl Default for Containerd {
     fn default() -> Self {
         Self {
             socket: built_in("/run/containerd/containerd.sock".to_owned()),
             namespace: built_in("k8s.io".to_owned()),
-            config: built_in("/etc/containerd/config.toml".to_owned()),
+            config: built_in(Self::DEFAULT_CONFIG.to_owned()),
         }
     }
 }

@@ -2,19 +2,13 @@
 //! CRI has no answer: that is the finding then, and not what follows from it.
 
 use crate::containerd::ListedPlugin;
+use crate::handlers::{CRI, IMAGES, RUNTIME};
 
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
 
-/// What serves CRI, in all versions.
-const CRI: &str = "io.containerd.grpc.v1.cri";
-
 /// What serves it in containerd 2, the cause before what depends on it.
-const PARTS: [&str; 3] = [
-    "io.containerd.cri.v1.images",
-    "io.containerd.cri.v1.runtime",
-    CRI,
-];
+const PARTS: [&str; 3] = [IMAGES, RUNTIME, CRI];
 
 /// What CRI needs of others: where one of these failed, that is the cause. A differ or a snapshotter that
 /// cannot work on this node only says so.
@@ -39,7 +33,7 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
             "the kubelet cannot use this containerd, and NRI does not listen",
         )
         .advise(format!(
-            "take io.containerd.grpc.v1.cri (or cri) out of disabled_plugins in {} or a file that it imports, and \
+            "take {CRI} (or cri) out of disabled_plugins in {} or a file that it imports, and \
              restart containerd",
             file.display()
         )),

@@ -4,20 +4,17 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use crate::ahead::is_pinned;
 use crate::config::MissingContent;
 use crate::containerd::ErrorKind;
 use crate::ctr::Ctr;
 use crate::image::{self, Distinct};
-use crate::unpack::{Error, ImageStatus, Listing, State};
+use crate::unpack::{Error, ImageStatus, Listing, REBUILT_FROM, State};
 
 use super::finding::{Cure, Finding, Severity, word};
 use super::inventory::{Inventory, Seen};
-use super::permissions::{self, SOURCE};
+use super::permissions;
 use super::pulls::PULLS_FROM;
-
-/// CRI's label on images that are never collected: the pause image is one, and tools that bring images
-/// along pin all of theirs.
-const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
 /// What the repository of a pause image is called, where containerd does not say which it is.
 const PAUSE: &str = "pause";
@@ -110,10 +107,12 @@ impl<'a> Shared<'a> {
         let means = &config.unpack.missing_content;
         let source = seen
             .listings
-            .get(SOURCE)
+            .get(REBUILT_FROM)
             .and_then(|listing| listing.as_ref().ok());
         let source = source.filter(|_| {
-            let root = seen.snapshotter(SOURCE).and_then(|s| s.exports.get("root"));
+            let root = seen
+                .snapshotter(REBUILT_FROM)
+                .and_then(|s| s.exports.get("root"));
             let is_readable = |root: &String| permissions::unreadable(Path::new(root)).is_none();
             means.contains(&MissingContent::Rebuild) && root.is_some_and(is_readable)
         });
@@ -158,12 +157,11 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
             names.any(|name| name == pause)
         }
         None => {
-            let label = known.image.labels.get(PINNED.0);
             let is_called_so = |name: String| {
                 let repository = image::repository(&name).unwrap_or_default();
                 repository.rsplit('/').next() == Some(PAUSE)
             };
-            label.map(String::as_str) == Some(PINNED.1) && names.any(is_called_so)
+            is_pinned(&known.image) && names.any(is_called_so)
         }
     }
 }

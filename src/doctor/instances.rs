@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nri::Identity;
 
 use crate::config::Config;
+use crate::handlers::NRI_TABLE;
 use crate::install::{ENABLED, PACKAGED, PLUGINS, UNIT, is_named};
 use crate::peer;
 
@@ -36,7 +37,7 @@ impl Instances {
     pub(super) async fn look(inventory: &Inventory) -> Self {
         let containerd = peer::pid(inventory.config().containerd.socket.as_ref()).await;
         let settings = inventory.files.settings();
-        let plugins = settings.find(&["plugins", "io.containerd.nri.v1.nri", "plugin_path"]);
+        let plugins = settings.find(&["plugins", NRI_TABLE, "plugin_path"]);
         let plugins = plugins.and_then(|(path, _)| path.as_str());
         Self {
             running: running(inventory.config(), containerd),

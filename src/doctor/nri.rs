@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::{Config, Nri};
 use crate::containerd;
 use crate::handlers::{NRI_TABLE as TABLE, Settings};
 use crate::hooks::MARGIN;
@@ -17,9 +18,6 @@ use super::required;
 
 /// What fits into one message of ttrpc.
 const MAX_STATE: usize = 4 << 20;
-
-/// Where NRI listens if nothing else is said.
-const USUAL_SOCKET: &str = "/var/run/nri/nri.sock";
 
 /// What NRI gives a plugin for an answer if nothing else is said.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -204,7 +202,7 @@ fn connections_off(settings: &Settings) -> Option<Finding> {
 
 fn elsewhere(settings: &Settings, ours: &Path) -> Option<Finding> {
     let (said, path) = settings.find(&["plugins", TABLE, "socket_path"])?;
-    let theirs = Path::new(said.as_str().unwrap_or(USUAL_SOCKET));
+    let theirs = Path::new(said.as_str().unwrap_or(Nri::DEFAULT_SOCKET));
     (real(theirs) != real(ours)).then(|| {
         Finding::new(
             "nri-socket-elsewhere",
@@ -219,7 +217,7 @@ fn elsewhere(settings: &Settings, ours: &Path) -> Option<Finding> {
         )
         .advise("say where the socket is, and restart the plugin")
         .lines(
-            Path::new(crate::config::Config::DEFAULT_PATH),
+            Path::new(Config::DEFAULT_PATH),
             &format!("[nri]\nsocket = {:?}", theirs.display().to_string()),
         )
         .run("systemctl restart nri-unpack")

@@ -5,13 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::config::MissingContent;
-use crate::unpack::attributes_are_seen;
+use crate::unpack::{REBUILT_FROM, attributes_are_seen};
 
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
-
-/// What layers are rebuilt from.
-pub(super) const SOURCE: &str = "overlayfs";
 
 pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let root = not_root().into_iter();
@@ -35,7 +32,7 @@ fn not_root() -> Option<Finding> {
 /// A layer is rebuilt from the directories of overlayfs.
 fn rebuild(inventory: &Inventory) -> Option<Finding> {
     let means = &inventory.config().unpack.missing_content;
-    let source = inventory.seen()?.snapshotter(SOURCE)?;
+    let source = inventory.seen()?.snapshotter(REBUILT_FROM)?;
     let root = source.exports.get("root")?;
     let rebuilds = means.contains(&MissingContent::Rebuild) && source.init_error.is_none();
     let why = unreadable(Path::new(root)).filter(|_| rebuilds)?;
@@ -50,7 +47,7 @@ fn rebuild(inventory: &Inventory) -> Option<Finding> {
     )
 }
 
-/// Why layers cannot be read below the root of [`SOURCE`].
+/// Why layers cannot be read below the root of [`REBUILT_FROM`].
 pub(super) fn unreadable(root: &Path) -> Option<String> {
     match fs::read_dir(root) {
         Err(e) => Some(e.to_string()),

@@ -1,6 +1,9 @@
 //! Whether each handler's snapshotter is there and answers, and what is wrong with how handlers are
 //! configured.
 
+use std::path::Path;
+
+use crate::config::Containerd;
 use crate::containerd::Snapshotter;
 use crate::handlers::Problem;
 
@@ -46,7 +49,7 @@ fn rootless(seen: &Seen) -> Option<Finding> {
             "the kubelet finds no file system of images, and its image collection fails",
         )
         .advise("put the directory in which the snapshotter keeps its files in the place of DIRECTORY, and restart containerd")
-        .lines(std::path::Path::new("/etc/containerd/config.toml"), &lines)
+        .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
         .run("systemctl restart containerd"),
     )
 }
@@ -142,7 +145,7 @@ fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {
         "every pod of this handler fails",
     )
     .advise("add it to containerd's configuration, with the address where it listens, or correct the handler's snapshotter; then restart containerd")
-    .lines(std::path::Path::new("/etc/containerd/config.toml"), &lines)
+    .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
     .run("systemctl restart containerd")
 }
 

@@ -11,13 +11,13 @@ use toml::Table;
 use super::tree::Tree;
 
 /// CRI's only table up to version 2.
-pub(super) const CRI: &str = "io.containerd.grpc.v1.cri";
+pub(crate) const CRI: &str = "io.containerd.grpc.v1.cri";
 
 /// What version 3 made of it: images…
-pub(super) const IMAGES: &str = "io.containerd.cri.v1.images";
+pub(crate) const IMAGES: &str = "io.containerd.cri.v1.images";
 
 /// …and runtimes.
-pub(super) const RUNTIME: &str = "io.containerd.cri.v1.runtime";
+pub(crate) const RUNTIME: &str = "io.containerd.cri.v1.runtime";
 
 /// What version 1 calls CRI's table.
 const CRI_OF_VERSION_1: &str = "cri";

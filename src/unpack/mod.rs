@@ -29,7 +29,7 @@ pub use engine::Engine;
 pub use inspect::ImageStatus;
 pub use layer::fallback::{ContentFallback, FallbackSource};
 pub use layer::pull::Registries;
-pub(crate) use layer::rebuild::attributes_are_seen;
+pub(crate) use layer::rebuild::{SOURCE as REBUILT_FROM, attributes_are_seen};
 pub use ready_cache::{ParentChain, SANDBOX};
 pub use repair::swap::{LEAST_WAIT, SwapDeadlines, SwapOutcome};
 pub use schedule::permits::Parallel;
