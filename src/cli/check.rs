@@ -1,21 +1,20 @@
 //! `check`: how images stand in the snapshotters. Changes nothing.
 
-use std::collections::BTreeMap;
+mod report;
+
 use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use crate::ahead::MAX_SNAPSHOTS;
 use crate::config::Config;
 use crate::node::Node;
 use crate::printable::printable;
-use crate::unpack::{Error, ImageStatus, Listing, Role, State};
+use crate::unpack::{Error, Listing, Role, State};
 
 use super::scope::{self, Asked, Meant, Where};
-use super::style::{self, Style};
-use super::table::Layout;
-use super::{Exit, Failure, short};
+use super::{Exit, Failure};
+use report::{Report, Row, reason};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -56,25 +55,6 @@ fn state(word: &str) -> Result<State, String> {
         let words: Vec<_> = all.iter().map(ToString::to_string).collect();
         format!("not a state: write one of {}", words.join(", "))
     })
-}
-
-/// What scripts read: one row for each image and snapshotter.
-#[derive(Debug, Serialize)]
-struct Report {
-    images: Vec<Row>,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    /// `None` where the image cannot be read.
-    manifest: Option<String>,
-    snapshotter: String,
-    state: State,
-    layers: usize,
-    ready_layers: usize,
-    /// Why it is not ready; empty when it is.
-    reason: String,
 }
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
@@ -191,197 +171,9 @@ async fn row(
     }
 }
 
-fn reason(look: &ImageStatus) -> String {
-    let ImageStatus {
-        layers,
-        committed,
-        ready_layers,
-        ..
-    } = look;
-    match look.state {
-        State::Ready => String::new(),
-        _ if look.left_out => "left to containerd by the configuration".to_owned(),
-        State::Missing => "not unpacked here".to_owned(),
-        State::Partial => format!("{committed} of {layers} layers unpacked"),
-        State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),
-        State::Mixed => "a host's unpack lies over layers left to the guest".to_owned(),
-        State::Foreign => "the top layer's labels name an image that goes on above it".to_owned(),
-        State::Unanchored => "nothing keeps it from garbage collection".to_owned(),
-        State::Unavailable => "the blob of a layer that has to be unpacked is gone".to_owned(),
-    }
-}
-
-impl Report {
-    fn of_states(mut self, states: &[State]) -> Self {
-        if !states.is_empty() {
-            self.images.retain(|row| states.contains(&row.state));
-        }
-        self
-    }
-
-    /// Short names, and lines that fit on the terminal.
-    fn table(&self, whole: bool) -> String {
-        let headings = ["IMAGE", "SNAPSHOTTER", "STATE", "LAYERS", "REASON"];
-        let cells = |row: &Row| {
-            let name = match whole {
-                true => row.name.clone(),
-                false => short::name(&row.name),
-            };
-            let Row {
-                snapshotter,
-                state,
-                reason,
-                ..
-            } = row;
-            [
-                name,
-                snapshotter.clone(),
-                state.to_string(),
-                row.count(),
-                reason.clone(),
-            ]
-        };
-        let width = match whole {
-            true => None,
-            false => style::width(),
-        };
-        self.lay_out(&headings, width, cells)
-    }
-
-    /// Everything.
-    fn wide(&self) -> String {
-        let headings = [
-            "IMAGE",
-            "SNAPSHOTTER",
-            "STATE",
-            "LAYERS",
-            "MANIFEST",
-            "REASON",
-        ];
-        let cells = |row: &Row| {
-            let Row {
-                name,
-                snapshotter,
-                state,
-                manifest,
-                reason,
-                ..
-            } = row;
-            let manifest = manifest.clone().unwrap_or_else(|| "-".to_owned());
-            [
-                name.clone(),
-                snapshotter.clone(),
-                state.to_string(),
-                row.count(),
-                manifest,
-                reason.clone(),
-            ]
-        };
-        self.lay_out(&headings, None, cells)
-    }
-
-    fn lay_out<const N: usize>(
-        &self,
-        headings: &[&str; N],
-        width: Option<usize>,
-        cells: impl Fn(&Row) -> [String; N],
-    ) -> String {
-        if self.images.is_empty() {
-            return String::new();
-        }
-        /// The column of the state.
-        const STATE: usize = 2;
-        let paint = |column: usize, cell: &str| {
-            let state = state(cell).ok().filter(|_| column == STATE)?;
-            Some(style::painted(colour(state), cell))
-        };
-        let layout = Layout {
-            width,
-            paint: &paint,
-        };
-        let headings = headings.map(str::to_owned);
-        let rows: Vec<_> = self.images.iter().map(|row| cells(row).to_vec()).collect();
-        format!("{}\n", layout.table(&headings, &rows))
-    }
-
-    /// A line for each snapshotter: «12 images, 3 not ready in nydus: 2 unlabelled, 1 missing».
-    fn summary(&self) -> String {
-        let mut by_place: BTreeMap<&str, (usize, BTreeMap<State, usize>)> = BTreeMap::new();
-        for row in &self.images {
-            let (images, unready) = by_place.entry(&row.snapshotter).or_default();
-            *images += 1;
-            if row.state != State::Ready {
-                *unready.entry(row.state).or_default() += 1;
-            }
-        }
-        let lines = by_place.iter().map(|(place, (images, unready))| {
-            let all = match images {
-                1 => "1 image".to_owned(),
-                n => format!("{n} images"),
-            };
-            let counts = unready.iter();
-            let counts: Vec<_> = counts
-                .map(|(state, count)| format!("{count} {state}"))
-                .collect();
-            match unready.values().sum() {
-                0 => format!("{all}, all ready in {place}"),
-                n => format!("{all}, {n} not ready in {place}: {}", counts.join(", ")),
-            }
-        });
-        lines.collect::<Vec<_>>().join("\n")
-    }
-}
-
-impl Row {
-    fn count(&self) -> String {
-        format!("{}/{}", self.ready_layers, self.layers)
-    }
-}
-
-fn colour(state: State) -> Style {
-    match state {
-        State::Ready => Style::Good,
-        State::Missing | State::Partial | State::Unanchored => Style::Attention,
-        State::Unlabelled | State::Foreign => Style::Attention,
-        State::Mixed | State::Unavailable => Style::Bad,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(name: &str, snapshotter: &str, state: State) -> Row {
-        Row {
-            name: name.to_owned(),
-            manifest: None,
-            snapshotter: snapshotter.to_owned(),
-            state,
-            layers: 2,
-            ready_layers: 1,
-            reason: String::new(),
-        }
-    }
-
-    #[test]
-    fn a_summary_counts_what_is_not_ready() {
-        let report = Report {
-            images: vec![
-                row("a:1", "nydus", State::Missing),
-                row("b:1", "nydus", State::Unlabelled),
-                row("c:1", "nydus", State::Unlabelled),
-                row("d:1", "nydus", State::Ready),
-                row("d:1", "erofs", State::Ready),
-            ],
-        };
-        assert_eq!(
-            report.summary(),
-            "1 image, all ready in erofs\n\
-             4 images, 3 not ready in nydus: 1 missing, 2 unlabelled"
-        );
-        let shown = report.of_states(&[State::Missing, State::Ready]);
-        assert_eq!(shown.images.len(), 3);
-    }
 
     #[test]
     fn every_state_has_a_word_to_ask_for_it() {
