@@ -1,8 +1,8 @@
 //! The configuration: TOML text in, a checked [`Config`] or one precise error out.
 //!
-//! Every value is checked while it is parsed, so whoever holds a `Config` has nothing left to
-//! check. This module does not know containerd or images, and of NRI only what a plugin's name and
-//! index may be; it reads one file and nothing else.
+//! Every value is checked while it is parsed, so a `Config` is always valid. This module does not
+//! know containerd or images. Of NRI it knows only the rules for a plugin's name and index. It reads
+//! one file and nothing else.
 
 mod error;
 mod labels;
@@ -39,17 +39,17 @@ pub use template::{Template, Variable};
 pub use units::{HookWait, Interval, Percent, Workers};
 
 impl Config {
-    /// Where the configuration is looked for when nobody names a file. It may be missing.
+    /// The configuration file that is read when no file is named. It may be missing.
     pub const DEFAULT_PATH: &str = "/etc/nri-unpack/config.toml";
 
-    /// The commented file that the project ships: every key with its default value.
+    /// Returns the commented file that the project ships: every key with its default value.
     pub fn default_toml() -> &'static str {
         include_str!("../conf/nri-unpack.toml")
     }
 
-    /// Reads `explicit`, or [`Config::DEFAULT_PATH`] when no file was named.
+    /// Reads `explicit`, or [`Config::DEFAULT_PATH`] when no file is named.
     ///
-    /// A file that was named has to exist; without one at the default path, the defaults hold.
+    /// A named file must exist. When the default path has no file, the defaults apply.
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         match explicit {
             Some(path) => Self::read(path),
@@ -77,8 +77,7 @@ impl Config {
         }
     }
 
-    /// Parses `text`; `source` is what error messages call it: a path, or where else the text came
-    /// from.
+    /// Parses `text`. Error messages call it `source`: a path, or another origin of the text.
     pub fn from_toml(text: &str, source: &str) -> Result<Self, ConfigError> {
         let document = toml::Deserializer::parse(text)
             .map_err(|error| ConfigError::malformed(source, text, &error))?;
@@ -87,8 +86,7 @@ impl Config {
         })
     }
 
-    /// What is wanted of this snapshotter: its own table's word, or that of
-    /// `[snapshotters.default]`.
+    /// Returns the policy of this snapshotter: its own table, or `[snapshotters.default]`.
     pub fn snapshotter(&self, name: &str) -> &SnapshotterPolicy {
         self.snapshotters.policy(name)
     }

@@ -1,43 +1,43 @@
-//! What can be wrong with a configuration, said in one line: the file, the line, the key, and why.
+//! Errors of a configuration. Each message is one line: the file, the position, the key, and the reason.
 
 use std::{io, ops::Range, path::PathBuf};
 
-/// Why there is no [`Config`](super::Config).
+/// An error that leaves no [`Config`](super::Config).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The file cannot be read, or was named and does not exist.
+    /// The file cannot be read, or it was named and does not exist.
     #[error("cannot read the configuration {}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         reason: io::Error,
     },
-    /// The text is no TOML, so there is no key to name; the line is quoted instead.
+    /// The text is not TOML, so there is no key to name. The line is quoted instead.
     #[error("{origin}:{line}:{column}: {message} in `{quoted}`")]
     Malformed {
-        /// The file's path, or what the text was called.
+        /// The file's path, or the name of the text's origin.
         origin: String,
         /// The line, from 1.
         line: usize,
         /// The column in characters, from 1.
         column: usize,
-        /// What the parser stumbled over.
+        /// The error of the parser.
         message: String,
         /// The line itself.
         quoted: String,
     },
-    /// A key or its value is not one of the schema's.
+    /// A key is unknown, or its value is not valid.
     #[error("{origin}:{line}:{column}: {key}: {message}")]
     Invalid {
-        /// The file's path, or what the text was called.
+        /// The file's path, or the name of the text's origin.
         origin: String,
         /// The line, from 1.
         line: usize,
         /// The column in characters, from 1.
         column: usize,
-        /// The dotted key, `hooks.wait`.
+        /// The dotted key, such as `hooks.wait`.
         key: String,
         /// What is wrong, and what to write instead.
         message: String,
@@ -74,8 +74,8 @@ impl ConfigError {
     }
 }
 
-/// Where a span of `text` starts, both counted from 1; an error without a span concerns the whole
-/// text.
+/// Returns the line and column where a span of `text` starts, both counted from 1. An error without a
+/// span concerns the whole text, and so is at its start.
 pub(crate) fn line_and_column(text: &str, span: Option<Range<usize>>) -> (usize, usize) {
     let start = span.map_or(0, |span| span.start.min(text.len()));
     let before = text.get(..start).unwrap_or_default();
@@ -86,7 +86,7 @@ pub(crate) fn line_and_column(text: &str, span: Option<Range<usize>>) -> (usize,
     )
 }
 
-/// A value that is not one of its kind, with what to write instead.
+/// An error about a value: what is wrong with it, and what to write instead.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidValue(String);

@@ -1,4 +1,4 @@
-//! The configuration in force, which may be exchanged while the program runs.
+//! The configuration in force, which a reload replaces while the program runs.
 
 use std::sync::Arc;
 
@@ -6,30 +6,30 @@ use parking_lot::RwLock;
 
 use super::Config;
 
-/// The configuration in force. All who hold it see the next one at the same moment; whoever needs
-/// several keys to agree asks once.
+/// The configuration in force. All clones see a new configuration at the same moment. A caller that
+/// needs several keys of one configuration calls [`now`](Self::now) once and keeps the result.
 #[derive(Clone, Debug)]
 pub struct Live(Arc<RwLock<Arc<Config>>>);
 
 impl Live {
-    /// Begins with this one.
+    /// Creates it with this configuration in force.
     pub fn new(config: Config) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(config))))
     }
 
-    /// As it is now.
+    /// Returns the configuration in force.
     pub fn now(&self) -> Arc<Config> {
         self.0.read().clone()
     }
 
-    /// Puts this one in force, but for what the program was built on when it started: that stays as it
-    /// was. Answers the keys and tables that were changed in vain, for they take effect at a restart.
+    /// Puts `new` in force, except for the keys that take effect at a restart only: these keep their old
+    /// values. Returns the keys and tables of this kind that `new` changes.
     pub fn adopt(&self, mut new: Config) -> Vec<&'static str> {
         let old = self.now();
-        let mut in_vain = Vec::new();
+        let mut needs_restart = Vec::new();
         let mut keep = |key, is_changed: bool| {
             if is_changed {
-                in_vain.push(key);
+                needs_restart.push(key);
             }
         };
         keep("nri", new.nri != old.nri);
@@ -57,7 +57,7 @@ impl Live {
         new.pull.clone_from(&old.pull);
         new.metrics.clone_from(&old.metrics);
         *self.0.write() = Arc::new(new);
-        in_vain
+        needs_restart
     }
 }
 
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_change_does_and_what_cannot_is_named() {
+    fn reloadable_keys_change_and_changed_restart_keys_are_named() {
         let live = Live::new(config("[unpack]\nparallel_layers = 5\n"));
         let holder = live.clone();
         let changed = "[unpack]\nmin_free = \"1%\"\nparallel_layers = 6\nmissing_content = []\n\
@@ -78,7 +78,7 @@ mod tests {
                        eager = \"all\"\n[log]\nlevel = \"debug\"\n[nri]\nindex = \"20\"\n\
                        [containerd]\nnamespace = \"x\"\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
                        [pull]\nhosts = \"/h\"\n";
-        let in_vain = live.adopt(config(changed));
+        let needs_restart = live.adopt(config(changed));
         let names = [
             "nri",
             "containerd",
@@ -87,7 +87,7 @@ mod tests {
             "unpack.parallel_layers",
             "unpack.missing_content",
         ];
-        assert_eq!(in_vain, names);
+        assert_eq!(needs_restart, names);
         let expected = "[unpack]\nmin_free = \"1%\"\nparallel_layers = 5\n[hooks]\nwait = \"1s\"\n\
                         [handlers]\na = \"b\"\n[snapshotters.b]\neager = \"all\"\n\
                         [log]\nlevel = \"debug\"\n";

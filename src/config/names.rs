@@ -1,7 +1,7 @@
-//! Checked names: what NRI, containerd and their plugins are called.
+//! Checked names: namespaces, runtime handlers, snapshotters, and keys of labels.
 //!
-//! Each type parses from text (in the file, and as a command line argument) and then cannot be
-//! malformed.
+//! Each type is parsed from text, in the file or as a command line argument. A value of such a type is
+//! always well-formed.
 
 use std::{borrow::Borrow, fmt, str::FromStr};
 
@@ -9,10 +9,11 @@ use serde::Deserialize;
 
 use super::InvalidValue;
 
-/// What the plugin computes for each layer; a constant in its place would be wrong for all but one.
+/// The labels that the plugin computes for each layer (the second is a prefix of keys). A constant value
+/// would be wrong for all layers but one.
 const OWN_LABELS: [&str; 2] = ["containerd.io/snapshot.ref", "containerd.io/snapshot/cri."];
 
-/// What containerd accepts as the length of an identifier, such as a namespace.
+/// The maximum length of an identifier in containerd, such as a namespace.
 const IDENTIFIER_MAX: usize = 76;
 
 macro_rules! checked_name {
@@ -23,7 +24,7 @@ macro_rules! checked_name {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -82,16 +83,16 @@ checked_name!(
 );
 
 checked_name!(
-    /// A runtime handler or a snapshotter. containerd itself takes nearly anything; a `/` would
-    /// make the name of a snapshotter ambiguous in the labels that hold its snapshots.
+    /// The name of a runtime handler or a snapshotter. containerd itself accepts nearly any name. A `/`
+    /// would make a snapshotter's name ambiguous in the gc labels that keep its snapshots.
     Name,
     |text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'),
     "a name: use letters, digits and punctuation other than `/`"
 );
 
 checked_name!(
-    /// The key of a label that an operator adds.
+    /// The key of an extra label.
     LabelKey,
     |text| !text.is_empty() && !OWN_LABELS.iter().any(|own| text.starts_with(own)),
-    "a label to add: write a key, and none that the plugin makes itself"
+    "a key for an extra label: write one that is not empty, and that the plugin does not set itself"
 );

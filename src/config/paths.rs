@@ -1,4 +1,4 @@
-//! Checked places: files, sockets, and the address that metrics are served at. Nothing here touches
+//! Checked paths and addresses: files, sockets, and the address that serves metrics. Nothing here opens
 //! them.
 
 use std::{
@@ -12,25 +12,25 @@ use serde::Deserialize;
 
 use super::InvalidValue;
 
-/// What fits into `sun_path` of a unix socket's address, less the byte that ends it.
+/// The maximum length of a unix socket's path: `sun_path` has 108 bytes, and the last one ends it.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// A file's path from the root: a daemon's working directory means nothing to the one who
-/// configures it.
+/// The absolute path of a file. A relative path would depend on the daemon's working directory, which
+/// the configuration does not know.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct AbsolutePath(PathBuf);
 
-/// The path of a unix socket, short enough for one.
+/// The path of a unix socket. Its length fits into a socket's address.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct SocketPath(PathBuf);
 
-/// Where metrics are served: `ip:port` or `unix:/path`.
+/// The address that serves metrics: `ip:port` or `unix:/path`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub enum Listen {
-    /// A TCP address. No host names: what is bound must not depend on a resolver.
+    /// A TCP address. Host names are not accepted, since the address must not depend on a resolver.
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(SocketPath),

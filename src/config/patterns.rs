@@ -10,21 +10,21 @@ use serde::{
 
 use super::InvalidValue;
 
-/// Bytes of a pattern: more than a reference has, which is at most 255 of a name, 128 of a tag, and a digest. The
-/// matcher of a pattern of any length may not fit into the memory that its crate allows, and panics then.
+/// The maximum length of a pattern in bytes. It is more than a reference has: at most 255 bytes of a name, 128 of a
+/// tag, and a digest. The matcher of a longer pattern may exceed the memory limit of its crate, which then panics.
 const MAX_PATTERN: usize = 1024;
 
-/// Groups `{a,b}` of a pattern, nested or not: each is up to three levels of the regular expression that is made of
-/// it, which may have 250.
+/// The maximum number of groups `{a,b}` in a pattern, nested or not. Each group makes up to three levels of the
+/// regular expression that the pattern becomes, and the expression may have 250 levels.
 const MAX_GROUPS: usize = 64;
 
-/// A shell pattern that a whole reference has to match: `docker.io/library/*`, `*/pause:*`,
-/// `{a,b}.example/*`. A `*` crosses slashes, since references nest as deep as their registry likes.
+/// A shell pattern that must match the whole reference: `docker.io/library/*`, `*/pause:*`,
+/// `{a,b}.example/*`. A `*` also matches slashes, since a repository's path may have any depth.
 #[derive(Clone, Debug)]
 pub struct ImagePattern(GlobMatcher);
 
 impl ImagePattern {
-    /// The pattern that every reference matches.
+    /// Returns the pattern that matches every reference.
     pub(super) fn any() -> Self {
         Self(
             Glob::new("*")
@@ -33,12 +33,12 @@ impl ImagePattern {
         )
     }
 
-    /// Whether the whole of `reference` matches.
+    /// Whether the pattern matches the whole of `reference`.
     pub fn matches(&self, reference: &str) -> bool {
         self.0.is_match(reference)
     }
 
-    /// The pattern as it was written.
+    /// Returns the pattern as it was written.
     pub fn as_str(&self) -> &str {
         self.0.glob().glob()
     }
@@ -75,7 +75,7 @@ impl FromStr for ImagePattern {
         }
         if text.len() > MAX_PATTERN {
             return Err(InvalidValue::new(format!(
-                "a pattern of {} bytes: no reference is that long, write at most {MAX_PATTERN}",
+                "a pattern of {} bytes is longer than any image reference: write at most {MAX_PATTERN}",
                 text.len()
             )));
         }
@@ -94,8 +94,8 @@ impl FromStr for ImagePattern {
     }
 }
 
-/// By hand, because patterns come in arrays, and an error gets the position of its own element,
-/// rather than the array's, only if it is raised while that element is being read.
+/// Implemented by hand because patterns stand in arrays. An error gets the position of its element, instead
+/// of the array's, only if it is raised while that element is read.
 impl<'de> Deserialize<'de> for ImagePattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Text;
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_as_long_as_a_reference_may_be() {
+    fn patterns_are_bounded_in_length_and_groups() {
         for part in ["?", "*", "[!a]", "a,", "é"] {
             let most = part.repeat(MAX_PATTERN / part.len());
             assert!(most.parse::<ImagePattern>().is_ok(), "{part}");

@@ -1,9 +1,7 @@
-//! `[snapshotters.*]`: what is wanted of each snapshotter, and how the tables inherit from one
-//! another.
+//! `[snapshotters.*]`: the policy of each snapshotter, and how the tables inherit.
 //!
 //! A snapshotter's own table overrides `[snapshotters.default]`, which overrides the built-in
-//! defaults, key by key. Whether an image fits a policy is a pure question; acting on it is not
-//! done here.
+//! defaults, key by key. This module decides which images a policy covers. It does no I/O.
 
 use std::collections::BTreeMap;
 
@@ -11,34 +9,34 @@ use serde::Deserialize;
 
 use super::{labels::ExtraLabels, names::Name, patterns::ImagePattern};
 
-/// The table that all snapshotters without their own inherit from.
+/// The name of the table that all snapshotters inherit from.
 const DEFAULT_TABLE: &str = "default";
 
-/// What is wanted of one snapshotter, every key settled.
+/// The policy of one snapshotter, with a value for every key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotterPolicy {
-    /// What kind of snapshotter it is.
+    /// The kind of the snapshotter.
     pub profile: Profile,
-    /// Which labels a layer's snapshot gets.
+    /// The labels that a layer's snapshot gets.
     pub labels: Labels,
-    /// The same for images of certain names.
+    /// The same by patterns for the names of images; they take precedence.
     pub image_labels: ImageLabels,
-    /// Which images are unpacked before a pod asks for them.
+    /// The images that are unpacked ahead, which means before a pod needs them.
     pub eager: Eager,
-    /// The images that the plugin cares for in this snapshotter.
+    /// The images that the plugin makes ready in this snapshotter.
     pub include: Vec<ImagePattern>,
-    /// The images that it leaves alone, whatever `include` says.
+    /// The images that it leaves to containerd. They take precedence over `include`.
     pub exclude: Vec<ImagePattern>,
-    /// What is done with a chain that was unpacked without labels.
+    /// The repair of a chain that was unpacked without labels.
     pub unlabelled: Unlabelled,
-    /// Labels that every layer's snapshot gets on top.
+    /// Labels that every layer's snapshot gets in addition.
     pub extra_labels: ExtraLabels,
 }
 
 impl SnapshotterPolicy {
-    /// Whether the plugin cares for the image of these names in this snapshotter: one of them is
-    /// included, and none is excluded. An image has one chain, whatever it is called, so what is
-    /// excluded by its tag cannot come back by its digest.
+    /// Whether the plugin makes the image of these names ready in this snapshotter: at least one name is
+    /// included, and none is excluded. All names of an image share one chain, so an image that is excluded
+    /// by its tag is not included again by its digest.
     pub fn admits<S: AsRef<str>>(&self, names: &[S]) -> bool {
         let any = |patterns: &[ImagePattern]| {
             let mut names = names.iter().map(AsRef::as_ref);
@@ -47,12 +45,12 @@ impl SnapshotterPolicy {
         any(&self.include) && !any(&self.exclude)
     }
 
-    /// Which labels the image of these names gets.
+    /// Returns which labels the image of these names gets.
     pub fn labels_of<S: AsRef<str>>(&self, names: &[S]) -> Labels {
         self.image_labels.of(names).unwrap_or(self.labels)
     }
 
-    /// Whether it treats images of all names alike.
+    /// Whether the policy is the same for all names of images.
     pub fn is_nameless(&self) -> bool {
         let admits_all = self.exclude.is_empty() && self.include.contains(&ImagePattern::any());
         admits_all && self.image_labels == ImageLabels::default()
@@ -74,76 +72,76 @@ impl Default for SnapshotterPolicy {
     }
 }
 
-/// What kind of snapshotter it is.
+/// The kind of a snapshotter.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// What its name says.
+    /// Determined from its name.
     Auto,
-    /// nydus, under another name.
+    /// nydus, which may have another name.
     Nydus,
-    /// One that has the whole content of what it unpacks, whatever its name.
+    /// A snapshotter that holds the complete content of every layer, under any name.
     Complete,
 }
 
-/// Which labels a layer's snapshot gets.
+/// The labels that a layer's snapshot gets.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
 #[serde(rename_all = "lowercase")]
 pub enum Labels {
-    /// Those that containerd's own pull gives with snapshot annotations on.
+    /// Those that containerd's own pull sets when snapshot annotations are on.
     Cri,
-    /// None but the layer's chain id.
+    /// Only the layer's chain id.
     None,
 }
 
-/// Which labels images get, by patterns for their names.
+/// The labels that images get, by patterns for their names.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(transparent)]
 pub struct ImageLabels(BTreeMap<ImagePattern, Labels>);
 
 impl ImageLabels {
-    /// What is said of the image of these names: `None` labels where one of its names has to go without,
-    /// since all names of an image share one chain; nothing where no pattern matches.
+    /// Returns the labels for the image of these names; nothing where no pattern matches. All names of an
+    /// image share one chain, so [`Labels::None`] for one of them holds for all.
     fn of<S: AsRef<str>>(&self, names: &[S]) -> Option<Labels> {
         let matches = |pattern: &ImagePattern| {
             let mut names = names.iter().map(AsRef::as_ref);
             names.any(|name| pattern.matches(name))
         };
-        let said = self.0.iter().filter(|(pattern, _)| matches(pattern));
-        said.map(|(_, labels)| *labels).max()
+        let matching = self.0.iter().filter(|(pattern, _)| matches(pattern));
+        matching.map(|(_, labels)| *labels).max()
     }
 }
 
-/// Which images are unpacked before a pod asks for them.
+/// The images that are unpacked ahead, which means before a pod needs them.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Eager {
-    /// All where the snapshotter is a proxy plugin, and so fetches no content for it; else the
+    /// All where the snapshotter is a proxy plugin that needs no content for them; else the
     /// pinned ones.
     Auto,
-    /// All that the policy admits.
+    /// All images that the policy includes.
     All,
-    /// Those that containerd pins: the pause image is one.
+    /// The images that containerd pins, such as the pause image.
     Pinned,
     /// None.
     None,
 }
 
-/// What is done with a chain that was unpacked without labels.
+/// The repair of a chain that was unpacked without labels.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Unlabelled {
-    /// What the snapshotter's profile says.
+    /// The repair that the snapshotter's profile chooses.
     Profile,
-    /// Put the labels onto the snapshots that are there.
+    /// Put the labels on the existing snapshots.
     Relabel,
-    /// Take the chain away as soon as nothing uses it, and unpack it again.
+    /// Remove the chain as soon as nothing uses it, and unpack it again.
     Replace,
-    /// Leave it.
+    /// Leave the chain as it is.
     Ignore,
 }
 
-/// The policies of all snapshotters, inheritance resolved.
+/// The policies of all snapshotters, with inheritance resolved.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(from = "BTreeMap<Name, Table>")]
 pub struct Snapshotters {
@@ -152,12 +150,12 @@ pub struct Snapshotters {
 }
 
 impl Snapshotters {
-    /// The policy of this snapshotter: its own, or that of all others.
+    /// Returns the policy of this snapshotter: its own table, or `[snapshotters.default]`.
     pub fn policy(&self, snapshotter: &str) -> &SnapshotterPolicy {
         self.named.get(snapshotter).unwrap_or(&self.default)
     }
 
-    /// The snapshotters that have a table of their own.
+    /// Iterates over the snapshotters that have a table of their own.
     pub fn named(&self) -> impl Iterator<Item = &str> {
         self.named.keys().map(AsRef::as_ref)
     }
@@ -178,7 +176,7 @@ impl From<BTreeMap<Name, Table>> for Snapshotters {
     }
 }
 
-/// A table as it stands in the file: what is not set is inherited.
+/// A table as the file has it. Keys that are not set are inherited.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 struct Table {

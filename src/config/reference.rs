@@ -1,5 +1,5 @@
-//! The reference for people, docs/configuration.md, made from the commented file that the program
-//! carries. A test holds them equal: `UPDATE_DOCS=1 cargo test --lib reference` writes it.
+//! Generates the reference docs/configuration.md from the commented file that the program contains. A
+//! test compares the two; `UPDATE_DOCS=1 cargo test --lib reference` writes the page.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,16 +13,17 @@ const INTRO: &str = "# Configuration\n\n\
     `nri-unpack config --check FILE` says what is wrong with a file.\n\n\
     A test makes this page from `conf/nri-unpack.toml`: do not edit it.\n";
 
-/// A table's heading and its remark, then each key with its default, or an example where it has none.
+/// Returns the page: the heading and comment of each table, then each key with its default and comment. A
+/// key without a default is shown with an example.
 fn reference(toml: &str) -> String {
     let mut text = INTRO.to_owned();
     let mut remark = Vec::new();
-    // What stands before the first table is in the introduction.
+    // `INTRO` replaces the text before the first table.
     let tables = toml.find("\n\n[").map_or(toml, |at| &toml[at..]);
     for line in tables.lines() {
         if let Some(table) = line.strip_prefix('[') {
             writeln!(text, "\n## `[{table}`").unwrap();
-            say(&mut text, &mut remark);
+            write_comment(&mut text, &mut remark);
         } else if let Some(words) = line.strip_prefix("# ") {
             remark.push(words);
         } else if let Some((key, value)) = line.split_once(" = ") {
@@ -31,13 +32,13 @@ fn reference(toml: &str) -> String {
                 None => (key, "default"),
             };
             writeln!(text, "\n**`{key}`** ({what} `{value}`)").unwrap();
-            say(&mut text, &mut remark);
+            write_comment(&mut text, &mut remark);
         }
     }
     text
 }
 
-fn say(text: &mut String, remark: &mut Vec<&str>) {
+fn write_comment(text: &mut String, remark: &mut Vec<&str>) {
     for line in remark.drain(..) {
         writeln!(text, "{line}").unwrap();
     }
@@ -51,5 +52,5 @@ fn the_reference_is_up_to_date() {
         std::fs::write(&path, &reference).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(written, reference, "UPDATE_DOCS=1 makes it anew");
+    assert_eq!(written, reference, "write the page anew with UPDATE_DOCS=1");
 }

@@ -1,6 +1,6 @@
 //! The schema: one struct per table of the file, each with its defaults next to its keys.
 //!
-//! What a value may be is said by its type; nothing is checked here.
+//! The types of the values check them. This module checks nothing.
 
 use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
@@ -29,8 +29,7 @@ pub struct Config {
     pub unpack: Unpack,
     /// `[pull]`
     pub pull: Pull,
-    /// `[handlers]`: runtime handler → snapshotter, where what containerd reports is to be
-    /// overruled.
+    /// `[handlers]`: runtime handler → snapshotter. An entry overrides what containerd reports.
     pub handlers: BTreeMap<Name, Name>,
     /// `[snapshotters.*]`
     pub snapshotters: Snapshotters,
@@ -40,8 +39,8 @@ pub struct Config {
     pub log: Log,
 }
 
-/// `[nri]`: how the plugin presents itself. Not used where containerd launches the plugin and hands
-/// it all three.
+/// `[nri]`: how the plugin registers. Not used where containerd launches the plugin, since containerd then
+/// supplies all three.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Nri {
@@ -50,7 +49,7 @@ pub struct Nri {
     /// The name to register under.
     #[serde(deserialize_with = "parsed")]
     pub name: PluginName,
-    /// The place among the plugins: lower ones are called first.
+    /// The index among the plugins: lower ones are called first.
     #[serde(deserialize_with = "parsed")]
     pub index: PluginIndex,
 }
@@ -70,16 +69,16 @@ impl Default for Nri {
     }
 }
 
-/// `[containerd]`: where containerd is found.
+/// `[containerd]`: where the plugin finds containerd.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Containerd {
     /// The socket of its gRPC services, CRI among them.
     pub socket: SocketPath,
-    /// The namespace that the kubelet's images live in.
+    /// The namespace of the kubelet's images.
     pub namespace: Namespace,
-    /// Its configuration file: containerd 2 reports its pause image and its switches for labels and
-    /// discarded layers nowhere else.
+    /// Its configuration file. containerd 2 reports its pause image, and its switches for labels and
+    /// discarded layers, in no other place.
     pub config: AbsolutePath,
 }
 
@@ -98,20 +97,20 @@ impl Default for Containerd {
     }
 }
 
-/// `[hooks]`: how far a hook goes on behalf of a pod. A hook holds the whole node, so it never
-/// waits long.
+/// `[hooks]`: how long a hook waits, and what it does when an image is not ready. While a hook runs, no other
+/// pod or container of the node is created, so a hook must not wait long.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Hooks {
-    /// How long a hook waits for an image to be ready; the work goes on when the hook has left. It
-    /// leaves at once where the work cannot be done by then.
-    /// The runtime's request timeout, less a margin, bounds it as well. The default is a quarter
-    /// of NRI's own: time for a small image, and little for the pods that queue behind it.
+    /// How long a hook waits for an image to be ready. The unpack continues after the hook has returned. The
+    /// hook returns at once where the unpack cannot finish within this time.
+    /// The runtime's request timeout, less a margin, bounds the wait as well. The default is a quarter
+    /// of NRI's own timeout: enough for a small image, and short for the pods that queue behind it.
     pub wait: HookWait,
-    /// What becomes of a container whose image is not ready by then.
+    /// The verdict on a container whose image is not ready after this time.
     pub on_unready: OnUnready,
-    /// Whether the snapshot of a container that is being created may be moved onto a ready chain
-    /// where its own chain cannot be repaired under it.
+    /// Whether a container that is being created may be moved onto a ready chain. This is done where its own
+    /// chain cannot be repaired while the container's snapshot stands on it.
     pub swap: bool,
 }
 
@@ -129,28 +128,29 @@ impl Default for Hooks {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnready {
-    /// As the snapshotter's profile says: reject where starting would be wrong, not merely slow.
+    /// As the snapshotter's profile says: reject where the container would run on wrong content; allow
+    /// where it would only be slow.
     Profile,
-    /// Let it start.
+    /// Allow the creation.
     Allow,
-    /// Fail its creation; the kubelet tries again.
+    /// Reject the creation. The kubelet tries again.
     Reject,
 }
 
-/// `[unpack]`: how much the plugin does at a time.
+/// `[unpack]`: how much the plugin unpacks at once, and when.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Unpack {
     /// How many images are unpacked at once.
     pub parallel_images: Workers,
-    /// How many layers are applied at once, of all these images together.
+    /// How many layers are applied at once, over all these images together.
     pub parallel_layers: Workers,
-    /// The share of the snapshotter's file system that has to be free for eager work. What a pod
-    /// asks for is unpacked regardless.
+    /// The share of the snapshotter's file system that must be free for unpacking ahead. An image that a pod
+    /// needs is unpacked regardless.
     pub min_free: Percent,
-    /// How often all images are looked at although nothing tells of a change; never if unset.
+    /// The interval of a periodic reconcile, which needs no event. No such reconcile runs if unset.
     pub reconcile_every: Option<Interval>,
-    /// What is done, in this order, about a layer whose blob is gone.
+    /// The sources, in this order, of a layer whose blob is gone.
     pub missing_content: Vec<MissingContent>,
 }
 
@@ -166,17 +166,17 @@ impl Default for Unpack {
     }
 }
 
-/// A way to a layer that has to be unpacked and whose blob is no longer in the content store.
+/// A source of a layer that has to be unpacked and whose blob is not in the content store.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingContent {
-    /// Take it from overlayfs on this node.
+    /// Rebuild it from overlayfs on this node.
     Rebuild,
     /// Have containerd fetch it from the image's registry.
     Pull,
 }
 
-/// `[pull]`: how registries are reached, where what is missing is pulled.
+/// `[pull]`: how containerd reaches registries when [`MissingContent::Pull`] fetches a blob.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Pull {
@@ -199,7 +199,7 @@ impl Default for Pull {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Metrics {
-    /// Where metrics are served; nowhere if unset.
+    /// The address that serves metrics. No metrics are served if unset.
     pub listen: Option<Listen>,
 }
 
@@ -207,49 +207,49 @@ pub struct Metrics {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Log {
-    /// The file that log lines are appended to; if unset they go to the journal, or else to
+    /// The file that log lines are appended to. If unset, they go to the journal; where there is none, to
     /// standard error.
     pub file: Option<AbsolutePath>,
-    /// The least severe level that is logged. `-v` raises it, `RUST_LOG` overrules it.
+    /// The least severe level that is logged. `-v` raises it, `RUST_LOG` overrides it.
     pub level: Level,
-    /// What a line looks like. The journal has fields of its own, and gets text.
+    /// The format of a line. The journal always gets text and its own fields.
     pub format: LogFormat,
 }
 
-/// What a log line looks like.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people: the message and its pairs.
+    /// Text: the message and its key-value pairs.
     #[default]
     Text,
-    /// For machines: an object a line.
+    /// JSON: one object per line.
     Json,
 }
 
-/// A log level, by the names that `RUST_LOG` uses.
+/// A log level, with the names that `RUST_LOG` uses.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Something failed and needs someone.
+    /// Something failed, and an operator has to act.
     Error,
-    /// Something is wrong that the plugin lives with.
+    /// Something is wrong, and the plugin continues.
     Warn,
-    /// What the plugin changed, and why.
+    /// Each change that the plugin makes, with its reason.
     #[default]
     Info,
-    /// What the plugin looked at and decided.
+    /// Each inspection and decision of the plugin.
     Debug,
     /// Every step.
     Trace,
 }
 
-/// A default, through the same check as a value from a file; a test holds that all of them pass.
+/// Returns a default value. It passes the same check as a value from a file; a test parses all defaults.
 fn built_in<V, T: TryFrom<V, Error = InvalidValue>>(value: V) -> T {
     value.try_into().expect("built-in defaults are valid")
 }
 
-/// A value by the rule of the type that it is for, which knows nothing of files.
+/// Parses a value by the `FromStr` of its type, which is not a serde type.
 fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

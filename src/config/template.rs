@@ -1,21 +1,21 @@
-//! The value of a label that an operator adds: text with variables in it, known when it is parsed.
+//! The value of an extra label: text with variables. The names of the variables are checked when it is parsed.
 
 use serde::Deserialize;
 
 use super::InvalidValue;
 
-/// What a variable stands for; each layer has its own value.
+/// A variable in the value of an extra label. Each layer has its own value for it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Variable {
-    /// `{image-ref}`: the name that the image is pulled by.
+    /// `{image-ref}`: the name that the image is pulled under.
     ImageRef,
-    /// `{manifest-digest}`: of this platform's manifest.
+    /// `{manifest-digest}`: the digest of this platform's manifest.
     ManifestDigest,
-    /// `{layer-digest}`: of the layer's blob.
+    /// `{layer-digest}`: the digest of the layer's blob.
     LayerDigest,
-    /// `{diff-id}`: of the layer, uncompressed.
+    /// `{diff-id}`: the digest of the uncompressed layer.
     DiffId,
-    /// `{chain-id}`: of the layer and all below it.
+    /// `{chain-id}`: the digest over the layer and all layers below it.
     ChainId,
 }
 
@@ -33,14 +33,14 @@ impl Variable {
         known.map(|(_, variable)| *variable).ok_or_else(|| {
             let names = Self::NAMES.map(|(name, _)| format!("{{{name}}}"));
             InvalidValue::new(format!(
-                "{{{name}}} is no variable: use one of {}, and write {{{{ for a brace",
+                "{{{name}}} is not a variable: use one of {}, and write {{{{ for a brace",
                 names.join(", ")
             ))
         })
     }
 }
 
-/// `team {image-ref}`; a brace that is none of a variable's is written twice.
+/// The value of an extra label, such as `team {image-ref}`. A literal brace is written twice.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct Template(Vec<Part>);
@@ -52,7 +52,7 @@ enum Part {
 }
 
 impl Template {
-    /// The text with its variables filled in; `None` where one of them has no value.
+    /// Returns the text with its variables filled in; `None` where one of them has no value.
     pub fn fill<'a>(&self, value: impl Fn(Variable) -> Option<&'a str>) -> Option<String> {
         let mut filled = String::new();
         for part in &self.0 {
@@ -64,12 +64,12 @@ impl Template {
         Some(filled)
     }
 
-    /// Whether it is always empty.
+    /// Whether the text is empty for all values of variables.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The bytes that it has before any variable is filled in.
+    /// Returns the number of bytes of the text without its variables.
     pub(super) fn least_len(&self) -> usize {
         let text = |part: &Part| match part {
             Part::Text(text) => text.len(),
@@ -85,30 +85,29 @@ impl TryFrom<String> for Template {
     fn try_from(text: String) -> Result<Self, InvalidValue> {
         let mut parts = Vec::new();
         let mut plain = String::new();
-        let mut rest = text.as_str();
-        while let Some(at) = rest.find(['{', '}']) {
-            let (before, from_brace) = rest.split_at(at);
+        let mut unparsed = text.as_str();
+        while let Some(at) = unparsed.find(['{', '}']) {
+            let (before, from_brace) = unparsed.split_at(at);
             plain.push_str(before);
             if let Some(after) = from_brace.strip_prefix("{{") {
                 plain.push('{');
-                rest = after;
+                unparsed = after;
             } else if let Some(after) = from_brace.strip_prefix("}}") {
                 plain.push('}');
-                rest = after;
+                unparsed = after;
             } else if let Some((name, after)) = from_brace[1..].split_once('}')
                 && from_brace.starts_with('{')
             {
                 parts.push(Part::Text(std::mem::take(&mut plain)));
                 parts.push(Part::Variable(Variable::named(name)?));
-                rest = after;
+                unparsed = after;
             } else {
                 return Err(InvalidValue::new(format!(
-                    "{text:?} has a brace without its other half: write it twice if it is meant as \
-                     a brace"
+                    "{text:?} has an unmatched brace: write a literal brace twice"
                 )));
             }
         }
-        plain.push_str(rest);
+        plain.push_str(unparsed);
         parts.push(Part::Text(plain));
         parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
         Ok(Self(parts))
@@ -145,7 +144,7 @@ mod tests {
                 Ok("r.example/a:1 of sha256:m"),
             ),
             ("{layer-digest}{layer-digest}", Ok("sha256:lsha256:l")),
-            // What is filled in is not looked at again.
+            // A value is not parsed for variables.
             ("{diff-id}", Ok("{diff-id}")),
             ("{chain-id}", Err("without a value")),
             ("{{image-ref}}", Ok("{image-ref}")),
@@ -158,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_variable_is_named() {
+    fn unknown_variables_and_unmatched_braces_are_errors() {
         for (text, words) in [
             (
                 "{image}",
-                "{image} is no variable: use one of {image-ref}, ",
+                "{image} is not a variable: use one of {image-ref}, ",
             ),
-            ("{}", "{} is no variable"),
-            ("a {image-ref", "has a brace without its other half"),
-            ("a } b", "has a brace without its other half"),
+            ("{}", "{} is not a variable"),
+            ("a {image-ref", "has an unmatched brace"),
+            ("a } b", "has an unmatched brace"),
         ] {
             let error = filled(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -175,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_can_be_written(text in ".*") {
+        fn doubled_braces_express_any_text(text in ".*") {
             let written = text.replace('{', "{{").replace('}', "}}");
             let template = Template::try_from(written).unwrap();
             prop_assert_eq!(template.least_len(), text.len());

@@ -1,4 +1,5 @@
-//! The configuration as a contract: what an empty file means, and what each bad value is answered.
+//! Tests of the configuration as a contract: an empty file means the defaults, and each invalid value has its
+//! error message.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ fn parse(text: &str) -> Config {
     Config::from_toml(text, "c.toml").unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn complaint(text: &str) -> String {
+fn error_of(text: &str) -> String {
     match Config::from_toml(text, "c.toml") {
         Ok(_) => panic!("accepted: {text}"),
         Err(error) => error.to_string(),
@@ -24,15 +25,15 @@ fn empty_means_default() {
 }
 
 #[test]
-fn bad_values_are_answered() {
+fn invalid_values_have_their_error() {
     #[rustfmt::skip]
     let cases = [
-        // No TOML at all: there is no key to name, so the line is quoted.
+        // Not TOML: there is no key to name, so the error quotes the line.
         ("[nri\n", "1:5: unclosed table, expected `]` in `[nri`"),
         ("[log]\nlevel = \n", "2:9: string values must be quoted, expected literal string in `level =`"),
         ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1: duplicate key in `level = \"warn\"`"),
         ("# ä\nä = \"ä\" ä\n", "2:9: unexpected key or value, expected newline, `#` in `ä = \"ä\" ä`"),
-        // Keys that do not exist, and tables that are none.
+        // Unknown keys, and values in the place of tables.
         ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `snapshotters`, `metrics`, `log`"),
         ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
         ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `profile`, `labels`, `image_labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
@@ -86,11 +87,11 @@ fn bad_values_are_answered() {
         ("[snapshotters.x]\nimage_labels = { \"*/pause:*\" = \"some\" }\n", "2:32: snapshotters.x.image_labels.*/pause:*: unknown variant `some`, expected `cri` or `none`"),
         ("[snapshotters.x.image_labels]\n\"a/*\" = \"none\"\n\"b/[\" = \"none\"\n", "3:1: snapshotters.x.image_labels.b/[: \"b/[\" is not a pattern: unclosed character class; missing ']'"),
         ("[snapshotters.x.image_labels]\n\"\" = \"none\"\n", "2:1: snapshotters.x.image_labels.: an empty pattern matches no image: write \"*\" for all of them"),
-        ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a label to add: write a key, and none that the plugin makes itself"),
-        ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a label to add: write a key, and none that the plugin makes itself"),
-        ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is no variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),
-        ("[snapshotters.x]\nextra_labels = { a = \"{\" }\n", "2:22: snapshotters.x.extra_labels.a: \"{\" has a brace without its other half: write it twice if it is meant as a brace"),
-        ("[snapshotters.x]\nextra_labels = { k = \"\" }\n", "2:16: snapshotters.x.extra_labels: the label \"k\" is empty, and containerd keeps no such label: give it a value, or leave it out"),
+        ("[snapshotters.x.extra_labels]\na = \"1\"\n\"\" = \"2\"\n", "3:1: snapshotters.x.extra_labels.: \"\" is not a key for an extra label: write one that is not empty, and that the plugin does not set itself"),
+        ("[snapshotters.x.extra_labels]\n\"containerd.io/snapshot.ref\" = \"1\"\n", "2:1: snapshotters.x.extra_labels.containerd.io/snapshot.ref: \"containerd.io/snapshot.ref\" is not a key for an extra label: write one that is not empty, and that the plugin does not set itself"),
+        ("[snapshotters.x.extra_labels]\na = \"{chain-id}\"\nb = \"{chain_id}\"\n", "3:5: snapshotters.x.extra_labels.b: {chain_id} is not a variable: use one of {image-ref}, {manifest-digest}, {layer-digest}, {diff-id}, {chain-id}, and write {{ for a brace"),
+        ("[snapshotters.x]\nextra_labels = { a = \"{\" }\n", "2:22: snapshotters.x.extra_labels.a: \"{\" has an unmatched brace: write a literal brace twice"),
+        ("[snapshotters.x]\nextra_labels = { k = \"\" }\n", "2:16: snapshotters.x.extra_labels: the label \"k\" is empty, and containerd does not store empty labels: give it a value, or leave it out"),
         ("[snapshotters.x]\nprofile = \"soci\"\n", "2:11: snapshotters.x.profile: unknown variant `soci`, expected one of `auto`, `nydus`, `complete`"),
         // [metrics], [log]
         ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
@@ -99,11 +100,7 @@ fn bad_values_are_answered() {
         ("[log]\nlevel = \"verbose\"\n", "2:9: log.level: unknown variant `verbose`, expected one of `error`, `warn`, `info`, `debug`, `trace`"),
     ];
     for (text, expected) in cases {
-        assert_eq!(
-            complaint(text),
-            format!("c.toml:{expected}"),
-            "for {text:?}"
-        );
+        assert_eq!(error_of(text), format!("c.toml:{expected}"), "for {text:?}");
     }
 }
 
@@ -112,7 +109,7 @@ fn lengths_are_bounded() {
     let socket =
         |length: usize| format!("[containerd]\nsocket = \"/{}\"\n", "x".repeat(length - 1));
     parse(&socket(107));
-    assert!(complaint(&socket(108)).ends_with("is too long for a socket: use at most 107 bytes"));
+    assert!(error_of(&socket(108)).ends_with("is too long for a socket: use at most 107 bytes"));
 
     let label = |length: usize| {
         format!(
@@ -122,7 +119,7 @@ fn lengths_are_bounded() {
     };
     parse(&label(4096));
     assert_eq!(
-        complaint(&label(4097)),
+        error_of(&label(4097)),
         "c.toml:2:16: snapshotters.x.extra_labels: the label \"k\" is too long for containerd: \
          use at most 4096 bytes, key included"
     );
@@ -130,11 +127,11 @@ fn lengths_are_bounded() {
     let namespace =
         |length: usize| format!("[containerd]\nnamespace = \"{}\"\n", "x".repeat(length));
     parse(&namespace(76));
-    assert!(complaint(&namespace(77)).contains("is not a containerd namespace"));
+    assert!(error_of(&namespace(77)).contains("is not a containerd namespace"));
 }
 
 #[test]
-fn good_values_arrive() {
+fn valid_values_are_read() {
     let config = parse(
         r#"
         nri = { index = "00", name = "a.b+c_d-e" }
@@ -206,17 +203,17 @@ fn tables_of_snapshotters_inherit() {
     assert_eq!(
         (nydus.labels, other.labels),
         (Labels::None, default.labels),
-        "set in the own table only"
+        "set only in its own table"
     );
     assert_eq!(
         (nydus.eager, other.eager),
         (Eager::None, Eager::None),
-        "set in the default table only"
+        "set only in the default table"
     );
     assert_eq!(
         (nydus.exclude.len(), other.exclude.len()),
         (0, 1),
-        "set in both: the own table's counts"
+        "set in both: its own table takes precedence"
     );
     assert_eq!(
         (nydus.unlabelled, &nydus.include),
@@ -261,7 +258,7 @@ fn patterns_match_whole_references() {
 }
 
 #[test]
-fn an_image_is_one_whatever_it_is_called() {
+fn all_names_of_an_image_decide_together() {
     let config = parse("[snapshotters.x]\ninclude = [\"a.example/*\"]\nexclude = [\"*:old\"]\n");
     for (names, expected) in [
         (&["a.example/app:1"][..], true),
@@ -281,7 +278,7 @@ fn only_the_default_file_may_be_missing() {
     let path = folder.path().join("config.toml");
 
     let error = Config::load(Some(&path))
-        .expect_err("named, and missing")
+        .expect_err("a named file must exist")
         .to_string();
     let expected = format!(
         "cannot read the configuration {}: No such file or directory",
@@ -289,10 +286,10 @@ fn only_the_default_file_may_be_missing() {
     );
     assert!(error.starts_with(&expected), "{error}");
     assert_eq!(
-        Config::read_if_there(&path).expect("not named"),
+        Config::read_if_there(&path).expect("the default file may be missing"),
         Config::default()
     );
-    Config::read_if_there(folder.path()).expect_err("there, but no file");
+    Config::read_if_there(folder.path()).expect_err("a directory is not a file");
 
     std::fs::write(&path, "[hooks]\nwait = \"0s\"\n").expect("written");
     let error = Config::load(Some(&path))
@@ -315,7 +312,8 @@ fn shipped_file_is_the_default() {
     assert_eq!(parse(Config::default_toml()), Config::default());
 }
 
-/// A `#` with no blank after it comments out a key; a `#` with one starts a remark.
+/// Returns the lines of the default file with every key uncommented. A `#` without a space after it comments
+/// out a key; a `#` with a space starts a comment.
 fn uncommented() -> impl Iterator<Item = &'static str> {
     Config::default_toml()
         .lines()
@@ -333,7 +331,7 @@ fn shipped_file_has_valid_examples() {
     );
 }
 
-/// What people copy has to work.
+/// The shipped examples must be valid.
 #[test]
 fn examples_are_configurations() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config");
@@ -341,16 +339,21 @@ fn examples_are_configurations() {
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("a file").path();
         let config = Config::load(Some(&path)).unwrap_or_else(|error| panic!("{error}"));
-        assert_ne!(config, Config::default(), "{} says nothing", path.display());
+        assert_ne!(
+            config,
+            Config::default(),
+            "{} changes nothing",
+            path.display()
+        );
         names.push(path.file_name().expect("a name").to_owned());
     }
     names.sort();
     assert_eq!(names, ["kata-nydus.toml", "soci.toml"]);
 }
 
-/// The keys of a table, by the list that the schema itself gives when it meets an unknown one.
+/// Returns the keys of a table, read from the error that the schema gives for an unknown key.
 fn schema(table: &str) -> Vec<String> {
-    let message = complaint(&format!("{table}\nno-such-key = 0\n"));
+    let message = error_of(&format!("{table}\nno-such-key = 0\n"));
     let (_, expected) = message
         .split_once("unknown field `no-such-key`, expected ")
         .expect("a list of keys");

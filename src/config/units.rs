@@ -1,5 +1,4 @@
-//! Checked amounts: a duration, a number of workers, a share. Each carries its range and the reason
-//! for it.
+//! Checked amounts: durations, a number of workers, a share. Each type states its range and the reason.
 
 use std::{num::NonZeroUsize, str::FromStr, time::Duration};
 
@@ -7,19 +6,19 @@ use serde::Deserialize;
 
 use super::InvalidValue;
 
-/// How long a hook may wait: a millisecond to a minute.
+/// The time that a hook may wait: 1 ms to 60 s.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct HookWait(Duration);
 
 impl HookWait {
-    /// Less would be over before any answer from containerd.
+    /// A shorter wait would end before any answer from containerd.
     const MIN: Duration = Duration::from_millis(1);
-    /// More than NRI's request timeout is ever sensibly set to: the whole node stands still for so
-    /// long.
+    /// Longer than any sensible request timeout of NRI. No other pod or container of the node is created
+    /// during the wait.
     const MAX: Duration = Duration::from_secs(60);
 
-    /// The wait as a duration.
+    /// Returns the wait as a duration.
     pub fn as_duration(self) -> Duration {
         self.0
     }
@@ -39,17 +38,17 @@ impl TryFrom<String> for HookWait {
     }
 }
 
-/// How many of a kind are worked on at once: 1 to 64.
+/// The number of images or layers that are unpacked at once: 1 to 64.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "i64")]
 pub struct Workers(NonZeroUsize);
 
 impl Workers {
-    /// Far beyond what one disk gains from; a larger number is a slip of the pen that would choke
+    /// More parallel work than any disk benefits from. A larger number is a typing error that would overload
     /// the node.
     const MAX: usize = 64;
 
-    /// The number as a count.
+    /// Returns the number as a count.
     pub fn count(self) -> NonZeroUsize {
         self.0
     }
@@ -78,10 +77,10 @@ impl TryFrom<i64> for Workers {
 pub struct Percent(u8);
 
 impl Percent {
-    /// No file system is all free, so a demand for it would only be a roundabout «never».
+    /// A file system is never free to 100 %, so that value would only mean «never».
     const MAX: u8 = 99;
 
-    /// The share, 0 to 99.
+    /// Returns the share, 0 to 99.
     pub fn as_u8(self) -> u8 {
         self.0
     }
@@ -106,18 +105,18 @@ impl TryFrom<String> for Percent {
     }
 }
 
-/// How often something is done without a cause: a minute to a week.
+/// The interval of a periodic action: 1 minute to 7 days.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct Interval(Duration);
 
 impl Interval {
-    /// A look at all images takes a second or more on a full node.
+    /// A shorter interval costs too much: a reconcile of all images takes a second or more on a full node.
     const MIN: Duration = Duration::from_secs(60);
-    /// Longer is as good as never, which is what leaving it out says.
+    /// A longer interval is as good as none, and none is what an unset key means.
     const MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-    /// From the end of one to the beginning of the next.
+    /// Returns the time from the end of one action to the beginning of the next.
     pub fn as_duration(self) -> Duration {
         self.0
     }
