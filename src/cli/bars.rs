@@ -1,4 +1,4 @@
-//! A bar for each image that is worked on, where standard error is a terminal; nothing elsewhere.
+//! Progress bars of `ensure`, one for each image, where standard error is a terminal. Elsewhere they are hidden.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::unpack::Ticket;
 
 use super::short;
 
-/// Work that is over sooner than this needs no bar.
+/// An unpack that finishes within this time gets no bar.
 const WORTH_A_BAR: Duration = Duration::from_millis(200);
 
-/// Layers, what they amount to, and how fast they go; the last is cut where the terminal ends.
+/// The layers, the amount of bytes, and the rate. The rate is cut at the width of the terminal.
 const TEMPLATE: &str = "{prefix}  {bar:16} {pos}/{len} layers  {wide_msg}";
 
-/// Done, at work, to do. Plain ones: their width is known to everybody.
+/// The characters for done, in progress, and to do. ASCII has the same width on every terminal.
 const CHARACTERS: &str = "=>-";
 
 /// The bars of one command.
@@ -31,7 +31,7 @@ impl Bars {
         Self(MultiProgress::with_draw_target(target))
     }
 
-    /// Shows how far the work is, until it ends.
+    /// Shows the progress of an unpack until it ends.
     pub(super) async fn follow(&self, image: &str, ticket: &mut Ticket) {
         let began = std::time::Instant::now();
         if tokio::time::timeout(WORTH_A_BAR, ticket.outcome())
@@ -40,7 +40,7 @@ impl Bars {
         {
             return;
         }
-        // A template that is not understood would be one of ours.
+        // The template is a constant, and a test parses it.
         let style = ProgressStyle::with_template(TEMPLATE)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars(CHARACTERS);
@@ -58,13 +58,13 @@ impl Bars {
         bar.finish_and_clear();
     }
 
-    /// Prints something beside the bars.
+    /// Runs `print` while the bars are hidden, so that its output stays on the screen.
     pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)
     }
 }
 
-/// «12.5 MiB, 3.1 MiB/s».
+/// Returns an amount with its rate, such as «12.5 MiB, 3.1 MiB/s».
 fn amount(bytes: u64, took: Duration) -> String {
     let rate = bytes as f64 / took.as_secs_f64().max(0.001);
     let human = |bytes: u64| indicatif::HumanBytes(bytes).to_string();
@@ -76,14 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_amount_has_a_rate() {
+    fn an_amount_is_shown_with_its_rate() {
         let text = amount(10 << 20, Duration::from_secs(2));
         assert_eq!(text, "10.00 MiB, 5.00 MiB/s");
         assert_eq!(amount(0, Duration::ZERO), "0 B, 0 B/s");
     }
 
     #[test]
-    fn the_template_is_one() {
+    fn the_template_is_valid() {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! `check`: how images stand in the snapshotters. Changes nothing.
+//! `check`: shows the state of images in snapshotters. It changes nothing.
 
 mod report;
 
@@ -18,36 +18,36 @@ use report::{Report, Row, reason};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Images to look at, by name, id, or pattern such as '*/pause:*' [default: all]
+    /// Images to check, by name, id, or pattern such as '*/pause:*' [default: all]
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
     place: Where,
-    /// Show only what is in one of these states, comma-separated; the exit status is about it alone
+    /// Show only images in one of these states, comma-separated; only these count for the exit status
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
     state: Vec<State>,
-    /// Show names and reasons whole
+    /// Show names and reasons in full
     #[arg(long)]
     no_trunc: bool,
-    /// How to print it
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Format,
 }
 
-/// How results are printed.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people.
+    /// A table with short names.
     #[default]
     #[value(alias = "text")]
     Table,
-    /// The same with manifests, and nothing shortened.
+    /// A table with full names and manifest digests.
     Wide,
-    /// For scripts.
+    /// JSON, for scripts.
     Json,
 }
 
-/// A state by its word.
+/// Parses a state from its word.
 fn state(word: &str) -> Result<State, String> {
     let all = State::ALL;
     let found = all.into_iter().find(|state| state.to_string() == word);
@@ -77,12 +77,12 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     match arguments.output {
         Format::Json => super::print_json(&report)?,
         Format::Table | Format::Wide if nothing_meant => {
-            let say =
+            let message =
                 "no runtime handler uses a snapshotter of its own; name one with --snapshotter";
-            super::print(say)?;
+            super::print(message)?;
         }
         Format::Table => {
-            // What reads a pipe looks for whole names.
+            // A program that reads a pipe needs full names.
             let whole = arguments.no_trunc || !std::io::stdout().is_terminal();
             let table = report.table(whole);
             super::print(&format!("{table}{summary}"))?;
@@ -101,18 +101,17 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     })
 }
 
-/// Why images that are wanted ahead may be missing in a snapshotter that holds so many snapshots.
+/// Returns a remark for a snapshotter with too many snapshots, in which eager images may be missing.
 fn full_enough(snapshotter: &str, snapshots: usize) -> Option<String> {
     (snapshots >= MAX_SNAPSHOTS).then(|| {
         format!(
-            "snapshotter {snapshotter} holds {snapshots} snapshots, and each further one costs more than \
-             the one before: from {MAX_SNAPSHOTS} on only pinned images are unpacked ahead, others when a \
-             pod asks"
+            "snapshotter {snapshotter} holds {snapshots} snapshots (limit {MAX_SNAPSHOTS}), and the cost of \
+             further ones grows: only pinned images are unpacked ahead, others when a pod needs them"
         )
     })
 }
 
-/// What each snapshotter has, and what to say of those that did not answer.
+/// Returns the listing of each snapshotter, and a message for each one that does not answer.
 async fn listings<'a>(
     node: &Node,
     snapshotters: &'a [String],
@@ -122,7 +121,8 @@ async fn listings<'a>(
         match node.engine.list(snapshotter).await {
             Ok(listing) => listings.push((snapshotter.as_str(), listing)),
             Err(source) => {
-                // Whose silence it is: containerd passes its snapshotters' on as its own.
+                // containerd returns a snapshotter's error as its own. If containerd does not answer either,
+                // the error is about containerd.
                 node.containerd.version().await?;
                 silent.push(format!(
                     "snapshotter {snapshotter} does not answer: {source}; is its daemon running?"
@@ -133,7 +133,7 @@ async fn listings<'a>(
     Ok((listings, silent))
 }
 
-/// `None` for one of all images that the configuration leaves to containerd, or that is no container image.
+/// Returns the row of an image. `None` for an image that was not named and is excluded or not a container image.
 async fn row(
     node: &Node,
     asked: &Asked,
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_state_has_a_word_to_ask_for_it() {
+    fn every_state_is_parsed_from_its_word() {
         for each in State::ALL {
             assert_eq!(state(&each.to_string()), Ok(each));
         }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_is_explained_where_it_is_met() {
+    fn a_remark_explains_the_limit_of_snapshots() {
         assert_eq!(full_enough("nydus", MAX_SNAPSHOTS - 1), None);
         let remark = full_enough("nydus", MAX_SNAPSHOTS + 7).unwrap();
         assert!(remark.contains("nydus holds 2007 snapshots"), "{remark}");

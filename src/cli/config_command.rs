@@ -1,4 +1,4 @@
-//! `config`: the default configuration, or the check of a file.
+//! `config`: prints the default configuration, or checks a file.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use super::{Exit, Failure};
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Arguments {
-    /// Print the default configuration, with what each key means
+    /// Print the default configuration, with a comment for each key
     #[arg(long)]
     default: bool,
     /// Check this file

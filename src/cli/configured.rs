@@ -1,4 +1,4 @@
-//! The configuration of a command: the one that the plugin of this node has, unless a file is named.
+//! The configuration of a command: the named file, or else the configuration that the plugin of this node uses.
 
 use std::path::{Path, PathBuf};
 
@@ -6,18 +6,18 @@ use crate::config::{Config, ConfigError};
 use crate::handlers::FileConfig;
 use crate::install;
 
-/// A configuration, and where it is from.
+/// A configuration and its origin.
 pub(super) struct Configured {
     pub(super) config: Config,
-    /// `None` where there is no file, and the defaults hold.
+    /// `None` if there is no file, and the defaults apply.
     pub(super) file: Option<PathBuf>,
-    /// It is that of a plugin that containerd launches.
+    /// Whether it is the configuration of a plugin that containerd launches.
     pub(super) is_launched: bool,
 }
 
 impl Configured {
-    /// That of the file that is named, else of the plugin that containerd launches, else of the file in its
-    /// usual place.
+    /// Reads the named file; else the file of the plugin that containerd launches; else the file at the default
+    /// path.
     pub(super) fn find(named: Option<&Path>) -> Result<Self, ConfigError> {
         match named {
             Some(file) => Self::of(file),
@@ -31,12 +31,12 @@ impl Configured {
         }
     }
 
-    /// That of the file in its usual place.
+    /// Reads the file at the default path.
     pub(super) fn find_default() -> Result<Self, ConfigError> {
-        let usual = Path::new(Config::DEFAULT_PATH);
+        let default = Path::new(Config::DEFAULT_PATH);
         Ok(Self {
             config: Config::load(None)?,
-            file: usual.exists().then(|| usual.to_owned()),
+            file: default.exists().then(|| default.to_owned()),
             is_launched: false,
         })
     }
@@ -49,9 +49,9 @@ impl Configured {
         })
     }
 
-    /// The configuration. That of a plugin that containerd launches is named on standard error: it decides what
-    /// the command is about, and is not in the usual place.
-    pub(super) fn said(self) -> Config {
+    /// Returns the configuration. Names the file on standard error if it belongs to a plugin that containerd
+    /// launches, since it is not at the default path.
+    pub(super) fn announced(self) -> Config {
         if let Some(file) = self.file.filter(|_| self.is_launched) {
             super::complain(&format!("configuration {}", file.display()));
         }
@@ -59,9 +59,9 @@ impl Configured {
     }
 }
 
-/// The configuration of the plugin that containerd launches, where it has one.
+/// Returns the configuration file of the plugin that containerd launches, if it has one.
 fn launched() -> Option<PathBuf> {
-    // Where containerd's own configuration is, if that is said where the plugin runs by itself.
+    // The default configuration file may name the path of containerd's own configuration.
     let config = Config::load(None).unwrap_or_default();
     let files = FileConfig::read(config.containerd.config.as_ref(), None);
     install::launched(&files)?.config

@@ -1,4 +1,4 @@
-//! `doctor`: what on this node stops the plugin from working, each thing with its remedy.
+//! `doctor`: finds what on this node keeps the plugin from working, and prints each finding with its remedy.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,19 +16,19 @@ use super::{Exit, Failure, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Do what is safe: make the pause image ready, take away what a crash has left
+    /// Apply the safe remedies: make the pause image ready, remove what a crash has left
     #[arg(long)]
     fix: bool,
-    /// How to print it
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// What scripts read.
+/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     containerd: Containerd,
-    /// The file that was read; `null` where there is none, and the defaults hold.
+    /// The file that was read; `null` if there is none, and the defaults apply.
     configuration: Option<PathBuf>,
     findings: &'a [Finding],
 }
@@ -36,13 +36,13 @@ struct Report<'a> {
 #[derive(Debug, Serialize)]
 struct Containerd {
     socket: String,
-    /// `null` where it does not answer.
+    /// `null` if it does not answer.
     version: Option<String>,
 }
 
 pub(super) async fn doctor(configured: Configured, arguments: &Arguments) -> Result<Exit, Failure> {
     let file = configured.file.clone();
-    let config = configured.said();
+    let config = configured.announced();
     let socket = config.containerd.socket.to_string();
     let node = Node::open(config, Role::Command)?;
     let mut examination = doctor::examine(&node).await;
@@ -114,7 +114,7 @@ impl Report<'_> {
     }
 }
 
-/// A finding as a few lines, with what is to be copied on lines of its own.
+/// Returns a finding as text. Lines and commands to copy are on lines of their own.
 fn paragraph(finding: &Finding) -> String {
     let style = match finding.severity {
         Severity::Error => Style::Bad,
@@ -139,7 +139,7 @@ fn paragraph(finding: &Finding) -> String {
     if !remedy.say.is_empty() {
         line(&style::wrapped(&remedy.say, "  -> ", "     "));
     }
-    // What is to be copied stays as it is.
+    // Text to copy is not wrapped.
     if let Some(file) = &remedy.file {
         line(&format!("     in {}:", file.display()));
     }

@@ -1,4 +1,4 @@
-//! `ensure --dry-run`: what would be done, from the very plan that would be followed.
+//! `ensure --dry-run`: prints the plan that `ensure` would follow.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::unpack::{Planned, State, StepKind};
 use super::scope::Asked;
 use super::{Exit, Failure, Output};
 
-/// What scripts read.
+/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
     plans: Vec<Plan>,
@@ -19,14 +19,14 @@ struct Report {
 struct Plan {
     name: String,
     snapshotter: String,
-    /// What it is now.
+    /// The present state.
     state: State,
     steps: Vec<Planned>,
-    /// `null` where the image can be read.
+    /// `null` if the image can be read.
     error: Option<String>,
 }
 
-/// Prints the plan of each image in each snapshotter. All ready means that there is nothing to do.
+/// Prints the plan of each image in each snapshotter. If all images are ready, nothing has to be done.
 pub(super) async fn show(
     node: &Node,
     asked: &[Asked],
@@ -106,8 +106,8 @@ fn spelled(step: &Planned) -> String {
     };
     match step.step {
         StepKind::Relabel => format!("put the labels on {}", layer()),
-        StepKind::Unpack => format!("make {} with its labels", layer()),
-        StepKind::Replace => "take the chain away, from the top down to the first layer that something else holds, and make it again".to_owned(),
+        StepKind::Unpack => format!("unpack {} with its labels", layer()),
+        StepKind::Replace => "remove the chain, from the top down to the first layer that something else uses, and unpack it again".to_owned(),
         StepKind::Anchor => "keep the chain from garbage collection, by a label on the config blob".to_owned(),
     }
 }

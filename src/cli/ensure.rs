@@ -1,4 +1,4 @@
-//! `ensure`: makes images ready in a snapshotter, however long that takes.
+//! `ensure`: makes images ready in a snapshotter. It has no time limit.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -27,20 +27,20 @@ pub(super) struct Arguments {
         conflicts_with = "all"
     )]
     images: Vec<String>,
-    /// All images; without a snapshotter or handler in those of all handlers
+    /// Make all images ready; without --snapshotter or --handler, in the snapshotters of all handlers
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     place: Where,
-    /// Print what would be done, step by step, and change nothing
+    /// Print the steps, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// How to print it
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// What scripts read.
+/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
     results: Vec<Row>,
@@ -50,21 +50,22 @@ struct Report {
 struct Row {
     name: String,
     snapshotter: String,
-    /// What it is now.
+    /// The present state.
     state: State,
     action: Action,
     layers_done: usize,
-    /// Lower ones that stayed as the host has unpacked them, since something else uses them.
+    /// The number of lower layers that stay as the host has unpacked them, since something else uses them.
     layers_kept: usize,
     duration_ms: u128,
-    /// `null` where all went well.
+    /// `null` if there was no error.
     error: Option<String>,
 }
 
 pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     if !arguments.all && !arguments.place.is_given() {
-        let say = "name the snapshotter with --snapshotter, or a runtime handler with --handler";
-        return Err(Failure::Usage(say.to_owned()));
+        let message =
+            "name the snapshotter with --snapshotter, or a runtime handler with --handler";
+        return Err(Failure::Usage(message.to_owned()));
     }
     let node = Node::open(config, Role::Command)?;
     let snapshotters = arguments.place.snapshotters(&node).await?.all()?;
@@ -78,9 +79,9 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
         let (snapshotters, asked) = (&snapshotters, &asked);
         async move {
             let all = async {
-                // What an earlier command has left that was killed: no plugin need be running here.
+                // Removes what a killed command has left. A running plugin would do it, but there may be none.
                 if let Err(e) = node.engine.sweep().await {
-                    log::debug!(error:% = e; "not swept");
+                    log::debug!(error:% = e; "cannot remove what a killed process has left; the command continues");
                 }
                 let mut results = Vec::new();
                 for snapshotter in snapshotters {
@@ -92,7 +93,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
             tokio::select! {
                 results = &mut all => results,
                 () = stop.cancelled() => {
-                    // Everything under way ends now, and is told so.
+                    // Ends all flights. `all` returns their errors.
                     node.engine.close().await;
                     all.await
                 }
@@ -100,7 +101,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
         }
     };
     let results = daemon::until_signal(work, || ControlFlow::Break(())).await;
-    // Also after a failure: what is under way ends in order.
+    // Ends the flights in order, also after a failure.
     node.engine.close().await;
     let results = results.map_err(anyhow::Error::from)??;
     let all_ready = results.iter().all(|row| row.state == State::Ready);
@@ -114,7 +115,8 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
     })
 }
 
-/// All at the same time, as far as the engine lets them; told in the order of the arguments.
+/// Makes all images ready in one snapshotter, in parallel within the limits of the engine. Prints the results in the
+/// order of the arguments.
 async fn in_snapshotter(
     node: &Node,
     asked: &[Asked],
@@ -138,8 +140,8 @@ async fn in_snapshotter(
     let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
-        let is_none_of_ours = matches!(&outcome, Err(e) if e.is_left_out() || e.is_of_artifact());
-        if is_none_of_ours && !asked.by_name {
+        let is_not_covered = matches!(&outcome, Err(e) if e.is_left_out() || e.is_of_artifact());
+        if is_not_covered && !asked.by_name {
             continue;
         }
         let row = row(node, asked, snapshotter, outcome, took).await?;
@@ -179,15 +181,15 @@ async fn row(
                 return Err(source.clone().into());
             }
             row.state = state_now(node, asked, snapshotter).await;
-            // What nothing is wanted of lacks nothing.
-            let lacks_nothing = e.is_left_out() && row.state == State::Ready;
-            row.error = (!lacks_nothing).then(|| printable(&e));
+            // An excluded image that is ready is no error.
+            let is_no_error = e.is_left_out() && row.state == State::Ready;
+            row.error = (!is_no_error).then(|| printable(&e));
         }
     }
     Ok(row)
 }
 
-/// After a failure: what the chain is now.
+/// Returns the present state of the chain, for the report of a failure.
 async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
     let Ok(image) = &asked.image else {
         return State::Unavailable;
@@ -215,7 +217,7 @@ impl Row {
         } = self;
         let kept = match layers_kept {
             0 => String::new(),
-            n => format!("; {n} lower ones stay as they were, since something else uses them"),
+            n => format!("; {n} lower layers stay unchanged, since something else uses them"),
         };
         match (&self.error, action) {
             (Some(error), _) => format!("{name} in {snapshotter}: {state}: {error}"),

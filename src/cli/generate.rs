@@ -1,5 +1,4 @@
-//! What a package ships beside the program, from the same definitions: completions for shells, and man
-//! pages.
+//! Generates shell completions and man pages from the definitions of the command line. Packages ship both.
 
 use std::path::{Path, PathBuf};
 
@@ -12,18 +11,18 @@ use super::{Exit, Failure};
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// Of which shell
+    /// The shell
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ManPages {
-    /// Where the pages are written
+    /// Directory for the pages
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
 }
 
-/// Prints them.
+/// Prints the completions.
 pub(super) fn completions(arguments: &Completions, mut command: Command) -> Result<Exit, Failure> {
     let mut text = Vec::new();
     let name = command.get_name().to_owned();

@@ -1,4 +1,4 @@
-//! `handlers`: each runtime handler, its snapshotter, and where that was read.
+//! `handlers`: shows each runtime handler, its snapshotter, and the origin of that.
 
 use clap::Args;
 use serde::Serialize;
@@ -12,18 +12,18 @@ use super::{Exit, Failure, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// How to print it
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// What scripts read.
+/// The JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
     handlers: Vec<Row>,
-    /// `null` where nothing says it.
+    /// `null` if no source names it.
     default_snapshotter: Option<String>,
-    /// What is wrong with any of them; empty when all is well.
+    /// The problems with handlers; empty if there are none.
     problems: Vec<String>,
 }
 

@@ -1,5 +1,5 @@
-//! `install` and `uninstall`: has containerd or systemd start the plugin on this node, or in an image or
-//! a package of one.
+//! `install` and `uninstall`: set up and remove the start of the plugin by containerd or systemd, on this node
+//! or in the image of a node.
 
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,10 @@ use super::{Exit, Failure, Global};
 
 #[derive(Debug, Args)]
 pub(super) struct InstallArguments {
-    /// Who starts the plugin
+    /// What starts the plugin
     #[arg(long, value_name = "WHO")]
     launched_by: By,
-    /// The program as the node will find it [default: this one]
+    /// Path of the program on the node [default: this program]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(super) struct UninstallArguments {
 
 #[derive(Debug, Args)]
 struct Place {
-    /// Below which all of it lies, for images and packages; containerd's configuration is not read then
+    /// Root directory of an image or package; containerd's configuration is not read then
     #[arg(long, value_name = "DIRECTORY")]
     prefix: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ struct Place {
 enum By {
     /// From NRI's plugin directory
     Containerd,
-    /// By a unit
+    /// By a systemd unit
     Systemd,
 }
 
@@ -63,7 +63,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Writes what is missing, and says which command starts the plugin.
+/// Writes the missing files, and names the command that starts the plugin.
 pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Exit, Failure> {
     let by = arguments.launched_by.into();
     let root = Root(arguments.place.prefix);
@@ -85,18 +85,18 @@ pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Ex
             ))?;
         }
         (LaunchedBy::Containerd, None) => super::print("next: systemctl restart containerd")?,
-        // Whatever starts there finds it.
+        // The containerd of that root finds the plugin at its start.
         (LaunchedBy::Containerd, Some(_)) => {}
     }
     Ok(Exit::Ready)
 }
 
-/// Takes it away, and says which command ends the plugin.
+/// Removes what `install` has written, and names the command that ends the plugin.
 pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Result<Exit, Failure> {
     let root = Root(arguments.place.prefix);
     let config = match &global.config {
         Some(path) => Config::load(Some(path))?,
-        // Where a wrong one names other directories, it does not come to that any more.
+        // If the file has an error, the directories of the default configuration are used.
         None => Config::load(None).unwrap_or_default(),
     };
     let steps = install::removal(&root, &config)?;
@@ -112,7 +112,7 @@ pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Resul
     Ok(Exit::Ready)
 }
 
-/// Ends a plugin that was started from what is removed.
+/// Returns the command that ends a plugin of this launcher.
 fn end(launcher: LaunchedBy) -> &'static str {
     match launcher {
         LaunchedBy::Systemd => "systemctl daemon-reload && systemctl stop nri-unpack",
@@ -127,16 +127,16 @@ fn run(steps: &[Step]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The program that the node is to start: it has to be there, unless the node is yet to be.
+/// Returns the program that the node starts. It must exist, unless --prefix names the root of an image.
 fn program(root: &Root, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let Some(named) = named else {
         let this = std::env::current_exe()
-            .context("cannot tell where this program is; name it (--program)")?;
+            .context("cannot find the path of this program; name it with --program")?;
         return Ok(root.inside(&this));
     };
     if root.0.is_none() && !is_program(&named) {
         return Err(Failure::Usage(format!(
-            "{} is no program: name one that is there (--program)",
+            "{} is not an executable file: name an existing program with --program",
             named.display()
         )));
     }
@@ -144,7 +144,7 @@ fn program(root: &Root, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
         return Ok(named);
     }
     Err(Failure::Usage(format!(
-        "{} is not an absolute path (--program)",
+        "{} is not an absolute path: name the program with an absolute path (--program)",
         named.display()
     )))
 }

@@ -1,4 +1,4 @@
-//! The command line: arguments, the commands, and their exit status, which is a contract.
+//! The command line: arguments, commands, and exit status. The exit status is a stable interface.
 
 mod bars;
 mod check;
@@ -29,14 +29,14 @@ use crate::logs::{self, Launch};
 use crate::printable::{printable, printable_json};
 use configured::Configured;
 
-/// How a command ended. Scripts branch on the number.
+/// The exit status of a command. The numbers are a stable interface for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All ready, all well.
+    /// All images are ready, or no problem was found.
     Ready = 0,
-    /// Something is not.
+    /// An image is not ready, or a problem was found.
     NotReady = 1,
-    /// Wrong usage or a wrong configuration.
+    /// Wrong usage or an invalid configuration.
     Usage = 2,
     /// containerd cannot be reached.
     Unreachable = 3,
@@ -48,8 +48,8 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Keeps the images of a runtime handler unpacked and labelled in that handler's snapshotter: an NRI
-/// plugin for containerd, and the same as a command.
+/// Keeps the images of a runtime handler unpacked and labelled in that handler's snapshotter, as an NRI
+/// plugin for containerd or as a command
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
@@ -59,22 +59,22 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// What every command takes.
+/// The arguments of all commands.
 #[derive(Debug, Args)]
 struct Global {
-    /// Configuration file [default: /etc/nri-unpack/config.toml, if it is there]
+    /// Configuration file [default: /etc/nri-unpack/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// containerd's socket
     #[arg(long, global = true, value_name = "SOCKET")]
     containerd_socket: Option<SocketPath>,
-    /// The namespace of the images
+    /// containerd namespace of the images
     #[arg(long, global = true, value_name = "NAME")]
     namespace: Option<Namespace>,
     /// NRI's socket
     #[arg(long, global = true, value_name = "SOCKET")]
     nri_socket: Option<SocketPath>,
-    /// Say more; twice, say everything
+    /// Log more; twice, log everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -83,39 +83,39 @@ struct Global {
 enum Command {
     /// Run the plugin
     Run,
-    /// Show how images stand in the snapshotters
+    /// Show the state of images in snapshotters
     Check(check::Arguments),
     /// Make images ready in a snapshotter
     Ensure(ensure::Arguments),
-    /// Show each runtime handler, its snapshotter, and where that was read
+    /// Show each runtime handler, its snapshotter, and the origin of that
     Handlers(handlers::Arguments),
-    /// Say what on this node stops the plugin from working, and what to do about it
+    /// Find what on this node keeps the plugin from working, and name the remedies
     Doctor(doctor::Arguments),
     /// Print the default configuration, or check a file
     Config(config_command::Arguments),
-    /// Have containerd or systemd start the plugin on this node
+    /// Set up containerd or systemd to start the plugin on this node
     Install(install::InstallArguments),
-    /// Take away what `install` has written
+    /// Remove what `install` has written
     Uninstall(install::UninstallArguments),
-    /// Print a shell's completions
+    /// Print completions for a shell
     Completions(generate::Completions),
     /// Write the man pages
     #[command(hide = true)]
     ManPages(generate::ManPages),
 }
 
-/// How results are printed.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
+    /// A table or text.
     #[default]
     #[value(alias = "text")]
     Table,
-    /// For scripts.
+    /// JSON, for scripts.
     Json,
 }
 
-/// Why a command ended early.
+/// An error that ends a command early.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -123,7 +123,7 @@ enum Failure {
     #[error("{0}")]
     Usage(String),
     #[error(
-        "containerd cannot be reached at {socket}: {source}; is it running there? (--containerd-socket)"
+        "containerd cannot be reached at {socket}: {source}; start it, or name its socket with --containerd-socket"
     )]
     Unreachable {
         socket: String,
@@ -144,7 +144,7 @@ impl Failure {
         }
     }
 
-    /// Where nobody answers, the socket is what to look at.
+    /// Adds the socket to an error that says that containerd cannot be reached.
     fn at(self, socket: &SocketPath) -> Self {
         match self {
             Self::Containerd(source) if source.is_unreachable() => Self::Unreachable {
@@ -171,7 +171,7 @@ impl From<containerd::grpc::SetupError> for Failure {
     }
 }
 
-/// Reads the arguments, runs the command, and says what went wrong.
+/// Reads the arguments, runs the command, and prints its error.
 pub async fn main() -> Exit {
     let Cli { global, command } = Cli::parse();
     let launched = std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
@@ -179,7 +179,7 @@ pub async fn main() -> Exit {
         Some(command) => command,
         None if launched => Command::Run,
         None => {
-            // Nothing is lost when the help cannot be printed.
+            // An error here has no consequence: the exit status says the same.
             let _ = Cli::command().print_help();
             return Exit::Usage;
         }
@@ -193,10 +193,10 @@ pub async fn main() -> Exit {
     }
 }
 
-/// On standard error, which may be closed: then the message is lost.
-fn complain(what: &impl std::fmt::Display) {
-    let what = printable(what);
-    let _ = writeln!(std::io::stderr().lock(), "nri-unpack: {what}");
+/// Prints a message on standard error. If that is closed, the message is lost.
+fn complain(message: &impl std::fmt::Display) {
+    let message = printable(message);
+    let _ = writeln!(std::io::stderr().lock(), "nri-unpack: {message}");
 }
 
 async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
@@ -208,11 +208,11 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Completions(arguments) => generate::completions(&arguments, Cli::command()),
         Command::ManPages(arguments) => generate::man_pages(&arguments, Cli::command()),
         Command::Check(arguments) => {
-            let config = global.for_command()?.said();
+            let config = global.for_command()?.announced();
             at_socket(&config.clone(), check::check(config, arguments)).await
         }
         Command::Ensure(arguments) => {
-            let config = global.for_command()?.said();
+            let config = global.for_command()?.announced();
             at_socket(&config.clone(), ensure::ensure(config, arguments)).await
         }
         Command::Doctor(arguments) => {
@@ -220,7 +220,7 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
             doctor::doctor(configured, &arguments).await
         }
         Command::Handlers(arguments) => {
-            let config = global.for_command()?.said();
+            let config = global.for_command()?.announced();
             at_socket(&config.clone(), handlers::handlers(config, &arguments)).await
         }
     }
@@ -235,14 +235,15 @@ async fn at_socket(
 }
 
 impl Global {
-    /// The configuration of a command that runs once. It says its errors itself: its log, which is
-    /// for `-v`, is silent below an error and always on standard error.
+    /// Returns the configuration of a command that runs once. Such a command prints its errors itself. Its log
+    /// goes to standard error, and has only errors unless `-v` is given.
     fn for_command(&self) -> Result<Configured, Failure> {
         let configured = Configured::find(self.config.as_deref())?;
         self.quietly(configured)
     }
 
-    /// The same; where the configuration of a plugin that containerd launches cannot be used, `doctor` says so.
+    /// Returns the configuration of `doctor`. If the configuration of a plugin that containerd launches is
+    /// invalid, `doctor` runs with the default file and reports the error as a finding.
     fn for_doctor(&self) -> Result<Configured, Failure> {
         let configured = match Configured::find(self.config.as_deref()) {
             Err(_) if self.config.is_none() => Configured::find_default()?,
@@ -266,7 +267,7 @@ impl Global {
         })
     }
 
-    /// What the arguments say goes before what the file says.
+    /// Applies the arguments, which take precedence over the file.
     fn settle(&self, mut config: Config) -> Config {
         let set = |given: &Option<SocketPath>, key: &mut SocketPath| {
             if let Some(given) = given {
@@ -282,9 +283,8 @@ impl Global {
     }
 }
 
-/// Prints a line, or a table that ends in one, as it is: what pods and images wrote was made
-/// printable before. The reader may be gone, or the disk may be full: that
-/// ends a command in order, like any other failure.
+/// Prints text and ends it with one newline. Callers have escaped text from pods and images before. If the
+/// output is closed or the disk is full, the error ends the command in order.
 fn print(text: &str) -> Result<(), Failure> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     writeln!(std::io::stdout().lock(), "{text}")

@@ -1,4 +1,4 @@
-//! `run`: the plugin, connecting to NRI's socket by itself or launched by containerd.
+//! `run`: runs the plugin. It connects to NRI's socket itself, or containerd launches it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::unpack::Role;
 
 use super::{Exit, Failure, Global};
 
-/// How long containerd may take to answer whoever asks whether the plugin is ready.
+/// The time limit for containerd's answer when `/readyz` is requested.
 const ANSWER: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
@@ -31,7 +31,7 @@ pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     }
 }
 
-/// Under systemd or by hand: finds NRI's socket, and finds it again.
+/// Runs the plugin under systemd or from a shell. It connects to NRI's socket, and reconnects.
 async fn connect(global: &Global) -> Result<Exit, Failure> {
     let config = global.settle(Config::load(global.config.as_deref())?);
     let logs = logs::init(Launch::Standalone, global.verbose).map_err(anyhow::Error::from)?;
@@ -56,7 +56,7 @@ async fn connect(global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ready)
 }
 
-/// The plugin's node, with its metrics served where that is asked for.
+/// Opens the plugin's node, and serves metrics if `metrics.listen` is set.
 fn open(config: Config) -> Result<Arc<Node>, SetupError> {
     let listen = config.metrics.listen.clone();
     let node = Node::open(config, Role::Daemon)?;
@@ -67,7 +67,7 @@ fn open(config: Config) -> Result<Arc<Node>, SetupError> {
     Ok(node)
 }
 
-/// Ready is who has a session with the runtime and gets an answer from containerd.
+/// The check of `/readyz`: the plugin is registered with NRI, and containerd answers.
 struct Answers(Arc<dyn Containerd>);
 
 #[async_trait]
@@ -84,7 +84,7 @@ impl Readiness for Answers {
     }
 }
 
-/// What a SIGHUP asks for. A configuration that cannot be read leaves the old one in force.
+/// Applies the configuration that was read on SIGHUP. If it cannot be read, the old one stays in force.
 fn take_over(
     node: &Arc<Node>,
     logs: &logs::Handle,
@@ -93,23 +93,23 @@ fn take_over(
     match read {
         Ok(config) => {
             if let Err(e) = logs.configure(&config.log) {
-                log::error!("{e}; the log stays where it is");
+                log::error!("{e}; log lines go to the same place as before");
             }
             if let Some(remark) = hooks::too_short(&config) {
                 log::warn!("{remark}");
             }
-            let in_vain = node.reload(config);
+            let needs_restart = node.reload(config);
             log::info!("the configuration was read again");
-            if !in_vain.is_empty() {
-                log::warn!(keys:% = in_vain.join(", "); "some of what has changed takes effect at a restart");
+            if !needs_restart.is_empty() {
+                log::warn!(keys:% = needs_restart.join(", "); "some changed keys take effect at the next restart only");
             }
         }
-        Err(e) => log::error!("{e}; the configuration stays as it was"),
+        Err(e) => log::error!("{e}; the old configuration stays in force"),
     }
     ControlFlow::Continue(())
 }
 
-/// Launched by containerd: one session, with the configuration that comes in it.
+/// Runs the plugin that containerd has launched: one session, with the configuration that NRI passes in it.
 async fn serve_launched(
     global: &Global,
     identity: Identity,
@@ -131,7 +131,7 @@ async fn serve_launched(
     let serve = |stop| daemon::serve_launched(stream, identity, Arc::clone(&hooks), stop);
     let reload = || {
         log::warn!(
-            "the configuration comes from containerd: it is read again when containerd is restarted"
+            "SIGHUP is ignored: the configuration comes from containerd, and is read again when containerd is restarted"
         );
         ControlFlow::Continue(())
     };

@@ -1,4 +1,4 @@
-//! Which images and which snapshotters a command is about.
+//! The images and the snapshotters that a command covers.
 
 use clap::Args;
 
@@ -14,24 +14,24 @@ use super::{Failure, short};
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(super) struct Where {
-    /// Look at this snapshotter
+    /// Use this snapshotter
     #[arg(long, value_name = "NAME")]
     snapshotter: Option<String>,
-    /// Look at the snapshotter of this runtime handler
+    /// Use the snapshotter of this runtime handler
     #[arg(long, value_name = "NAME")]
     handler: Option<String>,
 }
 
-/// The snapshotters that a command is about.
+/// The snapshotters that a command covers.
 pub(super) struct Meant {
-    /// Those that containerd lists, and that came up.
+    /// Those that containerd lists, and that have started.
     pub(super) usable: Vec<String>,
-    /// What is wrong with each of the others.
+    /// The error of each of the others.
     pub(super) unusable: Vec<Failure>,
 }
 
 impl Meant {
-    /// For a command that is about all of them or none.
+    /// Returns all snapshotters, or the first error, for a command that needs all of them.
     pub(super) fn all(self) -> Result<Vec<String>, Failure> {
         self.unusable
             .into_iter()
@@ -45,8 +45,9 @@ impl Where {
         self.snapshotter.is_some() || self.handler.is_some()
     }
 
-    /// The snapshotters that are meant: without an argument those of all handlers that are ours to
-    /// keep. An argument that means one which containerd does not have is wrong usage.
+    /// Returns the snapshotters that the arguments select. Without an argument these are the snapshotters of all
+    /// handlers that the plugin manages. An argument that selects a snapshotter which containerd does not have
+    /// is wrong usage.
     pub(super) async fn snapshotters(&self, node: &Node) -> Result<Meant, Failure> {
         let known = node.containerd.snapshotters().await?;
         let mut meant = Meant {
@@ -91,23 +92,24 @@ fn usable(name: &str, known: &[containerd::Snapshotter]) -> Result<(), Failure> 
     match &snapshotter.init_error {
         None => Ok(()),
         Some(why) => Err(Failure::Other(anyhow::anyhow!(
-            "snapshotter {name} did not come up: {why}; see containerd's log"
+            "snapshotter {name} did not start: {why}; see containerd's log"
         ))),
     }
 }
 
-/// An image that was asked for: its record, or why there is none.
+/// A selected image: its record, or the error of its look-up.
 pub(super) struct Asked {
-    /// As it was written, or the best of its names.
+    /// The name as the argument has it, or the best of the image's names.
     pub(super) name: String,
     /// All of its names.
     pub(super) names: Vec<String>,
-    /// By itself, and not as one of all.
+    /// Whether an argument names this image, in contrast to a pattern or all images.
     pub(super) by_name: bool,
     pub(super) image: Result<Image, image::Error>,
 }
 
-/// The images that are named, by name or pattern, or all: each once, under the best of its names.
+/// Returns the images that the arguments select by name or pattern, or all images. Patterns and «all» give each
+/// image once, under the best of its names.
 pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, Failure> {
     let containerd = node.containerd.as_ref();
     let all = containerd.images().await?;
@@ -137,12 +139,13 @@ pub(super) async fn images(node: &Node, named: &[String]) -> Result<Vec<Asked>, 
     Ok(asked)
 }
 
-/// A name has none of these; a `[` begins an address.
+/// Whether an argument is a pattern. A name contains none of these characters. `[` is not among them, since it
+/// begins an IPv6 address in a name.
 fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '{'])
 }
 
-/// The images one of whose names, whole or as it is shown, matches.
+/// Returns the images that have a matching name, in full or in the short form that `check` shows.
 fn matching(pattern: &str, all: Vec<Image>) -> Result<Vec<Asked>, Failure> {
     let matcher: ImagePattern = pattern
         .parse()

@@ -1,15 +1,15 @@
-//! Names as people write them: what everybody knows by heart is left out, and digests are shortened.
+//! Short forms of names: without the default registry, and with shortened digests.
 
-/// What a name without a registry stands for.
+/// The prefix that a name without a registry implies.
 const LIBRARY: &str = "docker.io/library/";
 
-/// Hex digits that are shown of a digest, as `crictl` and `docker` do.
+/// The number of hex digits that are shown of a digest, as by `crictl`.
 const DIGITS: usize = 13;
 
-/// The digest's algorithm.
+/// The prefix of a digest.
 const SHA256: &str = "sha256:";
 
-/// A short form of an image's name, or of an id.
+/// Returns the short form of an image's name or id.
 pub(super) fn name(name: &str) -> String {
     let name = name.strip_prefix(LIBRARY).unwrap_or(name);
     match name.split_once(SHA256) {

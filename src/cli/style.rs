@@ -1,10 +1,10 @@
-//! Colour, on a terminal whose user has not refused it.
+//! Colours and line width of the output on a terminal.
 
 use std::io::IsTerminal;
 
 use anstyle::AnsiColor;
 
-/// What a word is to say by its colour.
+/// The meaning of a colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Good,
@@ -13,7 +13,7 @@ pub(super) enum Style {
     Quiet,
 }
 
-/// The text, in colour where standard output takes it: a terminal, and no `NO_COLOR`.
+/// Returns the text, in colour if standard output takes colour.
 pub(super) fn painted(style: Style, text: &str) -> String {
     match takes_colour() {
         true => in_colour(style, text),
@@ -21,27 +21,28 @@ pub(super) fn painted(style: Style, text: &str) -> String {
     }
 }
 
-/// Whether standard output takes colour.
+/// Whether standard output takes colour: it is a terminal, and neither `NO_COLOR` nor `TERM=dumb` is set.
 pub(super) fn takes_colour() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
-/// How many columns standard output has, where it is a terminal.
+/// Returns the number of columns of standard output, if it is a terminal.
 pub(super) fn width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
-/// Text whose lines end between words where the terminal does, each after its indent; elsewhere one line.
+/// Returns text that is wrapped between words at the width of the terminal, each line after its indent. Without a
+/// terminal it is one line.
 pub(super) fn wrapped(text: &str, first: &str, others: &str) -> String {
     match width() {
         Some(width) => {
             let options = textwrap::Options::new(width)
                 .initial_indent(first)
                 .subsequent_indent(others)
-                // A path or a digest that is too long is for the terminal to break.
+                // The terminal breaks a path or a digest that is too long, so that it can be copied.
                 .break_words(false)
                 .word_splitter(textwrap::WordSplitter::NoHyphenation);
             textwrap::fill(text, options)
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colour_ends_where_the_text_does() {
+    fn colour_ends_after_the_text() {
         let text = in_colour(Style::Good, "ready");
         assert_eq!(text, "\u{1b}[32mready\u{1b}[0m");
     }

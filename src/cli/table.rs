@@ -1,12 +1,12 @@
-//! A plain table: columns as wide as their widest cell, two spaces between, nothing at the line's end.
+//! A plain table: each column is as wide as its widest cell, with two spaces between columns and no trailing spaces.
 
 use crate::printable::printable;
 
-/// How a table is laid out.
+/// The layout of a table.
 pub(super) struct Layout<'a> {
-    /// Lines are cut to as many columns, in their last cell; `None` leaves them as they are.
+    /// The maximum width of a line in characters; its last cell is cut. `None` means no limit.
     pub(super) width: Option<usize>,
-    /// What becomes of a cell of this column, after it was measured.
+    /// Returns the painted form of a cell, by its column. Cells are measured before they are painted.
     pub(super) paint: &'a dyn Fn(usize, &str) -> Option<String>,
 }
 
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_is_one_line() {
+    fn control_characters_in_a_cell_are_escaped() {
         let rows = [["a\nb  forged\u{1b}[2J".to_owned(), "x".to_owned()]];
         let table = table(["X", "Y"], &rows);
         assert_eq!(table.lines().last(), Some("a\\nb  forged\\u{1b}[2J  x"));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_line_is_cut_and_a_painted_cell_takes_the_room_of_its_text() {
+    fn a_long_line_is_cut_and_paint_does_not_count_as_width() {
         let layout = Layout {
             width: Some(10),
             paint: &|column, cell| (column == 0).then(|| format!("<{cell}>")),

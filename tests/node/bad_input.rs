@@ -168,7 +168,7 @@ async fn what_does_not_exist_is_named() -> Result<()> {
         (
             &["check", "--snapshotter", "devmapper"],
             1,
-            "snapshotter devmapper did not come up",
+            "snapshotter devmapper did not start",
         ),
     ] {
         let output = node.command(arguments)?;

@@ -70,7 +70,7 @@ async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
     Ok(())
 }
 
-/// A handler's snapshotter that containerd does not have, or that did not come up.
+/// A handler's snapshotter that containerd does not have, or that did not start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshotter_that_is_not_there_is_named() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
@@ -87,7 +87,7 @@ async fn a_snapshotter_that_is_not_there_is_named() -> Result<()> {
     ensure!(places(&checked)? == ["erofs", "native"], "{checked:?}");
     for words in [
         "containerd has no snapshotter zfs9",
-        "snapshotter devmapper did not come up: ",
+        "snapshotter devmapper did not start: ",
     ] {
         ensure!(said.contains(words), "{said}");
     }

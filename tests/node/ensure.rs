@@ -41,7 +41,7 @@ async fn what_would_be_done_is_shown_and_not_done() -> Result<()> {
     ensure!(steps[steps.len() - 1]["step"] == "anchor", "{shown:#}");
     let text = node.command(&["ensure", name, "--handler", "native", "--dry-run"])?;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    ensure!(text.contains("\n  1. make layer 1 (sha256:"), "{text}");
+    ensure!(text.contains("\n  1. unpack layer 1 (sha256:"), "{text}");
     ensure!(node.lab.database()? == before, "something was written");
 
     node.ensure_ready(&node.image, "native")?;

@@ -21,7 +21,7 @@ async fn reload(version: Version) -> Result<()> {
 
     let log = node.log.from_now();
     node.reload("[hooks]\nwait = \"often\"\n")?;
-    let stays = "the configuration stays as it was";
+    let stays = "the old configuration stays in force";
     let said = log.wait_for(stays, PATIENCE).await?;
     ensure!(said.contains(":2:8: hooks.wait: \"often\""), "{said}");
 
@@ -29,7 +29,7 @@ async fn reload(version: Version) -> Result<()> {
         .config(ALL)
         .replace("[nri]\n", "[nri]\nindex = \"77\"\n");
     node.reload(&elsewhere)?;
-    let named = "some of what has changed takes effect at a restart keys=nri";
+    let named = "some changed keys take effect at the next restart only keys=nri";
     log.wait_for(named, PATIENCE).await?;
     node.wait_labelled(handler).await?;
 

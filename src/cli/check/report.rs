@@ -9,7 +9,7 @@ use crate::cli::style::{self, Style};
 use crate::cli::table::Layout;
 use crate::unpack::{ImageStatus, State};
 
-/// What scripts read: one row for each image and snapshotter.
+/// The JSON output: one row for each image and snapshotter.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) images: Vec<Row>,
@@ -18,13 +18,13 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     pub(super) name: String,
-    /// `None` where the image cannot be read.
+    /// `None` if the image cannot be read.
     pub(super) manifest: Option<String>,
     pub(super) snapshotter: String,
     pub(super) state: State,
     pub(super) layers: usize,
     pub(super) ready_layers: usize,
-    /// Why it is not ready; empty when it is.
+    /// Why it is not ready; empty if it is ready.
     pub(super) reason: String,
 }
 
@@ -56,7 +56,7 @@ impl Report {
         self
     }
 
-    /// Short names, and lines that fit on the terminal.
+    /// Returns the table. Unless `whole`, names are short and lines are cut at the width of the terminal.
     pub(super) fn table(&self, whole: bool) -> String {
         let headings = ["IMAGE", "SNAPSHOTTER", "STATE", "LAYERS", "REASON"];
         let cells = |row: &Row| {
@@ -85,7 +85,7 @@ impl Report {
         self.lay_out(&headings, width, cells)
     }
 
-    /// Everything.
+    /// Returns the table with full names and manifest digests.
     pub(super) fn wide(&self) -> String {
         let headings = [
             "IMAGE",
@@ -126,7 +126,7 @@ impl Report {
         if self.images.is_empty() {
             return String::new();
         }
-        /// The column of the state.
+        /// The index of the column STATE.
         const STATE: usize = 2;
         let paint = |column: usize, cell: &str| {
             let state = super::state(cell).ok().filter(|_| column == STATE)?;
@@ -141,30 +141,35 @@ impl Report {
         format!("{}\n", layout.table(&headings, &rows))
     }
 
-    /// A line for each snapshotter: «12 images, 3 not ready in nydus: 2 unlabelled, 1 missing».
+    /// Returns a line for each snapshotter, such as «12 images, 3 not ready in nydus: 2 unlabelled, 1 missing».
     pub(super) fn summary(&self) -> String {
-        let mut by_place: BTreeMap<&str, (usize, BTreeMap<State, usize>)> = BTreeMap::new();
+        let mut by_snapshotter: BTreeMap<&str, (usize, BTreeMap<State, usize>)> = BTreeMap::new();
         for row in &self.images {
-            let (images, unready) = by_place.entry(&row.snapshotter).or_default();
+            let (images, unready) = by_snapshotter.entry(&row.snapshotter).or_default();
             *images += 1;
             if row.state != State::Ready {
                 *unready.entry(row.state).or_default() += 1;
             }
         }
-        let lines = by_place.iter().map(|(place, (images, unready))| {
-            let all = match images {
-                1 => "1 image".to_owned(),
-                n => format!("{n} images"),
-            };
-            let counts = unready.iter();
-            let counts: Vec<_> = counts
-                .map(|(state, count)| format!("{count} {state}"))
-                .collect();
-            match unready.values().sum() {
-                0 => format!("{all}, all ready in {place}"),
-                n => format!("{all}, {n} not ready in {place}: {}", counts.join(", ")),
-            }
-        });
+        let lines = by_snapshotter
+            .iter()
+            .map(|(snapshotter, (images, unready))| {
+                let all = match images {
+                    1 => "1 image".to_owned(),
+                    n => format!("{n} images"),
+                };
+                let counts = unready.iter();
+                let counts: Vec<_> = counts
+                    .map(|(state, count)| format!("{count} {state}"))
+                    .collect();
+                match unready.values().sum() {
+                    0 => format!("{all}, all ready in {snapshotter}"),
+                    n => format!(
+                        "{all}, {n} not ready in {snapshotter}: {}",
+                        counts.join(", ")
+                    ),
+                }
+            });
         lines.collect::<Vec<_>>().join("\n")
     }
 }
