@@ -1,34 +1,34 @@
-//! Why nothing, or not all, was installed or taken away.
+//! Errors of `install` and `uninstall`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::ConfigError;
 
-/// What went wrong, and what helps.
+/// An error of `install` or `uninstall`, with its remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something that is not ours, or would start the plugin another time.
+    /// A file that `install` did not write, or that would start the plugin a second time.
     #[error("{} is in the way: {what}; {remedy}", path.display())]
     InTheWay {
-        /// Where it is.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// What is there.
         what: &'static str,
-        /// What to do about it.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// A program that the node could not start from there.
+    /// A program that the node cannot start from its path.
     #[error("{} cannot be started from there: {why}; {remedy}", path.display())]
     Program {
         /// The program.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         why: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A file cannot be read or written.
@@ -36,7 +36,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }

@@ -1,5 +1,5 @@
-//! The plugin that containerd launches on this node: where it is, where its configuration is, and what else
-//! containerd would find beside it.
+//! The plugin that containerd launches on this node: its path, its configuration, and misnamed files in NRI's
+//! plugin directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,24 +11,24 @@ use crate::handlers::FileConfig;
 
 use super::places::{Root, entries, is_ours};
 
-/// A plugin of ours in NRI's plugin directory.
+/// This plugin in NRI's plugin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
-    /// Its entry in the directory.
+    /// The entry in the directory.
     pub plugin: PathBuf,
-    /// The file that NRI hands it; `None` where there is none, or nothing is in it.
+    /// The configuration file that NRI passes to it; `None` if it is missing or empty.
     pub config: Option<PathBuf>,
 }
 
-/// The first of ours that containerd launches, by containerd's own configuration. `files` are those of
-/// containerd.
+/// Returns the first entry of NRI's plugin directory by which containerd launches this plugin. `files` are
+/// containerd's configuration files, which name the directory.
 pub fn launched(files: &FileConfig) -> Option<Launched> {
     let nri = Root::default().nri_by(files);
     let plugins = entries(&nri.plugins).ok()?;
     let mut ours = plugins.into_iter().filter(|path| is_ours(path));
     ours.find_map(|plugin| {
         let identity: Identity = plugin.file_name()?.to_str()?.parse().ok()?;
-        // NRI takes the first of the two that is there.
+        // NRI uses the first of the two that exists.
         let names = [identity.to_string(), identity.name.to_string()];
         let mut files = names
             .map(|name| nri.config.join(format!("{name}.conf")))
@@ -39,8 +39,8 @@ pub fn launched(files: &FileConfig) -> Option<Launched> {
     })
 }
 
-/// The files in NRI's plugin directory with which containerd does not start: it launches each that can be
-/// executed, and takes its name apart first.
+/// Returns the files in NRI's plugin directory with which containerd does not start. containerd launches each
+/// executable file there, and fails if it cannot parse the name.
 pub fn misnamed(files: &FileConfig) -> Vec<PathBuf> {
     let nri = Root::default().nri_by(files);
     let plugins = entries(&nri.plugins).unwrap_or_default();
@@ -50,7 +50,7 @@ pub fn misnamed(files: &FileConfig) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether containerd would launch it, and cannot.
+/// Whether containerd would launch a file and cannot parse its name.
 pub(super) fn is_misnamed(path: &Path) -> bool {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return false;
@@ -60,7 +60,7 @@ pub(super) fn is_misnamed(path: &Path) -> bool {
     is_executable && name.parse::<Identity>().is_err()
 }
 
-/// The plugin then reads what one that runs by itself reads.
+/// Whether a file has no text. The plugin then reads the default configuration file instead.
 fn is_blank(file: &Path) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.trim().is_empty())
 }

@@ -1,8 +1,8 @@
-//! What makes a node start the plugin: a link in NRI's plugin directory or a unit of systemd, and a
-//! configuration.
+//! Installs the files by which a node starts the plugin: a link in NRI's plugin directory or a systemd unit, and
+//! a configuration.
 //!
-//! Everything is looked at before anything is written, and what is there and is not ours is never
-//! overwritten. This module knows files only: neither containerd nor systemd is asked or told.
+//! All checks run before the first write. A file that `install` did not write is never overwritten. This module
+//! only reads and writes files; it calls neither containerd nor systemd.
 
 mod error;
 mod launched;
@@ -27,31 +27,31 @@ pub use steps::Step;
 
 use places::CONFIG;
 
-/// Directories that the unit hides from the program, and so programs in them cannot be started.
+/// Directories that the unit hides. A program in them cannot be started by the unit.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 
-/// Who starts the plugin.
+/// What starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchedBy {
-    /// containerd, from NRI's plugin directory; it ends with containerd.
+    /// containerd, from NRI's plugin directory. The plugin ends with containerd.
     Containerd,
-    /// systemd, by a unit; it outlives every restart of containerd.
+    /// systemd, by a unit. The plugin continues across restarts of containerd.
     Systemd,
 }
 
-/// What is to be installed, and where.
+/// The parameters of an installation.
 #[derive(Debug)]
 pub struct Install<'a> {
-    /// Below which everything is written.
+    /// The directory below which all files are written.
     pub root: Root,
-    /// The program, as the node will find it.
+    /// The path of the program on the node.
     pub program: PathBuf,
-    /// The configuration to install; without one the node's own, or the default.
+    /// The configuration to install. `None` means the node's existing one, or else the default.
     pub config: Option<&'a Path>,
 }
 
 impl Install<'_> {
-    /// What has to be done, in this order. What starts the plugin comes last.
+    /// Returns the steps in their order. The last one installs what starts the plugin.
     pub fn plan(&self, by: LaunchedBy) -> Result<Vec<Step>, Error> {
         let steps = match by {
             LaunchedBy::Containerd => self.for_containerd()?,
@@ -96,7 +96,7 @@ impl Install<'_> {
         if let Some(hidden) = HIDDEN.iter().find(|it| self.program.starts_with(it)) {
             return Err(Error::Program {
                 path: self.program.clone(),
-                why: "the unit keeps the program out of that directory".to_owned(),
+                why: "the unit hides that directory from the program".to_owned(),
                 remedy: format!("install it outside of {hidden}, in /usr/local/bin for example"),
             });
         }
@@ -128,7 +128,7 @@ impl Install<'_> {
         }
     }
 
-    /// What the configuration file is to hold, which is checked before it is installed.
+    /// Returns the text for the configuration file, and the parsed configuration.
     fn configuration(&self) -> Result<(String, Config), Error> {
         let there = self.root.at(CONFIG);
         let path = match self.config {
@@ -144,7 +144,8 @@ impl Install<'_> {
         Ok((text, config))
     }
 
-    /// One that is there stays as it is, as long as it is right and nothing else was asked for.
+    /// Returns the step for the configuration file. An existing file is kept if it is valid, and if --config names no
+    /// different text.
     fn write_config(&self, path: PathBuf, text: String) -> Result<Step, Error> {
         if fs::symlink_metadata(&path).is_err() {
             return Ok(Step::Write { path, text });
@@ -153,8 +154,8 @@ impl Install<'_> {
         if self.config.is_some() && there != text {
             return Err(Error::in_the_way(
                 path,
-                "it differs from what --config names",
-                "edit it, or take it away first",
+                "it differs from the file that --config names",
+                "edit it, or remove it first",
             ));
         }
         Config::from_toml(&there, &path.display().to_string())?;
@@ -162,20 +163,21 @@ impl Install<'_> {
     }
 }
 
-/// Whether what else is in the plugin directory lets this plugin be the only one, and be found.
+/// Checks another entry of the plugin directory: it must not start this plugin a second time, and its name must not
+/// keep containerd from starting.
 fn check_neighbour(path: &Path) -> Result<(), Error> {
     if places::is_ours(path) {
         return Err(Error::in_the_way(
             path.to_owned(),
             "it starts the plugin as well, and two would serve this node",
-            "run `nri-unpack uninstall` first, or take it away",
+            "run `nri-unpack uninstall` first, or remove it",
         ));
     }
     if launched::is_misnamed(path) {
         return Err(Error::in_the_way(
             path.to_owned(),
-            "it is not called NN-name: containerd does not start while it is there",
-            "rename it or take it away",
+            "its name is not NN-name: containerd does not start while it is there",
+            "rename it or remove it",
         ));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Where everything is, and what there is ours.
+//! The paths that `install` uses, and which files there belong to this plugin.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,7 @@ pub(super) const CONFIG: &str = Config::DEFAULT_PATH;
 /// The unit that `install` writes.
 pub(crate) const UNIT: &str = "/etc/systemd/system/nri-unpack.service";
 
-/// Where `systemctl enable` links a unit.
+/// The link that `systemctl enable` makes.
 pub(crate) const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/nri-unpack.service";
 
 /// The unit of a package, before and after Debian merged `/usr`.
@@ -25,16 +25,16 @@ pub(crate) const PACKAGED: [&str; 2] = [
     "/lib/systemd/system/nri-unpack.service",
 ];
 
-/// Where containerd looks for plugins to launch, if its configuration says nothing else.
+/// NRI's plugin directory, unless containerd's configuration names another.
 pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 
-/// Where it looks for their configurations.
+/// The directory of the plugins' configurations, unless containerd's configuration names another.
 const PLUGIN_CONFIGS: &str = "/etc/nri/conf.d";
 
-/// What the program is called; in NRI's directories with its index before it.
+/// The name of the program. In NRI's directories its index precedes it.
 const PROGRAM: &str = "nri-unpack";
 
-/// The directory below which everything lies: that of an image or a package, or the node's own.
+/// The root directory below which all paths lie: of an image or a package, or `None` for the node itself.
 #[derive(Clone, Debug, Default)]
 pub struct Root(pub Option<PathBuf>);
 
@@ -46,7 +46,7 @@ pub(super) struct Nri {
 }
 
 impl Root {
-    /// An absolute path of the node.
+    /// Returns where an absolute path of the node lies.
     pub(super) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         match &self.0 {
@@ -55,7 +55,7 @@ impl Root {
         }
     }
 
-    /// A path as the node has it, where the root has become `/`.
+    /// Returns a path as the node has it, with the root as `/`.
     pub fn inside(&self, path: &Path) -> PathBuf {
         let below = self.0.as_ref().and_then(|root| {
             let root = fs::canonicalize(root).ok()?;
@@ -64,7 +64,7 @@ impl Root {
         below.unwrap_or_else(|| path.to_owned())
     }
 
-    /// What lies below it lies there in truth: a link in a tree may lead to the node that this runs on.
+    /// Checks that no link leads from a path below the root out of the root, to the machine that this runs on.
     pub(super) fn check_holds(&self, path: &Path) -> Result<(), Error> {
         let Some(root) = self.0.as_ref().and_then(|root| fs::canonicalize(root).ok()) else {
             return Ok(());
@@ -78,13 +78,14 @@ impl Root {
             Ok(_) => Err(Error::in_the_way(
                 directory.to_owned(),
                 "a link leads from there out of --prefix",
-                "make it a relative one, or a directory",
+                "replace it with a relative link or a directory",
             )),
             Err(e) => Err(Error::io(directory, e)),
         }
     }
 
-    /// As the node's containerd has them. What another root will find is not known yet.
+    /// Returns NRI's directories by containerd's configuration. With another root that is not known, and the usual
+    /// directories are used.
     pub(super) fn nri(&self, config: &Config) -> Nri {
         let files = match self.0 {
             Some(_) => FileConfig::default(),
@@ -93,21 +94,21 @@ impl Root {
         self.nri_by(&files)
     }
 
-    /// The same by these files of containerd's.
+    /// Returns NRI's directories by these files of containerd.
     pub(super) fn nri_by(&self, files: &FileConfig) -> Nri {
-        let said = |key: &str, usual: &str| {
-            let said = files.settings().find(&["plugins", NRI_TABLE, key]);
-            let said = said.and_then(|(path, _)| path.as_str());
-            self.at(said.unwrap_or(usual))
+        let directory = |key: &str, default: &str| {
+            let configured = files.settings().find(&["plugins", NRI_TABLE, key]);
+            let configured = configured.and_then(|(path, _)| path.as_str());
+            self.at(configured.unwrap_or(default))
         };
         Nri {
-            plugins: said("plugin_path", PLUGINS),
-            config: said("plugin_config_path", PLUGIN_CONFIGS),
+            plugins: directory("plugin_path", PLUGINS),
+            config: directory("plugin_config_path", PLUGIN_CONFIGS),
         }
     }
 }
 
-/// What is in a directory, in order; nothing where there is none.
+/// Returns the paths in a directory, sorted; none if it does not exist.
 pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let read = || {
         let paths = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
@@ -123,7 +124,7 @@ pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-/// `nri-unpack` or, as NRI wants it, `10-nri-unpack`.
+/// Whether a file name is `nri-unpack`, or has the form that NRI requires, such as `10-nri-unpack`.
 pub fn is_named(name: &str) -> bool {
     match name.split_once('-') {
         Some((index, rest)) if index.len() == 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
@@ -133,7 +134,7 @@ pub fn is_named(name: &str) -> bool {
     }
 }
 
-/// Whether what is in the plugin directory starts this plugin, going by the names.
+/// Whether an entry of the plugin directory starts this plugin, by its name or the name of its target.
 pub(super) fn is_ours(path: &Path) -> bool {
     let named = |path: &Path| is_named(&path.file_name().unwrap_or_default().to_string_lossy());
     named(path) || target(path).is_some_and(|target| named(&target))

@@ -1,4 +1,4 @@
-//! The way back: what `install` wrote goes, what somebody has changed stays.
+//! The steps of `uninstall`: files that `install` has written are removed, changed files stay.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use crate::config::Config;
 use super::places::{self, CONFIG, ENABLED, PACKAGED, Root, UNIT};
 use super::{Error, LaunchedBy, Step, is_named, unit};
 
-/// What has to be taken away, whoever starts the plugin, and what is left.
+/// Returns the steps that remove the files of both kinds of installation, and name the files that stay.
 pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
     let mut steps = of_containerd(root, config)?;
-    // A package's own are the package manager's.
+    // The package manager removes the files of a package.
     if !PACKAGED.iter().any(|path| root.at(path).exists()) {
         steps.extend(of_systemd(root)?);
     }
@@ -22,7 +22,7 @@ pub fn removal(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
     Ok(steps)
 }
 
-/// Which of them would start the plugin until these steps are done: what the steps remove has to be there still.
+/// Returns what starts the plugin until these steps have run. Call it before the steps run, since it reads the links.
 pub fn launchers(root: &Root, steps: &[Step]) -> Vec<LaunchedBy> {
     let unit = root.at(UNIT);
     let removed = || steps.iter().filter(|step| step.is_change()).map(Step::path);
@@ -45,7 +45,7 @@ fn of_containerd(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
             names.extend(path.file_name().map(|it| it.to_string_lossy().into_owned()));
             steps.push(Step::Remove(path));
         } else if places::is_ours(&path) {
-            let why = "it is no link to nri-unpack; take it away yourself";
+            let why = "it is not a link to nri-unpack; remove it by hand";
             steps.push(Step::Leave { path, why });
         }
     }
@@ -64,7 +64,7 @@ fn of_systemd(root: &Root) -> Result<Vec<Step>, Error> {
     let unit = root.at(UNIT);
     match read(&unit)? {
         Some(text) if unit::is_as_written(&text) => {
-            // What `systemctl enable` made of it would point nowhere.
+            // The link that `systemctl enable` made would have no target.
             let enabled = root.at(ENABLED);
             if enabled.is_symlink() {
                 steps.push(Step::Remove(enabled));
@@ -73,7 +73,7 @@ fn of_systemd(root: &Root) -> Result<Vec<Step>, Error> {
         }
         Some(_) => steps.push(Step::Leave {
             path: unit,
-            why: "somebody has written or changed it",
+            why: "it was not written by `install`, or was changed since",
         }),
         None => {}
     }
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_launcher_is_known_by_what_is_removed() {
+    fn removed_files_tell_the_launcher() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root(Some(directory.path().to_owned()));
         for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {

@@ -1,4 +1,4 @@
-//! The steps there and back: files that appear whole or not at all, and links.
+//! The steps of `install` and `uninstall`. Files are written atomically.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -7,57 +7,57 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, unit};
 
-/// Everybody may read what is installed; secrets have files of their own.
+/// The mode of installed files. All users may read them, since they contain no secrets.
 const MODE: u32 = 0o644;
 
-/// One thing that is to be done, or need not be.
+/// One step of `install` or `uninstall`, also for a file that stays as it is.
 #[derive(Debug)]
 pub enum Step {
-    /// A file that is not there yet.
+    /// Write a file that does not exist.
     Write {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// All of it.
+        /// The whole text.
         text: String,
     },
-    /// A unit that another version has written, and nobody has changed.
+    /// Replace a unit that another version has written, and that is unchanged since.
     Replace {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// All of it.
+        /// The whole text.
         text: String,
     },
-    /// A link that is not there yet.
+    /// Make a link that does not exist.
     Link {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// To what.
+        /// The target.
         target: PathBuf,
     },
-    /// There already.
+    /// Keep a file or link that exists already.
     Keep(PathBuf),
-    /// A file or a link that `install` has written.
+    /// Remove a file or link that `install` has written.
     Remove(PathBuf),
-    /// The same, with its directory if nothing else is in it.
+    /// Remove such a file, and its directory if that is empty then.
     RemoveWithDirectory(PathBuf),
-    /// Not ours, or not any more.
+    /// Leave a file that `install` did not write, or that was changed since.
     Leave {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         why: &'static str,
     },
 }
 
 impl Step {
-    /// A link to the program. Anything else in its place is not ours to replace.
+    /// Returns the step for a link to the program. Any other file at this path is an error.
     pub(super) fn link(path: PathBuf, target: &Path) -> Result<Self, Error> {
         match fs::read_link(&path) {
             Ok(there) if there == target => Ok(Self::Keep(path)),
             Ok(_) => Err(Error::in_the_way(
                 path,
                 "it is a link to another program",
-                "run `nri-unpack uninstall` if that is an earlier place of this one, or take it away",
+                "run `nri-unpack uninstall` if that is an earlier path of this program, or remove it",
             )),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::Link {
                 path,
@@ -65,28 +65,28 @@ impl Step {
             }),
             Err(_) => Err(Error::in_the_way(
                 path,
-                "it is no link",
-                "take it away; the program stays where it is, and is linked here",
+                "it is not a link",
+                "remove it: `install` makes a link to the program here",
             )),
         }
     }
 
-    /// A unit: one of an earlier version makes room, one that somebody has changed does not.
+    /// Returns the step for the unit. An unchanged unit of an earlier version is replaced; a changed one is an error.
     pub(super) fn unit(path: PathBuf, text: String) -> Result<Self, Error> {
         match fs::read_to_string(&path) {
             Ok(there) if there == text => Ok(Self::Keep(path)),
             Ok(there) if unit::is_as_written(&there) => Ok(Self::Replace { path, text }),
             Ok(_) => Err(Error::in_the_way(
                 path,
-                "somebody has written or changed it",
-                "move the changes into a drop-in (`systemctl edit nri-unpack`), and take it away",
+                "it was not written by `install`, or was changed since",
+                "move the changes into a drop-in (`systemctl edit nri-unpack`), and remove it",
             )),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::Write { path, text }),
             Err(e) => Err(Error::io(&path, e)),
         }
     }
 
-    /// Where it is done.
+    /// Returns the path that the step is about.
     pub(super) fn path(&self) -> &Path {
         match self {
             Self::Write { path, .. }
@@ -99,7 +99,7 @@ impl Step {
         }
     }
 
-    /// Does it, and says so.
+    /// Runs the step, and returns a line that says what was done.
     pub fn run(&self) -> Result<String, Error> {
         let path = self.path();
         let done = match self {
@@ -116,20 +116,20 @@ impl Step {
             Self::Write { .. } => format!("wrote {path}"),
             Self::Replace { .. } => format!("replaced {path}"),
             Self::Link { target, .. } => format!("linked {path} to {}", target.display()),
-            Self::Keep(_) => format!("kept {path}, which is there"),
+            Self::Keep(_) => format!("kept {path}, which exists"),
             Self::Remove(_) | Self::RemoveWithDirectory(_) => format!("removed {path}"),
             Self::Leave { why, .. } => format!("left {path}: {why}"),
         })
     }
 
-    /// Whether it changes anything.
+    /// Whether the step changes a file.
     pub fn is_change(&self) -> bool {
         !matches!(self, Self::Keep(_) | Self::Leave { .. })
     }
 }
 
-/// Beside it first, then by one renaming; what has appeared meanwhile is replaced only if that was
-/// asked for.
+/// Writes a temporary file in the same directory, and renames it. A file that exists at `path` is replaced only if
+/// `replace` is set.
 fn write(path: &Path, text: &str, replace: bool) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
@@ -138,7 +138,7 @@ fn write(path: &Path, text: &str, replace: bool) -> io::Result<()> {
         .permissions(Permissions::from_mode(MODE))
         .tempfile_in(directory)?;
     file.write_all(text.as_bytes())?;
-    // Whatever umask this runs under: a node's other tools read it too.
+    // Sets the mode independently of the umask.
     file.as_file()
         .set_permissions(Permissions::from_mode(MODE))?;
     file.as_file().sync_all()?;

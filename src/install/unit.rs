@@ -1,4 +1,4 @@
-//! The unit, for the place where the program is, and the mark by which it is known again.
+//! The systemd unit with the path of the program, and the mark by which `install` recognizes its own unit.
 
 use std::fs;
 use std::path::Path;
@@ -10,24 +10,24 @@ use super::Error;
 /// The unit that the project ships.
 const UNIT: &str = include_str!("../../systemd/nri-unpack.service");
 
-/// Where that has the program.
+/// The line of the shipped unit that names the program.
 const SHIPPED: &str = "ExecStart=/usr/local/bin/nri-unpack run";
 
-/// Begins the last line, which ends in the digest of all before it.
+/// The beginning of the last line. The line ends with the digest of all text before it.
 const MARK: &str =
     "# Written by `nri-unpack install`, which leaves it alone when it was changed: sha256:";
 
-/// The unit that starts this program.
+/// Returns the unit that starts this program.
 pub(super) fn text(program: &Path) -> Result<String, Error> {
     let text = UNIT.replace(SHIPPED, &start(program)?);
     let digest = digest(&text);
     Ok(format!("{text}{MARK}{digest}\n"))
 }
 
-/// Whether it is what some version has written, to the byte.
+/// Whether `install` of any version has written exactly this text.
 pub(super) fn is_as_written(text: &str) -> bool {
     match text.rsplit_once(MARK) {
-        Some((before, said)) => said.trim_end() == digest(before),
+        Some((before, recorded)) => recorded.trim_end() == digest(before),
         None => false,
     }
 }
@@ -39,7 +39,8 @@ pub(super) fn starts(unit: &Path, program: &Path) -> Result<bool, Error> {
     Ok(text.lines().any(|line| line == start))
 }
 
-/// systemd gives meaning to blanks, quotes, `%` and others; no path of a program needs them.
+/// Returns the line that starts the program. Spaces, quotes, `%` and other characters have a meaning for systemd;
+/// a path with them is rejected instead of escaped.
 fn start(program: &Path) -> Result<String, Error> {
     let path = program.display().to_string();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);

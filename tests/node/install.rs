@@ -242,7 +242,7 @@ fn what_is_in_the_way_is_named() -> Result<()> {
     root.refused(&CONTAINERD, 1, &[LINK, "another program"])?;
     fs::remove_file(root.path(LINK))?;
     root.put(LINK, "a copy")?;
-    root.refused(&CONTAINERD, 1, &[LINK, "no link"])?;
+    root.refused(&CONTAINERD, 1, &[LINK, "not a link"])?;
     let (_, said) = root.run("uninstall", &[])?;
     ensure!(said.contains("left") && root.path(LINK).exists(), "{said}");
     fs::remove_file(root.path(LINK))?;

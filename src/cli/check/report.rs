@@ -37,13 +37,15 @@ pub(super) fn reason(look: &ImageStatus) -> String {
     } = look;
     match look.state {
         State::Ready => String::new(),
-        _ if look.left_out => "left to containerd by the configuration".to_owned(),
+        _ if look.left_out => "excluded by the configuration".to_owned(),
         State::Missing => "not unpacked here".to_owned(),
         State::Partial => format!("{committed} of {layers} layers unpacked"),
         State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),
-        State::Mixed => "a host's unpack lies over layers left to the guest".to_owned(),
-        State::Foreign => "the top layer's labels name an image that goes on above it".to_owned(),
-        State::Unanchored => "nothing keeps it from garbage collection".to_owned(),
+        State::Mixed => "layers that the host has unpacked lie over guest-pulled layers".to_owned(),
+        State::Foreign => {
+            "labels name another image, or a registry that this image is not from".to_owned()
+        }
+        State::Unanchored => "complete, but not protected from garbage collection".to_owned(),
         State::Unavailable => "the blob of a layer that has to be unpacked is gone".to_owned(),
     }
 }
