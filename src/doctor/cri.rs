@@ -1,5 +1,5 @@
-//! Whether containerd's CRI came up. Without it no pod starts, NRI does not listen, and what is asked of
-//! CRI has no answer: that is the finding then, and not what follows from it.
+//! Checks that containerd's CRI has started. Without it no pod starts, NRI does not listen, and calls of CRI fail.
+//! Then only this cause is a finding, and not its consequences.
 
 use crate::containerd::ListedPlugin;
 use crate::handlers::{CRI, IMAGES, RUNTIME};
@@ -7,11 +7,11 @@ use crate::handlers::{CRI, IMAGES, RUNTIME};
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
 
-/// What serves it in containerd 2, the cause before what depends on it.
+/// The plugins that serve CRI, each before those that depend on it. [`CRI`] itself exists in all versions.
 const PARTS: [&str; 3] = [IMAGES, RUNTIME, CRI];
 
-/// What CRI needs of others: where one of these failed, that is the cause. A differ or a snapshotter that
-/// cannot work on this node only says so.
+/// Other plugins that CRI depends on. If CRI fails and one of these failed, that is the cause. Without a failure of
+/// CRI, the error of a differ or a snapshotter only means that it does not work on this node.
 const NEEDED: [&str; 4] = [
     "io.containerd.differ.v1.erofs",
     "io.containerd.service.v1.diff-service",
@@ -33,22 +33,24 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
             "the kubelet cannot use this containerd, and NRI does not listen",
         )
         .advise(format!(
-            "take {CRI} (or cri) out of disabled_plugins in {} or a file that it imports, and \
+            "remove {CRI} (or cri) from disabled_plugins in {} or a file that it imports, and \
              restart containerd",
             file.display()
         )),
         Some(Problem::Failed(why)) => Finding::new(
             "cri-failed",
             Severity::Error,
-            format!("containerd's CRI did not come up: {why}"),
+            format!("containerd's CRI did not start: {why}"),
             "no pod starts on this node, and NRI does not listen",
         )
-        .advise("mend what it says in containerd's configuration, and restart containerd"),
+        .advise(
+            "correct what the error names in containerd's configuration, and restart containerd",
+        ),
     };
     vec![finding.run("systemctl restart containerd")]
 }
 
-/// Whether CRI is down; not so where containerd lists nothing.
+/// Whether CRI is down. If containerd lists no plugins, this is unknown and the answer is no.
 pub(super) fn is_down(plugins: &[ListedPlugin]) -> bool {
     problem(plugins).is_some()
 }

@@ -1,5 +1,5 @@
-//! Whether the files are as containerd and the plugin need them: NRI's plugin directory, the configuration of a
-//! plugin that containerd launches, and containerd's own.
+//! Checks files: NRI's plugin directory, the configuration of a plugin that containerd launches, and containerd's
+//! own configuration.
 
 use std::path::Path;
 
@@ -20,10 +20,10 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     findings
 }
 
-/// containerd runs without a file as well, so the usual place may well be empty.
+/// containerd also runs without a file, so a missing file at the default path is only a note.
 fn no_file(file: &Path) -> Option<Finding> {
-    let usual = Config::default().containerd.config;
-    let severity = match file == usual.as_ref() {
+    let default = Config::default().containerd.config;
+    let severity = match file == default.as_ref() {
         true => Severity::Note,
         false => Severity::Warning,
     };
@@ -32,9 +32,9 @@ fn no_file(file: &Path) -> Option<Finding> {
             "containerd-config-missing",
             severity,
             format!("containerd's configuration {} does not exist", file.display()),
-            "what containerd tells only in its files (labels of pulls, discarded layers, the pause image) is taken to be its default",
+            "settings that containerd reports only in its files (labels of pulls, discarded layers, the pause image) are assumed to have their default values",
         )
-        .advise("if containerd has a configuration, say where: containerd.config in the configuration of nri-unpack (k3s: /var/lib/rancher/k3s/agent/etc/containerd/config.toml)")
+        .advise("if containerd has a configuration, set containerd.config in the configuration of nri-unpack to its path (k3s: /var/lib/rancher/k3s/agent/etc/containerd/config.toml)")
     })
 }
 
@@ -43,13 +43,13 @@ fn misnamed_plugin(path: &Path) -> Finding {
         "plugin-misnamed",
         Severity::Error,
         format!(
-            "{} can be executed and is not called NN-name, such as 10-nri-unpack",
+            "{} is executable, and its name is not NN-name, such as 10-nri-unpack",
             path.display()
         ),
         "containerd does not start while it is there: at its next restart the node is down",
     )
-    .advise("rename it or remove it, or take the right to execute a file that is no link; before containerd is restarted")
-    // The mode of a link is that of its target, which may be a program in use.
+    .advise("before containerd is restarted, rename or remove it; a file that is not a link can also be made non-executable")
+    // chmod on a link changes its target, which may be a program in use.
     .run(match path.is_symlink() {
         true => format!("rm {}", word(&path.display().to_string())),
         false => format!("chmod a-x {}", word(&path.display().to_string())),
@@ -63,7 +63,7 @@ fn unusable(file: &Path) -> Option<Finding> {
             "plugin-config-wrong",
             Severity::Error,
             format!("the plugin that containerd launches cannot use its configuration: {error}"),
-            "it is registered and does nothing: no image is made ready for a pod",
+            "the plugin registers and does nothing: no image is made ready for a pod",
         )
         .advise("correct the file until the check finds no error, and restart containerd")
         .run(format!(

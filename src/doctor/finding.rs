@@ -1,4 +1,4 @@
-//! What was found: a value that says what it is, what it means, and what to do about it.
+//! A finding: a value with the problem, its consequence, and its remedy.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use serde::Serialize;
 pub(super) use crate::ctr::word;
 use crate::printable::printable;
 
-/// How much it matters.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Pods fail, or run on what they must not.
+    /// Pods fail, or run on wrong content.
     Error,
-    /// Something does not work as it should, or will not when it is needed.
+    /// Something does not work as it should, or will fail when it is needed.
     Warning,
-    /// Worth knowing; nothing has to be done. It does not count for the exit status.
+    /// Information that needs no action. It does not count for the exit status.
     Note,
 }
 
@@ -30,50 +30,50 @@ impl fmt::Display for Severity {
     }
 }
 
-/// One thing that was found.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// A word for scripts that stays the same from release to release.
+    /// The id, for scripts. It stays the same from release to release.
     pub id: &'static str,
-    /// How much it matters.
+    /// The severity.
     pub severity: Severity,
-    /// What is so, with the things named.
+    /// The problem, with the names of the objects concerned.
     pub found: String,
-    /// What that does to the pods of this node.
+    /// The consequence for the pods of this node.
     pub means: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: Remedy,
-    /// What was done about it, where that was asked for and safe.
+    /// What `--fix` has done, if the remedy is safe and has succeeded.
     pub fixed: Option<String>,
-    /// What can be done about it without asking anybody.
+    /// The safe remedy that `--fix` applies, if there is one.
     #[serde(skip)]
     pub(super) cure: Option<Cure>,
 }
 
-/// What to do about a finding.
+/// The remedy of a finding.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Remedy {
-    /// In words.
+    /// The remedy in words.
     pub say: String,
-    /// The file that is to be changed, where there is one.
+    /// The file to change, if there is one.
     pub file: Option<PathBuf>,
-    /// The very lines to put into it.
+    /// The lines to put into this file.
     pub lines: Vec<String>,
-    /// What to run, in this order; after the file was changed.
+    /// The commands to run in this order, after the file was changed.
     pub commands: Vec<String>,
 }
 
-/// What is safe to do: it takes nothing away that anybody uses.
+/// A safe remedy: it removes nothing that is in use.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cure {
     /// Make an image ready.
     Ensure { image: String, snapshotter: String },
-    /// Take away what a crash has left.
+    /// Remove what a crash has left.
     Sweep,
 }
 
 impl Finding {
-    /// Without a remedy yet.
+    /// Creates a finding without a remedy.
     pub(super) fn new(
         id: &'static str,
         severity: Severity,
@@ -91,32 +91,32 @@ impl Finding {
         }
     }
 
-    /// What to do, in words.
+    /// Sets the remedy in words.
     pub(super) fn advise(mut self, say: impl Into<String>) -> Self {
         self.remedy.say = printable(say.into());
         self
     }
 
-    /// These lines belong into this file.
+    /// Sets the file to change and the lines to put into it.
     pub(super) fn lines(mut self, file: &Path, lines: &str) -> Self {
         self.remedy.file = Some(file.to_owned());
         self.remedy.lines = lines.lines().map(printable).collect();
         self
     }
 
-    /// This is to be run.
+    /// Adds a command to run.
     pub(super) fn run(mut self, command: impl Into<String>) -> Self {
         self.remedy.commands.push(printable(command.into()));
         self
     }
 
-    /// This helps, and is safe.
+    /// Sets the safe remedy.
     pub(super) fn cure(mut self, cure: Cure) -> Self {
         self.cure = Some(cure);
         self
     }
 
-    /// Whether somebody still has to do something about it.
+    /// Whether the finding still needs an action of the operator.
     pub fn is_open(&self) -> bool {
         self.severity != Severity::Note && self.fixed.is_none()
     }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_wrote_is_one_line() {
+    fn control_characters_are_escaped() {
         let finding = Finding::new("id", Severity::Note, "a\nb", "\u{1b}[2J");
         let finding = finding.advise("\u{202e}").run("c\nd");
         assert_eq!((&*finding.found, &*finding.means), ("a\\nb", "\\u{1b}[2J"));

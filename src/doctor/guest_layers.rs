@@ -1,5 +1,5 @@
-//! What stands on layers that a snapshotter left to the guest, and so holds empty: images that are left to
-//! containerd, and images that are mounted as volumes.
+//! Finds excluded images, and images mounted as volumes, that stand on guest-pulled layers. The snapshotter has
+//! committed such a layer without content, since the guest pulls it.
 
 use std::collections::BTreeMap;
 
@@ -37,15 +37,14 @@ fn excluded(snapshotter: &str, images: &[&str]) -> Option<Finding> {
         return None;
     }
     let found = format!(
-        "excluded images in {snapshotter} lie on layers that were left to the guest: {}",
+        "excluded images in {snapshotter} stand on guest-pulled layers: {}",
         images.join(", ")
     );
-    let means = "the running plugin moves their containers onto a chain that the host has unpacked whole; \
-                 without it their root file system lacks those layers";
+    let means = "a running plugin moves their containers onto a chain that the host has unpacked completely; \
+                 without it their root file system lacks these layers";
     Some(
-        Finding::new("excluded-mixed", Severity::Note, found, means).advise(
-            "keep the plugin running, or exclude the images that they share layers with as well",
-        ),
+        Finding::new("excluded-mixed", Severity::Note, found, means)
+            .advise("keep the plugin running, or also exclude the images that share these layers"),
     )
 }
 
@@ -56,7 +55,7 @@ fn volumes(snapshotter: &str, listing: &Listing) -> Option<Finding> {
         .collect();
     let (path, target) = pods.first_key_value()?;
     let found = format!(
-        "{} image volumes in {snapshotter} lack layers that were left to the guest, the first at {path} ({target})",
+        "{} image volumes in {snapshotter} lack guest-pulled layers, the first at {path} ({target})",
         pods.len()
     );
     Some(
@@ -66,6 +65,6 @@ fn volumes(snapshotter: &str, listing: &Listing) -> Option<Finding> {
             found,
             "the containers that mount it see an empty or incomplete directory, without an error",
         )
-        .advise("make its pod anew while the plugin runs: it fills the volume before the container is created"),
+        .advise("create the pod again while the plugin runs: it fills the volume before the container is created"),
     )
 }

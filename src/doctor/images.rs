@@ -1,5 +1,4 @@
-//! How the images stand in the snapshotters that are ours to keep: the pause image, and all others
-//! by what is wrong with them.
+//! Checks the state of images in the managed snapshotters: of the pause image, and of all others by their state.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -16,29 +15,29 @@ use super::inventory::{Inventory, Seen};
 use super::permissions;
 use super::pulls::PULLS_FROM;
 
-/// What the repository of a pause image is called, where containerd does not say which it is.
+/// The last part of a pause image's repository, for a containerd that does not report its pause image.
 const PAUSE: &str = "pause";
 
-/// Names that are shown of many.
+/// The maximum number of names in a finding.
 const SHOWN: usize = 3;
 
-/// An image in one snapshotter.
+/// An image and its state in one snapshotter.
 struct There<'a> {
     known: &'a Distinct,
     look: ImageStatus,
-    /// Bottom first.
+    /// The chain ids, bottom first.
     chain: Vec<String>,
 }
 
 /// What the images of one snapshotter share.
 struct Shared<'a> {
-    /// The layers of images that are there as a whole.
+    /// The layers of images that are unpacked completely.
     whole: HashSet<&'a str>,
-    /// Those of images that garbage collection keeps.
+    /// The layers of ready images, which garbage collection keeps.
     anchored: HashSet<&'a str>,
-    /// Those that can be rebuilt from overlayfs.
+    /// The layers that can be rebuilt from overlayfs.
     rebuilt: HashSet<&'a str>,
-    /// Blobs that are gone are fetched again when they are needed.
+    /// Whether missing blobs are fetched again when they are needed.
     are_pulled: bool,
 }
 
@@ -71,7 +70,7 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
         }
         let found = by_state.iter();
         findings.extend(
-            found.map(|(id, (state, names))| stand(inventory, id, *state, names, snapshotter)),
+            found.map(|(id, (state, names))| of_state(inventory, id, *state, names, snapshotter)),
         );
     }
     findings.extend(unreadable.findings(inventory));
@@ -127,8 +126,8 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Whether what looks wrong with an image is what sharing layers looks like, or is mended when the
-    /// image is needed.
+    /// Whether the state of an image is only a result of shared layers, or is repaired when the image is
+    /// needed.
     fn explains(&self, it: &There<'_>) -> bool {
         match it.look.state {
             State::Partial => it
@@ -148,7 +147,8 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// As it is configured; else by its name, among those that are pinned.
+/// Whether an image is the pause image: the configured one, else a pinned image with a matching name. The name matters,
+/// since some tools pin all images that they import.
 fn is_pause(seen: &Seen, known: &Distinct) -> bool {
     let mut names = known.names.iter().map(|name| image::normal(name));
     match seen.handlers.sandbox_image() {
@@ -166,7 +166,7 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
     }
 }
 
-/// Images that cannot be read at all, by why.
+/// Images that cannot be read, by the reason.
 #[derive(Default)]
 struct Unreadable<'a> {
     /// A document is not in the content store.
@@ -180,7 +180,7 @@ struct Unreadable<'a> {
 impl<'a> Unreadable<'a> {
     fn add(&mut self, name: &'a str, error: &Error) {
         match error {
-            // No image, or none that a node like this one could run.
+            // Not a container image, or none for the platform of this node.
             Error::Image(image::Error::MediaType { .. } | image::Error::NoPlatform { .. }) => {}
             Error::Image(image::Error::Containerd { source, .. })
                 if source.kind == ErrorKind::NotFound =>
@@ -190,7 +190,7 @@ impl<'a> Unreadable<'a> {
             Error::Image(image::Error::Changed { .. }) => {
                 self.changed.insert(name, error.to_string());
             }
-            // A call failed, or the image was removed meanwhile: nothing is known of its documents.
+            // A call failed, or the image was removed since: the state of its documents is unknown.
             Error::Image(image::Error::Containerd { .. } | image::Error::NotFound(_)) => {}
             Error::Image(_) => _ = self.wrong.insert(name, error.to_string()),
             _ => {}
@@ -198,7 +198,8 @@ impl<'a> Unreadable<'a> {
     }
 
     fn findings(&self, inventory: &Inventory) -> Vec<Finding> {
-        const MEANS: &str = "containers of it fail: «content digest … not found», or a document that containerd refuses";
+        const MEANS: &str =
+            "containers of it fail: «content digest … not found», or containerd rejects a document";
         let finding = |id, of: &BTreeMap<&str, String>| {
             let names: Vec<_> = of.keys().copied().collect();
             let why = of.values().next()?;
@@ -215,8 +216,8 @@ impl<'a> Unreadable<'a> {
         let wrong = finding("images-broken", &self.wrong);
         let wrong = wrong.map(|finding| {
             let finding = finding.advise(
-                "build and push the image again, and pull it: a pull of the same image brings the same document back; \
-                 a record that has only an id is left from an earlier pull: remove it",
+                "build and push the image again, and pull it: a pull of the unchanged image fetches the same document; \
+                 remove a record that has only an id, since an earlier pull has left it",
             );
             let ctr = Ctr::of(inventory.config());
             let ids = self.wrong.keys().filter(|name| !image::is_pullable(name));
@@ -225,7 +226,7 @@ impl<'a> Unreadable<'a> {
         });
         let changed = finding("images-changed", &self.changed);
         let changed = changed.map(|finding| {
-            let finding = finding.advise("remove the image and pull it again");
+            let finding = finding.advise("remove the image, and pull it again");
             let names = self.changed.keys().filter(|name| image::is_pullable(name));
             names.take(SHOWN).fold(finding, |finding, name| {
                 let name = word(name);
@@ -238,11 +239,11 @@ impl<'a> Unreadable<'a> {
     }
 }
 
-/// What brings blobs back: the image's record and names stay as they are.
+/// Adds the commands that fetch missing blobs. They change neither the image's record nor its names.
 fn fetch(inventory: &Inventory, finding: Finding, names: &[&str]) -> Finding {
     let ctr = Ctr::of(inventory.config());
     let finding = finding.advise(
-        "fetch what is missing: blobs that are there stay, and so does the image (`--user` for a registry that wants credentials)",
+        "fetch the missing blobs: existing blobs and the image stay (`--user` for a registry that needs credentials)",
     );
     let named = names
         .iter()
@@ -269,9 +270,9 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
             "pause-not-ready",
             Severity::Error,
             format!("the pause image {name} is {state} in {snapshotter}"),
-            format!("the sandbox of a pod of handler {users} fails, is slow, or runs on a host's unpack; no NRI event tells of it in time"),
+            format!("the sandbox of a pod of handler {users} fails, is slow, or runs on layers that the host has unpacked; NRI has no event before it is created"),
         )
-        .advise("make it ready; the running plugin does so by itself, unless it is told not to")
+        .advise("make it ready; a running plugin does so by itself, unless its configuration excludes it")
         .run(ensure(&[name], snapshotter))
         .cure(Cure::Ensure {
             image: name.to_owned(),
@@ -280,7 +281,7 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
     )
 }
 
-/// The finding's id, where the state is one: that an image is not there yet is none.
+/// Returns the id of the finding for a state. A ready or missing image is no finding.
 fn id(state: State) -> Option<&'static str> {
     match state {
         State::Ready | State::Missing => None,
@@ -293,7 +294,7 @@ fn id(state: State) -> Option<&'static str> {
     }
 }
 
-fn stand(
+fn of_state(
     inventory: &Inventory,
     id: &'static str,
     state: State,
@@ -303,27 +304,24 @@ fn stand(
     let (severity, means) = match state {
         State::Unavailable => (
             Severity::Warning,
-            "the blob of a layer is gone, and nothing on this node can make the layer again: the first container of it there fails, «content digest … not found»",
+            "the blob of a layer is gone, and the layer cannot be rebuilt on this node: the first container of it there fails, «content digest … not found»",
         ),
         State::Mixed => (
             Severity::Error,
-            "a container on it has a broken root file system: a host's unpack lies over layers that were left to the guest",
+            "a container on it has a broken root file system: layers that the host has unpacked lie over guest-pulled layers",
         ),
         State::Unlabelled => (
             Severity::Warning,
-            "containerd has unpacked it without the labels that remote snapshotters need: pods fail, are slow, or run on a host's unpack",
+            "containerd has unpacked it without the labels that remote snapshotters need: pods fail, are slow, or run on layers that the host has unpacked",
         ),
         State::Foreign => (
             Severity::Warning,
-            "its labels name another image, or a registry that it is not from, which a remote snapshotter or a guest would ask instead",
+            "its labels name another image, or a registry that it is not from; a remote snapshotter or a guest would pull from there",
         ),
-        State::Unanchored => (
-            Severity::Warning,
-            "the next garbage collection takes it away",
-        ),
+        State::Unanchored => (Severity::Warning, "the next garbage collection removes it"),
         _ => (
             Severity::Warning,
-            "an unpack ended in the middle; the next container waits for the rest",
+            "an unpack has ended early; the next container waits for the missing layers",
         ),
     };
     let found = format!(
@@ -336,7 +334,7 @@ fn stand(
         return fetch(inventory, finding, names);
     }
     finding
-        .advise("make it ready; what is in use is healed as far as it can be, and the rest when it is not used any more")
+        .advise("make it ready; a chain in use is repaired as far as possible, and completely when nothing uses it")
         .run(ensure(names, snapshotter))
 }
 
@@ -361,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_names_some_are_shown() {
+    fn long_lists_of_names_are_shortened() {
         assert_eq!(some(&["a", "b"]), "a, b");
         assert_eq!(some(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
     }

@@ -1,5 +1,5 @@
-//! The plugins of this node that serve the same NRI: there should be one. NRI has no list of them, so
-//! the kernel's processes are looked through.
+//! Checks that exactly one plugin serves NRI on this node. NRI has no list of plugins, so the processes in /proc
+//! are searched.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,18 +16,18 @@ use crate::peer;
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
 
-/// Who started it.
+/// What started a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Containerd,
     Another,
 }
 
-/// Those that run, and what would start one.
+/// The running plugins, and the files that would start one.
 #[derive(Debug, Default)]
 pub(super) struct Instances {
     running: Vec<(u32, By)>,
-    /// In containerd's plugin directory.
+    /// The entries of NRI's plugin directory that start this plugin.
     links: Vec<PathBuf>,
     has_unit: bool,
     is_enabled: bool,
@@ -50,17 +50,18 @@ impl Instances {
         }
     }
 
-    /// Whether containerd has launched one.
+    /// Whether containerd has launched a running plugin.
     pub(super) fn is_launched(&self) -> bool {
         self.running.iter().any(|(_, by)| *by == By::Containerd)
     }
 
-    /// Whether there is one at all.
+    /// Whether a plugin runs.
     pub(super) fn is_running(&self) -> bool {
         !self.running.is_empty()
     }
 
-    /// What they register as: those that containerd launches by their files, another as it is configured.
+    /// Returns the identities that plugins register under: those that containerd launches by the names of their files,
+    /// another by its configuration.
     pub(super) fn identities(&self, config: &Config) -> Vec<Identity> {
         let launched = self.links.iter().filter_map(|link| {
             let name = link.file_name()?.to_str()?;
@@ -85,7 +86,7 @@ impl Instances {
         }
     }
 
-    /// What starts one depends on what is installed.
+    /// Returns the finding that no plugin runs. The remedy depends on what is installed.
     fn absent(&self) -> Finding {
         let finding = Finding::new(
             "plugin-absent",
@@ -96,7 +97,7 @@ impl Instances {
         match self.links.first() {
             Some(link) => finding
                 .advise(format!(
-                    "restart containerd, which starts {}; containerd's log says why if it does not",
+                    "restart containerd, which starts {}; if it does not, see containerd's log",
                     link.display()
                 ))
                 .run("systemctl restart containerd"),
@@ -124,24 +125,24 @@ impl Instances {
                 pids.len(),
                 pids.join(", ")
             ),
-            "each takes the other's unfinished work for a dead one's and may take it away; every hook is waited for twice",
+            "each treats the unfinished work of the other as left by a crash, and may remove it; containerd waits for both in every hook",
         );
         self.choose(finding)
     }
 
-    /// The one that runs is not the only one that would.
+    /// Returns the finding that a second plugin would be started.
     fn started_twice(&self) -> Finding {
         let finding = Finding::new(
             "second-instance",
             Severity::Warning,
-            "the plugin is in containerd's plugin directory, and would be started another time",
+            "the plugin is in NRI's plugin directory, and would be started a second time",
             "after the next restart two plugins serve this node",
         );
         self.choose(finding)
     }
 
     fn choose(&self, finding: Finding) -> Finding {
-        let finding = finding.advise("choose who starts it: systemd (take it out of containerd's plugin directory) or containerd (disable the unit)");
+        let finding = finding.advise("choose what starts it: systemd (remove it from NRI's plugin directory) or containerd (disable the unit)");
         match self.links.as_slice() {
             [] => finding.run("systemctl restart nri-unpack"),
             links => links.iter().fold(finding, |finding, link| {
@@ -151,8 +152,8 @@ impl Instances {
     }
 }
 
-/// The processes of this program that serve the same NRI. Those of other users cannot be seen into
-/// and are left out.
+/// Returns the processes of this program that serve the same NRI. Processes that this user cannot read are left
+/// out.
 fn running(config: &Config, containerd: Option<u32>) -> Vec<(u32, By)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -187,7 +188,7 @@ fn serves(pid: u32, config: &Config, containerd: Option<u32>) -> Option<By> {
     (same(&its, config.nri.socket.as_ref())).then_some(By::Another)
 }
 
-/// Whether it is this program, under a name that it may have; also one that was replaced since.
+/// Whether a path is this program, by its name. The file may have been replaced since the process started.
 fn is_ours(program: &Path) -> bool {
     let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
     let name = String::from_utf8_lossy(name);
@@ -195,20 +196,21 @@ fn is_ours(program: &Path) -> bool {
     is_named(name)
 }
 
-/// The second field after the command's name, which may hold anything, is the parent.
+/// Returns the parent process. In `stat` it is the second field after the command's name, which may contain any
+/// characters.
 fn parent(proc: &Path) -> Option<u32> {
     let stat = fs::read_to_string(proc.join("stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Where a plugin that was started with these arguments looks for NRI.
+/// Returns the NRI socket of a plugin that was started with these arguments.
 fn nri_socket(arguments: &[String], proc: &Path) -> Option<PathBuf> {
     if let Some(socket) = option(arguments, "--nri-socket") {
         return Some(socket.into());
     }
     let file = option(arguments, "--config").unwrap_or_else(|| Config::DEFAULT_PATH.to_owned());
-    // As it sees the file system.
+    // The path is resolved in the root and working directory of that process.
     let file = match Path::new(&file).strip_prefix("/") {
         Ok(file) => proc.join("root").join(file),
         Err(_) => proc.join("cwd").join(file),
@@ -220,7 +222,7 @@ fn nri_socket(arguments: &[String], proc: &Path) -> Option<PathBuf> {
     Some(config.nri.socket.as_ref().to_owned())
 }
 
-/// `--name value` or `--name=value`.
+/// Returns the value of an option, from `--name value` or `--name=value`.
 fn option(arguments: &[String], name: &str) -> Option<String> {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -238,7 +240,7 @@ fn same(one: &Path, other: &Path) -> bool {
     real(one) == real(other)
 }
 
-/// What containerd would launch of us.
+/// Returns the entries of NRI's plugin directory by which containerd launches this plugin.
 fn links(plugins: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(plugins).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| {
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_has_its_value_after_it() {
+    fn the_value_of_an_option_follows_it() {
         let arguments = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         for (text, value) in [
             ("run --config /a", Some("/a")),
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_starts_one_depends_on_what_is_installed() {
+    fn the_remedy_for_an_absent_plugin_depends_on_what_is_installed() {
         let link = PathBuf::from("/opt/nri/plugins/10-nri-unpack");
         for (links, has_unit, commands) in [
             (vec![link], false, vec!["systemctl restart containerd"]),

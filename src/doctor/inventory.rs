@@ -1,5 +1,5 @@
-//! What the checks look at, gathered once: the configuration of both sides, and what containerd
-//! answers. A snapshotter that does not answer costs what it would have said, and a moment.
+//! The data that the checks read, gathered once: the configurations of the plugin and of containerd, and
+//! containerd's answers. A snapshotter that does not answer within a deadline has an error in place of its listing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,39 +16,39 @@ use crate::peer;
 use crate::policy;
 use crate::unpack::Listing;
 
-/// How long a snapshotter may take to list what it has. One that is well takes milliseconds.
+/// The deadline for the listing of a snapshotter. A healthy one takes milliseconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(4);
 
-/// By this annotation of a pod containerd 1.7 knows which handler an image is pulled for.
+/// The annotation of a pod by which containerd 1.7 determines the handler that an image is pulled for.
 pub(super) const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
-/// The node, as it was when it was looked at.
+/// The node at the time of the examination.
 pub(super) struct Inventory {
     pub(super) node: Arc<Node>,
     config: Arc<Config>,
     pub(super) files: FileConfig,
-    /// Whether containerd has other mounts than this process.
+    /// Whether containerd has another mount namespace than this process.
     pub(super) sees_other_files: bool,
     pub(super) seen: Result<Seen, containerd::Error>,
 }
 
-/// What containerd answered.
+/// The answers of containerd.
 pub(super) struct Seen {
-    /// containerd's.
+    /// containerd's version.
     pub(super) version: String,
-    /// CRI's running configuration, where it shows one.
+    /// CRI's running configuration, if it reports one.
     pub(super) cri: Option<Value>,
     pub(super) handlers: Arc<Handlers>,
-    /// All that containerd lists.
+    /// All snapshotters that containerd lists.
     pub(super) snapshotters: Vec<Snapshotter>,
-    /// Of any kind.
+    /// All plugins of any type that containerd lists.
     pub(super) plugins: Vec<ListedPlugin>,
-    /// What NRI has to tell a plugin of pods and containers, where CRI says it.
+    /// The size of the state of pods and containers that NRI sends to a plugin, if CRI reports it.
     pub(super) state_bytes: usize,
-    /// The handlers that pods name for their pulls.
+    /// The handlers that pods name in [`PULL_HANDLER`].
     pub(super) pulls_for: BTreeSet<String>,
     pub(super) images: Vec<Distinct>,
-    /// What each snapshotter that a handler uses has, by its name.
+    /// The listing of each snapshotter that a handler uses, by its name.
     pub(super) listings: BTreeMap<String, Result<Listing, String>>,
 }
 
@@ -74,12 +74,12 @@ impl Inventory {
         &self.config
     }
 
-    /// What containerd answered, if it did.
+    /// Returns the answers of containerd; `None` if it does not answer.
     pub(super) fn seen(&self) -> Option<&Seen> {
         self.seen.as_ref().ok()
     }
 
-    /// containerd's version by its first two numbers, if it is known.
+    /// Returns the first two numbers of containerd's version, if it is known.
     pub(super) fn version(&self) -> Option<(u64, u64)> {
         containerd::numbers(&self.seen()?.version)
     }
@@ -89,7 +89,7 @@ impl Seen {
     async fn look(node: &Node) -> Result<Self, containerd::Error> {
         let containerd = node.containerd.as_ref();
         let version = containerd.version().await?;
-        // Where CRI is off, containerd's files have to do.
+        // If CRI is off, containerd's files are used instead.
         let cri = containerd.cri_config().await.ok().flatten();
         let handlers = node.resolve().await?;
         let snapshotters = containerd.snapshotters().await?;
@@ -117,7 +117,7 @@ impl Seen {
         })
     }
 
-    /// The handlers that use a snapshotter, for people to read.
+    /// Returns the handlers that use a snapshotter, as text.
     pub(super) fn users(&self, snapshotter: &str) -> String {
         let users = self.handlers.iter();
         let users = users.filter(|(_, resolved)| resolved.snapshotter == snapshotter);
@@ -125,7 +125,7 @@ impl Seen {
         users.join(", ")
     }
 
-    /// The snapshotters that answer and whose images are ours to keep, with what they have.
+    /// Iterates over the managed snapshotters that answer, with their listings.
     pub(super) fn kept<'a>(
         &'a self,
         config: &'a Config,
@@ -138,7 +138,7 @@ impl Seen {
         kept.filter_map(|(name, listing)| Some((name.as_str(), listing.as_ref().ok()?)))
     }
 
-    /// Whether another process makes the snapshots of this one.
+    /// Whether a snapshotter is a proxy plugin.
     pub(super) fn is_proxy(&self, name: &str) -> bool {
         self.snapshotter(name)
             .is_some_and(|s| s.proxy_address().is_some())

@@ -1,4 +1,4 @@
-//! What a crash of ours has left, and the running plugin has not taken away.
+//! Finds leases and snapshots that a killed nri-unpack has left, and that no running plugin has removed.
 
 use super::finding::{Cure, Finding, Severity};
 use super::inventory::Inventory;
@@ -23,12 +23,12 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
             "leftovers",
             Severity::Warning,
             format!(
-                "an nri-unpack that was killed has left something behind (leases: {}, unfinished snapshots: {snapshots})",
+                "a killed nri-unpack has left leases and snapshots (leases: {}, unfinished snapshots: {snapshots})",
                 leases.len()
             ),
-            "they hold room that garbage collection cannot take back",
+            "they use disk space that garbage collection cannot free",
         )
-        .advise("take them away; the running plugin does so when it starts and every five minutes")
+        .advise("remove them; a running plugin does so when it starts and every five minutes")
         .run("nri-unpack doctor --fix")
         .cure(Cure::Sweep),
     ]

@@ -1,7 +1,7 @@
-//! What on this node keeps the plugin from working, each thing with what it means and its remedy.
+//! Finds what on this node keeps the plugin from working. Each [`Finding`] has its consequence and a remedy.
 //!
-//! [`Finding`]s are values. Each check is a small function over one look at the node, and changes
-//! nothing; only what is [safe](Examination::fix) is done, and only where that is asked for.
+//! Findings are values. Each check is a small function over one [`Inventory`] of the node, and changes
+//! nothing. Only [`Examination::fix`] changes the node, by the remedies that are safe.
 
 mod cri;
 mod files;
@@ -30,16 +30,16 @@ pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
 use inventory::Inventory;
 
-/// What was found.
+/// The result of an examination.
 #[derive(Debug)]
 pub struct Examination {
-    /// containerd's version, or why it does not answer.
+    /// containerd's version, or the error if it does not answer.
     pub containerd: Result<String, containerd::Error>,
-    /// The worst first; of the same severity in the order in which things depend on each other.
+    /// The findings, the most severe first. Within a severity, causes precede their consequences.
     pub findings: Vec<Finding>,
 }
 
-/// Looks at the node. Where containerd does not answer, what can be said without it is.
+/// Examines the node. If containerd does not answer, only the checks that do not need it have findings.
 pub async fn examine(node: &Arc<Node>) -> Examination {
     let inventory = Inventory::look(node.clone()).await;
     let instances = Instances::look(&inventory).await;
@@ -66,7 +66,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
 }
 
 impl Examination {
-    /// Does what is safe about the findings, and notes in each what was done.
+    /// Applies the safe remedies, and records in each finding what was done.
     pub async fn fix(&mut self, node: &Arc<Node>) {
         for finding in &mut self.findings {
             finding.fixed = match &finding.cure {
@@ -78,7 +78,7 @@ impl Examination {
     }
 }
 
-/// What was done; `None` where it failed, and the finding stays.
+/// Makes an image ready. Returns what was done; `None` if it failed, and the finding stays open.
 async fn ensure(node: &Arc<Node>, image: &str, snapshotter: &str) -> Option<String> {
     let request = Request {
         want: Want::Image(image.to_owned()),
@@ -91,7 +91,7 @@ async fn ensure(node: &Arc<Node>, image: &str, snapshotter: &str) -> Option<Stri
             done.action
         )),
         Err(e) => {
-            log::error!(image, snapshotter, error:% = e; "not fixed");
+            log::error!(image, snapshotter, error:% = e; "cannot make the image ready; the finding stays open");
             None
         }
     }
@@ -102,10 +102,11 @@ async fn sweep(node: &Arc<Node>) -> Option<String> {
         Ok(leases) => {
             let left = node.engine.leftovers().await;
             let is_gone = left.is_ok_and(|left| left.is_empty());
-            is_gone.then(|| format!("taken away, with what it held (leases: {leases})"))
+            is_gone
+                .then(|| format!("removed, with the snapshots that they kept (leases: {leases})"))
         }
         Err(e) => {
-            log::error!(error:% = e; "not fixed");
+            log::error!(error:% = e; "cannot remove what a crash has left; the finding stays open");
             None
         }
     }
@@ -119,7 +120,7 @@ mod tests {
 
     const PAGE: &str = "docs/reference.md";
 
-    /// Words in quotation marks with dashes between them: nothing else in these files looks so.
+    /// Returns the words in quotation marks that contain dashes. In these files only ids have this form.
     fn ids(text: &str) -> impl Iterator<Item = &str> {
         text.split('"').skip(1).step_by(2).filter(|word| {
             let mut parts = word.split('-');
@@ -136,7 +137,7 @@ mod tests {
         for file in fs::read_dir(root.join("src/doctor")).unwrap() {
             let text = fs::read_to_string(file.unwrap().path()).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            // Comments and paths have other quotation marks, and an apostrophe is none.
+            // The code uses double quotation marks for string literals only.
             found.extend(ids(code).map(str::to_owned));
         }
         let page = fs::read_to_string(root.join(PAGE)).unwrap();

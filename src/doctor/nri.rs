@@ -1,4 +1,4 @@
-//! Whether NRI is on, where it listens, and how much time it gives a hook.
+//! Checks NRI: that it is on, that its socket is the configured one, and that its request timeout is long enough.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -16,11 +16,11 @@ use super::instances::Instances;
 use super::inventory::Inventory;
 use super::required;
 
-/// What fits into one message of ttrpc.
+/// The maximum size of a message of ttrpc.
 const MAX_STATE: usize = 4 << 20;
 
-/// What NRI gives a plugin for an answer if nothing else is said.
-const USUAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// NRI's default request timeout.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding> {
     let settings = inventory.files.settings();
@@ -31,7 +31,7 @@ pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding
     }
     let off = disabled(inventory, settings, file).or_else(|| off(inventory, settings, file));
     let mut findings: Vec<_> = off.into_iter().collect();
-    // Where containerd has launched the plugin, it brought the connection along.
+    // A plugin that containerd has launched has its connection from containerd.
     if findings.is_empty() && !instances.is_launched() {
         let socket: &Path = inventory.config().nri.socket.as_ref();
         findings.extend(connections_off(settings).or_else(|| elsewhere(settings, socket)));
@@ -53,7 +53,7 @@ pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding
     findings
 }
 
-/// A plugin in `disabled_plugins` is not loaded; one that is loaded may be switched off.
+/// Checks that containerd has loaded NRI. A plugin in `disabled_plugins` is not loaded.
 fn disabled(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Finding> {
     let plugins = &inventory.seen()?.plugins;
     let uri = TABLE;
@@ -77,17 +77,17 @@ fn disabled(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<F
     };
     Some(
         Finding::new("nri-off", Severity::Error, found, "containerd calls no plugin: no image is made ready for a pod")
-            .advise(format!("take {uri} out of disabled_plugins in {}, and restart containerd; a containerd that was built without NRI has to be replaced", by.unwrap_or(file).display()))
+            .advise(format!("remove {uri} from disabled_plugins in {}, and restart containerd; a containerd that was built without NRI has to be replaced", by.unwrap_or(file).display()))
             .run("systemctl restart containerd"),
     )
 }
 
-/// 1.7 has NRI off unless it is switched on, 2.0 and later the other way round.
+/// Checks that NRI is on. By default it is off in containerd 1.7, and on in 2.0 and later.
 fn off(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Finding> {
     let by_default = matches!(inventory.version(), Some((1, _)));
     let (off, path) = match settings.switch(&["plugins", TABLE, "disable"]) {
         Some((off, path)) => (off, path),
-        // A file that cannot be read may say so all the same.
+        // If this process does not see the file, containerd may have one that switches NRI on.
         None => (by_default && file.exists(), file),
     };
     off.then(|| {
@@ -97,72 +97,73 @@ fn off(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Findin
             format!("NRI is off in {}", path.display()),
             "containerd calls no plugin: no image is made ready for a pod",
         )
-        .advise("switch it on, and restart containerd; running pods go on")
+        .advise("switch it on, and restart containerd; running pods continue")
         .lines(path, &table("disable = false"))
         .run("systemctl restart containerd")
     })
 }
 
-/// NRI before 0.8 (containerd 1.7 up to 1.7.25) tells a plugin of all pods and containers in one message.
+/// Checks the size of the state of pods and containers. NRI before 0.8 (containerd 1.7 up to 1.7.25) sends all of it to a
+/// plugin in one message.
 fn too_large(inventory: &Inventory) -> Option<Finding> {
     let seen = inventory.seen()?;
     let bytes = seen.state_bytes;
-    (tells_in_one_message(&seen.version) && bytes > MAX_STATE).then(|| {
+    (sends_in_one_message(&seen.version) && bytes > MAX_STATE).then(|| {
         Finding::new(
             "nri-state-too-large",
             Severity::Error,
             format!("annotations and labels of the pods and containers on this node have {bytes} bytes"),
-            "NRI of containerd 1.7.25 and earlier tells a plugin of all of them in one message of 4 MiB at most: the plugin is not synchronized, and no image is made ready for a pod",
+            "NRI of containerd 1.7.25 and earlier sends all of them to a plugin in one message of 4 MiB at most: the plugin is not synchronized, and no image is made ready for a pod",
         )
-        .advise("take large annotations off the pods of this node, or use containerd 1.7.26 or later")
+        .advise("remove large annotations from the pods of this node, or use containerd 1.7.26 or later")
     })
 }
 
-/// What an NRI before 0.8 does not tell, where that is missed on this node.
+/// Returns the finding for an NRI before 0.8, if information that it does not send is needed on this node.
 fn old(inventory: &Inventory, instances: &Instances) -> Option<Finding> {
     let version = &inventory.seen()?.version;
     let lack = lack(version, inventory.files.is_whole(), instances.is_launched())?;
-    let found = format!("containerd is of version {version}, with an NRI before 0.8");
+    let found = format!("containerd has version {version}, with an NRI before 0.8");
     let (severity, means, advice) = match lack {
         Lack::Timeout => (
             Severity::Warning,
-            "it does not tell a plugin how long it waits for an answer, and the file that says so cannot be read: 2 s are assumed; a containerd that waits less closes the plugin in the middle of a hook, and creates the container without it",
+            "it does not send its request timeout to a plugin, and the file with the timeout cannot be read: 2 s are assumed; with a shorter timeout containerd closes the plugin during a hook, and creates the container without it",
             "set containerd.config in the configuration of nri-unpack to the file that containerd was started with; or use containerd 1.7.26 or later",
         ),
         Lack::Synchronization => (
             Severity::Note,
-            "it does not tell a plugin that it launches what runs already: the containers that exist are looked up in CRI instead",
-            "nothing has to be done; containerd 1.7.26 or later tells it, and so does this one where systemd starts the plugin",
+            "it does not send the existing containers to a plugin that it launches: the plugin reads them from CRI instead",
+            "nothing has to be done; containerd 1.7.26 or later sends them, and so does this one if systemd starts the plugin",
         ),
         Lack::Trial => (
             Severity::Note,
-            "the plugin was tried on containerd 1.7.24 and later ones of 1.7",
-            "use containerd 1.7.26 or later, or try a pod of each handler",
+            "the plugin was tested with containerd 1.7.24 and later versions of 1.7",
+            "use containerd 1.7.26 or later, or test a pod of each handler",
         ),
     };
     Some(Finding::new("nri-old", severity, found, means).advise(advice))
 }
 
-/// What is missed of an old NRI.
+/// Information that an old NRI does not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
-    /// How long it waits for an answer.
+    /// The request timeout.
     Timeout,
-    /// What runs already.
+    /// The existing pods and containers.
     Synchronization,
-    /// It was not tried.
+    /// The plugin was not tested with it.
     Trial,
 }
 
-/// The most important one.
-fn lack(containerd: &str, tells_timeout: bool, is_launched: bool) -> Option<Lack> {
-    /// The first of 1.7 that the plugin was tried on.
+/// Returns the most important lack.
+fn lack(containerd: &str, knows_timeout: bool, is_launched: bool) -> Option<Lack> {
+    /// The first patch release of 1.7 that the plugin was tested with.
     const TRIED: u64 = 24;
-    let is_old = tells_in_one_message(containerd);
+    let is_old = sends_in_one_message(containerd);
     if !is_old {
         return None;
     }
-    if !tells_timeout {
+    if !knows_timeout {
         return Some(Lack::Timeout);
     }
     if patch(containerd).is_some_and(|patch| patch < TRIED) {
@@ -171,14 +172,14 @@ fn lack(containerd: &str, tells_timeout: bool, is_launched: bool) -> Option<Lack
     is_launched.then_some(Lack::Synchronization)
 }
 
-fn tells_in_one_message(containerd: &str) -> bool {
-    /// The first with NRI 0.8.
+fn sends_in_one_message(containerd: &str) -> bool {
+    /// The first patch release of 1.7 with NRI 0.8.
     const IN_PARTS: u64 = 26;
     let is_early = patch(containerd).is_some_and(|patch| patch < IN_PARTS);
     containerd::numbers(containerd) == Some((1, 7)) && is_early
 }
 
-/// The third number of a version.
+/// Returns the third number of a version.
 fn patch(version: &str) -> Option<u64> {
     let patch = version.split('.').nth(2).unwrap_or_default();
     let digits: String = patch.chars().take_while(char::is_ascii_digit).collect();
@@ -191,10 +192,10 @@ fn connections_off(settings: &Settings) -> Option<Finding> {
         Finding::new(
             "nri-connections-off",
             Severity::Error,
-            format!("NRI takes no connections by {}", path.display()),
-            "only plugins that containerd launches itself are called; one that systemd starts never registers",
+            format!("NRI accepts no connections (disable_connections in {})", path.display()),
+            "containerd calls only plugins that it launches itself; one that systemd starts cannot register",
         )
-        .advise("let NRI take connections, or have containerd launch the plugin from its plugin directory")
+        .advise("let NRI accept connections, or let containerd launch the plugin from NRI's plugin directory")
         .lines(path, &table("disable_connections = false"))
         .run("systemctl restart containerd")
     })
@@ -208,14 +209,14 @@ fn elsewhere(settings: &Settings, ours: &Path) -> Option<Finding> {
             "nri-socket-elsewhere",
             Severity::Error,
             format!(
-                "NRI listens on {} by {}, and the plugin looks for it at {}",
+                "NRI listens on {} (socket_path in {}), and the plugin connects to {}",
                 theirs.display(),
                 path.display(),
                 ours.display()
             ),
-            "the plugin never registers, and no image is made ready for a pod",
+            "the plugin cannot register, and no image is made ready for a pod",
         )
-        .advise("say where the socket is, and restart the plugin")
+        .advise("set the socket in the configuration of nri-unpack, and restart the plugin")
         .lines(
             Path::new(Config::DEFAULT_PATH),
             &format!("[nri]\nsocket = {:?}", theirs.display().to_string()),
@@ -232,7 +233,7 @@ fn silent(socket: &Path, containerd: &Path) -> Option<Finding> {
             found,
             "the plugin cannot register, and no image is made ready for a pod",
         )
-        .advise("restart containerd, if NRI was switched on only now; else say where NRI's socket is, by nri.socket in the configuration or --nri-socket")
+        .advise("if NRI was switched on after containerd started, restart containerd; else name NRI's socket with nri.socket in the configuration or --nri-socket")
         .run("systemctl restart containerd")
     };
     let at = socket.display();
@@ -243,11 +244,11 @@ fn silent(socket: &Path, containerd: &Path) -> Option<Finding> {
         )),
         Ok(file) if !file.file_type().is_socket() => Some(finding(
             "nri-socket-missing",
-            format!("NRI's socket {at} is no socket"),
+            format!("NRI's socket {at} is not a socket"),
         )),
         Ok(_) => {
             let listening = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-            // Another network namespace shows neither of the two, and says nothing.
+            // In another network namespace neither socket is listed, so only a listed socket of containerd is evidence.
             let is_dead = is_listening(&listening, containerd) && !is_listening(&listening, socket);
             is_dead.then(|| {
                 finding(
@@ -259,8 +260,8 @@ fn silent(socket: &Path, containerd: &Path) -> Option<Finding> {
     }
 }
 
-/// Whether the kernel's list of unix sockets has one there that takes connections. To connect would
-/// be taken for a plugin that fails.
+/// Whether the kernel's list of unix sockets has this one and it accepts connections. A connection is not tried, since
+/// NRI would treat it as a plugin that fails.
 fn is_listening(list: &str, socket: &Path) -> bool {
     /// `__SO_ACCEPTCON`.
     const ACCEPTS: &str = "00010000";
@@ -271,7 +272,7 @@ fn is_listening(list: &str, socket: &Path) -> bool {
     })
 }
 
-/// The path without links, as far as it exists.
+/// Returns the path with links resolved, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let whole = fs::canonicalize(path);
     whole.unwrap_or_else(
@@ -282,10 +283,10 @@ fn real(path: &Path) -> PathBuf {
     )
 }
 
-/// Whether a hook may wait as long as it is configured to.
+/// Checks that NRI's request timeout is long enough for `hooks.wait`.
 fn timeout(settings: &Settings, file: &Path, wait: Duration) -> Option<Finding> {
     let said = settings.request_timeout();
-    let (timeout, path) = said.unwrap_or((USUAL_TIMEOUT, file));
+    let (timeout, path) = said.unwrap_or((DEFAULT_TIMEOUT, file));
     if wait + MARGIN <= timeout {
         return None;
     }
@@ -300,7 +301,7 @@ fn timeout(settings: &Settings, file: &Path, wait: Duration) -> Option<Finding> 
                 humantime::format_duration(wait),
                 humantime::format_duration(timeout)
             ),
-            "a hook leaves before the timeout; an NRI before 0.8 does not say what it is, and then closes a plugin that waits longer",
+            "a hook returns before the timeout, so it waits less than configured; an NRI before 0.8 does not send the timeout, and closes a plugin that waits longer",
         )
         .advise(
             "give plugins more time, and restart containerd; or lower hooks.wait in the configuration of nri-unpack",
@@ -310,7 +311,7 @@ fn timeout(settings: &Settings, file: &Path, wait: Duration) -> Option<Finding> 
     )
 }
 
-/// As Go reads it, without spaces.
+/// Returns a duration in the format of Go, without spaces.
 fn compact(duration: &humantime::FormattedDuration) -> String {
     duration.to_string().replace(' ', "")
 }
@@ -324,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn early_versions_tell_all_in_one_message() {
+    fn early_versions_send_the_state_in_one_message() {
         for (version, expected) in [
             ("1.7.24~ds1", true),
             ("v1.7.25", true),
@@ -333,14 +334,14 @@ mod tests {
             ("2.1.9", false),
             ("main", false),
         ] {
-            assert_eq!(tells_in_one_message(version), expected, "{version}");
+            assert_eq!(sends_in_one_message(version), expected, "{version}");
         }
     }
 
     #[test]
-    fn what_an_old_nri_does_not_tell_is_said_where_it_is_missed() {
+    fn missing_information_of_an_old_nri_is_found_where_it_is_needed() {
         use Lack::{Synchronization, Timeout, Trial};
-        for (version, tells_timeout, is_launched, expected) in [
+        for (version, knows_timeout, is_launched, expected) in [
             ("1.7.24~ds1", true, false, None),
             ("1.7.24~ds1", true, true, Some(Synchronization)),
             ("1.7.24~ds1", false, false, Some(Timeout)),
@@ -351,13 +352,13 @@ mod tests {
             ("2.1.9", false, true, None),
             ("main", false, true, None),
         ] {
-            let found = lack(version, tells_timeout, is_launched);
-            assert_eq!(found, expected, "{version} {tells_timeout} {is_launched}");
+            let found = lack(version, knows_timeout, is_launched);
+            assert_eq!(found, expected, "{version} {knows_timeout} {is_launched}");
         }
     }
 
     #[test]
-    fn a_listening_socket_is_seen_without_connecting() {
+    fn a_listening_socket_is_found_without_a_connection() {
         let dir = tempfile::tempdir().unwrap();
         let list = || fs::read_to_string("/proc/net/unix").unwrap();
         let path = dir.path().join("s");

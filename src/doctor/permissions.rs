@@ -1,4 +1,4 @@
-//! Whether this process may do what it will have to.
+//! Checks the permissions of this process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,14 +22,14 @@ fn not_root() -> Option<Finding> {
             "not-root",
             Severity::Warning,
             format!("this runs as user {user}"),
-            "other plugins and containerd's files cannot be seen, so less is found than there is",
+            "other plugins and containerd's files cannot be read, so findings may be missing",
         )
         .advise("run it as root")
         .run("sudo nri-unpack doctor")
     })
 }
 
-/// A layer is rebuilt from the directories of overlayfs.
+/// Checks that the directories of overlayfs, which layers are rebuilt from, can be read.
 fn rebuild(inventory: &Inventory) -> Option<Finding> {
     let means = &inventory.config().unpack.missing_content;
     let source = inventory.seen()?.snapshotter(REBUILT_FROM)?;
@@ -47,12 +47,12 @@ fn rebuild(inventory: &Inventory) -> Option<Finding> {
     )
 }
 
-/// Why layers cannot be read below the root of [`REBUILT_FROM`].
+/// Returns why layers below the root of [`REBUILT_FROM`] cannot be read; `None` if they can.
 pub(super) fn unreadable(root: &Path) -> Option<String> {
     match fs::read_dir(root) {
         Err(e) => Some(e.to_string()),
         Ok(_) if !attributes_are_seen() => {
-            Some("the kernel hides overlayfs' own attributes".to_owned())
+            Some("the kernel hides overlayfs' own attributes from this process".to_owned())
         }
         Ok(_) => None,
     }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_cannot_be_read() {
+    fn a_missing_directory_is_unreadable() {
         assert!(unreadable(Path::new("/nowhere/overlayfs")).is_some());
         assert!(unreadable(Path::new("/")).is_none());
     }

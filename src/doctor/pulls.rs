@@ -1,4 +1,4 @@
-//! What containerd's own pulls leave behind: labels, and the layers' blobs.
+//! Checks containerd's settings for its own pulls: labels of snapshots, and whether blobs are kept.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::containerd::Snapshotter;
 use super::finding::{Finding, Severity};
 use super::inventory::{Inventory, PULL_HANDLER, Seen};
 
-/// The first containerd that fetches blobs for somebody else.
+/// The first containerd with a transfer service that fetches blobs for a client.
 pub(super) const PULLS_FROM: (u64, u64) = (2, 1);
 
 /// The containerd that pulls for a handler without being configured to.
@@ -29,7 +29,7 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
         .collect()
 }
 
-/// Only remote snapshotters need the labels, and only pulls into them lack them then.
+/// Checks that pulls label snapshots, where a remote snapshotter needs the labels.
 fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let remote: Vec<_> = seen
         .handlers
@@ -42,7 +42,7 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     if !disabled || remote.is_empty() {
         return None;
     }
-    // The plugin does not look after the default one: the labels stay away there.
+    // The plugin does not manage the default snapshotter, so nothing adds the labels there.
     let is_default = seen
         .handlers
         .default_name()
@@ -50,25 +50,25 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let (severity, means) = match is_default {
         true => (
             Severity::Warning,
-            "a pull unpacks without the labels that it needs: «missing CRI reference annotation», or a whole unpack instead of a lazy one",
+            "a pull unpacks without the labels that it needs: «missing CRI reference annotation», or a full unpack instead of lazy loading",
         ),
         false => (
             Severity::Note,
-            "what a pull unpacks there lacks labels until the plugin has put them on",
+            "images that a pull unpacks there lack labels until the plugin has added them",
         ),
     };
     let finding = Finding::new(
         "annotations-off",
         severity,
         format!(
-            "containerd labels nothing that it unpacks (disable_snapshot_annotations), and {} wants labels",
+            "containerd unpacks without labels (disable_snapshot_annotations), and {} needs labels",
             remote.join(", ")
         ),
         means,
     );
     Some(
         finding
-            .advise("have containerd put the labels on as well, and restart it")
+            .advise("make containerd set the labels as well, and restart it")
             .lines(
                 &path,
                 &lines(inventory, "disable_snapshot_annotations = false"),
@@ -77,8 +77,8 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     )
 }
 
-/// 1.7 pulls into the snapshotter of the handler that a pull names. One that leaves images to the guest refuses a layer
-/// that says its chain id and not its digest, and so the whole pull.
+/// Checks pulls for a handler. containerd 1.7 pulls into the snapshotter of the handler that a pull names. A snapshotter
+/// with guest pull rejects a layer that has a label with its chain id and none with its digest, so the pull fails.
 fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
     let (disabled, path) = switch(inventory, seen, key, reported, true);
@@ -116,16 +116,16 @@ fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         Finding::new(
             "handler-pull-fails",
             severity,
-            format!("{found}: its snapshotter takes no layer without labels (disable_snapshot_annotations)"),
-            format!("«missing CRI reference annotation»: a pod with the annotation {PULL_HANDLER} does not start where its image has to be pulled; without it the image is pulled for the default snapshotter, and the plugin makes it ready"),
+            format!("{found}: its snapshotter accepts no layer without labels (disable_snapshot_annotations)"),
+            format!("«missing CRI reference annotation»: a pod with the annotation {PULL_HANDLER} does not start if its image has to be pulled; without the annotation the image is pulled for the default snapshotter, and the plugin makes it ready"),
         )
-        .advise("take the annotation off, or have containerd put the labels on, and restart it")
+        .advise("remove the annotation, or make containerd set the labels and restart it")
         .lines(&path, &lines(inventory, "disable_snapshot_annotations = false"))
         .run("systemctl restart containerd"),
     )
 }
 
-/// The transfer service, by which CRI pulls from 2.1 on, asks the proxy plugin's own export.
+/// Whether the transfer service, by which CRI pulls from 2.1 on, sets the labels. The export of the proxy plugin decides.
 fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
     let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
     let is_on = seen
@@ -138,8 +138,8 @@ fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bo
             .is_some_and(|version| version >= PULLS_FROM)
 }
 
-/// From 2.1 on CRI pulls by the transfer service, which unpacks for the snapshotters that it is configured
-/// for: by itself that is the default one.
+/// Checks that the transfer service, by which CRI pulls from 2.1 on, unpacks for the default snapshotter. It does so by
+/// default; `unpack_config` may name others.
 fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     const KEYS: [&str; 3] = [
         "plugins",
@@ -159,7 +159,7 @@ fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         return None;
     }
     let found = format!(
-        "containerd's transfer service unpacks for {} alone (unpack_config in {}), and the default snapshotter is {default}",
+        "containerd's transfer service unpacks only for {} (unpack_config in {}), and the default snapshotter is {default}",
         names.join(", "),
         path.display()
     );
@@ -193,7 +193,7 @@ fn discarded(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let (severity, means) = match helped {
         true => (
             Severity::Note,
-            "an image for another snapshotter is rebuilt or pulled again, as unpack.missing_content says",
+            "the layers of an image for another snapshotter are rebuilt or pulled again, by unpack.missing_content",
         ),
         false => (
             Severity::Warning,
@@ -204,20 +204,21 @@ fn discarded(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         "layers-discarded",
         severity,
         format!(
-            "containerd discards the layers of an image once it is unpacked (discard_unpacked_layers in {})",
+            "containerd removes the blobs of an image after its unpack (discard_unpacked_layers in {})",
             path.display()
         ),
         means,
     );
     Some(
         finding
-            .advise("keep the layers of later pulls, and restart containerd; or let nri-unpack rebuild them: unpack.missing_content = [\"rebuild\"]")
+            .advise("keep the blobs of later pulls, and restart containerd; or let nri-unpack rebuild layers: unpack.missing_content = [\"rebuild\"]")
             .lines(&path, &lines(inventory, "discard_unpacked_layers = false"))
             .run("systemctl restart containerd"),
     )
 }
 
-/// What the running containerd says (1.7 does), else its files; and where to change it.
+/// Returns the value of a switch from the running containerd (1.7 reports it), else from its files, and the file to
+/// change.
 fn switch(
     inventory: &Inventory,
     seen: &Seen,
@@ -230,14 +231,16 @@ fn switch(
         containerd.get(reported).and_then(Value::as_bool)
     };
     let settings = inventory.files.settings();
-    let said = settings.images_switch(key);
+    let written = settings.images_switch(key);
     let file: &Path = inventory.config().containerd.config.as_ref();
-    let path = said.map_or(file, |(_, path)| path).to_owned();
-    let on = running().or(said.map(|(on, _)| on)).unwrap_or(by_default);
+    let path = written.map_or(file, |(_, path)| path).to_owned();
+    let on = running()
+        .or(written.map(|(on, _)| on))
+        .unwrap_or(by_default);
     (on, path)
 }
 
-/// In the words of this containerd.
+/// Returns the lines for the configuration of this version of containerd.
 fn lines(inventory: &Inventory, line: &str) -> String {
     format!("{}\n  {line}", inventory.files.settings().images_heading())
 }

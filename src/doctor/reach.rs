@@ -1,4 +1,4 @@
-//! Whether containerd can be spoken to, and whether it is one of those that are known.
+//! Checks that containerd answers, and that its version is supported.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use crate::containerd;
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
 
-/// The versions that the plugin is made for, the first and the last.
+/// The first and the last version of containerd that the plugin supports.
 const KNOWN: [(u64, u64); 2] = [(1, 7), (2, 4)];
 
 pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
@@ -20,16 +20,18 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     }
 }
 
-/// What the operating system says of the socket tells more than a failed call.
+/// Returns the finding for a containerd that cannot be reached. A connection to its socket gives a more precise error
+/// than the failed call.
 fn unreachable(socket: &Path, error: &containerd::Error) -> Finding {
-    const MEANS: &str = "nothing can be seen or done; pods are let pass as they are";
+    const MEANS: &str = "the plugin cannot check or unpack images; by default, containers are created as without it";
     let at = socket.display();
     let finding = |id, found| Finding::new(id, Severity::Error, found, MEANS);
     let why = match UnixStream::connect(socket) {
         Ok(_) => {
-            let found = format!("containerd at {at} takes a call and does not answer it: {error}");
+            let found =
+                format!("containerd at {at} accepts connections and does not answer: {error}");
             return finding("containerd-silent", found)
-                .advise("see what keeps it busy")
+                .advise("look for the reason in containerd's log")
                 .run("journalctl -u containerd -n 50");
         }
         Err(why) => why,
@@ -39,16 +41,16 @@ fn unreachable(socket: &Path, error: &containerd::Error) -> Finding {
             "containerd-socket-missing",
             format!("containerd's socket {at} does not exist"),
         )
-        .advise("start containerd, or say where its socket is: containerd.socket in the configuration, or --containerd-socket (k3s and rke2: /run/k3s/containerd/containerd.sock)")
+        .advise("start containerd, or name its socket with containerd.socket in the configuration or --containerd-socket (k3s and rke2: /run/k3s/containerd/containerd.sock)")
         .run("systemctl start containerd"),
         ErrorKind::PermissionDenied => finding(
             "containerd-permission",
             format!("containerd's socket {at} cannot be opened by this user: {why}"),
         )
-        .advise("run as root: the sockets of containerd and NRI are root's"),
+        .advise("run as root: the sockets of containerd and NRI belong to root"),
         _ => finding(
             "containerd-down",
-            format!("nobody listens on containerd's socket {at}: {why}"),
+            format!("no process listens on containerd's socket {at}: {why}"),
         )
         .advise("start containerd")
         .run("systemctl start containerd"),
@@ -61,22 +63,22 @@ fn version(version: &str) -> Option<Finding> {
     if numbers.is_some_and(|numbers| (first..=last).contains(&numbers)) {
         return None;
     }
-    let found = format!("containerd is of version {version}");
+    let found = format!("containerd has version {version}");
     let finding = match numbers {
         Some(numbers) if numbers < first => Finding::new(
             "containerd-too-old",
             Severity::Error,
             found,
-            "it has no NRI that the plugin could register with",
+            "it has no NRI, so the plugin cannot register",
         )
         .advise("use containerd 1.7 or later"),
         _ => Finding::new(
             "containerd-unknown-version",
             Severity::Warning,
             found,
-            "the plugin was tried on 1.7 to 2.4; what it relies on may have changed",
+            "the plugin was tested with 1.7 to 2.4; interfaces that it uses may have changed",
         )
-        .advise("see whether there is a later nri-unpack, and try a pod of each handler"),
+        .advise("look for a later nri-unpack, and test a pod of each handler"),
     };
     Some(finding)
 }
@@ -86,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_outside_of_those_tried_are_found() {
+    fn unsupported_versions_are_found() {
         for (text, id) in [
             ("1.7.24~ds1", None),
             ("v2.4.1", None),

@@ -1,5 +1,5 @@
 //! The plugins that NRI requires. Its validator (containerd 2.2 and later) rejects every container while one of them
-//! is not registered. Which plugins are registered, NRI tells nobody.
+//! is not registered. NRI does not report which plugins are registered.
 
 use std::path::Path;
 
@@ -27,12 +27,12 @@ pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding
 #[derive(Debug)]
 struct Required<'a> {
     names: Vec<&'a str>,
-    /// The file that says so.
+    /// The file that requires them.
     path: &'a Path,
 }
 
 impl<'a> Required<'a> {
-    /// `None` where nothing is required, or the validator is off, as it is by default.
+    /// Returns the required plugins. `None` if nothing is required, or if the validator is off, which is the default.
     fn read(settings: &'a Settings) -> Option<Self> {
         let key = |key| ["plugins", NRI_TABLE, "default_validator", key];
         let (is_on, _) = settings.switch(&key("enable"))?;
@@ -42,8 +42,8 @@ impl<'a> Required<'a> {
         (is_on && !names.is_empty()).then_some(Self { names, path })
     }
 
-    /// `own` are the plugins of ours that are registered while they run. NRI compares with a plugin's name, and with
-    /// its index and name.
+    /// Returns the findings. `own` are the identities that this plugin registers under while it runs. NRI compares a
+    /// required name with a plugin's name, and with its index and name.
     fn check(&self, own: &[nri::Identity], is_running: bool) -> Vec<Finding> {
         let is_own = |name: &str| {
             let mut own = own.iter();
@@ -77,10 +77,10 @@ impl<'a> Required<'a> {
             "nri-required-absent",
             Severity::Error,
             &format!("the plugin {name}, which does not run"),
-            "every container of this node is rejected, also that of a pod that would start the plugin",
+            "every container of this node is rejected, also the one of a pod that would start the plugin",
         )
         .advise(format!(
-            "start the plugin; give pods that have to start before it the annotation that tolerate_missing_plugins_annotation names, with the value true; or take {name} out of required_plugins, and restart containerd"
+            "start the plugin; pods that must start before it need the annotation that tolerate_missing_plugins_annotation names, with the value true; or remove {name} from required_plugins, and restart containerd"
         ))
         .run("systemctl enable --now nri-unpack")
     }
@@ -113,7 +113,7 @@ impl<'a> Required<'a> {
             &format!("other plugins than nri-unpack: {}", names.join(", ")),
             "every container of this node is rejected while one of them is not registered, also where its image is ready",
         )
-        .advise("where containers fail with «required plugin … not present», start the plugin that is named, or take it out of required_plugins and restart containerd")
+        .advise("if containers fail with «required plugin … not present», start the plugin that the error names, or remove it from required_plugins and restart containerd")
         .run("journalctl -u containerd -n 200")
     }
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_is_compared_with_what_registers() {
+    fn required_names_are_compared_with_registered_names() {
         const ABSENT: &str = "nri-required-absent";
         const MISNAMED: &str = "nri-required-misnamed";
         const OTHERS: &str = "nri-required-others";
@@ -163,7 +163,7 @@ mod tests {
                 .map(|(id, _)| id)
                 .collect();
             assert_eq!(ids, expected, "{required}, {is_running}");
-            // Off, it requires nothing.
+            // With the validator off, nothing is required.
             for off in ["enable = false\n", ""] {
                 let table = format!("{off}required_plugins = {required}\n");
                 assert_eq!(found(&table, is_running), [], "{required}");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_that_is_advised_has_the_others_still() {
+    fn the_advised_list_keeps_the_other_plugins() {
         let table = "enable = true\nrequired_plugins = ['a', '20-nri-unpack']\n";
         let all = found(table, true);
         let (_, lines) = &all[0];

@@ -1,5 +1,4 @@
-//! Whether each handler's snapshotter is there and answers, and what is wrong with how handlers are
-//! configured.
+//! Checks that each handler's snapshotter exists and answers, and that the configuration of the handlers is right.
 
 use std::path::Path;
 
@@ -32,8 +31,8 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     findings
 }
 
-/// CRI tells the kubelet where the default snapshotter keeps images by its export `root`, and names a
-/// directory that does not exist where it has none.
+/// Checks that the default snapshotter has an export `root`. CRI reports it to the kubelet as the file system of images.
+/// Without it, CRI reports a directory that does not exist.
 fn rootless(seen: &Seen) -> Option<Finding> {
     let name = seen.handlers.default_name()?;
     let snapshotter = seen.snapshotter(name)?;
@@ -46,21 +45,21 @@ fn rootless(seen: &Seen) -> Option<Finding> {
             "snapshotter-without-root",
             Severity::Warning,
             format!("the default snapshotter {name} is a proxy plugin without an export `root`"),
-            "the kubelet finds no file system of images, and its image collection fails",
+            "the kubelet finds no file system of images, and its image garbage collection fails",
         )
-        .advise("put the directory in which the snapshotter keeps its files in the place of DIRECTORY, and restart containerd")
+        .advise("add the export, with the snapshotter's directory in place of DIRECTORY, and restart containerd")
         .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
         .run("systemctl restart containerd"),
     )
 }
 
-/// What was wrong with the sources: each names its remedy itself.
+/// Returns the finding for a problem with the handlers. The problem's text has the remedy.
 fn configured(problem: &Problem) -> Finding {
     let (id, severity, means) = match problem {
         Problem::PulledElsewhere { .. } => (
             "handler-pulled-elsewhere",
             Severity::Warning,
-            "what a pull unpacks is not what its pods use",
+            "a pull unpacks images into another snapshotter than its pods use",
         ),
         Problem::NoSuchHandler { .. } => (
             "handler-unknown",
@@ -70,21 +69,21 @@ fn configured(problem: &Problem) -> Finding {
         Problem::Differs { .. } => (
             "containerd-config-differs",
             Severity::Warning,
-            "the file was changed after containerd started, or is not containerd's own",
+            "the file was changed after containerd started, or containerd uses another file",
         ),
         Problem::UnknownDefault { .. } => (
             "default-snapshotter-unknown",
             Severity::Error,
-            "pods of handlers that use it are left alone, and so are all snapshotters without a table of \
-             their own in the configuration: each may be the default one",
+            "the plugin does not manage snapshotters without a table of their own in the configuration, since each \
+             may be the default one; pods of their handlers are left to containerd",
         ),
         _ => (
             "containerd-config",
             Severity::Warning,
-            "what it says about handlers and snapshotters is not known",
+            "its settings of handlers and snapshotters are unknown",
         ),
     };
-    // «What is so: what to do», as far as the problem says what to do.
+    // The text has the form «problem: remedy», or only «problem».
     let text = problem.to_string();
     let (found, advice) = text
         .rsplit_once(": ")
@@ -99,20 +98,20 @@ fn configured(problem: &Problem) -> Finding {
     }
 }
 
-/// Files that cannot be read although containerd tells all about handlers, and imports that may be there
-/// for containerd and not here.
+/// Returns notes for files that cannot be read although containerd reports all handlers, and for imports that
+/// containerd may see and this process does not.
 fn unread(inventory: &Inventory, seen: &Seen) -> Vec<Finding> {
     let note = |found: String| {
         Finding::new(
             "containerd-config",
             Severity::Note,
             found,
-            "handlers and snapshotters come from the running containerd; what its files say of the pause \
-             image, of labels and of discarded layers is not known",
+            "handlers and snapshotters come from the running containerd; the settings of the pause image, of \
+             labels and of discarded layers in its files are unknown",
         )
-        .advise("let this process read the file; in a container, mount its directory at the same path")
+        .advise("make the file readable for this process; in a container, mount its directory at the same path")
     };
-    let said: Vec<_> = seen
+    let reported: Vec<_> = seen
         .handlers
         .problems()
         .iter()
@@ -120,7 +119,7 @@ fn unread(inventory: &Inventory, seen: &Seen) -> Vec<Finding> {
         .collect();
     let problems = inventory.files.problems().iter().map(ToString::to_string);
     let mut findings: Vec<_> = problems
-        .filter(|problem| !said.contains(problem))
+        .filter(|problem| !reported.contains(problem))
         .map(note)
         .collect();
     if inventory.sees_other_files {
@@ -144,7 +143,7 @@ fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {
         ),
         "every pod of this handler fails",
     )
-    .advise("add it to containerd's configuration, with the address where it listens, or correct the handler's snapshotter; then restart containerd")
+    .advise("add it to containerd's configuration with the address of its socket, or correct the handler's snapshotter; then restart containerd")
     .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
     .run("systemctl restart containerd")
 }
@@ -153,10 +152,10 @@ fn failed_to_start(name: &str, users: &str, why: &str) -> Finding {
     Finding::new(
         "snapshotter-failed",
         Severity::Error,
-        format!("the snapshotter {name} of handler {users} did not come up: {why}"),
+        format!("the snapshotter {name} of handler {users} did not start: {why}"),
         "every pod of this handler fails",
     )
-    .advise("mend what it says, and restart containerd")
+    .advise("correct what the error names, and restart containerd")
     .run("journalctl -u containerd -n 200")
 }
 
@@ -173,8 +172,12 @@ fn silent(seen: &Seen, snapshotter: &Snapshotter, users: &str) -> Option<Finding
     );
     Some(match snapshotter.proxy_address() {
         Some(address) => finding
-            .advise(format!("start its daemon, which has to listen on {address}; containerd finds it again by itself"))
+            .advise(format!(
+                "start its daemon, which must listen on {address}; containerd reconnects by itself"
+            ))
             .run(format!("systemctl status {name}-snapshotter")),
-        None => finding.advise("see containerd's log").run("journalctl -u containerd -n 200"),
+        None => finding
+            .advise("see containerd's log")
+            .run("journalctl -u containerd -n 200"),
     })
 }

@@ -1,6 +1,6 @@
-//! Split brain: containerd's metadata has a layer that the snapshotter behind it has lost.
+//! Split brain: containerd's metadata has a snapshot that the snapshotter has lost.
 //!
-//! containerd answers then that the layer is not there, and that it cannot be made because it is.
+//! containerd then answers «not found» when the layer is looked up, and «already exists» when it is committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use crate::unpack::Listing;
 use super::finding::{Finding, Severity, word};
 use super::inventory::Inventory;
 
-/// No snapshot has this key.
+/// A key that no snapshot has.
 const NOTHING: &str = "nri-unpack-doctor nothing";
 
-/// A lease is looked up before anything else.
+/// No lease: containerd would look up a lease first, and fail if it does not exist.
 const NO_LEASE: &str = "";
 
-/// Layers that are asked for: where one is lost, others of its snapshotter are, too.
+/// The maximum number of layers that are checked in a snapshotter. If one layer is lost, usually many are.
 const MAX_ASKED: usize = 500;
 
 pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
@@ -34,7 +34,7 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     findings
 }
 
-/// The chain ids that are lost, with the images that need them, the highest layer first.
+/// Returns the lost chain ids with the images that need them, the highest layer first.
 async fn lost(
     inventory: &Inventory,
     snapshotter: &str,
@@ -42,7 +42,7 @@ async fn lost(
 ) -> Vec<(String, BTreeSet<String>)> {
     let engine = &inventory.node.engine;
     let containerd = inventory.node.containerd.as_ref();
-    // By how high it is in an image, at the most.
+    // The position of each missing layer is its highest one in any image.
     let mut missing: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
     for known in inventory.seen().iter().flat_map(|seen| &seen.images) {
         let chains = engine.missing_layers(&known.image, listing).await;
@@ -63,9 +63,8 @@ async fn lost(
     lost.map(|(_, chain, images)| (chain, images)).collect()
 }
 
-/// Whether the metadata has a snapshot of this name, whatever the snapshotter says. Nothing but a
-/// commit looks there first: one of a snapshot that does not exist fails in any case, and changes
-/// nothing.
+/// Whether the metadata has a snapshot of this name, independently of the snapshotter. Only a commit reads the
+/// metadata first. This commit is of a snapshot that does not exist, so it always fails and changes nothing.
 async fn is_in_metadata(containerd: &dyn Containerd, snapshotter: &str, chain: &str) -> bool {
     let commit = containerd.commit(NO_LEASE, snapshotter, chain, NOTHING, None, Labels::new());
     matches!(commit.await, Err(e) if e.already_exists())
@@ -87,9 +86,9 @@ fn finding(
         "split-brain",
         Severity::Error,
         found,
-        "these images can neither be used nor unpacked there: «already exists», and yet «not found»; their content was deleted behind containerd's back",
+        "these images can neither be used nor unpacked there: errors «already exists» and «not found»; the snapshotter's content was deleted without containerd",
     )
-    .advise("take the records away, from the top down (garbage collection may be quicker: «not found» is as good), and make the images ready again");
+    .advise("remove the records, from the top down («not found» means that garbage collection was faster), and make the images ready again");
     let ctr = Ctr::of(inventory.config());
     let finding = lost.iter().fold(finding, |finding, (chain, _)| {
         finding.run(ctr.remove(snapshotter, chain))

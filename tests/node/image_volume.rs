@@ -90,7 +90,7 @@ async fn it_is_full() -> Result<()> {
     ensure!(rejected.len() == 1, "{rejected:?}");
     let doctor = node.command(&["doctor", "--output", "json"])?;
     let said = String::from_utf8_lossy(&doctor.stdout);
-    let volumes = "1 image volumes in nydus lack layers";
+    let volumes = "1 image volumes in nydus lack guest-pulled layers";
     ensure!(
         said.contains("image-volume-empty") && said.contains(volumes),
         "{said}"
