@@ -30,7 +30,7 @@ pub(super) struct CommitSnapshotRequest {
 }
 
 /// Calls it.
-pub(super) async fn commit(
+pub(super) async fn call(
     channel: Channel,
     request: Request<CommitSnapshotRequest>,
 ) -> Result<(), Status> {

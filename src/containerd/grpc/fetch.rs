@@ -16,8 +16,8 @@ use prost_types::Any;
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::{Grpc, Result, Source, WORK_DEADLINE, failed};
-use crate::containerd::Logins;
+use super::{Grpc, WORK_DEADLINE, failed};
+use crate::containerd::{Logins, Result, Source};
 
 /// What the transfer says when all is fetched and there is no name to give to it.
 const NO_NAME: &str = "no image name found";

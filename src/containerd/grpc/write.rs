@@ -6,8 +6,8 @@ use tonic::{Request, Status};
 
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 
-use super::{BlobChunk, Grpc, Result, WORK_DEADLINE, failed};
-use crate::containerd::Error;
+use super::{Grpc, WORK_DEADLINE, content, failed};
+use crate::containerd::{BlobChunk, Error, Result};
 
 impl Grpc {
     pub(super) async fn write(
@@ -21,7 +21,7 @@ impl Grpc {
         request.set_timeout(WORK_DEADLINE);
         let request = self.under(lease, self.in_namespace(request))?;
         let written = async {
-            let reply = self.content_api().write(request).await;
+            let reply = content::client(self).write(request).await;
             let mut answers = reply.map_err(failed(call, reference))?.into_inner();
             let mut last = None;
             // containerd waits until its answers are read.

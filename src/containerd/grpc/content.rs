@@ -1,0 +1,97 @@
+//! The content store: what it knows of blobs, and their bytes.
+
+use std::time::SystemTime;
+
+use containerd_client::services::v1 as api;
+use tonic::transport::Channel;
+
+use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
+use crate::containerd::{Blob, Error, Labels, Result};
+
+/// The label with which a manifest keeps its config.
+const CONFIG_OF: &str = "containerd.io/gc.ref.content.config";
+
+pub(super) async fn info(grpc: &Grpc, digest: &str) -> Result<Blob> {
+    let call = "look up blob";
+    let request = grpc.ask(api::InfoRequest {
+        digest: digest.to_owned(),
+    });
+    let reply = client(grpc).info(request).await;
+    let info = reply.map_err(failed(call, digest))?.into_inner().info;
+    info.map(blob).ok_or_else(empty(call, digest))
+}
+
+pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Blob>> {
+    list_by(grpc, "list", vec![]).await
+}
+
+pub(super) async fn list_manifests(grpc: &Grpc) -> Result<Vec<Blob>> {
+    let filter = format!("labels.{CONFIG_OF:?}");
+    list_by(grpc, "list manifests of", vec![filter]).await
+}
+
+pub(super) async fn read(grpc: &Grpc, digest: &str, limit: u64) -> Result<Vec<u8>> {
+    let call = "read blob";
+    let request = grpc.ask(api::ReadContentRequest {
+        digest: digest.to_owned(),
+        offset: 0,
+        size: 0,
+    });
+    let reply = client(grpc).read(request).await;
+    let stream = reply.map_err(failed(call, digest))?.into_inner();
+    drain(call, digest, stream, |bytes, part| {
+        bytes.extend(part.data);
+        if bytes.len() as u64 > limit {
+            let message = format!("more than the {limit} bytes that such a document may have");
+            return Err(Error::malformed(call, digest, &message));
+        }
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn abort_write(grpc: &Grpc, reference: &str) -> Result<()> {
+    let request = grpc.ask(api::AbortRequest {
+        r#ref: reference.to_owned(),
+    });
+    let reply = client(grpc).abort(request).await;
+    reply.map_err(failed("abort write", reference)).map(drop)
+}
+
+pub(super) async fn label(grpc: &Grpc, digest: &str, labels: Labels) -> Result<()> {
+    let request = grpc.ask(api::UpdateRequest {
+        update_mask: Some(label_paths(&labels)),
+        info: Some(api::Info {
+            digest: digest.to_owned(),
+            labels: labels.into_iter().collect(),
+            ..Default::default()
+        }),
+    });
+    let reply = client(grpc).update(request).await;
+    reply.map_err(failed("label blob", digest)).map(drop)
+}
+
+async fn list_by(grpc: &Grpc, call: &'static str, filters: Vec<String>) -> Result<Vec<Blob>> {
+    let request = grpc.ask(api::ListContentRequest { filters });
+    let reply = client(grpc).list(request).await;
+    let stream = reply.map_err(failed(call, "content"))?.into_inner();
+    drain(call, "content", stream, |all, part| {
+        all.extend(part.info.into_iter().map(blob));
+        Ok(())
+    })
+    .await
+}
+
+pub(super) fn client(grpc: &Grpc) -> api::content_client::ContentClient<Channel> {
+    api::content_client::ContentClient::new(grpc.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+}
+
+fn blob(info: api::Info) -> Blob {
+    Blob {
+        digest: info.digest,
+        size: info.size.try_into().unwrap_or_default(),
+        labels: info.labels.into_iter().collect(),
+        created_at: info.created_at.and_then(|t| SystemTime::try_from(t).ok()),
+    }
+}

@@ -1,0 +1,41 @@
+//! The image store: records by their names.
+
+use std::time::SystemTime;
+
+use containerd_client::services::v1 as api;
+use tonic::transport::Channel;
+
+use super::{Grpc, MAX_MESSAGE, empty, failed};
+use crate::containerd::{Image, Result};
+
+pub(super) async fn get(grpc: &Grpc, name: &str) -> Result<Image> {
+    let call = "get image";
+    let request = grpc.ask(api::GetImageRequest {
+        name: name.to_owned(),
+    });
+    let reply = client(grpc).get(request).await;
+    let image = reply.map_err(failed(call, name))?.into_inner().image;
+    image.and_then(image_record).ok_or_else(empty(call, name))
+}
+
+pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Image>> {
+    let request = grpc.ask(api::ListImagesRequest { filters: vec![] });
+    let reply = client(grpc).list(request).await;
+    let images = reply.map_err(failed("list", "images"))?.into_inner().images;
+    Ok(images.into_iter().filter_map(image_record).collect())
+}
+
+fn client(grpc: &Grpc) -> api::images_client::ImagesClient<Channel> {
+    api::images_client::ImagesClient::new(grpc.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+}
+
+/// `None` for a record without a target, which containerd does not write.
+fn image_record(image: api::Image) -> Option<Image> {
+    Some(Image {
+        name: image.name,
+        target: image.target?,
+        labels: image.labels.into_iter().collect(),
+        created_at: image.created_at.and_then(|t| SystemTime::try_from(t).ok()),
+    })
+}

@@ -1,0 +1,69 @@
+//! Leases, and what they hold.
+
+use containerd_client::services::v1 as api;
+use tonic::transport::Channel;
+
+use super::{Grpc, MAX_MESSAGE, failed};
+use crate::containerd::{Labels, Lease, Resource, Result};
+
+pub(super) async fn create(grpc: &Grpc, id: &str, labels: Labels) -> Result<()> {
+    let request = grpc.ask(api::CreateRequest {
+        id: id.to_owned(),
+        labels: labels.into_iter().collect(),
+    });
+    let reply = client(grpc).create(request).await;
+    reply.map_err(failed("create lease", id)).map(drop)
+}
+
+pub(super) async fn delete(grpc: &Grpc, id: &str, sync: bool) -> Result<()> {
+    let request = grpc.ask(api::DeleteRequest {
+        id: id.to_owned(),
+        sync,
+    });
+    let reply = client(grpc).delete(request).await;
+    reply.map_err(failed("delete lease", id)).map(drop)
+}
+
+pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Lease>> {
+    let request = grpc.ask(api::ListRequest { filters: vec![] });
+    let reply = client(grpc).list(request).await;
+    let leases = reply.map_err(failed("list", "leases"))?.into_inner().leases;
+    let lease = |l: api::Lease| Lease {
+        id: l.id,
+        labels: l.labels.into_iter().collect(),
+    };
+    Ok(leases.into_iter().map(lease).collect())
+}
+
+pub(super) async fn resources(grpc: &Grpc, id: &str) -> Result<Vec<Resource>> {
+    let request = grpc.ask(api::ListResourcesRequest { id: id.to_owned() });
+    let reply = client(grpc).list_resources(request).await;
+    let reply = reply.map_err(failed("list resources of lease", id))?;
+    let resource = |r: api::Resource| Resource {
+        kind: r.r#type,
+        id: r.id,
+    };
+    Ok(reply
+        .into_inner()
+        .resources
+        .into_iter()
+        .map(resource)
+        .collect())
+}
+
+pub(super) async fn hold(grpc: &Grpc, lease: &str, resource: Resource) -> Result<()> {
+    let request = grpc.ask(api::AddResourceRequest {
+        id: lease.to_owned(),
+        resource: Some(api::Resource {
+            id: resource.id,
+            r#type: resource.kind,
+        }),
+    });
+    let reply = client(grpc).add_resource(request).await;
+    reply.map_err(failed("add to lease", lease)).map(drop)
+}
+
+fn client(grpc: &Grpc) -> api::leases_client::LeasesClient<Channel> {
+    api::leases_client::LeasesClient::new(grpc.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+}
