@@ -75,6 +75,13 @@ pub enum SessionError {
     Ended(SessionEnd),
 }
 
+/// The last step of the handshake that the start of a session waits for.
+#[derive(Clone, Copy)]
+enum Step {
+    Configured,
+    Synchronized,
+}
+
 /// A running session. [`close`](Self::close) ends it in order; dropping it ends it as well, with
 /// whatever calls are under way, but waits for nothing.
 pub struct Session {
@@ -107,14 +114,8 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let mut session = Self::serve(stream, plugin).await;
-        match session.handshake(identity).await {
-            Ok(()) => Ok(session),
-            Err(error) => {
-                session.close().await;
-                Err(error)
-            }
-        }
+        let session = Self::serve(stream, plugin).await;
+        session.begin(identity, Step::Synchronized).await
     }
 
     /// Registers a plugin that the runtime has launched, and serves it. Returns when the runtime has
@@ -131,14 +132,8 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let mut session = Self::serve(stream, plugin).await;
-        match session.settle(identity).await {
-            Ok(()) => Ok(session),
-            Err(error) => {
-                session.close().await;
-                Err(error)
-            }
-        }
+        let session = Self::serve(stream, plugin).await;
+        session.begin(identity, Step::Configured).await
     }
 
     /// Waits until the runtime has synchronized the plugin; for good where the session ends before.
@@ -238,19 +233,30 @@ impl Session {
         }
     }
 
-    /// Until the runtime has configured the plugin.
-    async fn settle(&mut self, identity: Identity) -> Result<(), SessionError> {
+    /// Registers the plugin and waits for the runtime to reach `step`. An error closes the session.
+    async fn begin(mut self, identity: Identity, step: Step) -> Result<Self, SessionError> {
+        match self.handshake(identity, step).await {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn handshake(&mut self, identity: Identity, step: Step) -> Result<(), SessionError> {
         self.register(identity).await?;
         self.reached("Configure", CONFIGURE_LIMIT, |progress| {
             progress.configured.is_some()
         })
-        .await
-    }
-
-    async fn handshake(&mut self, identity: Identity) -> Result<(), SessionError> {
-        self.settle(identity).await?;
-        self.reached("Synchronize", PATIENCE, |progress| progress.synchronized)
-            .await
+        .await?;
+        match step {
+            Step::Configured => Ok(()),
+            Step::Synchronized => {
+                self.reached("Synchronize", PATIENCE, |progress| progress.synchronized)
+                    .await
+            }
+        }
     }
 
     async fn register(&mut self, identity: Identity) -> Result<(), SessionError> {
