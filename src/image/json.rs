@@ -2,13 +2,14 @@
 //! stands for nothing, of a field that comes twice the second one counts, and what is not Unicode in a string
 //! is replaced. What is not asked for is passed over, to any depth, and takes no memory. Pure.
 
+mod text;
+
 use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Bytes of a name that is looked at: no field that is read has a longer one.
-const MAX_NAME: usize = 64;
+use text::{Key, field_name, text};
 
 /// An object of which some fields are read.
 pub(super) trait Object {
@@ -76,52 +77,6 @@ pub(super) struct Strings<'a, C>(pub(super) &'a mut C);
 /// Whether an array has an element.
 pub(super) struct IsFilled<'a>(pub(super) &'a mut bool);
 
-/// The name of a field, in lower case.
-struct Name;
-
-/// What Go makes of the bytes of a string. `serde_json` hands half of a surrogate pair over as the three
-/// bytes that it would have in UTF-8, if that could express it.
-fn text(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        if !chunk.invalid().is_empty() {
-            text.push(char::REPLACEMENT_CHARACTER);
-        }
-    }
-    text
-}
-
-/// Go matches names by Unicode's simple folding: two letters outside of ASCII fold to one in it.
-fn fold(letter: char) -> char {
-    match letter {
-        '\u{212a}' => 'k',
-        '\u{17f}' => 's',
-        letter => letter.to_ascii_lowercase(),
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Name {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_bytes(self)
-    }
-}
-
-impl Visitor<'_> for Name {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name of a field")
-    }
-
-    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<String, E> {
-        let bytes = bytes.get(..MAX_NAME).unwrap_or(bytes);
-        Ok(text(bytes).chars().map(fold).collect())
-    }
-}
-
 /// A value that may be `null`: then nothing is read.
 macro_rules! or_null {
     ([$($generics:tt)*] $seed:ty, $deserialize:ident, $expecting:literal, { $($visits:tt)* }, $null:expr) => {
@@ -157,7 +112,7 @@ macro_rules! or_null {
 
 or_null!([T: Object] Fields<'_, T>, deserialize_map, "an object", {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(name) = map.next_key_seed(Name)? {
+        while let Some(name) = map.next_key_seed(Key(field_name))? {
             self.0.field(&name, &mut map)?;
         }
         Ok(())
@@ -207,7 +162,7 @@ or_null!(
     "an object of strings",
     {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-            while let Some(key) = map.next_key_seed(Key)? {
+            while let Some(key) = map.next_key_seed(Key(text))? {
                 let mut value = String::new();
                 map.next_value_seed(Text(&mut value))?;
                 if (self.1)(&key) {
@@ -262,136 +217,5 @@ or_null!(
     |seed| *seed.0 = false
 );
 
-/// The key of a map, as it is written.
-struct Key;
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_bytes(self)
-    }
-}
-
-impl Visitor<'_> for Key {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<String, E> {
-        Ok(text(bytes))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Default, PartialEq)]
-    struct Sample {
-        text: String,
-        number: i64,
-        filled: bool,
-        inner: Option<Inner>,
-    }
-
-    #[derive(Debug, Default, PartialEq)]
-    struct Inner {
-        skip: String,
-    }
-
-    impl Object for Sample {
-        fn field<'de, A: MapAccess<'de>>(
-            &mut self,
-            name: &str,
-            map: &mut A,
-        ) -> Result<(), A::Error> {
-            match name {
-                "text" => map.next_value_seed(Text(&mut self.text)),
-                "number" => map.next_value_seed(Number(&mut self.number)),
-                "filled" => map.next_value_seed(IsFilled(&mut self.filled)),
-                "inner" => map.next_value_seed(Maybe(&mut self.inner)),
-                _ => skip(map),
-            }
-        }
-    }
-
-    impl Object for Inner {
-        fn field<'de, A: MapAccess<'de>>(
-            &mut self,
-            name: &str,
-            map: &mut A,
-        ) -> Result<(), A::Error> {
-            match name {
-                "skip" => map.next_value_seed(Text(&mut self.skip)),
-                _ => skip(map),
-            }
-        }
-    }
-
-    fn read_text(document: &[u8]) -> Option<String> {
-        read::<Sample>(document).ok().map(|sample| sample.text)
-    }
-
-    #[test]
-    fn strings_are_made_unicode() {
-        for (document, expected) in [
-            (&br#"{"text": "a"}"#[..], "a"),
-            (br#"{"text": "\u00e9\ud83d\ude00"}"#, "\u{e9}\u{1f600}"),
-            (b"{\"text\": \"caf\xe9!\"}", "caf\u{fffd}!"),
-            (b"{\"caf\xe9\": 1, \"text\": \"a\"}", "a"),
-            (br#"{"\ud83d": 1, "text": "a"}"#, "a"),
-            (br#"{"author": "\ud83d", "text": "a"}"#, "a"),
-            (b"{\"author\": \"caf\xe9\", \"text\": \"a\"}", "a"),
-        ] {
-            assert_eq!(read_text(document).as_deref(), Some(expected));
-        }
-        let half = read_text(br#"{"text": "\ud83d"}"#).unwrap();
-        assert!(half.contains(char::REPLACEMENT_CHARACTER), "{half:?}");
-    }
-
-    #[test]
-    fn names_match_in_any_case_and_the_last_counts() {
-        for (document, text, skip) in [
-            (r#"{"TEXT": "a"}"#, "a", None),
-            (r#"{"teXt": "a", "text": "b"}"#, "b", None),
-            (r#"{"text": "b", "Text": null}"#, "b", None),
-            (r#"{"text": null}"#, "", None),
-            ("{\"inner\": {\"\u{17f}\u{212a}ip\": \"c\"}}", "", Some("c")),
-            (r#"{"inner": {"skip": "c"}, "Inner": {}}"#, "", Some("c")),
-            (r#"{"inner": {"skip": "c"}, "Inner": null}"#, "", None),
-            ("null", "", None),
-        ] {
-            let sample: Sample = read(document.as_bytes()).unwrap();
-            assert_eq!(sample.text, text, "{document}");
-            let inner = sample.inner.map(|inner| inner.skip);
-            assert_eq!(inner.as_deref(), skip, "{document}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_asked_for_may_be_anything() {
-        let nested = |depth| {
-            let (open, close) = ("[".repeat(depth), "]".repeat(depth));
-            format!(r#"{{"author": {open}{close}, "text": "a"}}"#)
-        };
-        for depth in [0, 1, 200, 10_000] {
-            let document = nested(depth).replace(": ,", ": 1e999,");
-            assert_eq!(read_text(document.as_bytes()).as_deref(), Some("a"));
-        }
-        for document in [
-            "[]",
-            "1",
-            "{",
-            r#"{"text": 1}"#,
-            r#"{"number": "1"}"#,
-            "{} {}",
-        ] {
-            assert_eq!(read_text(document.as_bytes()), None, "{document}");
-        }
-        let sample: Sample = read(br#"{"filled": [null, 1, {}], "number": -3}"#).unwrap();
-        assert!(sample.filled && sample.number == -3);
-    }
-}
+mod tests;
