@@ -2,6 +2,8 @@
 //! as it likes, and one that is absent or null is empty, as Go's decoder has it (images without
 //! layers are written as `"layers": null`). What is kept of a document is what is used of it. Pure.
 
+mod shape;
+
 use std::collections::HashMap;
 use std::marker::PhantomData;
 
@@ -11,8 +13,9 @@ use super::Platform;
 use super::json::{
     self, Collect, Fields, IsFilled, Maybe, Number, Object, Objects, Strings, Text, Texts,
 };
-use super::media::{Document, is_layer};
+use super::media::is_layer;
 use crate::containerd;
+use shape::Shape;
 
 /// Layers of an image that are read: overlayfs mounts 500 at most.
 const MAX_LAYERS: usize = 4096;
@@ -196,57 +199,6 @@ fn digest(text: String) -> Result<String, String> {
     match text.split_once(':') {
         Some((algorithm, encoded)) if is_algorithm(algorithm) && is_encoded(encoded) => Ok(text),
         _ => Err(format!("{text:?} is not a digest")),
-    }
-}
-
-/// What gives a document away that is not what its descriptor says: containerd refuses it, since a
-/// verifier may have read something else in it than the unpack does.
-#[derive(Debug, Default)]
-struct Shape {
-    media_type: String,
-    has_config: bool,
-    has_layers: bool,
-    has_manifests: bool,
-    has_fs_layers: bool,
-}
-
-impl Shape {
-    fn expect_index(&self) -> Result<(), Refusal> {
-        self.expect_no_schema1()?;
-        let is_manifest = Document::of(&self.media_type) == Document::Manifest;
-        if is_manifest || self.has_config || self.has_layers {
-            return Err(Refusal::Malformed("it is a manifest".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn expect_manifest(&self) -> Result<(), Refusal> {
-        self.expect_no_schema1()?;
-        if Document::of(&self.media_type) == Document::Index || self.has_manifests {
-            return Err(Refusal::Malformed("it is an index".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn expect_no_schema1(&self) -> Result<(), Refusal> {
-        match self.has_fs_layers {
-            true => Err(Refusal::Schema1),
-            false => Ok(()),
-        }
-    }
-
-    /// The fields that neither an index nor a manifest reads for anything else.
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
-        let has = match name {
-            "mediatype" => return map.next_value_seed(Text(&mut self.media_type)),
-            "config" => &mut self.has_config,
-            "layers" => &mut self.has_layers,
-            "manifests" => &mut self.has_manifests,
-            "fslayers" => &mut self.has_fs_layers,
-            _ => return json::skip(map),
-        };
-        *has = !json::is_null(map)?;
-        Ok(())
     }
 }
 
