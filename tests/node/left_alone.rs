@@ -75,7 +75,7 @@ async fn created_whole(version: Version) -> Result<()> {
     ensure!(node.state_of(&image, NYDUS).await? == "mixed");
     let moved = node.log.lines_with(MOVED);
     ensure!(
-        moved[0].contains("state=mixed") && moved[0].contains("not for the guest"),
+        moved[0].contains("state=mixed") && moved[0].contains("the guest does not pull"),
         "{moved:?}"
     );
 
