@@ -1,5 +1,5 @@
-//! A failed call to containerd: what was asked, of what, and which kind of failure it is.
-//! The one place that translates gRPC's status codes.
+//! The error of a failed call to containerd: the call, its subject and the kind of failure. The only
+//! file that translates gRPC's status codes.
 
 use thiserror::Error;
 use tonic::{Code, Status};
@@ -7,20 +7,20 @@ use tonic::{Code, Status};
 /// The outcome of a call to containerd.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The kinds of failure on which a caller branches.
+/// The kinds of failure that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The thing is not there.
+    /// The subject does not exist.
     NotFound,
-    /// The thing is there already.
+    /// The subject exists already.
     AlreadyExists,
-    /// containerd does not do this now: a snapshot with children is not removed, for one.
+    /// containerd cannot do this in the present state: remove a snapshot that has children, for example.
     FailedPrecondition,
-    /// Nobody answers at the socket.
+    /// The socket cannot be reached.
     Unreachable,
     /// The call's deadline has passed.
     TimedOut,
-    /// Anything else; the message has it.
+    /// Any other failure; see the message.
     Other,
 }
 
@@ -28,18 +28,18 @@ pub enum Kind {
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error("{call} {subject}: {message}")]
 pub struct Error {
-    /// Where a caller can branch.
+    /// The kind of failure.
     pub kind: Kind,
-    /// What was asked: `stat snapshot`, `apply layer`, …
+    /// The call: `stat snapshot`, `apply layer`, …
     pub call: &'static str,
-    /// Of what: a key, a digest, an image name.
+    /// The subject of the call: a key, a digest, an image name.
     pub subject: String,
-    /// containerd's own words.
+    /// containerd's message.
     pub message: String,
 }
 
 impl Error {
-    /// Translates what gRPC says of `call` on `subject`.
+    /// Translates the gRPC status that `call` on `subject` ended with.
     pub(super) fn from_status(call: &'static str, subject: &str, status: Status) -> Self {
         Self {
             kind: kind(&status),
@@ -49,7 +49,7 @@ impl Error {
         }
     }
 
-    /// An answer that containerd should not have given.
+    /// Returns the error for an answer that breaks the protocol, or a value that it cannot express.
     pub(crate) fn malformed(call: &'static str, subject: &str, message: &str) -> Self {
         Self {
             kind: Kind::Other,
@@ -59,17 +59,17 @@ impl Error {
         }
     }
 
-    /// The thing asked for is not there.
+    /// Whether the subject does not exist.
     pub fn is_not_found(&self) -> bool {
         self.kind == Kind::NotFound
     }
 
-    /// The thing to be made is there already.
+    /// Whether the subject exists already.
     pub fn already_exists(&self) -> bool {
         self.kind == Kind::AlreadyExists
     }
 
-    /// Nobody answers, or not in time: worth another try later.
+    /// Whether containerd cannot be reached or did not answer in time, so that a later try may succeed.
     pub fn is_unreachable(&self) -> bool {
         matches!(self.kind, Kind::Unreachable | Kind::TimedOut)
     }
@@ -81,20 +81,21 @@ fn kind(status: &Status) -> Kind {
         Code::AlreadyExists => Kind::AlreadyExists,
         Code::FailedPrecondition => Kind::FailedPrecondition,
         Code::Unavailable => Kind::Unreachable,
-        // tonic's own client-side deadline comes as `Cancelled`.
+        // tonic reports its client-side deadline as `Cancelled`.
         Code::DeadlineExceeded | Code::Cancelled => Kind::TimedOut,
-        // CRI, between its first answers and the end of its start.
+        // CRI answers this until its start has finished.
         Code::Unknown if status.message().contains("server is not initialized yet") => {
             Kind::Unreachable
         }
-        // A connection that breaks under a call comes as `Unknown` with the transport's error
-        // behind it; containerd's own `Unknown` has none.
+        // A connection that breaks during a call is reported as `Unknown` with the transport's error
+        // as its source. containerd's own `Unknown` has no source.
         Code::Unknown if std::error::Error::source(status).is_some() => Kind::Unreachable,
         _ => Kind::Other,
     }
 }
 
-/// The status' words and those of the innermost cause: «transport error» alone helps nobody.
+/// Returns the status' message and that of its innermost cause, since «transport error» alone does not say
+/// what failed.
 fn message(status: &Status) -> String {
     let mut cause = std::error::Error::source(status);
     while let Some(inner) = cause.and_then(std::error::Error::source) {

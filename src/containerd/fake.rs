@@ -1,7 +1,8 @@
-//! containerd in memory, for what cannot be provoked on a real one: a fault in the middle of a step.
+//! containerd in memory, for tests of what a real one cannot be made to do: a fault in the middle of a
+//! step.
 //!
-//! What a call does is the [`store`]'s to know; here calls are noted, delayed, failed, or their
-//! answers lost, so that a test sees what would be left behind.
+//! The [`store`] implements the effect of each call. This file records calls, delays them, fails them or
+//! loses their answers, so that a test sees what remains.
 
 mod calls;
 mod directories;
@@ -51,38 +52,39 @@ struct State {
     store: Store,
     faults: Vec<Fault>,
     slow: HashMap<&'static str, Duration>,
-    /// How long it takes to apply these blobs, where not as long as any other.
+    /// How long it takes to apply a blob, for blobs that differ from the default.
     apply: HashMap<String, Duration>,
-    /// The stream processors that got a payload with each blob that was applied.
+    /// For each blob that was applied, the stream processors that got a payload.
     payloads: Vec<Vec<String>>,
-    /// Blobs that are being applied now, and the most that ever were.
+    /// The number of blobs that are being applied, and its maximum so far.
     applying: (usize, usize),
     down: bool,
-    /// Who wants to hear of events.
+    /// The subscribers to events.
     listeners: Vec<mpsc::UnboundedSender<Event>>,
-    /// Each with its subject.
+    /// The calls in their order, each with its subject.
     calls: Vec<(&'static str, String)>,
-    /// Empty for one that is of no known version.
+    /// Empty for an unknown version.
     version: String,
 }
 
-/// The nth call of this kind from now on fails.
+/// A fault of one future call.
 #[derive(Clone)]
 struct Fault {
     call: &'static str,
     after: usize,
     kind: ErrorKind,
-    /// The call does its work; only the answer gets lost.
+    /// Whether the call has its effect and only the answer is lost.
     lost: bool,
 }
 
 impl Fake {
-    /// From now on the call number `after` (0 is the next) of this name fails.
+    /// Makes one call of this name fail: the one after the next `after` calls (0 is the next call).
     pub(crate) fn fail(&self, call: &'static str, after: usize, kind: ErrorKind) {
         self.fault(call, after, kind, false);
     }
 
-    /// From now on the call number `after` of this name does its work, and its answer gets lost.
+    /// Loses the answer of one call of this name, which has its effect. `after` counts as in
+    /// [`Self::fail`].
     pub(crate) fn lose(&self, call: &'static str, after: usize) {
         self.fault(call, after, ErrorKind::TimedOut, true);
     }
@@ -96,62 +98,63 @@ impl Fake {
         });
     }
 
-    /// From now on nothing fails.
+    /// Removes all faults.
     pub(crate) fn heal(&self) {
         let mut state = self.state();
         state.faults.clear();
         state.down = false;
     }
 
-    /// From now on nobody answers.
+    /// Makes every call fail as if containerd could not be reached.
     pub(crate) fn go_down(&self) {
         self.state().down = true;
     }
 
-    /// From now on calls of this name take so long.
+    /// Delays all calls of this name by `time`.
     pub(crate) fn slow(&self, call: &'static str, time: Duration) {
         self.state().slow.insert(call, time);
     }
 
-    /// From now on it takes so long to apply this blob.
+    /// Makes `apply` take `time` for this blob.
     pub(crate) fn applies_in(&self, blob: &str, time: Duration) {
         self.state().apply.insert(blob.to_owned(), time);
     }
 
-    /// The stream processors that got a payload with each blob that was applied, since the last time this was
-    /// asked.
+    /// Returns, for each blob that was applied since the last call of this method, the stream processors that
+    /// got a payload.
     pub(crate) fn payloads(&self) -> Vec<Vec<String>> {
         std::mem::take(&mut self.state().payloads)
     }
 
-    /// The most blobs that were being applied at the same time.
+    /// Returns the highest number of blobs that were applied at the same time.
     pub(crate) fn most_applied_at_once(&self) -> usize {
         self.state().applying.1
     }
 
-    /// It is containerd of this version.
+    /// Sets containerd's version.
     pub(crate) fn is_version(&self, version: &str) {
         version.clone_into(&mut self.state().version);
     }
 
-    /// Something happened, and whoever listens hears it; nobody does after a restart.
+    /// Sends an event to all subscribers.
     pub(crate) fn emit(&self, event: &Event) {
         let mut state = self.state();
         state.listeners.retain(|l| l.send(event.clone()).is_ok());
     }
 
-    /// Every subscription ends.
+    /// Ends all subscriptions.
     pub(crate) fn hang_up(&self) {
         self.state().listeners.clear();
     }
 
-    /// The names of the calls since the last time this was asked.
+    /// Returns and clears the names of the calls so far.
     pub(crate) fn calls(&self) -> Vec<String> {
         let calls = std::mem::take(&mut self.state().calls);
         calls.into_iter().map(|(call, _)| call.to_owned()).collect()
     }
 
-    /// What the calls of this name were about, in their order, since calls were last asked for.
+    /// Returns the subjects of the calls of this name, in their order, since [`Self::calls`] last cleared
+    /// them.
     pub(crate) fn subjects(&self, call: &str) -> Vec<String> {
         let state = self.state();
         let of = state.calls.iter().filter(|(name, _)| *name == call);
@@ -167,7 +170,7 @@ impl Fake {
         self.state.lock()
     }
 
-    /// One call: noted, and failed where a test wants it to.
+    /// Performs one call: records it, and fails it if a test has set a fault.
     async fn call<T>(
         &self,
         call: &'static str,
@@ -200,7 +203,7 @@ impl Fake {
 }
 
 impl State {
-    /// The fault that this call meets; every other one comes nearer.
+    /// Takes the fault of this call, if it has one, and counts down the other faults of its name.
     fn fault(&mut self, call: &'static str) -> Option<Fault> {
         let mut met = None;
         self.faults.retain_mut(|fault| {

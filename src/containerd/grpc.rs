@@ -1,7 +1,7 @@
 //! The trait over containerd's gRPC socket: namespace and lease headers, message sizes, deadlines.
 //!
-//! The channel connects when it is first used, and again whenever containerd has been away: one
-//! value serves for the daemon's whole life.
+//! The channel connects at its first use, and reconnects after a restart of containerd, so one value
+//! serves for as long as the process runs.
 
 mod calls;
 mod commit;
@@ -27,23 +27,23 @@ use tonic::{Request, Status};
 
 use super::{Error, Labels, Result};
 
-/// A call that touches metadata only. containerd's own clients give such calls a few seconds; a
-/// node under load needs some more.
+/// The deadline of a call that touches metadata only. containerd's own clients allow such calls a few
+/// seconds; a node under load needs more.
 const METADATA_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A call in which a snapshotter or a differ works on a layer's content: some copy the parent when
-/// they prepare, or build an image when they commit. Layers of tens of gigabytes exist and slow
-/// disks do, too; longer than this is a stuck mount, not work.
+/// The deadline of a call in which a snapshotter or a differ works on a layer's content. Some
+/// snapshotters copy the parent at `Prepare`, or build an image at `Commit`. Layers of tens of
+/// gigabytes and slow disks exist; a call that takes longer than this hangs on a stuck mount.
 const WORK_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
-/// How long the socket may take to accept. It is local: slower than this is not there.
+/// The deadline to connect. The socket is local, so a slower connection counts as a failed one.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The largest answer taken, in bytes: containerd's own default for its clients. A node with
-/// thousands of images comes near tonic's default of 4 MiB.
+/// The largest answer that is accepted, in bytes: the default of containerd's own clients. Answers on
+/// a node with thousands of images come near tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// containerd behind its socket, in one namespace.
+/// A client of containerd's socket, in one namespace.
 #[derive(Clone)]
 pub struct Grpc {
     channel: Channel,
@@ -51,31 +51,32 @@ pub struct Grpc {
     namespace: MetadataValue<Ascii>,
 }
 
-/// A socket path or namespace that cannot be used at all.
+/// An error for a socket path or namespace that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// gRPC takes paths as text.
+    /// The path is not UTF-8, which gRPC requires.
     #[error(
-        "containerd's socket {0:?}: the path is not UTF-8; set containerd.socket to one that is"
+        "containerd's socket {0:?}: the path is not UTF-8; set containerd.socket to a path that is"
     )]
     Path(std::path::PathBuf),
-    /// The transport refused the address.
+    /// The transport rejected the address.
     #[error("containerd's socket {path}: {reason}")]
     Endpoint {
-        /// The path as configured.
+        /// The configured path.
         path: String,
-        /// The transport's words.
+        /// The transport's message.
         reason: String,
     },
-    /// The namespace goes into a header.
+    /// The namespace cannot be the value of a header.
     #[error("containerd's namespace {0:?}: only letters, digits, '-', '_' and '.' are allowed")]
     Namespace(String),
 }
 
 impl Grpc {
-    /// Prepares the channel; connects when first used.
+    /// Makes a client, which connects at its first call.
     ///
-    /// Has to be called within a tokio runtime.
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(socket: &Path, namespace: &str) -> std::result::Result<Self, SetupError> {
         let path = socket
             .to_str()
@@ -104,12 +105,12 @@ impl Grpc {
         self.in_namespace(request)
     }
 
-    /// Work whose result a lease is to hold.
+    /// Returns the request of work whose result the lease holds.
     fn ask_leased<T>(&self, lease: &str, message: T) -> Result<Request<T>> {
         self.under(lease, self.ask_within(WORK_DEADLINE, message))
     }
 
-    /// Adds the header that puts what the call makes under a lease, if there is one.
+    /// Adds the header by which the lease holds what the call makes. An empty lease adds none.
     fn under<T>(&self, lease: &str, mut request: Request<T>) -> Result<Request<T>> {
         if lease.is_empty() {
             return Ok(request);
@@ -129,18 +130,18 @@ impl Grpc {
     }
 }
 
-/// What turns gRPC's status into our error, for `map_err`.
+/// Returns the function that turns a gRPC status into an error, for `map_err`.
 fn failed<'a>(call: &'static str, subject: &'a str) -> impl Fn(Status) -> Error + use<'a> {
     move |status| Error::from_status(call, subject, status)
 }
 
-/// An answer without the message that the protocol promises.
+/// Returns the error for an answer that lacks the message which the protocol promises.
 fn empty<'a>(call: &'static str, subject: &'a str) -> impl Fn() -> Error + use<'a> {
     move || Error::malformed(call, subject, "containerd's answer is empty")
 }
 
-/// Reads a stream of answers to its end, within the deadline of a metadata call: the request's own
-/// deadline covers its first message only.
+/// Reads a stream of answers to its end within [`METADATA_DEADLINE`], since the request's own deadline
+/// covers only the first message.
 async fn drain<T, U>(
     call: &'static str,
     subject: &str,
@@ -158,7 +159,8 @@ async fn drain<T, U>(
         .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
 }
 
-/// Field paths that change just these labels; without them an update replaces all labels.
+/// Returns the field paths of these labels, so that an update changes only them. Without field paths it
+/// replaces all labels.
 fn label_paths(labels: &Labels) -> FieldMask {
     FieldMask {
         paths: labels.keys().map(|key| format!("labels.{key}")).collect(),

@@ -1,7 +1,7 @@
-//! What this plugin uses of containerd's API, as one trait.
+//! The part of containerd's API that this plugin uses, as one trait.
 //!
-//! [`grpc::Grpc`] is the real thing. Under test a fake holds everything in memory, so that a
-//! fault can be put into the middle of a step. Nothing here knows images, layers or hooks.
+//! [`grpc::Grpc`] implements it over containerd's socket. Tests use a fake in memory, which can
+//! inject a fault into the middle of a step. Nothing here knows images, layers or hooks.
 
 mod error;
 pub(crate) mod events;
@@ -25,55 +25,57 @@ pub use version::{labels_lineage, numbers};
 
 /// containerd, in one namespace.
 ///
-/// Every call has a deadline of its own and answers [`Error`] with the call and its subject in it.
+/// Every call has its own deadline. A failed call returns an [`Error`] that names the call and its
+/// subject.
 #[async_trait]
 pub trait Containerd: Send + Sync {
-    /// What all processes of this node know this containerd and this namespace by, while it runs; `None`
-    /// where it is not there.
+    /// Returns an id of this containerd and namespace, the same in all processes of the node for as long as
+    /// containerd runs; `None` if containerd's socket does not exist.
     fn identity(&self) -> Option<String> {
         None
     }
 
-    /// The image record of exactly this name.
+    /// Returns the image record with exactly this name.
     async fn image(&self, name: &str) -> Result<Image>;
-    /// All image records.
+    /// Lists all image records.
     async fn images(&self) -> Result<Vec<Image>>;
 
-    /// What the content store knows of a blob.
+    /// Returns the content store's record of a blob.
     async fn blob(&self, digest: &str) -> Result<Blob>;
-    /// What the content store knows of all its blobs.
+    /// Lists the records of all blobs in the content store.
     async fn blobs(&self) -> Result<Vec<Blob>>;
-    /// The blobs that refer to a config: all manifests, also those of images that are still being
-    /// pulled.
+    /// Lists the blobs that refer to a config: all manifests, also those of images that are still
+    /// being pulled.
     async fn manifests(&self) -> Result<Vec<Blob>>;
-    /// A whole blob, for documents: more than `limit` bytes is an error.
+    /// Reads a whole blob, for documents. A blob of more than `limit` bytes is an error.
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
-    /// Writes a blob, held by the lease, under a `reference` that nobody else uses. Pieces that stop
-    /// without their [`BlobChunk::End`] are an error, and the blob stays unfinished until
-    /// [`Containerd::abort_write`]. *AlreadyExists* where there is such a blob: the lease does not
-    /// hold that one.
+    /// Writes a blob under `reference`, which no other writer may use; the lease holds the blob.
+    /// Chunks that stop without [`BlobChunk::End`] are an error, and the blob stays unfinished until
+    /// [`Containerd::abort_write`]. *AlreadyExists* if the blob exists: the lease does not hold the
+    /// existing one.
     async fn write_blob(
         &self,
         lease: &str,
         reference: &str,
         chunks: BoxStream<'static, BlobChunk>,
     ) -> Result<()>;
-    /// Takes away what was written under `reference` and not finished.
+    /// Removes the unfinished blob that was written under `reference`.
     async fn abort_write(&self, reference: &str) -> Result<()>;
-    /// Has containerd fetch the blobs of a manifest that the content store lacks; they are held by
-    /// the lease. No image record is made or changed, but the manifest's labels keep the blobs
-    /// afterwards. Whether a blob is there is to be looked up: a success does not promise it.
+    /// Has containerd fetch the blobs of a manifest that the content store lacks; the lease holds
+    /// them. No image record is made or changed, but the manifest's labels keep the blobs
+    /// afterwards. Success does not guarantee that a blob exists: look it up.
     async fn fetch(&self, lease: &str, source: &Source) -> Result<()>;
-    /// Adds these labels to a blob, or replaces their values; others stay. An empty value takes a
-    /// label away.
+    /// Adds these labels to a blob, or replaces their values. Other labels stay. An empty value
+    /// removes a label.
     async fn label_blob(&self, digest: &str, labels: Labels) -> Result<()>;
 
-    /// One snapshot.
+    /// Returns one snapshot.
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot>;
-    /// All snapshots of a snapshotter.
+    /// Lists all snapshots of a snapshotter.
     async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;
-    /// A new active snapshot, held by the lease. *AlreadyExists* where the chain id in the label
-    /// `containerd.io/snapshot.ref` is committed already: that is then held by the lease, too.
+    /// Prepares a new active snapshot, which the lease holds. *AlreadyExists* if a snapshot is
+    /// committed under the chain id in the label `containerd.io/snapshot.ref`: the lease then holds
+    /// that one.
     async fn prepare(
         &self,
         lease: &str,
@@ -82,7 +84,7 @@ pub trait Containerd: Send + Sync {
         parent: Option<&str>,
         labels: Labels,
     ) -> Result<Vec<Mount>>;
-    /// A new read-only snapshot of what `parent` and all below it hold, held by the lease.
+    /// Makes a read-only view of `parent` and all snapshots below it; the lease holds the view.
     async fn view(
         &self,
         lease: &str,
@@ -90,13 +92,13 @@ pub trait Containerd: Send + Sync {
         key: &str,
         parent: &str,
     ) -> Result<Vec<Mount>>;
-    /// How many files, directories and others a snapshot itself holds, without its parents: for a
-    /// committed one as the snapshotter counted them at the commit, each inode once.
+    /// Returns the number of inodes (files, directories and others) in a snapshot, without its
+    /// parents. For a committed snapshot it is what the snapshotter counted at the commit.
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64>;
-    /// Turns the active snapshot `key` into the committed one `name`, held by the lease. Where it was
-    /// prepared without a parent, it may get one now: only if the snapshotter has the capability
-    /// `rebase` and containerd is 2.2 or later, which commits it without a parent otherwise.
-    /// *NotFound* where that parent is not there.
+    /// Commits the active snapshot `key` as `name`, which the lease holds. A snapshot that was
+    /// prepared without a parent may get one here, if the snapshotter has the capability `rebase` and
+    /// containerd is 2.2 or later; any other containerd ignores the parent. *NotFound* if that parent
+    /// does not exist.
     async fn commit(
         &self,
         lease: &str,
@@ -106,14 +108,14 @@ pub trait Containerd: Send + Sync {
         parent: Option<&str>,
         labels: Labels,
     ) -> Result<()>;
-    /// Takes a snapshot away; one with children is refused.
+    /// Removes a snapshot. containerd refuses to remove one that has children.
     async fn remove(&self, snapshotter: &str, key: &str) -> Result<()>;
     /// Adds these labels to a snapshot, or replaces their values, in the metadata store and in the
-    /// snapshotter behind it; others stay.
+    /// snapshotter. Other labels stay.
     async fn label_snapshot(&self, snapshotter: &str, key: &str, labels: Labels) -> Result<()>;
 
-    /// Unpacks a layer's blob into mounts; answers the digest of the uncompressed stream. A stream
-    /// processor that reads the blob gets its payload.
+    /// Unpacks a layer's blob into mounts and returns the digest of the uncompressed stream.
+    /// `payloads` go to the stream processors that read the blob.
     async fn apply(
         &self,
         layer: &Descriptor,
@@ -121,37 +123,38 @@ pub trait Containerd: Send + Sync {
         payloads: Payloads,
     ) -> Result<String>;
 
-    /// A new lease of this id.
+    /// Creates a lease with this id.
     async fn create_lease(&self, id: &str, labels: Labels) -> Result<()>;
-    /// Lets a lease go; with `sync` a garbage collection has run when this returns.
+    /// Deletes a lease. With `sync` it returns after a garbage collection.
     async fn delete_lease(&self, id: &str, sync: bool) -> Result<()>;
-    /// All leases.
+    /// Lists all leases.
     async fn leases(&self) -> Result<Vec<Lease>>;
-    /// What a lease holds.
+    /// Lists what a lease holds.
     async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>>;
-    /// Lets a lease hold one thing more.
+    /// Adds a resource to a lease.
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()>;
 
-    /// containerd's events of these topics; the stream ends when the connection does. Answers when the
-    /// first event comes, but misses none from when it was asked.
+    /// Subscribes to containerd's events of these topics. The call returns when the first event
+    /// arrives, and the stream has every event since the call began. It ends with the connection.
     async fn events(&self, topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>>;
 
-    /// The snapshotters that containerd lists, with those that failed to come up.
+    /// Lists containerd's snapshotters, also those that failed to start.
     async fn snapshotters(&self) -> Result<Vec<Snapshotter>>;
-    /// All plugins that containerd lists.
+    /// Lists all of containerd's plugins, also those that failed to start.
     async fn plugins(&self) -> Result<Vec<ListedPlugin>>;
-    /// containerd's version, such as `2.1.9`.
+    /// Returns containerd's version, such as `2.1.9`.
     async fn version(&self) -> Result<String>;
-    /// The CRI plugin's running configuration as JSON (`Status`, verbose); `None` where it shows none.
+    /// Returns the CRI plugin's configuration as JSON, from its verbose `Status`; `None` if the answer has
+    /// none.
     async fn cri_config(&self) -> Result<Option<String>>;
-    /// How many bytes the annotations and labels of CRI's pods and containers have: nearly all of what NRI
-    /// tells a plugin of them.
+    /// Returns the size in bytes of the annotations and labels of CRI's pods and containers: nearly all of the
+    /// state that NRI sends to a plugin.
     async fn cri_state_bytes(&self) -> Result<usize>;
-    /// The values that this annotation has on CRI's pods.
+    /// Returns the values of this annotation on CRI's pods.
     async fn pod_annotation(&self, key: &str) -> Result<BTreeSet<String>>;
-    /// Where CRI's first image file system is mounted, which is the default snapshotter's directory; `None`
-    /// where it shows none.
+    /// Returns the mount point of CRI's first image file system, which is the default snapshotter's
+    /// directory; `None` if CRI lists none.
     async fn image_file_system(&self) -> Result<Option<String>>;
-    /// The containers that CRI has, of pods that it has.
+    /// Lists CRI's containers whose pods CRI lists.
     async fn cri_containers(&self) -> Result<Vec<CriContainer>>;
 }

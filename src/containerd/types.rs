@@ -1,4 +1,4 @@
-//! The data that crosses the trait: images, blobs, snapshots, leases, plugins, containers, events.
+//! The data that the trait takes and returns: images, blobs, snapshots, leases, plugins, containers, events.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,44 +10,44 @@ pub use containerd_client::types::{Descriptor, Mount};
 /// Labels of an image, a blob, a snapshot or a lease.
 pub type Labels = BTreeMap<String, String>;
 
-/// What is handed to stream processors, by their ids.
+/// The payloads of stream processors, by processor id.
 pub type Payloads = HashMap<String, prost_types::Any>;
 
-/// containerd's limit for one label: key and value together, in bytes (`pkg/labels/validate.go`).
+/// containerd's limit for one label, in bytes, key and value together (`pkg/labels/validate.go`).
 pub const MAX_LABEL: usize = 4096;
 
 /// A record of containerd's image store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
-    /// A reference (`docker.io/library/busybox:1`), or, for the record that CRI adds, the image id.
+    /// A reference (`docker.io/library/busybox:1`); for the record that CRI adds, the image id.
     pub name: String,
-    /// The index or manifest that the name stands for.
+    /// The descriptor of the index or manifest.
     pub target: Descriptor,
-    /// Among them CRI's `io.cri-containerd.pinned`.
+    /// All labels, CRI's `io.cri-containerd.pinned` among them.
     pub labels: Labels,
-    /// When the name was first given.
+    /// When the record was created.
     pub created_at: Option<SystemTime>,
 }
 
-/// What the content store says of a blob.
+/// A record of the content store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blob {
     /// `sha256:…`
     pub digest: String,
     /// In bytes.
     pub size: u64,
-    /// Among them the references that garbage collection follows.
+    /// All labels, the references that garbage collection follows among them.
     pub labels: Labels,
-    /// When it was complete.
+    /// When the blob was completed.
     pub created_at: Option<SystemTime>,
 }
 
-/// Whether a snapshot is being written or stands fast.
+/// Whether a snapshot is writable or committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
     /// Read-only and temporary.
     View,
-    /// Writable: a container's own, or a layer that is being extracted.
+    /// Writable: a container's own snapshot, or a layer that is being unpacked.
     Active,
     /// Immutable: a layer, named by its chain id.
     Committed,
@@ -56,38 +56,38 @@ pub enum SnapshotKind {
 /// A snapshot as containerd's metadata store knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// The chain id of a committed layer, the container's id for its own snapshot.
+    /// For a committed layer its chain id, for a container's own snapshot the container's id.
     pub name: String,
     /// The name of the snapshot below it; `None` for a bottom layer.
     pub parent: Option<String>,
     /// Committed, active or a view.
     pub kind: SnapshotKind,
-    /// Set once: a snapshot that was taken away and made again has another.
+    /// Differs for a snapshot that was removed and made again under the same name.
     pub created_at: Option<SystemTime>,
-    /// All labels, also those that the snapshotter behind the store never sees.
+    /// All labels, also those that the metadata store does not pass to the snapshotter.
     pub labels: Labels,
 }
 
-/// A lease: what it names is spared by garbage collection.
+/// A lease, which keeps its resources from garbage collection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
     /// Unique in the namespace.
     pub id: String,
-    /// Free for the owner's use, but for `containerd.io/gc.*`.
+    /// All labels. `containerd.io/gc.*` have a meaning to containerd, others to the owner only.
     pub labels: Labels,
 }
 
-/// Something that a lease holds.
+/// A snapshot or a blob that a lease holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
-    /// `content`, or `snapshots/<snapshotter>`.
+    /// `content` or `snapshots/<snapshotter>`.
     pub kind: String,
-    /// A digest, or a snapshot's key.
+    /// A digest or a snapshot's key.
     pub id: String,
 }
 
 impl Resource {
-    /// The snapshot `key` of `snapshotter`.
+    /// Returns the resource of the snapshot `key` in `snapshotter`.
     pub fn snapshot(snapshotter: &str, key: &str) -> Self {
         Self {
             kind: format!("{SNAPSHOT_RESOURCE}{snapshotter}"),
@@ -95,7 +95,7 @@ impl Resource {
         }
     }
 
-    /// The blob of this digest.
+    /// Returns the resource of the blob with this digest.
     pub fn blob(digest: &str) -> Self {
         Self {
             kind: "content".to_owned(),
@@ -103,7 +103,7 @@ impl Resource {
         }
     }
 
-    /// The snapshotter of a snapshot resource; `None` for anything else.
+    /// Returns the snapshotter of a snapshot; `None` for a blob.
     pub fn snapshotter(&self) -> Option<&str> {
         self.kind.strip_prefix(SNAPSHOT_RESOURCE)
     }
@@ -111,16 +111,16 @@ impl Resource {
 
 const SNAPSHOT_RESOURCE: &str = "snapshots/";
 
-/// A piece of a blob on its way into the content store.
+/// A chunk of a blob that is being written to the content store.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BlobChunk {
     /// The next bytes.
     Data(Vec<u8>),
-    /// That was all, and this is what it should amount to.
+    /// The end of the blob, with what containerd has to find.
     End {
         /// `sha256:…` of all bytes.
         digest: String,
-        /// How many they were.
+        /// The number of all bytes.
         size: u64,
     },
 }
@@ -130,20 +130,20 @@ pub enum BlobChunk {
 pub struct Source {
     /// A repository and the digest of a manifest in it: `docker.io/library/busybox@sha256:…`.
     pub reference: String,
-    /// The directory of the files that say how registries are reached, one directory for each host;
-    /// it need not exist.
+    /// The directory with containerd's registry configuration, one subdirectory for each host. It need
+    /// not exist.
     pub hosts: PathBuf,
-    /// For the registries that want it.
+    /// Credentials for registries that require them.
     pub logins: Logins,
 }
 
-/// Credentials by host, as containerd asks for them: `registry-1.docker.io`, `registry.example:5000`.
+/// Credentials by host, as containerd names it: `registry-1.docker.io`, `registry.example:5000`.
 pub type Logins = BTreeMap<String, Login>;
 
-/// What a registry is told about who asks.
+/// The credentials for one registry.
 #[derive(Clone, PartialEq)]
 pub struct Login {
-    /// Empty where the secret is a token that stands for the user as well.
+    /// Empty if the secret is a token that identifies the user by itself.
     pub username: String,
     /// A password or a token.
     pub secret: String,
@@ -155,53 +155,54 @@ impl fmt::Debug for Login {
     }
 }
 
-/// A snapshotter that containerd lists, working or not.
+/// A snapshotter that containerd lists, whether it started or not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshotter {
     /// `overlayfs`, `nydus`, …
     pub name: String,
-    /// `rebase` among them where layers may be applied in parallel.
+    /// `rebase` is among them if layers can be unpacked in parallel.
     pub capabilities: Vec<String>,
-    /// `root`, and whatever else the plugin exports.
+    /// The plugin's exports, such as `root`.
     pub exports: Labels,
-    /// Why it did not come up.
+    /// Why it failed to start.
     pub init_error: Option<String>,
 }
 
 impl Snapshotter {
-    /// Where a proxy plugin listens: another process makes its snapshots. Only such a one exports it.
+    /// Returns the address at which a proxy plugin listens; `None` for a built-in snapshotter, which exports
+    /// none.
     pub fn proxy_address(&self) -> Option<&str> {
         self.exports.get("address").map(String::as_str)
     }
 }
 
-/// A plugin that containerd lists, working or not. One that is disabled is not listed.
+/// A plugin that containerd lists, whether it started or not. Disabled plugins are not listed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListedPlugin {
-    /// Its type and its id: `io.containerd.grpc.v1.cri`.
+    /// Type and id: `io.containerd.grpc.v1.cri`.
     pub uri: String,
-    /// Why it did not come up.
+    /// Why it failed to start.
     pub init_error: Option<String>,
 }
 
-/// A container that CRI has, and what its pod says of it.
+/// A container that CRI lists, with what its pod says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CriContainer {
-    /// Its id, which is its snapshot's key.
+    /// The id, which is also the key of the container's snapshot.
     pub id: String,
-    /// The image, as it was asked for.
+    /// The image as the container's creator named it.
     pub image: String,
-    /// Its pod's; empty for the default one.
+    /// The pod's runtime handler; empty for the default one.
     pub runtime_handler: String,
-    /// Its pod's.
+    /// The pod's annotations.
     pub pod_annotations: Labels,
 }
 
-/// One event of containerd's exchange.
+/// One event of containerd.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// `/images/create`, `/snapshot/prepare`, …
     pub topic: String,
-    /// The message's type URL and bytes; what they mean is the reader's to know.
+    /// The message's type URL and bytes, not decoded.
     pub payload: prost_types::Any,
 }

@@ -1,6 +1,6 @@
-//! What can be told from containerd's version.
+//! What follows from containerd's version.
 
-/// The major and the minor number; `None` of a version that is not understood.
+/// Returns the major and the minor number; `None` if the text is not a version.
 pub fn numbers(version: &str) -> Option<(u64, u64)> {
     let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
     match (numbers.next(), numbers.next()) {
@@ -9,14 +9,14 @@ pub fn numbers(version: &str) -> Option<(u64, u64)> {
     }
 }
 
-/// The first version whose unpack labels each snapshot with its layer's diff id and, above the bottom, with
-/// the chain id below.
+/// The first version whose unpack labels each snapshot with its layer's diff id and, above the bottom layer,
+/// with the chain id of the layer below.
 const LABELS_LINEAGE: (u64, u64) = (2, 3);
 
-/// The only pre-release of [`LABELS_LINEAGE`] that does not.
+/// The only pre-release of [`LABELS_LINEAGE`] whose unpack sets no such labels.
 const NOT_YET: &str = "2.3.0-beta.0";
 
-/// Whether this containerd's own unpack leaves the labels `containerd.io/snapshot/diff-id` and
+/// Whether the unpack of a containerd of this version sets the labels `containerd.io/snapshot/diff-id` and
 /// `containerd.io/snapshot/parent-chain-id`.
 pub fn labels_lineage(version: &str) -> bool {
     let is_early = version.trim_start_matches('v').starts_with(NOT_YET);
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lineage_is_labelled_from_2_3_on() {
+    fn lineage_is_labelled_from_version_2_3_on() {
         for (version, expected) in [
             ("1.7.24", false),
             ("1.7.34~ds2", false),

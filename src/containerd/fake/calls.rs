@@ -1,4 +1,4 @@
-//! The calls of the trait, each as its effect on the [`Store`].
+//! The calls of the trait, each implemented by its effect on the [`Store`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::Fake;
 use super::store::Store;
 use super::types::{Effect, at};
 
-/// What it lists.
+/// The snapshotters that the fake lists.
 const SNAPSHOTTERS: [&str; 4] = ["erofs", "native", "nydus", "overlayfs"];
 
-/// Real work takes a moment, in which others get their turn.
+/// The default duration of `apply`. It lets other tasks run meanwhile, as real work does.
 const APPLY: Duration = Duration::from_millis(2);
 
 fn found<T>(thing: Option<T>) -> Effect<T> {
     thing.ok_or(ErrorKind::NotFound)
 }
 
-/// A blob that is being applied, until it is done or not waited for any more.
+/// Counts a blob that is being applied, until the call ends or is cancelled.
 struct Applying<'a>(&'a Fake);
 
 impl<'a> Applying<'a> {
@@ -99,7 +99,7 @@ impl Containerd for Fake {
         };
         self.call("write blob", reference, begin).await?;
         while let Some(piece) = chunks.next().await {
-            // A fault in the middle: the pieces are not asked for any more.
+            // After a fault no further chunk is read.
             let effect = |store: &mut Store| match piece {
                 BlobChunk::Data(data) => store.append(reference, &data).map(|()| false),
                 BlobChunk::End { digest, size } => {
@@ -207,7 +207,7 @@ impl Containerd for Fake {
         let effect = |store: &mut Store| {
             found(store.blobs.get(&layer.digest))?;
             store.apply(&layer.digest, &mounts)?;
-            // A blob without a diff id of its own is a plain tar.
+            // A blob without a separate diff id is an uncompressed tar.
             let diff_id = store.diff_ids.get(&layer.digest);
             Ok(diff_id.unwrap_or(&layer.digest).clone())
         };

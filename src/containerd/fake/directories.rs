@@ -1,8 +1,8 @@
-//! What is in the snapshots: as much of overlayfs as shows whether deletions survive an unpack.
+//! The content of snapshots: the part of overlayfs that shows whether deletions survive an unpack.
 //!
-//! Every snapshotter here works as overlayfs does. A snapshot has a directory of its own, which lies
-//! over those below it; what hides a file there is a whiteout, an entry as any other. Whether a
-//! deletion in a layer becomes one is up to the mount that the layer is applied through
+//! All snapshotters of the fake work as overlayfs does. Each snapshot has its own directory, over those
+//! of the snapshots below it. A whiteout is an entry that hides a file of a lower directory. The type of
+//! the mount that a layer is applied through decides whether a deletion becomes a whiteout
 //! (containerd's `core/diff/apply/apply_linux.go`).
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,29 +10,29 @@ use std::collections::{BTreeMap, HashMap};
 use super::super::{ErrorKind, Mount};
 use super::types::{At, Effect};
 
-/// What a layer says of one file.
+/// A layer's change to one file.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
-    /// It is there, with this content.
+    /// The file has this content.
     Put(&'static str, String),
-    /// It is there no more.
+    /// The file is deleted.
     Delete(&'static str),
 }
 
-/// A directory: each name with a file's content, or `None` for a whiteout.
+/// A directory: for each name a file's content, or `None` for a whiteout.
 type Directory = BTreeMap<String, Option<String>>;
 
 #[derive(Default)]
 pub(super) struct Directories {
     by_path: HashMap<String, Directory>,
-    /// Where a snapshot's own directory is; it does not move when the snapshot is committed.
+    /// The path of each snapshot's own directory. A commit does not change it.
     paths: HashMap<At, String>,
     made: u64,
 }
 
 impl Directories {
-    /// A directory for the first of these snapshots, over those of the others, the nearest first;
-    /// filled already, and not to be written to, where there are changes to fill it with.
+    /// Makes a directory for the first snapshot of `chain`, over those of the others, the nearest first.
+    /// `staged` fills it and makes it read-only.
     pub(super) fn make(&mut self, chain: &[At], staged: Option<&[Change]>) -> Vec<Mount> {
         let (snapshot, below) = (&chain[0], &chain[1..]);
         self.made += 1;
@@ -51,8 +51,8 @@ impl Directories {
         vec![mount("overlay", "overlay", &[write, &upper, &lower])]
     }
 
-    /// Through a lone overlay mount into its upper directory, where deletions become whiteouts;
-    /// through a lone bind mount into its source, from which deletions take what is there.
+    /// Applies changes through a single mount. An overlay mount writes to its upper directory, and deletions
+    /// become whiteouts. A bind mount writes to its source, and deletions remove the file there.
     pub(super) fn apply(&mut self, changes: &[Change], mounts: &[Mount]) -> Effect {
         let [mount] = mounts else {
             return Err(ErrorKind::Other);
@@ -74,14 +74,14 @@ impl Directories {
         Ok(())
     }
 
-    /// A snapshot has been committed.
+    /// Gives the directory of `from` to `to`, for a commit.
     pub(super) fn rename(&mut self, from: &At, to: At) {
         if let Some(path) = self.paths.remove(from) {
             self.paths.insert(to, path);
         }
     }
 
-    /// Only these snapshots are there still.
+    /// Removes the directories of all other snapshots.
     pub(super) fn retain(&mut self, is_there: impl Fn(&At) -> bool) {
         self.paths.retain(|snapshot, path| {
             let stays = is_there(snapshot);
@@ -92,7 +92,7 @@ impl Directories {
         });
     }
 
-    /// What is seen of these snapshots' directories, of which each lies over the next.
+    /// Returns the files that are visible through the directories of `chain`, where each lies over the next.
     pub(super) fn merged(&self, chain: &[At]) -> BTreeMap<String, String> {
         let mut seen = BTreeMap::new();
         for snapshot in chain.iter().rev() {

@@ -1,4 +1,4 @@
-//! Images and blobs that a test puts into the fake, and the registry behind it.
+//! The images, blobs and registry content that a test gives to the fake.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use super::{Change, Fake, sha256};
 use crate::containerd::{Descriptor, Image, Labels, Source};
 
 impl Fake {
-    /// Puts a document into the content store and describes it.
+    /// Puts a document into the content store and returns its descriptor.
     pub(crate) fn document(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = sha256(bytes);
         let blob = (bytes.to_vec(), Labels::new());
@@ -20,12 +20,12 @@ impl Fake {
         }
     }
 
-    /// An image of `layers` layers, each a blob of its own; answers its record.
+    /// Makes an image of `layers` different layers and returns its record.
     pub(crate) fn image(&self, name: &str, layers: usize) -> Image {
         self.image_of(name, "application/vnd.oci.image.layer.v1.tar+gzip", layers)
     }
 
-    /// An image whose layers have this media type.
+    /// Makes an image whose layers have this media type.
     pub(crate) fn image_of(&self, name: &str, media_type: &str, layers: usize) -> Image {
         let blobs: Vec<_> = (0..layers)
             .map(|i| self.document(media_type, format!("layer {i}").as_bytes()))
@@ -33,7 +33,7 @@ impl Fake {
         self.image_from(name, &blobs)
     }
 
-    /// An image whose layers make these changes, the lowest first.
+    /// Makes an image whose layers make these changes, the bottom layer first.
     pub(crate) fn image_with(&self, name: &str, layers: &[Vec<Change>]) -> Image {
         let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
         let described = layers.iter().map(|changes| {
@@ -71,7 +71,7 @@ impl Fake {
         self.tag(name, target)
     }
 
-    /// Gives a target a name in the image store.
+    /// Adds a record for a target to the image store.
     pub(crate) fn tag(&self, name: &str, target: Descriptor) -> Image {
         let image = Image {
             name: name.to_owned(),
@@ -85,26 +85,26 @@ impl Fake {
         image
     }
 
-    /// Puts labels on an image's record.
+    /// Adds labels to an image's record.
     pub(crate) fn label_image(&self, image: &Image, labels: Labels) {
         let mut state = self.state();
         let record = state.store.images.get_mut(&image.name).unwrap();
         record.labels.extend(labels);
     }
 
-    /// An image's record was made so many seconds after the first that could be.
+    /// Sets the time at which an image's record was made, in seconds after the Unix epoch.
     pub(crate) fn came(&self, image: &Image, after: u64) {
         let mut state = self.state();
         let record = state.store.images.get_mut(&image.name).unwrap();
         record.created_at = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(after));
     }
 
-    /// Changes what a blob's bytes are, against its digest.
+    /// Replaces a blob's bytes, so that they do not match its digest.
     pub(crate) fn corrupt(&self, digest: &str, bytes: &[u8]) {
         self.state().store.blobs.get_mut(digest).unwrap().0 = bytes.to_vec();
     }
 
-    /// Makes `apply` answer another digest for a blob.
+    /// Makes `apply` return `diff_id` for a blob.
     pub(crate) fn applies_as(&self, blob: &str, diff_id: &str) {
         self.state()
             .store
@@ -112,12 +112,12 @@ impl Fake {
             .insert(blob.to_owned(), diff_id.to_owned());
     }
 
-    /// Takes a blob away, as `discard_unpacked_layers` does.
+    /// Removes a blob, as `discard_unpacked_layers` does.
     pub(crate) fn discard(&self, digest: &str) {
         self.state().store.blobs.remove(digest).unwrap();
     }
 
-    /// Removes the record of an image that has no other name, and has its documents collected.
+    /// Removes the record of an image that has no other name, and its documents.
     pub(crate) fn remove_image(&self, image: &Image) {
         let mut state = self.state();
         let store = &mut state.store;
@@ -129,7 +129,7 @@ impl Fake {
         store.collect_garbage();
     }
 
-    /// The digests of an image's manifest and config.
+    /// Returns the digests of an image's manifest and config.
     pub(crate) fn documents_of(&self, image: &Image) -> [String; 2] {
         let manifest = self.state().store.blobs[&image.target.digest].0.clone();
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
@@ -137,29 +137,29 @@ impl Fake {
         [image.target.digest.clone(), config.to_owned()]
     }
 
-    /// Takes a name away; what it stood for stays.
+    /// Removes a record; its target stays.
     pub(crate) fn untag(&self, name: &str) {
         self.state().store.images.remove(name).unwrap();
     }
 
-    /// A registry has what is here now, and this version of containerd may be told to ask it.
+    /// Copies all blobs to the registry, and sets a version of containerd that can fetch from it.
     pub(crate) fn publish(&self, version: &str) {
         let mut state = self.state();
         version.clone_into(&mut state.version);
         state.store.publish();
     }
 
-    /// The registry does not have a blob any more.
+    /// Removes a blob from the registry.
     pub(crate) fn unpublish(&self, digest: &str) {
         self.state().store.published.remove(digest).unwrap();
     }
 
-    /// From where blobs were fetched.
+    /// Returns the sources that blobs were fetched from.
     pub(crate) fn fetched(&self) -> Vec<Source> {
         self.state().store.fetched.clone()
     }
 
-    /// What was begun to be written and neither finished nor aborted.
+    /// Returns the references of blobs whose write was neither finished nor aborted.
     pub(crate) fn ingests(&self) -> Vec<String> {
         self.state().store.ingests.keys().cloned().collect()
     }

@@ -1,4 +1,4 @@
-//! Snapshots, leases and snapshotters that a test puts into the fake, and what is left of them.
+//! The snapshots, leases and properties of snapshotters that a test sets in the fake and reads back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,19 +8,19 @@ use super::types::at;
 use crate::containerd::{Descriptor, Labels, Mount, Resource, Snapshot, SnapshotKind};
 
 impl Fake {
-    /// It is containerd of this version, and lists the capability `rebase` for the snapshotter.
+    /// Sets containerd's version, and lists the capability `rebase` for the snapshotter.
     pub(crate) fn can_rebase(&self, snapshotter: &str, version: &str) {
         let mut state = self.state();
         version.clone_into(&mut state.version);
         state.store.rebases.insert(snapshotter.to_owned());
     }
 
-    /// It does not list it any more.
+    /// Removes the capability `rebase` from the snapshotter.
     pub(crate) fn cannot_rebase(&self, snapshotter: &str) {
         self.state().store.rebases.remove(snapshotter);
     }
 
-    /// The snapshotter is a proxy plugin, which mounts the layers of these blobs lazily where they have labels.
+    /// Makes the snapshotter a proxy plugin that mounts the layers of these blobs lazily if they have labels.
     pub(crate) fn is_lazy(&self, snapshotter: &str, blobs: &[Descriptor]) {
         let mut state = self.state();
         let digests = blobs.iter().map(|blob| blob.digest.clone());
@@ -30,33 +30,33 @@ impl Fake {
             .extend(digests);
     }
 
-    /// The snapshotter has what is in this blob already, and puts it into the snapshot that is
-    /// prepared for the chain id.
+    /// Makes the snapshotter fill the snapshot that is prepared for the chain id with the content of this
+    /// blob.
     pub(crate) fn stage(&self, snapshotter: &str, chain_id: &str, blob: &str) {
         let mut state = self.state();
         let staged = &mut state.store.staged;
         staged.insert(at(snapshotter, chain_id), blob.to_owned());
     }
 
-    /// The files that a container on this snapshot sees.
+    /// Returns the files that a container on this snapshot sees.
     pub(crate) fn tree(&self, snapshotter: &str, name: &str) -> BTreeMap<String, String> {
         self.state().store.tree(snapshotter, name)
     }
 
-    /// A layer that somebody else made.
+    /// Adds a committed snapshot, as another client of containerd makes it.
     pub(crate) fn put(&self, snapshotter: &str, name: &str, parent: Option<&str>, labels: Labels) {
         let kind = SnapshotKind::Committed;
         let mut state = self.state();
         state.store.add(snapshotter, name, parent, kind, labels);
     }
 
-    /// A layer that somebody else made: committed without any label.
+    /// Adds a committed snapshot without labels, as another client of containerd makes it.
     pub(crate) fn commit_unlabelled(&self, snapshotter: &str, name: &str, parent: Option<&str>) {
         self.put(snapshotter, name, parent, Labels::new());
     }
 
-    /// From now on a view of the snapshot `name` has these layers' directories, the highest first,
-    /// and the snapshot itself is known to hold `inodes`.
+    /// Sets what a view of the snapshot `name` mounts, the top layer's directory first, and how many inodes
+    /// the snapshot has.
     pub(crate) fn show(&self, snapshotter: &str, name: &str, layers: &[&Path], inodes: u64) {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let mount = match layers {
@@ -81,24 +81,24 @@ impl Fake {
         state.store.shown.insert(at(snapshotter, name), shown);
     }
 
-    /// A snapshot is not there any more.
+    /// Removes a snapshot, also one that has children.
     pub(crate) fn forget(&self, snapshotter: &str, name: &str) {
         self.state().store.forget(snapshotter, name);
     }
 
-    /// A container's own snapshot.
+    /// Adds a container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         self.state().store.activate(snapshotter, key, parent);
     }
 
-    /// A creation has failed, or a container was removed: garbage collection takes its snapshot.
+    /// Collects a container's snapshot, as after a failed creation or the removal of the container.
     pub(crate) fn collect_container(&self, snapshotter: &str, key: &str) {
         let mut state = self.state();
         state.store.abandon(snapshotter, key);
         state.store.collect_garbage();
     }
 
-    /// What is in a snapshotter.
+    /// Returns all snapshots of a snapshotter.
     pub(crate) fn all(&self, snapshotter: &str) -> Vec<Snapshot> {
         let state = self.state();
         let of = |(key, snapshot): (&(String, String), &Snapshot)| {
@@ -107,12 +107,12 @@ impl Fake {
         state.store.snapshots.iter().filter_map(of).collect()
     }
 
-    /// The ids of all leases.
+    /// Returns the ids of all leases.
     pub(crate) fn lease_ids(&self) -> Vec<String> {
         self.state().store.leases.keys().cloned().collect()
     }
 
-    /// A lease of somebody.
+    /// Adds a lease that holds these resources.
     pub(crate) fn lease(&self, id: &str, labels: Labels, held: &[Resource]) {
         let held = held
             .iter()
@@ -122,7 +122,7 @@ impl Fake {
         state.store.leases.insert(id.to_owned(), (labels, held));
     }
 
-    /// Collects the snapshots that nothing holds. Blobs stay.
+    /// Collects the snapshots that no lease, label or container holds. Blobs stay.
     pub(crate) fn collect_garbage(&self) {
         self.state().store.collect_garbage();
     }

@@ -1,8 +1,9 @@
-//! The rules of containerd's metadata store, as far as an unpack stands on them: parents exist,
-//! names are taken once, parents of others stay, leases and labels hold, the rest is collected.
+//! The rules of containerd's metadata store that an unpack depends on: a parent must exist, a name must
+//! be free, a snapshot with children cannot be removed, and garbage collection removes the snapshots that
+//! neither a lease nor a label keeps.
 //!
-//! Knows nothing of calls and faults: every method either does its work or changes nothing,
-//! but for a write that cannot be finished.
+//! Knows no calls and faults. Each method succeeds or changes nothing, except for a write that cannot be
+//! finished.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
@@ -14,53 +15,54 @@ use super::directories::{Change, Directories};
 use super::sha256;
 use super::types::{At, Effect, at};
 
-/// The one snapshotter that leaves layers to the guest.
+/// The snapshotter whose layers the guest pulls.
 const GUEST_PULLS: &str = "nydus";
 
-/// With it a `Prepare` names the committed snapshot that it is for.
+/// The label by which a `Prepare` names the committed snapshot that it is for.
 const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 
-/// Without it nydus cannot know what the guest is to pull.
+/// The label that tells nydus what the guest pulls.
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 
-/// What nydus puts on a layer that it left to the guest.
+/// The label that nydus puts on a guest-pulled layer.
 const PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
 
-/// What a blob's label begins with that keeps a snapshot; the snapshotter follows, and then, for a
-/// second snapshot, a slash and any word.
+/// The prefix of a blob's label that keeps a snapshot. The snapshotter follows, and for further snapshots a
+/// slash and any word.
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
-/// The same for a blob that another one keeps.
+/// The prefix of a blob's label that keeps another blob.
 const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
 
 #[derive(Default)]
 pub(super) struct Store {
     pub(super) images: BTreeMap<String, Image>,
     pub(super) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
-    /// What comes out of a blob.
+    /// The digest of each blob's uncompressed stream.
     pub(super) diff_ids: HashMap<String, String>,
-    /// What a blob changes in the directory that it is applied to; nothing, if it is not here.
+    /// The changes that a blob makes in the directory that it is applied to; none for other blobs.
     pub(super) changes: HashMap<String, Vec<Change>>,
-    /// What a registry has, and for whom it was asked.
+    /// The blobs that the registry has.
     pub(super) published: BTreeMap<String, Vec<u8>>,
+    /// The sources of all fetches.
     pub(super) fetched: Vec<Source>,
-    /// What was written of blobs that are not finished.
+    /// The bytes of unfinished blobs, by reference.
     pub(super) ingests: BTreeMap<String, Vec<u8>>,
     pub(super) snapshots: BTreeMap<At, Snapshot>,
-    /// Each snapshot's own directory, where it was prepared here.
+    /// The directories of the snapshots that were prepared here.
     directories: Directories,
     /// The snapshotters with the capability `rebase`.
     pub(super) rebases: BTreeSet<String>,
-    /// The blob whose content a snapshotter has already, by the chain id that it is prepared for.
+    /// The blob whose content the snapshotter puts into the snapshot that is prepared for a chain id.
     pub(super) staged: HashMap<At, String>,
-    /// The proxy plugins, each with the blobs that it mounts lazily.
+    /// The proxy plugins, and the blobs that each mounts lazily.
     pub(super) lazy: BTreeMap<String, BTreeSet<String>>,
-    /// What a view of a snapshot mounts, and the inodes that the snapshot itself holds.
+    /// The mounts of a view of a snapshot, and the snapshot's number of inodes.
     pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
-    /// Each parent with its children. A child that is removed leaves it; one that was collected
-    /// stays in it until the parent itself is collected, as in the real store.
+    /// Parents with their children. The removal of a child removes its entry. A child that was collected
+    /// keeps its entry until the parent is collected, as in the real store.
     children: BTreeSet<(At, String)>,
-    /// The snapshots of containers that exist, or are being created.
+    /// The snapshots of containers that exist or are being created.
     containers: BTreeSet<At>,
     pub(super) leases: BTreeMap<String, (Labels, BTreeSet<(String, String)>)>,
     made: u64,
@@ -75,7 +77,7 @@ impl Store {
         kind: SnapshotKind,
         mut labels: Labels,
     ) {
-        // The real store writes none that is empty.
+        // The real store drops labels with an empty value.
         labels.retain(|_, value| !value.is_empty());
         self.made += 1;
         let snapshot = Snapshot {
@@ -103,19 +105,19 @@ impl Store {
         meant.map(blob).collect()
     }
 
-    /// A container's own snapshot, which lives as long as the container.
+    /// Adds a container's own snapshot, which stays until [`Self::abandon`].
     pub(super) fn activate(&mut self, snapshotter: &str, key: &str, parent: &str) {
         self.containers.insert(at(snapshotter, key));
         let kind = SnapshotKind::Active;
         self.add(snapshotter, key, Some(parent), kind, Labels::new());
     }
 
-    /// The container has gone; garbage collection will have its snapshot.
+    /// Removes a container; garbage collection then removes its snapshot.
     pub(super) fn abandon(&mut self, snapshotter: &str, key: &str) {
         self.containers.remove(&at(snapshotter, key));
     }
 
-    /// Whatever stands on it, the snapshot is not there any more.
+    /// Removes a snapshot, also one that has children.
     pub(super) fn forget(&mut self, snapshotter: &str, key: &str) {
         self.take(snapshotter, key).unwrap();
         self.shown.remove(&at(snapshotter, key));
@@ -181,8 +183,7 @@ impl Store {
         }
     }
 
-    /// What a new snapshot mounts, the snapshots below it among that; read-only where the
-    /// snapshotter has its content already.
+    /// Returns the mounts of a new snapshot over those below it; read-only if its content is staged.
     fn mounts(&mut self, snapshotter: &str, key: &str, target: &str) -> Vec<Mount> {
         let chain = self.chain(snapshotter, key);
         let staged = self.staged.get(&at(snapshotter, target));
@@ -190,7 +191,7 @@ impl Store {
         self.directories.make(&chain, changes.as_deref())
     }
 
-    /// A snapshot and those below it.
+    /// Returns a snapshot and those below it.
     fn chain(&self, snapshotter: &str, key: &str) -> Vec<At> {
         let mut chain = vec![at(snapshotter, key)];
         while let Some(snapshot) = chain.last().and_then(|here| self.snapshots.get(here)) {
@@ -264,8 +265,8 @@ impl Store {
         self.hold(lease, Resource::snapshot(snapshotter, name))
     }
 
-    /// Whether a snapshot that was prepared without a parent may be committed onto this one. Where
-    /// the snapshotter cannot do it, a real containerd would commit it onto nothing.
+    /// Checks that a snapshot which was prepared without a parent may be committed onto this one. Without
+    /// the capability `rebase`, a real containerd would commit it without a parent.
     fn check_rebase(&self, snapshotter: &str, parent: &str) -> Effect {
         if !self.rebases.contains(snapshotter) {
             return Err(ErrorKind::Other);
@@ -302,7 +303,7 @@ impl Store {
             .collect();
     }
 
-    /// Everything that is published comes, and the manifest keeps it from now on.
+    /// Fetches all blobs that are published; the manifest's labels keep them.
     pub(super) fn fetch(&mut self, lease: &str, source: &Source) -> Effect {
         self.fetched.push(source.clone());
         let (_, manifest) = source.reference.rsplit_once('@').unwrap();
@@ -316,7 +317,7 @@ impl Store {
         self.label_blob(manifest, kept)
     }
 
-    /// Whatever was written under this reference before is begun anew.
+    /// Begins a write; an unfinished blob of this reference is dropped.
     pub(super) fn begin(&mut self, reference: &str) {
         self.ingests.insert(reference.to_owned(), vec![]);
     }
@@ -327,7 +328,7 @@ impl Store {
         Ok(())
     }
 
-    /// The ingest becomes a blob; where there is one like it, only the ingest goes.
+    /// Turns an unfinished blob into a blob. If that blob exists, only the unfinished one is removed.
     pub(super) fn finish(
         &mut self,
         lease: &str,
@@ -363,8 +364,8 @@ impl Store {
         Ok(())
     }
 
-    /// Collects the snapshots that neither a container nor a lease nor a blob's label holds, nor a
-    /// child of theirs.
+    /// Removes the snapshots that neither a container, a lease nor a blob's label holds, directly or through a
+    /// child.
     pub(super) fn collect_garbage(&mut self) {
         let mut live = BTreeSet::new();
         for mut next in self.roots() {
@@ -396,7 +397,7 @@ impl Store {
     }
 }
 
-/// An empty value takes a label away.
+/// Adds labels or replaces their values. An empty value removes a label.
 fn merge(labels: &mut Labels, more: Labels) {
     labels.extend(more);
     labels.retain(|_, value| !value.is_empty());

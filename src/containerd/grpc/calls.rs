@@ -1,4 +1,4 @@
-//! The calls of the trait, each handed to the file of containerd's service that serves it.
+//! The calls of the trait. Each delegates to the file of the containerd service that serves it.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use crate::containerd::{
 
 #[async_trait]
 impl Containerd for Grpc {
-    /// By its socket, whose path may be another in a container.
+    /// Returns the socket's inode, since its path may differ in a container, and the namespace.
     fn identity(&self) -> Option<String> {
         let socket = std::fs::metadata(&self.socket).ok()?;
         let namespace = self.namespace.to_str().ok()?;

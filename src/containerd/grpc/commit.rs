@@ -1,5 +1,5 @@
-//! `Snapshots.Commit` with the parent that it takes from containerd 2.2 on. The generated message,
-//! which is older, does not have it; an older containerd passes over it.
+//! `Snapshots.Commit` with the field `parent` of containerd 2.2 and later. The generated message is
+//! older and lacks the field; an older containerd ignores it.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 /// The method's path.
 const PATH: &str = "/containerd.services.snapshots.v1.Snapshots/Commit";
 
-/// containerd's message of this name, numbers and types as in its
+/// containerd's message of this name. Numbers and types are those of its
 /// `api/services/snapshots/v1/snapshots.proto`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct CommitSnapshotRequest {
@@ -24,12 +24,12 @@ pub(super) struct CommitSnapshotRequest {
     pub(super) key: String,
     #[prost(map = "string, string", tag = "4")]
     pub(super) labels: HashMap<String, String>,
-    /// Since 2.2; empty for what the snapshot was prepared on.
+    /// Since containerd 2.2. Empty: the parent that the snapshot was prepared with.
     #[prost(string, tag = "5")]
     pub(super) parent: String,
 }
 
-/// Calls it.
+/// Calls `Snapshots.Commit`.
 pub(super) async fn call(
     channel: Channel,
     request: Request<CommitSnapshotRequest>,
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_parent_it_is_the_generated_message_and_with_one_a_field_more() {
+    fn the_message_without_a_parent_equals_the_generated_one_and_a_parent_adds_a_field() {
         let labels = HashMap::from([("a".to_owned(), "b".to_owned())]);
         let ours = |parent: &str| CommitSnapshotRequest {
             snapshotter: "erofs".to_owned(),
@@ -67,7 +67,7 @@ mod tests {
         };
         let bytes = theirs.encode_to_vec();
         assert_eq!(ours("").encode_to_vec(), bytes);
-        // Field 5, of a length: (5 << 3) | 2.
+        // The tag of field 5, length-delimited: (5 << 3) | 2.
         assert_eq!(
             ours("p").encode_to_vec(),
             [&bytes[..], &[0x2a, 1, b'p']].concat()

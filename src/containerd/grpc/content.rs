@@ -1,4 +1,4 @@
-//! The content store: what it knows of blobs, and their bytes.
+//! Calls to the content store.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
 use crate::containerd::{Blob, Error, Labels, Result};
 
-/// The label with which a manifest keeps its config.
+/// The label by which a manifest keeps its config from garbage collection.
 const CONFIG_OF: &str = "containerd.io/gc.ref.content.config";
 
 pub(super) async fn info(grpc: &Grpc, digest: &str) -> Result<Blob> {
@@ -42,7 +42,7 @@ pub(super) async fn read(grpc: &Grpc, digest: &str, limit: u64) -> Result<Vec<u8
     drain(call, digest, stream, |bytes, part| {
         bytes.extend(part.data);
         if bytes.len() as u64 > limit {
-            let message = format!("more than the {limit} bytes that such a document may have");
+            let message = format!("larger than the limit of {limit} bytes for such a document");
             return Err(Error::malformed(call, digest, &message));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What the CRI plugin knows: its configuration, pods and containers.
+//! Calls to the CRI plugin: its configuration, pods and containers.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,10 +8,11 @@ use tonic::transport::Channel;
 use super::{Grpc, MAX_MESSAGE, failed};
 use crate::containerd::{CriContainer, Result};
 
-/// The largest answer taken where it is only measured: pods may have 256 KiB of annotations each.
+/// The largest answer that is accepted to measure CRI's state, in bytes: each pod may have 256 KiB of
+/// annotations.
 const MAX_STATE: usize = 256 << 20;
 
-/// Where CRI puts its configuration into a verbose `Status`.
+/// The key of CRI's configuration in a verbose `Status`.
 const CRI_CONFIG: &str = "config";
 
 pub(super) async fn config(grpc: &Grpc) -> Result<Option<String>> {

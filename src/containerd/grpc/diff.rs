@@ -1,4 +1,4 @@
-//! The diff service, which unpacks a layer's blob into mounts.
+//! The call to the diff service, which unpacks a layer's blob into mounts.
 
 use containerd_client::services::v1 as api;
 

@@ -1,4 +1,4 @@
-//! containerd's events, as one stream.
+//! The subscription to containerd's events.
 
 use containerd_client::services::v1 as api;
 use futures::stream::{BoxStream, StreamExt};
@@ -14,7 +14,7 @@ pub(super) async fn subscribe(
     let call = "subscribe to";
     let namespace = grpc.namespace.to_str().unwrap_or_default();
     let filter = |topic: &&str| format!("topic=={topic:?},namespace=={namespace:?}");
-    // No deadline: the stream lives as long as the connection.
+    // The request has no deadline, since the stream lasts as long as the connection.
     let request = grpc.in_namespace(Request::new(api::SubscribeRequest {
         filters: topics.iter().map(filter).collect(),
     }));

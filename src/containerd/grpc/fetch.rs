@@ -1,9 +1,9 @@
-//! Has containerd fetch blobs from a registry, by its transfer service, and answers its question for
+//! Has containerd's transfer service fetch blobs from a registry, and answers its requests for
 //! credentials.
 //!
-//! A transfer ends in an image record. The one that is given here has no name: containerd fetches
-//! everything under our lease, finds nothing to write, and says so. That answer is the success. With
-//! a name, the record that stands there already would be replaced, with all its labels.
+//! A transfer ends with the write of an image record. This one gives no name for the record: containerd
+//! fetches all blobs under the lease, and then answers that it found no name. That answer is the success.
+//! With a name, the transfer would replace the existing record and all its labels.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,13 +19,13 @@ use tonic::{Code, Request, Status, Streaming};
 use super::{Grpc, WORK_DEADLINE, failed};
 use crate::containerd::{Logins, Result, Source};
 
-/// What the transfer says when all is fetched and there is no name to give to it.
+/// containerd's message when everything is fetched and there is no name for the record.
 const NO_NAME: &str = "no image name found";
 
-/// Answers that wait to be sent: containerd asks for one at a time.
+/// The capacity of the queue of answers: containerd sends one request at a time.
 const ANSWERS: usize = 1;
 
-/// Tells the streams of this process apart; the lease's name tells processes apart.
+/// Numbers the streams of this process. The lease's id distinguishes processes.
 static STREAMS: AtomicU64 = AtomicU64::new(0);
 
 impl Grpc {
@@ -44,7 +44,7 @@ impl Grpc {
                 done = self.transferred(lease, source, id.clone()) => done,
             }
         };
-        // Opening the stream has no deadline of its own.
+        // This deadline also covers the opening of the stream, which has none.
         let slow = || failed("fetch", reference)(Status::deadline_exceeded("too slow"));
         tokio::time::timeout(WORK_DEADLINE, work)
             .await
@@ -80,14 +80,14 @@ fn is_done(status: &Status) -> bool {
     status.code() == Code::NotFound && status.message().contains(NO_NAME)
 }
 
-/// The stream on which containerd asks.
+/// The stream on which containerd requests credentials.
 struct Questions {
     questions: Streaming<Any>,
     answers: mpsc::Sender<Any>,
 }
 
 impl Questions {
-    /// Returns when containerd knows the stream by this id.
+    /// Opens the stream; returns when containerd has registered it under this id.
     async fn open(grpc: &Grpc, id: &str) -> std::result::Result<Self, Status> {
         let (answers, mut queue) = mpsc::channel(ANSWERS);
         let first = to_any(&api::StreamInit { id: id.to_owned() });
@@ -102,7 +102,8 @@ impl Questions {
         Ok(Self { questions, answers })
     }
 
-    /// Answers every question. Never ends: where no more can come, the transfer says why.
+    /// Answers every request. Never returns: after a failure of the stream, the transfer itself reports the
+    /// error.
     async fn answer(mut self, logins: &Logins) -> Infallible {
         while let Ok(Some(question)) = self.questions.message().await {
             let answer = to_any(&answer(&question, logins));
@@ -114,9 +115,10 @@ impl Questions {
     }
 }
 
-/// A host that is not known gets no credentials, which is an answer as well.
+/// Returns the credentials of the host that is asked for; an unknown host gets an answer without
+/// credentials.
 fn answer(question: &Any, logins: &Logins) -> transfer::AuthResponse {
-    // containerd leaves out what stands before the slash, and the slash.
+    // containerd's type URL has only the type's name, without a prefix and a slash.
     let question = Any {
         type_url: format!("/{}", question.type_url.trim_start_matches('/')),
         value: question.value.clone(),
@@ -143,7 +145,7 @@ mod tests {
     use crate::containerd::Login;
 
     #[test]
-    fn each_host_gets_its_own_credentials_and_no_other() {
+    fn each_host_gets_only_its_own_credentials() {
         let login = |username: &str, secret: &str| Login {
             username: username.to_owned(),
             secret: secret.to_owned(),
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_lack_of_a_name_is_success() {
+    fn only_a_missing_name_counts_as_success() {
         let name = "no image name found: not found";
         for (status, done) in [
             (Status::not_found(name), true),

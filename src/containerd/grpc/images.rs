@@ -1,4 +1,4 @@
-//! The image store: records by their names.
+//! Calls to the image store.
 
 use std::time::SystemTime;
 
@@ -30,7 +30,7 @@ fn client(grpc: &Grpc) -> api::images_client::ImagesClient<Channel> {
         .max_decoding_message_size(MAX_MESSAGE)
 }
 
-/// `None` for a record without a target, which containerd does not write.
+/// Converts a record; `None` if it has no target, which containerd never writes.
 fn image_record(image: api::Image) -> Option<Image> {
     Some(Image {
         name: image.name,

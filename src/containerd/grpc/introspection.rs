@@ -1,4 +1,4 @@
-//! What containerd says of itself: its plugins and its version.
+//! Calls for containerd's plugins and version.
 
 use containerd_client::services::v1 as api;
 

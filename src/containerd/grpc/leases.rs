@@ -1,4 +1,4 @@
-//! Leases, and what they hold.
+//! Calls to the lease manager.
 
 use containerd_client::services::v1 as api;
 use tonic::transport::Channel;

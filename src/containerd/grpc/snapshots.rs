@@ -1,4 +1,4 @@
-//! The snapshots of all snapshotters, as the metadata store keeps them.
+//! Calls to the snapshotters, through containerd's metadata store.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,4 @@
-//! A blob's way into the content store: one stream of messages up, one answer to each down.
+//! Writes a blob to the content store: a stream of messages, each with one answer.
 
 use futures::future;
 use futures::stream::{BoxStream, Stream, StreamExt};
@@ -24,16 +24,20 @@ impl Grpc {
             let reply = content::client(self).write(request).await;
             let mut answers = reply.map_err(failed(call, reference))?.into_inner();
             let mut last = None;
-            // containerd waits until its answers are read.
+            // containerd does not go on until its answers are read.
             while let Some(answer) = answers.message().await.map_err(failed(call, reference))? {
                 last = Some(answer);
             }
             match last {
                 Some(answer) if answer.action() == WriteAction::Commit => Ok(()),
-                _ => Err(Error::malformed(call, reference, "it was not finished")),
+                _ => Err(Error::malformed(
+                    call,
+                    reference,
+                    "containerd did not commit the blob",
+                )),
             }
         };
-        // The request's own deadline covers the first answer only.
+        // The request's own deadline covers only the first answer.
         tokio::time::timeout(WORK_DEADLINE, written)
             .await
             .unwrap_or_else(|_| {
@@ -44,8 +48,8 @@ impl Grpc {
     }
 }
 
-/// Each piece as its message. containerd takes the last one's digest and size for a promise, and
-/// refuses to commit anything else.
+/// Converts chunks to messages. The last one has the expected digest and size, and containerd rejects a
+/// blob that differs.
 fn messages(
     reference: &str,
     chunks: BoxStream<'static, BlobChunk>,
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn offsets_follow_the_data_and_the_end_promises_all_of_it() {
+    async fn offsets_follow_the_data_and_the_last_message_has_digest_and_size() {
         let chunks = [
             BlobChunk::Data(vec![1; 5]),
             BlobChunk::Data(vec![2; 3]),
