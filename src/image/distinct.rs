@@ -1,4 +1,4 @@
-//! The records of the store by the images that they stand for.
+//! Groups the records of the image store by image.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use crate::containerd::Image;
 
 use super::name_for_labels;
 
-/// An image of the store, under all of its names.
+/// An image of the store with all of its names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Distinct {
-    /// The record with the best of the names.
+    /// The record with the best name, by the order of [`name_for_labels`].
     pub image: Image,
-    /// All of them, its own among them.
+    /// The names of all records of the image.
     pub names: Vec<String>,
 }
 
-/// Each image once, sorted by the best of its names.
+/// Returns each image once, sorted by the best of its names.
 pub fn distinct(images: Vec<Image>) -> Vec<Distinct> {
     let mut all: Vec<_> = by_target(images).map(one).collect();
     all.sort_by(|a, b| a.image.name.cmp(&b.image.name));

@@ -1,6 +1,6 @@
-//! What containerd reads of an index, a manifest and a config, and no more: every other field may be
-//! as it likes, and one that is absent or null is empty, as Go's decoder has it (images without
-//! layers are written as `"layers": null`). What is kept of a document is what is used of it. Pure.
+//! Parses the fields of an index, a manifest and a config that containerd reads. Other fields may have
+//! any value. A field that is absent or null is empty, as in Go's decoder (images without layers have
+//! `"layers": null`). Only the fields that are used are kept. Pure.
 
 mod shape;
 
@@ -17,23 +17,23 @@ use super::media::is_layer;
 use crate::containerd;
 use shape::Shape;
 
-/// Layers of an image that are read: overlayfs mounts 500 at most.
+/// The largest number of layers that is accepted. overlayfs mounts at most 500.
 const MAX_LAYERS: usize = 4096;
 
-/// The annotations of a layer that mean something to those who unpack it: containerd, its snapshotters, and
-/// what decrypts a layer.
+/// The prefixes of a layer's annotations that are kept: those that containerd, its snapshotters and the stream
+/// processors for encrypted layers read.
 const ANNOTATIONS: [&str; 2] = ["containerd.io/", "org.opencontainers.image.enc."];
 
 /// Why a document cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It is in docker's first format, whatever its descriptor says.
+    /// It is a manifest of docker's schema 1, though its descriptor has another media type.
     Schema1,
-    /// It is not what its descriptor says.
+    /// It is not a valid document of the descriptor's media type.
     Malformed(String),
 }
 
-/// An index, or docker's manifest list, as far as it concerns one platform.
+/// An index or docker's manifest list, with the best entry for one platform.
 #[derive(Debug)]
 pub(super) struct Index {
     here: Platform,
@@ -41,11 +41,12 @@ pub(super) struct Index {
     chosen: Option<(Place, Described)>,
 }
 
-/// How well an entry of an index suits the platform: the lower the better. containerd 2.3 and later want a
-/// node that has the features; what comes before does not know what they are for.
+/// The rank of an index's entry for the platform: whether it requires features, then [`Platform::rank`]. The
+/// lowest is the best. containerd 2.3 and later choose an entry with features only on a node that has them;
+/// earlier versions ignore features.
 type Place = (bool, usize);
 
-/// A manifest, of OCI or of docker's second schema.
+/// A manifest of OCI or of docker's schema 2.
 #[derive(Debug, Default)]
 pub(super) struct Manifest {
     shape: Shape,
@@ -53,14 +54,14 @@ pub(super) struct Manifest {
     layers: Layers,
 }
 
-/// A config.
+/// An image's config.
 #[derive(Debug, Default)]
 pub(super) struct Config {
     platform: PlatformFields,
     rootfs: RootFs,
 }
 
-/// A blob, as a document speaks of it.
+/// The descriptor of a blob in a document.
 #[derive(Debug, Default)]
 pub(super) struct Described {
     media_type: String,
@@ -78,7 +79,7 @@ struct PlatformFields {
     has_features: bool,
 }
 
-/// The blobs of a manifest that are layers. An image may carry others; containerd passes over them, too.
+/// The layers of a manifest. Other blobs are skipped, as containerd does.
 #[derive(Debug, Default)]
 struct Layers(Vec<containerd::Descriptor>);
 
@@ -91,8 +92,8 @@ struct RootFs {
 struct DiffIds(Vec<String>);
 
 impl Index {
-    /// Reads the one entry that containerd goes on with: what runs best here, of equals the first, and where
-    /// none says that it runs here, the first that does not say. Nothing is kept of the others.
+    /// Returns the entry that containerd chooses: the one with the best rank for the platform, of equals the
+    /// first. If no entry's platform runs here, it is the first entry without a platform.
     pub(super) fn parse(bytes: &[u8], here: &Platform) -> Result<Option<Described>, Refusal> {
         let mut index = Self {
             here: here.clone(),
@@ -119,7 +120,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The config, and the layers.
+    /// Returns the config and the layers.
     pub(super) fn into_parts(
         self,
     ) -> Result<(containerd::Descriptor, Vec<containerd::Descriptor>), String> {
@@ -136,25 +137,25 @@ impl Config {
         self.platform.platform()
     }
 
-    /// The digests of the uncompressed layers, bottom first.
+    /// Returns the digests of the uncompressed layers, bottom first.
     pub(super) fn into_diff_ids(self) -> Vec<String> {
         self.rootfs.diff_ids.0
     }
 }
 
 impl Described {
-    /// What the index says that the blob is for; `None` where it says nothing.
+    /// Returns the blob's platform; `None` if the index gives none.
     pub(super) fn platform(&self) -> Option<Platform> {
         self.platform.as_ref().map(PlatformFields::platform)
     }
 
-    /// Whether the index asks for more than an operating system and a processor: an erofs image is
-    /// marked so, beside an ordinary one.
+    /// Whether the blob's platform requires `os.features`. An index marks an erofs image so, next to an
+    /// ordinary one.
     fn needs_features(&self) -> bool {
         self.platform.as_ref().is_some_and(|p| p.has_features)
     }
 
-    /// The blob; why not, where its digest is none.
+    /// Returns the descriptor, or the reason why its digest is invalid.
     pub(super) fn descriptor(self) -> Result<containerd::Descriptor, String> {
         let digest = digest(self.digest)?;
         Ok(containerd::Descriptor {
@@ -171,7 +172,7 @@ impl PlatformFields {
         Platform::new(&self.os, &self.architecture, &self.variant)
     }
 
-    /// `false` for a field that is none of these. A config has them among its own.
+    /// Reads a field of a platform; `false` for any other field. A config has these fields among its own.
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
             "os" => map.next_value_seed(Text(&mut self.os))?,
@@ -184,8 +185,8 @@ impl PlatformFields {
     }
 }
 
-/// Digests become the names of snapshots and the values of labels, so they are held to their grammar:
-/// `algorithm:encoded`, as OCI writes it.
+/// Checks a digest against OCI's grammar, `algorithm:encoded`, since digests become names of snapshots and
+/// values of labels.
 fn digest(text: String) -> Result<String, String> {
     let is_algorithm = |algorithm: &str| {
         let mut parts = algorithm.split(['+', '.', '_', '-']);

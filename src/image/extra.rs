@@ -1,4 +1,4 @@
-//! The labels that the configuration adds to those of each layer, their variables filled in.
+//! The labels that the configuration (`extra_labels`) adds to each layer, with their variables replaced.
 
 use crate::config::{ExtraLabels, Variable};
 use crate::containerd::{Labels, MAX_LABEL};
@@ -6,11 +6,11 @@ use crate::containerd::{Labels, MAX_LABEL};
 use super::labels::LayerLabels;
 use super::{Layer, Manifest};
 
-/// What `extra` says for every layer of `manifest`; `reference` is the name that the image is pulled
-/// by, where it has one.
+/// Returns the labels of `extra` for every layer of `manifest`. `reference` is the name that the image
+/// is pulled by, if it has one.
 ///
-/// What containerd would reject as too long is left out and logged: it rejects the whole call, and
-/// with it the layer. So is what speaks of a name that there is none of.
+/// A label that is too long for containerd is omitted and logged, since containerd would reject the whole
+/// call and with it the layer. So is a label with `{image-ref}` if there is no name.
 pub fn extra_labels(
     manifest: &Manifest,
     reference: Option<&str>,
@@ -18,18 +18,18 @@ pub fn extra_labels(
 ) -> LayerLabels {
     let mut labels = vec![Labels::new(); manifest.layers.len()];
     for (key, template) in extra.iter() {
-        let mut left_out = 0;
+        let mut omitted = 0;
         for (labels, layer) in labels.iter_mut().zip(&manifest.layers) {
             match template.fill(|variable| value(variable, manifest, layer, reference)) {
                 Some(value) if key.len() + value.len() <= MAX_LABEL => {
                     labels.insert(key.to_owned(), value);
                 }
-                _ => left_out += 1,
+                _ => omitted += 1,
             }
         }
-        if left_out > 0 {
+        if omitted > 0 {
             let image = reference.unwrap_or(&manifest.digest);
-            log::warn!(image, label = key, layers = left_out; "label of extra_labels left out: longer than {MAX_LABEL} bytes with its key, or without a name for {{image-ref}}");
+            log::warn!(image, label = key, layers = omitted; "label of extra_labels omitted: it is longer than {MAX_LABEL} bytes with its key, or the image has no name for {{image-ref}}");
         }
     }
     labels
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_has_the_layers_own_value() {
+    fn every_variable_has_the_value_of_its_layer() {
         let manifest = manifest(2);
         let extra = extra(
             "a = \"{image-ref} {manifest-digest} {layer-digest} {diff-id} {chain-id}\"\nb = \"x\"",
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_containerd_would_reject_is_left_out() {
+    fn labels_that_containerd_would_reject_are_omitted() {
         let manifest = manifest(1);
         let fits = "x".repeat(MAX_LABEL - 1 - 71);
         let extra = extra(&format!(
@@ -93,6 +93,6 @@ mod tests {
         let labels = extra_labels(&manifest, None, &extra);
         assert_eq!(labels[0]["a"].len(), MAX_LABEL - 1);
         assert!(!labels[0].contains_key("b"), "a byte too long");
-        assert!(!labels[0].contains_key("c"), "there is no name");
+        assert!(!labels[0].contains_key("c"), "the image has no name");
     }
 }

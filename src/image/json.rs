@@ -1,6 +1,6 @@
-//! JSON as containerd reads it, with Go's `encoding/json`: the name of a field matches in any case, `null`
-//! stands for nothing, of a field that comes twice the second one counts, and what is not Unicode in a string
-//! is replaced. What is not asked for is passed over, to any depth, and takes no memory. Pure.
+//! Reads JSON as containerd does with Go's `encoding/json`. The name of a field matches in any case, `null`
+//! leaves a field unset, the last of duplicate fields counts, and invalid Unicode in a string is replaced.
+//! Fields that are not read are skipped at any depth and take no memory. Pure.
 
 mod text;
 
@@ -13,15 +13,15 @@ use text::{Key, field_name, text};
 
 /// An object of which some fields are read.
 pub(super) trait Object {
-    /// Reads the value of the field of this name, which is in lower case, or passes it over with [`skip`].
+    /// Reads the value of a field, or skips it with [`skip`]. `name` is in lower case.
     fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error>;
 }
 
-/// Elements of an array, as they come.
+/// Takes the elements of an array one by one.
 pub(super) trait Collect<T> {
-    /// The array begins: what came before does not count.
+    /// Removes all elements, at the begin of an array.
     fn clear(&mut self);
-    /// The next element; or why the whole document is refused.
+    /// Adds the next element. An error rejects the whole document.
     fn add(&mut self, element: T) -> Result<(), String>;
 }
 
@@ -32,19 +32,19 @@ pub(super) fn read<T: Object + Default>(bytes: &[u8]) -> Result<T, serde_json::E
     Ok(object)
 }
 
-/// The same, into an object that is there.
+/// Reads a document that is one object into an existing object.
 pub(super) fn read_into<T: Object>(object: &mut T, bytes: &[u8]) -> Result<(), serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     Fields(object).deserialize(&mut deserializer)?;
     deserializer.end()
 }
 
-/// Passes over the value of a field.
+/// Skips the value of a field.
 pub(super) fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
     map.next_value::<IgnoredAny>().map(drop)
 }
 
-/// Passes over the value of a field; answers whether it is `null`.
+/// Skips the value of a field and returns whether it is `null`.
 pub(super) fn is_null<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
     let value = map.next_value::<Option<IgnoredAny>>()?;
     Ok(value.is_none())
@@ -62,7 +62,7 @@ pub(super) struct Text<'a>(pub(super) &'a mut String);
 /// A whole number.
 pub(super) struct Number<'a>(pub(super) &'a mut i64);
 
-/// Strings by name: those that the function wants.
+/// An object of strings; those are kept whose key the function accepts.
 pub(super) struct Texts<'a>(
     pub(super) &'a mut HashMap<String, String>,
     pub(super) fn(&str) -> bool,
@@ -74,10 +74,10 @@ pub(super) struct Objects<'a, C, T>(pub(super) &'a mut C, pub(super) std::marker
 /// An array of strings.
 pub(super) struct Strings<'a, C>(pub(super) &'a mut C);
 
-/// Whether an array has an element.
+/// Whether an array has any element.
 pub(super) struct IsFilled<'a>(pub(super) &'a mut bool);
 
-/// A value that may be `null`: then nothing is read.
+/// Implements a seed for a value that may be `null`. For `null` it calls `$null`.
 macro_rules! or_null {
     ([$($generics:tt)*] $seed:ty, $deserialize:ident, $expecting:literal, { $($visits:tt)* }, $null:expr) => {
         impl<'de, $($generics)*> DeserializeSeed<'de> for $seed {

@@ -1,15 +1,15 @@
-//! The labels of each layer's snapshot, key for key as containerd's own labelled pull leaves them
-//! (`pkg/snapshotters/annotations.go` there, and its unpacker).
+//! The labels of each layer's snapshot, with the same keys and values as containerd's own labelled pull
+//! sets them (its `pkg/snapshotters/annotations.go` and its unpacker).
 
 use crate::containerd::{Labels, MAX_LABEL};
 
 use super::manifest::Manifest;
 use super::reference::{hostname, repository};
 
-/// The labels of an image's layers, bottom first: one set for each layer.
+/// The labels of an image's layers, bottom first, one set for each layer.
 pub type LayerLabels = Vec<Labels>;
 
-/// The chain id, by which a remote snapshotter and containerd's metadata store find each other.
+/// The chain id, by which a remote snapshotter's snapshot is found in containerd's metadata store.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// The name that the image is pulled by.
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
@@ -17,25 +17,26 @@ pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// The digest of the layer's blob.
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
-/// This and the following layers' digests: one alone on the top layer.
+/// The digests of the blobs of this layer and of those above it, as many as fit into a label.
 pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
-/// The layer's uncompressed digest, and the chain id of the layer below: of containerd 2.3 and later.
+/// The layer's diff id. Set by containerd 2.3 and later.
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
-/// See [`DIFF_ID`].
+/// The chain id of the layer below. Set by containerd 2.3 and later.
 pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 
-/// Annotations of a layer that its snapshot inherits as labels.
+/// The prefix of a layer's annotations that its snapshot inherits as labels.
 const INHERITED: &str = "containerd.io/snapshot/";
 
-/// User id mappings are the runtime's to choose. An image that could set them would own the files.
+/// Annotations that a snapshot does not inherit. The runtime chooses user id mappings; an image that set them
+/// could choose the owner of its files.
 const NEVER_INHERITED: [&str; 2] = [
     "containerd.io/snapshot/uidmapping",
     "containerd.io/snapshot/gidmapping",
 ];
 
-/// The labels of every layer of `manifest`. `reference` is the name that the image is pulled by;
-/// without one, only what needs no name: the chain id and the annotations that pass through.
+/// Returns the labels of every layer of `manifest`. `reference` is the name that the image is pulled by.
+/// Without it the result has only labels that need no name: the chain id and the inherited annotations.
 pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels {
     let digests: Vec<&str> = manifest
         .layers
@@ -48,7 +49,7 @@ pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels
             key.starts_with(INHERITED)
                 && !NEVER_INHERITED.contains(&key)
                 && key.len() + value.len() <= MAX_LABEL
-                // containerd keeps none that is empty.
+                // containerd drops labels with an empty value.
                 && !value.is_empty()
         });
         let mut labels: Labels = inherited.map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -68,8 +69,8 @@ pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels
     manifest.layers.iter().enumerate().map(of_layer).collect()
 }
 
-/// The labels by which containerd 2.3 and later say where each layer's snapshot comes from. No chain needs
-/// them to be labelled: an older containerd leaves none.
+/// Returns the labels with each layer's diff id and the chain id of the layer below, which containerd 2.3 and
+/// later set. A chain counts as labelled without them, since an older containerd sets none.
 pub fn lineage_labels(manifest: &Manifest) -> LayerLabels {
     let layers = &manifest.layers;
     let of_layer = |(i, layer): (usize, &super::Layer)| {
@@ -81,8 +82,8 @@ pub fn lineage_labels(manifest: &Manifest) -> LayerLabels {
     layers.iter().enumerate().map(of_layer).collect()
 }
 
-/// As many digests, comma-separated, as fit into one label: containerd rejects a label whose key
-/// and value together exceed [`MAX_LABEL`] bytes, and cuts this list itself.
+/// Joins as many digests with commas as fit into one label. containerd rejects a label whose key and value
+/// together exceed [`MAX_LABEL`] bytes, and cuts this list in the same way.
 fn joined(digests: &[&str]) -> String {
     let mut list = String::new();
     for digest in digests {
@@ -98,8 +99,8 @@ fn joined(digests: &[&str]) -> String {
     list
 }
 
-/// Whether the image is found named by the digest of its manifest, and wanted by another name of the same
-/// repository, be it on another port.
+/// Whether the labels `found` name the image by the digest of its manifest, and `wanted` name it otherwise but
+/// in the same repository. The registry's port is ignored.
 pub fn is_from_the_pull(found: &Labels, wanted: &Labels, manifest: &str) -> bool {
     let (Some(found), Some(wanted)) = (found.get(IMAGE_REF), wanted.get(IMAGE_REF)) else {
         return false;
@@ -113,7 +114,7 @@ pub fn is_from_the_pull(found: &Labels, wanted: &Labels, manifest: &str) -> bool
     found != wanted && without_port(found_in) == without_port(&wanted_in)
 }
 
-/// A repository's host and path.
+/// Returns a repository's host and path.
 fn without_port(repository: &str) -> Option<(&str, &str)> {
     let (registry, path) = repository.split_once('/')?;
     Some((hostname(registry), path))
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_layer_has_its_own_and_the_following_layers() {
+    fn a_layers_labels_list_its_digest_and_those_of_the_layers_above() {
         let manifest = manifest(3);
         let labels = layer_labels(&manifest, Some("r.example/app:1"));
         let digest = |i: usize| manifest.layers[i].blob.digest.as_str();
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_says_what_it_is_made_of() {
+    fn lineage_labels_have_the_diff_id_and_the_chain_id_below() {
         let manifest = manifest(2);
         let labels = lineage_labels(&manifest);
         let [bottom, top] = [&manifest.layers[0], &manifest.layers[1]];
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_name_only_what_needs_none() {
+    fn without_a_name_only_labels_that_need_none_are_set() {
         let labels = layer_labels(&manifest(1), None);
         let keys: Vec<_> = labels[0].keys().map(String::as_str).collect();
         assert_eq!(keys, [SNAPSHOT_REF]);
@@ -169,7 +170,7 @@ mod tests {
     fn the_list_of_layers_is_cut_where_containerd_cuts_it() {
         let manifest = manifest(127);
         let labels = layer_labels(&manifest, Some("r.example/app:1"));
-        // 71 bytes a digest, 72 with its comma, 40 of the key: 56 fit, 57 do not.
+        // A digest has 71 bytes, 72 with its comma, and the key 40: 56 digests fit, 57 do not.
         assert_eq!(labels[0][IMAGE_LAYERS].split(',').count(), 56);
         for set in &labels {
             for (key, value) in set {
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_pass_through_but_for_the_two_that_must_not() {
+    fn annotations_are_inherited_except_user_id_mappings() {
         let mut manifest = manifest(1);
         let annotation = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         manifest.layers[0].blob.annotations = HashMap::from([
@@ -199,9 +200,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a manifest says, containerd takes the labels, and no image chooses what it must not.
+        /// containerd accepts the labels of any manifest, and no image sets labels that it must not set.
         #[test]
-        fn containerd_takes_the_labels_of_any_manifest(
+        fn containerd_accepts_the_labels_of_any_manifest(
             layers in 1..130_usize,
             keys in proptest::collection::vec(
                 prop_oneof!["containerd\\.io/snapshot/[a-z./-]{0,20}", Just(NEVER_INHERITED[0].to_owned()),
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_name_from_the_pull_gives_way() {
+    fn only_a_name_by_the_manifests_digest_is_from_the_pull() {
         let digest = format!("sha256:{}", "0".repeat(64));
         let by_digest = format!("r.example:5000/a/app@{digest}");
         let without_port = format!("r.example/a/app@{digest}");
@@ -251,8 +252,8 @@ mod tests {
             let label = |name: &str| (IMAGE_REF.to_owned(), name.to_owned());
             let found: Labels = found.map(label).into_iter().collect();
             let wanted = Labels::from([label(wanted)]);
-            let gives_way = is_from_the_pull(&found, &wanted, &digest);
-            assert_eq!(gives_way, expected, "{found:?}, {wanted:?}");
+            let is_from_the_pull = is_from_the_pull(&found, &wanted, &digest);
+            assert_eq!(is_from_the_pull, expected, "{found:?}, {wanted:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What an image consists of on this node: its layers with their diff ids and chain ids. Pure.
+//! An image's manifest for this node: its layers with their diff ids and chain ids. Pure.
 
 use sha2::{Digest as _, Sha256};
 
@@ -6,19 +6,19 @@ use crate::containerd::Descriptor;
 
 use super::media::is_encrypted;
 
-/// What an image consists of on this node.
+/// An image's manifest for this node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
-    /// Of the manifest itself, not of the index around it.
+    /// The digest of the manifest itself, not of the index that lists it.
     pub digest: String,
-    /// Of the config blob, which is the image id.
+    /// The digest of the config blob, which is the image id.
     pub config: String,
-    /// Bottom first.
+    /// The layers, bottom first.
     pub layers: Vec<Layer>,
 }
 
 impl Manifest {
-    /// The chain id of the whole image; `None` for an image without layers.
+    /// Returns the chain id of the whole image; `None` for an image without layers.
     pub fn chain_id(&self) -> Option<&str> {
         self.layers.last().map(|layer| layer.chain_id.as_str())
     }
@@ -27,28 +27,28 @@ impl Manifest {
 /// One layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// The blob as the manifest describes it: compressed digest, media type, annotations.
+    /// The blob's descriptor in the manifest: digest of the compressed blob, media type, annotations.
     pub blob: Descriptor,
     /// The digest of the uncompressed layer.
     pub diff_id: String,
-    /// The name of the snapshot of this layer and all below it.
+    /// The name of the snapshot of this layer: a digest over this layer and all layers below it.
     pub chain_id: String,
 }
 
 impl Layer {
-    /// Bytes of its blob, as the manifest has them; 0 where that is no size.
+    /// Returns the blob's size in bytes from the manifest; 0 if it is negative.
     pub fn bytes(&self) -> u64 {
         self.blob.size.try_into().unwrap_or_default()
     }
 
-    /// Whether its blob has to be decrypted before it can be unpacked. Only who unpacks on this host
-    /// has to care: a guest that pulls for itself has its own keys.
+    /// Whether the blob must be decrypted before it can be unpacked on this host. A guest that pulls the image
+    /// has its own keys.
     pub fn is_encrypted(&self) -> bool {
         is_encrypted(&self.blob.media_type)
     }
 }
 
-/// Pairs blobs with diff ids; a chain id is the digest of the chain id below and the diff id.
+/// Combines blobs and diff ids to layers. A chain id is the digest of the chain id below and the diff id.
 pub(super) fn chain(blobs: Vec<Descriptor>, diff_ids: Vec<String>) -> Vec<Layer> {
     let mut below: Option<String> = None;
     let layers = blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| {
@@ -66,12 +66,12 @@ pub(super) fn chain(blobs: Vec<Descriptor>, diff_ids: Vec<String>) -> Vec<Layer>
     layers.collect()
 }
 
-/// `sha256:…` of some bytes.
+/// Returns the digest of some bytes: `sha256:…`.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = "sha256:".to_owned();
     for byte in Sha256::digest(bytes) {
-        // Writing to a string does not fail.
+        // A write to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     text
@@ -81,7 +81,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 pub(super) mod tests {
     use super::*;
 
-    /// A manifest that never was in a store.
+    /// Returns a manifest that is in no store.
     pub(crate) fn manifest(layers: usize) -> Manifest {
         let digest = |what: &str, i: usize| sha256(format!("{what} {i}").as_bytes());
         let blobs = (0..layers).map(|i| Descriptor {

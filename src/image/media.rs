@@ -1,13 +1,13 @@
-//! What a media type says: index, manifest, layer, or nothing that containerd unpacks. Pure.
+//! Media types: which stand for an index, a manifest, a config or a layer. Pure.
 
-/// The kinds of document that lead from an image's record to its layers.
+/// The kinds of document between an image's record and its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Document {
     Index,
     Manifest,
-    /// Docker's first format: no config, no diff ids. containerd has given it up.
+    /// Docker's schema 1: no config, no diff ids. containerd does not support it any more.
     Schema1,
-    /// None of these: a chart, a signature, an attestation.
+    /// Any other: a chart, a signature, an attestation.
     Other,
 }
 
@@ -25,9 +25,9 @@ impl Document {
     }
 }
 
-/// Whether a blob is a layer, by the rule of containerd's `IsLayerType`: any OCI layer whatever its
-/// suffixes, and docker's with theirs taken off. containerd 2.3 counts erofs images, too; what comes
-/// before cannot run an image that has one.
+/// Whether a blob is a layer, by the rule of containerd's `IsLayerType`: OCI layers with any suffix, and
+/// docker's without their suffixes. Since 2.3 containerd also counts erofs layers; earlier versions
+/// cannot run an image that has one.
 pub(super) fn is_layer(media_type: &str) -> bool {
     let base = media_type.split('+').next().unwrap_or_default();
     media_type.starts_with("application/vnd.oci.image.layer.")
@@ -42,8 +42,9 @@ pub(super) fn is_layer(media_type: &str) -> bool {
         )
 }
 
-/// Whether a blob is an image's config, by its media type. An artifact (WASM, a chart) has another, and so do
-/// some images that containerd runs: only a document that is none is no image then.
+/// Whether a blob's media type is that of an image's config. Artifacts (WASM, a chart) have other media types,
+/// but so have some images that containerd runs. So another media type alone does not make an artifact: the
+/// document must also fail to parse as an image.
 pub(super) fn is_config(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -52,7 +53,7 @@ pub(super) fn is_config(media_type: &str) -> bool {
     )
 }
 
-/// Whether a layer has to be decrypted before anybody can unpack it.
+/// Whether a layer is encrypted.
 pub(super) fn is_encrypted(media_type: &str) -> bool {
     media_type.split('+').skip(1).any(|s| s == "encrypted")
 }
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_are_those_of_containerd() {
+    fn layer_media_types_are_those_of_containerd() {
         for (media_type, layer, encrypted) in [
             ("application/vnd.oci.image.layer.v1.tar", true, false),
             ("application/vnd.oci.image.layer.v1.tar+gzip", true, false),
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_told_apart() {
+    fn document_media_types_are_distinguished() {
         for (media_type, expected) in [
             ("application/vnd.oci.image.index.v1+json", Document::Index),
             (

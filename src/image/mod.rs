@@ -1,7 +1,7 @@
-//! What an image consists of: from a name to its record, its manifest for this node, its layers
-//! with their chain ids, and the labels that each layer's snapshot carries.
+//! Images: from a name to its record, its manifest for this node, its layers with their chain ids, and
+//! the labels of each layer's snapshot.
 //!
-//! Reads containerd, changes nothing, and knows neither snapshotters nor hooks.
+//! Reads from containerd and changes nothing. Knows neither snapshotters nor hooks.
 
 mod distinct;
 mod document;
@@ -31,14 +31,14 @@ pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, norm
 /// Why an image cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// No record of that name, nor of what it may be short for.
+    /// The store has no record of that name or of a name that it abbreviates.
     #[error(
         "image {0} is not in containerd's image store: pull it first, for example with `crictl pull {0}`"
     )]
     NotFound(String),
-    /// A document that does not say what it has to.
+    /// A document lacks what it must have, or cannot be parsed.
     #[error(
-        "image {image}: {what} {digest}: {reason}: the image is broken: build it anew, push it and pull it"
+        "image {image}: {what} {digest}: {reason}: the image is broken: rebuild it, push it and pull it again"
     )]
     Malformed {
         /// The image's name.
@@ -50,9 +50,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A document whose bytes are not those that its digest speaks for.
+    /// The bytes of a document do not match its digest.
     #[error(
-        "image {image}: {what} {digest}: its {size} bytes do not have this digest: they were changed on \
+        "image {image}: {what} {digest}: its {size} bytes do not match this digest: they were changed on \
          this node: remove the image and pull it again, for example with `crictl rmi {image}` and \
          `crictl pull {image}`"
     )]
@@ -63,12 +63,12 @@ pub enum Error {
         what: &'static str,
         /// The document's digest.
         digest: String,
-        /// Of what is there, in bytes.
+        /// The size of the blob that was read, in bytes.
         size: usize,
     },
-    /// The beginning of an id that more than one image has.
+    /// More than one image id begins with the given one.
     #[error(
-        "image {0}: more than one image id begins so; write more of it, as `crictl images --no-trunc` shows it"
+        "image {0}: more than one image id begins with it; use the whole id, as `crictl images --no-trunc` shows it"
     )]
     Ambiguous(String),
     /// The image has no manifest for this node.
@@ -81,21 +81,21 @@ pub enum Error {
         image: String,
         /// This node's platform.
         platform: String,
-        /// The index.
+        /// The index's digest.
         digest: String,
     },
-    /// A manifest of docker's first schema, which says nothing of diff ids.
+    /// The manifest is of docker's schema 1, which has no diff ids.
     #[error(
-        "image {image}: manifest {digest} is of docker's schema 1, which containerd has given up: \
+        "image {image}: manifest {digest} is of docker's schema 1, which containerd does not support: \
          convert the image and pull it again, for example with `skopeo copy --format oci`"
     )]
     Schema1 {
         /// The image's name.
         image: String,
-        /// The manifest.
+        /// The manifest's digest.
         digest: String,
     },
-    /// Something that is no index or manifest of a container image.
+    /// The document is not an index or a manifest of a container image.
     #[error(
         "image {image}: media type {media_type} of {digest} is not that of a container image: \
          there is nothing to unpack"
@@ -103,17 +103,17 @@ pub enum Error {
     MediaType {
         /// The image's name.
         image: String,
-        /// As the descriptor has it.
+        /// The descriptor's media type.
         media_type: String,
-        /// Of the document.
+        /// The document's digest.
         digest: String,
     },
-    /// A document that the content store does not have, or a failed call.
+    /// A call to containerd failed, or the content store does not have a document.
     #[error("image {image}: {source}")]
     Containerd {
         /// The image's name.
         image: String,
-        /// What containerd says.
+        /// containerd's error.
         source: containerd::Error,
     },
 }

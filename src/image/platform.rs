@@ -1,14 +1,14 @@
-//! This node's platform, and which manifest of an index is for it.
+//! This node's platform, and the platforms whose images it can run.
 //!
 //! The rules are those of containerd's default matcher (its module `platforms`), so that both choose
-//! the same manifest: what the node runs is a list, best first.
+//! the same manifest of an index.
 
 use std::fmt;
 
-/// The least and the greatest version of 32-bit arm that containerd goes down to and starts from.
+/// The lowest and the highest version of 32-bit arm that containerd considers.
 const ARM_VERSIONS: std::ops::RangeInclusive<u32> = 5..=8;
 
-/// An operating system and processor, in the words of OCI (`linux`, `amd64`, `arm` with `v7`).
+/// An operating system and a processor, as OCI names them (`linux`, `amd64`, `arm` with `v7`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
     os: String,
@@ -17,8 +17,8 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// A platform in OCI's words, brought to its normal form: no variant for the plain `amd64` and
-    /// `arm64`, `v7` for an `arm` without one, this node's operating system for none.
+    /// Returns a platform in its normal form: no variant for plain `amd64` and `arm64`, `v7` for `arm`
+    /// without a variant, and `linux` for an empty operating system.
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
         let [os, architecture, variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
@@ -41,8 +41,8 @@ impl Platform {
         }
     }
 
-    /// The node that this program runs on. containerd tells variants of arm apart, but not the levels
-    /// of amd64: an image for `amd64/v2` alone runs nowhere.
+    /// Returns the platform of this node. containerd detects the variant of arm, but not the level of
+    /// amd64, so no node runs an image that is only for `amd64/v2`.
     pub fn of_this_node() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86" => "386",
@@ -52,19 +52,19 @@ impl Platform {
             other => other,
         };
         let variant = match architecture {
-            // Unreadable, it is the usual one.
+            // If the file cannot be read, the variant is the default one.
             "arm" => arm_variant(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             _ => "",
         };
         Self::new("linux", architecture, variant)
     }
 
-    /// How well an image for `other` runs here: the lower the better, `None` for not at all.
+    /// Returns the rank of an image for `other` on this platform, 0 for the best; `None` if it does not run.
     pub fn rank(&self, other: &Platform) -> Option<usize> {
         self.runs().iter().position(|platform| platform == other)
     }
 
-    /// What runs here, best first.
+    /// Returns the platforms whose images run here, best first.
     fn runs(&self) -> Vec<Platform> {
         let other = |architecture, variant: &str| Self::new(&self.os, architecture, variant);
         let arm_up_to = |highest: u32| {
@@ -86,7 +86,7 @@ impl Platform {
     }
 }
 
-/// The version of a 32-bit arm processor by `/proc/cpuinfo`; `""` where it does not say.
+/// Returns the version of a 32-bit arm processor from `/proc/cpuinfo`; `""` if the file does not have it.
 fn arm_variant(cpuinfo: &str) -> &'static str {
     let value = |key: &str| {
         let mut pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
@@ -94,7 +94,7 @@ fn arm_variant(cpuinfo: &str) -> &'static str {
         found.map(|(_, value)| value.trim().to_ascii_lowercase())
     };
     let architecture = value("cpu architecture").unwrap_or_default();
-    // The kernel of the first Raspberry Pis says 7 of a processor that is a 6.
+    // The kernel of the first Raspberry Pis reports version 7 for a processor of version 6.
     let is_armv6 = || value("model name").is_some_and(|m| m.starts_with("armv6-compatible"));
     match architecture.as_str() {
         "8" | "aarch64" => "v8",
@@ -104,7 +104,7 @@ fn arm_variant(cpuinfo: &str) -> &'static str {
         "4" | "4t" => "v4",
         "3" => "v3",
         "" => "",
-        // `7`, `7m`, and what a kernel calls a processor that it does not know.
+        // `7`, `7m`, and the names that a kernel gives to unknown processors.
         _ => "v7",
     }
 }
@@ -123,7 +123,7 @@ impl fmt::Display for Platform {
 mod tests {
     use super::*;
 
-    /// `linux/arm/v6`, as it is written.
+    /// Parses a platform such as `linux/arm/v6`.
     fn platform(text: &str) -> Platform {
         let mut words = text.split('/');
         let mut next = || words.next().unwrap_or_default();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_where_is_containerds_to_say() {
+    fn the_platforms_that_run_are_those_of_containerd() {
         for (here, expected) in [
             ("linux/amd64", &["linux/amd64", "linux/386"][..]),
             ("linux/386", &["linux/386"]),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn arm_says_which_it_is() {
+    fn the_arm_variant_is_read_from_cpuinfo() {
         for (cpuinfo, variant) in [
             ("processor\t: 0\nCPU architecture: 7\n", "v7"),
             ("CPU architecture\t: 8\nCPU architecture\t: 7\n", "v8"),

@@ -1,6 +1,6 @@
-//! From an image's record to its manifest for this node: index, manifest, config.
+//! Reads an image's manifest for this node, from its record through index, manifest and config.
 //!
-//! Documents are small and named by their content, so what was read once is kept.
+//! A digest identifies its document, so a manifest that was read once is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use super::manifest::{Manifest, chain, sha256};
 use super::media::{Document, is_config};
 use super::{Error, Platform};
 
-/// The largest index, manifest or config that is read, in bytes. Registries allow 4 MiB for a
-/// manifest; twice that is a document nobody made in earnest.
+/// The largest index, manifest or config that is read, in bytes: twice the 4 MiB that registries allow
+/// for a manifest.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
-/// Indexes within indexes that are followed, with the manifest. Real ones have one in another; a loop
-/// cannot be made (a digest does not contain itself), but a long chain can.
+/// The limit of nested indexes, with the manifest. Real images nest one index in another. A loop is
+/// impossible, since no document contains its own digest, but a long chain is possible.
 const MAX_DOCUMENTS: usize = 8;
 
-/// Manifests that are remembered: more than the images of a large node. At some 300 bytes a layer
-/// this is a few megabytes.
+/// The limit of remembered manifests, above the number of images on a large node. At about 300 bytes for
+/// each layer they take a few megabytes.
 const MAX_REMEMBERED: usize = 1024;
 
-/// Reads manifests, and remembers them by the digest that an image's record points to.
+/// Reads manifests, and remembers them by the digest of the image's target.
 #[derive(Debug)]
 pub struct Manifests {
     platform: Platform,
@@ -34,7 +34,7 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// A reader that picks the manifests for `platform`.
+    /// Returns a reader that chooses the manifests for `platform`.
     pub fn new(platform: Platform) -> Self {
         Self {
             platform,
@@ -42,7 +42,7 @@ impl Manifests {
         }
     }
 
-    /// The manifest of `image` for this node.
+    /// Returns the manifest of `image` for this node.
     pub async fn read(
         &self,
         containerd: &dyn Containerd,
@@ -65,19 +65,18 @@ impl Manifests {
         Ok(manifest)
     }
 
-    /// Forgets all but those of these records, by the digests that they point at.
+    /// Forgets all manifests except those of these targets.
     pub fn keep(&self, records: &HashSet<&str>) {
         self.known()
             .retain(|digest, _| records.contains(digest.as_str()));
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
-        // Nothing panics under this lock: it only guards single operations on the map.
         self.known.lock()
     }
 }
 
-/// One reading of one image.
+/// The context of one read of one image.
 struct Reader<'a> {
     containerd: &'a dyn Containerd,
     image: &'a str,
@@ -86,7 +85,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     async fn manifest(&self, mut target: Descriptor) -> Result<Manifest, Error> {
-        // The index that the target stands in without a word on its platform.
+        // The index that lists the target without a platform.
         let mut unsaid = None;
         for _ in 0..MAX_DOCUMENTS {
             match Document::of(&target.media_type) {
@@ -114,8 +113,9 @@ impl Reader<'_> {
         Err(self.malformed("index", &target.digest, "indexes nested too deeply"))
     }
 
-    /// `unsaid` is the index that leaves it to the config to say which platform this is for: an
-    /// attestation's or an artifact's config names none that runs.
+    /// Reads a manifest and its config. `unsaid` is the index that lists the manifest without a platform.
+    /// Then the config's platform decides: the config of an attestation or an artifact names none that
+    /// runs here.
     async fn layers(&self, target: &Descriptor, unsaid: Option<&str>) -> Result<Manifest, Error> {
         let parse = document::Manifest::parse;
         let manifest = self.document("manifest", target, parse).await?;
@@ -147,8 +147,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Reads a document and holds it against its descriptor: a blob that was cut short or changed
-    /// on disk must not decide what is unpacked.
+    /// Reads a document and compares it with its descriptor, so that a blob that was truncated or changed
+    /// on disk does not decide what is unpacked.
     async fn document<T>(
         &self,
         what: &'static str,
@@ -175,7 +175,8 @@ impl Reader<'_> {
         })
     }
 
-    /// What does not read as an image, and does not say that it is one, is an artifact.
+    /// Returns the error for an artifact in place of [`Error::Malformed`], if the config's media type is not
+    /// that of an image.
     fn artifact_or(&self, error: Error, config: &Descriptor) -> Error {
         match error {
             Error::Malformed { .. } if !is_config(&config.media_type) => Error::MediaType {

@@ -1,9 +1,9 @@
-//! Names of images: from what a user, a kubelet or an annotation says to a record of the store,
-//! and from a record to the name that a label may carry.
+//! Names of images: finds the record of a name that a user, a kubelet or an annotation gives, and
+//! chooses the name for an image's labels.
 //!
 //! CRI keeps up to three records of an image: name with tag, name with digest, and the image id
-//! (the config's digest). What is asked for may be none of them: a bare `busybox`, a short id, an
-//! id without its algorithm.
+//! (the config's digest). The given name may be none of them: a bare `busybox`, a short id, an id
+//! without its algorithm.
 
 use std::net::Ipv6Addr;
 
@@ -16,16 +16,16 @@ use super::Error;
 /// Hex digits of a sha256 digest.
 const ID_LENGTH: usize = 64;
 
-/// The shortest id that is looked up by its beginning, as `crictl` and `docker` print at most 13
-/// digits and people copy fewer; below this it is more likely a name.
+/// The length of the shortest abbreviated id that is looked up. `crictl` and `docker` print at most 13
+/// digits, and users copy fewer. A shorter text is more likely a name.
 const SHORTEST_ID: usize = 7;
 
 const ID_PREFIX: &str = "sha256:";
 
-/// A host by name where a name has one by address.
+/// The host that replaces an IPv6 address while a name is parsed.
 const STAND_IN: &str = "ipv6.invalid";
 
-/// Finds the record that `asked` stands for.
+/// Finds the record of the image that `asked` names.
 pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Error> {
     for name in spellings(asked) {
         match containerd.image(&name).await {
@@ -50,8 +50,7 @@ pub async fn find(containerd: &dyn Containerd, asked: &str) -> Result<Image, Err
     }
 }
 
-/// The names of all records of `images` that have the target of `image`, and its own name: by all of
-/// them it is one image.
+/// Returns the name of `image` and the names of all records of `images` that have the same target.
 pub fn names_of(image: &Image, images: &[Image]) -> Vec<String> {
     let others = images.iter().filter(|other| other.name != image.name);
     let same = others.filter(|other| other.target.digest == image.target.digest);
@@ -59,15 +58,15 @@ pub fn names_of(image: &Image, images: &[Image]) -> Vec<String> {
     names.map(|image| image.name.clone()).collect()
 }
 
-/// Whether a registry can be asked for this name of a record: not so for an image id, nor for a name
-/// that does not begin with its registry, as an import makes it up (`import-2024-01-31@sha256:…`).
+/// Whether a record's name can be pulled. An image id cannot, nor a name that does not begin with its
+/// registry, such as those that an import makes (`import-2024-01-31@sha256:…`).
 pub fn is_pullable(name: &str) -> bool {
     repository(name).is_some()
 }
 
-/// The registry and the repository of a name that can be pulled: `docker.io/library/busybox`.
+/// Returns the registry and the repository of a name that can be pulled: `docker.io/library/busybox`.
 pub fn repository(name: &str) -> Option<String> {
-    // The library's grammar knows no IPv6 addresses, which containerd's resolver does.
+    // The library's grammar has no IPv6 addresses, which containerd's resolver accepts.
     let ipv6 = name.strip_prefix('[').and_then(|name| name.split_once(']'));
     let ipv6 = ipv6.filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok());
     let named = ipv6.map(|(_, rest)| format!("{STAND_IN}{rest}"));
@@ -84,7 +83,7 @@ pub fn repository(name: &str) -> Option<String> {
     Some(format!("{registry}/{repository}"))
 }
 
-/// The host of a registry without its port, as containerd writes it on what it has pulled from there:
+/// Returns the host of a registry without its port, as containerd writes it on the blobs that it pulls:
 /// `registry.example` of `registry.example:5000`, `fd00::1` of `[fd00::1]:5000`.
 pub fn hostname(registry: &str) -> &str {
     match registry.strip_prefix('[').and_then(|r| r.split_once(']')) {
@@ -93,11 +92,11 @@ pub fn hostname(registry: &str) -> &str {
     }
 }
 
-/// The name that the labels of an image's layers carry: the one that was asked for where it can be
-/// pulled and is one of the image's names, else the best of these: a tag before a digest, never an
-/// id; of several the first in sorted order, so that the choice is stable.
+/// Returns the name for the labels of an image's layers: `asked` if it can be pulled and is one of the
+/// image's names, else the best of these. A tag is better than a digest, and an id is never chosen. Of
+/// equals the first in sorted order is chosen, so that the choice is stable.
 ///
-/// `names` are the names of all records with the image's target. `None` where none can be pulled.
+/// `names` are the names of all records with the image's target. `None` if none of them can be pulled.
 pub fn name_for_labels(asked: Option<&str>, names: &[String]) -> Option<String> {
     let asked = asked.and_then(|asked| {
         let mut spellings = spellings(asked).into_iter();
@@ -111,8 +110,8 @@ pub fn name_for_labels(asked: Option<&str>, names: &[String]) -> Option<String> 
     })
 }
 
-/// A reference with its registry and its tag spelled out, as CRI names its records; what is no reference
-/// stays as it is.
+/// Returns a reference with its registry and its tag spelled out, as CRI names its records. A text that is not
+/// a reference is returned unchanged.
 pub fn normal(name: &str) -> String {
     match Reference::try_from(name) {
         Ok(reference) if !is_id(name) => reference.whole(),
@@ -120,7 +119,7 @@ pub fn normal(name: &str) -> String {
     }
 }
 
-/// The names under which a record of `asked` may stand, the likeliest first.
+/// Returns the names that a record of `asked` may have, the likeliest first.
 fn spellings(asked: &str) -> Vec<String> {
     let mut names = vec![asked.to_owned()];
     if asked.len() == ID_LENGTH && is_hex(asked) {
@@ -128,7 +127,7 @@ fn spellings(asked: &str) -> Vec<String> {
     } else if !is_id(asked)
         && let Ok(reference) = Reference::try_from(asked)
     {
-        // CRI keeps a name with tag and digest by its digest alone; others keep it as it is.
+        // CRI drops the tag of a name with tag and digest; other clients keep the name unchanged.
         let both = reference.tag().and(reference.digest());
         let by_digest = both.map(|digest| reference.clone_with_digest(digest.to_owned()).whole());
         names.push(reference.whole());
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_spelled_out() {
+    fn short_names_are_spelled_out() {
         let both = digest().replace('@', ":1@");
         for (asked, last) in [
             ("busybox", "docker.io/library/busybox:latest"),
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_is_what_comes_before_tag_and_digest() {
+    fn a_repository_is_the_part_before_tag_and_digest() {
         for (name, expected) in [
             ("r.example/app:1", Some("r.example/app")),
             (&digest(), Some("127.0.0.1:5000/lab/app")),
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_what_comes_before_the_port() {
+    fn a_host_is_the_part_before_the_port() {
         for (registry, expected) in [
             ("docker.io", "docker.io"),
             ("r.example:5000", "r.example"),
@@ -265,23 +264,23 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_the_names_of_its_target() {
+    fn an_image_has_the_names_of_all_records_of_its_target() {
         let fake = Fake::default();
         let image = fake.image("r.example/a:1", 1);
         let all = [
             fake.image("r.example/other:1", 2),
             fake.tag("r.example/a:2", image.target.clone()),
         ];
-        // Whether it is still listed itself or not.
+        // With the image's own record in the list and without it.
         for images in [&all[..], &[&all[..], std::slice::from_ref(&image)].concat()] {
             assert_eq!(names_of(&image, images), ["r.example/a:1", "r.example/a:2"]);
         }
     }
 
     proptest! {
-        /// Whatever is asked for, and in whatever order the store lists them.
+        /// For any given name and any order of the store's records.
         #[test]
-        fn the_name_is_the_best_of_the_images_own(
+        fn the_name_is_the_best_of_the_images_names(
             mut names in proptest::collection::vec(
                 prop_oneof![
                     "sha256:[0-9a-f]{64}",
@@ -309,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn images_are_found_by_what_users_write() {
+    async fn images_are_found_by_short_names_and_ids() {
         let fake = Fake::default();
         let target = fake.image("docker.io/library/busybox:latest", 1).target;
         let id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

@@ -262,7 +262,7 @@ async fn changed_document(node: &mut Node, handler: &str) -> Result<()> {
     let said = text(&refused);
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     let remedy = format!("`crictl rmi {name}` and `crictl pull {name}`");
-    for words in ["its 2 bytes do not have this digest", &remedy] {
+    for words in ["its 2 bytes do not match this digest", &remedy] {
         ensure!(said.contains(words), "{words}: {said}");
     }
     node.cri.remove_image(&name).await?;

@@ -1,4 +1,4 @@
-//! Whether a document is what its descriptor says, by the fields that it has.
+//! Checks that a document's fields match the media type of its descriptor.
 
 use serde::de::MapAccess;
 
@@ -6,8 +6,8 @@ use super::Refusal;
 use crate::image::json::{self, Text};
 use crate::image::media::Document;
 
-/// What gives a document away that is not what its descriptor says: containerd refuses it, since a
-/// verifier may have read something else in it than the unpack does.
+/// The fields that show that a document is not what its descriptor says. containerd rejects such a document,
+/// since a verifier may read it differently than the unpack does.
 #[derive(Debug, Default)]
 pub(super) struct Shape {
     media_type: String,
@@ -42,7 +42,7 @@ impl Shape {
         }
     }
 
-    /// The fields that neither an index nor a manifest reads for anything else.
+    /// Reads a field that the document does not read itself.
     pub(super) fn read<'de, A: MapAccess<'de>>(
         &mut self,
         name: &str,

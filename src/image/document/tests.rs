@@ -1,4 +1,4 @@
-//! Documents of every kind, sound, odd and broken.
+//! Valid, unusual and broken documents of every kind.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ fn index(text: &str) -> Result<Option<Described>, Refusal> {
 const BLOB: &str = r#"{"mediaType":"m","digest":"sha256:00","size":1}"#;
 
 #[test]
-fn absent_and_null_are_empty() {
+fn absent_and_null_fields_are_empty() {
     for text in [r#"{}"#, r#"{"manifests":null}"#, r#"{"manifests":[]}"#] {
         assert!(index(text).unwrap().is_none());
     }
@@ -27,14 +27,14 @@ fn absent_and_null_are_empty() {
         r#"{"rootfs":{"type":"layers","diff_ids":null}}"#,
     ] {
         let config = Config::parse(text.as_bytes()).unwrap();
-        // Without words it is for the system that asks, and for no processor.
+        // Empty fields give this node's operating system and no processor.
         assert_eq!(config.platform(), Platform::new("linux", "", ""));
         assert!(config.into_diff_ids().is_empty());
     }
 }
 
 #[test]
-fn a_document_has_to_be_what_its_descriptor_says() {
+fn a_document_must_match_the_media_type_of_its_descriptor() {
     let media_type = "application/vnd.oci.image.index.v1+json";
     let manifest = "application/vnd.oci.image.manifest.v1+json";
     let malformed = |reason: &str| Refusal::Malformed(reason.to_owned());
@@ -63,7 +63,7 @@ fn a_document_has_to_be_what_its_descriptor_says() {
 }
 
 #[test]
-fn digests_are_digests() {
+fn digests_are_checked_against_their_grammar() {
     for digest in ["sha256:0a", "sha512:ff", "sha256+b64u:LCa0a2j_xo="] {
         assert!(super::digest(digest.to_owned()).is_ok(), "{digest}");
     }
@@ -76,9 +76,9 @@ fn digests_are_digests() {
     }
 }
 
-/// Each was imported and unpacked by containerd 2.1.9.
+/// containerd 2.1.9 imported and unpacked each of these.
 #[test]
-fn what_is_not_used_may_be_broken() {
+fn fields_that_are_not_used_may_be_broken() {
     let rootfs = r#""rootfs":{"diff_ids":["sha256:00"]}"#;
     let nested = format!(r#"{{"x":{}{},{rootfs}}}"#, "[".repeat(200), "]".repeat(200));
     for config in [
@@ -108,7 +108,7 @@ fn what_is_not_used_may_be_broken() {
 }
 
 #[test]
-fn what_is_kept_of_a_blob_is_what_is_used_of_it() {
+fn only_annotations_that_are_used_are_kept_and_layers_are_limited() {
     let annotations =
         r#"{"containerd.io/snapshot/a":"1","org.opencontainers.image.enc.b":"2","c":"3"}"#;
     let text = BLOB.replace('}', &format!(r#","annotations":{annotations}}}"#));
@@ -128,15 +128,15 @@ fn what_is_kept_of_a_blob_is_what_is_used_of_it() {
 }
 
 proptest! {
-    /// What a registry sends may be anything.
+    /// A registry may send anything.
     #[test]
-    fn no_document_is_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn parsing_any_bytes_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let here = Platform::new("linux", "amd64", "");
         let _ = (Index::parse(&bytes, &here), Manifest::parse(&bytes), Config::parse(&bytes));
     }
 
     #[test]
-    fn nor_is_any_json(
+    fn parsing_any_json_does_not_panic(
         key in "(config|layers|manifests|fsLayers|mediaType|rootfs|platform)",
         value in r#"(null|1|"x"|\[\]|\{\}|\[\{"digest":("a:b"|null|1)\}\]|\{"diff_ids":[1\[\]nul]{0,4}\})"#,
     ) {

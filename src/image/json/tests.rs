@@ -39,7 +39,7 @@ fn read_text(document: &[u8]) -> Option<String> {
 }
 
 #[test]
-fn strings_are_made_unicode() {
+fn invalid_unicode_in_strings_is_replaced() {
     for (document, expected) in [
         (&br#"{"text": "a"}"#[..], "a"),
         (br#"{"text": "\u00e9\ud83d\ude00"}"#, "\u{e9}\u{1f600}"),
@@ -56,7 +56,7 @@ fn strings_are_made_unicode() {
 }
 
 #[test]
-fn names_match_in_any_case_and_the_last_counts() {
+fn names_match_in_any_case_and_the_last_duplicate_counts() {
     for (document, text, skip) in [
         (r#"{"TEXT": "a"}"#, "a", None),
         (r#"{"teXt": "a", "text": "b"}"#, "b", None),
@@ -75,7 +75,7 @@ fn names_match_in_any_case_and_the_last_counts() {
 }
 
 #[test]
-fn what_is_not_asked_for_may_be_anything() {
+fn fields_that_are_not_read_may_have_any_value() {
     let nested = |depth| {
         let (open, close) = ("[".repeat(depth), "]".repeat(depth));
         format!(r#"{{"author": {open}{close}, "text": "a"}}"#)

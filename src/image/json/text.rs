@@ -4,14 +4,14 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
-/// Bytes of a name that is looked at: no field that is read has a longer one.
+/// The number of bytes of a field's name that are compared. No field that is read has a longer name.
 const MAX_NAME: usize = 64;
 
-/// A key of an object, as the function makes it from its bytes.
+/// Reads a key of an object; the function converts its bytes.
 pub(super) struct Key(pub(super) fn(&[u8]) -> String);
 
-/// What Go makes of the bytes of a string. `serde_json` hands half of a surrogate pair over as the three
-/// bytes that it would have in UTF-8, if that could express it.
+/// Converts the bytes of a string as Go does: invalid UTF-8 is replaced. `serde_json` gives an unpaired surrogate
+/// as three bytes of invalid UTF-8.
 pub(super) fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -23,7 +23,8 @@ pub(super) fn text(bytes: &[u8]) -> String {
     text
 }
 
-/// Go matches names by Unicode's simple folding: two letters outside of ASCII fold to one in it.
+/// Folds a letter as Go does when it matches names, by Unicode's simple folding: two letters outside of ASCII
+/// fold to ASCII letters.
 fn fold(letter: char) -> char {
     match letter {
         '\u{212a}' => 'k',
@@ -32,7 +33,7 @@ fn fold(letter: char) -> char {
     }
 }
 
-/// The name of a field, in lower case.
+/// Converts the name of a field to lower case.
 pub(super) fn field_name(bytes: &[u8]) -> String {
     let bytes = bytes.get(..MAX_NAME).unwrap_or(bytes);
     text(bytes).chars().map(fold).collect()

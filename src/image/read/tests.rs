@@ -1,4 +1,4 @@
-//! Reading images from the in-memory containerd: which manifest of an index, and what is said of a bad
+//! Reads images from the in-memory containerd: which manifest of an index is chosen, and the error for a bad
 //! document.
 
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ async fn read(fake: &Fake, target: Descriptor) -> Result<Arc<Manifest>, String> 
     read.map_err(|e| e.to_string())
 }
 
-/// A document of the store, its descriptor as JSON: what other documents speak of it.
+/// Puts a document into the store and returns its descriptor as JSON, for other documents.
 fn put(fake: &Fake, media_type: &str, document: &Value) -> Value {
     let blob = fake.document(media_type, document.to_string().as_bytes());
     json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size})
@@ -41,26 +41,26 @@ fn descriptor(described: &Value) -> Descriptor {
     described.descriptor().unwrap()
 }
 
-/// The digest of the entry that an index of these leads to.
+/// Returns the digest of the entry that is chosen from an index of `manifests`.
 fn chosen(manifests: &Value, here: &str) -> Option<String> {
     let index = json!({"manifests": manifests}).to_string();
     let chosen = Index::parse(index.as_bytes(), &platform(here)).unwrap();
     chosen.map(|entry| entry.descriptor().unwrap().digest)
 }
 
-/// `{"os": "linux", "architecture": "arm", "variant": "v6"}`
-fn said(text: &str) -> Value {
+/// Returns a platform as JSON: `{"os": "linux", "architecture": "arm", "variant": "v6"}`.
+fn platform_json(text: &str) -> Value {
     let words: Vec<_> = text.split('/').collect();
-    let mut said = json!({"os": words[0], "architecture": words[1]});
+    let mut platform = json!({"os": words[0], "architecture": words[1]});
     if let Some(variant) = words.get(2) {
-        said["variant"] = json!(variant);
+        platform["variant"] = json!(variant);
     }
-    said
+    platform
 }
 
-/// An image of one layer whose config says this platform.
+/// Makes an image of one layer whose config has this platform.
 fn image(fake: &Fake, platform: &str) -> Value {
-    let mut config = said(platform);
+    let mut config = platform_json(platform);
     config["rootfs"] = json!({"type": "layers", "diff_ids": ["sha256:00"]});
     let config = put(fake, CONFIG, &config);
     let layers = json!([{"mediaType": LAYER, "digest": "sha256:01", "size": 1}]);
@@ -68,7 +68,7 @@ fn image(fake: &Fake, platform: &str) -> Value {
     put(fake, MANIFEST, &document)
 }
 
-/// What stands beside the images of an index: a manifest whose config and blobs are no image's.
+/// Makes an artifact: a manifest whose config and blobs are not those of an image.
 fn artifact(fake: &Fake, config: Value) -> Value {
     let config = put(fake, "application/vnd.oci.empty.v1+json", &config);
     let blob =
@@ -77,12 +77,12 @@ fn artifact(fake: &Fake, config: Value) -> Value {
     put(fake, MANIFEST, &document)
 }
 
-/// An index of these entries, each with what it says of its platform.
+/// Makes an index of these entries, each with its platform; an empty one gives none.
 fn index(fake: &Fake, entries: &[(&str, &Value)]) -> Value {
     let entry = |(platform, target): &(&str, &Value)| {
         let mut entry = (*target).clone();
         if !platform.is_empty() {
-            entry["platform"] = said(platform);
+            entry["platform"] = platform_json(platform);
         }
         entry
     };
@@ -95,11 +95,11 @@ fn index(fake: &Fake, entries: &[(&str, &Value)]) -> Value {
 }
 
 #[tokio::test]
-async fn an_index_leads_to_this_nodes_manifest() {
+async fn the_manifest_of_this_platform_is_chosen_from_an_index() {
     let fake = Fake::default();
     let [amd64, x86, arm64, arm6, arm7] =
         ["amd64", "386", "arm64", "arm/v6", "arm/v7"].map(|p| image(&fake, &format!("linux/{p}")));
-    let attestation = artifact(&fake, said("unknown/unknown"));
+    let attestation = artifact(&fake, platform_json("unknown/unknown"));
     let signature = artifact(&fake, json!({}));
     let blob = put(&fake, "application/vnd.cncf.helm.config", &json!({}));
     let inner = index(&fake, &[("linux/arm64", &arm64), ("linux/amd64", &amd64)]);
@@ -113,7 +113,7 @@ async fn an_index_leads_to_this_nodes_manifest() {
             vec![("linux/arm64", &arm64), (intel, &amd64)],
             Ok(&amd64),
         ),
-        // 386 runs on amd64, if there is nothing better.
+        // An image for 386 runs on amd64, if there is no better one.
         (
             intel,
             vec![("linux/386", &x86), (intel, &amd64)],
@@ -124,7 +124,7 @@ async fn an_index_leads_to_this_nodes_manifest() {
             vec![("linux/386", &x86), ("linux/arm64", &arm64)],
             Ok(&x86),
         ),
-        // Of equals the first; a level of amd64 is nobody's equal.
+        // The first of equals is chosen. A higher level of amd64 does not run.
         (intel, vec![(intel, &x86), (intel, &amd64)], Ok(&x86)),
         (
             intel,
@@ -134,7 +134,7 @@ async fn an_index_leads_to_this_nodes_manifest() {
         (intel, vec![("linux/amd64/v3", &amd64)], none),
         (intel, vec![("windows/amd64", &amd64)], none),
         (intel, vec![], none),
-        // 64 bits of arm run 32: the highest.
+        // 64-bit arm runs images for 32-bit arm, and the highest version is chosen.
         (
             pi,
             vec![("linux/arm/v6", &arm6), ("linux/arm/v7", &arm7)],
@@ -150,7 +150,7 @@ async fn an_index_leads_to_this_nodes_manifest() {
             vec![("linux/arm/v7", &arm7), ("linux/arm/v5", &arm6)],
             Ok(&arm6),
         ),
-        // Attestations say that they are for no platform; artifacts say nothing, nor does their config.
+        // An attestation's platform is `unknown`. An artifact has no platform, nor has its config.
         (
             intel,
             vec![("unknown/unknown", &attestation), (intel, &amd64)],
@@ -160,18 +160,18 @@ async fn an_index_leads_to_this_nodes_manifest() {
         (intel, vec![("", &attestation)], none),
         (intel, vec![("", &signature)], none),
         (intel, vec![("", &signature), (intel, &amd64)], Ok(&amd64)),
-        // Who says nothing comes last, and the config speaks.
+        // An entry without a platform is chosen last, and its config's platform decides.
         (intel, vec![("", &x86), (intel, &amd64)], Ok(&amd64)),
         (intel, vec![("", &amd64)], Ok(&amd64)),
         (intel, vec![("", &arm64)], none),
-        // Indexes within indexes.
+        // Nested indexes.
         (intel, vec![("", &inner)], Ok(&amd64)),
         (intel, vec![(intel, &inner), (intel, &x86)], Ok(&amd64)),
         (pi, vec![("linux/arm64", &inner)], Ok(&arm64)),
         (intel, vec![(intel, &silent)], Ok(&amd64)),
         (pi, vec![(pi, &silent)], none),
         (intel, vec![("", &foreign)], none),
-        // What is chosen has to be an image.
+        // The chosen entry must be an image.
         (
             intel,
             vec![(intel, &blob), (intel, &amd64)],
@@ -191,14 +191,14 @@ async fn an_index_leads_to_this_nodes_manifest() {
 }
 
 #[tokio::test]
-async fn an_image_by_itself_is_for_whoever_asks() {
+async fn the_platform_of_an_image_without_an_index_is_not_checked() {
     let fake = Fake::default();
     let target = descriptor(&image(&fake, "linux/s390x"));
     assert_eq!(read(&fake, target).await.unwrap().layers.len(), 1);
 }
 
 #[test]
-fn what_needs_features_comes_after_what_does_not() {
+fn entries_that_require_features_are_chosen_last() {
     let fake = Fake::default();
     let (erofs, plain) = (image(&fake, "linux/arm64"), image(&fake, "linux/386"));
     let entry = |target: &Value, architecture: &str, features: Value| {
@@ -220,10 +220,10 @@ fn what_needs_features_comes_after_what_does_not() {
 }
 
 proptest! {
-    /// containerd's rule in other words: go through what runs here, best first, and take the first
-    /// entry that is it.
+    /// containerd's rule, written another way: for each platform that runs here, best first, take the first
+    /// entry of that platform.
     #[test]
-    fn any_index_leads_where_containerd_goes(
+    fn the_entry_of_any_index_is_the_one_that_containerd_chooses(
         entries in proptest::collection::vec(
             prop_oneof![
                 Just(""), Just("linux/amd64"), Just("linux/386"), Just("linux/arm64"),
@@ -244,7 +244,7 @@ proptest! {
         let entry = |(n, platform): (usize, &&str)| {
             let mut entry = json!({"digest": format!("sha256:{n}")});
             if !platform.is_empty() {
-                entry["platform"] = said(platform);
+                entry["platform"] = platform_json(platform);
             }
             entry
         };
@@ -255,7 +255,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn indexes_are_followed_to_a_depth() {
+async fn indexes_are_followed_to_a_limited_depth() {
     let fake = Fake::default();
     let mut target = image(&fake, "linux/amd64");
     for _ in 1..MAX_DOCUMENTS {
@@ -279,7 +279,7 @@ async fn a_manifest_is_read_once() {
 }
 
 #[tokio::test]
-async fn blobs_that_are_no_layers_are_passed_over() {
+async fn blobs_that_are_not_layers_are_skipped() {
     let fake = Fake::default();
     let config = json!({"rootfs": {"diff_ids": ["sha256:00", "sha256:01"]}});
     let config = put(&fake, CONFIG, &config);
@@ -303,7 +303,7 @@ async fn blobs_that_are_no_layers_are_passed_over() {
 }
 
 #[tokio::test]
-async fn an_image_without_layers_is_one() {
+async fn an_image_may_have_no_layers() {
     let fake = Fake::default();
     for layers in [json!([]), Value::Null] {
         let config = json!({"rootfs": {"type": "layers", "diff_ids": layers}});
@@ -319,13 +319,13 @@ async fn an_image_without_layers_is_one() {
 }
 
 #[tokio::test]
-async fn a_bad_document_is_named() {
+async fn the_error_for_a_bad_document_names_its_digest() {
     let fake = Fake::default();
     let truncated = fake.document(MANIFEST, br#"{"schemaVersion": 2, "config"#);
     let other = fake.document("application/vnd.cncf.helm.config", b"{}");
     let mut changed = fake.image("changed:1", 1).target;
     fake.corrupt(&changed.digest, b"{}");
-    // The descriptor is not part of what the digest speaks for.
+    // The descriptor's size is not covered by the digest.
     changed.size = 7;
     let gone = fake.document(MANIFEST, b"{}");
     fake.discard(&gone.digest);
@@ -336,7 +336,7 @@ async fn a_bad_document_is_named() {
     for (target, words) in [
         (truncated, "EOF"),
         (other, "media type application/vnd.cncf.helm.config"),
-        (changed, "its 2 bytes do not have this digest"),
+        (changed, "its 2 bytes do not match this digest"),
         (gone, "read blob"),
         (schema1, "is of docker's schema 1"),
         (disguised, "is of docker's schema 1"),
@@ -353,7 +353,7 @@ async fn a_bad_document_is_named() {
 }
 
 #[tokio::test]
-async fn layers_and_diff_ids_have_to_match() {
+async fn the_numbers_of_layers_and_diff_ids_must_match() {
     let fake = Fake::default();
     let config = put(
         &fake,
