@@ -103,8 +103,8 @@ fn off(inventory: &Inventory, settings: &Settings, file: &Path) -> Option<Findin
     })
 }
 
-/// Checks the size of the state of pods and containers. NRI before 0.8 (containerd 1.7 up to 1.7.25) sends all of it to a
-/// plugin in one message.
+/// Checks the size of the state of pods and containers. NRI before 0.8 (containerd 1.7 up to 1.7.25) sends all of it
+/// to a plugin in one message.
 fn too_large(inventory: &Inventory) -> Option<Finding> {
     let seen = inventory.seen()?;
     let bytes = seen.state_bytes;
@@ -202,8 +202,8 @@ fn connections_off(settings: &Settings) -> Option<Finding> {
 }
 
 fn elsewhere(settings: &Settings, ours: &Path) -> Option<Finding> {
-    let (said, path) = settings.find(&["plugins", TABLE, "socket_path"])?;
-    let theirs = Path::new(said.as_str().unwrap_or(Nri::DEFAULT_SOCKET));
+    let (configured, path) = settings.find(&["plugins", TABLE, "socket_path"])?;
+    let theirs = Path::new(configured.as_str().unwrap_or(Nri::DEFAULT_SOCKET));
     (real(theirs) != real(ours)).then(|| {
         Finding::new(
             "nri-socket-elsewhere",
@@ -285,8 +285,8 @@ fn real(path: &Path) -> PathBuf {
 
 /// Checks that NRI's request timeout is long enough for `hooks.wait`.
 fn timeout(settings: &Settings, file: &Path, wait: Duration) -> Option<Finding> {
-    let said = settings.request_timeout();
-    let (timeout, path) = said.unwrap_or((DEFAULT_TIMEOUT, file));
+    let configured = settings.request_timeout();
+    let (timeout, path) = configured.unwrap_or((DEFAULT_TIMEOUT, file));
     if wait + MARGIN <= timeout {
         return None;
     }

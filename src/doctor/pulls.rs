@@ -96,14 +96,14 @@ fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         .filter(|(_, resolved)| refuses(&resolved.snapshotter))
         .map(|(handler, _)| handler)
         .collect();
-    let asked: Vec<_> = refused
+    let used: Vec<_> = refused
         .iter()
         .copied()
         .filter(|handler| seen.pulls_for.contains(*handler))
         .collect();
-    let (severity, handlers) = match asked.is_empty() {
+    let (severity, handlers) = match used.is_empty() {
         true => (Severity::Note, &refused),
-        false => (Severity::Warning, &asked),
+        false => (Severity::Warning, &used),
     };
     let handlers = (!handlers.is_empty()).then(|| handlers.join(", "))?;
     let found = match severity {
@@ -125,7 +125,8 @@ fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     )
 }
 
-/// Whether the transfer service, by which CRI pulls from 2.1 on, sets the labels. The export of the proxy plugin decides.
+/// Whether the transfer service, by which CRI pulls from 2.1 on, sets the labels. An export of the proxy plugin
+/// decides.
 fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
     let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
     let is_on = seen
