@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::config::Containerd;
 use crate::containerd::Snapshotter;
 use crate::handlers::Problem;
 
@@ -13,13 +12,14 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let Some(seen) = inventory.seen() else {
         return vec![];
     };
+    let file: &Path = inventory.config().containerd.config.as_ref();
     let mut findings: Vec<_> = seen.handlers.problems().iter().map(configured).collect();
     findings.extend(seen.handlers.differences().iter().map(configured));
     findings.extend(unread(inventory, seen));
     for name in seen.handlers.snapshotters() {
         let users = seen.users(name);
         match seen.snapshotter(name) {
-            None => findings.push(unknown(seen, name, &users)),
+            None => findings.push(unknown(seen, file, name, &users)),
             Some(snapshotter) => {
                 let failed = snapshotter.init_error.as_ref();
                 let failed = failed.map(|why| failed_to_start(name, &users, why));
@@ -27,13 +27,13 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
             }
         }
     }
-    findings.extend(rootless(seen));
+    findings.extend(rootless(seen, file));
     findings
 }
 
 /// Checks that the default snapshotter has an export `root`. CRI reports it to the kubelet as the file system of images.
 /// Without it, CRI reports a directory that does not exist.
-fn rootless(seen: &Seen) -> Option<Finding> {
+fn rootless(seen: &Seen, file: &Path) -> Option<Finding> {
     let name = seen.handlers.default_name()?;
     let snapshotter = seen.snapshotter(name)?;
     if snapshotter.exports.contains_key("root") || snapshotter.proxy_address().is_none() {
@@ -48,7 +48,7 @@ fn rootless(seen: &Seen) -> Option<Finding> {
             "the kubelet finds no file system of images, and its image garbage collection fails",
         )
         .advise("add the export, with the snapshotter's directory in place of DIRECTORY, and restart containerd")
-        .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
+        .lines(file, &lines)
         .run("systemctl restart containerd"),
     )
 }
@@ -129,7 +129,7 @@ fn unread(inventory: &Inventory, seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {
+fn unknown(seen: &Seen, file: &Path, name: &str, users: &str) -> Finding {
     let known: Vec<_> = seen.snapshotters.iter().map(|s| s.name.as_str()).collect();
     let lines = format!(
         "[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"/run/{name}/{name}.sock\""
@@ -144,7 +144,7 @@ fn unknown(seen: &Seen, name: &str, users: &str) -> Finding {
         "every pod of this handler fails",
     )
     .advise("add it to containerd's configuration with the address of its socket, or correct the handler's snapshotter; then restart containerd")
-    .lines(Path::new(Containerd::DEFAULT_CONFIG), &lines)
+    .lines(file, &lines)
     .run("systemctl restart containerd")
 }
 

@@ -38,7 +38,7 @@ async fn shown_on_one_line(version: Version) -> Result<()> {
         let annotations = [("nri-unpack/images", annotation)];
         node.cri.run_pod(handler, &annotations).await?;
     }
-    node.wait_for_lines("what is no image reference", 4).await?;
+    node.wait_for_lines("are no image reference", 4).await?;
 
     // An archive may bring a name along that no registry would take, and a layer's media type.
     let name = format!("registry.test/{FORGED}{SEQUENCES}:1");
