@@ -24,8 +24,8 @@ const FLOORS: [&[&str]; 14] = [
 /// The same for the rooms of `src/unpack`.
 const UNPACK: [&[&str]; 9] = [
     &["engine"],
-    &["inspect", "serve"],
-    &["flight"],
+    &["serve"],
+    &["flight", "inspect"],
     &["repair"],
     &["target"],
     &["layer"],

@@ -12,9 +12,11 @@ use tokio_util::task::TaskTracker;
 use crate::containerd::{Containerd, Image};
 use crate::metrics;
 
+use super::inspect::{self, ImageStatus};
 use super::ready_cache::ParentChain;
 use super::serve::Serve;
 use crate::unpack::chain::error::Error;
+use crate::unpack::chain::plan::Planned;
 use crate::unpack::chain::profile::Profile;
 use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::layer::fallback::ContentFallback;
@@ -27,15 +29,17 @@ use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, outcome_label
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
+use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
+use crate::unpack::target::stuck;
 
 /// Makes chains ready.
 pub struct Engine {
-    pub(super) containerd: Arc<dyn Containerd>,
-    pub(super) resolver: Resolver,
+    containerd: Arc<dyn Containerd>,
+    resolver: Resolver,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     need_content: NeedContent,
@@ -160,6 +164,57 @@ impl Engine {
         };
         let target = self.resolver.target(&request).await?;
         name_layers(self.containerd.as_ref(), &target).await
+    }
+
+    /// Reads all snapshots of a snapshotter, and all blobs.
+    pub async fn list(&self, snapshotter: &str) -> Result<Listing, crate::containerd::Error> {
+        Listing::read(self.containerd.as_ref(), snapshotter).await
+    }
+
+    /// Returns the status of the image with these names, from a listing. Changes nothing.
+    pub async fn look(
+        &self,
+        image: &Image,
+        names: &[String],
+        listing: &Listing,
+    ) -> Result<ImageStatus, Error> {
+        inspect::image_status(&self.resolver, image, names, listing).await
+    }
+
+    /// Returns the steps that [`Engine::ensure`] would run for an image, in order; none for an excluded image.
+    pub async fn planned(
+        &self,
+        image: &Image,
+        names: &[String],
+        listing: &Listing,
+    ) -> Result<Vec<Planned>, Error> {
+        inspect::planned(&self.resolver, image, names, listing).await
+    }
+
+    /// Returns the missing layers of an image: the position of each, from 0 at the bottom, and its chain id.
+    pub async fn missing_layers(
+        &self,
+        image: &Image,
+        listing: &Listing,
+    ) -> Result<Vec<(usize, String)>, Error> {
+        inspect::missing_layers(&self.resolver, image, listing).await
+    }
+
+    /// Returns the chain ids of an image's layers, bottom first.
+    pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
+        inspect::chain(&self.resolver, image).await
+    }
+
+    /// Returns the images that have the layer `chain` and that containerd cannot unpack by itself in a snapshotter, the
+    /// newest first.
+    pub async fn stuck_at(&self, snapshotter: &str, chain: &str) -> Result<Vec<Image>, Error> {
+        stuck::with_layer(&self.resolver.images, snapshotter, chain).await
+    }
+
+    /// Returns whether containerd cannot unpack this image by itself in a snapshotter: a blob is gone, will be collected,
+    /// or is encrypted.
+    pub async fn is_stuck(&self, snapshotter: &str, image: &Image) -> Result<bool, Error> {
+        stuck::is(&self.resolver.images, snapshotter, image).await
     }
 
     /// Moves a container that is being created onto the private chain that was made for it ([`Error::InUse`]). Returns

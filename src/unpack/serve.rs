@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use super::ready_cache::SANDBOX;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
-use crate::unpack::flight::removal::unless_removed;
 use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::repair::in_use::{self, Way, way};
 use crate::unpack::repair::volume::Volume;
@@ -28,7 +27,7 @@ impl Serve<'_> {
     pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
         match self.resolver.target(self.request).await {
             Err(e) => {
-                let e = unless_removed(self.runner.containerd.as_ref(), e).await;
+                let e = self.resolver.images.unless_removed(e).await;
                 reporter.end(Err(Arc::new(e)));
             }
             Ok(target) => {

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::containerd::Containerd;
-use crate::image;
 
 use super::registry::{FlightToken, Flights, Wanted};
 use crate::unpack::chain::error::Error;
@@ -92,15 +91,4 @@ impl Record<'_> {
             .iter()
             .any(|image| records.contains(&image.target.digest))
     }
-}
-
-/// This error, or that the image was removed: then its documents may have been collected while they were read.
-pub(crate) async fn unless_removed(containerd: &dyn Containerd, error: Error) -> Error {
-    if let Error::Image(image::Error::Containerd { image, source }) = &error
-        && source.is_not_found()
-        && matches!(containerd.image(image).await, Err(e) if e.is_not_found())
-    {
-        return Error::Removed(image.clone());
-    }
-    error
 }

@@ -61,6 +61,18 @@ impl Images {
         }
     }
 
+    /// Returns [`Error::Removed`] in place of this error if the image was removed: its documents may have been collected
+    /// while they were read.
+    pub(crate) async fn unless_removed(&self, error: Error) -> Error {
+        if let Error::Image(image::Error::Containerd { image, source }) = &error
+            && source.is_not_found()
+            && matches!(self.containerd().image(image).await, Err(e) if e.is_not_found())
+        {
+            return Error::Removed(image.clone());
+        }
+        error
+    }
+
     /// Returns all names of an image's target. The image's own name is one of them, even if it was removed meanwhile.
     pub(crate) async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
         let images = self.all().await?;
