@@ -1,5 +1,5 @@
-//! `ensure(image, snapshotter)`: reads the status of the image's chain, plans the fewest steps that make it `ready`, and
-//! runs them.
+//! `ensure(image, snapshotter)`: reads the status of the image's chain, plans the fewest steps that make it `ready`,
+//! and runs them.
 //!
 //! [`State`] and the plan do no I/O. A flight runs the plan. The [`Engine`] runs one flight per snapshotter and chain;
 //! the flight continues without its callers. This part knows nothing of NRI.

@@ -15,11 +15,12 @@ use crate::unpack::schedule::progress::{Done, Outcome};
 /// rejected container within 0.2 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The number of attempts before the log reports that the chain is still in use. With the pauses they take some minutes.
+/// The number of attempts before the log reports that the chain is still in use. With the pauses they take some
+/// minutes.
 const UNREPORTED_ATTEMPTS: usize = 30;
 
-/// The number of attempts after which the user of a chain counts as long-lived. They take longer than containerd needs to
-/// remove a rejected sandbox, and end before the kubelet's next try.
+/// The number of attempts after which the user of a chain counts as long-lived. They take longer than containerd needs
+/// to remove a rejected sandbox, and end before the kubelet's next try.
 const ATTEMPTS_UNTIL_HELD: usize = 5;
 
 /// The pause between the later attempts: a container may run for months, and each attempt lists all snapshots.
