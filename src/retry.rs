@@ -7,8 +7,8 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 /// Quick at first: a restart of containerd takes about a second.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// The sockets are local and a try costs nothing; whatever is created before the plugin is back goes
-/// without it.
+/// The sockets are local and an attempt costs nothing. A container that is created before the plugin is back starts
+/// without the plugin.
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// Pauses with jitter that grow to some seconds. Never ends.

@@ -1,4 +1,4 @@
-//! The work ahead over the in-memory containerd, on a clock that stands still unless somebody waits.
+//! The work ahead over the in-memory containerd, on a clock that stands still unless a task waits.
 
 mod arrivals;
 mod demand;

@@ -1,4 +1,4 @@
-//! The hooks over the in-memory containerd, on a clock that stands still unless somebody waits.
+//! The hooks over the in-memory containerd, on a clock that stands still unless a task waits.
 
 mod broken;
 
@@ -190,7 +190,7 @@ async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
-/// What helps is not kept from whoever reads the log.
+/// The remedy is in the log.
 #[tokio::test(start_paused = true)]
 async fn that_a_large_blob_is_gone_is_said() {
     const BIG: &str = "r.example/big:1";
@@ -273,7 +273,7 @@ async fn an_unready_image_is_rejected_or_allowed() {
             created,
             "{config} {snapshotter}: {answer:?}"
         );
-        // On the chain that it was made on, whatever the verdict.
+        // On the chain that it was made on, with each verdict.
         let own = bench.fake.stat(snapshotter, "c").await.unwrap();
         assert_eq!(own.parent.as_ref(), bench.chain_ids.last());
     }
@@ -291,7 +291,7 @@ async fn where_containerd_does_not_say_in_time_the_profile_decides() {
     }
 }
 
-/// A host's unpack over layers that are empty is broken: nobody can want that.
+/// A host's unpack over layers that are empty is broken.
 #[tokio::test(start_paused = true)]
 async fn a_mixed_chain_is_rejected_whatever_is_configured() {
     let bench = Bench::new("[hooks]\nswap = false\non_unready = \"allow\"\n").await;

@@ -422,7 +422,7 @@ async fn a_base_that_many_share_is_unpacked_once() {
     }
 }
 
-/// A lease spares a layer from garbage collection, not from somebody who replaces the chain.
+/// A lease spares a layer from garbage collection, not from a client that replaces the chain.
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     let bench = Bench::new(3).await;
@@ -481,7 +481,7 @@ async fn an_image_that_arrives_is_held_with_its_documents() {
 async fn the_work_goes_on_without_its_caller() {
     let bench = Bench::new(3).await;
     drop(bench.engine.ensure(request(Want::Image(NAME.to_owned()))));
-    // Nobody else asks.
+    // No other caller asks.
     let ready = async {
         while bench.state().await != State::Ready {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -10,7 +10,7 @@ async fn what_arrives_is_made_ready_and_what_was_missed_is_found() {
     settle().await;
     assert_eq!(bench.state(&first, "erofs").await, State::Ready);
 
-    // No event tells of this one: there was nobody to hear it.
+    // No event reports this one: no subscription existed.
     bench.fake.hang_up();
     let second = bench.fake.image("r.example/second:1", 4);
     settle().await;

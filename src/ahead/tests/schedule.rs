@@ -79,7 +79,7 @@ async fn all_images_are_looked_at_every_so_often() {
     }
 }
 
-/// With nobody who asks again.
+/// Without another request.
 #[tokio::test(start_paused = true)]
 async fn what_does_not_answer_is_looked_at_again() {
     for (call, times) in [

@@ -1,4 +1,4 @@
-//! What a flight and the steps of its plan share: the target, the means to change it, and what was done so far.
+//! The context that a flight shares with the executor of its plans.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::target::Target;
 
-/// What the work on one target needs.
+/// The target, and what is needed to change it.
 pub(crate) struct FlightContext<'a> {
     pub(crate) target: &'a Target,
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) leases: &'a Arc<Leases>,
-    /// Where an unpack waits for its turn. Nothing else does.
+    /// Bounds the images that are unpacked at the same time. Other steps need no permit.
     pub(crate) permits: &'a PrioritySemaphore,
     pub(crate) layers: &'a Layers,
     pub(crate) priority: &'a Priority,
     pub(crate) missing: &'a ContentFallback,
     pub(crate) reporter: &'a Reporter,
-    /// Whether the image is still there.
+    /// Checks whether the image still has a record.
     pub(crate) record: &'a Record<'a>,
     pub(crate) stop: &'a CancellationToken,
 }
@@ -38,9 +38,9 @@ pub(crate) struct FlightContext<'a> {
 /// What a flight has done so far.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    /// Of several things the one that says most.
+    /// The action to report: the greatest so far.
     pub(crate) action: Action,
-    /// Each once, however often it was worked on.
+    /// The positions of the layers that were changed, each once.
     pub(crate) layers: HashSet<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! The steps of one round of a flight, each done once, in the order of the plan.
+//! Executes the steps of one plan, each once, in order.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -22,13 +22,13 @@ use crate::unpack::schedule::permits::Permit;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::target::gc_protect;
 
-/// The steps that follow from one look at the chain.
+/// The executor of a plan that was made from one status of the chain.
 pub(crate) struct PlanExecutor<'a> {
     context: &'a FlightContext<'a>,
     lease: &'a Lease,
     status: &'a ChainStatus,
     work: &'a mut Work,
-    /// Layers that became ready in this round.
+    /// The number of layers that became ready in this round.
     layers: usize,
 }
 
@@ -48,7 +48,7 @@ impl<'a> PlanExecutor<'a> {
         }
     }
 
-    /// Ends early where what the steps were planned on is not there any more.
+    /// Executes the steps. Ends early if the chain is no longer in the state that the plan was made for.
     pub(crate) async fn act(mut self, steps: &[Step]) -> Result<(), Error> {
         if steps == [Step::Replace] {
             return self.replace().await;
@@ -73,14 +73,14 @@ impl<'a> PlanExecutor<'a> {
                     }
                 }
                 Step::Anchor => self.anchor().await?,
-                // Stands alone: what comes after it is not known yet.
+                // A replacement is the only step of its plan: the next plan depends on its result.
                 Step::Replace => {}
             }
         }
         Ok(())
     }
 
-    /// What the steps stand on is not to be collected under them.
+    /// Puts what the steps need under the lease, so that garbage collection keeps it.
     async fn hold(&self, unpacks: bool) -> Result<(), containerd::Error> {
         let (containerd, target) = (self.context.containerd, self.context.target);
         let committed = gc_protect::committed(containerd, self.lease, target, self.status);
@@ -96,7 +96,7 @@ impl<'a> PlanExecutor<'a> {
         Ok(())
     }
 
-    /// A layer is as it should be.
+    /// Records that a layer is ready, and reports the progress.
     fn did(&mut self, layer: usize, action: Action) {
         self.work.did(action);
         self.work.layers.insert(layer);
@@ -112,14 +112,14 @@ impl<'a> PlanExecutor<'a> {
         let enter = self.context.permits.acquire(self.context.priority);
         let permit = self.context.stop.run_until_cancelled(enter).await.flatten();
         let permit = permit.ok_or_else(|| self.context.stopped())?;
-        // It may have waited for long.
+        // The wait may have been long.
         if self.context.record.is_gone().await {
             return Err(self.context.removed());
         }
         Ok(permit)
     }
 
-    /// A layer that has gone meanwhile is found missing by the next look.
+    /// Puts the labels on a committed layer. If the layer is gone, the next status shows it as missing.
     async fn relabel(&mut self, i: usize) -> Result<(), Error> {
         let target = self.context.target;
         let chain_id = &target.manifest.layers[i].chain_id;
@@ -134,8 +134,8 @@ impl<'a> PlanExecutor<'a> {
         Ok(())
     }
 
-    /// The layers from this one to the top. `false` where a layer below was taken away meanwhile: the
-    /// next look finds it missing.
+    /// Unpacks the layers from this one to the top. `false` if a layer below was removed meanwhile: the next status shows
+    /// it as missing.
     async fn unpack(&mut self, from: usize) -> Result<bool, Error> {
         let missing = from..self.context.target.manifest.layers.len();
         if self.is_parallel(missing.len()).await {
@@ -158,8 +158,8 @@ impl<'a> PlanExecutor<'a> {
         Ok(true)
     }
 
-    /// Whether the missing layers are unpacked at the same time. Layers that are left to the guest
-    /// are made by `Prepare` alone, which has to know the parent.
+    /// Whether the missing layers are unpacked at the same time. Guest-pulled layers are committed by `Prepare`, which
+    /// needs the parent.
     async fn is_parallel(&self, missing: usize) -> bool {
         let FlightContext {
             target,
@@ -177,8 +177,8 @@ impl<'a> PlanExecutor<'a> {
                 .rebases
     }
 
-    /// The same, all at the same time. Of several failures the one of the lowest layer counts: it is
-    /// what one after another would have met.
+    /// Unpacks the layers at the same time. If several fail, the failure of the lowest layer counts, as if they had been
+    /// unpacked one after another.
     async fn unpack_at_once(&mut self, missing: Range<usize>) -> Result<bool, Error> {
         let stops = parallel::stops(self.context.stop, missing.len());
         let layers = missing.clone().zip(&stops);
@@ -227,7 +227,7 @@ impl<'a> PlanExecutor<'a> {
         }
     }
 
-    /// What a layer's outcome means for the chain; `None` where there has to be another look.
+    /// Converts a layer's result; `None` if the status has to be read again.
     fn settled(
         &self,
         i: usize,
@@ -253,8 +253,8 @@ impl<'a> PlanExecutor<'a> {
         Ok(())
     }
 
-    /// Takes the chain away, as far as nothing else holds it. A chain whose layers cannot all be
-    /// unpacked again stays.
+    /// Removes the chain as far as nothing else holds it. A chain stays if one of its layers could not be unpacked
+    /// again.
     async fn replace(&mut self) -> Result<(), Error> {
         let FlightContext {
             target,
@@ -263,7 +263,7 @@ impl<'a> PlanExecutor<'a> {
             ..
         } = *self.context;
         if target.in_use {
-            // The list of all snapshots costs more than a hook has on a node with many images.
+            // On a node with many images, a list of all snapshots takes longer than a hook may wait.
             return Err(self.in_use(1).await);
         }
         if !target.is_for_guest() {

@@ -1,4 +1,4 @@
-//! One `ensure` of one chain: look, plan, act, and look again whether it is so.
+//! One flight: reads the status of a chain, plans, executes the plan, and reads the status again.
 
 pub(crate) mod context;
 pub(crate) mod executor;
@@ -22,22 +22,22 @@ use context::{FlightContext, Work};
 use executor::PlanExecutor;
 use removal::After;
 
-/// Rounds after which a chain that is still not ready although every step succeeded is given up.
-/// Somebody else may work on it at the same time (containerd's own unpack leaves layers without
-/// labels); more than this is a fight.
+/// The number of rounds after which a flight gives up although every step succeeded. Another client may change the chain
+/// at the same time: containerd's own unpack commits layers without labels.
 const MAX_ROUNDS: usize = 4;
 
-/// Nobody has left by then who will not wait for longer.
+/// The shortest estimate that is reported to waiters: a caller that still waits after this long also waits for a
+/// shorter unpack.
 const WORTH_TELLING: Duration = Duration::from_millis(20);
 
-/// The work on one target.
+/// A flight for one target.
 pub(crate) struct Flight<'a> {
     pub(crate) context: &'a FlightContext<'a>,
 }
 
 impl Flight<'_> {
-    /// Makes the chain ready; answers what that took, and when the top layer was made. The lease is
-    /// released on every path.
+    /// Makes the chain ready. Returns what was done, and the creation time of the top layer. The lease is released on
+    /// every path.
     pub(crate) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
         let (status, created_at) = self.look().await?;
         let found = status.state(&self.context.target.rules);
@@ -55,7 +55,7 @@ impl Flight<'_> {
         let lease = lease.map_err(|e| self.context.target.failed(e))?;
         let outcome = self.rounds(&lease, status).await;
         lease.release(self.context.containerd).await;
-        // Not before the lease is gone: an image that is removed from now on leaves nothing here.
+        // Checked after the lease is released: a removal from now on finds no lease that keeps the layers.
         match self.context.record.after(&outcome, removals).await {
             After::Kept => outcome,
             After::Arriving => {
@@ -69,8 +69,8 @@ impl Flight<'_> {
         }
     }
 
-    /// Says how long it takes at least, where each layer that is missing has to be applied, and can be: a
-    /// failure may come at once.
+    /// Reports the least duration to the waiters, if each missing layer has to be applied and its blob is there. Without
+    /// a blob the flight may fail at once, so nothing is reported.
     async fn estimate_minimum(&self, steps: &[Step]) {
         let FlightContext {
             target,
@@ -107,7 +107,7 @@ impl Flight<'_> {
         }
     }
 
-    /// From a chain that is not ready to one that is.
+    /// Plans and executes until the chain is ready.
     async fn rounds(
         &self,
         lease: &Lease,

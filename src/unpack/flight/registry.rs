@@ -1,5 +1,5 @@
-//! The flights that go on: one for each snapshotter and chain, shared by all callers, and ended when the
-//! images that they are for were removed.
+//! The running flights: one for each snapshotter and chain, shared by all callers. A flight is stopped when its images
+//! are removed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,67 +13,67 @@ use crate::unpack::target::Target;
 /// A snapshotter and a chain id.
 pub(crate) type FlightKey = (String, String);
 
-/// All of them.
+/// All running flights.
 #[derive(Default)]
 pub(crate) struct Flights(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
     flights: HashMap<FlightKey, ActiveFlight>,
-    /// Counts the callers of all flights.
+    /// The number of callers of all flights so far: numbers the next caller.
     callers: u64,
 }
 
-/// A flight that goes on.
+/// A running flight.
 struct ActiveFlight {
     ticket: Ticket,
     priority: Priority,
-    /// The config blob of its image.
+    /// The digest of its image's config blob.
     config: String,
-    /// What the records of its callers' images point at.
+    /// The target digests of its callers' image records.
     records: HashSet<String>,
-    /// The last caller found the image by a layer of a pull: it has no record yet.
+    /// The last caller found the image during its pull: it has no record yet.
     arrives: bool,
-    /// Its first caller did: the labels may name the image otherwise than its record does.
+    /// The first caller found it during its pull: the labels may name the image otherwise than its record.
     began_in_pull: bool,
     first_caller: u64,
     last_caller: u64,
     stop: CancellationToken,
 }
 
-/// What a caller of a chain is to do.
+/// What a caller of a chain has to do.
 pub(crate) enum Joined {
-    /// To wait for this flight.
+    /// Wait for this flight.
     Ours(Ticket),
-    /// To wait for the flight of another image, or for one that began in this image's pull, and to ask again.
+    /// Wait for the flight of another image, or for one that began during this image's pull, and join again.
     Another(Ticket),
-    /// To fly.
+    /// Run the flight.
     First(Ticket, Reporter, FlightToken),
 }
 
-/// A flight's entry.
+/// The key of a flight's entry.
 pub(crate) struct FlightToken {
     pub(crate) key: FlightKey,
-    /// Ends this flight: when the engine stops, or its images are gone.
+    /// Stops this flight, when the engine stops or its images are removed.
     pub(crate) stop: CancellationToken,
     caller: u64,
 }
 
-/// What a flight is for.
+/// The images that a flight is for.
 pub(crate) enum Wanted {
-    /// It was ended.
+    /// None: the flight was stopped.
     Nothing,
-    /// An image that is still being pulled, and others, by what their records point at.
+    /// An image that is still being pulled, and the images with these target digests.
     Arriving(HashSet<String>),
-    /// Images, by what their records point at.
+    /// The images with these target digests.
     Records(HashSet<String>),
 }
 
-/// The last callers that the flights had at some moment.
+/// The last caller of each flight at one moment.
 pub(crate) struct Moment(HashMap<FlightKey, u64>);
 
 impl Flights {
-    /// The flight of this target's chain. A new one ends when `stop` does.
+    /// Joins the flight of this target's chain, or adds one. `stop` also stops a new flight.
     pub(crate) fn join(
         &self,
         target: &Target,
@@ -119,7 +119,7 @@ impl Flights {
         Joined::First(ticket, reporter, token)
     }
 
-    /// Takes the flight out, if it was not ended before.
+    /// Removes the flight's entry, if it is still there.
     pub(crate) fn leave(&self, token: &FlightToken) {
         let mut inner = self.lock();
         if inner.flights.get(&token.key).is_some_and(|f| f.is(token)) {
@@ -127,7 +127,7 @@ impl Flights {
         }
     }
 
-    /// What a flight is for.
+    /// The images that a flight is for.
     pub(crate) fn wanted(&self, token: &FlightToken) -> Wanted {
         let inner = self.lock();
         match inner.flights.get(&token.key).filter(|f| f.is(token)) {
@@ -137,16 +137,15 @@ impl Flights {
         }
     }
 
-    /// Before the images of the store are listed.
+    /// Returns the callers before the images of the store are listed.
     pub(crate) fn now(&self) -> Moment {
         let inner = self.lock();
         let callers = inner.flights.iter();
         Moment(callers.map(|(k, f)| (k.clone(), f.last_caller)).collect())
     }
 
-    /// Ends the flights whose images had no record in a list that was read after that moment. A flight that
-    /// has had another caller since goes on: its image may have been pulled again. Who asks for the chain from
-    /// now on gets a new flight.
+    /// Stops the flights whose images had no record in a list that was read after that moment. A flight with a later
+    /// caller goes on: its image may have been pulled again. The next caller of the chain gets a new flight.
     pub(crate) fn end_without(&self, records: &HashSet<&str>, moment: &Moment) {
         self.lock().flights.retain(|key, flight| {
             let is_gone = !flight.arrives
@@ -159,7 +158,7 @@ impl Flights {
         });
     }
 
-    /// Takes the lock, and lets it go.
+    /// Acquires and releases the lock, for the watchdog.
     pub(crate) fn probe_locks(&self) {
         drop(self.lock());
     }

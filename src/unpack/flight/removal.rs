@@ -1,5 +1,5 @@
-//! An image that is removed while a flight makes it ready: what the flight has made stands under its lease, so
-//! containerd's own collection, which follows the removal, leaves it there.
+//! An image that is removed while a flight makes it ready. The flight's lease keeps what it has made, so the garbage
+//! collection that follows the removal does not remove it: the flight has to collect again.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use crate::containerd::Containerd;
 use super::registry::{FlightToken, Flights, Wanted};
 use crate::unpack::chain::error::Error;
 
-/// Counts the images whose removal this process has heard of.
+/// The number of removed images that events have reported so far.
 #[derive(Debug, Default)]
 pub(crate) struct Removals(AtomicU64);
 
@@ -23,7 +23,7 @@ impl Removals {
     }
 }
 
-/// The records of the images that a flight is for.
+/// Checks whether the images of a flight still have records.
 pub(crate) struct Record<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     /// The name of one of them.
@@ -33,19 +33,19 @@ pub(crate) struct Record<'a> {
     pub(crate) removals: &'a Removals,
 }
 
-/// What became of the image while a flight worked on it.
+/// The state of the image after a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
-    /// It is there, or containerd does not say.
+    /// It is there, or containerd does not answer.
     Kept,
-    /// It has no record yet, and may never get one: what its own pull does not hold is to be collected.
+    /// It has no record yet, and may never get one: a collection removes what its pull does not hold.
     Arriving,
-    /// It has no record any more: what was made of it is to be collected.
+    /// It was removed: a collection removes its layers.
     Removed,
 }
 
 impl Record<'_> {
-    /// Removals so far.
+    /// Returns the number of removals so far.
     pub(crate) fn removals(&self) -> u64 {
         self.removals.now()
     }
@@ -59,11 +59,11 @@ impl Record<'_> {
         }
     }
 
-    /// What became of it in a flight that began after so many removals and has released its lease.
+    /// Returns the image's state after a flight that began after `removals` removals and has released its lease.
     pub(crate) async fn after<T>(&self, outcome: &Result<T, Error>, removals: u64) -> After {
         match self.flights.wanted(self.token) {
             Wanted::Nothing => After::Removed,
-            // Everything stops.
+            // The engine stops.
             _ if self.token.stop.is_cancelled() => After::Kept,
             Wanted::Records(records) if self.have_none(&records).await => After::Removed,
             Wanted::Arriving(records)

@@ -1,6 +1,6 @@
-//! A layer has to be unpacked and its blob is gone: the means to do without, one after another.
+//! Other sources for the content of a layer whose blob is gone, tried one after another.
 //!
-//! It decides which content is tried next; how a content becomes a snapshot is the layer's to know.
+//! It decides which content is tried next. It does not know how content becomes a snapshot.
 
 use tokio::sync::Mutex;
 
@@ -13,7 +13,7 @@ use super::rebuild::{self, Rebuild};
 use super::unpack::{Committed, Failure, Unpack};
 use crate::unpack::snapshotter::guest_pull::chain_id_of;
 
-/// A way to a layer whose blob is gone.
+/// A source for the content of a layer whose blob is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackSource {
     /// From overlayfs on this node, exactly as it was unpacked there. Offline, without credentials.
@@ -22,17 +22,17 @@ pub enum FallbackSource {
     Pull,
 }
 
-/// What is done about blobs that are gone: nothing by default.
+/// The sources that are tried, in order; none by default.
 #[derive(Debug, Default)]
 pub struct ContentFallback {
     means: Vec<FallbackSource>,
     registries: Registries,
-    /// One fetch at a time: it changes a manifest's labels and changes them back.
+    /// Serializes fetches: each changes the manifest's labels and restores them.
     turn: Mutex<()>,
 }
 
 impl ContentFallback {
-    /// These means, in this order, with the registries reached in this way.
+    /// Returns a fallback with these sources, in this order.
     pub fn new(means: Vec<FallbackSource>, registries: Registries) -> Self {
         Self {
             means,
@@ -41,8 +41,8 @@ impl ContentFallback {
         }
     }
 
-    /// Commits the layer from the image's blob, else by the first means that does it; the failure says what
-    /// became of each.
+    /// Commits the layer from the image's blob, else from the first source that has it. The failure holds the result of
+    /// each source.
     pub(crate) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
         match layer.unpack(&Content::of_image(layer.layer)).await {
             Err(Failure::NoBlob(_)) => self.unpack_by(layer, &self.means).await,
@@ -111,7 +111,7 @@ impl ContentFallback {
     }
 }
 
-/// Why a means did not do it.
+/// The reason why a source did not give the layer.
 #[derive(Debug, thiserror::Error)]
 enum Obstacle {
     #[error(transparent)]
@@ -123,7 +123,7 @@ enum Obstacle {
 }
 
 impl Obstacle {
-    /// What to say of it before the next means; a failure where no other would do better.
+    /// Returns the reason to report before the next source, or a failure if no other source would help.
     fn reason(self) -> Result<String, Failure> {
         match self {
             Self::Layer(Failure::Stopped)

@@ -1,9 +1,8 @@
-//! The missing layers of one chain at the same time: each is applied for itself, and committed onto
-//! the one below as soon as that stands.
+//! Unpacks the missing layers of one chain at the same time: each is applied alone, and committed onto its parent as
+//! soon as that is committed.
 //!
-//! What comes of it is what an unpack of one after another leaves, failures included: a layer that
-//! fails takes those above it along, while those below go on. One that takes the layer below waits for
-//! it, and is then unpacked as it would be then.
+//! The result is that of an unpack of one layer after another, also after a failure: a layer that fails stops those
+//! above it, and those below go on. A layer that needs its parent for the apply waits for it.
 
 use futures::stream::{FuturesUnordered, Stream};
 use tokio::sync::{Semaphore, oneshot};

@@ -1,9 +1,8 @@
-//! One layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
-//! containerd's own unpacker, so that both can work on one chain at the same time.
+//! Unpacks one layer: prepare, apply, verify, commit; or abort. The steps and their order are those of containerd's own
+//! unpacker, so that both can work on one chain at the same time.
 //!
-//! The layer below is given when the snapshot is prepared, and has to be there by then; or, where the
-//! snapshotter can rebase, not before it is committed. It fails where the layer's blob is gone: which other
-//! content is tried then is not known here.
+//! `Prepare` names the parent, which has to be committed at that time. In a snapshotter that can rebase, `Commit` names
+//! it instead. The unpack fails if the layer's blob is gone; [`super::fallback`] tries other content.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -27,32 +26,32 @@ use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::snapshotter::{guest_pull, mounts};
 
-/// *AlreadyExists* without the chain id being there, or *NotFound* although the layer below is, is
-/// somebody else in between: he unpacks the chain, or takes it away. containerd's own unpacker tries three
-/// times at once; a replacement by another process takes longer.
+/// Attempts of `Prepare`. *AlreadyExists* without a snapshot of that chain id, or *NotFound* although the parent is
+/// there, means that another client unpacks or removes the chain at the same time. containerd's own unpacker tries three
+/// times without a pause; a replacement by another process takes longer.
 const PREPARE_TRIES: u32 = 5;
 
-/// Before the second try, and twice as long before each further one.
+/// The pause before the second attempt. It doubles with each further one.
 const PREPARE_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a call that is under way when everything stops is waited for: well within the daemon's own
-/// time for tidying up.
+/// How long a stopped unpack waits for a running `Prepare`: well within the time that the daemon has for its
+/// shutdown.
 const LAST_PREPARE: Duration = Duration::from_secs(5);
 
-/// An apply that cannot be done, for a blob that is gone, has failed by then.
+/// An apply without its blob fails within this time.
 const REFUSED: Duration = Duration::from_millis(20);
 
-/// The layer's blob, once its content has been verified, carries the digest of what is in it.
+/// containerd's label on a layer's blob, set after its content was verified: the digest of the uncompressed content.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// How a layer came to be committed.
+/// How a layer was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
-    /// By us, just now, from its blob or from what the snapshotter had of it.
+    /// By this unpack, from its blob or from content that the snapshotter had.
     Applied,
-    /// By us, from what another snapshotter has.
+    /// By this unpack, from a layer of another snapshotter.
     Rebuilt,
-    /// It was there: unpacked by somebody else, or the snapshotter needs no content for it.
+    /// Before: by another client, or by a snapshotter that needs no content for it.
     Existed,
 }
 
@@ -66,28 +65,28 @@ impl From<Committed> for Action {
     }
 }
 
-/// Why a layer was not committed.
+/// The reason why a layer was not committed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// The content store does not have the blob; with what became of each means to do without.
+    /// The content store does not have the blob. Holds the result of each other source that was tried.
     #[error("its blob is not in the content store")]
     NoBlob(Vec<String>),
     /// The blob is encrypted, and containerd does not decrypt it.
     #[error("it is encrypted: {0}")]
     Encrypted(containerd::Error),
-    /// The digest that came out.
+    /// The content has another digest than the diff id: this one.
     #[error("it unpacks to {0}")]
     WrongDiffId(String),
-    /// The layer below was taken away meanwhile: somebody else replaces the chain.
-    #[error("the layer below it was taken away")]
+    /// The parent was removed meanwhile: another client replaces the chain.
+    #[error("the layer below it was removed")]
     ParentGone,
     #[error("stopped")]
     Stopped,
 }
 
-/// What it takes to unpack one layer.
+/// The inputs of one layer's unpack.
 pub(crate) struct Unpack<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) snapshotter: &'a str,
@@ -112,7 +111,7 @@ pub(crate) struct Turn {
     _flight: LayerLock,
 }
 
-/// When a layer is put onto the one below it.
+/// When the parent of a layer is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Join {
     /// At once.
@@ -269,10 +268,10 @@ impl Unpack<'_> {
                     last = Some(e);
                 }
                 Err(e) => {
-                    // An answer that got lost leaves the snapshot made.
+                    // If only the answer is lost, the snapshot was made.
                     self.remove(&key).await;
                     match self.unless_gone(parent, e).await {
-                        // Whoever has taken the layer below away may have made it anew since.
+                        // The client that removed the parent may have committed it again.
                         Failure::Containerd(e) if e.is_not_found() => last = Some(e),
                         failure => return Err(failure),
                     }
@@ -378,8 +377,8 @@ impl Unpack<'_> {
         match committed {
             Ok(()) => Ok(true),
             Err(e) if e.already_exists() => Ok(false),
-            // The answer got lost. If the layer is there, by us or by somebody else, nothing is lost;
-            // should our key still be there, it is taken away.
+            // The answer is lost. If the layer is there, this unpack or another client has committed it. The
+            // extraction snapshot is removed if it is still there.
             Err(e) if e.is_unreachable() && self.is_committed().await? => Ok(false),
             Err(e) => Err(self.unless_gone(parent, e).await),
         }
@@ -415,7 +414,7 @@ impl Unpack<'_> {
             && matches!(self.containerd.blob(&blob.digest).await, Err(e) if e.is_not_found())
     }
 
-    /// Takes away what is not to be committed.
+    /// Removes the extraction snapshot.
     pub(crate) async fn abort(&self, filled: Filled) {
         self.remove(&filled.key).await;
     }

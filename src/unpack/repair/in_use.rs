@@ -1,4 +1,4 @@
-//! A chain that cannot be repaired because it is in use, and what a container that is being created
+//! A chain that cannot be repaired, since it is in use, and the private chain that a container that is being created
 //! on it can be moved onto.
 
 use std::sync::Arc;
@@ -13,22 +13,21 @@ use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
 
-/// How the work on a target goes on.
+/// The next step for a target.
 pub(crate) enum Way {
-    /// The chain is as it should be, or a flight can make it so.
+    /// Run or join a flight: the chain is ready, or a flight can make it ready.
     Flight,
-    /// With this error.
+    /// End with this error.
     Ends(Error),
-    /// It is left to containerd, and a container can start from it. With the time when its top layer was
-    /// made.
+    /// End: the image is left to containerd, and a container can start from it. Holds the creation time of the top
+    /// layer.
     LeftAlone(Option<SystemTime>),
-    /// This private chain has to be unpacked; then the container is moved onto it.
+    /// Unpack this private chain; then the container is moved onto it.
     Private(Box<Target>),
 }
 
-/// The way for a container that is being created in a snapshotter that leaves images to the guest, where
-/// its chain was unpacked on the host. A flight of the chain may go on: it cannot help this container, and
-/// is not waited for.
+/// Returns the next step for a container that is being created. In a snapshotter with guest pull its chain may have
+/// been unpacked on the host. A flight of that chain cannot help the container, so it is not waited for.
 pub(crate) async fn way(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
@@ -55,7 +54,7 @@ pub(crate) async fn way(
             return Way::Ends(refused.unwrap_or_else(|| error(target, state, 1, None)));
         }
         State::Mixed if target.is_for_guest() => {}
-        // What the files' owners have to be is not known here.
+        // The owners of the files in the copy are not known here.
         State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
         State::Mixed => return Way::Private(Box::new(target.on_host())),
         _ if target.left_alone => return Way::LeftAlone(created_at),
@@ -71,8 +70,8 @@ pub(crate) async fn way(
     Way::Ends(error)
 }
 
-/// The chain is in use. Where the guest pulls, a private chain is made, onto which a container that is
-/// being created can be moved.
+/// Returns the error for a chain in use. If the guest pulls the image, a private chain is made first, onto which a
+/// container that is being created can be moved.
 pub(crate) async fn in_use(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -102,7 +101,7 @@ pub(crate) async fn in_use(
     error(target, state, holders, onto)
 }
 
-/// The chain is in use, and this is what a container that is being created can be moved onto.
+/// Returns the error for a chain in use, with the chain that a container can be moved onto.
 pub(crate) fn error(target: &Target, state: State, holders: usize, onto: Option<String>) -> Error {
     Error::InUse {
         image: target.image.clone(),
@@ -113,7 +112,7 @@ pub(crate) fn error(target: &Target, state: State, holders: usize, onto: Option<
     }
 }
 
-/// A private chain could not be made. That the image's own is broken stays true.
+/// Returns the error after a failure to make a private chain. A mixed chain stays broken whatever the cause.
 pub(crate) fn no_private(target: &Target, state: State, error: Error) -> Error {
     if state != State::Mixed {
         return error;

@@ -1,4 +1,4 @@
-//! Takes a chain away that has to be unpacked again, as far as nothing else holds it.
+//! Removes a chain that has to be unpacked again, down to the first layer that something else holds.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +7,7 @@ use crate::image::Manifest;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::lease::Leases;
 
-/// What came of it.
+/// The result of a replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Replaced {
     /// The top layer is gone; lower ones that something else holds may have stayed.
@@ -29,10 +29,10 @@ pub(crate) struct Replace<'a> {
 }
 
 impl Replace<'_> {
-    /// Takes the layers away from the top down, to the first that something else stands on or that
-    /// the snapshotter left to the guest.
+    /// Removes the layers from the top down, to the first one that has another child or that is a guest-pulled
+    /// layer.
     pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
-        // Before the list: a container that stands on the chain by now is in the list.
+        // Leases are read before the snapshots: a client that releases its lease in between has its snapshot in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
         let snapshots = self.containerd.snapshots(self.snapshotter).await?;
         let children = children(&snapshots);
@@ -54,12 +54,12 @@ impl Replace<'_> {
                 break;
             }
             if self.is_another(chain_id, &snapshots).await? {
-                // Somebody else has replaced it since the list was read.
+                // Another process has replaced it since the list was read.
                 return Ok(Replaced::Gone);
             }
             match self.containerd.remove(self.snapshotter, chain_id).await {
                 Err(e) if e.kind == ErrorKind::FailedPrecondition => {
-                    // Somebody was quicker to stand on it, or it cannot be removed in this way.
+                    // A snapshot was prepared on it meanwhile, or `Remove` cannot remove it.
                     return match above {
                         None => self.collect(chain_id).await,
                         Some(_) => Ok(Replaced::Gone),
@@ -72,8 +72,8 @@ impl Replace<'_> {
         Ok(Replaced::Gone)
     }
 
-    /// Whether the snapshot of this name is not the one in the list any more: another process may
-    /// replace the same chain.
+    /// Whether the snapshot of this name is another one than in the list: another process may replace the same
+    /// chain.
     async fn is_another(
         &self,
         chain_id: &str,
@@ -90,16 +90,16 @@ impl Replace<'_> {
         }
     }
 
-    /// A snapshot that garbage collection once took a child from refuses `Remove` for good: its
-    /// parent keeps the child's entry. What works is to let go of the chain and have garbage
-    /// collected, which deleting a lease with `sync` does and waits for. Whatever is in use is in no
-    /// danger: collection spares what a container, a lease or another image holds.
+    /// Removes the chain by a garbage collection. `Remove` fails for ever on a snapshot that lost a child to a
+    /// garbage collection, since the snapshotter keeps the child's entry. So the anchor is removed, and a lease is
+    /// deleted with `sync`, which collects and returns afterwards. A collection keeps what a container, a lease or
+    /// another image holds.
     async fn collect(&self, top: &str) -> Result<Replaced, containerd::Error> {
         let gone = self.let_go(top).await;
         if let Ok(true) = gone {
             return Ok(Replaced::Gone);
         }
-        // Whatever kept it, or failed: a chain that is there stays anchored.
+        // The chain is still there, or a call has failed: it has to stay anchored.
         self.set_anchor(top).await?;
         gone.map(|_| Replaced::InUse(1))
     }

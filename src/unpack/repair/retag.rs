@@ -1,13 +1,13 @@
-//! The name of an image that was unpacked while it was being pulled. Then nothing was known of it but its
-//! digest and from which host and repository it came, not always by which port, and its labels name it so;
-//! the name that was asked for comes with its record. A snapshotter looks at the label when it mounts, so the change counts from the next container on.
+//! Puts the tag into the labels of an image that was unpacked during its pull. At that time only the digest, the host
+//! and the repository are known, and not always the port, so the labels name the image by these. The tag comes with the
+//! image's record. A snapshotter reads the label when it mounts, so the change counts from the next container on.
 
 use crate::containerd::Containerd;
 use crate::image::is_from_the_pull;
 use crate::unpack::chain::error::Error;
 use crate::unpack::target::Target;
 
-/// Gives the layers that have the name from the pull the one that the target has now. Answers how many.
+/// Replaces the name from the pull in the labels of the target's layers. Returns the number of layers changed.
 pub(crate) async fn name_layers(
     containerd: &dyn Containerd,
     target: &Target,

@@ -1,8 +1,8 @@
-//! Moves a container that is being created onto another chain: its own snapshot is taken away and
-//! made again, under the same key, on the new parent. Nothing is mounted yet at that moment.
+//! The swap: moves a container that is being created onto another chain. Its own snapshot is removed and prepared
+//! again, under the same key, on the new parent. Nothing is mounted at that moment.
 //!
-//! Between the two calls containerd has a container without a snapshot. So everything else is ready
-//! before, and the second call is repeated until the deadline.
+//! Between the two calls the container has no snapshot. So everything else is ready before the first call, and the
+//! second one is repeated until the deadline.
 
 use std::time::Duration;
 
@@ -13,33 +13,33 @@ use crate::containerd::{self, Containerd, Resource};
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::target::request::Move;
 
-/// What a swap takes where none has been measured: two calls, each with a write to two databases.
+/// The estimated duration before a swap was measured: two calls, each with a write to two databases.
 const FIRST_ESTIMATE: Duration = Duration::from_millis(40);
 
-/// A swap begins only with this many times its cost left.
+/// A swap begins only if this many times its estimated duration is left.
 const SPARE: u32 = 3;
 
-/// What is left of the deadline for the answer: one that comes in the very moment in which the hook
-/// stops to wait for it is not heard, and the worst assumed.
+/// The time kept for the answer: an answer at the very deadline may come after the hook has stopped waiting, and the
+/// hook then assumes that the snapshot is lost.
 const ANSWER: Duration = Duration::from_millis(5);
 
-/// A hook that waits less moves no container before a swap was measured.
+/// The shortest wait of a hook that can swap a container before a swap was measured.
 pub const LEAST_WAIT: Duration = FIRST_ESTIMATE.saturating_mul(SPARE).saturating_add(ANSWER);
 
-/// Between tries of the second half.
+/// The pause between attempts of the second call.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How long a swap may take.
+/// The deadlines of a swap.
 #[derive(Clone, Copy, Debug)]
 pub struct SwapDeadlines {
-    /// It is begun only if it can be expected to be done by then.
+    /// The swap begins only if it is expected to end before this.
     pub usual: Instant,
-    /// Once begun it goes on until then: a container without its snapshot is worse than a wait.
+    /// A swap that has begun is retried until this: a container without its snapshot is worse than a wait.
     pub last: Instant,
 }
 
 impl SwapDeadlines {
-    /// The same, with time left for the answer.
+    /// Returns the deadlines less the time for the answer.
     pub(crate) fn answered(self) -> Self {
         let less = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
         Self {
@@ -49,14 +49,14 @@ impl SwapDeadlines {
     }
 }
 
-/// How a swap ended.
+/// The result of a swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SwapOutcome {
     /// The container stands on the new chain.
     Done,
-    /// Nothing was changed, and why.
+    /// Nothing was changed, for this reason.
     Untouched(String),
-    /// The container is, or may be, without its snapshot: its creation must fail.
+    /// The container has no snapshot, or may have none: its creation must fail.
     Lost,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Swap<'a> {
     pub(crate) wanted: &'a Move,
 }
 
-/// A call that changes nothing, by the deadline.
+/// Waits for a call that changes nothing, until the deadline.
 pub(crate) async fn in_time<T>(
     deadline: Instant,
     call: impl Future<Output = Result<T, containerd::Error>>,
@@ -81,7 +81,7 @@ pub(crate) async fn in_time<T>(
 }
 
 impl Swap<'_> {
-    /// Swaps, if there is time.
+    /// Swaps the snapshot if enough time is left.
     pub(crate) async fn run(
         &self,
         SwapDeadlines {
@@ -111,7 +111,7 @@ impl Swap<'_> {
             return SwapOutcome::Untouched("too little time is left to move it".to_owned());
         }
         if let Err(e) = self.containerd.remove(snapshotter, key).await {
-            // Whether it is gone decides what this is: the answer may have got lost.
+            // The answer may be lost: the result depends on whether the snapshot is gone.
             match self.containerd.stat(snapshotter, key).await {
                 Ok(_) => return SwapOutcome::Untouched(e.to_string()),
                 Err(stat) if stat.is_not_found() => {}
@@ -121,7 +121,7 @@ impl Swap<'_> {
         self.put_back(&old, last).await
     }
 
-    /// What it is to stand on must be there, and stay: its image may be removed in this very moment.
+    /// Holds the new parent under the lease and checks that it exists: its image may be removed at this moment.
     async fn hold(&self) -> Result<(), containerd::Error> {
         let Move {
             snapshotter, onto, ..
@@ -131,8 +131,8 @@ impl Swap<'_> {
         self.containerd.stat(snapshotter, onto).await.map(drop)
     }
 
-    /// The second half, repeated until `last`. A try that this finds under way is seen through:
-    /// containerd cleans up after a creation that failed.
+    /// Prepares the snapshot on the new parent, with retries until `last`. An attempt that runs at that time is
+    /// waited for. containerd cleans up after a creation that failed.
     async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> SwapOutcome {
         loop {
             let Err(e) = self.try_put_back(old).await else {
@@ -180,7 +180,7 @@ impl Swap<'_> {
     }
 }
 
-/// What swaps cost here, slowly forgetting.
+/// The estimated duration of a swap on this node: a moving estimate.
 #[derive(Debug)]
 pub(crate) struct Cost(Mutex<Duration>);
 
@@ -195,7 +195,8 @@ impl Cost {
         *self.0.lock()
     }
 
-    /// Up by doubling, down by halves: a slow moment is a warning and no more, a quick one no promise.
+    /// Takes a measured duration into the estimate, which at most doubles, and falls half way to a lower value: one slow
+    /// or quick swap does not decide.
     pub(crate) fn measured(&self, cost: Duration) {
         self.change(|estimate| {
             cost.min(estimate * 2)
@@ -203,8 +204,8 @@ impl Cost {
         });
     }
 
-    /// A swap was not begun. Nothing is measured while none is, so an estimate that is too high has to
-    /// come down by itself.
+    /// Lowers the estimate after a swap that did not begin: without swaps nothing is measured, and an estimate that
+    /// is too high would stay.
     fn not_begun(&self) {
         self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE.min(estimate)));
     }

@@ -1,9 +1,9 @@
-//! An image that a container mounts as a volume (containerd 2.1 and later), where the snapshotter leaves
-//! layers to the guest: containerd mounts the volume on the host, before any hook, and what was left to the
-//! guest is empty there. The layers are applied once more, into the volume itself.
+//! An image that a container mounts as a volume (containerd 2.1 and later) in a snapshotter with guest pull. containerd
+//! mounts the volume on the host before any hook, and guest-pulled layers are empty there. So the layers are applied
+//! again, into the volume itself.
 //!
-//! A private chain does not help: the volume is mounted already, and is the same for all containers of the
-//! pod. An apply into the mount changes the upper directory of its own snapshot, and goes with that.
+//! A private chain does not help: the volume is mounted already and shared by all containers of the pod. An apply into
+//! the mount changes the upper directory of the volume's own snapshot, which is removed with the pod.
 
 use std::sync::Arc;
 
@@ -31,17 +31,17 @@ pub(crate) struct Volume<'a> {
     pub(crate) stop: &'a CancellationToken,
     pub(crate) reporter: &'a Reporter,
     pub(crate) target: &'a Target,
-    /// Where it is mounted, which is its snapshot's key.
+    /// The mount point, which is also the key of the volume's snapshot.
     pub(crate) path: &'a str,
 }
 
 impl Volume<'_> {
-    /// Fills it where it lacks a layer.
+    /// Applies the image's layers into the volume if it lacks them.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
         let priority = Priority::new(Urgency::Creation);
         let snapshotter = self.target.snapshotter.as_str();
         let layer_locks = &self.layers.layer_locks;
-        // Two containers of a pod may come for the same volume.
+        // Two containers of a pod may ask for the same volume.
         let _lock = layer_locks
             .lock(snapshotter, self.path, &priority, || ())
             .await;
@@ -68,7 +68,7 @@ impl Volume<'_> {
             return Err(self.target.unavailable(i, vec![]));
         }
         for i in 0..self.layers().len() {
-            // It goes with its pod; then nothing is mounted there any more.
+            // The volume may be removed with its pod meanwhile: then its snapshot is gone.
             self.is_filled().await?;
             let applied = self.apply(i, lease, priority).await;
             applied.map_err(|failure| self.target.layer_failed(i, failure))?;
@@ -107,7 +107,7 @@ impl Volume<'_> {
         unpack.apply(vec![mount], &Content::of_image(layer)).await
     }
 
-    /// Whether all layers were applied into it. An error where it is not there.
+    /// Whether all layers were applied into the volume. An error if the volume is gone.
     async fn is_filled(&self) -> Result<bool, Error> {
         let own = self.containerd.stat(&self.target.snapshotter, self.path);
         let own = own.await.map_err(|e| self.target.failed(e))?;

@@ -244,7 +244,7 @@ async fn a_chain_that_refuses_to_be_removed_is_collected() {
     bench.fake.collect_container(NYDUS, "c");
     let refused = bench.fake.remove(NYDUS, &bench.chain_ids[3]).await;
     assert_eq!(refused.unwrap_err().kind, ErrorKind::FailedPrecondition);
-    // What somebody's lease holds survives the collection, and is in use.
+    // What another client's lease holds survives the collection, and is in use.
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
     bench

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Config;
 
-/// Decrypting is containerd's business; where it cannot, the error says so. Nobody needs the key of a
+/// containerd decrypts; where it cannot, the error says so. No key is needed for the
 /// layer that is there.
 #[tokio::test]
 async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {

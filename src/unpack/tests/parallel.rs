@@ -492,7 +492,7 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.assert_ready("taken away").await;
 }
 
-/// Nobody knows what `native` would make of a whiteout.
+/// What `native` does with a whiteout is not known.
 #[tokio::test(start_paused = true)]
 async fn where_deletions_would_be_lost_a_layer_waits_for_the_one_below() {
     let bench = Bench::with(5, "native", true, PARALLEL).await;
@@ -533,7 +533,7 @@ async fn what_the_snapshotter_has_is_committed_without_being_applied() {
     }
 }
 
-/// Somebody else is quicker with the lower layers: the others go on.
+/// Another process is quicker with the lower layers: the others go on.
 #[tokio::test(start_paused = true)]
 async fn what_is_there_by_the_time_of_prepare_is_built_upon() {
     let bench = Bench::new(5).await;

@@ -25,7 +25,7 @@ pub(in crate::unpack) enum Error {
     Malformed { path: String, reason: String },
 }
 
-/// Reads the file anew: it is short, and whoever rotates its content does not restart a daemon.
+/// Reads the file at each use: it is short, and credentials that are rotated need no restart.
 pub(super) async fn read(path: &Path) -> Result<Logins, Error> {
     let name = || path.display().to_string();
     let text = tokio::fs::read(path).await;

@@ -53,7 +53,7 @@ pub(in crate::unpack) enum Error {
 }
 
 impl Error {
-    /// Nothing is wrong with the directory: whoever took the archive went away.
+    /// Whether the reader of the archive has gone away: nothing is wrong with the directory.
     pub(super) fn is_unwanted(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -234,7 +234,7 @@ impl<W: Write> Archive<'_, W> {
     }
 }
 
-/// Never through a link: whatever the layer holds, it is read from the layer.
+/// Opens a file of the layer without following a link, so that nothing outside of the layer is read.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())

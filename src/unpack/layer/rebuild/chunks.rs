@@ -13,7 +13,7 @@ use crate::containerd::{BlobChunk, Descriptor};
 const PIECE: usize = 512 << 10;
 
 /// Pieces that wait: enough for both sides to be busy. With those in hand this is what a rebuild
-/// keeps in memory of a layer's content, whatever its size.
+/// keeps in memory of a layer's content, for a layer of any size.
 pub(super) const WAITING: usize = 4;
 
 /// What the image specification calls a layer without compression.
@@ -28,7 +28,7 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// Writing fails as soon as nobody receives any more.
+    /// Returns a writer. Writing fails when the receiver is gone.
     pub(super) fn new(sender: mpsc::Sender<BlobChunk>) -> Self {
         Self {
             sender,

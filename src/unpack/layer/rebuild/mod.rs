@@ -1,12 +1,10 @@
-//! A layer without its blob, from overlayfs: what an unpack has put there becomes a blob again.
+//! Rebuilds the blob of a layer from the directory that overlayfs has for it.
 //!
-//! The new blob is a plain tar with other bytes than the image's own, so its digest cannot be held
-//! against the image's diff id. What is trusted instead: overlayfs committed this directory under
-//! this chain id after containerd had verified the content, and nobody but root can have changed it
-//! since. What is verified: that the directory still holds as many inodes as were counted at that
-//! commit (it is this node's, and whole), that nothing in it points elsewhere, that containerd
-//! stored the bytes which were written here, and, by whoever applies the blob, that all of it was
-//! applied.
+//! The new blob is a plain tar with other bytes than the image's own, so its digest is not the image's diff id. Trusted:
+//! overlayfs committed this directory under this chain id after containerd had verified the content, and only root can
+//! have changed it since. Verified: the directory holds as many inodes as at that commit (so it is whole, and of this
+//! node), nothing in it leads out of it, containerd stored the bytes that were written here, and the apply read all of
+//! them.
 
 mod archive;
 mod attributes;

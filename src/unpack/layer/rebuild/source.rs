@@ -10,8 +10,8 @@ use crate::containerd::{self, Containerd, Mount};
 use super::{Failure, SOURCE};
 use crate::unpack::snapshotter::lease::Lease;
 
-/// Views that are tried when somebody else's, of the same name, is there: it is there for the moment
-/// between two calls, or a crash has left it.
+/// Attempts of `View`. Another process may have a view of the same name between two calls, or a crash has left
+/// one.
 const VIEW_TRIES: usize = 3;
 
 /// The option with which overlayfs keeps what it needs for itself in attributes of the user: where containerd
@@ -50,8 +50,8 @@ async fn view(
     let mut taken = None;
     for _ in 0..VIEW_TRIES {
         let viewed = containerd.view(lease.id(), SOURCE, &key, chain_id).await;
-        // A view under this name, whoever's, has served: its mounts were in the answer. An answer
-        // that got lost leaves one, too.
+        // A view of this name, of this process or another, is not needed any more: its mounts were in the
+        // answer. If the answer is lost, the view is there as well.
         lease.remove(containerd, SOURCE, &key).await;
         match viewed {
             Ok(mounts) => return Ok(mounts),

@@ -397,7 +397,7 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
     }
 }
 
-/// The view stays under its lease until somebody removes it by name.
+/// The view stays under its lease until it is removed by name.
 #[tokio::test]
 async fn a_view_that_cannot_be_removed_keeps_its_lease() {
     let bench = Bench::new().await;

@@ -21,7 +21,7 @@ const READS: [&str; 9] = [
 
 pub(super) const KNOWN_CALLS: usize = WRITES.len() + READS.len();
 
-/// More calls than a flight makes after nobody answers any more.
+/// More calls than a flight makes after containerd has stopped answering.
 const CALLS_INTO_THE_VOID: usize = 60;
 
 /// All of them.

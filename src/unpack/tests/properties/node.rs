@@ -21,7 +21,7 @@ use super::world::{At, Chain, Looks, MAX_LAYERS, World};
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
 
-/// The lease of somebody else.
+/// The lease of another client.
 pub(super) const SOMEBODY: &str = "somebody";
 
 /// A world that was built.
@@ -110,7 +110,7 @@ impl World {
             .map(|layer| Resource::snapshot(OVERLAYFS, &layer.name));
         let mut held: Vec<_> = held.collect();
         if self.nydus {
-            // A look, which asks nobody, sees by it that the guest pulls.
+            // A look, which makes no call for it, sees by it that the guest pulls.
             let proxied = profile::tests::proxied(Labels::new());
             node.fake.put(node.snapshotter, "another", None, proxied);
             held.push(Resource::snapshot(node.snapshotter, "another"));

@@ -1,4 +1,4 @@
-//! The plan by itself, acted on by a model: whatever a chain looks like, it ends `ready`.
+//! The plan alone, executed by a model: a chain in any state ends `ready`.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -52,7 +52,7 @@ pub(super) struct World {
     pub(super) images: Vec<Chain>,
     /// On which layers containers stand.
     pub(super) containers: Vec<At>,
-    /// What somebody's lease holds.
+    /// What another client's lease holds.
     pub(super) leased: Option<At>,
     /// On which layer a container stood that garbage collection has taken: it cannot be removed any
     /// more.
