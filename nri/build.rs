@@ -1,4 +1,4 @@
-//! Makes the ttrpc bindings out of `proto/nri.proto`, without `protoc`.
+//! Generates the ttrpc bindings from `proto/nri.proto`, without `protoc`.
 
 use std::path::Path;
 use std::{env, fs, io};
@@ -13,7 +13,7 @@ fn main() -> io::Result<()> {
         .include("proto")
         .input(PROTO)
         .rust_protobuf()
-        // Descriptors and reflection would double the bindings, and nothing here reflects.
+        // Without descriptors and reflection, which this crate does not use, the bindings are half as large.
         .rust_protobuf_customize(ProtobufCustomize::default().lite_runtime(true))
         .customize(Customize {
             async_all: true,
@@ -28,8 +28,8 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// `include!` takes no inner attributes and no inner documentation, and one of the generators'
-/// attributes would lower a lint that this crate forbids. `src/api.rs` sets what is needed.
+/// Removes inner attributes and inner documentation, which `include!` does not accept. One of the generated
+/// attributes would also lower a lint that this crate forbids. `src/api.rs` sets the needed attributes.
 fn strip_inner_attributes(path: &Path) -> io::Result<()> {
     let kept: String = fs::read_to_string(path)?
         .split_inclusive('\n')

@@ -1,5 +1,5 @@
-//! Prints a runtime's events. Give it the path of the runtime's socket, or have the runtime launch
-//! it from its plugin directory as `10-event-log` (its output then goes nowhere, by NRI's design).
+//! Prints a runtime's events. Call it with the path of the runtime's socket, or put it into the runtime's
+//! plugin directory as `10-event-log` (NRI then discards its output).
 
 use std::process::ExitCode;
 use std::sync::Arc;

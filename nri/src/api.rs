@@ -1,7 +1,7 @@
-//! The ttrpc bindings that `build.rs` makes out of `proto/nri.proto`: messages, clients, services.
+//! The ttrpc bindings that `build.rs` generates from `proto/nri.proto`: messages, clients, services.
 //!
-//! Generated names and habits stay behind this file: of the crate, only `service`, `session`,
-//! `events` and the conversions in `types` look in here.
+//! In this crate only `service`, `session`, `rpc`, `events` and the conversions in `types` use generated
+//! types.
 
 /// The messages.
 #[allow(warnings, clippy::all, reason = "generated")]
@@ -9,7 +9,7 @@ pub mod nri {
     include!(concat!(env!("OUT_DIR"), "/nri.rs"));
 }
 
-/// Clients and services, over those messages.
+/// The clients and services.
 #[allow(warnings, clippy::all, reason = "generated")]
 pub mod nri_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/nri_ttrpc.rs"));

@@ -1,7 +1,7 @@
-//! The socket to the runtime: one to connect to, or the one that the runtime left open for a
-//! plugin that it launched.
+//! Opens the socket to the runtime: connects to a path, or takes the socket that a plugin inherits from the
+//! runtime that launched it.
 //!
-//! What is said over it is not known here.
+//! Knows nothing of the protocol.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,31 +14,31 @@ use tokio::net::UnixStream;
 
 use crate::identity::{Identity, IdentityError};
 
-/// Where runtimes listen for plugins, unless configured otherwise.
+/// The path at which runtimes listen for plugins by default.
 pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";
 
-/// Names the file descriptor of the socket, for a plugin that the runtime launched.
+/// The variable with the file descriptor of the socket, for a plugin that the runtime launched.
 const SOCKET_VARIABLE: &str = "NRI_PLUGIN_SOCKET";
 
-/// Its name, as the executable in the runtime's plugin directory has it after the index.
+/// The variable with the plugin's name: the part of its executable's name after the index.
 const NAME_VARIABLE: &str = "NRI_PLUGIN_NAME";
 
-/// Its index, as the executable's name begins with it.
+/// The variable with the plugin's index, with which its executable's name begins.
 const INDEX_VARIABLE: &str = "NRI_PLUGIN_IDX";
 
-/// Why there is no socket to the runtime.
+/// The reason why the socket to the runtime could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// Nothing to connect to.
+    /// The connection failed.
     #[error("cannot connect to {}: {reason}: {}", path.display(), remedy(reason))]
     Socket {
         /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: io::Error,
     },
-    /// The runtime that launched this plugin left a variable out.
+    /// The runtime that launched this plugin did not set a variable.
     #[error(
         "{SOCKET_VARIABLE} is set, but {variable} is not: a runtime that launches a plugin sets both"
     )]
@@ -46,7 +46,7 @@ pub enum ConnectError {
         /// The variable.
         variable: &'static str,
     },
-    /// A variable's value makes no sense.
+    /// A variable's value is not a file descriptor.
     #[error("{variable}={value:?} is not a file descriptor")]
     Number {
         /// The variable.
@@ -54,15 +54,15 @@ pub enum ConnectError {
         /// Its value.
         value: OsString,
     },
-    /// A variable's value is no name or index.
+    /// A variable's value is not a valid name or index.
     #[error("{variable}: {reason}")]
     Identity {
         /// The variable.
         variable: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         reason: IdentityError,
     },
-    /// The file descriptor is not what it should be.
+    /// The file descriptor is not a connected unix socket, or cannot be duplicated.
     #[error(
         "{SOCKET_VARIABLE}={fd} cannot be used as a connected unix socket: {reason} \
          (it has to be inherited from the runtime; Linux 5.6 or newer is needed)"
@@ -70,20 +70,22 @@ pub enum ConnectError {
     Inherited {
         /// The file descriptor.
         fd: RawFd,
-        /// What the system said.
+        /// The system's error.
         reason: io::Error,
     },
 }
 
-/// What to do about a socket that cannot be connected to.
+/// Returns what to do about a failed connection.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => {
             "is the runtime running, and NRI enabled in its configuration \
              (containerd before 2.0: `disable = false`)?"
         }
-        io::ErrorKind::ConnectionRefused => "nobody listens there: is the runtime running?",
-        io::ErrorKind::PermissionDenied => "the socket is the runtime's user's, usually root's",
+        io::ErrorKind::ConnectionRefused => "no process listens there: is the runtime running?",
+        io::ErrorKind::PermissionDenied => {
+            "the socket belongs to the runtime's user: run the plugin as that user, usually root"
+        }
         _ => "is this the runtime's NRI socket?",
     }
 }
@@ -91,7 +93,7 @@ fn remedy(error: &io::Error) -> &'static str {
 /// Connects to a runtime's socket, usually [`DEFAULT_SOCKET`].
 ///
 /// # Errors
-/// When there is nobody to connect to; the error names the path.
+/// When the connection fails; the error names the path.
 pub async fn socket(path: &Path) -> Result<UnixStream, ConnectError> {
     UnixStream::connect(path)
         .await
@@ -101,20 +103,20 @@ pub async fn socket(path: &Path) -> Result<UnixStream, ConnectError> {
         })
 }
 
-/// The socket that the runtime left open for a plugin that it launched, and who it launched it as;
-/// `None` where no runtime launched this process.
+/// Returns the identity and the socket of a plugin that the runtime launched; `None` if no runtime
+/// launched this process.
 ///
-/// The socket is duplicated, because its number belongs to nobody in this process. So it stays
-/// open under that number: a [`Session`](crate::Session) that ends shuts it down for both, and who
-/// launches processes of its own has to see to it that they do not inherit it. To be called once.
+/// The socket is a duplicate, because no object of this process owns the inherited descriptor. The
+/// original stays open: a [`Session`](crate::Session) that ends shuts the socket down for both, and a
+/// plugin that starts processes has to make sure that they do not inherit the descriptor. Call this once.
 ///
 /// # Errors
-/// When the environment is not what a runtime sets; the error names the variable.
+/// When a variable is missing or invalid; the error names it.
 ///
 /// # Panics
 /// Outside of a tokio runtime.
 pub fn launched() -> Result<Option<(Identity, UnixStream)>, ConnectError> {
-    match invitation(|variable| std::env::var_os(variable))? {
+    match launch_environment(|variable| std::env::var_os(variable))? {
         None => Ok(None),
         Some((identity, fd)) => {
             let stream = inherited(fd).map_err(|reason| ConnectError::Inherited { fd, reason })?;
@@ -123,11 +125,11 @@ pub fn launched() -> Result<Option<(Identity, UnixStream)>, ConnectError> {
     }
 }
 
-/// What the environment says, without touching anything.
-fn invitation(
+/// Reads identity and file descriptor from the environment.
+fn launch_environment(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<(Identity, RawFd)>, ConnectError> {
-    // Set but empty is not set, as for NRI's own plugins.
+    // An empty variable counts as not set, as in NRI's own plugins.
     let Some(value) = variable(SOCKET_VARIABLE).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
@@ -158,13 +160,13 @@ fn named(variable: &'static str) -> impl Fn(IdentityError) -> ConnectError {
     move |reason| ConnectError::Identity { variable, reason }
 }
 
-/// The socket behind a bare number. A duplicate made by the kernel is a descriptor that this
-/// process really owns, so no promise about the number is needed, only that it is open.
+/// Duplicates the socket behind a file descriptor. This process owns the duplicate, so this needs no
+/// assumption on the owner of the original.
 fn inherited(fd: RawFd) -> io::Result<UnixStream> {
     let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
     // The kernel sets close-on-exec on the duplicate.
     let socket = BlockingStream::from(pidfd_getfd(this_process, fd, PidfdGetfdFlags::empty())?);
-    // Fails for everything but a connected unix socket, which the conversion does not.
+    // Fails unless it is a connected unix socket, which the conversion does not check.
     socket.peer_addr()?;
     socket.set_nonblocking(true)?;
     UnixStream::from_std(socket)
@@ -180,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    /// The error for an environment of these three variables.
+    /// Returns the error for an environment of these three variables.
     fn refusal(socket: &str, name: Option<&str>, index: Option<&str>) -> String {
         let variable = |variable: &str| match variable {
             SOCKET_VARIABLE => Some(socket.into()),
@@ -188,11 +190,11 @@ mod tests {
             INDEX_VARIABLE => index.map(OsString::from),
             other => panic!("asked for {other}"),
         };
-        invitation(variable).unwrap_err().to_string()
+        launch_environment(variable).unwrap_err().to_string()
     }
 
     #[test]
-    fn an_environment_that_no_runtime_sets_is_refused_by_variable() {
+    fn the_error_for_a_wrong_environment_names_the_variable() {
         let (name, index) = (Some("a"), Some("10"));
         for (error, expected) in [
             (
@@ -229,24 +231,24 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_launched_has_no_invitation() {
-        assert!(invitation(|_| None).unwrap().is_none());
-        assert!(invitation(|_| Some("".into())).unwrap().is_none());
+    fn without_the_socket_variable_the_process_was_not_launched() {
+        assert!(launch_environment(|_| None).unwrap().is_none());
+        assert!(launch_environment(|_| Some("".into())).unwrap().is_none());
     }
 
     #[test]
-    fn an_invitation() {
+    fn identity_and_descriptor_are_read_from_the_environment() {
         let variable = |variable: &str| match variable {
             SOCKET_VARIABLE => Some("3".into()),
             NAME_VARIABLE => Some("event-log".into()),
             _ => Some("07".into()),
         };
-        let (identity, fd) = invitation(variable).unwrap().unwrap();
+        let (identity, fd) = launch_environment(variable).unwrap().unwrap();
         assert_eq!((identity.to_string().as_str(), fd), ("07-event-log", 3));
     }
 
     #[tokio::test]
-    async fn an_inherited_socket_is_a_duplicate_that_works_and_whose_shutdown_reaches_the_peer() {
+    async fn a_duplicated_socket_works_and_its_shutdown_reaches_the_peer() {
         let (mut peer, inherit) = UnixStream::pair().unwrap();
         let number = inherit.into_std().unwrap().into_raw_fd();
         let mut ours = inherited(number).unwrap();
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anything_but_a_connected_unix_socket_is_refused() {
+    async fn descriptors_that_are_not_connected_unix_sockets_are_rejected() {
         let file = File::open("/dev/null").unwrap().into_raw_fd();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap().into_raw_fd();
         for fd in [file, tcp, RawFd::MAX] {
@@ -270,14 +272,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_is_not_there_is_named_with_a_remedy() {
+    async fn the_error_for_a_failed_connection_has_path_and_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let (absent, stale) = (
             dir.path().join("absent.sock"),
             dir.path().join("stale.sock"),
         );
         drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-        for (path, remedy) in [(absent, "NRI enabled"), (stale, "nobody listens")] {
+        for (path, remedy) in [(absent, "NRI enabled"), (stale, "no process listens")] {
             let error = socket(&path).await.unwrap_err().to_string();
             assert!(error.contains(path.to_str().unwrap()), "{error}");
             assert!(error.contains(remedy), "{error}");

@@ -1,5 +1,4 @@
-//! Which events a plugin wants, and how that is said to a runtime that may be older than this
-//! crate.
+//! The events that a plugin wants, and their encoding for a runtime that may be older than this crate.
 
 use std::fmt;
 
@@ -7,11 +6,11 @@ use crate::api::Event;
 use crate::types::RuntimeInfo;
 
 bitflags::bitflags! {
-    /// A set of events, as a plugin answers it to `Configure`.
+    /// A set of events, which a plugin returns from `configure`.
     ///
-    /// A runtime rejects a plugin that names an event unknown to it. So the two that are younger
-    /// than the others, the pod updates, are subscribed to only where the runtime states its NRI
-    /// version, which it does from 0.12 on; elsewhere they just do not come.
+    /// A runtime rejects a plugin that subscribes to an event which the runtime does not know. So the
+    /// crate subscribes to the two newest events, the pod updates, only if the runtime sends its NRI
+    /// version, which it does from 0.12 on. From an older runtime the plugin gets no pod updates.
     ///
     /// ```
     /// use nri::Events;
@@ -49,15 +48,15 @@ bitflags::bitflags! {
     }
 }
 
-/// The events of every runtime since NRI 0.2. Newer ones make an older runtime reject the plugin.
+/// The events of every runtime since NRI 0.2. An older runtime rejects a plugin that names newer events.
 const EVENTS_OF_ALL_RUNTIMES: Events = Events::from_bits_truncate((1 << 11) - 1);
 
-/// What is subscribed to instead of nothing, since an empty mask means every event: the rarest
-/// event, and one that nobody waits for. [`crate::service`] keeps it from the plugin.
+/// The subscription that stands for an empty set, since an empty mask means every event: the rarest event,
+/// on which no operation waits. [`crate::service`] does not pass it to the plugin.
 const INSTEAD_OF_NOTHING: Events = Events::REMOVE_POD_SANDBOX;
 
 impl Events {
-    /// The set with just this event; empty for one that no plugin of this crate can receive.
+    /// Returns the set with only this event; empty for an event that this crate does not support.
     pub(crate) fn of(event: Event) -> Self {
         match event as u32 {
             0 => Self::empty(),
@@ -65,11 +64,11 @@ impl Events {
         }
     }
 
-    /// The events of this set that `runtime` knows.
+    /// Returns the events of this set that `runtime` is sure to know.
     ///
-    /// No runtime says which it knows. The pod updates came with NRI 0.10, and 0.12 is the first to
-    /// send its version. So with 0.10 and 0.11 a plugin misses the pod updates, rather than being
-    /// rejected by 0.9.
+    /// No runtime reports which events it knows. NRI 0.10 added the pod updates, and 0.12 is the first
+    /// version that a runtime sends. So with 0.10 and 0.11 a plugin gets no pod updates; otherwise 0.9
+    /// would reject it.
     pub(crate) fn known_to(self, runtime: &RuntimeInfo) -> Self {
         match runtime.nri_version {
             Some(_) => self,
@@ -77,7 +76,7 @@ impl Events {
         }
     }
 
-    /// The mask for `ConfigureResponse`.
+    /// Returns the mask for `ConfigureResponse`.
     pub(crate) fn to_wire(self) -> i32 {
         if self.is_empty() {
             INSTEAD_OF_NOTHING.bits()
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bit_per_event_number() {
+    fn each_event_number_has_one_bit() {
         for (event, set) in [
             (Event::RUN_POD_SANDBOX, Events::RUN_POD_SANDBOX),
             (Event::STOP_POD_SANDBOX, Events::STOP_POD_SANDBOX),
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_on_the_wire() {
+    fn the_mask_has_only_events_that_the_runtime_knows() {
         let pod_updates = Events::UPDATE_POD_SANDBOX | Events::POST_UPDATE_POD_SANDBOX;
         for (wanted, stated, wire) in [
             (Events::all(), Some("v0.12.0"), 0x1fff),
@@ -132,7 +131,7 @@ mod tests {
             (Events::all(), None, 0x07ff),
             (Events::CREATE_CONTAINER, None, 0x0008),
             (pod_updates, Some("v0.12.0"), 0x1800),
-            // 0 would subscribe to everything.
+            // 0 would subscribe to every event.
             (pod_updates, None, 0x0004),
             (Events::empty(), Some("v0.12.0"), 0x0004),
         ] {

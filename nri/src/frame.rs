@@ -1,41 +1,40 @@
-//! The header in front of every piece of data on the socket: which connection it belongs to, and
-//! how much of it follows.
+//! The header of a frame on the socket: the virtual connection and the length of the payload.
 //!
-//! Pure: no I/O and no allocation, so that a fuzzer can call just this. What the two connections
-//! are for, and what the payload means, is not known here.
+//! Pure: no I/O and no allocation, so that a fuzzer can call this code alone. Knows neither the purpose of
+//! the connections nor the meaning of the payload.
 
-/// Bytes of a header on the wire: two big-endian `u32`, connection and length.
+/// The size of an encoded header in bytes: two big-endian `u32`, connection and length.
 pub const HEADER_LEN: usize = 8;
 
-/// The longest payload: a ttrpc message of 4 MiB and the 10 bytes of ttrpc's own header. NRI cuts
-/// longer writes at this size, so anything longer is not NRI.
+/// The longest payload in bytes: a ttrpc message of 4 MiB and the 10 bytes of ttrpc's own header. NRI
+/// splits longer writes at this size, so a longer frame is not from NRI.
 pub const MAX_PAYLOAD: usize = 10 + (4 << 20);
 
-/// One frame's header.
+/// The header of one frame.
 ///
-/// Invariant: `length <= MAX_PAYLOAD`. Both ways to make one check it, so whoever holds a header
-/// may trust its length.
+/// Invariant: `length <= MAX_PAYLOAD`. Both constructors check it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     connection: u32,
     length: u32,
 }
 
-/// A length that no NRI peer sends: the stream is out of step, or not NRI at all.
+/// The error for a length that no NRI peer sends: the reader has lost the frames' boundaries, or the peer
+/// does not speak NRI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a frame of {length} bytes for connection {connection} is over the limit of {MAX_PAYLOAD}: \
      is the peer an NRI runtime?"
 )]
 pub struct Oversized {
-    /// The connection that the frame names.
+    /// The connection in the frame's header.
     pub connection: u32,
-    /// The length that it claims, in bytes.
+    /// The length in the frame's header, in bytes.
     pub length: usize,
 }
 
 impl Header {
-    /// The header of a payload of `length` bytes.
+    /// Returns the header of a payload of `length` bytes.
     ///
     /// # Errors
     /// When `length` is over [`MAX_PAYLOAD`].
@@ -46,7 +45,7 @@ impl Header {
         }
     }
 
-    /// Reads a header off the wire.
+    /// Decodes a header.
     ///
     /// # Errors
     /// When the length is over [`MAX_PAYLOAD`].
@@ -58,7 +57,7 @@ impl Header {
         )
     }
 
-    /// The header as it goes on the wire.
+    /// Encodes the header.
     #[must_use]
     pub fn encode(self) -> [u8; HEADER_LEN] {
         let [c0, c1, c2, c3] = self.connection.to_be_bytes();
@@ -66,13 +65,13 @@ impl Header {
         [c0, c1, c2, c3, l0, l1, l2, l3]
     }
 
-    /// The virtual connection that the payload belongs to.
+    /// Returns the id of the virtual connection.
     #[must_use]
     pub fn connection(self) -> u32 {
         self.connection
     }
 
-    /// Bytes of payload that follow, at most [`MAX_PAYLOAD`].
+    /// Returns the length of the payload in bytes, at most [`MAX_PAYLOAD`].
     #[must_use]
     pub fn length(self) -> usize {
         self.length as usize
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_on_the_wire() {
+    fn headers_are_encoded_as_nri_encodes_them() {
         let cases: [(u32, usize, [u8; 8]); 4] = [
             (1, 0, [0, 0, 0, 1, 0, 0, 0, 0]),
             (2, 10, [0, 0, 0, 2, 0, 0, 0, 10]),
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_over_the_limit_are_refused_either_way() {
+    fn both_constructors_reject_lengths_over_the_limit() {
         let cases: [([u8; 4], usize); 3] = [
             ([0, 0x40, 0, 11], MAX_PAYLOAD + 1),
             ([1, 0, 0, 0], 1 << 24),
@@ -121,13 +120,13 @@ mod tests {
 
     #[cfg(target_pointer_width = "64")]
     #[test]
-    fn a_length_that_only_fits_after_truncation_is_refused() {
+    fn a_length_that_only_fits_after_truncation_is_rejected() {
         assert!(Header::new(1, (1 << 32) + 1).is_err());
     }
 
     proptest! {
         #[test]
-        fn any_eight_bytes_are_a_header_that_encodes_back_or_oversized(bytes: [u8; 8]) {
+        fn any_eight_bytes_decode_to_a_header_that_encodes_to_them_or_are_oversized(bytes: [u8; 8]) {
             let length = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
             match Header::decode(bytes) {
                 Ok(header) => {

@@ -1,20 +1,20 @@
-//! Who a plugin is to the runtime: its name, and its place among the plugins.
+//! A plugin's identity: its name and its index among the runtime's plugins.
 //!
-//! The rules are NRI's. They are checked here, before the runtime sees the plugin, because a
-//! runtime that does not like them just closes the connection.
+//! The rules are NRI's. They are checked before the registration, because a runtime closes the connection
+//! of a plugin that breaks them without an error.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A plugin's name: not empty, of ASCII letters, digits and `_`, `.`, `+`, `-`.
+/// A plugin's name: one or more ASCII letters, digits and `_`, `.`, `+`, `-`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PluginName(String);
 
-/// A plugin's index, two digits: the runtime calls its plugins in ascending order.
+/// A plugin's index, two digits. The runtime calls its plugins in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PluginIndex(u8);
 
-/// Name and index. As text `10-name`, as a plugin's executable is called.
+/// A plugin's name and index. Its text is the name of the plugin's executable: `10-name`.
 ///
 /// ```
 /// let identity: nri::Identity = "10-event-log".parse()?;
@@ -26,11 +26,11 @@ pub struct PluginIndex(u8);
 pub struct Identity {
     /// The plugin's name.
     pub name: PluginName,
-    /// Its place among the plugins.
+    /// The plugin's index.
     pub index: PluginIndex,
 }
 
-/// A name or an index that no runtime accepts.
+/// An error for a name or an index that no runtime accepts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
@@ -45,7 +45,7 @@ pub enum IdentityError {
     NameCharacter {
         /// The name.
         name: String,
-        /// The first such character in it.
+        /// The first such character.
         character: char,
     },
     /// The index is not two digits.
@@ -57,7 +57,7 @@ pub enum IdentityError {
 }
 
 impl PluginName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_as_nri_checks_them() {
+    fn names_are_checked_by_nris_rules() {
         for name in ["a", "nri-unpack", "A_b.c+d-9", "-", ".."] {
             assert_eq!(name.parse::<PluginName>().unwrap().to_string(), name);
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_reads_like_an_executable() {
+    fn an_identity_is_written_like_an_executables_name() {
         let identity: Identity = "05-a-b".parse().unwrap();
         assert_eq!(identity.index, "05".parse().unwrap());
         assert_eq!(identity.name, "a-b".parse().unwrap());

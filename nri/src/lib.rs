@@ -1,12 +1,12 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # How it is put together
-//! In the order in which an event meets them: [`connect`] finds the socket, [`frame`] and `mux`
-//! make two connections of it, [`Session`] keeps NRI's order on them, `rpc` and `service` turn each
-//! call into a method of [`Plugin`], with the plain types of `types`.
+//! # Structure
+//! In the order in which an event passes them: [`connect`] opens the socket, [`frame`] and `mux`
+//! split it into two connections, [`Session`] follows NRI's protocol on them, and `rpc` and `service`
+//! map each call to a method of [`Plugin`], with the types of `types`.
 
 #[doc(hidden)]
-// Not public API, without any promise: for fake runtimes in tests, here and elsewhere.
+// Not part of the public API, and may change at any time: for fake runtimes in the tests of this and other crates.
 pub mod api;
 pub mod connect;
 mod end;

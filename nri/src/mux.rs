@@ -1,13 +1,13 @@
-//! One socket, two ttrpc connections: the task that owns the socket, and the two virtual
-//! connections that it feeds.
+//! Multiplexes two ttrpc connections over one socket: the task that owns the socket, and the two virtual
+//! connections.
 //!
-//! It knows frames and connection ids, and nothing of what travels in them. The task's end is the
-//! end of everything above it: ttrpc hides why a connection ended, [`SessionEnd`] says it.
+//! Knows frames and connection ids, but not the payload. The end of the task ends the session. ttrpc hides
+//! why a connection ended, so the task returns a [`SessionEnd`].
 //!
-//! Nothing here can grow: a frame is passed on piece by piece and never held whole, what a virtual
-//! connection has not read yet waits in `INCOMING_BYTES`, what the socket has not taken yet in
-//! `OUTGOING_FRAMES`. A virtual connection that stops reading holds the other one up for
-//! `STALL_LIMIT` at most; then the session ends, because skipping its data would break it anyway.
+//! All memory is bounded. A frame is forwarded in chunks and never held whole. Data that a virtual
+//! connection has not read is limited to `INCOMING_BYTES`, and data that the socket has not accepted to
+//! `OUTGOING_FRAMES`. A virtual connection that stops reading blocks the other one for at most
+//! `STALL_LIMIT`. Then the session ends, since a connection whose data is dropped cannot continue.
 
 use std::convert::Infallible;
 use std::io;
@@ -26,25 +26,24 @@ use tokio_util::sync::{CancellationToken, PollSender};
 use crate::end::{STALL_LIMIT, SessionEnd};
 use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD};
 
-/// The connection on which the plugin serves the runtime's calls.
+/// The id of the connection on which the plugin serves the runtime's calls.
 pub const PLUGIN_SERVICE: u32 = 1;
 
-/// The connection on which the runtime serves the plugin's calls.
+/// The id of the connection on which the runtime serves the plugin's calls.
 pub const RUNTIME_SERVICE: u32 = 2;
 
-/// What one virtual connection may leave unread. A ttrpc reader always reads, so this only has to
-/// cover the time until it is scheduled: some hundred requests of a kilobyte.
+/// The limit of unread data of a virtual connection, in bytes. A ttrpc reader always reads, so this only
+/// has to cover the time until it is scheduled: a few hundred requests of a kilobyte.
 const INCOMING_BYTES: usize = 256 << 10;
 
-/// How many frames may wait for the socket. A writer that meets a full queue waits. The runtime
-/// sends one request at a time to a plugin, and answers are tens of bytes.
+/// The limit of frames that wait for the socket. If the queue is full, the writer waits. The runtime sends
+/// one request at a time to a plugin, and an answer has tens of bytes.
 const OUTGOING_FRAMES: usize = 64;
 
-/// How long the socket may take to accept its own closing. It is immediate for a socket; the
-/// bound is for other streams.
+/// The limit for the shutdown of the stream. A socket shuts down immediately; other streams may not.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
 
-/// The owner of the socket, ready to [`run`](Self::run).
+/// The owner of the socket. [`run`](Self::run) starts it.
 #[derive(Debug)]
 pub struct Mux<T> {
     trunk: T,
@@ -52,7 +51,7 @@ pub struct Mux<T> {
     outgoing: mpsc::Receiver<Vec<u8>>,
 }
 
-/// The mux's ends of what the virtual connections read.
+/// The write ends of the virtual connections.
 #[derive(Debug)]
 struct Lanes {
     plugin: DuplexStream,
@@ -70,7 +69,7 @@ impl Lanes {
 }
 
 /// Divides `trunk` into the connections [`PLUGIN_SERVICE`] and [`RUNTIME_SERVICE`], in this order.
-/// Nothing moves before the mux runs.
+/// Data is transferred only while the mux runs.
 pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
     let (sender, outgoing) = mpsc::channel(OUTGOING_FRAMES);
     let (plugin, lane_of_plugin) = VirtualConnection::new(PLUGIN_SERVICE, sender.clone());
@@ -88,11 +87,11 @@ pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
 }
 
 impl<T: AsyncRead + AsyncWrite> Mux<T> {
-    /// Moves frames until the socket ends, `kill` is cancelled, or both virtual connections are
-    /// gone and what they wrote is on the wire. After `stop_reading` only the latter two end it:
-    /// answers still go out, and no new request comes in.
+    /// Transfers frames until the socket ends, `kill` is cancelled, or both virtual connections are
+    /// closed and all that they wrote is sent. After `stop_reading` no more frames are read: answers
+    /// are still sent, and no new request arrives.
     ///
-    /// However it ends, the socket is shut down and the virtual connections read their end.
+    /// In all cases the socket is shut down, and the virtual connections read their end.
     pub async fn run(self, stop_reading: CancellationToken, kill: CancellationToken) -> SessionEnd {
         let Self {
             trunk,
@@ -105,8 +104,8 @@ impl<T: AsyncRead + AsyncWrite> Mux<T> {
             Err(end) = read_frames(trunk_in, &mut lanes, &stop_reading) => end,
             end = write_frames(&mut trunk_out, &mut outgoing) => end,
         };
-        // Explicitly: an inherited socket stays open under its first number, so that dropping this
-        // one tells the peer nothing.
+        // The shutdown is explicit: the original of an inherited socket stays open, so that the peer would
+        // not see a drop of the duplicate.
         let _ = timeout(SHUTDOWN_LIMIT, trunk_out.shutdown()).await;
         end
     }
@@ -125,7 +124,7 @@ async fn read_frames(
             if lane.is_none() {
                 log::warn!(
                     connection = header.connection(), bytes = header.length();
-                    "a frame for an unknown virtual connection is dropped"
+                    "frame for an unknown virtual connection dropped"
                 );
             }
             forward(&mut trunk, header, lane).await?;
@@ -138,7 +137,7 @@ async fn read_frames(
 }
 
 async fn read_header(trunk: &mut (impl AsyncBufRead + Unpin)) -> Result<Header, SessionEnd> {
-    // An end between two frames is an orderly one; `read_exact` alone cannot tell.
+    // An end between two frames is an orderly one. `read_exact` alone cannot distinguish it.
     if trunk.fill_buf().await?.is_empty() {
         return Err(SessionEnd::ClosedByPeer);
     }
@@ -147,7 +146,7 @@ async fn read_header(trunk: &mut (impl AsyncBufRead + Unpin)) -> Result<Header, 
     Ok(Header::decode(bytes)?)
 }
 
-/// Passes one payload on, or over it where there is no lane for it.
+/// Forwards one payload to its lane, or skips it if there is none.
 async fn forward(
     trunk: &mut (impl AsyncBufRead + Unpin),
     header: Header,
@@ -160,22 +159,22 @@ async fn forward(
         if read.is_empty() {
             return Err(SessionEnd::Truncated);
         }
-        let piece = &read[..read.len().min(left)];
+        let chunk = &read[..read.len().min(left)];
         if let Some(lane) = &mut lane {
-            match timeout(STALL_LIMIT, lane.write_all(piece)).await {
+            match timeout(STALL_LIMIT, lane.write_all(chunk)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(SessionEnd::Abandoned { connection }),
                 Err(_) => return Err(SessionEnd::Stalled { connection }),
             }
         }
-        let passed = piece.len();
-        trunk.consume(passed);
-        left -= passed;
+        let forwarded = chunk.len();
+        trunk.consume(forwarded);
+        left -= forwarded;
     }
     Ok(())
 }
 
-/// Ends when the last virtual connection is gone and its last frame is written, or on an error.
+/// Writes frames until both virtual connections are closed and the last frame is written, or until an error.
 async fn write_frames(
     trunk: &mut (impl AsyncWrite + Unpin),
     outgoing: &mut mpsc::Receiver<Vec<u8>>,
@@ -192,14 +191,15 @@ async fn write_frames(
     SessionEnd::ClosedHere
 }
 
-/// One of the two connections, for ttrpc to read and write as if it were a socket of its own.
+/// One of the two connections, which ttrpc reads and writes like a socket.
 ///
-/// One write is one frame. The Go peer depends on the sizes that ttrpc's writers choose: it reads
-/// a frame with a single call into the buffer at hand, and fails if the frame is larger.
+/// One write makes one frame. The Go peer depends on the sizes of ttrpc's writes: it reads a frame with a
+/// single call into its present buffer, and fails if the frame is larger.
 #[derive(Debug)]
 pub struct VirtualConnection {
     id: u32,
-    /// Only ever read: this way is a queue of frames, because bytes lose where a write began.
+    /// Used only to read. Writes go to `outgoing` as frames, since a byte stream does not keep the boundaries
+    /// of writes.
     incoming: DuplexStream,
     outgoing: PollSender<Vec<u8>>,
 }
@@ -246,7 +246,7 @@ impl AsyncWrite for VirtualConnection {
         Poll::Ready(Ok(payload.len()))
     }
 
-    /// What was written is queued in order, and the queue's owner never sits on it.
+    /// Succeeds immediately: all writes are queued in order, and the mux sends them without delay.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,51 +1,51 @@
-//! What a plugin implements: one method per event, each of which does nothing until it is written.
+//! The trait that a plugin implements: one method for each event, which does nothing by default.
 //!
-//! The trait knows no wire: which of NRI's two dialects brought an event does not show here.
+//! The trait does not depend on the protocol: an event calls the same method in both of NRI's dialects.
 
 use async_trait::async_trait;
 
 use crate::events::Events;
 use crate::types::{Container, Pod, RuntimeInfo};
 
-/// Any error. Its text is what the runtime, and in the end the user, gets to read.
+/// The error of a handler. The runtime passes its text on to the user.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a handler answers.
+/// The result of a handler.
 pub type HandlerResult<T = ()> = Result<T, HandlerError>;
 
 /// A plugin.
 ///
-/// The runtime holds one lock across every call: while a handler thinks, no pod and no container
-/// of the node moves on, and a handler that needs longer than [`RuntimeInfo::request_timeout`] gets
-/// the plugin cut off. So:
+/// The runtime holds one lock during every call. While a handler runs, all operations on pods and
+/// containers of the node wait. If a handler needs longer than [`RuntimeInfo::request_timeout`], the
+/// runtime closes the connection of the plugin. So:
 ///
 /// - Answer soon. Work that takes longer belongs in a task that the plugin owns.
-/// - A handler's future is dropped where it waits when the runtime's deadline passes or the session
-///   ends. What must not be left half done belongs in such a task as well.
-/// - An error fails the operation: the pod, or the creation of the container. A panic counts as an
-///   error, and the session lives on.
+/// - A handler's future is dropped when the runtime's deadline passes or the session ends. Work that
+///   must not be interrupted belongs in such a task as well.
+/// - An error fails the operation: the start of the pod, or the creation of the container. A panic
+///   counts as an error, and the session continues.
 ///
 /// Requests to change a container (NRI's adjustments, updates and evictions) are not part of this
-/// trait yet; the answers leave every container as it is.
+/// trait yet. The answers change no container.
 ///
-/// In a container event the pod may be nameless: when a container outlives its pod, the runtime
-/// only knows the id ([`Container::pod_sandbox_id`], which is then [`Pod::id`] too).
+/// In a container event the pod may have no name. When a container outlives its pod, the runtime only
+/// knows the pod's id ([`Container::pod_sandbox_id`], which is then also [`Pod::id`]).
 #[async_trait]
 #[allow(unused_variables, reason = "the names are for who implements it")]
 pub trait Plugin: Send + Sync + 'static {
-    /// The first call of a session: who the runtime is, and the plugin's own configuration.
-    /// Returns the events that the plugin wants; by default every one. An error ends the session.
+    /// Takes the runtime's name and versions and the plugin's own configuration: the first call of a
+    /// session. Returns the events that the plugin wants, by default all. An error ends the session.
     async fn configure(&self, runtime: RuntimeInfo) -> HandlerResult<Events> {
         Ok(Events::all())
     }
 
-    /// The second call: all pods and containers that there are. Everything that happens later is
-    /// an event. An error ends the session.
+    /// Takes all existing pods and containers: the second call of a session. Later changes are events.
+    /// An error ends the session.
     async fn synchronize(&self, pods: Vec<Pod>, containers: Vec<Container>) -> HandlerResult {
         Ok(())
     }
 
-    /// A pod's sandbox was created and started; none of its containers exists yet.
+    /// A pod's sandbox was created and started, and none of its containers exists yet.
     async fn run_pod_sandbox(&self, pod: Pod) -> HandlerResult {
         Ok(())
     }
@@ -110,6 +110,6 @@ pub trait Plugin: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The runtime is going down. The connection ends soon after.
+    /// The runtime is stopping. The connection ends soon after.
     async fn shutdown(&self) {}
 }

@@ -1,8 +1,7 @@
-//! NRI's `Plugin` service, RPC by RPC: which event each one means.
+//! NRI's `Plugin` service: maps each RPC to an event.
 //!
-//! Nothing is decided here. Every RPC has to stand in this file: the generated trait answers
-//! `NotFound` for one that does not, which fails the operation, where the runtime falls back, or
-//! goes on, after `Unimplemented`.
+//! This file must implement every RPC. For a missing one the generated trait answers `NotFound`, which
+//! fails the operation. After `Unimplemented` the runtime falls back or continues.
 
 use async_trait::async_trait;
 use protobuf::MessageField;
@@ -34,8 +33,8 @@ impl api::PluginService for Service {
         self.shutdown().await
     }
 
-    /// The dialect up to NRI 0.11, for all events whose RPC came with 0.12. An event that this
-    /// crate does not know is no reason to fail an operation.
+    /// Relays an event in the dialect up to NRI 0.11, for all events that have an RPC of their own from
+    /// 0.12 on. An event that this crate does not know succeeds without a call of the plugin.
     async fn state_change(
         &self,
         _: &TtrpcContext,
@@ -166,7 +165,7 @@ impl api::PluginService for Service {
             .await
     }
 
-    /// Never subscribed to: to validate an adjustment means to read one.
+    /// Answers `Unimplemented`. This crate never subscribes to validation, since it cannot read adjustments.
     async fn validate_container_adjustment(
         &self,
         _: &TtrpcContext,

@@ -1,7 +1,6 @@
-//! The plugin as a service: calls are filtered, guarded, and their outcome put into an answer.
+//! Calls the plugin: filters events, catches panics, and turns results into answers.
 //!
-//! Which RPC means what stands in `rpc`; that calls come over a socket, and in which order they
-//! have to, is the session's business.
+//! `rpc` maps RPCs to these calls. The session knows the socket and the order of the calls.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -21,36 +20,36 @@ use crate::events::Events;
 use crate::plugin::{HandlerError, HandlerResult, Plugin};
 use crate::types::{Container, Pod, RuntimeInfo, optional};
 
-/// How many messages one state may come in. Each holds up to 4 MiB, of which a node with a thousand
-/// containers needs a handful.
+/// The largest number of messages in which the runtime may send its state. Each has up to 4 MiB, and a
+/// node with a thousand containers needs a few of them.
 const MAX_SYNCHRONIZE_PARTS: usize = 64;
 
-/// How far the runtime has come in starting the session.
+/// The steps of the session's start that are done.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Set once `Configure` was answered well.
+    /// Set after a successful `Configure`.
     pub(crate) configured: Option<Configured>,
-    /// Set once the last part of `Synchronize` was answered well.
+    /// Set after the last part of a successful `Synchronize`.
     pub(crate) synchronized: bool,
-    /// Set when the plugin answered one of the two with an error.
+    /// Set after the plugin failed one of the two.
     pub(crate) refused: Option<Refused>,
 }
 
-/// What `Configure` settled.
+/// The result of `Configure`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Configured {
     events: Events,
     pub(crate) request_timeout: Duration,
 }
 
-/// The plugin's own refusal of a session.
+/// The plugin's error that refuses a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Refused {
     pub(crate) method: &'static str,
     pub(crate) reason: String,
 }
 
-/// The parts of a state that has not come completely.
+/// The parts of a state that has not arrived completely.
 #[derive(Default)]
 struct Parts {
     count: usize,
@@ -65,11 +64,11 @@ pub(crate) struct Service {
     parts: Mutex<Parts>,
     /// Holds a token for every call that is being handled.
     calls: TaskTracker,
-    /// Cancelled when the calls have to end.
+    /// Cancelled when all calls have to end.
     cancelled: CancellationToken,
 }
 
-/// What goes back to the runtime.
+/// The answer to the runtime.
 pub(crate) type Answer<T> = ttrpc::Result<T>;
 
 impl Service {
@@ -152,8 +151,8 @@ impl Service {
         self.guard("shutdown", handler).await
     }
 
-    /// Where both dialects meet: one event, to the method that it means. One that the plugin did
-    /// not ask for is answered without it.
+    /// Relays an event of either dialect to the plugin's method. An event that the plugin has not subscribed
+    /// to succeeds without a call of the plugin.
     pub(crate) async fn relay<T: Default>(
         &self,
         event: Event,
@@ -200,8 +199,8 @@ impl Service {
         }
     }
 
-    /// Runs the plugin's part of a call: counted, ended by cancellation, and with a panic made an
-    /// error. ttrpc itself would leave the runtime without an answer until its deadline.
+    /// Runs a handler: counts it, ends it on cancellation, and turns a panic into an error. After a panic,
+    /// ttrpc itself would send no answer, and the runtime would wait until its deadline.
     async fn guard<T>(
         &self,
         method: &str,
@@ -226,7 +225,7 @@ impl Service {
         }
     }
 
-    /// Notes that the plugin does not want this session, for [`crate::Session::start`] to return.
+    /// Records that the plugin refuses this session, so that [`crate::Session::start`] returns the error.
     fn refuse(&self, method: &'static str, error: ttrpc::Error) -> ttrpc::Error {
         let reason = match &error {
             ttrpc::Error::RpcStatus(status) => status.message().to_owned(),
@@ -237,13 +236,13 @@ impl Service {
         error
     }
 
-    /// Keeps one part; the whole state when it was the last.
+    /// Adds one part of the state. Returns the whole state after the last part.
     fn collect(&self, request: api::SynchronizeRequest) -> Result<Option<Parts>, HandlerError> {
         let mut parts = self.parts.lock();
         parts.count += 1;
         if parts.count > MAX_SYNCHRONIZE_PARTS {
             *parts = Parts::default();
-            return Err(format!("more than {MAX_SYNCHRONIZE_PARTS} parts of one state").into());
+            return Err(format!("the state has more than {MAX_SYNCHRONIZE_PARTS} parts").into());
         }
         parts.pods.extend(request.pods.into_iter().map(Pod::from));
         parts

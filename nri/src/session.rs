@@ -1,7 +1,7 @@
-//! A plugin's session with a runtime: register, be configured, be synchronized, serve, end.
+//! A plugin's session with a runtime: registration, configuration, synchronization, service, end.
 //!
-//! It owns every task of the session and knows their order; what the plugin does with a call is
-//! the service's business, and what happens on the socket the mux's.
+//! The session owns all of its tasks and knows the order of the calls. The service calls the plugin, and the
+//! mux owns the socket.
 
 use std::fmt;
 use std::future::pending;
@@ -26,32 +26,31 @@ use crate::plugin::Plugin;
 use crate::service::{Progress, Refused, Service};
 use crate::types::{DEFAULT_REGISTRATION_TIMEOUT, DEFAULT_REQUEST_TIMEOUT};
 
-/// How long the runtime may keep a plugin waiting where it has to wait itself. It takes plugins one
-/// at a time, and before it sends one the whole state it waits for every pod and container operation
-/// that is under way: minutes, where a container is given them to stop. Who gives up sooner and
-/// registers again waits just as long, and each time holds up new operations meanwhile.
-const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// The limit for steps before which the runtime itself may have to wait. The runtime registers plugins one
+/// at a time. Before it sends the whole state, it waits for every pod and container operation in progress,
+/// which may take minutes if a container has a long grace period. A plugin that gives up earlier and
+/// registers again has to wait as long, and blocks new operations each time.
+const BUSY_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// How long the runtime may take to configure the plugin that it has just registered. It does so at
-/// once, and waits for nothing before.
+/// The limit for the configuration, which the runtime sends immediately after the registration.
 const CONFIGURE_LIMIT: Duration = DEFAULT_REGISTRATION_TIMEOUT;
 
-/// How long what was answered may take to get on the wire when the session closes.
+/// The limit for the transmission of the last answers when the session closes.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Sent along with the registration: the newest NRI whose protocol this crate speaks.
+/// The newest NRI version whose protocol this crate implements, sent with the registration.
 const NRI_VERSION: &str = "v0.12.2";
 
-/// Why there is no session.
+/// The reason why a session could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The runtime rejected the registration.
-    #[error("the runtime refused to register plugin {identity}: {reason}")]
+    #[error("the runtime rejected the registration of plugin {identity}: {reason}")]
     Rejected {
-        /// Who wanted to register.
+        /// The plugin.
         identity: Identity,
-        /// What the runtime said.
+        /// The runtime's message.
         reason: String,
     },
     /// The plugin's own `configure` or `synchronize` failed.
@@ -59,19 +58,19 @@ pub enum SessionError {
     Plugin {
         /// The method.
         method: &'static str,
-        /// Its error, or its panic.
+        /// The text of the error or the panic.
         reason: String,
     },
-    /// The runtime said nothing more.
-    #[error("the runtime fell silent: no {awaited} within {limit:?}")]
+    /// The runtime did not continue the handshake in time.
+    #[error("the runtime did not continue the handshake: no {awaited} within {limit:?}")]
     Silent {
-        /// What should have come.
+        /// The call or answer that is missing.
         awaited: &'static str,
-        /// How long it was waited for.
+        /// The time that has passed.
         limit: Duration,
     },
-    /// The connection ended.
-    #[error("the session ended before it began: {0}")]
+    /// The connection ended during the handshake.
+    #[error("the session ended during the handshake: {0}")]
     Ended(SessionEnd),
 }
 
@@ -82,11 +81,11 @@ enum Step {
     Synchronized,
 }
 
-/// A running session. [`close`](Self::close) ends it in order; dropping it ends it as well, with
-/// whatever calls are under way, but waits for nothing.
+/// A running session. [`close`](Self::close) ends it in order. Dropping it ends it and all calls in progress
+/// immediately.
 pub struct Session {
     mux: JoinHandle<SessionEnd>,
-    /// What the mux's task ended with: it can only be asked once.
+    /// The result of the mux's task, which can be joined only once.
     end: Option<SessionEnd>,
     server: Server,
     runtime: RuntimeClient,
@@ -99,13 +98,13 @@ pub struct Session {
 
 impl Session {
     /// Registers the plugin and serves it. Returns when the plugin is synchronized with the
-    /// runtime; the first events may already have come by then.
+    /// runtime. Events may arrive before it returns.
     ///
-    /// `stream` is usually one of [`connect`](crate::connect)'s.
+    /// `stream` is usually from [`connect`](crate::connect).
     ///
     /// # Errors
-    /// When the runtime rejects the plugin, the plugin rejects the runtime, the connection ends, or
-    /// the runtime falls silent. Whatever was started has ended by then.
+    /// When the runtime rejects the plugin, the plugin refuses the session, the connection ends, or
+    /// the runtime does not continue the handshake in time. All tasks of the session have then ended.
     pub async fn start<T>(
         stream: T,
         identity: Identity,
@@ -119,8 +118,8 @@ impl Session {
     }
 
     /// Registers a plugin that the runtime has launched, and serves it. Returns when the runtime has
-    /// configured it: an NRI before 0.8 never synchronizes the plugins that it launches. Later ones do so
-    /// soon after; [`Session::synchronized`] tells.
+    /// configured it, since an NRI before 0.8 never synchronizes the plugins that it launches. Later
+    /// versions synchronize soon after; [`Session::synchronized`] waits for that.
     ///
     /// # Errors
     /// Those of [`Session::start`].
@@ -136,7 +135,7 @@ impl Session {
         session.begin(identity, Step::Configured).await
     }
 
-    /// Waits until the runtime has synchronized the plugin; for good where the session ends before.
+    /// Waits until the runtime has synchronized the plugin. Never returns if the session ends before.
     pub fn synchronized(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut progress = self.progress.clone();
         async move {
@@ -146,7 +145,7 @@ impl Session {
         }
     }
 
-    /// Waits for the session's end and says why it is over. Cancel safe, and may be asked again.
+    /// Waits for the session's end and returns its reason. Cancel safe, and may be called again.
     pub async fn ended(&mut self) -> SessionEnd {
         if let Some(end) = &self.end {
             return end.clone();
@@ -155,9 +154,9 @@ impl Session {
         self.end.insert(end).clone()
     }
 
-    /// Ends the session in order: takes no more calls, lets those under way go on for as long as
-    /// the runtime would wait for them, sends their answers, and closes the connection. That takes
-    /// the runtime's request timeout and a few seconds at most, whatever the other side does.
+    /// Ends the session in order: accepts no more calls, waits for those in progress for as long as the
+    /// runtime would, sends their answers, and closes the connection. That takes at most the runtime's
+    /// request timeout and a few seconds, even if the runtime does not respond.
     pub async fn close(mut self) {
         self.stop_reading.cancel();
         self.calls.close();
@@ -166,7 +165,7 @@ impl Session {
         let calls = self.calls.clone();
         tokio::select! {
             () = calls.wait() => {}
-            // Nobody is left to answer.
+            // The connection has ended, so no answer can be sent.
             _ = self.ended() => {}
             () = sleep(grace) => {}
         }
@@ -180,8 +179,8 @@ impl Session {
             kill,
             ..
         } = self;
-        // With these two go the virtual connections, once they have written what they had to; and
-        // when it is on the wire, the mux ends by itself.
+        // Without the client and the server the virtual connections close, and the mux ends after it has
+        // sent all that they wrote.
         drop(runtime);
         let flushed = async {
             calls.wait().await;
@@ -197,7 +196,7 @@ impl Session {
         }
     }
 
-    /// Everything up and running, and nothing said yet.
+    /// Starts all tasks of a session, before the registration.
     async fn serve<T>(stream: T, plugin: Arc<dyn Plugin>) -> Self
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
@@ -211,7 +210,7 @@ impl Session {
 
         let (mux, plugin_side, runtime_side) = mux::divide(stream);
         let mux = tokio::spawn(mux.run(stop_reading.clone(), kill.clone()));
-        // A listener that ends would make ttrpc panic in its shutdown.
+        // ttrpc panics in its shutdown if the listener has ended.
         let incoming = stream::iter([Ok(plugin_side)]).chain(stream::pending());
         let mut server = Server::new()
             .add_listener(Listener::new(incoming))
@@ -253,7 +252,7 @@ impl Session {
         match step {
             Step::Configured => Ok(()),
             Step::Synchronized => {
-                self.reached("Synchronize", PATIENCE, |progress| progress.synchronized)
+                self.reached("Synchronize", BUSY_LIMIT, |progress| progress.synchronized)
                     .await
             }
         }
@@ -269,30 +268,30 @@ impl Session {
             ..Default::default()
         };
         let answer = runtime.register_plugin(ttrpc::context::Context::default(), &request);
-        match self.within(AWAITED, PATIENCE, answer).await? {
+        match self.within(AWAITED, BUSY_LIMIT, answer).await? {
             Ok(_) => Ok(()),
             Err(ttrpc::Error::RpcStatus(status)) => Err(SessionError::Rejected {
                 identity,
                 reason: status.message().to_owned(),
             }),
-            // ttrpc lost its connection. The mux knows why, and ends any moment.
+            // ttrpc lost its connection. The mux ends soon and has the reason.
             Err(_) => self.within(AWAITED, CONFIGURE_LIMIT, pending()).await,
         }
     }
 
-    /// Waits until the runtime has come as far as `far_enough` says.
+    /// Waits until the progress satisfies `is_reached`, or the plugin refuses the session.
     async fn reached(
         &mut self,
         awaited: &'static str,
         limit: Duration,
-        far_enough: fn(&Progress) -> bool,
+        is_reached: fn(&Progress) -> bool,
     ) -> Result<(), SessionError> {
         let mut progress = self.progress.clone();
         let refused = async {
-            let settled = progress.wait_for(|p| p.refused.is_some() || far_enough(p));
+            let settled = progress.wait_for(|p| p.refused.is_some() || is_reached(p));
             match settled.await.map(|progress| progress.refused.clone()) {
                 Ok(refused) => refused,
-                // The service is gone, and so will the mux be.
+                // The service has ended; the mux ends soon.
                 Err(_) => pending().await,
             }
         };
@@ -302,17 +301,17 @@ impl Session {
         }
     }
 
-    /// Waits for a part of the handshake, unless the session ends or `limit` passes first.
+    /// Waits for a step of the handshake. Fails if the session ends or `limit` passes first.
     async fn within<F: Future>(
         &mut self,
         awaited: &'static str,
         limit: Duration,
-        part: F,
+        step: F,
     ) -> Result<F::Output, SessionError> {
         tokio::select! {
-            // A refusal comes with the connection's end right behind it.
+            // The connection may end immediately after a refusal, which has to be reported.
             biased;
-            output = part => Ok(output),
+            output = step => Ok(output),
             end = self.ended() => Err(SessionError::Ended(end)),
             () = sleep(limit) => Err(SessionError::Silent { awaited, limit }),
         }

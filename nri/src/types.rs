@@ -1,6 +1,6 @@
-//! What a plugin gets to see: the runtime, pods and containers, in plain types.
+//! The types that a plugin uses: the runtime, pods and containers.
 //!
-//! Made from the wire's messages here and nowhere else, so that a plugin never sees those.
+//! Only this file converts the protocol's messages to them, so that a plugin never uses generated types.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -9,28 +9,28 @@ use protobuf::{EnumOrUnknown, MessageField};
 
 use crate::api;
 
-/// How long a runtime waits for a plugin to register when it does not say: NRI's default.
+/// NRI's default for the time that a runtime waits for a plugin's registration.
 pub const DEFAULT_REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a runtime waits for an answer when it does not say: NRI's default.
+/// NRI's default for the time that a runtime waits for an answer.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The runtime, as it introduces itself.
+/// The runtime's name, versions and timeouts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeInfo {
-    /// The plugin's own configuration, as the runtime found it for a plugin that it launched
-    /// itself; else empty. Any format: NRI does not look at it.
+    /// The plugin's own configuration, if the runtime launched the plugin and found one; else empty. NRI
+    /// does not parse it.
     pub config: String,
     /// The runtime's name, such as `containerd`.
     pub name: String,
     /// The runtime's version, such as `v2.1.9`.
     pub version: String,
-    /// The NRI version, where the runtime states one (from NRI 0.12). It need not be a number.
+    /// The NRI version, if the runtime sends one (from NRI 0.12). It need not be a number.
     pub nri_version: Option<String>,
-    /// The time that the runtime allows a plugin to register.
+    /// The time that the runtime allows for a plugin's registration.
     pub registration_timeout: Duration,
-    /// The time that the runtime allows a plugin for one request. A plugin that needs longer is
-    /// cut off, and the event goes on without it.
+    /// The time that the runtime allows for one request. If a plugin needs longer, the runtime closes its
+    /// connection and continues without it.
     pub request_timeout: Duration,
 }
 
@@ -68,19 +68,19 @@ pub struct Container {
     pub pod_sandbox_id: String,
     /// The container's name in its pod.
     pub name: String,
-    /// What it is doing.
+    /// The container's state.
     pub state: ContainerState,
     /// The container's labels.
     pub labels: BTreeMap<String, String>,
-    /// The container's annotations, those of the runtime among them.
+    /// The container's annotations, also those that the runtime adds.
     pub annotations: BTreeMap<String, String>,
     /// The container's mounts.
     pub mounts: Vec<Mount>,
-    /// The container's image, where the runtime states it (from NRI 0.12.2).
+    /// The container's image, if the runtime sends it (from NRI 0.12.2).
     pub image: Option<Image>,
 }
 
-/// What a container is doing.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum ContainerState {
@@ -95,11 +95,11 @@ pub enum ContainerState {
 /// A mount of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
-    /// Where in the container.
+    /// The path in the container.
     pub destination: String,
     /// The file system's type, such as `bind`.
     pub kind: String,
-    /// What is mounted.
+    /// The source of the mount.
     pub source: String,
     /// Mount options.
     pub options: Vec<String>,
@@ -112,7 +112,7 @@ pub struct Image {
     pub name: String,
     /// The digest of the index or manifest that the reference names.
     pub digest: String,
-    /// The digest of the image's configuration: unlike `digest`, always of this node's platform.
+    /// The digest of the image's config. Unlike `digest`, it is always of this node's platform.
     pub config_digest: String,
 }
 
@@ -130,7 +130,7 @@ impl From<api::ConfigureRequest> for RuntimeInfo {
     }
 }
 
-/// Milliseconds as the wire has them; 0 where the runtime is too old to say.
+/// Converts milliseconds of a message. 0, which an old runtime sends, gives the default.
 fn stated(milliseconds: i64) -> Option<Duration> {
     let milliseconds = u64::try_from(milliseconds).ok().filter(|&ms| ms > 0)?;
     Some(Duration::from_millis(milliseconds))
@@ -198,7 +198,7 @@ impl From<api::Image> for Image {
     }
 }
 
-/// A message that may be absent, as a plain type that may be absent.
+/// Converts a message that may be absent.
 pub(crate) fn optional<M, T: From<M>>(field: MessageField<M>) -> Option<T> {
     field.into_option().map(T::from)
 }

@@ -1,4 +1,4 @@
-//! How a session ends: by the runtime, by the plugin, and by bytes that are no frames.
+//! The end of a session: by the runtime, by the plugin, and by bytes that are not frames.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -19,7 +19,7 @@ fn recorder() -> Arc<Recorder> {
 }
 
 #[tokio::test]
-async fn the_runtimes_end_is_seen_and_may_be_asked_for_again() {
+async fn ended_reports_that_the_runtime_closed_the_connection_and_may_be_called_again() {
     let (mut session, runtime) = started(&recorder()).await;
     runtime.close().await;
     for _ in 0..2 {
@@ -29,7 +29,7 @@ async fn the_runtimes_end_is_seen_and_may_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn waiting_for_the_end_can_be_given_up_and_taken_up_again() {
+async fn waiting_for_the_end_can_be_cancelled_and_repeated() {
     let (mut session, runtime) = started(&recorder()).await;
     let waited = timeout(Duration::from_millis(20), session.ended()).await;
     assert!(waited.is_err(), "the session still runs");
@@ -38,7 +38,7 @@ async fn waiting_for_the_end_can_be_given_up_and_taken_up_again() {
     assert!(matches!(session.ended().await, SessionEnd::ClosedByPeer));
 }
 
-/// A session over a real socket, and a second way to write to it, past ttrpc and the mux.
+/// Starts a session over a real socket, and returns a second descriptor of the runtime's end for raw writes.
 async fn started_with_raw_access(plugin: &Arc<Recorder>) -> (Session, Runtime, BlockingStream) {
     let (ours, theirs) = BlockingStream::pair().unwrap();
     let raw = theirs.try_clone().unwrap();
@@ -51,14 +51,14 @@ async fn started_with_raw_access(plugin: &Arc<Recorder>) -> (Session, Runtime, B
 }
 
 #[tokio::test]
-async fn frames_for_unknown_connections_are_dropped_and_nothing_else() {
+async fn only_frames_for_unknown_connections_are_dropped() {
     let plugin = recorder();
     let (_session, runtime, mut raw) = started_with_raw_access(&plugin).await;
     for connection in [0_u32, 3, u32::MAX] {
         let mut frame = connection.to_be_bytes().to_vec();
         frame.extend(100_000_u32.to_be_bytes());
         frame.extend([0xaa; 100_000]);
-        // The socket holds less than that: whoever reads it is on another thread.
+        // The socket's buffer is smaller, so the write needs a thread of its own.
         raw.set_nonblocking(false).unwrap();
         raw = tokio::task::spawn_blocking(move || raw.write_all(&frame).map(|()| raw))
             .await
@@ -71,7 +71,7 @@ async fn frames_for_unknown_connections_are_dropped_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_frames_end_the_session_by_name() {
+async fn bytes_that_are_not_frames_end_the_session_with_a_reason() {
     type Expected = fn(&SessionEnd) -> bool;
     let truncated: Expected = |end| matches!(end, SessionEnd::Truncated);
     let oversized: Expected = |end| matches!(end, SessionEnd::Oversized(o) if o.length > 4 << 20);
@@ -100,14 +100,14 @@ async fn bytes_that_are_no_frames_end_the_session_by_name() {
 }
 
 #[tokio::test]
-async fn an_oversized_frame_for_an_unknown_connection_ends_the_session_too() {
+async fn an_oversized_frame_for_an_unknown_connection_ends_the_session() {
     let (mut session, _runtime, mut raw) = started_with_raw_access(&recorder()).await;
     raw.write_all(&[0, 0, 0, 9, 255, 255, 255, 255]).unwrap();
     assert!(matches!(session.ended().await, SessionEnd::Oversized(o) if o.connection == 9));
 }
 
 #[tokio::test]
-async fn closing_lets_a_call_finish_and_sends_its_answer() {
+async fn close_waits_for_a_call_and_sends_its_answer() {
     let plugin = recorder();
     let (session, mut runtime) = started(&plugin).await;
     let closing = async {
@@ -115,8 +115,8 @@ async fn closing_lets_a_call_finish_and_sends_its_answer() {
         let close = session.close();
         tokio::pin!(close);
         let early = timeout(Duration::from_millis(50), &mut close).await;
-        assert!(early.is_err(), "a call is under way");
-        plugin.gate.add_permits(1);
+        assert!(early.is_err(), "a call is in progress");
+        plugin.permits.add_permits(1);
         close.await;
     };
     let (answer, ()) = tokio::join!(runtime.create_container("wait"), closing);
@@ -125,7 +125,7 @@ async fn closing_lets_a_call_finish_and_sends_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_waits_for_a_call_no_longer_than_the_runtime_would() {
+async fn close_waits_for_a_call_no_longer_than_the_runtime_would() {
     let plugin = recorder();
     let (session, mut runtime) = started(&plugin).await;
     let closing = async {
@@ -145,10 +145,10 @@ async fn closing_waits_for_a_call_no_longer_than_the_runtime_would() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_does_not_wait_for_a_runtime_that_reads_nothing() {
+async fn close_does_not_wait_for_a_runtime_that_does_not_read() {
     const CALLS: usize = 20;
     let plugin = recorder();
-    // Room for an answer or two.
+    // The buffer holds one or two answers.
     let (ours, theirs) = duplex(64);
     let (session, runtime) = started_over(ours, theirs, &plugin).await;
     let mut calls = tokio::task::JoinSet::new();
@@ -158,24 +158,26 @@ async fn closing_does_not_wait_for_a_runtime_that_reads_nothing() {
     }
     eventually(|| plugin.calls().len() == CALLS).await;
     runtime.stop_reading.cancel();
-    plugin.gate.add_permits(CALLS);
+    plugin.permits.add_permits(CALLS);
 
     let close = timeout(nri::DEFAULT_REQUEST_TIMEOUT * 2, session.close());
-    close.await.expect("an end, answers or not");
+    close
+        .await
+        .expect("the end of the session, with or without answers");
     eventually(|| Arc::strong_count(&plugin) == 1).await;
 }
 
 #[tokio::test]
-async fn nothing_of_a_session_is_left_after_close() {
+async fn close_ends_all_tasks_of_a_session() {
     let plugin = recorder();
     let (session, _runtime) = started(&plugin).await;
     session.close().await;
-    // The service holds the plugin, and every task of the session the service.
+    // The service holds the plugin, and every task of the session holds the service.
     assert_eq!(Arc::strong_count(&plugin), 1);
 }
 
 #[tokio::test]
-async fn nothing_of_a_session_is_left_after_a_failed_start() {
+async fn a_failed_start_ends_all_tasks_of_a_session() {
     let plugin = recorder();
     let (ours, theirs) = duplex(4096);
     let _runtime = Runtime::accept(theirs, Registration::Reject("no")).await;
@@ -187,7 +189,7 @@ async fn nothing_of_a_session_is_left_after_a_failed_start() {
 }
 
 #[tokio::test]
-async fn a_dropped_session_ends_with_its_calls() {
+async fn dropping_a_session_ends_it_and_its_calls() {
     let plugin = recorder();
     let (session, mut runtime) = started(&plugin).await;
     let dropping = async {
@@ -202,7 +204,7 @@ async fn a_dropped_session_ends_with_its_calls() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_leaves_takes_the_calls_with_it() {
+async fn calls_end_when_the_runtime_closes_the_connection() {
     let plugin = recorder();
     let (mut session, runtime) = started(&plugin).await;
     let caller = runtime.plugin.clone();
@@ -213,6 +215,9 @@ async fn a_runtime_that_leaves_takes_the_calls_with_it() {
     runtime.close().await;
     session.ended().await;
     let close = timeout(Duration::from_secs(1), session.close()).await;
-    assert!(close.is_ok(), "nobody is left to wait for");
+    assert!(
+        close.is_ok(),
+        "close must not wait after the connection has ended"
+    );
     assert_eq!(Arc::strong_count(&plugin), 1);
 }

@@ -1,4 +1,4 @@
-//! Events, in both dialects: what reaches the plugin, and what reaches the runtime.
+//! Events in both dialects: the calls of the plugin, and the answers to the runtime.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn state_change(runtime: &Runtime, event: EnumOrUnknown<Event>) -> ttrpc::
     runtime.plugin.state_change(no_deadline(), &change).await
 }
 
-/// Calls the RPC of its own that an event has from NRI 0.12 on.
+/// Calls the dedicated RPC that an event has from NRI 0.12 on.
 macro_rules! call {
     ($runtime:ident . $rpc:ident ( $request:ident { $($field:ident: $value:expr),* } )) => {
         $runtime
@@ -41,7 +41,7 @@ macro_rules! call {
 }
 
 #[tokio::test]
-async fn both_dialects_reach_the_same_method() {
+async fn both_dialects_call_the_same_method() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
 
@@ -102,7 +102,7 @@ async fn both_dialects_reach_the_same_method() {
         Event::REMOVE_CONTAINER,
     ] {
         state_change(&runtime, event.into()).await.unwrap();
-        // By name, so that no two of them can be swapped in both dialects at once.
+        // Compared by name, so that the test fails if both dialects swap two events.
         let what = if plugin.calls().last().unwrap().ends_with(" c") {
             "p c"
         } else {
@@ -115,7 +115,7 @@ async fn both_dialects_reach_the_same_method() {
 }
 
 #[tokio::test]
-async fn an_event_from_the_future_fails_nothing() {
+async fn an_unknown_event_succeeds() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     for number in [0, 14, 15, 33, i32::MAX, -1] {
@@ -127,7 +127,7 @@ async fn an_event_from_the_future_fails_nothing() {
 }
 
 #[tokio::test]
-async fn only_what_the_plugin_asked_for_reaches_it() {
+async fn only_events_that_the_plugin_subscribed_to_reach_it() {
     let plugin = Arc::new(Recorder::new(Events::CREATE_CONTAINER));
     let (_session, runtime) = started(&plugin).await;
     call!(runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod: pod("p") }));
@@ -139,7 +139,7 @@ async fn only_what_the_plugin_asked_for_reaches_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_handled_is_unimplemented_so_that_the_runtime_falls_back() {
+async fn unsupported_rpcs_are_unimplemented_so_that_the_runtime_falls_back() {
     let (_session, runtime) = started(&recorder()).await;
     let request = api::ValidateContainerAdjustmentRequest::default();
     let error = runtime
@@ -174,7 +174,7 @@ fn message(error: &ttrpc::Error) -> &str {
 }
 
 #[tokio::test]
-async fn a_handlers_error_reaches_the_runtime_word_for_word() {
+async fn a_handlers_error_reaches_the_runtime_unchanged() {
     let (_session, runtime) = started(&recorder()).await;
     let error = runtime.create_container("fail").await.unwrap_err();
     assert_eq!(code(&error), Code::UNKNOWN);
@@ -183,7 +183,7 @@ async fn a_handlers_error_reaches_the_runtime_word_for_word() {
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_answers_an_error_and_the_session_lives_on() {
+async fn a_handlers_panic_is_an_error_and_the_session_continues() {
     let (_session, runtime) = started(&recorder()).await;
     let error = runtime.create_container("panic").await.unwrap_err();
     assert_eq!(code(&error), Code::INTERNAL);
@@ -195,7 +195,7 @@ async fn a_handler_that_panics_answers_an_error_and_the_session_lives_on() {
 }
 
 #[tokio::test]
-async fn a_handler_is_dropped_when_the_runtimes_deadline_passes_and_the_session_lives_on() {
+async fn a_handler_is_dropped_at_the_runtimes_deadline_and_the_session_continues() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     let request = api::CreateContainerRequest {
@@ -210,7 +210,7 @@ async fn a_handler_is_dropped_when_the_runtimes_deadline_passes_and_the_session_
 }
 
 #[tokio::test]
-async fn three_hundred_requests_are_in_flight_at_once() {
+async fn three_hundred_requests_are_handled_at_once() {
     const REQUESTS: usize = 300;
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
@@ -219,16 +219,16 @@ async fn three_hundred_requests_are_in_flight_at_once() {
         let caller = runtime.plugin.clone();
         requests.spawn(async move { create_container(&caller, "wait").await });
     }
-    // None of them is answered before all of them are with the plugin.
+    // No request is answered before all requests have reached the plugin.
     eventually(|| plugin.calls().len() == REQUESTS).await;
-    plugin.gate.add_permits(REQUESTS);
+    plugin.permits.add_permits(REQUESTS);
     for answer in requests.join_all().await {
         answer.unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_message_of_megabytes_comes_through() {
+async fn a_message_of_four_megabytes_arrives() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     let mut big = container("c");
@@ -242,7 +242,7 @@ async fn a_message_of_megabytes_comes_through() {
 }
 
 #[tokio::test]
-async fn a_pod_and_a_container_keep_everything() {
+async fn all_fields_of_a_pod_and_a_container_are_converted() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     let text = |text: &str| text.to_owned();
@@ -319,7 +319,7 @@ async fn a_pod_and_a_container_keep_everything() {
 }
 
 #[tokio::test]
-async fn a_container_that_outlived_its_pod_still_says_which_it_was() {
+async fn a_container_that_outlives_its_pod_has_the_pods_id() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     let orphan = api::Container {
@@ -331,7 +331,7 @@ async fn a_container_that_outlived_its_pod_still_says_which_it_was() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_shuts_down_says_so() {
+async fn shutdown_reaches_the_plugin() {
     let plugin = recorder();
     let (_session, runtime) = started(&plugin).await;
     runtime

@@ -1,5 +1,5 @@
-//! Registration, configuration, synchronization: their order, what they carry, and every way in
-//! which they do not happen.
+//! Registration, configuration, synchronization: their order, their content, and every way in which they can
+//! fail.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::runtime::{Registration, Runtime};
 
 type Starting = JoinHandle<Result<Session, SessionError>>;
 
-/// A plugin that starts its session, and the runtime that it starts it with.
+/// Starts a plugin's session with a runtime.
 async fn starting(plugin: &Arc<Recorder>, answer: Registration) -> (Starting, Runtime) {
     let (ours, theirs) = duplex(64 << 10);
     let runtime = Runtime::accept(theirs, answer).await;
@@ -28,7 +28,7 @@ fn recorder() -> Arc<Recorder> {
 }
 
 #[tokio::test]
-async fn a_session_starts_in_nris_order_and_not_before_the_plugin_is_synchronized() {
+async fn a_session_starts_in_nris_order_and_after_the_synchronization() {
     let plugin = recorder();
     let (starting, mut runtime) = starting(&plugin, Registration::Accept).await;
 
@@ -50,7 +50,7 @@ async fn a_session_starts_in_nris_order_and_not_before_the_plugin_is_synchronize
 }
 
 #[tokio::test]
-async fn the_runtime_introduces_itself() {
+async fn configure_gets_the_runtimes_name_versions_and_timeouts() {
     let plugin = recorder();
     let (starting, mut runtime) = starting(&plugin, Registration::Accept).await;
     runtime.registration().await;
@@ -78,7 +78,7 @@ async fn the_runtime_introduces_itself() {
 }
 
 #[tokio::test]
-async fn no_runtime_is_sent_an_event_that_it_does_not_know() {
+async fn the_plugin_subscribes_only_to_events_that_the_runtime_knows() {
     for (wants, version, mask) in [
         (Events::all(), "", 0x07ff),
         (Events::all(), "v0.12.2", 0x1fff),
@@ -102,7 +102,7 @@ async fn no_runtime_is_sent_an_event_that_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn a_state_in_parts_reaches_the_plugin_whole_and_once() {
+async fn a_state_in_parts_reaches_the_plugin_as_a_whole_and_once() {
     let plugin = recorder();
     let (starting, mut runtime) = starting(&plugin, Registration::Accept).await;
     runtime.registration().await;
@@ -130,7 +130,7 @@ async fn a_state_in_parts_reaches_the_plugin_whole_and_once() {
 }
 
 #[tokio::test]
-async fn a_state_that_never_ends_is_refused() {
+async fn a_state_of_too_many_parts_is_rejected() {
     let plugin = recorder();
     let (starting, mut runtime) = starting(&plugin, Registration::Accept).await;
     runtime.registration().await;
@@ -153,7 +153,7 @@ async fn a_state_that_never_ends_is_refused() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_fails_in_the_handshake_tells_both_sides() {
+async fn a_failure_of_the_plugin_in_the_handshake_is_reported_to_both_sides() {
     for (method, fault, text) in [
         ("configure", Fault::Error, "no configure today"),
         (
@@ -193,18 +193,18 @@ async fn a_plugin_that_fails_in_the_handshake_tells_both_sides() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_rejects_the_plugin_is_quoted() {
+async fn the_error_for_a_rejected_registration_has_the_runtimes_message() {
     let (starting, mut runtime) = starting(&recorder(), Registration::Reject("no room")).await;
     let error = starting.await.unwrap().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the runtime refused to register plugin 07-recorder: no room"
+        "the runtime rejected the registration of plugin 07-recorder: no room"
     );
     assert!(matches!(runtime.closed().await, SessionEnd::ClosedByPeer));
 }
 
-/// How far a runtime comes before it stops.
-async fn come_as_far_as(runtime: &mut Runtime, steps: usize) {
+/// Makes the runtime do the first `steps` steps of the handshake after the registration.
+async fn do_steps(runtime: &mut Runtime, steps: usize) {
     runtime.registration().await;
     if steps > 0 {
         runtime
@@ -215,14 +215,14 @@ async fn come_as_far_as(runtime: &mut Runtime, steps: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_that_falls_silent_is_given_up_and_left() {
+async fn a_runtime_that_does_not_continue_the_handshake_is_left() {
     for (answer, steps, missing) in [
         (Registration::Ignore, 0, "answer to the registration"),
         (Registration::Accept, 0, "Configure"),
         (Registration::Accept, 1, "Synchronize"),
     ] {
         let (starting, mut runtime) = starting(&recorder(), answer).await;
-        come_as_far_as(&mut runtime, steps).await;
+        do_steps(&mut runtime, steps).await;
         let error = starting.await.unwrap().unwrap_err();
         let SessionError::Silent { awaited, .. } = error else {
             panic!("{error:?}");
@@ -233,23 +233,23 @@ async fn a_runtime_that_falls_silent_is_given_up_and_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_may_take_its_time_to_synchronize() {
+async fn a_runtime_may_take_minutes_to_synchronize() {
     let (starting, mut runtime) = starting(&recorder(), Registration::Accept).await;
-    come_as_far_as(&mut runtime, 1).await;
+    do_steps(&mut runtime, 1).await;
     tokio::time::sleep(Duration::from_secs(5 * 60)).await;
     runtime.synchronize(&[], &[], false).await.unwrap();
     starting.await.unwrap().unwrap().close().await;
 }
 
 #[tokio::test]
-async fn a_runtime_that_leaves_in_the_handshake_is_said_to_have_left() {
+async fn the_error_says_that_the_runtime_closed_the_connection_in_the_handshake() {
     for (answer, steps) in [
         (Registration::Ignore, 0),
         (Registration::Accept, 0),
         (Registration::Accept, 1),
     ] {
         let (starting, mut runtime) = starting(&recorder(), answer).await;
-        come_as_far_as(&mut runtime, steps).await;
+        do_steps(&mut runtime, steps).await;
         runtime.close().await;
         let error = starting.await.unwrap().unwrap_err();
         assert!(

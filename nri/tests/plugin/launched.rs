@@ -1,5 +1,5 @@
-//! A plugin in a process of its own: with a socket that it inherits, as a runtime launches it, and
-//! with one that it connects to.
+//! A plugin in its own process, with a socket that it inherits from the runtime and with one that it connects
+//! to.
 
 use std::env;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +16,7 @@ use tokio::process::Command;
 use crate::recorder::{Recorder, started_over};
 use crate::runtime::{Registration, Runtime};
 
-/// The example, which `cargo test` builds into the directory beside this test's.
+/// Returns the command of the example, which `cargo test` builds next to the directory of this test.
 fn event_log() -> Command {
     let test = env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
@@ -35,7 +35,7 @@ fn event_log() -> Command {
     command
 }
 
-fn said(output: Output) -> (bool, String, String) {
+fn status_and_output(output: Output) -> (bool, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (
         output.status.success(),
@@ -44,7 +44,7 @@ fn said(output: Output) -> (bool, String, String) {
     )
 }
 
-/// Starts a session with the plugin, sends it an event, and leaves.
+/// Starts a session with the plugin, sends an event, and closes the connection.
 async fn run_through(mut runtime: Runtime) -> (String, String) {
     let registration = runtime.registration().await;
     runtime.configure(Default::default()).await.unwrap();
@@ -62,7 +62,7 @@ const LOG: &str = "synchronize: 1 pods, 2 containers\n\
                    the runtime closed the connection\n";
 
 #[tokio::test]
-async fn a_launched_plugin_serves_the_socket_that_it_inherited() {
+async fn a_launched_plugin_serves_the_inherited_socket() {
     let (ours, theirs) = BlockingStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
     fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
@@ -80,7 +80,7 @@ async fn a_launched_plugin_serves_the_socket_that_it_inherited() {
     let registered = run_through(runtime).await;
     assert_eq!(registered, ("42".to_owned(), "launched".to_owned()));
 
-    let (success, out, err) = said(child.wait_with_output().await.unwrap());
+    let (success, out, err) = status_and_output(child.wait_with_output().await.unwrap());
     assert!(success, "{err}");
     assert_eq!(out, format!("registering as 42-launched\n{LOG}"));
 }
@@ -97,13 +97,13 @@ async fn an_external_plugin_connects_to_a_path() {
     let registered = run_through(runtime).await;
     assert_eq!(registered, ("10".to_owned(), "event-log".to_owned()));
 
-    let (success, out, err) = said(child.wait_with_output().await.unwrap());
+    let (success, out, err) = status_and_output(child.wait_with_output().await.unwrap());
     assert!(success, "{err}");
     assert_eq!(out, format!("registering as 10-event-log\n{LOG}"));
 }
 
 #[tokio::test]
-async fn a_plugin_launched_with_nonsense_says_which_variable() {
+async fn a_plugin_launched_with_a_wrong_variable_names_it() {
     for (socket, name, index, expected) in [
         ("three", "a", "10", "NRI_PLUGIN_SOCKET"),
         ("0", "a", "10", "NRI_PLUGIN_SOCKET=0 cannot be used"),
@@ -118,15 +118,15 @@ async fn a_plugin_launched_with_nonsense_says_which_variable() {
             .output()
             .await
             .unwrap();
-        let (success, _, err) = said(output);
+        let (success, _, err) = status_and_output(output);
         assert!(!success && err.contains(expected), "{err}");
     }
 }
 
 #[tokio::test]
-async fn an_inherited_socket_is_closed_for_the_runtime_although_its_number_stays_open() {
+async fn the_runtime_sees_the_close_of_an_inherited_socket_whose_original_stays_open() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    // What `launched` hands out: another descriptor of the same socket, the first one still open.
+    // As `launched` does: a duplicate of a socket whose original stays open.
     let number = theirs.into_std().unwrap();
     let duplicate = UnixStream::from_std(number.try_clone().unwrap()).unwrap();
     let plugin = Arc::new(Recorder::new(Events::all()));

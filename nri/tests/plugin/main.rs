@@ -1,5 +1,5 @@
-//! The plugin side against a runtime side of our own: real ttrpc over an in-memory or a real
-//! socket pair, and raw bytes where the two sides could agree on a mistake.
+//! Tests of the plugin side with a test runtime: real ttrpc over an in-memory or a real socket pair, and raw
+//! bytes for cases in which both sides could share a mistake.
 
 mod ends;
 mod events;

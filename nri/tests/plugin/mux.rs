@@ -1,5 +1,4 @@
-//! The mux against raw bytes: what it makes of frames, however they are cut, and what it does when
-//! one side of it stops moving.
+//! Tests of the mux with raw bytes: frames that arrive in chunks of any size, and sides that stop reading.
 
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ struct Running {
     kill: CancellationToken,
 }
 
-/// A mux on a socket that takes `bytes` at once.
+/// Starts a mux on a socket with a buffer of `bytes`.
 fn running(bytes: usize) -> Running {
     let (trunk, far) = duplex(bytes);
     let (mux, plugin, runtime) = divide(far);
@@ -46,7 +45,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_connection_reads_its_own_bytes_in_order_however_frames_are_cut(
+    fn every_connection_reads_its_own_bytes_in_order_for_any_chunks(
         frames in prop::collection::vec((0..4_u32, prop::collection::vec(any::<u8>(), 0..300)), 0..40),
         cut in 1..50_usize,
         socket in 1..100_usize,
@@ -79,7 +78,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn one_write_is_one_frame_and_none_is_empty() {
+async fn one_write_makes_one_frame_and_an_empty_write_makes_none() {
     let mut running = running(64 << 10);
     for (connection, payload) in [(1, "one"), (2, "two"), (1, ""), (1, "three")] {
         let side = if connection == 1 {
@@ -97,7 +96,7 @@ async fn one_write_is_one_frame_and_none_is_empty() {
 }
 
 #[tokio::test]
-async fn a_write_over_the_limit_becomes_two_frames() {
+async fn a_write_over_the_limit_makes_two_frames() {
     let mut running = running(1 << 20);
     let big = vec![7; nri::frame::MAX_PAYLOAD + 5];
     let expected = [frame(1, &big[5..]), frame(1, &big[..5])].concat();
@@ -109,11 +108,11 @@ async fn a_write_over_the_limit_becomes_two_frames() {
     assert!(wire == expected);
 }
 
-/// More than a virtual connection holds unread.
+/// More bytes than a virtual connection may leave unread.
 const TOO_MUCH: usize = 1 << 20;
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_reads_late_delays_the_other_one_and_loses_nothing() {
+async fn a_connection_that_reads_late_delays_the_other_one_without_loss() {
     let mut running = running(64 << 10);
     let big = vec![7; TOO_MUCH];
     let wire = [frame(PLUGIN_SERVICE, &big), frame(RUNTIME_SERVICE, b"late")].concat();
@@ -133,7 +132,7 @@ async fn a_connection_that_reads_late_delays_the_other_one_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_never_reads_ends_the_session_rather_than_hold_up_the_other() {
+async fn a_connection_that_never_reads_ends_the_session() {
     let mut running = running(64 << 10);
     let wire = frame(PLUGIN_SERVICE, &vec![7; TOO_MUCH]);
     let mut nothing = [0; 1];
@@ -150,7 +149,7 @@ async fn a_connection_that_never_reads_ends_the_session_rather_than_hold_up_the_
 }
 
 #[tokio::test]
-async fn a_connection_that_is_gone_ends_the_session_when_it_is_sent_to() {
+async fn a_frame_for_a_closed_connection_ends_the_session() {
     let mut running = running(64 << 10);
     drop(running.plugin);
     running.runtime.write_all(b"still here").await.unwrap();
@@ -167,7 +166,7 @@ async fn a_connection_that_is_gone_ends_the_session_when_it_is_sent_to() {
 }
 
 #[tokio::test]
-async fn a_socket_that_takes_nothing_makes_writers_wait_and_kills_nobody() {
+async fn writers_wait_while_the_socket_accepts_nothing() {
     let mut running = running(16);
     let write = running.plugin.write_all(&[7; 10]);
     write.await.unwrap();
@@ -179,7 +178,7 @@ async fn a_socket_that_takes_nothing_makes_writers_wait_and_kills_nobody() {
     timeout(Duration::from_millis(50), flood)
         .await
         .expect_err("the queue is bounded");
-    // The other way is open all the time.
+    // The other direction still works.
     running.trunk.write_all(&frame(2, b"hello")).await.unwrap();
     let mut hello = [0; 5];
     running.runtime.read_exact(&mut hello).await.unwrap();
@@ -189,7 +188,7 @@ async fn a_socket_that_takes_nothing_makes_writers_wait_and_kills_nobody() {
 }
 
 #[tokio::test]
-async fn after_stop_reading_only_what_is_written_moves_until_all_is_written() {
+async fn after_stop_reading_only_outgoing_frames_are_transferred() {
     let mut running = running(64 << 10);
     running.stop_reading.cancel();
     tokio::task::yield_now().await;

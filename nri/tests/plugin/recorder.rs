@@ -1,4 +1,4 @@
-//! A plugin that notes every call, and does with `create_container` what its container's id says.
+//! A plugin that records every call. The id of a container chooses what `create_container` does.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,19 +10,19 @@ use tokio::sync::Semaphore;
 
 use crate::runtime::{Registration, Runtime};
 
-/// Room on the in-memory socket: more than one small message, less than a big one.
+/// The buffer of the in-memory socket in bytes: more than one small message, less than a big one.
 const SOCKET_BYTES: usize = 64 << 10;
 
 pub(crate) struct Recorder {
-    /// What `configure` answers.
+    /// The events that `configure` returns.
     pub(crate) wants: Events,
-    /// Every call: the method, then what it was about.
+    /// Every call: the method and its subject.
     calls: Mutex<Vec<String>>,
     pub(crate) runtime: Mutex<Option<RuntimeInfo>>,
     pub(crate) container: Mutex<Option<(Pod, Container)>>,
-    /// What a container called `wait` waits for.
-    pub(crate) gate: Semaphore,
-    /// Where in the handshake it goes wrong, and how.
+    /// The permits that the creation of a container `wait` waits for.
+    pub(crate) permits: Semaphore,
+    /// The step of the handshake that fails, and how.
     pub(crate) fault: Option<(&'static str, Fault)>,
 }
 
@@ -39,7 +39,7 @@ impl Recorder {
             calls: Mutex::default(),
             runtime: Mutex::default(),
             container: Mutex::default(),
-            gate: Semaphore::new(0),
+            permits: Semaphore::new(0),
             fault: None,
         }
     }
@@ -60,7 +60,7 @@ impl Recorder {
         self.calls.lock().unwrap().clear();
     }
 
-    /// Waits until this call is noted.
+    /// Waits until this call is recorded.
     pub(crate) async fn noted(&self, call: &str) {
         eventually(|| self.calls().iter().any(|noted| noted == call)).await;
     }
@@ -77,7 +77,7 @@ impl Recorder {
     }
 }
 
-/// Notes that a handler was dropped where it waited.
+/// Records that a handler was dropped while it waited.
 struct Left<'a>(&'a Recorder);
 
 impl Drop for Left<'_> {
@@ -128,7 +128,7 @@ impl Plugin for Recorder {
             "fail" => Err("the image is not ready".into()),
             "panic" => panic!("a bug"),
             "wait" => {
-                self.gate.acquire().await?.forget();
+                self.permits.acquire().await?.forget();
                 Ok(())
             }
             "forever" => {
@@ -181,7 +181,7 @@ impl Plugin for Recorder {
     }
 }
 
-/// Waits until something is so. Longer than any test takes, a machine never takes: it is a failure.
+/// Waits until the condition holds. Fails after a time that no machine needs.
 pub(crate) async fn eventually(is_so: impl Fn() -> bool) {
     let waiting = async {
         while !is_so() {
@@ -189,16 +189,16 @@ pub(crate) async fn eventually(is_so: impl Fn() -> bool) {
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
-    waited.expect("it never came to be");
+    waited.expect("the condition did not hold in time");
 }
 
-/// A session that has just begun, over an in-memory socket.
+/// Starts a session over an in-memory socket.
 pub(crate) async fn started(plugin: &Arc<Recorder>) -> (Session, Runtime) {
     let (ours, theirs) = duplex(SOCKET_BYTES);
     started_over(ours, theirs, plugin).await
 }
 
-/// A session that has just begun, over the two ends of a socket.
+/// Starts a session over the two ends of a socket.
 pub(crate) async fn started_over<T>(
     ours: T,
     theirs: T,

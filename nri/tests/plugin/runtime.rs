@@ -1,7 +1,7 @@
-//! A runtime for tests: the other side of the socket, speaking real ttrpc. It does only what it is
-//! told, so that a test decides order, dialect and silence.
+//! A runtime for tests: the other side of the socket, with real ttrpc. It acts only on calls of the test, so
+//! that a test decides on the order of calls, the dialect and missing answers.
 //!
-//! Stands on its own, for other crates to include by path.
+//! The file has no dependencies in this directory, since other crates include it by path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server, TtrpcContext};
 use ttrpc::{Code, get_status};
 
-/// How many registrations wait to be looked at. A test makes one.
+/// The capacity of the queue of registrations. A test makes one.
 const REGISTRATIONS: usize = 4;
 
-/// How long a plugin may take for what should come at once: longer than any machine needs, so that
-/// what never comes is a failure and not a test that hangs.
+/// The limit for an answer of the plugin, longer than any machine needs, so that a test without an answer
+/// fails and does not hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection from a plugin.
 pub(crate) struct Runtime {
     /// Calls the plugin.
     pub(crate) plugin: PluginClient,
-    /// What `plugin` calls through, for calls that it has no method for.
+    /// The client of `plugin`, for calls that it has no method for.
     pub(crate) client: Client,
     registrations: mpsc::Receiver<api::RegisterPluginRequest>,
     mux: JoinHandle<SessionEnd>,
-    /// Cancelled, it takes nothing more off the socket, and leaves it open.
+    /// Cancelled by a test to stop reading from the socket, which stays open.
     pub(crate) stop_reading: CancellationToken,
     server: Server,
     close: DropGuard,
@@ -46,7 +46,7 @@ pub(crate) struct Runtime {
 pub(crate) enum Registration {
     Accept,
     Reject(&'static str),
-    /// Takes note of it, and never answers.
+    /// Records the registration and never answers.
     Ignore,
 }
 
@@ -62,9 +62,7 @@ impl api::RuntimeService for Registry {
         _: &TtrpcContext,
         request: api::RegisterPluginRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.seen
-            .try_send(request)
-            .expect("room for a registration");
+        self.seen.try_send(request).expect("the queue is not full");
         match self.answer {
             Registration::Accept => Ok(api::Empty::default()),
             Registration::Reject(reason) => {
@@ -103,7 +101,7 @@ impl Runtime {
         }
     }
 
-    /// The next registration.
+    /// Waits for the next registration.
     pub(crate) async fn registration(&mut self) -> api::RegisterPluginRequest {
         self.registrations.recv().await.expect("a registration")
     }
@@ -130,7 +128,8 @@ impl Runtime {
         self.plugin.synchronize(no_deadline(), &request).await
     }
 
-    /// Registration, configuration, an empty state, as a runtime that knows all events.
+    /// Does registration, configuration and synchronization with an empty state, as a runtime that knows all
+    /// events.
     pub(crate) async fn start(&mut self) {
         self.registration().await;
         self.configure(api::ConfigureRequest {
@@ -165,7 +164,7 @@ impl Runtime {
     }
 }
 
-/// A container of pod `p`.
+/// Creates a container of pod `p`.
 pub(crate) async fn create_container(plugin: &PluginClient, id: &str) -> ttrpc::Result<()> {
     let request = api::CreateContainerRequest {
         pod: Some(pod("p")).into(),
