@@ -1,9 +1,9 @@
-//! Which snapshotter the containers of a runtime handler live in, and where that was read.
+//! Resolves the snapshotter of each runtime handler, and the source of that value.
 //!
-//! Three sources, the better one first: `[handlers]` of our configuration, what the running
-//! containerd reports of itself (its CRI status, and where its images' file system is), and containerd's
-//! configuration files. This module calls no service: what containerd reports comes as [`Running`], and
-//! [`FileConfig::read`] is all the I/O there is.
+//! There are three sources, in order of precedence: `[handlers]` of the plugin's configuration, the running
+//! containerd (its CRI status and its image file system), and containerd's configuration files. This module
+//! calls no service: the caller passes containerd's answers as [`Running`]. [`FileConfig::read`] is its only
+//! I/O.
 
 mod cri_status;
 mod document;
@@ -33,16 +33,16 @@ use source::Reported;
 /// containerd's default snapshotter on Linux, in all releases.
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 
-/// The runtime that containerd has, and uses by default, if nothing is configured.
+/// The runtime that containerd has and uses by default if nothing is configured.
 const DEFAULT_RUNTIME: &str = "runc";
 
-/// Every runtime handler of the node, resolved.
+/// All runtime handlers of the node with their snapshotters.
 #[derive(Debug)]
 pub struct Handlers {
     resolved: BTreeMap<String, Resolved>,
     default_runtime: Found,
     default_snapshotter: Option<Found>,
-    /// Those that use the default snapshotter where that is not known.
+    /// The handlers that use the default snapshotter while that is not known.
     undecided: Vec<String>,
     sandbox_image: Option<Found>,
     problems: Vec<Problem>,
@@ -51,30 +51,30 @@ pub struct Handlers {
     unseen: Vec<Unseen>,
 }
 
-/// What the running containerd reports of itself.
+/// The answers of the running containerd.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Running<'a> {
-    /// The JSON under `config` of CRI's verbose `Status`, if containerd shows it.
+    /// The JSON under `config` of CRI's verbose `Status`, if the answer has it.
     pub cri_status_config: Option<&'a str>,
-    /// Where CRI's first image file system is, which is the default snapshotter's.
+    /// The mount point of CRI's first image file system, which is the default snapshotter's directory.
     pub image_file_system: Option<&'a str>,
-    /// The snapshotters that it lists.
+    /// The snapshotters that containerd lists.
     pub snapshotters: &'a [Snapshotter],
 }
 
 /// The snapshotter of one runtime handler.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Resolved {
-    /// The snapshotter that its containers are created in.
+    /// The snapshotter in which the handler's containers are created.
     pub snapshotter: String,
-    /// Where that was read.
+    /// The source of the snapshotter's name.
     pub origin: Origin,
-    /// Whether the handler names no snapshotter, and so uses the default one.
+    /// Whether the handler names no snapshotter and so uses the default one.
     pub follows_default: bool,
 }
 
 impl Resolved {
-    /// `None` for one that follows a default which is not known.
+    /// Returns `None` if the handler uses the default snapshotter and that is not known.
     fn new(named: Option<Found>, default: Option<&Found>) -> Option<Self> {
         let follows_default = named.is_none();
         let Found {
@@ -89,10 +89,10 @@ impl Resolved {
     }
 }
 
-/// A runtime handler whose snapshotter is not known.
+/// The error for a runtime handler whose snapshotter is not known.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum HandlerError {
-    /// No source has such a handler.
+    /// No source has this handler.
     #[error(
         "the runtime handler {handler:?} is not known (known: {}): \
          add `{handler:?} = \"<snapshotter>\"` to [handlers] of the configuration",
@@ -101,10 +101,10 @@ pub enum HandlerError {
     Unknown {
         /// The handler that was asked for.
         handler: String,
-        /// Those that are known.
+        /// The known handlers.
         known: Vec<String>,
     },
-    /// It uses the default snapshotter, which no source says.
+    /// The handler uses the default snapshotter, which no source names.
     #[error(
         "the runtime handler {0:?} uses the default snapshotter, which is not known: \
          add `{0:?} = \"<snapshotter>\"` to [handlers] of the configuration"
@@ -113,8 +113,8 @@ pub enum HandlerError {
 }
 
 impl Handlers {
-    /// Puts the sources together: what the running containerd reports counts before what its files say, if
-    /// they were to be read. What is wrong with any of them is among the [`problems`](Self::problems).
+    /// Combines the sources. The running containerd has precedence over its files, which are optional. Errors
+    /// in the sources are among the [`problems`](Self::problems).
     pub fn resolve(
         config: &Config,
         running: Running<'_>,
@@ -145,8 +145,8 @@ impl Handlers {
         let is_whole = files.is_whole();
         let unseen = files.unseen().to_vec();
         let is_there = files.is_there;
-        // What is wrong with files that have nothing to say about handlers is no problem of theirs.
-        let unread = match status.tells_handlers() {
+        // Errors in files are no problem if the running containerd reports all about the handlers.
+        let unread = match status.has_all_handlers() {
             true => files.problems,
             false => {
                 problems.extend(files.problems);
@@ -171,10 +171,10 @@ impl Handlers {
             handlers.overrule(handler.as_str(), snapshotter.as_str(), names.as_deref());
         }
         if handlers.default_snapshotter.is_none() {
-            let handlers_of_it = handlers.undecided.clone();
+            let undecided = handlers.undecided.clone();
             handlers.problems.push(Problem::UnknownDefault {
                 is_there,
-                handlers: handlers_of_it,
+                handlers: undecided,
             });
         }
         handlers
@@ -206,8 +206,8 @@ impl Handlers {
         handlers
     }
 
-    /// `runtime_platforms` says where images are pulled to, and is easily taken for the whole
-    /// story.
+    /// Reports a handler whose images are pulled into another snapshotter than its containers use.
+    /// `runtime_platforms` sets only the snapshotter for pulls, which is easily overlooked.
     fn check_pull(&mut self, handler: String, pulled: Found) {
         let Some(resolved) = self.resolved.get(&handler) else {
             return;
@@ -222,7 +222,8 @@ impl Handlers {
         }
     }
 
-    /// Takes our configuration's word for a handler. `running` is what containerd has, if it said.
+    /// Sets a handler's snapshotter from the plugin's configuration. `running` has the handlers that containerd
+    /// reports, if it does.
     fn overrule(&mut self, handler: &str, snapshotter: &str, running: Option<&[String]>) {
         if let Some(known) = running.filter(|running| !running.iter().any(|name| name == handler)) {
             let problem = Problem::NoSuchHandler {
@@ -240,7 +241,7 @@ impl Handlers {
         self.resolved.insert(handler.to_owned(), resolved);
     }
 
-    /// The snapshotter of a pod's runtime handler; an empty one means the default runtime.
+    /// Returns the snapshotter of a pod's runtime handler. An empty handler stands for the default runtime.
     pub fn snapshotter(&self, handler: &str) -> Result<&Resolved, HandlerError> {
         let name = if handler.is_empty() {
             &self.default_runtime.value
@@ -258,14 +259,14 @@ impl Handlers {
             })
     }
 
-    /// Every runtime handler with its snapshotter, by name.
+    /// Iterates over all runtime handlers with their snapshotters, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Resolved)> {
         self.resolved
             .iter()
             .map(|(handler, resolved)| (handler.as_str(), resolved))
     }
 
-    /// The snapshotters that some handler uses, each once.
+    /// Returns the snapshotters that handlers use, each once.
     pub fn snapshotters(&self) -> BTreeSet<&str> {
         self.resolved
             .values()
@@ -273,48 +274,48 @@ impl Handlers {
             .collect()
     }
 
-    /// The runtime of a pod that names none.
+    /// Returns the runtime of a pod that names none.
     pub fn default_runtime(&self) -> &Found {
         &self.default_runtime
     }
 
-    /// The snapshotter of a handler that names none; `None` where no source says it.
+    /// Returns the snapshotter of a handler that names none; `None` if no source has it.
     pub fn default_snapshotter(&self) -> Option<&Found> {
         self.default_snapshotter.as_ref()
     }
 
-    /// Its name.
+    /// Returns the name of the default snapshotter.
     pub fn default_name(&self) -> Option<&str> {
         self.default_snapshotter().map(|found| found.value.as_str())
     }
 
-    /// Where files say other than the running containerd, whose word counts.
+    /// Returns the values of files that differ from the running containerd, which has precedence.
     pub fn differences(&self) -> &[Problem] {
         &self.differences
     }
 
-    /// The pause image, where it is configured. Otherwise it is one that containerd has built in,
-    /// another one in nearly every release, and the label of pinned images tells which.
+    /// Returns the configured pause image. Without one, containerd uses a built-in pause image, which differs
+    /// in nearly every release and has the label of pinned images.
     pub fn sandbox_image(&self) -> Option<&Found> {
         self.sandbox_image.as_ref()
     }
 
-    /// What was wrong with the sources.
+    /// Returns the problems of the sources.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// What is wrong with containerd's files where the running containerd tells all about handlers.
+    /// Returns the problems of containerd's files if the running containerd reports all about the handlers.
     pub fn unread(&self) -> &[Problem] {
         &self.unread
     }
 
-    /// The imports of containerd's files that may match files which this process does not see.
+    /// Returns the imports of containerd's files that may match files which this process cannot see.
     pub fn unseen(&self) -> &[Unseen] {
         &self.unseen
     }
 
-    /// The handlers whose snapshotter is not among those that containerd's introspection lists.
+    /// Returns a problem for each handler whose snapshotter is not in `listed`.
     pub fn check_known<S: AsRef<str>>(&self, listed: &[S]) -> Vec<Problem> {
         let known: BTreeSet<&str> = listed.iter().map(AsRef::as_ref).collect();
         let unknown = self

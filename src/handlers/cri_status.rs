@@ -1,8 +1,8 @@
-//! What the running containerd reports of itself: the JSON under `config` in the answer to CRI's
-//! verbose `Status`. The call itself is made elsewhere.
+//! Parses the configuration that the running containerd reports: the JSON under `config` in CRI's verbose
+//! `Status`. The caller makes the call.
 //!
-//! The better source, because it cannot be out of date. But only containerd 1.7 has the default
-//! snapshotter and the sandbox image in it; 2.x moved both to a plugin that it does not report.
+//! This source has precedence over files, because it is never out of date. But only containerd 1.7 reports
+//! the default snapshotter and the sandbox image; 2.x has them in a plugin that the status does not include.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::origin::{Found, Origin};
 use super::source::Reported;
 
-/// Reads the JSON; unknown fields, of which there are many, are skipped.
+/// Parses the JSON. Unknown fields, of which there are many, are ignored.
 pub(super) fn parse(json: &str) -> Result<Reported, serde_json::Error> {
     const ORIGIN: Origin = Origin::CriStatus;
     let Status {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn of_1_7_says_everything() {
+    fn the_status_of_1_7_has_everything() {
         let json = r#"{
             "containerd": {
                 "snapshotter": "overlayfs", "defaultRuntimeName": "runc",
@@ -82,24 +82,24 @@ mod tests {
             ("runc".to_owned(), None),
         ];
         assert_eq!(reported.runtimes, Some(runtimes.into()));
-        assert!(reported.tells_handlers());
+        assert!(reported.has_all_handlers());
     }
 
     #[test]
-    fn of_2_x_leaves_two_things_open() {
+    fn the_status_of_2_x_lacks_default_snapshotter_and_sandbox_image() {
         let json = r#"{"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {"snapshotter": ""}}}}"#;
         let reported = parse(json).expect("valid");
         assert_eq!(
             (&reported.default_snapshotter, &reported.sandbox_image),
             (&None, &None)
         );
-        assert!(!reported.tells_handlers());
+        assert!(!reported.has_all_handlers());
         let without_runtimes = parse(r#"{"containerd": {"runtimes": null}}"#).expect("valid");
         assert_eq!(without_runtimes, Reported::default());
     }
 
     #[test]
-    fn what_is_not_a_status_is_an_error() {
+    fn text_that_is_not_a_status_is_an_error() {
         for json in [
             "",
             "{",

@@ -1,4 +1,4 @@
-//! What containerd's configuration, read as its containerd reads it, says about runtimes and images. No I/O.
+//! Extracts runtimes and images from containerd's merged configuration. No I/O.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use super::origin::{Found, Origin};
 use super::source::Reported;
 use super::tree::Tree;
 
-/// Each runtime's snapshotter, where it names one.
+/// The runtimes, each with the snapshotter that it names.
 type Runtimes = BTreeMap<String, Option<Found>>;
 
-/// Where 1.7 has it, and where later ones do.
+/// The keys of the values, which differ between 1.7 and later versions.
 struct Places {
     images: &'static [&'static str],
     runtime: &'static [&'static str],
@@ -36,7 +36,7 @@ impl Places {
     }
 }
 
-/// The table with CRI's settings of how images are pulled.
+/// Returns the keys of the table with CRI's settings for image pulls.
 pub(super) fn images_table(rules: Rules) -> &'static [&'static str] {
     Places::of(rules).images
 }
@@ -60,7 +60,7 @@ pub(super) fn reported(tree: &Tree, rules: Rules) -> Reported {
     }
 }
 
-/// containerd 2 keeps its built-in runtime also where its files add others.
+/// Adds the built-in runtime, which containerd 2 keeps if its files add others.
 fn with_built_in(mut runtimes: Runtimes, rules: Rules) -> Runtimes {
     if rules != Rules::V1_7 {
         runtimes.entry(DEFAULT_RUNTIME.to_owned()).or_default();
@@ -68,7 +68,7 @@ fn with_built_in(mut runtimes: Runtimes, rules: Rules) -> Runtimes {
     runtimes
 }
 
-/// Each table's `snapshotter`.
+/// Returns the `snapshotter` of each table.
 fn snapshotters(tables: &Tree) -> Runtimes {
     let names = tables.keys().filter(|name| tables.table(&[name]).is_some());
     let snapshotter = |name: &str| (name.to_owned(), found(tables, &[name, "snapshotter"]));

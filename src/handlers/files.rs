@@ -1,9 +1,7 @@
-//! The reader of containerd's configuration files: the main one and, in containerd's order, those
-//! that it imports.
+//! Reads containerd's configuration files: the main file and its imports, in containerd's order.
 //!
-//! A file that cannot be read costs what it would have said and leaves a reason; it never stops
-//! the plugin. containerd itself would not have started with it, so it was changed since, or it is not
-//! there for this process.
+//! A file that cannot be read adds a problem and no values; it never stops the plugin. containerd itself
+//! would not have started with such a file, so the file was changed later, or this process cannot see it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -18,35 +16,36 @@ use super::tree::Tree;
 use super::{document, go_glob, problem::Problem, settings::Settings, source::Reported};
 use crate::config::line_and_column;
 
-/// More files than any node has; beyond it, imports lead in circles under ever new names.
+/// The largest number of files, more than any node has. A larger number shows imports that repeat endlessly
+/// under new names.
 const MAX_FILES: usize = 256;
 
-/// What containerd's configuration files say, and what was wrong with them.
+/// The values of containerd's configuration files, and their problems.
 #[derive(Debug, Default)]
 pub struct FileConfig {
     pub(super) reported: Reported,
     pub(super) problems: Vec<Problem>,
-    /// Whether the main file is there.
+    /// Whether the main file exists.
     pub(super) is_there: bool,
     settings: Settings,
     unseen: Vec<Unseen>,
 }
 
-/// A pattern of imports in a folder that this process does not see.
+/// A pattern of imports in a folder that this process cannot see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} imports {}, a folder that is not there for this process", by.display(), pattern.display())]
+#[error("{} imports {}, a folder that does not exist for this process", by.display(), pattern.display())]
 pub struct Unseen {
     /// The file that imports.
     pub by: PathBuf,
-    /// What it imports.
+    /// The pattern.
     pub pattern: PathBuf,
 }
 
 impl FileConfig {
-    /// Reads `path` and what it imports as a containerd of this version does. Blocks, for as long as it
-    /// takes to read some small files.
+    /// Reads `path` and its imports as a containerd of this version does. Blocks while it reads a few small
+    /// files.
     ///
-    /// If `path` does not exist, containerd runs on its defaults, or has its file elsewhere.
+    /// If `path` does not exist, containerd uses its defaults, or its file is elsewhere.
     pub fn read(path: &Path, containerd: Option<(u64, u64)>) -> Self {
         let mut config = Self::default();
         if matches!(path.try_exists(), Ok(false)) {
@@ -72,22 +71,22 @@ impl FileConfig {
         config
     }
 
-    /// Every key that the files have.
+    /// Returns all keys of the files.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// What is wrong with the files themselves.
+    /// Returns the problems of the files.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// The imports that may match files which this process does not see.
+    /// Returns the imports that may match files which this process cannot see.
     pub fn unseen(&self) -> &[Unseen] {
         &self.unseen
     }
 
-    /// Whether what a file does not say is containerd's default.
+    /// Whether all files were read, so that containerd's defaults hold for all other values.
     pub fn is_whole(&self) -> bool {
         self.is_there && self.problems.is_empty()
     }
@@ -116,8 +115,8 @@ impl FileConfig {
         loaded
     }
 
-    /// The files that one imports, in order: relative to its own folder, and with `*` any number of them,
-    /// sorted.
+    /// Returns the files that a file imports, in order. Paths are relative to its folder, and the matches of a
+    /// `*` are sorted.
     fn imports(&mut self, path: &Path, table: &Table) -> Vec<PathBuf> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let imports = table.get("imports").and_then(Value::as_array);
@@ -164,7 +163,7 @@ fn load(path: &Path) -> Result<Table, Problem> {
     })
 }
 
-/// The path without `.` and `..`, by its text alone, so that one file has one name.
+/// Removes `.` and `..` from a path by its text alone, so that one file has one name.
 fn clean(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in path.components() {

@@ -1,15 +1,14 @@
-//! File patterns as Go's `filepath.Glob` takes them, by which containerd finds its imports: `*` and `?` do
-//! not cross a `/`, also where there are two of them; a class is negated by `^`; `\` takes the next
-//! character as it is.
+//! Matches file patterns as Go's `filepath.Glob` does, with which containerd finds its imports. `*`, `**` and
+//! `?` do not match a `/`, `^` negates a class, and `\` escapes the next character.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is no pattern.
+/// The error for an invalid pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BadPattern;
 
-/// The files that match, in order. A directory that cannot be read holds none.
+/// Returns the files that match, in order. A directory that cannot be read has none.
 pub(super) fn glob(pattern: &str) -> Result<Vec<PathBuf>, BadPattern> {
     matches(pattern, "")?;
     if !has_meta(pattern) {
@@ -46,7 +45,7 @@ fn within(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, BadPattern> {
     Ok(found)
 }
 
-/// Whether it is more than a name.
+/// Whether a path has characters with a meaning in patterns.
 pub(super) fn has_meta(path: &str) -> bool {
     path.contains(['*', '?', '[', '\\'])
 }
@@ -71,7 +70,7 @@ enum GlobToken {
 }
 
 impl GlobToken {
-    fn takes(&self, c: char) -> bool {
+    fn matches(&self, c: char) -> bool {
         match self {
             Self::Any | Self::One => c != '/',
             Self::Char(own) => *own == c,
@@ -83,15 +82,15 @@ impl GlobToken {
 }
 
 fn matched(pattern: &[GlobToken], name: &[char]) -> bool {
-    // The states that are reached: how many pieces are used up. `*` may be left, or stayed in.
+    // Entry `i` is true if the first `i` tokens match the text so far. `*` also matches no character.
     let mut reached = vec![false; pattern.len() + 1];
     reached[0] = true;
     skip_stars(pattern, &mut reached);
     for c in name {
         let mut next = vec![false; pattern.len() + 1];
-        for (i, piece) in pattern.iter().enumerate().filter(|(i, _)| reached[*i]) {
-            if piece.takes(*c) {
-                next[if matches!(piece, GlobToken::Any) {
+        for (i, token) in pattern.iter().enumerate().filter(|(i, _)| reached[*i]) {
+            if token.matches(*c) {
+                next[if matches!(token, GlobToken::Any) {
                     i
                 } else {
                     i + 1
@@ -105,18 +104,18 @@ fn matched(pattern: &[GlobToken], name: &[char]) -> bool {
 }
 
 fn skip_stars(pattern: &[GlobToken], reached: &mut [bool]) {
-    for (i, piece) in pattern.iter().enumerate() {
-        if reached[i] && matches!(piece, GlobToken::Any) {
+    for (i, token) in pattern.iter().enumerate() {
+        if reached[i] && matches!(token, GlobToken::Any) {
             reached[i + 1] = true;
         }
     }
 }
 
 fn parse(pattern: &str) -> Result<Vec<GlobToken>, BadPattern> {
-    let mut pieces = Vec::new();
+    let mut tokens = Vec::new();
     let mut rest = pattern.chars().peekable();
     while let Some(c) = rest.next() {
-        pieces.push(match c {
+        tokens.push(match c {
             '*' => GlobToken::Any,
             '?' => GlobToken::One,
             '\\' => GlobToken::Char(rest.next().ok_or(BadPattern)?),
@@ -124,7 +123,7 @@ fn parse(pattern: &str) -> Result<Vec<GlobToken>, BadPattern> {
             c => GlobToken::Char(c),
         });
     }
-    Ok(pieces)
+    Ok(tokens)
 }
 
 fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<GlobToken, BadPattern> {
@@ -141,7 +140,7 @@ fn class(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<GlobToke
     Ok(GlobToken::Class { is_negated, ranges })
 }
 
-/// One character of a class.
+/// Reads one character of a class.
 fn bound(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<char, BadPattern> {
     match rest.next().ok_or(BadPattern)? {
         '-' | ']' => Err(BadPattern),
@@ -154,7 +153,7 @@ fn bound(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<char, Ba
 mod tests {
     use super::*;
 
-    /// What Go's own documentation and tests of `filepath.Match` say.
+    /// The cases are from Go's documentation and tests of `filepath.Match`.
     #[test]
     fn a_pattern_matches_as_in_go() {
         for (pattern, name, expected) in [

@@ -1,15 +1,15 @@
-//! The default snapshotter by where CRI's first image file system is: there containerd 1.7 to 2.4 show the
-//! directory of the default snapshotter, which is the plugin's export `root`, else a directory that is
-//! named for the plugin.
+//! Finds the default snapshotter by CRI's first image file system. containerd 1.7 to 2.4 report there the
+//! directory of the default snapshotter: the plugin's export `root`, or else a directory that is named after
+//! the plugin.
 
 use super::Running;
 use super::origin::{Found, Origin};
 use crate::containerd::Snapshotter;
 
-/// What the directory of a plugin without an export `root` is called, up to its name.
+/// The name of the directory of a plugin without an export `root`, up to the plugin's name.
 const UNNAMED: &str = "io.containerd.snapshotter.v1.";
 
-/// The snapshotter that is there. Several may export one directory: then the one that is `written` in
+/// Returns the snapshotter of that directory. If several export it, it is the one that is `written` in
 /// containerd's files, if it is among them.
 pub(super) fn snapshotter(running: Running<'_>, written: Option<&str>) -> Option<Found> {
     let directory = running.image_file_system?.trim_end_matches('/');
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_tells_its_snapshotter() {
+    fn the_snapshotter_is_found_by_its_directory() {
         let own = "/r/io.containerd.snapshotter.v1.overlayfs";
         let listed = [
             ("overlayfs", Some(own)),
@@ -77,7 +77,7 @@ mod tests {
                 None,
                 Some("nydus"),
             ),
-            // Two may be meant.
+            // The directory matches two snapshotters.
             (
                 Some("/r/io.containerd.snapshotter.v1.nydus"),
                 all,
@@ -93,7 +93,7 @@ mod tests {
             (Some("/var/lib/shared"), all, None, None),
             (Some("/var/lib/shared"), all, Some("stargz"), Some("stargz")),
             (Some("/var/lib/shared"), all, Some("native"), None),
-            // A directory that is named for one is not the one's whose root is elsewhere.
+            // A snapshotter that exports another root does not match by the directory's name.
             (
                 Some("/x/io.containerd.snapshotter.v1.native"),
                 all,

@@ -1,7 +1,7 @@
-//! What a containerd makes of its configuration files: how versions of the format, imports and the moves
-//! between tables work together is another thing in each line of releases. Pure.
+//! Merges configuration files as containerd does. The rules for versions of the format, imports and moved
+//! tables differ between lines of releases. Pure.
 //!
-//! Read from the sources of 1.7.24, 2.1.9 and 2.4, and held against `containerd config dump`.
+//! The rules are from the sources of 1.7.24, 2.1.9 and 2.4, and were compared with `containerd config dump`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use toml::Table;
 
 use super::tree::Tree;
 
-/// CRI's only table up to version 2.
+/// CRI's table up to version 2 of the format.
 pub(crate) const CRI: &str = "io.containerd.grpc.v1.cri";
 
-/// What version 3 made of it: images…
+/// CRI's table for images from version 3 on.
 pub(crate) const IMAGES: &str = "io.containerd.cri.v1.images";
 
-/// …and runtimes.
+/// CRI's table for runtimes from version 3 on.
 pub(crate) const RUNTIME: &str = "io.containerd.cri.v1.runtime";
 
-/// What version 1 calls CRI's table.
+/// The name of CRI's table in version 1.
 const CRI_OF_VERSION_1: &str = "cri";
 
-/// What CRI's table `containerd` had that is the images' since.
+/// The keys that version 3 moved from CRI's table `containerd` to the images' table.
 const OF_IMAGES: [&str; 3] = [
     "snapshotter",
     "disable_snapshot_annotations",
@@ -32,20 +32,19 @@ const OF_IMAGES: [&str; 3] = [
 /// The rules by which a containerd reads its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rules {
-    /// A later file replaces a plugin's table as a whole, and the last version that is stated counts for
-    /// all files.
+    /// A later file replaces a plugin's table as a whole, and the last version that a file states applies
+    /// to all files.
     V1_7,
-    /// Tables are laid over each other key by key. Files of version 0 and 1 get the names of version 2; what
-    /// moved with version 3 is moved when all files are together, if the last version that is stated is
-    /// below 3.
+    /// Tables are merged key by key. Files of version 0 and 1 get the names of version 2. Keys that version 3
+    /// moved are moved after the merge, if the last version that a file states is below 3.
     V2_0,
-    /// As before, but each file is moved to version 4 by its own version, before it is laid over the others.
+    /// Like [`Self::V2_0`], but each file is migrated from its own version to version 4 before the merge.
     V2_3,
 }
 
 impl Rules {
-    /// Those of a containerd of this version; of one whose version is not known those of the first that
-    /// takes the main file's version.
+    /// Returns the rules of a containerd version. For an unknown version they are those of the first version
+    /// that accepts the main file's version.
     pub(super) fn of(containerd: Option<(u64, u64)>, main_file: i64) -> Self {
         match containerd {
             Some(version) if version < (2, 0) => Self::V1_7,
@@ -56,7 +55,7 @@ impl Rules {
         }
     }
 
-    /// The latest version of the format that it takes.
+    /// Returns the latest version of the format that containerd accepts.
     pub(super) fn format(self) -> i64 {
         match self {
             Self::V1_7 => 2,
@@ -66,11 +65,11 @@ impl Rules {
     }
 }
 
-/// All files, as they are read one after another.
+/// The merge of all files, one after another.
 #[derive(Debug)]
 pub(super) struct Files {
     rules: Rules,
-    /// The last that was stated.
+    /// The last version that a file stated.
     version: i64,
     tree: Tree,
 }
@@ -88,13 +87,13 @@ impl Files {
         }
     }
 
-    /// Takes the next file, in containerd's order.
+    /// Adds the next file, in containerd's order.
     pub(super) fn add(&mut self, table: Table, path: &Arc<Path>) {
         let mut version = version(&table);
         let mut file = Tree::new(table, path);
         match self.rules {
             Rules::V1_7 => {
-                // What is laid over the rest as a whole must not be there before.
+                // The file replaces whole tables of plugins, so their earlier content is removed.
                 let plugins: Vec<_> = plugin_names(&file);
                 let all = self.tree.table_mut("plugins");
                 plugins.iter().for_each(|name| _ = all.take(name));
@@ -118,18 +117,18 @@ impl Files {
         self.tree.overlay(file);
     }
 
-    /// What is in force, or why this containerd does not start with it.
+    /// Returns the merged values, or the reason why this containerd would not start with the files.
     pub(super) fn finish(mut self) -> Result<Tree, String> {
         let latest = self.rules.format();
         if self.version > latest {
             return Err(format!(
-                "it is of version {}, and this containerd takes {latest} at most",
+                "its version is {}, and this containerd accepts at most {latest}",
                 self.version
             ));
         }
         match self.rules {
             Rules::V1_7 if self.version < 2 => {
-                // By its short names alone.
+                // Only the short names of plugins apply.
                 let plugins = self.tree.table_mut("plugins");
                 for (short, long) in [(CRI_OF_VERSION_1, CRI), ("nri", super::NRI_TABLE)] {
                     plugins.take(long);
@@ -143,7 +142,7 @@ impl Files {
                     .find(|name| !name.starts_with("io.containerd."))
                 {
                     return Err(format!(
-                        "it has a table of the plugin {name:?}, which is no name of version 2"
+                        "it has a table of the plugin {name:?}, which is not a name of version 2"
                     ));
                 }
             }
@@ -154,7 +153,7 @@ impl Files {
     }
 }
 
-/// The version that a file states; none counts as 0.
+/// Returns the version that a file states, or 0.
 pub(super) fn version(table: &Table) -> i64 {
     let stated = table.get("version").and_then(toml::Value::as_integer);
     stated.unwrap_or_default()
@@ -165,12 +164,12 @@ fn plugin_names(tree: &Tree) -> Vec<String> {
     plugins.flat_map(Tree::keys).map(str::to_owned).collect()
 }
 
-/// Gives plugins the names of version 2, as far as they are read here.
+/// Renames CRI's table to its name in version 2. Other plugins are not read here.
 fn name_plugins(file: &mut Tree) {
     file.table_mut("plugins").rename(CRI_OF_VERSION_1, CRI);
 }
 
-/// Moves what CRI's one table says into those of version 3.
+/// Copies the values of CRI's table to the tables of version 3.
 fn split_cri(file: &mut Tree) {
     let Some(cri) = file.table(&["plugins", CRI]).cloned() else {
         return;
@@ -190,7 +189,7 @@ fn split_cri(file: &mut Tree) {
     let Some(containerd) = cri.table(&["containerd"]).cloned() else {
         return;
     };
-    // containerd forgets these where no runtime is configured beside them.
+    // containerd loses these keys if no runtime is configured next to them.
     if containerd.table(&["runtimes"]).is_some() {
         OF_IMAGES
             .iter()

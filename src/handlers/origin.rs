@@ -1,19 +1,19 @@
-//! A value, and the source that it was read from.
+//! A value and its source.
 
 use std::{fmt, path::PathBuf};
 
-/// Where a value was read.
+/// The source of a value.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Origin {
-    /// Our own configuration, `[handlers]`.
+    /// `[handlers]` of the plugin's configuration.
     Configuration,
-    /// What the running containerd reports of itself.
+    /// The CRI status of the running containerd.
     CriStatus,
-    /// Where the running containerd keeps its images' file system (CRI `ImageFsInfo`).
+    /// The image file system of the running containerd (CRI `ImageFsInfo`).
     ImageFileSystem,
-    /// This file of containerd's configuration.
+    /// A file of containerd's configuration.
     File(PathBuf),
-    /// Nowhere: it is what containerd does when nothing is said.
+    /// containerd's default, if no source has the value.
     Default,
 }
 
@@ -29,12 +29,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value, and where it was read.
+/// A value and its source.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Found {
     /// The value: a snapshotter, a runtime or an image.
     pub value: String,
-    /// Where it was read.
+    /// The source.
     pub origin: Origin,
 }
 
@@ -46,7 +46,7 @@ impl Found {
         }
     }
 
-    /// An empty value, which is how containerd writes that nothing is set, is none.
+    /// Returns `None` for an empty value, which containerd writes for a value that is not set.
     pub(super) fn some(value: Option<String>, origin: &Origin) -> Option<Self> {
         let value = value.filter(|value| !value.is_empty())?;
         Some(Self::new(value, origin.clone()))

@@ -1,19 +1,19 @@
-//! What is wrong with what was read: each thing with where it was read and what to do about it.
+//! The problems of the sources, each with its source and a remedy.
 //!
-//! A problem is logged and shown; it never keeps the plugin from running with the rest.
+//! A problem is logged and shown. The plugin continues with the other values.
 
 use std::{io, path::PathBuf};
 
 use super::origin::Origin;
 
-/// Something that an operator should look at.
+/// A problem that an operator should solve.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// What CRI's `Status` reports is not the JSON that we know.
+    /// The configuration in CRI's `Status` is not the expected JSON.
     #[error("cannot parse the configuration in containerd's CRI status: {reason}")]
     BadStatus {
-        /// What the parser said.
+        /// The parser's message.
         reason: serde_json::Error,
     },
     /// A file of containerd's configuration cannot be read.
@@ -21,22 +21,22 @@ pub enum Problem {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The system's error.
         reason: io::Error,
     },
-    /// A file of containerd's configuration is no TOML.
+    /// A file of containerd's configuration is not TOML.
     #[error("cannot parse containerd's configuration {}:{line}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
     /// An `imports` pattern is malformed.
     #[error(
-        "containerd's configuration {} imports {import:?}, which is no pattern",
+        "containerd's configuration {} imports {import:?}, which is not a valid pattern: correct it",
         path.display()
     )]
     BadImport {
@@ -45,7 +45,7 @@ pub enum Problem {
         /// The pattern.
         import: String,
     },
-    /// The imports do not end.
+    /// There are too many imports.
     #[error(
         "containerd's configuration imports more than {limit} files; {} and later ones are ignored",
         path.display()
@@ -53,52 +53,52 @@ pub enum Problem {
     TooManyFiles {
         /// The first file that was not read.
         path: PathBuf,
-        /// How many are read at most.
+        /// The largest number of files that are read.
         limit: usize,
     },
-    /// This containerd does not start with the files as they are.
+    /// This containerd version would not start with the present files.
     #[error(
-        "containerd's configuration {} was changed after containerd started, or is not its own: {reason}",
+        "containerd's configuration {} was changed after containerd started, or is not the file of this containerd: {reason}",
         path.display()
     )]
     Refused {
         /// The main file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// A file says other than the running containerd.
+    /// A value in a file differs from the running containerd.
     #[error(
         "{what} is {running} in the running containerd ({running_from}), and {written} in {origin}: \
-         the running containerd counts; restart it, or correct the file"
+         the value of the running containerd is used; restart containerd, or correct the file"
     )]
     Differs {
         /// The setting.
         what: String,
-        /// What is in force.
+        /// The value of the running containerd.
         running: String,
-        /// Who says that.
+        /// The source of that value.
         running_from: Origin,
-        /// What is written.
+        /// The value in the file.
         written: String,
-        /// Where.
+        /// The file.
         origin: Origin,
     },
-    /// Nothing says what the default snapshotter is.
+    /// No source has the default snapshotter.
     #[error(
-        "the default snapshotter is not known: containerd does not say it, and its configuration {} \
+        "the default snapshotter is not known: containerd does not report it, and its configuration {} \
          (handlers that use it: {}): set containerd.config to the file that containerd was started with, or \
          name the snapshotter of these handlers in [handlers]",
-        match is_there { true => "cannot be read", false => "is not at containerd.config" },
+        match is_there { true => "cannot be read", false => "does not exist at containerd.config" },
         handlers.join(", ")
     )]
     UnknownDefault {
-        /// Whether there is a file to read.
+        /// Whether the main file exists.
         is_there: bool,
-        /// The handlers that use it.
+        /// The handlers that use the default snapshotter.
         handlers: Vec<String>,
     },
-    /// containerd pulls for a runtime into another snapshotter than it creates containers in.
+    /// containerd pulls a runtime's images into another snapshotter than its containers use.
     #[error(
         "containerd pulls images for the runtime handler {handler:?} into {pulled:?} \
          (runtime_platforms in {origin}), but creates its containers in {used:?}: \
@@ -107,23 +107,23 @@ pub enum Problem {
     PulledElsewhere {
         /// The runtime handler.
         handler: String,
-        /// The snapshotter that is pulled into.
+        /// The snapshotter into which images are pulled.
         pulled: String,
-        /// Where that is said.
+        /// The source of that value.
         origin: Origin,
-        /// The snapshotter that containers are created in.
+        /// The snapshotter in which containers are created.
         used: String,
     },
     /// `[handlers]` names a runtime handler that containerd does not have.
     #[error(
         "[handlers] names the runtime handler {handler:?}, which containerd does not have: \
-         it has {}; correct the name, or take it out",
+         it has {}; correct the name, or remove it",
         known.join(", ")
     )]
     NoSuchHandler {
         /// The runtime handler.
         handler: String,
-        /// Those that containerd has.
+        /// containerd's handlers.
         known: Vec<String>,
     },
     /// A runtime handler uses a snapshotter that containerd does not list.
@@ -136,11 +136,11 @@ pub enum Problem {
     NoSuchSnapshotter {
         /// The runtime handler.
         handler: String,
-        /// Its snapshotter.
+        /// The handler's snapshotter.
         snapshotter: String,
-        /// Where that was read.
+        /// The source of that value.
         origin: Origin,
-        /// Those that containerd lists.
+        /// The snapshotters that containerd lists.
         known: Vec<String>,
     },
 }

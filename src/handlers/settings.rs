@@ -1,5 +1,5 @@
-//! containerd's configuration files key by key, as its containerd reads them, each with the file that says
-//! it. What runtimes and snapshotters follow from them is read elsewhere.
+//! The merged keys of containerd's configuration files, each with its file. `document` extracts runtimes and
+//! snapshotters.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::tree::Tree;
 /// NRI's table, the same in all versions.
 pub const NRI_TABLE: &str = "io.containerd.nri.v1.nri";
 
-/// What the files say together.
+/// The merged keys of all files.
 #[derive(Debug)]
 pub struct Settings {
     tree: Tree,
@@ -31,23 +31,23 @@ impl Settings {
         Self { tree, rules }
     }
 
-    /// The value under these keys, and the file that has it: the last one that says so.
+    /// Returns the value under these keys and its file: the last one that sets it.
     pub fn find(&self, keys: &[&str]) -> Option<(&Value, &Path)> {
         self.tree.value(keys)
     }
 
-    /// The same for a switch.
+    /// Returns the boolean under these keys and its file.
     pub fn switch(&self, keys: &[&str]) -> Option<(bool, &Path)> {
         let (value, path) = self.find(keys)?;
         Some((value.as_bool()?, path))
     }
 
-    /// A switch of how CRI pulls images.
+    /// Returns a boolean of CRI's settings for image pulls and its file.
     pub fn images_switch(&self, key: &str) -> Option<(bool, &Path)> {
         self.switch(&[images_table(self.rules), &[key]].concat())
     }
 
-    /// The heading of the table with the switches of how CRI pulls images.
+    /// Returns the heading of the table with CRI's settings for image pulls.
     pub fn images_heading(&self) -> String {
         let keys = images_table(self.rules).iter();
         let quoted = keys.map(|key| match key.contains('.') {
@@ -57,20 +57,20 @@ impl Settings {
         format!("[{}]", quoted.collect::<Vec<_>>().join("."))
     }
 
-    /// The names below these keys.
+    /// Iterates over the keys in the table under these keys.
     pub fn names(&self, keys: &[&str]) -> impl Iterator<Item = &str> {
         self.tree.table(keys).into_iter().flat_map(Tree::keys)
     }
 
-    /// How long NRI waits for a plugin's answer, where a file says it.
+    /// Returns the time that NRI waits for a plugin's answer and its file, if a file sets it.
     pub fn request_timeout(&self) -> Option<(Duration, &Path)> {
         let (value, path) = self.find(&["plugins", NRI_TABLE, "plugin_request_timeout"])?;
         let timeout = humantime::parse_duration(value.as_str()?).ok()?;
         Some((timeout, path))
     }
 
-    /// Whether CRI hands the keys of the node over when it unpacks an encrypted layer: it does unless
-    /// `image_decryption.key_model` is another than its default, `node`.
+    /// Whether CRI passes the node's keys to the unpack of an encrypted layer. It does unless
+    /// `image_decryption.key_model` differs from its default `node`.
     pub fn hands_keys_over(&self) -> bool {
         let table = match self.rules {
             Rules::V1_7 => CRI,
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeout_is_read_where_it_is_one() {
+    fn only_a_valid_timeout_is_read() {
         let settings = |text: &str| {
             let text = format!("[plugins.{NRI_TABLE:?}]\nplugin_request_timeout = {text}");
             let tree = Tree::new(text.parse().expect("TOML"), &Path::new("/e").into());
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_are_the_nodes_unless_a_file_says_otherwise() {
+    fn the_nodes_keys_are_passed_unless_a_file_sets_another_key_model() {
         assert!(Settings::default().hands_keys_over());
         for (rules, table, model, expected) in [
             (Rules::V2_0, IMAGES, "node", true),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_table_is_the_versions() {
+    fn the_images_table_depends_on_the_version() {
         let heading = |rules| Settings::new(Tree::default(), rules).images_heading();
         assert_eq!(
             heading(Rules::V1_7),

@@ -1,14 +1,13 @@
-//! What one source says about runtimes and snapshotters, and where each word of it was read.
+//! The values of one source about runtimes and snapshotters.
 //!
-//! It knows no format and no precedence between kinds of sources: those are the parsers' and
-//! `resolve`'s business.
+//! Knows no format, which the parsers know, and no kinds of sources, which `Handlers::resolve` puts in order.
 
 use std::collections::BTreeMap;
 
 use super::origin::Found;
 use super::problem::Problem;
 
-/// What one source says. What it does not say is `None`.
+/// The values of one source. A value that the source lacks is `None`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Reported {
     /// The snapshotter of a runtime that names none.
@@ -19,21 +18,21 @@ pub(super) struct Reported {
     pub(super) sandbox_image: Option<Found>,
     /// Each runtime, and the snapshotter that its containers are created in, where it names one.
     pub(super) runtimes: Option<BTreeMap<String, Option<Found>>>,
-    /// The snapshotter that images are *pulled* into for a runtime. It decides nothing about
-    /// containers, and is kept only to tell when the two differ.
+    /// The snapshotter into which a runtime's images are *pulled*. Containers do not use it; it is kept only
+    /// to report when the two differ.
     pub(super) pulls: BTreeMap<String, Found>,
 }
 
 impl Reported {
-    /// Whether each handler's snapshotter is known.
-    pub(super) fn tells_handlers(&self) -> bool {
+    /// Whether the source has all handlers with their snapshotters.
+    pub(super) fn has_all_handlers(&self) -> bool {
         self.default_snapshotter.is_some()
             && self.default_runtime.is_some()
             && self.runtimes.is_some()
     }
 
-    /// What `self` says, and `other` where `self` says nothing. A list of runtimes is taken whole:
-    /// one that the better source does not list is not there.
+    /// Returns the values of `self`, and those of `other` that `self` lacks. The list of runtimes comes from
+    /// one source: a runtime that `self` does not list does not exist.
     pub(super) fn or(mut self, other: Self) -> Self {
         let mut pulls = other.pulls;
         pulls.append(&mut self.pulls);
@@ -46,7 +45,7 @@ impl Reported {
         }
     }
 
-    /// Where `written` in files is another word than this, which is the running containerd's.
+    /// Returns the values in files (`written`) that differ from those of the running containerd (`self`).
     pub(super) fn differences(&self, written: &Self) -> Vec<Problem> {
         let mut differences = Vec::new();
         let mut compare = |what: &str, running: Option<&Found>, written: Option<&Found>| {

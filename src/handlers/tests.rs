@@ -1,4 +1,4 @@
-//! A status as containerd writes it, files on a disk, and what comes of them together.
+//! Tests with containerd's status, files on disk, and both together.
 
 mod reading;
 mod versions;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A folder with these files in it, the first of them the main one.
+/// A temporary folder with configuration files.
 struct Files(TempDir);
 
 impl Files {
@@ -31,17 +31,17 @@ impl Files {
         self.read_as(None)
     }
 
-    /// As a containerd of this version does.
+    /// Reads the files as a containerd of this version does.
     fn read_as(&self, containerd: Option<(u64, u64)>) -> FileConfig {
         FileConfig::read(&self.path("config.toml"), containerd)
     }
 
-    /// What comes of these files alone.
+    /// Resolves the handlers from these files alone.
     fn resolve(&self) -> Handlers {
         Handlers::resolve(&Config::default(), Running::default(), Some(self.read()))
     }
 
-    /// Handlers with their snapshotters and the files that these were read in, in one line.
+    /// Returns the handlers with their snapshotters and sources in one line.
     fn summary(&self, handlers: &Handlers) -> String {
         let folder = format!("{}/", self.0.path().display());
         let one = |(handler, resolved): (&str, &Resolved)| {
@@ -60,7 +60,7 @@ impl Files {
     }
 }
 
-/// A containerd whose CRI shows this status, and no image file system.
+/// Returns the answers of a containerd with this CRI status and no image file system.
 fn running(status: Option<&str>) -> Running<'_> {
     Running {
         cri_status_config: status,
@@ -68,7 +68,7 @@ fn running(status: Option<&str>) -> Running<'_> {
     }
 }
 
-/// Without a file nothing says this.
+/// Whether the problem is an unknown default snapshotter, as without a file.
 fn is_of_default(problem: &str) -> bool {
     problem.starts_with("the default snapshotter is not known")
 }
@@ -98,7 +98,7 @@ runtime_type = "io.containerd.runc.v2"
 snapshotter = "nydus"
 "#;
 
-/// What containerd 2.1 reports; 1.7 adds the default snapshotter and the sandbox image.
+/// The status of containerd 2.1. 1.7 adds the default snapshotter and the sandbox image.
 const STATUS: &str = r#"{"containerd": {"defaultRuntimeName": "runc", "runtimes":
     {"runc": {"snapshotter": ""}, "kata": {"snapshotter": "nydus"}, "gvisor": {"snapshotter": "erofs"}}}}"#;
 
@@ -109,33 +109,33 @@ fn status_of_1_7() -> String {
 }
 
 #[test]
-fn the_better_source_wins() {
+fn sources_have_their_precedence() {
     let files = Files::new(&[("config.toml", VERSION_3)]);
     let overruled = "[handlers]\nkata = 'devmapper'\n";
     let cases = [
-        ("nothing at all", ("", None, false), ""),
+        ("no source", ("", None, false), ""),
         (
             "2.x: runtimes from the status, the default from the file",
             ("", Some(STATUS.to_owned()), true),
             "gvisor=erofs@CRI status kata=nydus@CRI status runc=native*@config.toml",
         ),
         (
-            "1.7: the file is not asked",
+            "1.7: the file is not used",
             ("", Some(status_of_1_7()), true),
             "gvisor=erofs@CRI status kata=nydus@CRI status runc=zfs*@CRI status",
         ),
         (
-            "our configuration over all",
+            "the plugin's configuration over all",
             (overruled, Some(status_of_1_7()), true),
             "gvisor=erofs@CRI status kata=devmapper@configuration runc=zfs*@CRI status",
         ),
         (
-            "our configuration over files",
+            "the plugin's configuration over files",
             (overruled, None, true),
             "crun=native*@config.toml kata=devmapper@configuration runc=native*@config.toml",
         ),
         (
-            "our configuration alone",
+            "the plugin's configuration alone",
             (overruled, None, false),
             "kata=devmapper@configuration",
         ),
@@ -151,7 +151,7 @@ fn the_better_source_wins() {
 }
 
 #[test]
-fn a_broken_status_leaves_the_files() {
+fn with_a_broken_status_the_files_are_used() {
     let files = Files::new(&[("config.toml", VERSION_3)]);
     let handlers = Handlers::resolve(&Config::default(), running(Some("{")), Some(files.read()));
     assert_eq!(handlers.default_runtime().value, "crun");
@@ -161,7 +161,7 @@ fn a_broken_status_leaves_the_files() {
 }
 
 #[test]
-fn broken_files_that_nobody_asks_are_no_problem() {
+fn broken_files_that_are_not_needed_are_no_problem() {
     let files = Files::new(&[("config.toml", "[plugins.cri\n")]);
     let resolve = |running| Handlers::resolve(&Config::default(), running, Some(files.read()));
     let of_1_7 = status_of_1_7();
@@ -179,7 +179,7 @@ fn broken_files_that_nobody_asks_are_no_problem() {
     assert_eq!(
         problems.len(),
         2,
-        "where CRI does not say the default, they are asked: {problems:?}"
+        "the files are needed if CRI does not report the default: {problems:?}"
     );
 }
 
@@ -216,7 +216,7 @@ fn names_that_containerd_does_not_have_are_problems() {
         problems(&handlers),
         [
             "[handlers] names the runtime handler \"katta\", which containerd does not have: \
-          it has gvisor, kata, runc; correct the name, or take it out"
+          it has gvisor, kata, runc; correct the name, or remove it"
         ]
     );
     let unknown = handlers.check_known(&["overlayfs", "erofs", "native"]);
@@ -243,7 +243,7 @@ fn names_that_containerd_does_not_have_are_problems() {
 }
 
 #[test]
-fn pulls_decide_nothing_but_are_compared() {
+fn runtime_platforms_set_no_snapshotter_but_are_compared() {
     let pulls = "[plugins.'io.containerd.cri.v1.images'.runtime_platforms]\n\
                  kata = { snapshotter = 'nydus' }\nrunc = { snapshotter = 'nydus' }\nnone = { platform = 'linux/amd64' }\n";
     let files = Files::new(&[("config.toml", &format!("version = 3\n{pulls}"))]);
@@ -275,11 +275,11 @@ fn listed(name: &str) -> Snapshotter {
 }
 
 #[test]
-fn what_nothing_says_is_not_assumed() {
+fn a_default_that_no_source_has_is_not_assumed() {
     let broken = [("config.toml", "version = 3\nimports = ['gone.toml']\n")];
     for (files, how) in [
         (&broken[..], "cannot be read"),
-        (&[], "is not at containerd.config"),
+        (&[], "does not exist at containerd.config"),
     ] {
         let files = Files::new(files);
         let resolve =
@@ -288,9 +288,9 @@ fn what_nothing_says_is_not_assumed() {
         assert_eq!(handlers.default_name(), None);
         let expected = "gvisor=erofs@CRI status kata=nydus@CRI status";
         assert_eq!(files.summary(&handlers), expected);
-        let said = problems(&handlers).pop().expect("a problem");
+        let problem = problems(&handlers).pop().expect("a problem");
         let words = [how, "(handlers that use it: runc)", "[handlers]"];
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert!(words.iter().all(|word| problem.contains(word)), "{problem}");
         for handler in ["", "runc"] {
             let error = handlers.snapshotter(handler).expect_err("not known");
             assert_eq!(error, HandlerError::Undecided("runc".to_owned()));
@@ -305,7 +305,7 @@ fn what_nothing_says_is_not_assumed() {
 }
 
 #[test]
-fn where_files_say_other_containerd_counts() {
+fn the_running_containerd_has_precedence_over_differing_files() {
     let files = Files::new(&[("config.toml", &VERSION_3.replace("nydus", "devmapper"))]);
     let listed = [listed("overlayfs"), listed("native")];
     let resolve = |directory, file| {
@@ -324,18 +324,19 @@ fn where_files_say_other_containerd_counts() {
     let differences = handlers.differences().iter().map(ToString::to_string);
     let differences: Vec<_> = differences.collect();
     let file = files.path("config.toml").display().to_string();
-    let counts = "the running containerd counts; restart it, or correct the file";
+    let remedy =
+        "the value of the running containerd is used; restart containerd, or correct the file";
     assert_eq!(
         differences,
         [
             format!(
-                "the default snapshotter is overlayfs in the running containerd (CRI image file system), and native in {file}: {counts}"
+                "the default snapshotter is overlayfs in the running containerd (CRI image file system), and native in {file}: {remedy}"
             ),
             format!(
-                "the default runtime is runc in the running containerd (CRI status), and crun in {file}: {counts}"
+                "the default runtime is runc in the running containerd (CRI status), and crun in {file}: {remedy}"
             ),
             format!(
-                "the snapshotter of the runtime handler \"kata\" is nydus in the running containerd (CRI status), and devmapper in {file}: {counts}"
+                "the snapshotter of the runtime handler \"kata\" is nydus in the running containerd (CRI status), and devmapper in {file}: {remedy}"
             ),
         ]
     );

@@ -1,4 +1,4 @@
-//! Configuration files laid over each other, key by key: each value with the file that it was read in.
+//! Merges configuration files key by key. Each value has the file that it is from.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use toml::{Table, Value};
 
-/// Tables in tables; the leaves are values. An array is one value.
+/// Nested tables with values as leaves. An array is one value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Tree(BTreeMap<String, Node>);
 
@@ -17,7 +17,7 @@ enum Node {
 }
 
 impl Tree {
-    /// What one file says.
+    /// Returns the tree of one file.
     pub(super) fn new(table: Table, path: &Arc<Path>) -> Self {
         let node = |value| match value {
             Value::Table(table) => Node::Table(Self::new(table, path)),
@@ -27,7 +27,7 @@ impl Tree {
         Self(nodes.collect())
     }
 
-    /// The value under these keys, and the file that says it.
+    /// Returns the value under these keys and its file.
     pub(super) fn value(&self, keys: &[&str]) -> Option<(&Value, &Path)> {
         let (last, tables) = keys.split_last()?;
         match self.table(tables)?.0.get(*last)? {
@@ -36,13 +36,13 @@ impl Tree {
         }
     }
 
-    /// The same for text.
+    /// Returns the text under these keys and its file.
     pub(super) fn text(&self, keys: &[&str]) -> Option<(&str, &Path)> {
         let (value, path) = self.value(keys)?;
         Some((value.as_str()?, path))
     }
 
-    /// The table under these keys; itself without a key.
+    /// Returns the table under these keys; without keys the tree itself.
     pub(super) fn table(&self, keys: &[&str]) -> Option<&Self> {
         keys.iter()
             .try_fold(self, |tree, key| match tree.0.get(*key)? {
@@ -51,7 +51,7 @@ impl Tree {
             })
     }
 
-    /// The table of this key, which is made if need be.
+    /// Returns the table of this key, and makes it if there is none.
     pub(super) fn table_mut(&mut self, key: &str) -> &mut Self {
         let node = self
             .0
@@ -70,7 +70,7 @@ impl Tree {
         self.0.keys().map(String::as_str)
     }
 
-    /// Takes what is under a key away.
+    /// Removes what is under a key and returns it as a tree with this key.
     pub(super) fn take(&mut self, key: &str) -> Self {
         let mut taken = Self::default();
         if let Some((key, node)) = self.0.remove_entry(key) {
@@ -79,28 +79,28 @@ impl Tree {
         taken
     }
 
-    /// Gives what is under a key another name.
+    /// Renames a key.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
         if let Some(node) = self.0.remove(from) {
             self.0.insert(to.to_owned(), node);
         }
     }
 
-    /// Puts what `other` has under this key in the place of what is there.
+    /// Replaces what is under this key by that of `other`, if `other` has the key.
     pub(super) fn replace(&mut self, key: &str, other: &Self) {
         if let Some(node) = other.0.get(key) {
             self.0.insert(key.to_owned(), node.clone());
         }
     }
 
-    /// The same where nothing is there.
+    /// Adds what `other` has under this key, if this tree does not have the key.
     pub(super) fn supply(&mut self, key: &str, other: &Self) {
         if !self.0.contains_key(key) {
             self.replace(key, other);
         }
     }
 
-    /// Lays a later file over this: tables key by key, any other value as a whole.
+    /// Merges a later file into this tree: tables key by key, any other value as a whole.
     pub(super) fn overlay(&mut self, later: Self) {
         for (key, node) in later.0 {
             match (self.0.get_mut(&key), node) {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_file_changes_what_it_says() {
+    fn a_later_file_changes_only_its_own_values() {
         let mut all = tree("[a]\nb = 1\nc = [1]\n[a.d]\ne = 'x'", "/1");
         all.overlay(tree("[a]\nc = [2]\n[a.d]\nf = 'y'\n", "/2"));
         let one = Value::Integer(1);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_move() {
+    fn tables_are_taken_renamed_and_supplied() {
         let mut all = tree("[a]\nx = 1\n[b]\ny = 2", "/1");
         let a = all.take("a");
         assert_eq!(all.keys().collect::<Vec<_>>(), ["b"]);

@@ -103,7 +103,7 @@ async fn the_running_containerd_counts(version: Version) -> Result<()> {
 async fn what_is_imported_and_not_seen_is_said(version: Version) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
 
-    const FOLDER: &str = "/nowhere/conf.d/*.toml, a folder that is not there for this process";
+    const FOLDER: &str = "/nowhere/conf.d/*.toml, a folder that does not exist for this process";
     let node = Node::start(version).await?;
     let text = std::fs::read_to_string(node.lab.config())?;
     let imports = "imports = [\"/nowhere/conf.d/*.toml\", \"/nowhere/kata-deploy.toml\"]\n";

@@ -1,4 +1,4 @@
-//! containerd's files: their versions, their imports, and what is wrong with them.
+//! Tests of containerd's files: versions, imports and problems.
 
 use super::*;
 
@@ -21,7 +21,7 @@ snapshotter = "nydus"
 "#;
 
 #[test]
-fn all_versions_of_a_file_say_the_same() {
+fn all_versions_of_a_file_have_the_same_result() {
     for text in [
         VERSION_2.to_owned(),
         VERSION_3.to_owned(),
@@ -44,7 +44,7 @@ fn all_versions_of_a_file_say_the_same() {
 }
 
 #[test]
-fn imports_follow_containerd() {
+fn imports_are_read_as_containerd_reads_them() {
     const KATA: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\n";
     let cases: [(&str, &[File], &str); 6] = [
         (
@@ -61,7 +61,7 @@ fn imports_follow_containerd() {
             "kata=c@conf.d/2.toml runc=overlayfs*@default",
         ),
         (
-            "a later file changes only what it says",
+            "a later file changes only its own values",
             &[
                 (
                     "config.toml",
@@ -77,7 +77,7 @@ fn imports_follow_containerd() {
             "kata=a@config.toml runc=b*@more.toml",
         ),
         (
-            "all imports of a file, then theirs",
+            "all imports of a file, then their imports",
             &[
                 (
                     "config.toml",
@@ -90,7 +90,7 @@ fn imports_follow_containerd() {
             "kata=deeper@1/b.toml runc=overlayfs*@default",
         ),
         (
-            "in a circle, under other names",
+            "a circle of imports, under other names",
             &[
                 (
                     "config.toml",
@@ -106,7 +106,7 @@ fn imports_follow_containerd() {
             "kata=a@x/a.toml runc=overlayfs*@default",
         ),
         (
-            "the old section of a later version says nothing",
+            "the old table has no effect in a later version",
             &[(
                 "config.toml",
                 &VERSION_2.replace("version = 2", "version = 3"),
@@ -128,7 +128,7 @@ fn imports_follow_containerd() {
 }
 
 #[test]
-fn both_forms_in_one_file_of_version_2() {
+fn a_file_of_version_2_may_have_both_tables() {
     let files = Files::new(&[(
         "config.toml",
         &format!(
@@ -144,7 +144,7 @@ fn both_forms_in_one_file_of_version_2() {
 }
 
 #[test]
-fn files_that_cannot_be_read_leave_a_reason() {
+fn files_that_cannot_be_read_are_problems() {
     let cases: [(&str, &[File], &str); 4] = [
         (
             "imports a file that is missing",
@@ -157,14 +157,14 @@ fn files_that_cannot_be_read_leave_a_reason() {
             "cannot read containerd's configuration {}/config.toml: Is a directory (os error 21)",
         ),
         (
-            "is no TOML",
+            "is not TOML",
             &[("config.toml", "version = 3\n[plugins\n")],
             "cannot parse containerd's configuration {}/config.toml:2: unclosed table, expected `]`",
         ),
         (
             "has a malformed import",
             &[("config.toml", "version = 3\nimports = ['[*.toml']\n")],
-            "containerd's configuration {}/config.toml imports \"[*.toml\", which is no pattern",
+            "containerd's configuration {}/config.toml imports \"[*.toml\", which is not a valid pattern: correct it",
         ),
     ];
     for (name, files, expected) in cases {
@@ -179,7 +179,7 @@ fn files_that_cannot_be_read_leave_a_reason() {
 }
 
 #[test]
-fn the_rest_of_the_files_counts_when_one_is_broken() {
+fn the_other_files_are_used_when_one_is_broken() {
     let files = Files::new(&[
         (
             "config.toml",
@@ -197,7 +197,7 @@ fn the_rest_of_the_files_counts_when_one_is_broken() {
 }
 
 #[test]
-fn imports_without_end_are_given_up() {
+fn the_number_of_imports_is_limited() {
     let imports: Vec<String> = (0..256).map(|number| format!("'{number}.toml'")).collect();
     let mut many = vec![(
         "config.toml".to_owned(),

@@ -1,18 +1,18 @@
-//! The same files under different containerds. The right values are what each of these versions prints
-//! for them with `config dump`.
+//! Tests of the same files with different versions of containerd. The expected values are from each version's
+//! `config dump`.
 
 use super::*;
 
-/// What is in force: the default snapshotter, the handlers besides the built-in one, whether annotations
-/// are off, and whether layers are discarded. `None` where this containerd does not start.
-type Force = Option<(&'static str, &'static str, bool, bool)>;
+/// The expected values: the default snapshotter, the handlers except the built-in one, whether annotations
+/// are off, and whether layers are discarded. `None` if this containerd does not start.
+type Expected = Option<(&'static str, &'static str, bool, bool)>;
 
 #[test]
-fn files_mean_what_their_containerd_makes_of_them() {
+fn files_are_read_by_the_rules_of_each_version() {
     let defaults = Some(("overlayfs", "", true, false));
     let guest = Some(("native", "guest=erofs", true, false));
     let reset = Some(("overlayfs", "guest=overlayfs*", true, false));
-    let cases: [(&str, [Force; 3]); 4] = [
+    let cases: [(&str, [Expected; 3]); 4] = [
         (
             "v2-no-runtimes",
             [Some(("native", "", false, true)), defaults, defaults],
