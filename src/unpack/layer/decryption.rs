@@ -1,7 +1,7 @@
-//! What containerd hands to the programs that decrypt a layer (its stream processors): the payload that its CRI
-//! plugin passes along with each layer that it pulls, where the keys are the node's own
-//! (`image_decryption.key_model = "node"`). It names no key: the layer's description is in it, and
-//! the program finds the keys by its own arguments. A program that waits for it fails without.
+//! The payload that containerd passes to the programs that decrypt a layer (its stream processors). It is the
+//! payload that containerd's CRI plugin sends with each layer that it pulls, if the keys are the node's own
+//! (`image_decryption.key_model = "node"`). It holds the layer's descriptor and no key: the program finds the
+//! keys by its own arguments. A program that expects the payload fails without it.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use serde::Serialize;
 
 use crate::containerd::{Descriptor, Payloads};
 
-/// The stream processors that it is for (`imgcrypt`'s `PayloadToolIDs`).
+/// The stream processors that get the payload (`imgcrypt`'s `PayloadToolIDs`).
 const PROCESSORS: [&str; 2] = [
     "io.containerd.ocicrypt.decoder.v1.tar",
     "io.containerd.ocicrypt.decoder.v1.tar.gzip",
 ];
 
-/// Its type (`imgcrypt`'s `PayloadURI`); the value is JSON.
+/// The payload's type (`imgcrypt`'s `PayloadURI`). The value is JSON.
 const TYPE: &str = "io.containerd.ocicrypt.v1.Payload";
 
-/// As `imgcrypt` writes it.
+/// The payload in the form that `imgcrypt` writes.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Payload<'a> {
@@ -26,14 +26,14 @@ struct Payload<'a> {
     descriptor: Described<'a>,
 }
 
-/// Keys by their kind: CRI passes none.
+/// The keys, by their kind. CRI passes none.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct DecryptConfig {
     parameters: Option<BTreeMap<String, Vec<String>>>,
 }
 
-/// The layer's blob, in the order of OCI's descriptor.
+/// The descriptor of the layer's blob, its fields in the order of OCI's descriptor.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Described<'a> {
@@ -44,7 +44,7 @@ struct Described<'a> {
     annotations: BTreeMap<&'a str, &'a str>,
 }
 
-/// The payloads for this layer.
+/// Returns the payloads for this layer, by stream processor.
 pub(crate) fn payloads(layer: &Descriptor) -> Payloads {
     let annotations = layer.annotations.iter();
     let payload = Payload {
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_processors_get_the_layers_description() {
+    fn both_processors_get_the_descriptor_of_the_layer() {
         let annotation = ("org.opencontainers.image.enc.keys.jwe", "k");
         let layer = Descriptor {
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted".to_owned(),

@@ -1,6 +1,6 @@
-//! Other sources for the content of a layer whose blob is gone, tried one after another.
+//! The fallbacks for a layer whose blob is gone, tried one after another.
 //!
-//! It decides which content is tried next. It does not know how content becomes a snapshot.
+//! This file decides which content is tried next; it does not know how content becomes a snapshot.
 
 use tokio::sync::Mutex;
 
@@ -13,36 +13,36 @@ use super::rebuild::{self, Rebuild};
 use super::unpack::{Committed, Failure, Unpack};
 use crate::unpack::snapshotter::guest_pull::chain_id_of;
 
-/// A source for the content of a layer whose blob is gone.
+/// A source of the content of a layer whose blob is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackSource {
-    /// From overlayfs on this node, exactly as it was unpacked there. Offline, without credentials.
+    /// overlayfs on this node, exactly as the layer was unpacked there. Needs no network and no credentials.
     Rebuild,
-    /// From the image's registry, by containerd 2.1 or later.
+    /// The image's registry. Needs containerd 2.1 or later.
     Pull,
 }
 
-/// The sources that are tried, in order; none by default.
+/// The configured fallbacks for blobs that are gone. There are none by default.
 #[derive(Debug, Default)]
 pub struct ContentFallback {
     means: Vec<FallbackSource>,
     registries: Registries,
-    /// Serializes fetches: each changes the manifest's labels and restores them.
-    turn: Mutex<()>,
+    /// Allows one fetch at a time: a fetch changes a manifest's labels and restores them.
+    fetching: Mutex<()>,
 }
 
 impl ContentFallback {
-    /// Returns a fallback with these sources, in this order.
+    /// Returns these fallbacks, to be tried in this order.
     pub fn new(means: Vec<FallbackSource>, registries: Registries) -> Self {
         Self {
             means,
             registries,
-            turn: Mutex::default(),
+            fetching: Mutex::default(),
         }
     }
 
-    /// Commits the layer from the image's blob, else from the first source that has it. The failure holds the result of
-    /// each source.
+    /// Commits the layer from the image's blob, or else from the first fallback that succeeds. The failure
+    /// says why each fallback failed.
     pub(crate) async fn unpack(&self, layer: &Unpack<'_>) -> Result<Committed, Failure> {
         match layer.unpack(&Content::of_image(layer.layer)).await {
             Err(Failure::NoBlob(_)) => self.unpack_by(layer, &self.means).await,
@@ -51,8 +51,8 @@ impl ContentFallback {
         }
     }
 
-    /// Rebuilds an encrypted layer that containerd did not decrypt, with this error. Fetching its blob would
-    /// not help.
+    /// Rebuilds an encrypted layer that containerd failed to decrypt. `error` is why it failed. A fetch of the
+    /// blob would not help.
     async fn rebuild_encrypted(
         &self,
         layer: &Unpack<'_>,
@@ -83,7 +83,7 @@ impl ContentFallback {
                 Err(obstacle) => {
                     let reason = obstacle.reason()?;
                     let chain_id = layer.layer.chain_id.as_str();
-                    log::debug!(chain_id, means:% = means, reason = reason.as_str(); "no content by this means");
+                    log::debug!(chain_id, means:% = means, reason = reason.as_str(); "fallback for a missing layer blob failed: the plugin tries the next one, if any");
                     tried.push(format!("{means}: {reason}"));
                 }
             }
@@ -103,15 +103,16 @@ impl ContentFallback {
             names: &names,
             stop: layer.stop,
         };
-        let turn = layer.stop.run_until_cancelled(self.turn.lock()).await;
-        let turn = turn.ok_or(Failure::Stopped)?;
+        let fetching = self.fetching.lock();
+        let fetching = layer.stop.run_until_cancelled(fetching).await;
+        let fetching = fetching.ok_or(Failure::Stopped)?;
         pull.blob(&layer.layer.blob.digest).await?;
-        drop(turn);
+        drop(fetching);
         Ok(layer.unpack(&Content::of_image(layer.layer)).await?)
     }
 }
 
-/// The reason why a source did not give the layer.
+/// Why a fallback failed.
 #[derive(Debug, thiserror::Error)]
 enum Obstacle {
     #[error(transparent)]
@@ -123,14 +124,15 @@ enum Obstacle {
 }
 
 impl Obstacle {
-    /// Returns the reason to report before the next source, or a failure if no other source would help.
+    /// Returns the reason to report before the next fallback is tried; a failure if no other fallback can
+    /// succeed.
     fn reason(self) -> Result<String, Failure> {
         match self {
             Self::Layer(Failure::Stopped)
             | Self::Pull(pull::Failure::Stopped)
             | Self::Rebuild(rebuild::Failure::Stopped) => Err(Failure::Stopped),
             Self::Layer(Failure::ParentGone) => Err(Failure::ParentGone),
-            // In a pull it may be the registry that does not answer.
+            // A pull is left out: there, the registry may be what does not answer.
             Self::Layer(Failure::Containerd(e))
             | Self::Rebuild(rebuild::Failure::Containerd(e))
                 if e.is_unreachable() =>

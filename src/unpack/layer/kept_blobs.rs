@@ -1,14 +1,15 @@
-//! Which blobs a manifest keeps from garbage collection by its labels.
+//! The blobs that a manifest's gc labels keep from garbage collection.
 
 use std::collections::HashSet;
 
 use crate::containerd::{self, Containerd, Labels};
 use crate::image::Manifest;
 
-/// What a manifest's labels for the blobs that it keeps begin with.
+/// The prefix of a manifest's gc labels, one for each blob that the manifest keeps.
 const KEEPS: &str = "containerd.io/gc.ref.content";
 
-/// The blobs that a manifest keeps from garbage collection by its labels: none where it is not there.
+/// Returns the blobs that the gc labels of a manifest keep from garbage collection; none if the manifest does
+/// not exist.
 pub(crate) async fn kept_by(
     containerd: &dyn Containerd,
     manifest: &Manifest,
@@ -22,12 +23,12 @@ pub(crate) async fn kept_by(
     Ok(kept.map(|(_, digest)| digest).collect())
 }
 
-/// What to change in a manifest's labels so that it keeps the blobs that it kept before, and no
-/// others.
+/// Returns the changes that restore a manifest's gc labels, so that it keeps the blobs that it kept before and
+/// no others.
 pub(crate) fn changes_back(before: &Labels, now: &Labels) -> Labels {
     let keeps = now.iter().filter(|(key, _)| key.starts_with(KEEPS));
     let changed = keeps.filter(|(key, value)| before.get(*key) != Some(value));
-    // An empty value takes a label away.
+    // An empty value removes a label.
     let back = changed.map(|(key, _)| (key.clone(), before.get(key).cloned().unwrap_or_default()));
     back.collect()
 }
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_added_goes_and_what_was_changed_comes_back() {
+    fn added_gc_labels_are_removed_and_changed_ones_are_restored() {
         let labels = |all: &[(&str, &str)]| -> Labels {
             let owned = |(key, value): &(&str, &str)| (key.to_string(), value.to_string());
             all.iter().map(owned).collect()

@@ -1,4 +1,4 @@
-//! One layer becomes a committed snapshot: from its blob, or from what takes the blob's place.
+//! Makes a committed snapshot of one layer, from its blob or from content that replaces the blob.
 
 pub(crate) mod content;
 pub(crate) mod decryption;

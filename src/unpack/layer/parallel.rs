@@ -1,8 +1,9 @@
-//! Unpacks the missing layers of one chain at the same time: each is applied alone, and committed onto its parent as
-//! soon as that is committed.
+//! Unpacks the missing layers of one chain at the same time: each is applied without a parent, and committed
+//! onto the layer below as soon as that is committed.
 //!
-//! The result is that of an unpack of one layer after another, also after a failure: a layer that fails stops those
-//! above it, and those below go on. A layer that needs its parent for the apply waits for it.
+//! The result is the same as that of an unpack of one layer after another, failures included: a layer that
+//! fails stops the layers above it, while those below go on. A layer that needs its parent waits until the
+//! layer below is committed, and is unpacked then.
 
 use futures::stream::{FuturesUnordered, Stream};
 use tokio::sync::{Semaphore, oneshot};
@@ -12,17 +13,17 @@ use super::content::Content;
 use super::fallback::ContentFallback;
 use super::unpack::{Apart, Committed, Failure, Unpack};
 
-/// The tokens that stop each of `layers` layers, the lowest first: what stops one stops those above
-/// it.
+/// Returns the tokens that stop each of `layers` layers, the lowest first. To stop a layer also stops those
+/// above it.
 pub(crate) fn stops(stop: &CancellationToken, layers: usize) -> Vec<CancellationToken> {
     let below = Some(stop.child_token());
     let stops = std::iter::successors(below, |below| Some(below.child_token()));
     stops.take(layers).collect()
 }
 
-/// Unpacks the layers, the lowest first, whose tokens are from [`stops`]. Answers what became of each,
-/// by its place among them, as it happens. `window` bounds those that have a snapshot and are not
-/// applied yet; how many are applied at once in the whole process is the layers' own gate's to say.
+/// Unpacks the layers, given the lowest first, whose tokens are from [`stops`]. Returns the outcome of each,
+/// with its index among them, as soon as it ends. `window` limits the layers that have a snapshot and are not
+/// applied yet. A semaphore in `Layers` limits the applies of the whole process.
 pub(crate) fn unpack<'a>(
     layers: &'a [Unpack<'a>],
     missing: &'a ContentFallback,
@@ -31,14 +32,14 @@ pub(crate) fn unpack<'a>(
     let mut below = None;
     let outcomes = FuturesUnordered::new();
     for (i, layer) in layers.iter().enumerate() {
-        let (stands, above) = oneshot::channel();
+        let (committed, above) = oneshot::channel();
         let below = below.replace(above);
         outcomes.push(async move {
             let outcome = one(layer, missing, window, below).await;
             match (&outcome, layers.get(i + 1)) {
                 (_, None) => {}
-                // Refused where the one above has failed already.
-                (Ok(_), Some(_)) => drop(stands.send(())),
+                // Fails if the layer above has failed already.
+                (Ok(_), Some(_)) => drop(committed.send(())),
                 (Err(_), Some(above)) => above.stop.cancel(),
             }
             (i, outcome)
@@ -47,7 +48,7 @@ pub(crate) fn unpack<'a>(
     outcomes
 }
 
-/// One of them. `below` says when it is its turn to be committed; the lowest need not wait.
+/// Unpacks one of them. `below` reports that the layer below is committed; the lowest layer does not wait.
 async fn one(
     layer: &Unpack<'_>,
     missing: &ContentFallback,
@@ -64,14 +65,14 @@ async fn one(
         Apart::NeedsBelow => None,
     };
     drop(window);
-    let turn = async {
+    let below_is_committed = async {
         match below {
             Some(below) => below.await.is_ok(),
             None => true,
         }
     };
-    let turn = layer.stop.run_until_cancelled(turn).await;
-    match (turn, filled) {
+    let below_is_committed = layer.stop.run_until_cancelled(below_is_committed).await;
+    match (below_is_committed, filled) {
         (Some(true), Some(filled)) => layer.settle(filled, &content).await,
         (Some(true), None) => missing.unpack(layer).await,
         (_, Some(filled)) => {

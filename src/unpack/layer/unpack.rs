@@ -1,8 +1,9 @@
-//! Unpacks one layer: prepare, apply, verify, commit; or abort. The steps and their order are those of containerd's own
-//! unpacker, so that both can work on one chain at the same time.
+//! Unpacks one layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
+//! containerd's own unpacker, so that both can work on one chain at the same time.
 //!
-//! `Prepare` names the parent, which has to be committed at that time. In a snapshotter that can rebase, `Commit` names
-//! it instead. The unpack fails if the layer's blob is gone; [`super::fallback`] tries other content.
+//! The parent is named when the snapshot is prepared, and must exist at that time. If the snapshotter can
+//! rebase, the parent is named at the commit instead. The unpack fails if the layer's blob is gone: this file
+//! does not know which other content is tried next.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -26,37 +27,38 @@ use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::snapshotter::{guest_pull, mounts};
 
-/// Attempts of `Prepare`. *AlreadyExists* without a snapshot of that chain id, or *NotFound* although the parent is
-/// there, means that another client unpacks or removes the chain at the same time. containerd's own unpacker tries three
-/// times without a pause; a replacement by another process takes longer.
+/// The number of attempts to prepare a snapshot. *AlreadyExists* although the chain id does not exist, or
+/// *NotFound* although the parent exists, means that another client unpacks or removes the chain at the same
+/// time. containerd's own unpacker tries three times without a pause; a replacement by another process takes
+/// longer.
 const PREPARE_TRIES: u32 = 5;
 
-/// The pause before the second attempt. It doubles with each further one.
+/// The pause before the second attempt. It doubles before each further one.
 const PREPARE_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a stopped unpack waits for a running `Prepare`: well within the time that the daemon has for its
-/// shutdown.
+/// How long a stopped unpack waits for a `Prepare` that is running: well within the time that the daemon
+/// has for its own cleanup.
 const LAST_PREPARE: Duration = Duration::from_secs(5);
 
-/// An apply without its blob fails within this time.
+/// The time after which an apply is expected to run. An apply whose blob is gone fails sooner.
 const REFUSED: Duration = Duration::from_millis(20);
 
-/// containerd's label on a layer's blob, set after its content was verified: the digest of the uncompressed content.
+/// The label of a verified layer's blob. Its value is the digest of the uncompressed content.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// How a layer was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
-    /// By this unpack, from its blob or from content that the snapshotter had.
+    /// By this unpack, from its blob or from content that the snapshotter already had.
     Applied,
-    /// By this unpack, from a layer of another snapshotter.
+    /// By this unpack, from the content of another snapshotter.
     Rebuilt,
-    /// Before: by another client, or by a snapshotter that needs no content for it.
+    /// It existed: another client unpacked it, or the snapshotter needs no content for it.
     Existed,
 }
 
 impl From<Committed> for Action {
-    /// A layer that another client committed meanwhile counts as unpacked.
+    /// Returns the action to report. A layer that another client committed meanwhile counts as unpacked.
     fn from(committed: Committed) -> Self {
         match committed {
             Committed::Applied | Committed::Existed => Self::Unpacked,
@@ -70,13 +72,13 @@ impl From<Committed> for Action {
 pub(crate) enum Failure {
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// The content store does not have the blob. Holds the result of each other source that was tried.
+    /// The content store does not have the blob. Holds why each fallback failed.
     #[error("its blob is not in the content store")]
     NoBlob(Vec<String>),
     /// The blob is encrypted, and containerd does not decrypt it.
     #[error("it is encrypted: {0}")]
     Encrypted(containerd::Error),
-    /// The content has another digest than the diff id: this one.
+    /// The content has this digest instead of the layer's diff id.
     #[error("it unpacks to {0}")]
     WrongDiffId(String),
     /// The parent was removed meanwhile: another client replaces the chain.
@@ -86,37 +88,37 @@ pub(crate) enum Failure {
     Stopped,
 }
 
-/// The inputs of one layer's unpack.
+/// The unpack of one layer.
 pub(crate) struct Unpack<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) snapshotter: &'a str,
     pub(crate) lease: &'a Lease,
-    /// The name that the image goes by.
+    /// The image's name.
     pub(crate) image: &'a str,
     pub(crate) manifest: &'a Manifest,
     pub(crate) layer: &'a Layer,
-    /// The chain id below.
+    /// The chain id of the layer below.
     pub(crate) parent: Option<&'a str>,
     pub(crate) labels: &'a Labels,
-    /// Who is at which layer, and where an apply waits for its turn.
+    /// The locks of the layers, and the semaphore of the applies.
     pub(crate) layers: &'a Layers,
     pub(crate) reporter: &'a Reporter,
     pub(crate) priority: &'a Priority,
     pub(crate) stop: &'a CancellationToken,
 }
 
-/// A layer that is unpacked here only, until this is dropped.
-pub(crate) struct Turn {
+/// The locks of one layer: until they are dropped, no other flight and no other process unpacks it.
+pub(crate) struct LayerGuard {
     _process: ProcessLock,
     _flight: LayerLock,
 }
 
-/// When the parent of a layer is given.
+/// When the parent of a layer is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Join {
-    /// At once.
+    /// By `Prepare`.
     AtPrepare,
-    /// At the end. Only for a snapshotter that can rebase.
+    /// By `Commit`. Only for a snapshotter that can rebase.
     AtCommit,
 }
 
@@ -125,41 +127,41 @@ enum Join {
 pub(crate) struct Filled {
     key: String,
     join: Join,
-    /// The snapshotter had the content: no blob was applied.
+    /// Whether the snapshotter had the content, so that no blob was applied.
     staged: bool,
 }
 
-/// What came of filling a snapshot without the layer below.
+/// The outcome of filling a snapshot that has no parent.
 #[derive(Debug)]
 pub(crate) enum Apart {
     Filled(Filled),
-    /// The layer is there already.
+    /// The layer exists already.
     Exists,
-    /// It takes the layer below: the blob is gone, and what takes its place is applied onto that; or
-    /// what the layer deletes would be lost.
+    /// The layer needs its parent. Either the blob is gone, and the fallback's content is applied onto the
+    /// parent; or the layer's deletions would be lost without it.
     NeedsBelow,
 }
 
 impl Unpack<'_> {
-    /// Keeps the other flights of this process, and other processes, from the layer while it is unpacked.
-    pub(crate) async fn lock(&self) -> Result<Turn, Failure> {
+    /// Waits for the locks of the layer, against other flights of this process and against other processes.
+    pub(crate) async fn lock(&self) -> Result<LayerGuard, Failure> {
         let (snapshotter, chain_id) = (self.snapshotter, &self.layer.chain_id);
-        let turn = async {
+        let guard = async {
             let wake = || self.layers.permits.wake();
             let layer_locks = &self.layers.layer_locks;
             let layer_lock = layer_locks
                 .lock(snapshotter, chain_id, self.priority, wake)
                 .await;
-            Turn {
+            LayerGuard {
                 _process: process_lock(self.containerd, snapshotter, chain_id).await,
                 _flight: layer_lock,
             }
         };
-        let turn = self.stop.run_until_cancelled(turn).await;
-        turn.ok_or(Failure::Stopped)
+        let guard = self.stop.run_until_cancelled(guard).await;
+        guard.ok_or(Failure::Stopped)
     }
 
-    /// Commits the layer under its chain id, with this content. No extraction snapshot stays, on any path.
+    /// Commits the layer under its chain id, with this content. No extraction snapshot remains on any path.
     pub(crate) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
         let Some((key, mounts)) = self.prepare(content, self.parent).await? else {
             return Ok(Committed::Existed);
@@ -168,8 +170,8 @@ impl Unpack<'_> {
         self.settle(filled, content).await
     }
 
-    /// The layer's content in a snapshot of its own, for [`Unpack::settle`] to put it onto the layer
-    /// below, which need not be there yet.
+    /// Fills a snapshot without a parent with the layer's content. The layer below need not exist yet:
+    /// [`Unpack::settle`] sets it as the parent.
     pub(crate) async fn fill_apart(&self, content: &Content) -> Result<Apart, Failure> {
         let Some((key, mut mounts)) = self.prepare(content, None).await? else {
             return Ok(Apart::Exists);
@@ -209,7 +211,7 @@ impl Unpack<'_> {
         }
     }
 
-    /// Commits it, onto the layer below.
+    /// Commits the filled snapshot onto its parent.
     pub(crate) async fn settle(
         &self,
         filled: Filled,
@@ -235,13 +237,13 @@ impl Unpack<'_> {
         let label = Labels::from([(UNCOMPRESSED.to_owned(), content.diff_id.clone())]);
         let digest = &content.blob.digest;
         match self.containerd.label_blob(digest, label).await {
-            // The blob may be let go of as soon as the layer stands.
+            // Garbage collection may remove the blob as soon as the layer is committed.
             Err(e) if !e.is_not_found() => Err(e.into()),
             _ => Ok(Committed::Applied),
         }
     }
 
-    /// An active snapshot to unpack into; `None` where the layer turns out to be there already.
+    /// Prepares an active snapshot to unpack into; `None` if the layer exists already.
     async fn prepare(
         &self,
         content: &Content,
@@ -268,10 +270,10 @@ impl Unpack<'_> {
                     last = Some(e);
                 }
                 Err(e) => {
-                    // If only the answer is lost, the snapshot was made.
+                    // If only the answer was lost, the snapshot exists.
                     self.remove(&key).await;
                     match self.unless_gone(parent, e).await {
-                        // The client that removed the parent may have committed it again.
+                        // The client that removed the parent may have made it again since.
                         Failure::Containerd(e) if e.is_not_found() => last = Some(e),
                         failure => return Err(failure),
                     }
@@ -281,7 +283,7 @@ impl Unpack<'_> {
         Err(last.map_or(Failure::Stopped, Failure::Containerd))
     }
 
-    /// `None` where everything stops first.
+    /// Calls `Prepare`; `None` if the unpack is stopped first.
     async fn try_prepare(
         &self,
         key: &str,
@@ -294,20 +296,21 @@ impl Unpack<'_> {
             .prepare(id, self.snapshotter, key, parent, labels);
         let mut prepare = pin!(prepare);
         let prepared = self.stop.run_until_cancelled(prepare.as_mut()).await;
-        // What containerd makes after it was taken away would stay: then the sweep will have it.
+        // If containerd makes the snapshot after the removal, it remains: the lease is kept, so that the
+        // sweep removes it.
         if prepared.is_none() && tokio::time::timeout(LAST_PREPARE, prepare).await.is_err() {
             self.lease.keep();
         }
         prepared
     }
 
-    /// Applies the content and verifies it, in its turn.
+    /// Waits for a permit, then applies the content and verifies it.
     pub(crate) async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let (blob, throughput) = (&content.blob, &self.layers.throughput);
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let payloads = self.payloads(content);
         let apply = async {
-            let _place = self.layers.permits.acquire(self.priority).await;
+            let _permit = self.layers.permits.acquire(self.priority).await;
             let began = Instant::now();
             let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));
             let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
@@ -326,17 +329,17 @@ impl Unpack<'_> {
         let applied = match self.stop.run_until_cancelled(apply).await {
             None => return Err(Failure::Stopped),
             Some(Err(e)) if self.is_gone(blob, &e).await => return Err(Failure::NoBlob(vec![])),
-            // containerd can decrypt where it is set up for it, so it is asked first.
+            // containerd decrypts the layer if it is configured to, so the apply is always tried first.
             Some(Err(e)) if self.layer.is_encrypted() && !e.is_unreachable() => {
                 return Err(Failure::Encrypted(e));
             }
             Some(applied) => applied?,
         };
         if applied != content.diff_id {
-            // containerd may take the end of a stream processor that has failed for the end of the layer.
+            // If a stream processor fails, containerd may take the end of its output for the end of the layer.
             let is_cut_off = applied == guest_pull::NOTHING && content.rebuilt_from.is_none();
             if is_cut_off && self.layer.is_encrypted() {
-                let why = "its stream processor has given nothing";
+                let why = "the output of its stream processor is empty";
                 let e = containerd::Error::malformed("apply", &blob.digest, why);
                 return Err(Failure::Encrypted(e));
             }
@@ -346,7 +349,7 @@ impl Unpack<'_> {
         Ok(())
     }
 
-    /// What the program that decrypts the content is handed.
+    /// Returns what containerd passes to the program that decrypts the content.
     fn payloads(&self, content: &Content) -> Payloads {
         let is_encrypted = self.layer.is_encrypted() && content.rebuilt_from.is_none();
         match is_encrypted && self.layers.hands_keys_over.load(Ordering::Relaxed) {
@@ -355,7 +358,7 @@ impl Unpack<'_> {
         }
     }
 
-    /// `false` where it was there, or came to be there in a way that is not known.
+    /// Commits the snapshot; `false` if the layer existed, or exists now and it is not known who committed it.
     async fn commit(&self, filled: &Filled, content: &Content) -> Result<bool, Failure> {
         let parent = match filled.join {
             Join::AtPrepare => None,
@@ -377,17 +380,17 @@ impl Unpack<'_> {
         match committed {
             Ok(()) => Ok(true),
             Err(e) if e.already_exists() => Ok(false),
-            // The answer is lost. If the layer is there, this unpack or another client has committed it. The
-            // extraction snapshot is removed if it is still there.
+            // The answer was lost. If the layer exists, it does not matter who committed it; the caller
+            // removes this extraction snapshot if it still exists.
             Err(e) if e.is_unreachable() && self.is_committed().await? => Ok(false),
             Err(e) => Err(self.unless_gone(parent, e).await),
         }
     }
 
-    /// What a call has failed on: perhaps on the layer below, which it was given and did not find.
+    /// Returns the failure of a call: *NotFound* may mean that the parent was removed.
     async fn unless_gone(&self, parent: Option<&str>, error: containerd::Error) -> Failure {
         match parent {
-            Some(parent) if error.is_not_found() => match self.stands(parent).await {
+            Some(parent) if error.is_not_found() => match self.exists(parent).await {
                 Ok(true) => error.into(),
                 Ok(false) => Failure::ParentGone,
                 Err(e) => e.into(),
@@ -397,10 +400,10 @@ impl Unpack<'_> {
     }
 
     async fn is_committed(&self) -> Result<bool, containerd::Error> {
-        self.stands(&self.layer.chain_id).await
+        self.exists(&self.layer.chain_id).await
     }
 
-    async fn stands(&self, chain_id: &str) -> Result<bool, containerd::Error> {
+    async fn exists(&self, chain_id: &str) -> Result<bool, containerd::Error> {
         match self.containerd.stat(self.snapshotter, chain_id).await {
             Ok(_) => Ok(true),
             Err(e) if e.is_not_found() => Ok(false),
@@ -408,13 +411,14 @@ impl Unpack<'_> {
         }
     }
 
-    /// A failed apply does not say in a way that a program can read what it did not find.
+    /// Whether the apply failed because the blob is gone. The error does not say so in a form that a program
+    /// can read, so the blob is looked up.
     async fn is_gone(&self, blob: &Descriptor, error: &containerd::Error) -> bool {
         !error.is_unreachable()
             && matches!(self.containerd.blob(&blob.digest).await, Err(e) if e.is_not_found())
     }
 
-    /// Removes the extraction snapshot.
+    /// Removes the snapshot instead of committing it.
     pub(crate) async fn abort(&self, filled: Filled) {
         self.remove(&filled.key).await;
     }
@@ -431,7 +435,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_action_that_says_most_is_reported() {
+    fn the_highest_action_is_reported() {
         let done = [Action::Relabelled, Action::Unpacked, Action::Anchored];
         assert_eq!(done.into_iter().max(), Some(Action::Unpacked));
         assert!(Action::from(Committed::Rebuilt) > Action::from(Committed::Applied));

@@ -1,5 +1,5 @@
-//! A chain that cannot be repaired, since it is in use, and the private chain that a container that is being created
-//! on it can be moved onto.
+//! Handles a chain that cannot be repaired because it is in use: finds or makes a chain onto which a container that
+//! is being created can be moved.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,21 +13,22 @@ use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
 
-/// The next step for a target.
+/// How the work on a target continues.
 pub(crate) enum Way {
-    /// Run or join a flight: the chain is ready, or a flight can make it ready.
+    /// By a flight: the chain is ready, or the flight can make it ready.
     Flight,
-    /// End with this error.
+    /// It ends with this error.
     Ends(Error),
-    /// End: the image is left to containerd, and a container can start from it. Holds the creation time of the top
-    /// layer.
+    /// It ends: the container is left to containerd, and can start from the chain. Holds the creation time of the
+    /// chain's top layer.
     LeftAlone(Option<SystemTime>),
-    /// Unpack this private chain; then the container is moved onto it.
+    /// By an unpack of this private chain. Then the container is moved onto it.
     Private(Box<Target>),
 }
 
-/// Returns the next step for a container that is being created. In a snapshotter with guest pull its chain may have
-/// been unpacked on the host. A flight of that chain cannot help the container, so it is not waited for.
+/// Returns how the work on a target continues. It matters for a container that is being created in a snapshotter
+/// with guest-pulled layers, if its chain was unpacked on the host: a running flight of this chain cannot help the
+/// container, so the container does not wait for it.
 pub(crate) async fn way(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
@@ -44,7 +45,7 @@ pub(crate) async fn way(
         };
     }
     let (status, created_at) = match target.look(containerd).await {
-        Ok(looked) => looked,
+        Ok(result) => result,
         Err(e) => return Way::Ends(e),
     };
     let state = target.state_below_container(&status);
@@ -54,7 +55,7 @@ pub(crate) async fn way(
             return Way::Ends(refused.unwrap_or_else(|| error(target, state, 1, None)));
         }
         State::Mixed if target.is_for_guest() => {}
-        // The owners of the files in the copy are not known here.
+        // The owners that the files of the copy need are not known here.
         State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
         State::Mixed => return Way::Private(Box::new(target.on_host())),
         _ if target.left_alone => return Way::LeftAlone(created_at),
@@ -70,7 +71,7 @@ pub(crate) async fn way(
     Way::Ends(error)
 }
 
-/// Returns the error for a chain in use. If the guest pulls the image, a private chain is made first, onto which a
+/// Returns the error for a chain in use. If the guest pulls the image, makes a private chain first, onto which a
 /// container that is being created can be moved.
 pub(crate) async fn in_use(
     containerd: &dyn Containerd,
@@ -101,7 +102,8 @@ pub(crate) async fn in_use(
     error(target, state, holders, onto)
 }
 
-/// Returns the error for a chain in use, with the chain that a container can be moved onto.
+/// Returns the error for a chain in use. `onto` is the chain onto which a container that is being created can be
+/// moved.
 pub(crate) fn error(target: &Target, state: State, holders: usize, onto: Option<String>) -> Error {
     Error::InUse {
         image: target.image.clone(),
@@ -112,7 +114,8 @@ pub(crate) fn error(target: &Target, state: State, holders: usize, onto: Option<
     }
 }
 
-/// Returns the error after a failure to make a private chain. A mixed chain stays broken whatever the cause.
+/// Returns the error for a private chain that could not be made. If the image's own chain is mixed, the error
+/// still says that the image is broken.
 pub(crate) fn no_private(target: &Target, state: State, error: Error) -> Error {
     if state != State::Mixed {
         return error;

@@ -1,4 +1,4 @@
-//! Changes to chains that are there: replace, retag, move a container, fill a volume.
+//! Changes to existing chains: replace a chain, retag its layers, move a container, fill a volume.
 
 pub(crate) mod in_use;
 pub(crate) mod replace;

@@ -1,4 +1,5 @@
-//! Removes a chain that has to be unpacked again, down to the first layer that something else holds.
+//! Removes a chain that has to be unpacked again, as far as nothing else holds it. The anchor is the gc label on
+//! the config blob that keeps the chain from garbage collection.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,12 +8,12 @@ use crate::image::Manifest;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::lease::Leases;
 
-/// The result of a replacement.
+/// The outcome of a replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Replaced {
-    /// The top layer is gone; lower ones that something else holds may have stayed.
+    /// The top layer is removed. Lower layers that something else holds may remain.
     Gone,
-    /// The chain is used by this many containers, other images or leases: nothing was changed.
+    /// Nothing was changed: this many containers, other images or leases use the chain.
     InUse(usize),
 }
 
@@ -22,17 +23,17 @@ pub(crate) struct Replace<'a> {
     pub(crate) leases: &'a std::sync::Arc<Leases>,
     pub(crate) snapshotter: &'a str,
     pub(crate) manifest: &'a Manifest,
-    /// Chains at which other images end.
+    /// The chain ids of other images.
     pub(crate) others: &'a HashSet<String>,
-    /// The config blob's label that keeps the chain from garbage collection.
+    /// The key of the anchor.
     pub(crate) anchor: &'a str,
 }
 
 impl Replace<'_> {
-    /// Removes the layers from the top down, to the first one that has another child or that is a guest-pulled
-    /// layer.
+    /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
+    /// guest-pulled layer.
     pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
-        // Leases are read before the snapshots: a client that releases its lease in between has its snapshot in the list.
+        // Leases are read before the list of snapshots: a container whose snapshot was made meanwhile is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
         let snapshots = self.containerd.snapshots(self.snapshotter).await?;
         let children = children(&snapshots);
@@ -54,12 +55,12 @@ impl Replace<'_> {
                 break;
             }
             if self.is_another(chain_id, &snapshots).await? {
-                // Another process has replaced it since the list was read.
+                // Another client has replaced it since the list was read.
                 return Ok(Replaced::Gone);
             }
             match self.containerd.remove(self.snapshotter, chain_id).await {
                 Err(e) if e.kind == ErrorKind::FailedPrecondition => {
-                    // A snapshot was prepared on it meanwhile, or `Remove` cannot remove it.
+                    // A snapshot was made on it meanwhile, or `Remove` fails for good (see `collect`).
                     return match above {
                         None => self.collect(chain_id).await,
                         Some(_) => Ok(Replaced::Gone),
@@ -72,40 +73,40 @@ impl Replace<'_> {
         Ok(Replaced::Gone)
     }
 
-    /// Whether the snapshot of this name is another one than in the list: another process may replace the same
-    /// chain.
+    /// Whether the snapshot of this name is not the one in the list any more, since another process replaced the
+    /// same chain.
     async fn is_another(
         &self,
         chain_id: &str,
         listed: &[Snapshot],
     ) -> Result<bool, containerd::Error> {
         match self.containerd.stat(self.snapshotter, chain_id).await {
-            Ok(now) => {
-                let then = listed.iter().find(|s| s.name == chain_id);
-                Ok(then.is_none_or(|then| then.created_at != now.created_at))
+            Ok(current) => {
+                let listed = listed.iter().find(|s| s.name == chain_id);
+                Ok(listed.is_none_or(|listed| listed.created_at != current.created_at))
             }
-            // Not another one; that it is gone shows when it is removed.
+            // It is gone, which is not another one: the removal finds that out.
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Removes the chain by a garbage collection. `Remove` fails for ever on a snapshot that lost a child to a
-    /// garbage collection, since the snapshotter keeps the child's entry. So the anchor is removed, and a lease is
-    /// deleted with `sync`, which collects and returns afterwards. A collection keeps what a container, a lease or
-    /// another image holds.
+    /// Removes the chain by garbage collection. If garbage collection once removed a child of a snapshot, `Remove`
+    /// fails for this snapshot for good: containerd keeps the child's entry. So the anchor is removed, and a lease
+    /// is deleted with `sync`, which runs garbage collection and waits for it. This is safe: garbage collection
+    /// keeps everything that a container, a lease or another image holds.
     async fn collect(&self, top: &str) -> Result<Replaced, containerd::Error> {
-        let gone = self.let_go(top).await;
+        let gone = self.collect_without_anchor(top).await;
         if let Ok(true) = gone {
             return Ok(Replaced::Gone);
         }
-        // The chain is still there, or a call has failed: it has to stay anchored.
+        // The chain remains, or a call failed: the anchor is restored.
         self.set_anchor(top).await?;
         gone.map(|_| Replaced::InUse(1))
     }
 
-    /// Whether the chain is gone after a garbage collection in which its anchor did not count.
-    async fn let_go(&self, top: &str) -> Result<bool, containerd::Error> {
+    /// Removes the anchor and runs garbage collection. Returns whether the chain is gone.
+    async fn collect_without_anchor(&self, top: &str) -> Result<bool, containerd::Error> {
         self.set_anchor("").await?;
         let lease = self.leases.take(self.containerd).await?;
         lease.release_and_collect(self.containerd).await?;
@@ -116,7 +117,7 @@ impl Replace<'_> {
         }
     }
 
-    /// An empty value takes the label away.
+    /// Sets the anchor to this value. An empty value removes it.
     async fn set_anchor(&self, value: &str) -> Result<(), containerd::Error> {
         let label = Labels::from([(self.anchor.to_owned(), value.to_owned())]);
         self.containerd
@@ -125,6 +126,7 @@ impl Replace<'_> {
     }
 }
 
+/// Returns the names of the children of each snapshot.
 fn children(snapshots: &[Snapshot]) -> HashMap<&str, Vec<&str>> {
     let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
     for snapshot in snapshots {

@@ -1,8 +1,8 @@
-//! The swap: moves a container that is being created onto another chain. Its own snapshot is removed and prepared
-//! again, under the same key, on the new parent. Nothing is mounted at that moment.
+//! Moves a container that is being created onto another chain: its own snapshot is removed and made again, under
+//! the same key, on the new parent. Nothing is mounted yet at that time.
 //!
-//! Between the two calls the container has no snapshot. So everything else is ready before the first call, and the
-//! second one is repeated until the deadline.
+//! Between the two calls the container has no snapshot. So everything else is prepared before, and the second call
+//! is repeated until the deadline.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ use crate::containerd::{self, Containerd, Resource};
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::target::request::Move;
 
-/// The estimated duration before a swap was measured: two calls, each with a write to two databases.
+/// The expected cost of a swap before one has been measured: two calls, each with a write to two databases.
 const FIRST_ESTIMATE: Duration = Duration::from_millis(40);
 
-/// A swap begins only if this many times its estimated duration is left.
+/// A swap begins only if this many times its expected cost is left until the deadline.
 const SPARE: u32 = 3;
 
-/// The time kept for the answer: an answer at the very deadline may come after the hook has stopped waiting, and the
-/// hook then assumes that the snapshot is lost.
+/// The time before the deadline that is kept for the answer: if the answer comes only when the hook stops waiting,
+/// the hook does not get it and assumes that the container has no snapshot.
 const ANSWER: Duration = Duration::from_millis(5);
 
-/// The shortest wait of a hook that can swap a container before a swap was measured.
+/// The shortest wait of a hook with which a container is moved before any swap was measured.
 pub const LEAST_WAIT: Duration = FIRST_ESTIMATE.saturating_mul(SPARE).saturating_add(ANSWER);
 
 /// The pause between attempts of the second call.
@@ -32,27 +32,27 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The deadlines of a swap.
 #[derive(Clone, Copy, Debug)]
 pub struct SwapDeadlines {
-    /// The swap begins only if it is expected to end before this.
+    /// A swap begins only if it is expected to end before this deadline.
     pub usual: Instant,
-    /// A swap that has begun is retried until this: a container without its snapshot is worse than a wait.
+    /// A swap that has begun continues until this deadline: a container without its snapshot is worse than a wait.
     pub last: Instant,
 }
 
 impl SwapDeadlines {
-    /// Returns the deadlines less the time for the answer.
+    /// Returns earlier deadlines, which leave time for the answer.
     pub(crate) fn answered(self) -> Self {
-        let less = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
+        let earlier = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
         Self {
-            usual: less(self.usual),
-            last: less(self.last),
+            usual: earlier(self.usual),
+            last: earlier(self.last),
         }
     }
 }
 
-/// The result of a swap.
+/// The outcome of a swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SwapOutcome {
-    /// The container stands on the new chain.
+    /// The container's snapshot is on the new chain.
     Done,
     /// Nothing was changed, for this reason.
     Untouched(String),
@@ -60,14 +60,14 @@ pub enum SwapOutcome {
     Lost,
 }
 
-/// One container's snapshot.
+/// The swap of one container's snapshot.
 pub(crate) struct Swap<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) lease: &'a Lease,
     pub(crate) wanted: &'a Move,
 }
 
-/// Waits for a call that changes nothing, until the deadline.
+/// Waits for a call until the deadline. The call must change nothing.
 pub(crate) async fn in_time<T>(
     deadline: Instant,
     call: impl Future<Output = Result<T, containerd::Error>>,
@@ -101,7 +101,7 @@ impl Swap<'_> {
             Err(untouched) => return untouched,
         };
         if old.parent.as_ref() != Some(from) {
-            return SwapOutcome::Untouched("its snapshot stands elsewhere by now".to_owned());
+            return SwapOutcome::Untouched("its snapshot has another parent now".to_owned());
         }
         if let Err(untouched) = in_time(deadline, self.hold()).await {
             return untouched;
@@ -111,7 +111,7 @@ impl Swap<'_> {
             return SwapOutcome::Untouched("too little time is left to move it".to_owned());
         }
         if let Err(e) = self.containerd.remove(snapshotter, key).await {
-            // The answer may be lost: the result depends on whether the snapshot is gone.
+            // The snapshot may be removed and only the answer lost: a `stat` decides.
             match self.containerd.stat(snapshotter, key).await {
                 Ok(_) => return SwapOutcome::Untouched(e.to_string()),
                 Err(stat) if stat.is_not_found() => {}
@@ -121,18 +121,18 @@ impl Swap<'_> {
         self.put_back(&old, last).await
     }
 
-    /// Holds the new parent under the lease and checks that it exists: its image may be removed at this moment.
+    /// Holds the new chain with the lease, and checks that it exists: its image may be removed at this time.
     async fn hold(&self) -> Result<(), containerd::Error> {
         let Move {
             snapshotter, onto, ..
         } = self.wanted;
-        let onto_it = Resource::snapshot(snapshotter, onto);
-        self.containerd.hold(self.lease.id(), onto_it).await?;
+        let chain = Resource::snapshot(snapshotter, onto);
+        self.containerd.hold(self.lease.id(), chain).await?;
         self.containerd.stat(snapshotter, onto).await.map(drop)
     }
 
-    /// Prepares the snapshot on the new parent, with retries until `last`. An attempt that runs at that time is
-    /// waited for. containerd cleans up after a creation that failed.
+    /// Makes the snapshot again, with attempts until `last`. An attempt that is running at `last` is not cancelled:
+    /// containerd cleans up after a creation that failed.
     async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> SwapOutcome {
         loop {
             let Err(e) = self.try_put_back(old).await else {
@@ -149,7 +149,7 @@ impl Swap<'_> {
         let Move {
             snapshotter, key, ..
         } = self.wanted;
-        log::error!(container = key.as_str(), snapshotter = snapshotter.as_str(), error:% = error; "a container is left without its snapshot; its creation fails, and the kubelet makes another");
+        log::error!(container = key.as_str(), snapshotter = snapshotter.as_str(), error:% = error; "container could not be moved onto another chain and has no snapshot: its creation fails, and the kubelet creates another one");
         SwapOutcome::Lost
     }
 
@@ -167,9 +167,9 @@ impl Swap<'_> {
         match prepare.await {
             Ok(_) => Ok(()),
             Err(e) if e.already_exists() => {
-                // An earlier try whose answer got lost.
-                let now = self.containerd.stat(snapshotter, key).await?;
-                if now.parent.as_ref() == Some(onto) {
+                // An earlier attempt may have succeeded and only its answer been lost.
+                let current = self.containerd.stat(snapshotter, key).await?;
+                if current.parent.as_ref() == Some(onto) {
                     Ok(())
                 } else {
                     Err(e)
@@ -180,7 +180,7 @@ impl Swap<'_> {
     }
 }
 
-/// The estimated duration of a swap on this node: a moving estimate.
+/// The expected cost of a swap, from the measured ones. Older ones count less.
 #[derive(Debug)]
 pub(crate) struct Cost(Mutex<Duration>);
 
@@ -195,8 +195,8 @@ impl Cost {
         *self.0.lock()
     }
 
-    /// Takes a measured duration into the estimate, which at most doubles, and falls half way to a lower value: one slow
-    /// or quick swap does not decide.
+    /// Records a measured cost. The estimate at most doubles, and at most halves: one slow or one quick swap changes
+    /// it by no more than that.
     pub(crate) fn measured(&self, cost: Duration) {
         self.change(|estimate| {
             cost.min(estimate * 2)
@@ -204,8 +204,8 @@ impl Cost {
         });
     }
 
-    /// Lowers the estimate after a swap that did not begin: without swaps nothing is measured, and an estimate that
-    /// is too high would stay.
+    /// Lowers the estimate after a swap that was not begun. Without a swap nothing is measured, so an estimate that
+    /// is too high would remain.
     fn not_begun(&self) {
         self.change(|estimate| (estimate / 2).max(FIRST_ESTIMATE.min(estimate)));
     }
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_slow_swap_does_not_forbid_the_next() {
+    fn one_slow_swap_does_not_prevent_the_next() {
         let millis = Duration::from_millis;
         let cost = Cost::default();
         for (measured, expected) in [(4, 22), (1900, 44), (1900, 88), (60, 74), (70, 72)] {
@@ -240,6 +240,6 @@ mod tests {
         assert_eq!(cost.estimate(), FIRST_ESTIMATE);
         (0..9).for_each(|_| cost.measured(millis(4)));
         cost.not_begun();
-        assert!(cost.estimate() < millis(5), "it never goes up for nothing");
+        assert!(cost.estimate() < millis(5), "a swap that is not begun does not raise the estimate");
     }
 }

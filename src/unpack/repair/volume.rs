@@ -1,9 +1,9 @@
-//! An image that a container mounts as a volume (containerd 2.1 and later) in a snapshotter with guest pull. containerd
-//! mounts the volume on the host before any hook, and guest-pulled layers are empty there. So the layers are applied
-//! again, into the volume itself.
+//! Fills a volume from an image with guest-pulled layers (image volumes need containerd 2.1 or later). containerd
+//! mounts the volume on the host, before any hook, and guest-pulled layers are empty there. So the layers are
+//! applied once more, into the volume itself.
 //!
-//! A private chain does not help: the volume is mounted already and shared by all containers of the pod. An apply into
-//! the mount changes the upper directory of the volume's own snapshot, which is removed with the pod.
+//! A private chain does not help: the volume is mounted already, and all containers of the pod share it. An apply
+//! into the mount changes the upper directory of the volume's own snapshot, and is removed with it.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::snapshotter::listing::{FILLED, is_filled};
 use crate::unpack::target::{Target, gc_protect};
 
-/// One volume.
+/// The filling of one volume.
 pub(crate) struct Volume<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) leases: &'a Arc<Leases>,
@@ -31,17 +31,17 @@ pub(crate) struct Volume<'a> {
     pub(crate) stop: &'a CancellationToken,
     pub(crate) reporter: &'a Reporter,
     pub(crate) target: &'a Target,
-    /// The mount point, which is also the key of the volume's snapshot.
+    /// The path at which the volume is mounted. It is also the key of its snapshot.
     pub(crate) path: &'a str,
 }
 
 impl Volume<'_> {
-    /// Applies the image's layers into the volume if it lacks them.
+    /// Fills the volume unless all its layers are there.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
         let priority = Priority::new(Urgency::Creation);
         let snapshotter = self.target.snapshotter.as_str();
         let layer_locks = &self.layers.layer_locks;
-        // Two containers of a pod may ask for the same volume.
+        // Two containers of a pod may need the same volume at the same time.
         let _lock = layer_locks
             .lock(snapshotter, self.path, &priority, || ())
             .await;
@@ -68,7 +68,7 @@ impl Volume<'_> {
             return Err(self.target.unavailable(i, vec![]));
         }
         for i in 0..self.layers().len() {
-            // The volume may be removed with its pod meanwhile: then its snapshot is gone.
+            // The volume is removed with its pod. Then nothing is mounted at the path, and the check fails.
             self.is_filled().await?;
             let applied = self.apply(i, lease, priority).await;
             applied.map_err(|failure| self.target.layer_failed(i, failure))?;
@@ -107,7 +107,7 @@ impl Volume<'_> {
         unpack.apply(vec![mount], &Content::of_image(layer)).await
     }
 
-    /// Whether all layers were applied into the volume. An error if the volume is gone.
+    /// Whether all layers were applied into the volume. An error if the volume does not exist.
     async fn is_filled(&self) -> Result<bool, Error> {
         let own = self.containerd.stat(&self.target.snapshotter, self.path);
         let own = own.await.map_err(|e| self.target.failed(e))?;

@@ -1,5 +1,5 @@
-//! Credentials from a file in the form of docker's `config.json`. Helper programs that such a file
-//! may name are not run: a daemon of the node has no business in a user's keychain.
+//! Reads credentials from a file in the form of docker's `config.json`. Such a file may name helper programs.
+//! They are not run: a daemon of the node must not read a user's keychain.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,12 +11,12 @@ use serde::Deserialize;
 
 use crate::containerd::{Login, Logins};
 
-/// What docker's registry is called in the file, where it comes with a scheme and a path, and by
-/// containerd when it asks.
+/// The names of docker's registry in the file. The first one is written with a scheme and a path.
 const DOCKER: [&str; 2] = ["index.docker.io", "docker.io"];
+/// The name of docker's registry when containerd looks up its credentials.
 const DOCKER_HOST: &str = "registry-1.docker.io";
 
-/// Why there are no credentials although a file is named.
+/// Why the configured file gives no credentials.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::unpack) enum Error {
     #[error("cannot read the credentials {path}: {source}")]
@@ -25,7 +25,8 @@ pub(in crate::unpack) enum Error {
     Malformed { path: String, reason: String },
 }
 
-/// Reads the file at each use: it is short, and credentials that are rotated need no restart.
+/// Reads the file. This is done for each fetch: the file is short, and its content may be rotated without a
+/// restart of the daemon.
 pub(super) async fn read(path: &Path) -> Result<Logins, Error> {
     let name = || path.display().to_string();
     let text = tokio::fs::read(path).await;
@@ -54,7 +55,7 @@ struct Auth {
     identitytoken: String,
 }
 
-/// The reason of a failure never holds what was in the file.
+/// Parses the file. The reason of a failure never contains the file's content.
 fn parse(text: &[u8]) -> Result<Logins, String> {
     let file: File = serde_json::from_slice(text)
         .map_err(|e| format!("line {}, column {}", e.line(), e.column()))?;
@@ -64,7 +65,7 @@ fn parse(text: &[u8]) -> Result<Logins, String> {
         let login = auth
             .login()
             .ok_or_else(|| format!("auth of {host} is not base64 of user:password"))?;
-        // An entry whose password a helper keeps has none.
+        // An entry has no secret if a helper program keeps it.
         if !login.secret.is_empty() {
             logins.insert(host, login);
         }
@@ -72,10 +73,11 @@ fn parse(text: &[u8]) -> Result<Logins, String> {
     Ok(logins)
 }
 
-/// The key of an entry is a host or a URL: docker writes a URL for the first name of [`DOCKER`].
+/// Returns the host of an entry's key, which is a host or a URL: docker writes a URL for the first name of
+/// [`DOCKER`].
 fn host(key: &str) -> String {
-    let (_, rest) = key.split_once("://").unwrap_or(("", key));
-    let host = rest.split('/').next().unwrap_or(rest);
+    let (_, address) = key.split_once("://").unwrap_or(("", key));
+    let host = address.split('/').next().unwrap_or(address);
     match DOCKER.contains(&host) {
         true => DOCKER_HOST.to_owned(),
         false => host.to_owned(),
@@ -83,7 +85,7 @@ fn host(key: &str) -> String {
 }
 
 impl Auth {
-    /// `None` for one that cannot be read.
+    /// Returns the entry's login; `None` if the entry is malformed.
     fn login(self) -> Option<Login> {
         if !self.identitytoken.is_empty() {
             return Some(Login {
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_that_docker_writes() {
+    fn every_form_that_docker_writes_is_read() {
         let text = r#"{
             "auths": {
                 "https://DOCKER/v1/": {"auth": "dXNlcjpwYTpzcw=="},
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_what_is_secret() {
+    fn an_error_contains_no_secret() {
         for (text, words) in [
             (
                 r#"{"auths": {"a.example": {"auth": "secret"}}}"#,
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_not_there_is_named() {
+    async fn the_error_names_a_missing_file() {
         let error = read(Path::new("/nowhere/config.json")).await.unwrap_err();
         assert!(error.to_string().contains("/nowhere/config.json"));
     }

@@ -1,5 +1,5 @@
-//! The blobs of an image whose layers are gone, from its registry: containerd fetches them, the
-//! flight's lease holds them until they are unpacked, and nothing of it stays.
+//! Fetches the missing blobs of an image from its registry: containerd fetches them, and the flight's lease
+//! holds them until they are unpacked. Nothing remains afterwards.
 
 mod credentials;
 #[cfg(test)]
@@ -15,10 +15,10 @@ use crate::image::{self, Manifest};
 use super::kept_blobs::changes_back;
 use crate::unpack::snapshotter::lease::Lease;
 
-/// The first version whose transfer service takes the node's registry configuration along.
+/// The first containerd version whose transfer service uses the node's registry configuration.
 const SINCE: (u64, u64) = (2, 1);
 
-/// How registries are reached.
+/// The configuration with which containerd reaches registries.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Registries {
     /// containerd's directory of `hosts.toml` files.
@@ -30,9 +30,9 @@ pub struct Registries {
 /// Why the blobs were not fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("containerd {0} cannot fetch missing blobs, that takes 2.1 or later")]
+    #[error("containerd {0} cannot fetch missing blobs: that needs version 2.1 or later")]
     TooOld(String),
-    #[error("the image has no name that could be pulled")]
+    #[error("the image has no name with which it could be pulled")]
     NoName,
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
@@ -44,19 +44,19 @@ pub(crate) enum Failure {
     Stopped,
 }
 
-/// What it takes to fetch an image's blobs.
+/// The fetch of an image's blobs.
 pub(crate) struct Pull<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) lease: &'a Lease,
     pub(crate) registries: &'a Registries,
     pub(crate) manifest: &'a Manifest,
-    /// The names that the image goes by, the best first.
+    /// The image's names, the preferred one first.
     pub(crate) names: &'a [&'a str],
     pub(crate) stop: &'a CancellationToken,
 }
 
 impl Pull<'_> {
-    /// Fetches what the manifest names, and makes sure that `digest` is among it.
+    /// Fetches the blobs that the manifest names, and checks that `digest` is one of them.
     pub(crate) async fn blob(&self, digest: &str) -> Result<(), Failure> {
         let version = self.containerd.version().await?;
         if is_older(&version) {
@@ -79,14 +79,13 @@ impl Pull<'_> {
         }
     }
 
-    /// By digest: a tag may have moved since.
+    /// Returns the reference by digest, since a tag may have moved.
     fn reference(&self) -> Option<String> {
         let repository = self.names.iter().find_map(|name| image::repository(name))?;
         Some(format!("{repository}@{}", self.manifest.digest))
     }
 
-    /// A fetch labels the manifest, so that it keeps its blobs; afterwards it keeps what it kept
-    /// before.
+    /// Fetches the blobs, then restores the manifest's gc labels: containerd's fetch adds one for each blob.
     async fn fetch(&self, source: &Source) -> Result<(), Failure> {
         let digest = &self.manifest.digest;
         let before = self.containerd.blob(digest).await?.labels;
@@ -101,7 +100,7 @@ impl Pull<'_> {
     }
 }
 
-/// Of a version that is not understood the best is hoped.
+/// Whether this containerd is older than [`SINCE`]. A version that cannot be parsed counts as new enough.
 fn is_older(version: &str) -> bool {
     containerd::numbers(version).is_some_and(|numbers| numbers < SINCE)
 }

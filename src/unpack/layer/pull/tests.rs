@@ -1,4 +1,4 @@
-//! The engine on an image whose blobs are gone and can be had from a registry.
+//! Tests of the engine with an image whose blobs are gone and can be fetched from a registry.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Three layers, of which the second and third have no blob; the registry has them.
+    /// Makes an image of three layers. The blobs of the second and third are gone; the registry has them.
     async fn new(version: &str, credentials: Option<&str>) -> Self {
         let fake = Arc::new(Fake::default());
         let image = fake.image(NAME, 3);
@@ -47,7 +47,7 @@ impl Bench {
             hosts: PathBuf::from("/etc/containerd/certs.d"),
             credentials: credentials.map(PathBuf::from),
         };
-        // What does not work goes before what does.
+        // The fallback that fails comes before the one that succeeds.
         let missing = ContentFallback::new(
             vec![FallbackSource::Rebuild, FallbackSource::Pull],
             registries,
@@ -69,7 +69,8 @@ impl Bench {
         self.engine.ensure(request).outcome().await
     }
 
-    /// No lease, no extraction, and the manifest keeps what it kept before.
+    /// Asserts that no lease and no extraction snapshot remains, and that the manifest keeps the blobs that it
+    /// kept before.
     async fn assert_nothing_left(&self) {
         assert!(self.fake.lease_ids().is_empty());
         for snapshot in self.fake.all(EROFS) {
@@ -81,7 +82,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_fetched_once_by_digest_and_let_go() {
+async fn missing_blobs_are_fetched_once_by_digest_and_released() {
     let bench = Bench::new("2.1.9", None).await;
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 3));
@@ -98,7 +99,7 @@ async fn what_is_missing_is_fetched_once_by_digest_and_let_go() {
 }
 
 #[tokio::test]
-async fn why_it_cannot_be_done_is_said() {
+async fn the_error_says_why_each_fallback_failed() {
     let credentials = Some("/nowhere/config.json");
     for (version, credentials, words) in [
         ("1.7.24", None, "pull: containerd 1.7.24 cannot fetch"),
@@ -127,16 +128,16 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
             bench.fake.fail(call, after, ErrorKind::Other);
             let first = bench.ensure().await;
             bench.fake.heal();
-            let told = format!("{call} {after}: {first:?}");
-            assert!(bench.fake.lease_ids().is_empty(), "{told}");
+            let context = format!("{call} {after}: {first:?}");
+            assert!(bench.fake.lease_ids().is_empty(), "{context}");
             bench.ensure().await.unwrap();
-            assert_eq!(bench.fake.all(EROFS).len(), 3, "{told}");
+            assert_eq!(bench.fake.all(EROFS).len(), 3, "{context}");
         }
     }
 }
 
 #[tokio::test]
-async fn stopped_while_it_is_fetched_the_manifest_is_as_before() {
+async fn a_stop_during_the_fetch_leaves_the_manifest_unchanged() {
     let bench = Bench::new("2.1.9", None).await;
     bench
         .fake

@@ -1,8 +1,8 @@
-//! A layer's own directory, as overlayfs keeps it, back into the tar archive that a layer is.
+//! Writes a layer's own directory, as overlayfs keeps it, as a tar archive.
 //!
-//! Everything that an unpack can have put there comes out again; what cannot be told in an archive
-//! is refused. It blocks, and what it keeps in memory does not grow with the layer's size: the names
-//! of the directories on the way, and inodes whose other names have not come yet.
+//! The archive holds everything that an unpack can have written; anything that an archive cannot express is an
+//! error. The calls block. Memory does not grow with the layer's size: it holds the names that are still to be
+//! visited, and the inodes of which more names are expected.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -18,26 +18,26 @@ use super::attributes;
 use super::entry::{Entry, Kind};
 use super::source::Directory;
 
-/// What a layer's archive calls the file that takes `<name>` away: `.wh.<name>`.
+/// The prefix of a whiteout in a layer's archive: the entry `.wh.<name>` deletes `<name>`.
 const WHITEOUT: &str = ".wh.";
 
-/// The entry of a directory that hides what lies below it.
+/// The entry that marks its directory as opaque: it hides the directory of the layers below.
 const OPAQUE: &str = ".wh..wh..opq";
 
-/// How the archive names the layer's root.
+/// The name of the layer's root in the archive.
 const ROOT: &str = "./";
 
 /// Why a directory cannot become an archive.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::unpack) enum Error {
-    #[error("cannot take over {}: {source}", path.display())]
+    #[error("cannot read {} or write its archive: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "{}: the attribute {attribute} points to data outside of the layer or is not known",
         path.display()
     )]
     Attribute { path: PathBuf, attribute: String },
-    #[error("{}: in a layer this name would take another file away", .0.display())]
+    #[error("{}: in a layer this name would delete another file", .0.display())]
     Name(PathBuf),
     #[error("{}: a socket cannot be in a layer", .0.display())]
     Socket(PathBuf),
@@ -53,14 +53,14 @@ pub(in crate::unpack) enum Error {
 }
 
 impl Error {
-    /// Whether the reader of the archive has gone away: nothing is wrong with the directory.
+    /// Whether the receiver of the archive has ended. Then nothing is wrong with the directory.
     pub(super) fn is_unwanted(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 
-/// Writes the archive of the layer in a directory, which has to hold as many inodes as its snapshotter
-/// has counted.
+/// Writes the archive of the layer in `directory`, which must hold `inodes` inodes, the number that its
+/// snapshotter counted.
 pub(super) fn write(directory: &Directory, inodes: u64, out: impl Write) -> Result<(), Error> {
     let root = directory.path.as_path();
     let mut archive = Archive {
@@ -85,15 +85,16 @@ struct Archive<'a, W: Write> {
     root: &'a Path,
     userxattr: bool,
     tar: tar::Builder<W>,
-    /// By device and inode number, those of several names.
+    /// The inodes with several names, by device and inode number.
     links: HashMap<(u64, u64), Link>,
     inodes: u64,
 }
 
-/// An inode of which more names are to come.
+/// An inode of which more names are expected.
 struct Link {
     /// The first name.
     path: PathBuf,
+    /// The number of names that are still expected.
     more: u64,
 }
 
@@ -105,7 +106,7 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 impl<W: Write> Archive<'_, W> {
-    /// Every directory before what is in it, the names in order.
+    /// Adds all files: a directory before its entries, and the entries ordered by name.
     fn walk(&mut self) -> Result<(), Error> {
         let mut next = vec![PathBuf::new()];
         while let Some(path) = next.pop() {
@@ -127,7 +128,7 @@ impl<W: Write> Archive<'_, W> {
         Ok(names)
     }
 
-    /// Adds one file, directory or other; answers whether it is a directory.
+    /// Adds one file of any kind. Returns whether it is a directory.
     fn add(&mut self, path: &Path) -> Result<bool, Error> {
         let at = self.root.join(path);
         let file_name = path.file_name().unwrap_or_default();
@@ -179,7 +180,7 @@ impl<W: Write> Archive<'_, W> {
         Ok(file_type.is_dir())
     }
 
-    /// Counts an inode when its first name comes; answers that name for the others.
+    /// Counts an inode at its first name. Returns that name for each further one.
     fn count(&mut self, path: &Path, metadata: &Metadata) -> Option<PathBuf> {
         if metadata.is_dir() || metadata.nlink() == 1 {
             self.inodes += 1;
@@ -202,7 +203,7 @@ impl<W: Write> Archive<'_, W> {
         Some(link.path.clone())
     }
 
-    /// An empty file whose name is what matters.
+    /// Adds an empty file whose name is its meaning: a whiteout or an opaque marker.
     fn add_marker(&mut self, path: &Path, metadata: &Metadata) -> Result<(), Error> {
         let entry = entry(path, Kind::File(0), metadata, &[]);
         let at = self.root.join(path);
@@ -228,13 +229,13 @@ impl<W: Write> Archive<'_, W> {
         self.tar.append(&header, (&mut file).take(size))?;
         match file.stream_position()? == size {
             true => Ok(()),
-            // The header has promised more, so the archive is spoiled.
+            // The header states a larger size, so the archive is broken.
             false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }
 
-/// Opens a file of the layer without following a link, so that nothing outside of the layer is read.
+/// Opens a file of the layer without following a link, so that no file outside of the layer is read.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())

@@ -1,7 +1,7 @@
-//! Extended attributes: which belong to the layer, which to overlayfs, which to the host.
+//! Reads extended attributes and sorts them: those of the layer, those of overlayfs, those of the host.
 //!
-//! What overlayfs says in its own attributes is either known here or a reason to leave the layer
-//! alone: a layer that is taken over in part is worse than one that is missing.
+//! An attribute of overlayfs that is not known here is an error, and the layer is not rebuilt: an incomplete layer
+//! is worse than a missing one.
 
 use std::io;
 use std::path::Path;
@@ -9,34 +9,34 @@ use std::path::Path;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{lgetxattr, lgetxattr_query, llistxattr, llistxattr_query};
 
-/// An attribute as the file system has it.
+/// An attribute: its name and its value, as the file system has them.
 pub(super) type Attribute = (String, Vec<u8>);
 
-/// Where overlayfs keeps what it needs for itself.
+/// The prefix of overlayfs' own attributes.
 const TRUSTED: &str = "trusted.overlay.";
 
-/// Where it keeps that when it is mounted with `userxattr`. In a mount without it, attributes of this name
-/// are the image's own, and mean nothing.
+/// The prefix of overlayfs' own attributes in a mount with `userxattr`. In a mount without this option, attributes
+/// with this prefix belong to the image and have no meaning for overlayfs.
 const USER: &str = "user.overlay.";
 
-/// Of overlayfs' attributes those that say nothing about what is in the layer.
+/// The attributes of overlayfs that do not change the content of the layer.
 const BOOKKEEPING: [&str; 6] = ["impure", "nlink", "origin", "protattr", "upper", "uuid"];
 
-/// What the host's security modules put on every file, by its place and not by its content. The
-/// target gets its own; another file's would be refused or wrong.
+/// The attributes that the host's security modules set on every file, by its path and not by its content. The
+/// target file gets its own; those of another file would be rejected or wrong.
 const OF_THE_HOST: [&str; 3] = ["security.SMACK64", "security.evm", "security.selinux"];
 
-/// What the attributes of one file come down to.
+/// The attributes of one file, sorted.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Attributes {
-    /// Those that go into the archive.
+    /// The attributes that go into the archive.
     pub(super) own: Vec<Attribute>,
-    /// The directory hides what lies below it.
+    /// Whether the directory hides the same directory of the layers below.
     pub(super) opaque: bool,
 }
 
-/// All attributes of a file, not of what it links to; by name, so that the same layer makes the same
-/// archive.
+/// Returns all attributes of a file, without following a link. They are ordered by name, so that the same layer
+/// makes the same archive.
 pub(super) fn read(path: &Path) -> io::Result<Vec<Attribute>> {
     let mut list = Vec::with_capacity(llistxattr_query(path)?);
     if list.capacity() == 0 {
@@ -60,8 +60,8 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<Attribute>> {
     Ok(all)
 }
 
-/// Tells them apart; the error is the name of one that means data that is not in this directory. `userxattr`
-/// says whether overlayfs mounts the directory with that option.
+/// Sorts the attributes. The error is the name of an attribute of overlayfs that points to data outside of this
+/// directory, or that is not known. `userxattr` says whether overlayfs mounts the directory with that option.
 pub(super) fn sort(all: Vec<Attribute>, userxattr: bool) -> Result<Attributes, String> {
     let mut sorted = Attributes::default();
     for (name, value) in all {
@@ -69,7 +69,7 @@ pub(super) fn sort(all: Vec<Attribute>, userxattr: bool) -> Result<Attributes, S
         let of_overlayfs = name.strip_prefix(TRUSTED).or(of_user);
         match of_overlayfs {
             Some("opaque") if value == b"y" => sorted.opaque = true,
-            Some(known) if BOOKKEEPING.contains(&known) => {}
+            Some(suffix) if BOOKKEEPING.contains(&suffix) => {}
             Some(_) => return Err(name),
             None if OF_THE_HOST.iter().any(|host| name.starts_with(host)) => {}
             None => sorted.own.push((name, value)),
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_layers_own_are_kept() {
+    fn only_the_layers_own_attributes_are_kept() {
         let own = [
             attribute("security.capability", &[1, 0, 0, 2]),
             attribute("security.ima", b"signature"),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn with_userxattr_a_users_attributes_are_overlayfs_own() {
+    fn with_userxattr_attributes_under_user_overlay_are_overlayfs_own() {
         let all = vec![
             attribute("user.note", b"n"),
             attribute("user.overlay.impure", b"y"),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_points_elsewhere_or_is_not_known_is_refused() {
+    fn an_attribute_that_points_elsewhere_or_is_unknown_is_an_error() {
         for (name, value) in [
             ("trusted.overlay.metacopy", &b""[..]),
             ("trusted.overlay.redirect", b"/elsewhere"),

@@ -1,5 +1,5 @@
-//! From a writer that blocks to the pieces of a blob: bounded, and without its end when the writer
-//! failed.
+//! Passes the bytes of a blocking writer on as the pieces of a blob. The queue is bounded. If the writer fails,
+//! no end is sent.
 
 use std::io::{self, Write};
 
@@ -8,18 +8,18 @@ use tokio::sync::mpsc;
 
 use crate::containerd::{BlobChunk, Descriptor};
 
-/// Bytes in one piece: large against the cost of a message, well below the 16 MiB that containerd
-/// takes.
+/// The size of one piece in bytes: large against the cost of a message, well below containerd's limit of
+/// 16 MiB.
 const PIECE: usize = 512 << 10;
 
-/// Pieces that wait: enough for both sides to be busy. With those in hand this is what a rebuild
-/// keeps in memory of a layer's content, for a layer of any size.
+/// The number of pieces in the queue: enough to keep both sides busy. A rebuild keeps these pieces and the one
+/// on each side in memory, for a layer of any size.
 pub(super) const WAITING: usize = 4;
 
-/// What the image specification calls a layer without compression.
+/// The image specification's media type of a layer without compression.
 const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// Passes on what is written into it.
+/// A writer that sends its bytes in pieces.
 pub(super) struct Chunks {
     sender: mpsc::Sender<BlobChunk>,
     piece: Vec<u8>,
@@ -28,7 +28,7 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// Returns a writer. Writing fails when the receiver is gone.
+    /// Returns a writer for this channel. A write fails if the receiver was dropped.
     pub(super) fn new(sender: mpsc::Sender<BlobChunk>) -> Self {
         Self {
             sender,
@@ -38,7 +38,7 @@ impl Chunks {
         }
     }
 
-    /// That was all: promises the digest, and describes the blob.
+    /// Ends the blob: sends its digest and size. Returns its descriptor.
     pub(super) fn end(mut self) -> io::Result<Descriptor> {
         self.flush()?;
         let hex: String = self
@@ -72,7 +72,7 @@ impl Write for Chunks {
         Ok(taken.len())
     }
 
-    /// Sends what there is as a piece.
+    /// Sends the buffered bytes as a piece.
     fn flush(&mut self) -> io::Result<()> {
         if self.piece.is_empty() {
             return Ok(());
@@ -86,7 +86,7 @@ impl Write for Chunks {
 
 fn send(sender: &mpsc::Sender<BlobChunk>, piece: BlobChunk) -> io::Result<()> {
     let sent = sender.blocking_send(piece);
-    sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the blob is not wanted any more"))
+    sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the write of the blob has ended"))
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     use crate::containerd::fake::sha256;
 
     #[test]
-    fn pieces_are_of_one_size_and_add_up() {
+    fn pieces_have_one_size_and_their_sum_is_the_blob() {
         let bytes: Vec<u8> = (0..PIECE * 2 + 10).map(|i| i as u8).collect();
         let (sender, mut receiver) = mpsc::channel(10);
         let mut chunks = Chunks::new(sender);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_receiver_writing_fails() {
+    fn a_write_without_a_receiver_fails() {
         let (sender, receiver) = mpsc::channel(1);
         drop(receiver);
         let mut chunks = Chunks::new(sender);

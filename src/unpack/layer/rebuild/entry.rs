@@ -1,5 +1,5 @@
-//! One entry of a tar archive: the POSIX header, and PAX records for what does not fit into it.
-//! Pure; it knows neither file systems nor containerd.
+//! Encodes one entry of a tar archive: the POSIX header, and PAX records for values that do not fit into it.
+//! It does no I/O, and knows neither file systems nor containerd.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,47 +9,48 @@ use tar::{EntryType, Header};
 
 use super::attributes::Attribute;
 
-/// Bytes of a name or a link's target in the header.
+/// The size in bytes of the header's fields for a name and for a link's target.
 const NAME: usize = 100;
 
-/// What seven octal digits hold.
+/// The largest value of seven octal digits.
 const MAX_ID: u64 = 0o7_777_777;
 
-/// What eleven octal digits hold: a size of 8 GiB, a time of 2242.
+/// The largest value of eleven octal digits: a size of 8 GiB, or a time in the year 2242.
 const MAX_LONG: u64 = 0o77_777_777_777;
 
-/// Where archivers other than us look for extended attributes, too.
+/// The prefix of the records for extended attributes, which other archivers read too.
 const XATTR: &str = "SCHILY.xattr.";
 
-/// A PAX record.
+/// A PAX record: its key and its value.
 pub(super) type Record = (String, Vec<u8>);
 
-/// What the entry is, with what only such a thing has.
+/// The kind of an entry, with the values that only this kind has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kind<'a> {
     Directory,
-    /// Of that many bytes, which follow.
+    /// A file of this size in bytes. Its content follows the header.
     File(u64),
     Symlink(&'a OsStr),
     /// Another name of an earlier entry.
     HardLink(&'a Path),
-    /// Major and minor number.
+    /// A character device, with its major and minor number.
     Character(u32, u32),
+    /// A block device, with its major and minor number.
     Block(u32, u32),
     Fifo,
 }
 
-/// What every entry has.
+/// An entry.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry<'a> {
-    /// From the root of the layer, without a leading `/` or `./`; the root itself is `./`.
+    /// The path from the layer's root, without a leading `/` or `./`. The root itself is `./`.
     pub(super) path: &'a Path,
     pub(super) kind: Kind<'a>,
     /// The permissions, with setuid, setgid and sticky.
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Seconds since 1970, maybe before it.
+    /// The modification time in seconds since 1970; negative before 1970.
     pub(super) seconds: i64,
     /// Nanoseconds after `seconds`.
     pub(super) nanoseconds: u32,
@@ -57,7 +58,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The header, and the records that have to come before it.
+    /// Returns the header, and the records that precede it.
     pub(super) fn encode(&self) -> (Header, Vec<Record>) {
         let mut header = Header::new_ustar();
         let mut records = vec![];
@@ -79,7 +80,7 @@ impl Entry<'_> {
         header.set_gid(fit("gid", self.gid.into(), MAX_ID));
         header.set_size(fit("size", self.kind.size(), MAX_LONG));
         if let Kind::Character(major, minor) | Kind::Block(major, minor) = self.kind {
-            // Linux' numbers have 12 and 20 bits, which fit.
+            // Linux has 12 and 20 bits for these numbers, so they fit.
             header.set_device_major(major).expect("made as ustar");
             header.set_device_minor(minor).expect("made as ustar");
         }
@@ -125,8 +126,8 @@ impl<'a> Kind<'a> {
     }
 }
 
-/// A name goes into its field where it fits, byte for byte, and into a record where it does not: the
-/// prefix of the POSIX header splits names at places that readers disagree on.
+/// Writes a name byte for byte into its field, and into a record if it does not fit. The prefix field of the
+/// POSIX header is not used: readers disagree on where it splits a name.
 fn put_name(field: &mut [u8; NAME], key: &str, name: &OsStr, records: &mut Vec<Record>) {
     let name = name.as_bytes();
     let fits = name.len().min(NAME);
@@ -136,7 +137,7 @@ fn put_name(field: &mut [u8; NAME], key: &str, name: &OsStr, records: &mut Vec<R
     }
 }
 
-/// Seconds with their fraction in decimals; a time before 1970 counts away from it.
+/// Formats a time in seconds with a decimal fraction. A time before 1970 is negative.
 fn pax_time(seconds: i64, nanoseconds: u32) -> String {
     let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
     let sign = if nanoseconds < 0 { "-" } else { "" };
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_needs_no_record() {
+    fn a_value_that_fits_has_no_record() {
         let name = "n".repeat(NAME);
         let entry = Entry {
             uid: 2_097_151,
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_has_a_record_and_no_half_of_it_in_the_header() {
+    fn a_value_that_does_not_fit_has_a_record() {
         let (name, target) = ("n".repeat(NAME + 1), "t".repeat(NAME + 1));
         let link = entry(&name, Kind::Symlink(OsStr::new(&target))).encode().1;
         assert_eq!(record(&link, "path").unwrap(), name);
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_decimal_to_the_nanosecond() {
+    fn times_are_decimals_with_nanoseconds() {
         for (seconds, nanoseconds, text) in [
             (1, 0, "1"),
             (1, 5, "1.000000005"),

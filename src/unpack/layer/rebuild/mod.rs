@@ -1,10 +1,12 @@
-//! Rebuilds the blob of a layer from the directory that overlayfs has for it.
+//! Rebuilds the blob of a layer from overlayfs: the files that were unpacked there become a blob again.
 //!
-//! The new blob is a plain tar with other bytes than the image's own, so its digest is not the image's diff id. Trusted:
-//! overlayfs committed this directory under this chain id after containerd had verified the content, and only root can
-//! have changed it since. Verified: the directory holds as many inodes as at that commit (so it is whole, and of this
-//! node), nothing in it leads out of it, containerd stored the bytes that were written here, and the apply read all of
-//! them.
+//! The new blob is a plain tar whose bytes differ from those of the image's own, so its digest cannot be compared
+//! with the image's diff id. The plugin trusts instead that overlayfs committed this directory under this chain id
+//! after containerd had verified the content, and that only root can have changed it since. It verifies that
+//! - the directory holds as many inodes as were counted at that commit: it is on this node, and complete;
+//! - nothing in it points to data elsewhere;
+//! - containerd stored the bytes that were written here;
+//! - all of the blob was applied (the caller that applies it verifies this).
 
 mod archive;
 mod attributes;
@@ -29,15 +31,15 @@ use source::Directory;
 
 pub(crate) use trusted::attributes_are_seen;
 
-/// The snapshotter that layers are taken from.
+/// The snapshotter that layers are rebuilt from.
 pub(crate) const SOURCE: &str = "overlayfs";
 
-/// Why there is no blob.
+/// Why the blob was not rebuilt.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{SOURCE} does not have the layer either")]
     NotThere,
-    #[error("{SOURCE} does not show the layer's own directory, its view mounts {0:?}")]
+    #[error("{SOURCE} does not show the layer's own directory: its view mounts {0:?}")]
     Mounts(Vec<String>),
     #[error(
         "{} is not there: in a container, nri-unpack needs containerd's root directory of the host \
@@ -57,18 +59,18 @@ pub(crate) enum Failure {
     Stopped,
 }
 
-/// What it takes to make the blob of one layer.
+/// The rebuild of one layer's blob.
 pub(crate) struct Rebuild<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) lease: &'a Lease,
     pub(crate) chain_id: &'a str,
-    /// Whether no layer lies below.
+    /// Whether no layer is below this one.
     pub(crate) is_lowest: bool,
     pub(crate) stop: &'a CancellationToken,
 }
 
 impl Rebuild<'_> {
-    /// Writes the layer's blob; it goes with the lease. On failure nothing of it stays.
+    /// Writes the layer's blob. It is removed with the lease. After a failure nothing of it remains.
     pub(crate) async fn blob(&self) -> Result<Descriptor, Failure> {
         let layer = Resource::snapshot(SOURCE, self.chain_id);
         self.containerd.hold(self.lease.id(), layer).await?;
@@ -84,7 +86,7 @@ impl Rebuild<'_> {
         self.write(directory, inodes).await
     }
 
-    /// A thread reads and a stream writes, at the same time.
+    /// Reads the directory in a thread, and writes the blob as a stream at the same time.
     async fn write(&self, directory: Directory, inodes: u64) -> Result<Descriptor, Failure> {
         let reference = self.lease.write_reference(self.chain_id);
         let (sender, mut receiver) = mpsc::channel::<BlobChunk>(chunks::WAITING);
@@ -102,14 +104,14 @@ impl Rebuild<'_> {
             .containerd
             .write_blob(self.lease.id(), &reference, chunks);
         let written = self.stop.run_until_cancelled(write).await;
-        // Not wanted any more, the reader ends at its next piece.
+        // If the write has ended, the reader ends at its next piece.
         let read = read.await.map_err(std::io::Error::other);
         let read = read.map_err(|source| archive::Error::Io { path: root, source })?;
         let outcome = match (written, read) {
             (None, _) => Err(Failure::Stopped),
             (Some(Ok(())), Ok(blob)) => return Ok(blob),
             (Some(Err(e)), Ok(blob)) if e.already_exists() => self.hold_equal(blob, e).await,
-            // The pieces ended early because the reader did.
+            // The reader failed first, and ended the stream.
             (Some(_), Err(e)) if !e.is_unwanted() => Err(e.into()),
             (Some(Err(e)), _) => Err(e.into()),
             (Some(Ok(())), Err(e)) => Err(e.into()),
@@ -118,7 +120,7 @@ impl Rebuild<'_> {
         outcome
     }
 
-    /// Two layers without changes make the same blob: the lease has to hold the one that is there.
+    /// Returns a blob that exists already: equal layers make the same blob. The lease must hold it.
     async fn hold_equal(
         &self,
         blob: Descriptor,
@@ -128,17 +130,17 @@ impl Rebuild<'_> {
         self.containerd.hold(self.lease.id(), resource).await?;
         match self.containerd.blob(&blob.digest).await {
             Ok(_) => Ok(blob),
-            // It went before it was held.
+            // It was removed before the lease held it.
             Err(e) if e.is_not_found() => Err(exists.into()),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// What is not finished goes at once. If that fails now, it goes with the lease.
+    /// Removes the unfinished blob. If that fails, it is removed with the lease.
     async fn abort(&self, reference: &str) {
         match self.containerd.abort_write(reference).await {
             Err(e) if !e.is_not_found() => {
-                log::debug!(reference, error:% = e; "unfinished blob left to its lease");
+                log::debug!(reference, error:% = e; "unfinished blob could not be removed: it is removed with its lease");
             }
             _ => {}
         }

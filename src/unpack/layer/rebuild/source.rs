@@ -1,7 +1,7 @@
-//! Where overlayfs keeps a layer's own files: the directory, from what a view of the layer mounts.
+//! Finds the directory in which overlayfs keeps a layer's own files, from the mounts of a view of the layer.
 //!
-//! Other snapshotters' views may look the same and are not taken: those of native show all layers in
-//! one, those of a remote snapshotter show what may not be on this node at all.
+//! Views of other snapshotters may look the same and are not used: a view of native shows all layers in one
+//! directory, and a view of a remote snapshotter may show content that is not on this node.
 
 use std::path::PathBuf;
 
@@ -10,24 +10,24 @@ use crate::containerd::{self, Containerd, Mount};
 use super::{Failure, SOURCE};
 use crate::unpack::snapshotter::lease::Lease;
 
-/// Attempts of `View`. Another process may have a view of the same name between two calls, or a crash has left
-/// one.
+/// The number of attempts to make a view. A view of the same name may exist: another process made it and is
+/// about to remove it, or a crash left it.
 const VIEW_TRIES: usize = 3;
 
-/// The option with which overlayfs keeps what it needs for itself in attributes of the user: where containerd
-/// runs in a user namespace.
+/// The mount option with which overlayfs keeps its own attributes in the `user` namespace of attributes:
+/// containerd sets it if it runs in a user namespace.
 const USERXATTR: &str = "userxattr";
 
 /// A layer's own directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Directory {
     pub(super) path: PathBuf,
-    /// It is mounted with that option.
+    /// Whether it is mounted with the option `userxattr`.
     pub(super) userxattr: bool,
 }
 
-/// The directory of the committed layer `chain_id`, which the lease has to hold. `is_lowest` says
-/// whether anything lies below.
+/// Returns the directory of the committed layer `chain_id`, which the lease must hold. `is_lowest` says that no
+/// layer is below it.
 pub(super) async fn directory(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -39,8 +39,8 @@ pub(super) async fn directory(
         .ok_or_else(|| Failure::Mounts(mounts.iter().map(|mount| mount.r#type.clone()).collect()))
 }
 
-/// What a view of the layer mounts. The view itself is gone when this returns: the directory stays
-/// because the lease holds the layer.
+/// Returns the mounts of a view of the layer. The view itself is removed before this returns; the directory
+/// remains because the lease holds the layer.
 async fn view(
     containerd: &dyn Containerd,
     lease: &Lease,
@@ -50,8 +50,8 @@ async fn view(
     let mut taken = None;
     for _ in 0..VIEW_TRIES {
         let viewed = containerd.view(lease.id(), SOURCE, &key, chain_id).await;
-        // A view of this name, of this process or another, is not needed any more: its mounts were in the
-        // answer. If the answer is lost, the view is there as well.
+        // The view is not needed any more: its mounts are in the answer. One of another process is not needed
+        // either, and a lost answer leaves one too.
         lease.remove(containerd, SOURCE, &key).await;
         match viewed {
             Ok(mounts) => return Ok(mounts),
@@ -63,8 +63,9 @@ async fn view(
     Err(taken.map_or(Failure::NotThere, containerd::Error::into))
 }
 
-/// overlayfs binds the lowest layer's directory, and lists the others' with the highest first. The lowest one
-/// was never an upper directory, so overlayfs has put nothing into it.
+/// Returns the layer's own directory from the mounts of its view. overlayfs shows the lowest layer as a bind
+/// mount, and lists the directories of other layers with the highest first. The lowest layer's directory was never
+/// an upper directory, so overlayfs wrote no attributes into it.
 fn own_directory(mounts: &[Mount], is_lowest: bool) -> Option<Directory> {
     let [mount] = mounts else {
         return None;
@@ -75,7 +76,8 @@ fn own_directory(mounts: &[Mount], is_lowest: bool) -> Option<Directory> {
             let mut options = mount.options.iter();
             let lower = options.find_map(|option| option.strip_prefix("lowerdir="))?;
             let (highest, below) = lower.split_once(':')?;
-            // An escaped colon: a directory's name is cut, and a wrong one must not be read.
+            // A backslash escapes a colon: then the name is cut in the middle, and another directory would be
+            // read.
             (!highest.contains('\\') && !below.is_empty()).then_some(highest)?
         }
         _ => return None,
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_says_whose_attributes_overlayfs_uses() {
+    fn the_mount_options_tell_which_attributes_overlayfs_uses() {
         for (options, expected) in [
             (&["lowerdir=/s/2/fs:/s/1/fs"][..], false),
             (&["userxattr", "lowerdir=/s/2/fs:/s/1/fs"], true),
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layers_own_directory_is_the_highest() {
+    fn the_highest_directory_is_the_layers_own() {
         let bind = mount("bind", "/s/1/fs", &["ro", "rbind"]);
         let two = mount(
             "overlay",
@@ -127,7 +129,7 @@ mod tests {
         let fuse = mount("fuse.x", "/s/2/fs", &[]);
         for (mounts, is_lowest, expected) in [
             (vec![bind.clone()], true, Some("/s/1/fs")),
-            // All layers in one directory, as native has them.
+            // native has all layers in one directory.
             (vec![bind.clone()], false, None),
             (vec![two.clone()], false, Some("/s/2/fs")),
             (vec![two.clone()], true, None),

@@ -1,7 +1,7 @@
-//! A directory of every kind of file through the archive and back, and the engine on images whose
-//! blobs are gone: what it makes of them, and what a fault in any step leaves behind.
+//! Tests of the archive with every kind of file, and of the engine with images whose blobs are gone: the result, and
+//! what a fault in each step leaves behind.
 //!
-//! Device files and overlayfs' attributes take root, as the plugin itself does.
+//! Device files and overlayfs' attributes need root, as the plugin itself does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -38,7 +38,7 @@ const EROFS: &str = "erofs";
 const OVERLAYFS: &str = "overlayfs";
 const NAME: &str = "r.example/app:1";
 
-/// The capability `net_raw` as its attribute has it.
+/// The value of the attribute for the capability `net_raw`.
 const CAPABILITY: &[u8] = &[
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
@@ -64,7 +64,7 @@ fn time(path: &Path, seconds: i64, nanoseconds: i64) {
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// One entry of an archive, as a reader that is not ours sees it.
+/// One entry of an archive, as the tar crate reads it.
 #[derive(Debug, PartialEq)]
 struct Seen {
     kind: tar::EntryType,
@@ -84,7 +84,7 @@ fn archive_of(root: &Path, inodes: u64) -> Result<Vec<u8>, archive::Error> {
     archive::write(&directory, inodes, &mut out).map(|()| out)
 }
 
-/// The entries in their order.
+/// Returns the entries in their order.
 fn entries(bytes: &[u8]) -> Vec<(PathBuf, Seen)> {
     let mut archive = tar::Archive::new(bytes);
     let mut all = vec![];
@@ -113,7 +113,7 @@ fn entries(bytes: &[u8]) -> Vec<(PathBuf, Seen)> {
 }
 
 #[test]
-fn every_kind_of_file_comes_out_as_it_is() {
+fn an_archive_holds_every_kind_of_file_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let odd = OsStr::from_bytes(b"not utf-8 \xff\xfe");
@@ -142,7 +142,7 @@ fn every_kind_of_file_comes_out_as_it_is() {
     time(&at("d"), -1, 500_000_000);
     time(dir.path(), 77, 1);
 
-    // The root and eleven more: two names of a file, a link or a whiteout are one.
+    // The root and eleven more: the two names of a file, of a link and of a whiteout count as one inode.
     let inodes = 12;
     let bytes = archive_of(dir.path(), inodes).unwrap();
     let entries = entries(&bytes);
@@ -161,7 +161,7 @@ fn every_kind_of_file_comes_out_as_it_is() {
     .to_vec();
     expected.extend([OsStr::new(&long), odd]);
     expected.extend(["null", "opaque", "opaque/.wh..wh..opq", "pipe", "s", "s2"].map(OsStr::new));
-    // The tar crate does not give the root's name back.
+    // The tar crate does not return the root's name.
     assert_eq!(names[1..], expected[1..]);
     let entries: BTreeMap<_, _> = entries.into_iter().collect();
     let entry = |name: &str| &entries[Path::new(name)];
@@ -186,7 +186,7 @@ fn every_kind_of_file_comes_out_as_it_is() {
     assert_eq!((file.mode, &file.content[..]), (0o4755, &b"content"[..]));
     assert_eq!(file.records["SCHILY.xattr.security.capability"], CAPABILITY);
     assert_eq!(file.records["SCHILY.xattr.user.note"], b"a=b\0c");
-    // A change of owner takes a capability away, so every further name brings it again.
+    // A change of owner removes a capability, so every further name has it again.
     let second = entry("e");
     assert_eq!(second.link.as_deref(), Some(Path::new("d/f")));
     assert_eq!(
@@ -203,12 +203,12 @@ fn every_kind_of_file_comes_out_as_it_is() {
     assert_eq!(entry("d").records["mtime"], b"-0.500000000");
     assert!(entry("opaque").records.keys().all(|key| key == "mtime"));
 
-    // Order and bytes depend on the layer alone.
+    // The order and the bytes depend only on the layer.
     assert_eq!(archive_of(dir.path(), inodes).unwrap(), bytes);
 }
 
 #[test]
-fn what_no_archive_can_say_is_refused() {
+fn a_file_that_an_archive_cannot_express_is_an_error() {
     type Make = fn(&Path);
     let cases: [(Make, &str); 5] = [
         (
@@ -231,7 +231,7 @@ fn what_no_archive_can_say_is_refused() {
         ),
         (
             |f| fs::write(f.with_file_name(".wh.f"), "").unwrap(),
-            "would take another file away",
+            "would delete another file",
         ),
         (|_| {}, "holds 1 inodes, but the snapshotter counted 2"),
     ];
@@ -245,8 +245,8 @@ fn what_no_archive_can_say_is_refused() {
     assert!(nowhere.to_string().contains("/nowhere/fs"), "{nowhere}");
 }
 
-/// An image of three layers, unpacked in overlayfs, whose blobs are gone. The first and the third
-/// layer hold the same.
+/// An image of three layers that is unpacked in overlayfs and whose blobs are gone. The first and the third layer
+/// have the same content.
 struct Bench {
     fake: Arc<Fake>,
     engine: Arc<Engine>,
@@ -283,7 +283,7 @@ impl Bench {
         bench
     }
 
-    /// The layer is committed in overlayfs, and its blob discarded.
+    /// Commits the layer in overlayfs and discards its blob.
     fn unpacked(&self, i: usize, inodes: u64) {
         let layers = &self.manifest.layers;
         let parent = i
@@ -305,7 +305,7 @@ impl Bench {
         self.engine.ensure(request).outcome().await
     }
 
-    /// No lease, no half of a blob, and nothing but committed layers on either side.
+    /// Asserts that no lease and no unfinished blob remains, and only committed layers in both snapshotters.
     fn assert_nothing_left(&self) {
         assert!(self.fake.lease_ids().is_empty());
         assert_eq!(self.fake.ingests(), [""; 0]);
@@ -318,14 +318,14 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn what_overlayfs_has_becomes_the_other_snapshotters() {
+async fn layers_of_overlayfs_are_rebuilt_in_another_snapshotter() {
     let bench = Bench::new().await;
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Rebuilt, 3));
     bench.assert_nothing_left();
-    let made = bench.fake.all(EROFS);
-    assert_eq!(made.len(), 3);
-    for snapshot in made {
+    let snapshots = bench.fake.all(EROFS);
+    assert_eq!(snapshots.len(), 3);
+    for snapshot in snapshots {
         assert_eq!(snapshot.labels["nri-unpack/rebuilt-from"], OVERLAYFS);
         assert!(
             snapshot
@@ -337,14 +337,14 @@ async fn what_overlayfs_has_becomes_the_other_snapshotters() {
 }
 
 #[tokio::test]
-async fn only_what_has_no_blob_is_rebuilt() {
+async fn only_layers_without_a_blob_are_rebuilt() {
     for rebases in [false, true] {
         let bench = Bench::new().await;
         if rebases {
             bench.fake.can_rebase(EROFS, "2.2.0");
         }
         let manifest = &bench.manifest;
-        // The second layer's blob comes back.
+        // The second layer's blob exists again.
         let media_type = &manifest.layers[1].blob.media_type;
         bench.fake.document(media_type, b"layer 1");
         assert_eq!(bench.ensure().await.unwrap().action, Action::Rebuilt);
@@ -388,20 +388,20 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
                 }
                 bench.assert_nothing_left();
                 let second = bench.ensure().await;
-                let told = format!("{call} {after} {kind:?}: {first:?}, {second:?}");
-                assert!(second.is_ok(), "{told}");
-                assert_eq!(bench.fake.all(EROFS).len(), 3, "{told}");
+                let context = format!("{call} {after} {kind:?}: {first:?}, {second:?}");
+                assert!(second.is_ok(), "{context}");
+                assert_eq!(bench.fake.all(EROFS).len(), 3, "{context}");
                 bench.assert_nothing_left();
             }
         }
     }
 }
 
-/// The view stays under its lease until it is removed by name.
+/// A view under a lease remains until it is removed by name.
 #[tokio::test]
 async fn a_view_that_cannot_be_removed_keeps_its_lease() {
     let bench = Bench::new().await;
-    // From the second on: the first is that of the attempt without a blob.
+    // The faults begin with the second removal: the first is that of the attempt without a blob.
     for _ in 0..20 {
         bench.fake.fail("remove snapshot", 1, ErrorKind::TimedOut);
     }
@@ -415,25 +415,25 @@ async fn a_view_that_cannot_be_removed_keeps_its_lease() {
 }
 
 #[tokio::test]
-async fn a_view_that_a_crash_left_is_in_nobodys_way() {
+async fn a_view_that_a_crash_left_does_not_stop_a_rebuild() {
     let bench = Bench::new().await;
     let chain_id = &bench.manifest.layers[0].chain_id;
     let key = format!("nri-unpack-view {chain_id}");
-    bench.fake.lease("someone", Default::default(), &[]);
+    bench.fake.lease("crashed", Default::default(), &[]);
     bench
         .fake
-        .view("someone", OVERLAYFS, &key, chain_id)
+        .view("crashed", OVERLAYFS, &key, chain_id)
         .await
         .unwrap();
-    bench.fake.delete_lease("someone", false).await.unwrap();
+    bench.fake.delete_lease("crashed", false).await.unwrap();
     bench.ensure().await.unwrap();
     bench.assert_nothing_left();
 }
 
 #[tokio::test]
-async fn stopped_in_the_middle_it_leaves_nothing() {
+async fn a_stop_during_the_write_leaves_nothing() {
     let bench = Bench::new().await;
-    // More than waits in the queue: the writer is in the middle when the work is stopped.
+    // The file is larger than the queue, so the stop comes during the write.
     fs::write(bench.dirs[0].path().join("f"), vec![1; 64 << 20]).unwrap();
     let request = Request {
         want: Want::Image(NAME.to_owned()),
@@ -451,7 +451,7 @@ async fn stopped_in_the_middle_it_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn why_it_cannot_be_done_is_said() {
+async fn the_error_says_why_a_layer_cannot_be_rebuilt() {
     type Break = fn(&Bench);
     let cases: [(Break, &str); 4] = [
         (
