@@ -195,8 +195,8 @@ impl Cost {
         *self.0.lock()
     }
 
-    /// Records a measured cost. The estimate at most doubles, and at most halves: one slow or one quick swap changes
-    /// it by no more than that.
+    /// Records a measured cost. The estimate rises to the cost, but at most to its double, and falls only halfway to
+    /// the cost: one slow or one quick swap does not decide.
     pub(crate) fn measured(&self, cost: Duration) {
         self.change(|estimate| {
             cost.min(estimate * 2)
@@ -240,6 +240,9 @@ mod tests {
         assert_eq!(cost.estimate(), FIRST_ESTIMATE);
         (0..9).for_each(|_| cost.measured(millis(4)));
         cost.not_begun();
-        assert!(cost.estimate() < millis(5), "a swap that is not begun does not raise the estimate");
+        assert!(
+            cost.estimate() < millis(5),
+            "a swap that is not begun does not raise the estimate"
+        );
     }
 }
