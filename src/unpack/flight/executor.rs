@@ -57,7 +57,7 @@ impl<'a> PlanExecutor<'a> {
         let held = self.hold(unpacks).await;
         held.map_err(|e| self.context.target.failed(e))?;
         let _permit = if unpacks {
-            Some(self.turn().await?)
+            Some(self.permit().await?)
         } else {
             None
         };
@@ -108,11 +108,13 @@ impl<'a> PlanExecutor<'a> {
         self.context.reporter.bytes(bytes);
     }
 
-    async fn turn(&self) -> Result<Permit, Error> {
-        let enter = self.context.permits.acquire(self.context.priority);
-        let permit = self.context.stop.run_until_cancelled(enter).await.flatten();
+    /// Waits for a permit to unpack.
+    async fn permit(&self) -> Result<Permit, Error> {
+        let permit = self.context.permits.acquire(self.context.priority);
+        let permit = self.context.stop.run_until_cancelled(permit).await;
+        let permit = permit.flatten();
         let permit = permit.ok_or_else(|| self.context.stopped())?;
-        // The wait may have been long.
+        // The wait may have been long, and the image removed meanwhile.
         if self.context.record.is_gone().await {
             return Err(self.context.removed());
         }
@@ -240,6 +242,7 @@ impl<'a> PlanExecutor<'a> {
         }
     }
 
+    /// Sets the anchor: the gc label on the config blob that keeps the chain from garbage collection.
     async fn anchor(&mut self) -> Result<(), Error> {
         let target = self.context.target;
         let Some(chain_id) = target.manifest.chain_id() else {

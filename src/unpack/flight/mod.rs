@@ -28,7 +28,7 @@ const MAX_ROUNDS: usize = 4;
 
 /// The shortest estimate that is reported to waiters: a caller that still waits after this long also waits for a
 /// shorter unpack.
-const WORTH_TELLING: Duration = Duration::from_millis(20);
+const LEAST_REPORTED: Duration = Duration::from_millis(20);
 
 /// A flight for one target.
 pub(crate) struct Flight<'a> {
@@ -89,7 +89,7 @@ impl Flight<'_> {
         let sizes = missing.iter().map(Layer::bytes);
         let bytes = sizes.fold(0, u64::saturating_add);
         let all = layers.throughput.least(&target.snapshotter, bytes);
-        if all < WORTH_TELLING || missing.iter().any(Layer::is_encrypted) {
+        if all < LEAST_REPORTED || missing.iter().any(Layer::is_encrypted) {
             return;
         }
         let capabilities = layers.capabilities.of(containerd, &target.snapshotter);

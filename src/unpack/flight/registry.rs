@@ -169,6 +169,7 @@ impl Flights {
 }
 
 impl ActiveFlight {
+    /// Whether the token is this flight's.
     fn is(&self, token: &FlightToken) -> bool {
         self.first_caller == token.caller
     }
