@@ -103,7 +103,7 @@ async fn extra_labels(version: Version) -> Result<()> {
     let (code, said) = node.under(&long, &[&make[..], &["-v"]].concat())?;
     ensure!(code == Some(0), "{said}");
     ensure!(
-        said.contains("left out") && said.contains("label=a"),
+        said.contains("label of extra_labels omitted") && said.contains("label=a"),
         "{said}"
     );
     node.assert_nothing_left(handler).await
@@ -194,7 +194,7 @@ async fn left_out_by_command() -> Result<()> {
     );
     let (code, said) = node.under(exclude, &named("check"))?;
     ensure!(
-        code == Some(1) && said.contains("left to containerd"),
+        code == Some(1) && said.contains("excluded by the configuration"),
         "{said}"
     );
     let (_, said) = node.under(exclude, &[&["check"][..], &at].concat())?;
