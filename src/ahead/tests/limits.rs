@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
+async fn without_free_space_only_what_is_asked_for_is_unpacked() {
     static FREE: AtomicU64 = AtomicU64::new(3);
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
@@ -28,7 +28,7 @@ async fn without_room_nothing_is_unpacked_that_nobody_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_place_keeps_nobody_waiting() {
+async fn a_full_snapshotter_makes_no_hook_wait() {
     let fake = Fake::default();
     let pause = fake.image("r.example/pause:1", 1);
     fake.label_image(&pause, pinned());

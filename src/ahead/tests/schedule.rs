@@ -103,7 +103,7 @@ async fn what_does_not_answer_is_looked_at_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_while_nobody_answers_is_looked_at_again() {
+async fn what_arrives_while_containerd_does_not_answer_is_looked_at_again() {
     for (call, times) in [
         ("get image", 1),
         ("prepare snapshot", 4),
