@@ -94,20 +94,29 @@ impl Instances {
             "no plugin runs on this node",
             "no image is made ready for a pod, and containerd unpacks without labels where one is missing",
         );
-        match self.links.first() {
-            Some(link) => finding
-                .advise(format!(
-                    "restart containerd, which starts {}; if it does not, see containerd's log",
-                    link.display()
-                ))
-                .run("systemctl restart containerd"),
-            None if self.has_unit => finding
-                .advise("start it")
-                .run("systemctl enable --now nri-unpack"),
-            None => finding
-                .advise("install it; with `--launched-by containerd` containerd starts it")
-                .run("nri-unpack install --launched-by systemd")
-                .run("systemctl daemon-reload && systemctl enable --now nri-unpack"),
+        let advice = match self.links.first() {
+            Some(link) => format!(
+                "restart containerd, which starts {}; if it does not, see containerd's log",
+                link.display()
+            ),
+            None if self.has_unit => "start it".to_owned(),
+            None => "install it; with `--launched-by containerd` containerd starts it".to_owned(),
+        };
+        let finding = finding.advise(advice);
+        self.start().iter().copied().fold(finding, Finding::run)
+    }
+
+    /// Returns the commands that start the plugin in the way in which it is installed, or that install and start it.
+    pub(super) fn start(&self) -> &'static [&'static str] {
+        if !self.links.is_empty() {
+            &["systemctl restart containerd"]
+        } else if self.has_unit {
+            &["systemctl enable --now nri-unpack"]
+        } else {
+            &[
+                "nri-unpack install --launched-by systemd",
+                "systemctl daemon-reload && systemctl enable --now nri-unpack",
+            ]
         }
     }
 

@@ -19,7 +19,8 @@ pub(super) fn check(inventory: &Inventory, instances: &Instances) -> Vec<Finding
     let own = instances.identities(inventory.config());
     let required = Required::read(inventory.files.settings());
     required.map_or_else(Vec::new, |required| {
-        required.check(&own, instances.is_running())
+        let start = (!instances.is_running()).then(|| instances.start());
+        required.check(&own, start)
     })
 }
 
@@ -42,9 +43,10 @@ impl<'a> Required<'a> {
         (is_on && !names.is_empty()).then_some(Self { names, path })
     }
 
-    /// Returns the findings. `own` are the identities that this plugin registers under while it runs. NRI compares a
-    /// required name with a plugin's name, and with its index and name.
-    fn check(&self, own: &[nri::Identity], is_running: bool) -> Vec<Finding> {
+    /// Returns the findings. `own` are the identities that this plugin registers under while it runs; `start` are the
+    /// commands that start it, if it does not run. NRI compares a required name with a plugin's name, and with its index
+    /// and name.
+    fn check(&self, own: &[nri::Identity], start: Option<&[&'static str]>) -> Vec<Finding> {
         let is_own = |name: &str| {
             let mut own = own.iter();
             own.any(|own| own.name.as_str() == name || own.to_string() == name)
@@ -58,8 +60,8 @@ impl<'a> Required<'a> {
             self.names.iter().copied().partition(|name| is_own(name));
         let (meant, others): (Vec<&str>, Vec<&str>) =
             others.into_iter().partition(|name| is_meant(name));
-        let absent = ours.first().filter(|_| !is_running);
-        let absent = absent.map(|name| self.absent(name));
+        let absent = ours.first().zip(start);
+        let absent = absent.map(|(name, start)| self.absent(name, start));
         let misnamed = meant.first().zip(own.first());
         let misnamed = misnamed.map(|(name, own)| self.misnamed(name, own));
         let others = (!others.is_empty()).then(|| self.others(&others));
@@ -72,8 +74,8 @@ impl<'a> Required<'a> {
         Finding::new(id, severity, found, means)
     }
 
-    fn absent(&self, name: &str) -> Finding {
-        self.finding(
+    fn absent(&self, name: &str, start: &[&'static str]) -> Finding {
+        let finding = self.finding(
             "nri-required-absent",
             Severity::Error,
             &format!("the plugin {name}, which does not run"),
@@ -81,8 +83,8 @@ impl<'a> Required<'a> {
         )
         .advise(format!(
             "start the plugin; pods that must start before it need the annotation that tolerate_missing_plugins_annotation names, with the value true; or remove {name} from required_plugins, and restart containerd"
-        ))
-        .run("systemctl enable --now nri-unpack")
+        ));
+        start.iter().copied().fold(finding, Finding::run)
     }
 
     fn misnamed(&self, name: &str, own: &nri::Identity) -> Finding {
@@ -124,6 +126,7 @@ mod tests {
     use crate::handlers::FileConfig;
 
     const OWN: &str = "10-nri-unpack";
+    const START: &[&str] = &["systemctl restart containerd"];
 
     fn found(table: &str, is_running: bool) -> Vec<(&'static str, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
@@ -135,7 +138,8 @@ mod tests {
             return vec![];
         };
         let own = [OWN.parse().unwrap()];
-        let findings = required.check(&own, is_running).into_iter();
+        let start = (!is_running).then_some(START);
+        let findings = required.check(&own, start).into_iter();
         findings
             .map(|finding| (finding.id, finding.remedy.lines))
             .collect()
@@ -188,7 +192,18 @@ mod tests {
         let files = FileConfig::read(&path, Some((2, 2)));
         let own = [OWN.parse().unwrap()];
         let required = Required::read(files.settings()).unwrap();
-        let ids: Vec<_> = required.check(&own, true).iter().map(|it| it.id).collect();
+        let ids: Vec<_> = required.check(&own, None).iter().map(|it| it.id).collect();
         assert_eq!(ids, ["nri-required-others"]);
+    }
+
+    #[test]
+    fn an_absent_plugin_is_started_as_it_is_installed() {
+        let required = Required {
+            names: vec!["nri-unpack"],
+            path: Path::new("config.toml"),
+        };
+        let own = [OWN.parse().unwrap()];
+        let findings = required.check(&own, Some(START));
+        assert_eq!(findings[0].remedy.commands, START);
     }
 }
