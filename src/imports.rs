@@ -208,3 +208,22 @@ fn imports_are_recognized() {
     let found: Vec<_> = named(text, "crate::").into_iter().collect();
     assert_eq!(found, ["a", "c", "d", "f", "h"]);
 }
+
+#[test]
+fn the_architecture_names_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let spans = page.split('`').skip(1).step_by(2);
+    let named: Vec<_> = spans.filter(|span| span.ends_with(".rs")).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for name in named {
+        let directories = ["", "src", "src/config"];
+        let is_there = directories
+            .iter()
+            .any(|it| root.join(it).join(name).is_file());
+        assert!(
+            is_there,
+            "docs/architecture.md names {name}, which does not exist"
+        );
+    }
+}
