@@ -123,8 +123,8 @@ impl Node {
     }
 
     /// Begins a new session, and cancels the work of the one before. In the background the handlers
-    /// are resolved again, with retries until containerd answers, and what a crash has left is
-    /// removed, then and at intervals.
+    /// are resolved again, with retries until containerd answers. What a crash has left is removed
+    /// some seconds later, and at intervals.
     pub fn refresh(self: &Arc<Self>) {
         self.handlers
             .send_modify(|known| known.answer = Answer::Awaited);
