@@ -2,6 +2,7 @@
 
 mod guest;
 mod labelling;
+mod other_client;
 mod parallel;
 mod properties;
 

@@ -4,7 +4,7 @@
 //!
 //! `cargo test --test node ahead_in_the_way -- --ignored --nocapture --test-threads 1`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Image, Options, Registry, Version, images};
@@ -20,6 +20,9 @@ const BYTES: usize = 256 << 20;
 
 /// Pods of each side, at least.
 const PODS: usize = 100;
+
+/// Creations of each side.
+const CREATIONS: usize = 5;
 
 /// What a hook waits by default, unless the timeout leaves it less: this much is kept of that.
 const DEFAULT_WAIT: Duration = Duration::from_millis(500);
@@ -130,6 +133,64 @@ async fn never(version: Version, request_timeout: Duration) -> Result<()> {
     let closed = with.lab.log().lines_with("closing plugin");
     ensure!(closed.is_empty(), "{closed:#?}");
     Ok(())
+}
+
+/// The creation of a container whose pod names its image in the annotation, and whose image is not ready when the
+/// hook answers: containerd unpacks it as well.
+async fn asked_for(version: Version) -> Result<()> {
+    let image = images::large(BIG, 10, 32 << 20)?;
+    let mut with = start(version, USUAL).await?;
+    with.serve("").await?;
+    let mut without = start(version, USUAL).await?;
+    let [mut ours, mut theirs] = [const { Vec::new() }; 2];
+    for round in 0..CREATIONS {
+        // The first of the two warms the caches that both read.
+        if round % 2 == 0 {
+            ours.push(with.asked_for(&image).await?);
+            theirs.push(without.asked_for(&image).await?);
+        } else {
+            theirs.push(without.asked_for(&image).await?);
+            ours.push(with.asked_for(&image).await?);
+        }
+    }
+    println!(
+        "{version:?}: creation with the plugin / without: {:.2} ({:?} / {:?}; all: {ours:?}, {theirs:?})",
+        median(&ours).as_secs_f64() / median(&theirs).as_secs_f64(),
+        median(&ours),
+        median(&theirs),
+    );
+    Ok(())
+}
+
+impl Node {
+    async fn asked_for(&mut self, image: &Image) -> Result<Duration> {
+        let handler = handler(self.lab.version());
+        self.store.put_image(image).await?;
+        let began = Instant::now();
+        let annotation = [("nri-unpack/images", BIG)];
+        let pod = self.cri.run_pod(handler, &annotation).await?;
+        self.cri.create_container(&pod, BIG, &[], &[]).await?;
+        let took = began.elapsed();
+        if self.plugin.is_some() {
+            self.assert_nothing_left(handler).await?;
+        }
+        self.cri.remove_pod(&pod).await?;
+        self.cri.remove_image(BIG).await?;
+        self.store.collect_garbage().await?;
+        Ok(took)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of minutes"]
+async fn asked_for_on_2_1() -> Result<()> {
+    asked_for(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of minutes"]
+async fn asked_for_on_1_7() -> Result<()> {
+    asked_for(Version::V1_7).await
 }
 
 const USUAL: Duration = Duration::from_secs(2);

@@ -18,6 +18,8 @@ const PROCESSES: usize = 6;
 
 const APPLY: &str = "Diff/Apply";
 
+const LARGE: &str = "registry.test/lab/large:1";
+
 impl Node {
     /// How often a method was called through the tap.
     fn called(&self, method: &str) -> usize {
@@ -199,4 +201,36 @@ async fn with_containerd_for_a_guest_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_containerd_for_a_guest_on_1_7() -> Result<()> {
     with_containerd_for_a_guest(Version::V1_7).await
+}
+
+/// containerd begins to unpack an image that the plugin is unpacking: the plugin leaves it the layers that are not
+/// committed then.
+async fn begun_by_containerd(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    node.image = images::large(LARGE, 8, 32 << 20)?;
+    node.store.put_image(&node.image).await?;
+    node.tap = Some(Tap::start(&node.lab)?);
+    node.hooks = "[hooks]\nwait = \"300ms\"";
+    node.serve("").await?;
+    let handler = handler(version);
+    let pod = node
+        .cri
+        .run_pod(handler, &[("nri-unpack/images", LARGE)])
+        .await?;
+    node.cri.create_container(&pod, LARGE, &[], &[]).await?;
+    node.wait_labelled(handler).await?;
+    let (ours, layers) = (node.called(APPLY), node.image.layers.len());
+    ensure!(ours > 0, "the plugin unpacked nothing");
+    ensure!(ours <= layers / 2, "the plugin unpacked {ours} of {layers}");
+    node.assert_nothing_left(handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn begun_by_containerd_on_2_1() -> Result<()> {
+    begun_by_containerd(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn begun_by_containerd_on_1_7() -> Result<()> {
+    begun_by_containerd(Version::V1_7).await
 }

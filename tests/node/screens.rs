@@ -243,7 +243,7 @@ async fn are_as_documented() -> Result<()> {
     }
 
     // While it works, and when it is done.
-    node.image = images::large("registry.example/analytics:7", 6, 24 << 20)?;
+    node.image = images::large("registry.example/analytics:7", 6, 64 << 20)?;
     node.store.put_image(&node.image).await?;
     for ((columns, terminal), handler) in terminals.iter().zip(["erofs", "runc"]) {
         let command = format!("nri-unpack ensure registry.example/analytics:7 --handler {handler}");

@@ -70,10 +70,18 @@ impl Node {
         Ok(snapshots.iter().any(|s| s.key == key))
     }
 
-    /// What the kubelet does after a failure: another container, which gets the guest pull.
+    /// Creates another container, as the kubelet does after a failure: it gets the guest pull.
+    ///
+    /// The plugin replaces the chain as soon as the lost container is gone. containerd may be at the same chain
+    /// then, find its layers removed, and fail: the kubelet tries again.
     async fn assert_next_is_right(&mut self, pod: &Pod) -> Result<()> {
         let image = self.image.name().to_owned();
-        let next = self.cri.create_container(pod, &image, &[], &[]).await?;
+        let next = match self.cri.create_container(pod, &image, &[], &[]).await {
+            Err(e) if is_removed_below(&e) => {
+                self.cri.create_container(pod, &image, &[], &[]).await?
+            }
+            next => next?,
+        };
         self.assert_guest_pulls(&next).await?;
         self.lab.give_to_guest(&self.image)?;
         self.cri.start_container(&next).await?;
@@ -95,6 +103,12 @@ impl Node {
         ensure!(active.len() == 2, "{active:#?}");
         Ok(())
     }
+}
+
+/// Whether containerd's own unpack found a layer that was removed meanwhile.
+fn is_removed_below(error: &tonic::Status) -> bool {
+    let message = error.message();
+    message.contains("failed to prepare extraction snapshot") && message.contains("does not exist")
 }
 
 /// The plugin dies between the two halves: containerd goes on without it, the container cannot be

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::super::{
     Blob, BlobChunk, Containerd, CriContainer, Descriptor, ErrorKind, Event, Image, Labels, Lease,
-    ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, Snapshotter, Source,
+    ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::Store;
@@ -138,6 +138,14 @@ impl Containerd for Fake {
         let call = "list snapshots of";
         self.call(call, snapshotter, |_| Ok(())).await?;
         Ok(self.all(snapshotter))
+    }
+
+    async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
+        let call = "list extraction snapshots of";
+        self.call(call, snapshotter, |_| Ok(())).await?;
+        let mut snapshots = self.all(snapshotter);
+        snapshots.retain(|s| s.kind == SnapshotKind::Active && s.name.starts_with("extract-"));
+        Ok(snapshots)
     }
 
     async fn prepare(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::Fake;
 use super::types::at;
@@ -89,6 +90,18 @@ impl Fake {
     /// Adds a container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         self.state().store.activate(snapshotter, key, parent);
+    }
+
+    /// Adds the extraction snapshot of another client, created at this time.
+    pub(crate) fn extract(
+        &self,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&str>,
+        created_at: SystemTime,
+    ) {
+        let mut state = self.state();
+        state.store.extract(snapshotter, key, parent, created_at);
     }
 
     /// Collects a container's snapshot, as after a failed creation or the removal of the container.

@@ -71,7 +71,11 @@ impl Containerd for Grpc {
     }
 
     async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        snapshots::list(self, snapshotter).await
+        snapshots::list(self, snapshotter, vec![]).await
+    }
+
+    async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
+        snapshots::list(self, snapshotter, vec![snapshots::EXTRACTIONS.to_owned()]).await
     }
 
     async fn prepare(

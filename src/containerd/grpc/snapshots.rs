@@ -20,11 +20,18 @@ pub(super) async fn stat(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<Sn
     info.map(snapshot).ok_or_else(empty(call, key))
 }
 
-pub(super) async fn list(grpc: &Grpc, snapshotter: &str) -> Result<Vec<Snapshot>> {
+/// containerd's filter for extraction snapshots.
+pub(super) const EXTRACTIONS: &str = r#"kind==active,name~="^extract-""#;
+
+pub(super) async fn list(
+    grpc: &Grpc,
+    snapshotter: &str,
+    filters: Vec<String>,
+) -> Result<Vec<Snapshot>> {
     let call = "list snapshots of";
     let request = grpc.ask(snap::ListSnapshotsRequest {
         snapshotter: snapshotter.to_owned(),
-        filters: vec![],
+        filters,
     });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, snapshotter))?.into_inner();

@@ -4,6 +4,7 @@ pub(crate) mod content;
 pub(crate) mod decryption;
 pub(crate) mod fallback;
 pub(crate) mod kept_blobs;
+pub(crate) mod other_client;
 pub(crate) mod parallel;
 pub(crate) mod pull;
 pub(crate) mod rebuild;

@@ -1,5 +1,6 @@
 //! Unpacks one layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
-//! containerd's own unpacker, so that both can work on one chain at the same time.
+//! containerd's own unpacker, so that both can work on one chain at the same time. A layer that containerd is at is
+//! left to it: see `other_client`.
 //!
 //! The parent is named when the snapshot is prepared, and must exist at that time. If the snapshotter can
 //! rebase, the parent is named at the commit instead. The unpack fails if the layer's blob is gone: this file
@@ -166,8 +167,10 @@ impl Unpack<'_> {
         let Some((key, mounts)) = self.prepare(content, self.parent).await? else {
             return Ok(Committed::Existed);
         };
-        let filled = self.fill(key, Join::AtPrepare, mounts, content).await?;
-        self.settle(filled, content).await
+        match self.fill(key, Join::AtPrepare, mounts, content).await? {
+            Some(filled) => self.settle(filled, content).await,
+            None => Ok(Committed::Existed),
+        }
     }
 
     /// Fills a snapshot without a parent with the layer's content. The layer below need not exist yet:
@@ -184,26 +187,38 @@ impl Unpack<'_> {
             mounts = overlay;
         }
         match self.fill(key, Join::AtCommit, mounts, content).await {
-            Ok(filled) => Ok(Apart::Filled(filled)),
+            Ok(Some(filled)) => Ok(Apart::Filled(filled)),
+            Ok(None) => Ok(Apart::Exists),
             Err(Failure::NoBlob(_) | Failure::Encrypted(_)) => Ok(Apart::NeedsBelow),
             Err(failure) => Err(failure),
         }
     }
 
+    /// Fills the snapshot; `None` if the layer exists meanwhile.
     async fn fill(
         &self,
         key: String,
         join: Join,
         mounts: Vec<Mount>,
         content: &Content,
-    ) -> Result<Filled, Failure> {
+    ) -> Result<Option<Filled>, Failure> {
         let staged = mounts::are_staged(&mounts);
         let filled = Filled { key, join, staged };
         if staged {
-            return Ok(filled);
+            return Ok(Some(filled));
         }
-        match self.apply(mounts, content).await {
-            Ok(()) => Ok(filled),
+        let applied = async {
+            if self.is_committed_by_other_client().await? {
+                return Ok(false);
+            }
+            self.apply(mounts, content).await.map(|()| true)
+        };
+        match applied.await {
+            Ok(true) => Ok(Some(filled)),
+            Ok(false) => {
+                self.abort(filled).await;
+                Ok(None)
+            }
             Err(failure) => {
                 self.abort(filled).await;
                 Err(failure)
@@ -399,7 +414,7 @@ impl Unpack<'_> {
         }
     }
 
-    async fn is_committed(&self) -> Result<bool, containerd::Error> {
+    pub(super) async fn is_committed(&self) -> Result<bool, containerd::Error> {
         self.exists(&self.layer.chain_id).await
     }
 

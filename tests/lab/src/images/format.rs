@@ -93,9 +93,18 @@ impl Compression {
     }
 }
 
-/// The fastest level: most content is random, and the tests wait for this. No name and no time in the header.
+/// A larger archive is stored in its blob uncompressed, as the format allows: it holds a program or noise, and the tests
+/// would spend more time on its compression than on what they test.
+const COMPRESSED_UP_TO: usize = 256 << 10;
+
+/// No name and no time in the header.
 fn gzip(tar: &[u8]) -> Vec<u8> {
-    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Level::fast());
+    let level = if tar.len() > COMPRESSED_UP_TO {
+        Level::none()
+    } else {
+        Level::fast()
+    };
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), level);
     encoder
         .write_all(tar)
         .and_then(|()| encoder.finish())
