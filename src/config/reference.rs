@@ -7,11 +7,12 @@ use std::path::Path;
 use super::Config;
 
 const INTRO: &str = "# Configuration\n\n\
-    The file is `/etc/nri-unpack/config.toml`, in TOML. Where containerd launches the plugin, the file is\n\
-    `10-nri-unpack.conf`, or else `nri-unpack.conf`, in NRI's directory `/etc/nri/conf.d`; if that is missing or\n\
-    empty, it is `/etc/nri-unpack/config.toml` as well. `nri-unpack config --default` prints the default file,\n\
-    `nri-unpack config --check FILE` says what is wrong with a file.\n\n\
-    A test makes this page from `conf/nri-unpack.toml`: do not edit it.\n";
+    The file is `/etc/nri-unpack/config.toml`, in TOML. A plugin that containerd launches uses `10-nri-unpack.conf`,\n\
+    or else `nri-unpack.conf`, in NRI's directory `/etc/nri/conf.d`; if that file is missing or empty, it also uses\n\
+    `/etc/nri-unpack/config.toml`. `nri-unpack config --default` prints the default file,\n\
+    `nri-unpack config --check FILE` names the errors of a file. The glossary in [How it works](how-it-works.md)\n\
+    explains the terms.\n\n\
+    This page is generated from `conf/nri-unpack.toml`: do not edit it.\n";
 
 /// Returns the page: the heading and comment of each table, then each key with its default and comment. A
 /// key without a default is shown with an example.
