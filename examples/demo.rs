@@ -1,8 +1,9 @@
-//! The main job on real containerd and real snapshotters, in two acts: `make demo`.
+//! The main purpose of the plugin on real containerd and real snapshotters, in two acts: `make demo`.
 //!
-//! Each act shows a pod without the plugin, and the same pod with it: on `erofs`, a local snapshotter, and on `nydus`
-//! in proxy mode, where the guest of a confidential pod has to pull the image itself. containerd and the plugin have
-//! their default settings. Everything runs in a directory below `target/lab` and is taken down at the end.
+//! Each act shows a pod without the plugin, and the same pod with it: on `erofs`, a local snapshotter, and on
+//! `nydus` in proxy mode, where the guest of a confidential pod must pull the image itself. containerd and the
+//! plugin use their default settings. Everything runs in a directory below `target/lab`, and is removed at the
+//! end.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,48 +16,48 @@ use lab::{Cri, Image, Lab, Options, Plugin, Pod, Registry, Remote, Store, Versio
 const APP: &str = "registry.test/demo/app:1";
 const SECRET: &str = "registry.test/demo/secret:1";
 
-/// Long enough for a slow machine.
+/// The timeout of each wait, for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> Result<()> {
     tokio::select! {
-        told = tell() => told,
+        done = run_demo() => done,
         _ = lab::interrupted() => {
-            // The story is dropped by now, and with it all that it started.
-            bail!("interrupted; everything that was started is taken down")
+            // The demo has been dropped here, with all that it started.
+            bail!("interrupted; everything that was started has been removed")
         }
     }
 }
 
-async fn tell() -> Result<()> {
-    say("Act 1: a local snapshotter");
-    explain(
+async fn run_demo() -> Result<()> {
+    heading("Act 1: a local snapshotter");
+    print_text(
         "containerd 2.1 with its default settings. The default snapshotter is overlayfs; the runtime handler\n\
          `erofs` uses the snapshotter erofs.",
     );
     let app = images::app(APP)?;
     let mut demo = Demo::start(&[], &app).await?;
-    demo.local(&app).await?;
+    demo.show_local_snapshotter(&app).await?;
     drop(demo);
 
-    say(
+    heading(
         "Act 2: a guest that pulls the image itself (confidential containers, nydus in proxy mode)",
     );
-    explain(
+    print_text(
         "Another containerd 2.1 with its default settings. The runtime handler `nydus` uses\n\
          nydus-snapshotter, which leaves an image to the pod's guest.",
     );
     let secret = images::app(SECRET)?;
     let mut demo = Demo::start(&[Remote::Nydus], &secret).await?;
-    demo.guest_pull(&secret).await?;
+    demo.show_guest_pull(&secret).await?;
     drop(demo);
 
-    say("Done; nothing is left running. What to try next");
-    explain(
+    heading("Done; nothing is left running. What to try next");
+    print_text(
         "make test                      the tests, on containerd 1.7 and 2.1\n\
-         target/debug/lab run 2.1       a containerd like this one, to look around in\n\
-         README.md, «Install»           the plugin on a node of yours\n\
+         target/debug/lab run 2.1       a containerd like this one, for manual use\n\
+         README.md, «Install»           the plugin on your node\n\
          docs/recipes.md                Kata, nydus, soci, stargz, devmapper",
     );
     Ok(())
@@ -81,7 +82,7 @@ impl Demo {
         let (name, layers) = (image.name(), image.layers.len());
         println!("\n$ crictl pull {name}");
         cri.pull_image(name).await?;
-        explain(&format!(
+        print_text(&format!(
             "containerd has unpacked the image ({layers} layers) for overlayfs only."
         ));
         let store = lab.store().await?;
@@ -91,22 +92,22 @@ impl Demo {
     }
 
     /// containerd unpacks the image without labels; the plugin adds them.
-    async fn local(&mut self, app: &Image) -> Result<()> {
-        say("Act 1, without the plugin");
-        explain("A pod of the handler `erofs` gets a container of the image.");
+    async fn show_local_snapshotter(&mut self, app: &Image) -> Result<()> {
+        heading("Act 1, without the plugin");
+        print_text("A pod of the handler `erofs` gets a container of the image.");
         let pod = self.cri.run_pod("erofs", &[]).await?;
-        self.container(&pod, APP).await?;
+        self.create_container(&pod, APP).await?;
         self.cri.remove_pod(&pod).await?;
         self.command(&["check", APP, "--handler", "erofs"])?;
-        explain(
-            "containerd has unpacked the image inside of the container's creation, which takes\n\
-             minutes for a large one, and has put no labels on its snapshots.",
+        print_text(
+            "containerd has unpacked the image during the container's creation, which takes minutes\n\
+             for a large image, and has set no labels on its snapshots.",
         );
 
-        say("Act 1, with the plugin");
+        heading("Act 1, with the plugin");
         let plugin = self.start_plugin().await?;
         let pod = self.cri.run_pod("erofs", &[]).await?;
-        let container = self.container(&pod, APP).await?;
+        let container = self.create_container(&pod, APP).await?;
         for line in plugin.log().lines_with(APP) {
             println!("{line}");
         }
@@ -120,44 +121,44 @@ impl Demo {
             "\n$ crictl exec {} cat /data/three\n{file}",
             &container[..12]
         );
-        ensure!(file == "three\n", "the file should hold its name");
-        explain("The plugin has labelled each layer before the container was created.");
+        ensure!(file == "three\n", "the file does not contain its name");
+        print_text("The plugin has labelled each layer before the container was created.");
         Ok(self.cri.remove_pod(&pod).await?)
     }
 
     /// containerd unpacks the image on the host; with the plugin the guest pulls it.
-    async fn guest_pull(&mut self, image: &Image) -> Result<()> {
-        say("Act 2, without the plugin");
-        explain("A pod of the handler `nydus` gets a container of the image.");
+    async fn show_guest_pull(&mut self, image: &Image) -> Result<()> {
+        heading("Act 2, without the plugin");
+        print_text("A pod of the handler `nydus` gets a container of the image.");
         let pod = self.cri.run_pod("nydus", &[]).await?;
-        let container = self.container(&pod, SECRET).await?;
+        let container = self.create_container(&pod, SECRET).await?;
         ensure!(
-            !self.guest_pulls(&container).await?,
+            !self.is_guest_pull(&container).await?,
             "containerd has left the image to the guest by itself"
         );
         self.cri.remove_pod(&pod).await?;
         self.command(&["check", SECRET, "--handler", "nydus"])?;
-        explain(
+        print_text(
             "The container runs from layers that the host has unpacked: a guest that must not trust\n\
-             its host has been given the host's files, and no error tells of it.",
+             its host runs files of the host, and no error reports it.",
         );
 
-        say("Act 2, with the plugin");
+        heading("Act 2, with the plugin");
         let plugin = self.start_plugin().await?;
         let made = plugin.log().wait_for(SECRET, PATIENCE).await?;
         println!("{made}");
         let pod = self.cri.run_pod("nydus", &[]).await?;
-        let container = self.container(&pod, SECRET).await?;
+        let container = self.create_container(&pod, SECRET).await?;
         ensure!(
-            self.guest_pulls(&container).await?,
+            self.is_guest_pull(&container).await?,
             "the container is not left to its guest"
         );
         self.command(&["check", SECRET, "--handler", "nydus"])?;
         self.lab.give_to_guest(image)?;
         self.cri.start_container(&container).await?;
-        explain(
-            "The plugin has replaced what the host had unpacked, and the guest pulls the image.\n\
-             (Here runc stands in for the guest.)",
+        print_text(
+            "The plugin has replaced the chain that the host had unpacked, and the guest pulls the\n\
+             image. (The demo has no guest: runc takes its place.)",
         );
         Ok(self.cri.remove_pod(&pod).await?)
     }
@@ -170,8 +171,8 @@ impl Demo {
         Ok(plugin)
     }
 
-    /// Creates a container, and says how long that took.
-    async fn container(&mut self, pod: &Pod, image: &str) -> Result<String> {
+    /// Creates a container, and prints how long that took.
+    async fn create_container(&mut self, pod: &Pod, image: &str) -> Result<String> {
         let begun = std::time::Instant::now();
         let container = self.cri.create_container(pod, image, &[], &[]).await?;
         let took = begun.elapsed().as_millis();
@@ -179,25 +180,25 @@ impl Demo {
         Ok(container)
     }
 
-    /// Shows what the container's root file system is mounted from.
-    async fn guest_pulls(&self, container: &str) -> Result<bool> {
+    /// Prints the mount of the container's root file system; returns whether the guest pulls the image.
+    async fn is_guest_pull(&self, container: &str) -> Result<bool> {
         let mounts = self.store.mounts("nydus", container).await?;
         let mount = mounts.first().context("a container without a mount")?;
         let volume = mount.kata_volume()?;
         let kind = &mount.kind;
         match &volume {
             None => {
-                println!("its root is a mount of the type {kind}, from directories of the host")
+                println!("its root is a mount of type {kind}, from directories of the host")
             }
             Some(volume) => println!(
-                "its root is a mount of the type {kind}, with a volume of the type {} for the guest",
+                "its root is a mount of type {kind}, with a volume of type {} for the guest",
                 volume.volume_type
             ),
         }
         Ok(volume.is_some_and(|volume| volume.volume_type == GUEST_PULL))
     }
 
-    /// Where the lab has its sockets; everything else is as it is by default.
+    /// Returns a configuration with the lab's sockets; everything else has its default.
     fn config(&self) -> String {
         let Self { lab, .. } = self;
         format!(
@@ -208,7 +209,7 @@ impl Demo {
         )
     }
 
-    /// Shows a command and what it prints. `check` exits with 1 where something is not ready.
+    /// Shows a command and its output. `check` exits with 1 if an image is not ready.
     fn command(&self, arguments: &[&str]) -> Result<()> {
         let config = self.lab.path("demo.toml");
         std::fs::write(&config, self.config())?;
@@ -223,11 +224,11 @@ impl Demo {
     }
 }
 
-fn say(what: &str) {
+fn heading(what: &str) {
     println!("\n== {what}");
 }
 
-fn explain(what: &str) {
+fn print_text(what: &str) {
     println!("{what}");
 }
 
@@ -235,7 +236,9 @@ fn explain(what: &str) {
 fn program() -> Result<PathBuf> {
     let examples = std::env::current_exe()?;
     let built = examples.parent().and_then(|dir| dir.parent());
-    let program = built.context("where was this built?")?.join("nri-unpack");
+    let program = built
+        .context("the demo is not in a build directory")?
+        .join("nri-unpack");
     ensure!(
         program.exists(),
         "{} is missing: run `make demo`, which builds it",

@@ -1,4 +1,4 @@
-//! What is made ready before a pod asks: at the start, and when an image arrives.
+//! Images that the plugin unpacks before a pod asks for them: at its start, and when an image arrives.
 
 use anyhow::{Result, ensure};
 use lab::{Mount, Options, PAUSE, Remote, Version, images};
@@ -7,8 +7,8 @@ use crate::support::{ALL, Node, PATIENCE, handler};
 
 const READY: &str = "image is ready ahead";
 
-/// The lab's pause image is no other's, and no NRI event ever tells of it.
-async fn pause(version: Version) -> Result<()> {
+/// The lab's pause image shares no layer with other images, and no NRI event names it.
+async fn pause_image_is_ready_ahead(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     let mut node = Node::start_with(version, options).await?;
@@ -26,17 +26,17 @@ async fn pause(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pause_image_on_1_7() -> Result<()> {
-    pause(Version::V1_7).await
+async fn the_pause_image_is_ready_ahead_on_1_7() -> Result<()> {
+    pause_image_is_ready_ahead(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pause_image_on_2_1() -> Result<()> {
-    pause(Version::V2_1).await
+async fn the_pause_image_is_ready_ahead_on_2_1() -> Result<()> {
+    pause_image_is_ready_ahead(Version::V2_1).await
 }
 
-/// Everything that is there at the start, and what is pulled later.
-async fn eager(version: Version) -> Result<()> {
+/// The plugin unpacks all images that exist when it starts, and an image that is pulled later.
+async fn images_are_ready_ahead(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.serve(ALL).await?;
@@ -47,18 +47,21 @@ async fn eager(version: Version) -> Result<()> {
     node.cri.pull_image(later.name()).await?;
     let began = std::time::Instant::now();
     while node.store.chain(handler, &later).await?.len() < later.layers.len() {
-        ensure!(began.elapsed() < PATIENCE, "not there after {PATIENCE:?}");
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "not unpacked after {PATIENCE:?}"
+        );
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     node.assert_nothing_left(handler).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_there_and_what_arrives_on_1_7() -> Result<()> {
-    eager(Version::V1_7).await
+async fn existing_and_new_images_are_ready_ahead_on_1_7() -> Result<()> {
+    images_are_ready_ahead(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_there_and_what_arrives_on_2_1() -> Result<()> {
-    eager(Version::V2_1).await
+async fn existing_and_new_images_are_ready_ahead_on_2_1() -> Result<()> {
+    images_are_ready_ahead(Version::V2_1).await
 }

@@ -1,8 +1,8 @@
-//! What the work ahead saves a pod, and what the plugin costs one: the same pods on two labs in turn,
-//! with and without the plugin, each idle while the other is measured.
+//! Measures what a pod gains from unpacking ahead, and what the plugin costs a pod. The same pods run
+//! alternately on two labs, with and without the plugin; each lab is idle while the other one is measured.
 //!
-//! `cargo test --test node ahead_cost -- --ignored --nocapture --test-threads 1`; with `--release` for
-//! what the plugin itself costs.
+//! Run `cargo test --test node ahead_cost -- --ignored --nocapture --test-threads 1`, with `--release` for the
+//! costs of the plugin itself.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use lab::{Image, Layer, Pod, Version};
 use crate::after_pull::{percentiles, took};
 use crate::support::{ALL, APP, DEFAULT_HOOKS, Node, handler};
 
-/// Pairs of first containers.
+/// The number of pairs of first containers.
 const FIRST: usize = 50;
 
-/// Pods of each side whose images are ready.
+/// The number of pods with ready images, for each side.
 const READY: usize = 100;
 
-/// Layers of an image, and bytes in each.
+/// The layers of an image, and the bytes of each.
 const LAYERS: usize = 10;
 const BYTES: usize = 1 << 20;
 
-/// Different in every run: nothing but containerd is measured.
+/// Returns an image whose layers differ from those of all other `n`.
 fn image(n: usize) -> Image {
     let name = format!("registry.test/cost/app:{n}");
     let layer = |i: usize| {
@@ -34,7 +34,7 @@ fn image(n: usize) -> Image {
     (0..LAYERS).map(layer).fold(image, Builder::layer).build()
 }
 
-/// Bytes that do not compress.
+/// Returns bytes that do not compress.
 pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -46,7 +46,7 @@ pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     words.flatten().take(bytes).collect()
 }
 
-/// Two nodes, only the first of which has the plugin.
+/// Returns two nodes, the first of which has the plugin.
 pub(crate) async fn pair(version: Version, config: &str) -> Result<(Node, Node)> {
     let mut with = Node::start(version).await?;
     with.hooks = DEFAULT_HOOKS;
@@ -66,14 +66,14 @@ pub(crate) fn at(times: &[Duration], percent: usize) -> Duration {
 }
 
 impl Node {
-    /// Puts an image into the registry, and pulls it.
+    /// Pushes an image to the registry, and pulls it.
     pub(crate) async fn pull(&mut self, image: &Image) -> Result<()> {
         self.registry.push(image).await?;
         self.cri.pull_image(image.name()).await?;
         Ok(())
     }
 
-    /// How long the creation of a container takes, which is taken away again.
+    /// Returns how long the creation of a container takes; the container is removed again.
     async fn creation(&mut self, pod: &Pod, image: &Image) -> Result<Duration> {
         let began = Instant::now();
         let container = self.cri.create_container(pod, image.name(), &[], &[]);
@@ -83,7 +83,7 @@ impl Node {
         Ok(took)
     }
 
-    /// A pod of the handler, and one of the default.
+    /// Returns a pod of the handler, and one of the default handler.
     async fn pods(&mut self, handler: &str) -> Result<[Pod; 2]> {
         Ok([
             self.cri.run_pod(handler, &[]).await?,
@@ -91,7 +91,7 @@ impl Node {
         ])
     }
 
-    /// How long a creation in each pod takes. The first of the two warms the caches that both read.
+    /// Returns how long a creation in each pod takes. The first of the two warms the caches that both read.
     async fn creations(
         &mut self,
         pods: &[Pod; 2],
@@ -105,7 +105,7 @@ impl Node {
         Ok(took)
     }
 
-    /// How long a pod and its container take, each.
+    /// Returns how long the creation of a pod and of its container take.
     pub(crate) async fn pod(&mut self, handler: &str, image: &str) -> Result<(Duration, Duration)> {
         let began = Instant::now();
         let pod = self.cri.run_pod(handler, &[]).await?;
@@ -118,8 +118,8 @@ impl Node {
     }
 }
 
-/// The first container of an image that was pulled a while before; and what a snapshotter takes for
-/// that by itself, on a node without the plugin where a command has made the image ready.
+/// Measures the first container of an image that was pulled some time before. Also measures what the
+/// snapshotter itself needs, on a node without the plugin where a command has made the image ready.
 async fn first_containers(version: Version) -> Result<()> {
     let handler = handler(version);
     let (mut with, mut without) = pair(version, ALL).await?;
@@ -195,7 +195,7 @@ async fn first_containers_on_1_7() -> Result<()> {
     first_containers(Version::V1_7).await
 }
 
-/// Pods whose images are ready.
+/// Measures pods whose images are ready.
 async fn ready(version: Version) -> Result<()> {
     let handler = handler(version);
     let (mut with, mut without) = pair(version, ALL).await?;

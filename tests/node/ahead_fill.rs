@@ -1,7 +1,7 @@
-//! What a labelled `Prepare` costs in nydus, by how many snapshots it holds: the reason for a bound on
-//! what is unpacked ahead.
+//! Measures what a labelled `Prepare` costs in nydus-snapshotter, by the number of snapshots that it holds.
+//! This cost is the reason for the limit on unpacking ahead.
 //!
-//! `cargo test --test node ahead_fill -- --ignored --nocapture`.
+//! Run `cargo test --test node ahead_fill -- --ignored --nocapture`.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! What the work ahead could miss: a pause image that nothing pins, a snapshotter that is down, an image that
-//! comes while the plugin hears nothing, a handler that uses another snapshotter than before.
+//! Cases that unpacking ahead could miss: a pause image that is not pinned, a snapshotter that is down, an
+//! image that arrives while the plugin receives no events, and a handler whose snapshotter was changed.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::support::{ALL, Node, PATIENCE, RESOLVED, handler};
 
 const PINNED: &str = "io.cri-containerd.pinned";
 
-/// No label says which one it is, only containerd's configuration. containerd 2.1 pins its own again as
-/// soon as it hears of it: there the plugin reads a file that names another image.
-async fn unpinned_pause(version: Version) -> Result<()> {
+/// No label marks the pause image: only containerd's configuration names it. containerd 2.1 pins its own pause
+/// image again as soon as an event names it; on 2.1 the plugin therefore reads a file that names another image.
+async fn unpinned_pause_image(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     let (pause, mut config) = match version {
@@ -46,22 +46,23 @@ async fn unpinned_pause(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pause_image_is_not_pinned_on_1_7() -> Result<()> {
-    unpinned_pause(Version::V1_7).await
+async fn an_unpinned_pause_image_is_ready_ahead_on_1_7() -> Result<()> {
+    unpinned_pause_image(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pause_image_is_not_pinned_on_2_1() -> Result<()> {
-    unpinned_pause(Version::V2_1).await
+async fn an_unpinned_pause_image_is_ready_ahead_on_2_1() -> Result<()> {
+    unpinned_pause_image(Version::V2_1).await
 }
 
-/// It is down when the plugin starts and when an image arrives. No pod asks for the image when it is back.
+/// The snapshotter is down when the plugin starts and when an image arrives. When it is back, no pod asks for
+/// the image.
 async fn snapshotter_down(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.lab.remote(Remote::Nydus).kill();
     node.serve("").await?;
-    let silent = "snapshotter does not answer: unpacking ahead in it is paused until it does";
-    node.log.wait_for(silent, PATIENCE).await?;
+    let paused = "snapshotter does not answer: unpacking ahead in it is paused until it does";
+    node.log.wait_for(paused, PATIENCE).await?;
     let later = image(3, 0);
     node.registry.push(&later).await?;
     node.cri.pull_image(later.name()).await?;
@@ -70,23 +71,26 @@ async fn snapshotter_down(version: Version) -> Result<()> {
     for image in [&pause, &node.image, &later] {
         node.wait_image(image, NYDUS).await?;
     }
-    let said = node.log.lines_with(silent);
-    ensure!(said.len() == 1, "said more than once: {said:#?}");
+    let paused_lines = node.log.lines_with(paused);
+    ensure!(
+        paused_lines.len() == 1,
+        "logged more than once: {paused_lines:#?}"
+    );
     node.assert_nothing_left(NYDUS).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshotter_that_is_down_on_1_7() -> Result<()> {
+async fn images_are_ready_when_a_snapshotter_is_back_on_1_7() -> Result<()> {
     snapshotter_down(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshotter_that_is_down_on_2_1() -> Result<()> {
+async fn images_are_ready_when_a_snapshotter_is_back_on_2_1() -> Result<()> {
     snapshotter_down(Version::V2_1).await
 }
 
 impl Node {
-    /// Stops the plugin where it stands, or lets it go on.
+    /// Sends this signal to the plugin's process.
     fn signal_plugin(&self, signal: &str) -> Result<()> {
         let pid = self.plugin.as_ref().and_then(lab::Plugin::pid);
         let pid = pid.context("serving")?.to_string();
@@ -96,8 +100,9 @@ impl Node {
     }
 }
 
-/// The plugin hears of no event, and registers again with a containerd that was started meanwhile.
-async fn away(version: Version) -> Result<()> {
+/// The plugin is stopped and receives no events. When it continues, it registers with a containerd that was
+/// restarted meanwhile.
+async fn missed_image(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.serve(ALL).await?;
@@ -106,7 +111,7 @@ async fn away(version: Version) -> Result<()> {
     node.restart_containerd().await?;
     let missed = images::many_layers("registry.test/lab/missed:1", 4)?;
     node.lab.import(&missed).await?;
-    // The lowest layer is another image's as well.
+    // Another image has the same lowest layer, which may exist already.
     ensure!(node.store.chain(handler, &missed).await?.len() < missed.layers.len());
     let log = node.log.from_now();
     node.signal_plugin("-CONT")?;
@@ -116,16 +121,16 @@ async fn away(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_came_while_the_plugin_was_away_on_1_7() -> Result<()> {
-    away(Version::V1_7).await
+async fn an_image_that_arrived_without_an_event_is_ready_on_1_7() -> Result<()> {
+    missed_image(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_came_while_the_plugin_was_away_on_2_1() -> Result<()> {
-    away(Version::V2_1).await
+async fn an_image_that_arrived_without_an_event_is_ready_on_2_1() -> Result<()> {
+    missed_image(Version::V2_1).await
 }
 
-/// To CRI an init container is one like others that comes first and ends.
+/// For CRI an init container is a container that is created first and exits.
 async fn init_container(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
@@ -153,12 +158,12 @@ async fn init_container(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_init_container_on_1_7() -> Result<()> {
+async fn init_containers_find_ready_images_on_1_7() -> Result<()> {
     init_container(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_init_container_on_2_1() -> Result<()> {
+async fn init_containers_find_ready_images_on_2_1() -> Result<()> {
     init_container(Version::V2_1).await
 }
 
@@ -171,7 +176,7 @@ impl Node {
                 ensure!(status.exit_code == 0, "{status:?}");
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "goes on: {status:?}");
+            ensure!(Instant::now() < deadline, "still running: {status:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -184,14 +189,15 @@ impl Node {
     }
 }
 
-/// SIGHUP, and the handler uses the default snapshotter: what it used before gets no more.
-async fn lost(version: Version) -> Result<()> {
+/// After SIGHUP the handler uses the default snapshotter: the snapshotter that it used before gets no more
+/// images.
+async fn changed_snapshotter(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.serve(ALL).await?;
     node.wait_image(&node.image, handler).await?;
     let log = node.log.from_now();
-    // On 2.1 another handler goes on using `native`: its images show that the work ahead goes on.
+    // On 2.1 another handler still uses `native`: its images show that unpacking ahead continues.
     let native = match version {
         Version::V1_7 => "",
         Version::V2_1 => "native = \"native\"\n",
@@ -216,11 +222,11 @@ async fn lost(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_lost_its_snapshotter_on_1_7() -> Result<()> {
-    lost(Version::V1_7).await
+async fn the_former_snapshotter_of_a_handler_gets_no_images_on_1_7() -> Result<()> {
+    changed_snapshotter(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_lost_its_snapshotter_on_2_1() -> Result<()> {
-    lost(Version::V2_1).await
+async fn the_former_snapshotter_of_a_handler_gets_no_images_on_2_1() -> Result<()> {
+    changed_snapshotter(Version::V2_1).await
 }

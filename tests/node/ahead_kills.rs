@@ -1,10 +1,10 @@
-//! containerd, the snapshotter or the plugin is killed at a random moment of a run of pods whose images
-//! have just been pulled: no pod fails because of the plugin, each container has what it should have, and
-//! afterwards every image is ready and nothing is left behind.
+//! containerd, the snapshotter or the plugin is killed at a random moment while pods of just pulled images are
+//! created. No pod fails because of the plugin, and each container has the files of its image. Afterwards every
+//! image is ready, and no lease or extraction snapshot remains.
 //!
-//! The tests kill each once. Each of them twenty times, in runs of sixty pods, is
-//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. The same
-//! moments again: `NRI_UNPACK_SEED=…` with the number that was printed.
+//! The tests kill each process once. To kill each process twenty times, in runs of sixty pods, run
+//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. To repeat the same
+//! moments, set `NRI_UNPACK_SEED` to the number that was printed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,21 +17,21 @@ use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{ALL, Node, PATIENCE, handler};
 
-/// How many kills of each.
+/// The environment variable with the number of kills of each process.
 const COUNT: &str = "NRI_UNPACK_KILLS";
 
-/// Where chance begins.
+/// The environment variable with the seed of the random numbers.
 const SEED: &str = "NRI_UNPACK_SEED";
 
-/// Pods for each kill. The first shows how long one takes, and no kill falls into it.
+/// The number of pods for each kill. No kill happens during the first one, which measures how long a pod takes.
 const PODS: usize = 3;
 const LAYERS: usize = 10;
 
-/// The kubelet tries again; a killed containerd takes some seconds to come back.
+/// The kubelet retries; a killed containerd takes some seconds to return.
 const TRIES: usize = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
-/// What the plugin's own errors begin with.
+/// The prefix of the plugin's own errors.
 const REJECTION: &str = "nri-unpack:";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +41,11 @@ enum Victim {
     Containerd,
 }
 
-/// Numbers that look random and can be had again.
-struct Chance(u64);
+/// Reproducible pseudo-random numbers.
+struct Random(u64);
 
-impl Chance {
-    /// From the environment, or the time.
+impl Random {
+    /// Takes the seed from the environment, or from the clock.
     fn new() -> Result<Self> {
         let seed = match std::env::var(SEED) {
             Ok(seed) => seed.parse().with_context(|| format!("{SEED}={seed}"))?,
@@ -57,7 +57,7 @@ impl Chance {
         Ok(Self(seed | 1))
     }
 
-    /// Below this.
+    /// Returns a number below `end`.
     fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -66,25 +66,26 @@ impl Chance {
     }
 }
 
-/// nydus-snapshotter 0.13.4 in proxy mode does not find its instances again when it was restarted: no
-/// container can stand any more on a chain that one stood on before, such as the pause image's. The tests
-/// at the end show it without the plugin.
-fn is_its_own_fault(error: &tonic::Status) -> bool {
+/// Whether the error is a fault of nydus-snapshotter, which the plugin does not cause. After a restart
+/// nydus-snapshotter 0.13.4 in proxy mode does not find its instances: it creates no container on a chain that
+/// an earlier container used, such as the chain of the pause image. The last tests of this file show it without
+/// the plugin.
+fn is_nydus_fault(error: &tonic::Status) -> bool {
     let message = error.message();
     message.contains("create instance") && message.contains("already exists")
 }
 
-/// What became of pods.
+/// Counts of pods by result.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    /// Made, with a container that has what it should have.
+struct Counts {
+    /// Pods with a container that has the files of its image.
     made: usize,
-    /// Given up, since the snapshotter makes none any more.
+    /// Pods that were given up, because the snapshotter creates no more containers.
     given_up: usize,
     failed_tries: usize,
 }
 
-/// Pods on this handler.
+/// Creates pods with this handler.
 struct Pods {
     store: Store,
     cri: Cri,
@@ -92,13 +93,13 @@ struct Pods {
 }
 
 impl Pods {
-    /// Pulls an image and makes a pod and a container of it, as often as it takes.
-    async fn make(&mut self, image: &Image, tally: &mut Tally) -> Result<()> {
+    /// Pulls an image and creates a pod and a container of it, with up to `TRIES` tries.
+    async fn create(&mut self, image: &Image, counts: &mut Counts) -> Result<()> {
         for _ in 0..TRIES {
             let error = match self.try_once(image).await {
                 Ok(is_right) => {
-                    ensure!(is_right, "{}: not what is in the image", image.name());
-                    tally.made += 1;
+                    ensure!(is_right, "{}: files differ from the image", image.name());
+                    counts.made += 1;
                     return Ok(());
                 }
                 Err(error) => error,
@@ -106,40 +107,44 @@ impl Pods {
             println!("{}: {}", image.name(), error.message());
             ensure!(
                 !error.message().contains(REJECTION),
-                "the plugin's: {error}"
+                "rejected by the plugin: {error}"
             );
-            if is_its_own_fault(&error) {
-                tally.given_up += 1;
+            if is_nydus_fault(&error) {
+                counts.given_up += 1;
                 return Ok(());
             }
-            tally.failed_tries += 1;
+            counts.failed_tries += 1;
             tokio::time::sleep(BETWEEN_TRIES).await;
         }
         anyhow::bail!("{}: no pod after {TRIES} tries", image.name())
     }
 
-    /// Whether the container that was made has what is in the image.
+    /// Creates a pod and a container once; returns whether the container has the files of the image.
     async fn try_once(&mut self, image: &Image) -> Result<bool, tonic::Status> {
         self.cri.pull_image(image.name()).await?;
         let pod = self.cri.run_pod(self.handler, &[]).await?;
         let created = self.cri.create_container(&pod, image.name(), &[], &[]);
         let container = created.await?;
         let is_right = match self.handler {
-            NYDUS => self.is_left_to_guest(&container).await?,
-            _ => self.has_all(&container, image).await?,
+            NYDUS => self.is_guest_pulled(&container).await?,
+            _ => self.has_all_files(&container, image).await?,
         };
         self.cri.remove_pod(&pod).await?;
         Ok(is_right)
     }
 
-    async fn is_left_to_guest(&self, container: &str) -> Result<bool, tonic::Status> {
+    async fn is_guest_pulled(&self, container: &str) -> Result<bool, tonic::Status> {
         let mounts = self.store.mounts(NYDUS, container).await?;
         let mut kinds = mounts.iter().map(|mount| mount.kind.as_str());
         Ok(kinds.any(|kind| kind == "fuse.nydus-overlayfs"))
     }
 
-    /// Every layer's file is there.
-    async fn has_all(&mut self, container: &str, image: &Image) -> Result<bool, tonic::Status> {
+    /// Whether the container has the file of every layer.
+    async fn has_all_files(
+        &mut self,
+        container: &str,
+        image: &Image,
+    ) -> Result<bool, tonic::Status> {
         self.cri.start_container(container).await?;
         let files: Vec<_> = (0..LAYERS).map(|n| format!("/data/{n}")).collect();
         let mut command = vec!["cat"];
@@ -151,7 +156,7 @@ impl Pods {
 }
 
 impl Node {
-    /// Kills it, and has it started again as its supervisor would.
+    /// Kills a process and starts it again, as its supervisor would.
     async fn kill(&mut self, victim: Victim) -> Result<()> {
         match victim {
             Victim::Plugin => {
@@ -171,14 +176,14 @@ impl Node {
         }
     }
 
-    /// Runs pods of these images, and kills while one of them, but the first, is made.
-    async fn round(
+    /// Runs pods of these images, and kills the victim during one of them, but not during the first.
+    async fn kill_during_pods(
         &mut self,
         victim: Victim,
         handler: &'static str,
         images: &[Image],
-        chance: &mut Chance,
-    ) -> Result<Tally> {
+        random: &mut Random,
+    ) -> Result<Counts> {
         for image in images {
             self.registry.push(image).await?;
         }
@@ -187,43 +192,43 @@ impl Node {
             cri: self.lab.cri().await?,
             handler,
         };
-        let (mut tally, began) = (Tally::default(), Instant::now());
+        let (mut counts, began) = (Counts::default(), Instant::now());
         let (first, others) = images.split_first().context("no image")?;
-        pods.make(first, &mut tally).await?;
-        // Later ones may be quicker.
+        pods.create(first, &mut counts).await?;
+        // Later pods may take less time.
         let moments = began.elapsed().as_micros() as usize * 2 / 3;
-        let (nth, moment) = (chance.below(others.len()), chance.below(moments));
+        let (nth, moment) = (random.below(others.len()), random.below(moments));
         let moment = Duration::from_micros(moment as u64);
-        let begun = AtomicUsize::new(0);
+        let started = AtomicUsize::new(0);
         let made = async {
             for image in others {
-                begun.fetch_add(1, Ordering::Relaxed);
-                pods.make(image, &mut tally).await?;
+                started.fetch_add(1, Ordering::Relaxed);
+                pods.create(image, &mut counts).await?;
             }
             Ok::<_, anyhow::Error>(())
         };
         let kill = async {
-            while begun.load(Ordering::Relaxed) <= nth {
+            while started.load(Ordering::Relaxed) <= nth {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             tokio::time::sleep(moment).await;
-            let fell_into = begun.load(Ordering::Relaxed);
+            let during = started.load(Ordering::Relaxed);
             self.kill(victim).await?;
-            Ok::<_, anyhow::Error>(fell_into)
+            Ok::<_, anyhow::Error>(during)
         };
         let (made, killed) = tokio::join!(made, kill);
         let what = format!("{victim:?} killed {moment:?} into pod {}", nth + 2);
         println!("{what}, in the making of pod {}", killed? + 1);
         made.context(what)?;
         ensure!(
-            victim != Victim::Plugin || tally.failed_tries == 0,
-            "without the plugin nothing would have failed"
+            victim != Victim::Plugin || counts.failed_tries == 0,
+            "a try failed though only the plugin was killed"
         );
-        Ok(tally)
+        Ok(counts)
     }
 
-    /// Every image becomes ready, and nothing is left.
-    async fn ends_well(&mut self, images: &[Image], snapshotter: &str) -> Result<()> {
+    /// Checks that every image becomes ready, and that no lease or extraction snapshot remains.
+    async fn assert_all_ready(&mut self, images: &[Image], snapshotter: &str) -> Result<()> {
         self.cri = self.lab.cri().await?;
         self.store = self.lab.store().await?;
         self.remove_pods().await?;
@@ -248,7 +253,7 @@ impl Node {
         Ok(())
     }
 
-    /// Until it is ready.
+    /// Waits until the image is ready.
     pub(crate) async fn wait_image(&self, image: &Image, snapshotter: &str) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -266,8 +271,8 @@ impl Node {
     }
 }
 
-/// No other has their layers.
-fn images_of(handler: &str, round: usize) -> Result<Vec<Image>> {
+/// Returns images that share no layer with other images.
+fn images_for(handler: &str, round: usize) -> Result<Vec<Image>> {
     let numbers = (0..PODS).map(|n| round * PODS + n);
     numbers
         .map(|n| match handler {
@@ -282,37 +287,39 @@ async fn kills(version: Version, handler: &'static str, config: &str) -> Result<
         Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
         Err(_) => 1,
     };
-    let mut chance = Chance::new()?;
+    let mut random = Random::new()?;
     let mut victims = vec![Victim::Plugin, Victim::Containerd];
     if handler == NYDUS {
         victims.push(Victim::Snapshotter);
     }
     for victim in victims {
-        let (mut all, mut images) = (Tally::default(), Vec::new());
+        let (mut all, mut images) = (Counts::default(), Vec::new());
         let mut node = start(version).await?;
         node.serve(config).await?;
         for round in 0..count {
-            // Once it was restarted, nydus-snapshotter makes no more pods: each kill has a node of its own.
+            // After a restart nydus-snapshotter creates no more pods: each kill gets a node of its own.
             if victim == Victim::Snapshotter && round > 0 {
-                node.ends_well(&images, handler).await?;
+                node.assert_all_ready(&images, handler).await?;
                 images.clear();
                 node = start(version).await?;
                 node.serve(config).await?;
             }
-            let these = images_of(handler, round)?;
-            let tally = node.round(victim, handler, &these, &mut chance).await?;
+            let these = images_for(handler, round)?;
+            let counts = node
+                .kill_during_pods(victim, handler, &these, &mut random)
+                .await?;
             images.extend(these);
-            all.made += tally.made;
-            all.given_up += tally.given_up;
-            all.failed_tries += tally.failed_tries;
+            all.made += counts.made;
+            all.given_up += counts.given_up;
+            all.failed_tries += counts.failed_tries;
         }
-        node.ends_well(&images, handler).await?;
+        node.assert_all_ready(&images, handler).await?;
         println!("{version:?}, {handler}: {victim:?} killed {count} times: {all:?}; all ready");
     }
     Ok(())
 }
 
-/// A pod on nydus; containerd tries its connection again only after a pause.
+/// Creates a pod on nydus. containerd reconnects to a snapshotter only after a pause.
 async fn run_pod(cri: &mut Cri) -> Result<Result<lab::Pod, tonic::Status>> {
     for _ in 0..TRIES {
         match cri.run_pod(NYDUS, &[]).await {
@@ -325,9 +332,9 @@ async fn run_pod(cri: &mut Cri) -> Result<Result<lab::Pod, tonic::Status>> {
     anyhow::bail!("containerd does not reach the snapshotter again")
 }
 
-/// Without the plugin: what is ready stays so, and no second pod can be made of it, until what the documentation says
-/// is done. A pod that runs goes on, and goes away as ever.
-async fn own_fault(version: Version) -> Result<()> {
+/// Without the plugin: after a restart of nydus-snapshotter a ready image stays ready, but no second pod can be
+/// created of it until the documented remedy is applied. A running pod keeps running, and can be removed.
+async fn nydus_restart(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     for image in [images::pause(&[PAUSE])?, node.image.clone()] {
         node.ensure_ready(&image, NYDUS)?;
@@ -337,7 +344,7 @@ async fn own_fault(version: Version) -> Result<()> {
     nydus.kill();
     nydus.restart().await?;
     let error = match run_pod(&mut node.cri).await? {
-        Err(error) if is_its_own_fault(&error) => error,
+        Err(error) if is_nydus_fault(&error) => error,
         other => anyhow::bail!("{other:?}"),
     };
     node.play(NYDUS, error.message()).await?;
@@ -357,31 +364,31 @@ async fn own_fault(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_nydus_makes_pods_again_by_the_documented_remedy_on_2_1() -> Result<()> {
-    own_fault(Version::V2_1).await
+async fn the_documented_remedy_mends_a_restarted_nydus_on_2_1() -> Result<()> {
+    nydus_restart(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_nydus_makes_pods_again_by_the_documented_remedy_on_1_7() -> Result<()> {
-    own_fault(Version::V1_7).await
+async fn the_documented_remedy_mends_a_restarted_nydus_on_1_7() -> Result<()> {
+    nydus_restart(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guest_pulls_on_2_1() -> Result<()> {
+async fn guest_pulls_survive_kills_on_2_1() -> Result<()> {
     kills(Version::V2_1, NYDUS, "").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guest_pulls_on_1_7() -> Result<()> {
+async fn guest_pulls_survive_kills_on_1_7() -> Result<()> {
     kills(Version::V1_7, NYDUS, "").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn erofs_on_2_1() -> Result<()> {
+async fn erofs_survives_kills_on_2_1() -> Result<()> {
     kills(Version::V2_1, handler(Version::V2_1), ALL).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn native_on_1_7() -> Result<()> {
+async fn native_survives_kills_on_1_7() -> Result<()> {
     kills(Version::V1_7, handler(Version::V1_7), ALL).await
 }

@@ -1,9 +1,9 @@
-//! The race after a pull: the kubelet creates a container as soon as its pull has returned, and the
-//! image is eager in the pod's snapshotter. The plugin's work ahead or containerd's
-//! fallback wins; in both cases the container's first attempt gets a chain that is right.
+//! The race after a pull: the kubelet creates a container as soon as its pull has returned, and the pod's
+//! snapshotter is eager for the image. Either the plugin unpacks the image first, or containerd's fallback
+//! does. In both cases the first creation of the container gets a correct chain.
 //!
-//! The tests make a few pulls for each number of layers. What the work ahead wins in the long run, what
-//! the hook heals, and what that costs with the plugin's own default of `hooks.wait`, is shown by
+//! The tests make a few pulls for each number of layers. To measure how often unpacking ahead is first, how
+//! often the hook repairs the chain, and how long that takes with the default of `hooks.wait`, run
 //! `NRI_UNPACK_RACES=50 cargo test --test node ahead_race -- --nocapture --test-threads 1`.
 
 use std::collections::BTreeMap;
@@ -16,37 +16,37 @@ use crate::after_pull::{image, percentiles, took};
 use crate::guest_pull::NYDUS;
 use crate::support::{ALL, CRI_LABELS, DEFAULT_HOOKS, Node, PATIENCE, handler};
 
-/// How many pulls for each number of layers.
+/// The environment variable with the number of pulls for each number of layers.
 const COUNT: &str = "NRI_UNPACK_RACES";
-/// One for a pod that runs already, one for a new one.
-const FEW: usize = 2;
+/// One pull for a running pod, one for a new pod.
+const DEFAULT_COUNT: usize = 2;
 
 const LAYERS: [usize; 3] = [1, 10, 40];
 
-/// With fewer, a pull may be over before anything of it can be read.
+/// With fewer layers a pull may end before the plugin can read any of its content.
 const ALWAYS_EARLY: usize = 10;
 
 const READY_AHEAD: &str = "image is ready ahead";
 
-/// What the hook says where the work ahead was in time.
-const WON: &str = "image is ready";
+/// The message of the hook when the image was unpacked ahead in time.
+const READY: &str = "image is ready";
 
-/// How the races of images with as many layers ended.
+/// The results of the races of images with the same number of layers.
 #[derive(Default)]
-struct Tally {
-    /// Whether the pull labels what it unpacks: then its labels tell the image's name.
-    annotated: bool,
-    /// By what the hook said of the container.
-    verdicts: BTreeMap<String, Vec<Duration>>,
-    /// Images whose work began with a layer of the pull.
+struct Results {
+    /// Whether the pull labels its snapshots; the labels then name the image.
+    is_annotated: bool,
+    /// The durations of the hook, by its message.
+    decisions: BTreeMap<String, Vec<Duration>>,
+    /// The number of images whose unpack began with a layer of an unfinished pull.
     early: usize,
-    /// How long that was before the pull returned, where it was not overtaken.
+    /// The time from that begin to the return of the pull, unless containerd was first.
     leads: Vec<Duration>,
     creations: Vec<Duration>,
 }
 
-impl Tally {
-    /// Reads the plugin's log since before the pull.
+impl Results {
+    /// Counts the lines that the plugin logged since before the pull.
     fn count(
         &mut self,
         log: &Log,
@@ -54,35 +54,36 @@ impl Tally {
         image: &Image,
         returned: SystemTime,
     ) -> Result<()> {
-        let early = log.lines_with(&self.begun_early(snapshotter, image));
+        let early = log.lines_with(&self.early_fields(snapshotter, image));
         self.early += usize::from(!early.is_empty());
         let ahead = early.iter().filter(|line| line.contains(READY_AHEAD));
         let leads =
-            ahead.map(|line| Ok(returned.duration_since(said_at(line)? - took(line)?).ok()));
+            ahead.map(|line| Ok(returned.duration_since(logged_at(line)? - took(line)?).ok()));
         let leads = leads.collect::<Result<Vec<_>>>()?;
         self.leads.extend(leads.into_iter().flatten().max());
-        let said: Vec<_> = log
+        let decisions: Vec<_> = log
             .lines_with("nri_unpack::hooks]")
             .into_iter()
             .filter(|line| line.contains(" hook=CreateContainer "))
             .collect();
-        let [said] = &said[..] else {
-            anyhow::bail!("not one verdict: {said:#?}");
+        let [decision] = &decisions[..] else {
+            anyhow::bail!("not exactly one decision: {decisions:#?}");
         };
         ensure!(
-            [WON, "image made ready", "container moved"]
+            [READY, "image made ready", "container moved"]
                 .iter()
-                .any(|w| said.contains(w)),
-            "not from a ready chain: {said}"
+                .any(|w| decision.contains(w)),
+            "the chain was not ready: {decision}"
         );
-        let verdicts = self.verdicts.entry(verdict(said)?);
-        verdicts.or_default().push(took(said)?);
+        let decisions = self.decisions.entry(message(decision)?);
+        decisions.or_default().push(took(decision)?);
         Ok(())
     }
 
-    /// The fields of an image whose work began with a layer of its pull: it has no name yet, unless labels tell it.
-    fn begun_early(&self, snapshotter: &str, image: &Image) -> String {
-        if self.annotated {
+    /// Returns the log fields of an image whose unpack began with a layer of its pull. The image has no name
+    /// yet, unless labels name it.
+    fn early_fields(&self, snapshotter: &str, image: &Image) -> String {
+        if self.is_annotated {
             return format!(" image={} snapshotter={snapshotter} ", image.name());
         }
         let repository = image.name().rsplit_once(':').map_or("", |(name, _)| name);
@@ -90,55 +91,56 @@ impl Tally {
         format!(" image={repository}@{digest} snapshotter={snapshotter} ")
     }
 
-    fn say(&self, what: &str) -> Result<()> {
-        let verdicts = self.verdicts.iter();
-        let (won, healed): (Vec<_>, Vec<_>) = verdicts.partition(|(said, _)| *said == WON);
+    fn print(&self, what: &str) -> Result<()> {
+        let decisions = self.decisions.iter();
+        let (ahead_first, repaired): (Vec<_>, Vec<_>) =
+            decisions.partition(|(message, _)| *message == READY);
         let count = |all: &[(&String, &Vec<Duration>)]| -> usize {
             all.iter().map(|(_, took)| took.len()).sum()
         };
         println!(
-            "{what}: {} of {} won by the work ahead, {} healed by the hook",
-            count(&won),
+            "{what}: {} of {} unpacked ahead, {} repaired by the hook",
+            count(&ahead_first),
             self.creations.len(),
-            count(&healed)
+            count(&repaired)
         );
         if !self.leads.is_empty() {
             let leads = percentiles(self.leads.clone())?;
             println!(
-                "  {} begun during the pull, before its end by {leads}",
+                "  {} begun during the pull, before its end: {leads}",
                 self.early
             );
         }
         println!("  CreateContainer {}", percentiles(self.creations.clone())?);
-        for (verdict, took) in &self.verdicts {
+        for (message, took) in &self.decisions {
             let took = (took.len(), percentiles(took.clone())?);
-            println!("  hook, {} times «{verdict}»: {}", took.0, took.1);
+            println!("  hook, {} times «{message}»: {}", took.0, took.1);
         }
         Ok(())
     }
 }
 
-/// When a line was logged; to the millisecond.
-fn said_at(line: &str) -> Result<SystemTime> {
+/// Returns when a line was logged, in milliseconds.
+fn logged_at(line: &str) -> Result<SystemTime> {
     let at = line.trim_start_matches('[').split_whitespace().next();
     let at = at.with_context(|| line.to_owned())?;
     humantime::parse_rfc3339(at).with_context(|| line.to_owned())
 }
 
-/// The message of a line, between its module and its first field.
-fn verdict(line: &str) -> Result<String> {
-    let (_, said) = line.split_once("] ").with_context(|| line.to_owned())?;
-    let words = said.split(' ').take_while(|word| !word.contains('='));
+/// Returns the message of a line: the text between its module and its first field.
+fn message(line: &str) -> Result<String> {
+    let (_, text) = line.split_once("] ").with_context(|| line.to_owned())?;
+    let words = text.split(' ').take_while(|word| !word.contains('='));
     Ok(words.collect::<Vec<_>>().join(" "))
 }
 
-/// Pulls and creates at once, for a pod that runs already and for a new one in turn.
+/// Pulls and creates at once, alternately for a running pod and for a new pod.
 async fn races(version: Version, snapshotter: &str, config: &str) -> Result<()> {
     races_on(Options::new(version), version, snapshotter, config).await
 }
 
-/// The same after a pull that labels what it unpacks, which 2.1 does without its transfer service: other events come,
-/// in another order.
+/// Like [`races`], after a pull that labels its snapshots. containerd 2.1 then pulls without its transfer
+/// service: it sends other events, in another order.
 async fn races_annotated(version: Version, snapshotter: &str, config: &str) -> Result<()> {
     let mut options = Options::new(version);
     options.snapshot_annotations = true;
@@ -154,12 +156,12 @@ async fn races_on(
     let many = std::env::var(COUNT).ok();
     let count = match &many {
         Some(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
-        None => FEW,
+        None => DEFAULT_COUNT,
     };
     if snapshotter == NYDUS {
         options.remotes = vec![Remote::Nydus];
     }
-    let annotated = options.snapshot_annotations;
+    let is_annotated = options.snapshot_annotations;
     let mut node = Node::start_with(version, options).await?;
     if many.is_some() {
         node.hooks = DEFAULT_HOOKS;
@@ -168,17 +170,17 @@ async fn races_on(
     node.log.wait_for("reconcile finished", PATIENCE).await?;
     let old_pod = node.cri.run_pod(snapshotter, &[]).await?;
     for layers in LAYERS {
-        let mut tally = Tally {
-            annotated,
-            ..Tally::default()
+        let mut results = Results {
+            is_annotated,
+            ..Results::default()
         };
         for n in 0..count {
-            let raced = node.race(snapshotter, layers, n, &old_pod, &mut tally);
+            let raced = node.race_once(snapshotter, layers, n, &old_pod, &mut results);
             raced
                 .await
                 .with_context(|| format!("{layers} layers, pull {n}"))?;
         }
-        tally.say(&format!(
+        results.print(&format!(
             "{version:?}, {snapshotter}, {layers} layers, {count} pulls"
         ))?;
     }
@@ -186,13 +188,13 @@ async fn races_on(
 }
 
 impl Node {
-    async fn race(
+    async fn race_once(
         &mut self,
         snapshotter: &str,
         layers: usize,
         n: usize,
         old_pod: &lab::Pod,
-        tally: &mut Tally,
+        results: &mut Results,
     ) -> Result<()> {
         self.image = image(layers, n);
         let name = self.image.name().to_owned();
@@ -207,19 +209,19 @@ impl Node {
         };
         let began = std::time::Instant::now();
         let container = self.cri.create_container(&pod, &name, &[], &[]).await?;
-        tally.creations.push(began.elapsed());
+        results.creations.push(began.elapsed());
         if snapshotter == NYDUS {
             self.assert_guest_pulls(&container).await?;
             self.wait_named().await?;
         } else {
             self.wait_ready(snapshotter).await?;
         }
-        // Logged after the waiters have their outcome; also where containerd has overtaken the flight.
+        // The plugin logs this after the waiters have the result, also when containerd was first.
         if snapshotter == NYDUS && layers >= ALWAYS_EARLY {
-            let early = tally.begun_early(snapshotter, &self.image);
+            let early = results.early_fields(snapshotter, &self.image);
             log.wait_for(&early, PATIENCE).await?;
         }
-        tally.count(&log, snapshotter, &self.image, returned)?;
+        results.count(&log, snapshotter, &self.image, returned)?;
         if is_new {
             self.cri.remove_pod(&pod).await?;
         } else {
@@ -228,7 +230,7 @@ impl Node {
         Ok(())
     }
 
-    /// No layer is called by the digest any more, which was all that the pull had told.
+    /// Waits until the labels of all layers name the tag. During the pull only the digest is known.
     async fn wait_named(&self) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -243,7 +245,7 @@ impl Node {
         }
     }
 
-    /// Labelled, and nothing is to be done about it.
+    /// Waits until the image is labelled, and checks that it is ready.
     async fn wait_ready(&self, snapshotter: &str) -> Result<()> {
         self.wait_labelled(snapshotter).await?;
         let state = self.state_of(&self.image, snapshotter).await?;

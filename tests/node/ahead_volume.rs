@@ -1,5 +1,5 @@
-//! An image that a pod mounts as a volume (containerd 2.1): no event tells of it ahead unless its
-//! snapshotter is eager, and containerd unpacks it without labels.
+//! An image volume (containerd 2.1): no event names the image ahead unless its snapshotter is eager, and
+//! containerd unpacks it without labels.
 
 use anyhow::{Result, ensure};
 use k8s_cri::v1::{
@@ -19,7 +19,7 @@ fn spec(name: &str) -> ImageSpec {
     }
 }
 
-/// A container of `image` that mounts `volume` at `/model`.
+/// Returns a request for a container of `image` that mounts `volume` at `/model`.
 pub(crate) fn mounting(pod: &Pod, image: &str, volume: &str) -> CreateContainerRequest {
     let mount = Mount {
         container_path: "/model".to_owned(),
@@ -45,7 +45,7 @@ pub(crate) fn mounting(pod: &Pod, image: &str, volume: &str) -> CreateContainerR
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_labelled_for_the_next_pod() -> Result<()> {
+async fn an_image_volume_is_labelled_for_the_next_pod() -> Result<()> {
     let version = Version::V2_1;
     let handler = handler(version);
     let mut node = Node::start(version).await?;

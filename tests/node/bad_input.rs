@@ -1,5 +1,5 @@
-//! Bad input of any kind gets an error that names the thing and the remedy; nothing is left behind,
-//! and the daemon lives on.
+//! Bad input gets an error that names the faulty thing and the remedy. No lease or snapshot remains, and the
+//! plugin keeps running.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use lab::{Flaw, Image, Layer, Version, images};
 
 use crate::support::{LaunchedBy, Node, PROGRAM, handler};
 
-/// Runs the program; answers its exit status and what it printed on both streams.
+/// Runs the program; returns its exit code, and the text of both streams.
 fn run(arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let output = Command::new(PROGRAM).args(arguments).output()?;
     Ok((output.status.code(), text(&output)))
@@ -46,32 +46,35 @@ fn a_bad_configuration_is_named_by_file_line_and_key() -> Result<()> {
             &["run", "--config", path],
             &["check", "--config", path],
         ] {
-            let (code, said) = run(command)?;
+            let (code, printed) = run(command)?;
             ensure!(
-                code == Some(2) && said.contains(words),
-                "{command:?}: {code:?}: {said}"
+                code == Some(2) && printed.contains(words),
+                "{command:?}: {code:?}: {printed}"
             );
         }
     }
-    let (code, said) = run(&["config", "--check", "/nowhere.toml"])?;
-    ensure!(code == Some(2) && said.contains("/nowhere.toml"), "{said}");
+    let (code, printed) = run(&["config", "--check", "/nowhere.toml"])?;
+    ensure!(
+        code == Some(2) && printed.contains("/nowhere.toml"),
+        "{printed}"
+    );
     Ok(())
 }
 
 #[test]
-fn the_default_configuration_is_one() -> Result<()> {
+fn the_default_configuration_is_valid() -> Result<()> {
     let (code, text) = run(&["config", "--default"])?;
     ensure!(code == Some(0));
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("config.toml");
     std::fs::write(&file, text)?;
-    let (code, said) = run(&["config", "--check", file.to_str().expect("UTF-8")])?;
-    ensure!(code == Some(0), "{said}");
+    let (code, printed) = run(&["config", "--check", file.to_str().expect("UTF-8")])?;
+    ensure!(code == Some(0), "{printed}");
     Ok(())
 }
 
 #[test]
-fn without_containerd_a_command_exits_with_3() -> Result<()> {
+fn commands_exit_with_3_without_containerd() -> Result<()> {
     for command in [
         &["check"][..],
         &["handlers"],
@@ -79,10 +82,10 @@ fn without_containerd_a_command_exits_with_3() -> Result<()> {
         &["check", "a:1", "--snapshotter", "erofs"],
     ] {
         let socket = ["--containerd-socket", "/nowhere/containerd.sock"];
-        let (code, said) = run(&[command, &socket].concat())?;
+        let (code, printed) = run(&[command, &socket].concat())?;
         ensure!(
-            code == Some(3) && said.contains("/nowhere/containerd.sock"),
-            "{command:?}: {code:?}: {said}"
+            code == Some(3) && printed.contains("/nowhere/containerd.sock"),
+            "{command:?}: {code:?}: {printed}"
         );
     }
     Ok(())
@@ -108,16 +111,16 @@ fn wrong_usage_exits_with_2() -> Result<()> {
         (&["frobnicate"], "frobnicate"),
         (&[], "Usage"),
     ] {
-        let (code, said) = run(arguments)?;
+        let (code, printed) = run(arguments)?;
         ensure!(
-            code == Some(2) && said.contains(words),
-            "{arguments:?}: {code:?}: {said}"
+            code == Some(2) && printed.contains(words),
+            "{arguments:?}: {code:?}: {printed}"
         );
     }
     Ok(())
 }
 
-/// The daemon waits for a socket that is not there, and says so once.
+/// The plugin waits for a socket that does not exist, and logs this once.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_waits_for_its_socket() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
@@ -128,11 +131,11 @@ async fn the_daemon_waits_for_its_socket() -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(
         node.log.lines_with("cannot connect").len() >= 3,
-        "it tries on, at debug"
+        "no further try in the log at debug"
     );
     ensure!(
         node.log.lines_with("trying again").len() == 1,
-        "it says so once"
+        "not logged exactly once"
     );
     node.lab.restart().await?;
     node.wait_for_lines(crate::support::RESOLVED, 1).await?;
@@ -142,7 +145,7 @@ async fn the_daemon_waits_for_its_socket() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_exist_is_named() -> Result<()> {
+async fn missing_things_are_named() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     for (arguments, code, words) in [
         (
@@ -172,17 +175,17 @@ async fn what_does_not_exist_is_named() -> Result<()> {
         ),
     ] {
         let output = node.command(arguments)?;
-        let said = text(&output);
+        let printed = text(&output);
         ensure!(
-            output.status.code() == Some(code) && said.contains(words),
+            output.status.code() == Some(code) && printed.contains(words),
             "{arguments:?}: {output:?}"
         );
     }
     Ok(())
 }
 
-/// Broken images: each is named by the pod that wants it, and by `ensure`; the next pod is served.
-async fn broken_images(version: Version) -> Result<()> {
+/// Broken images: the log of a pod's hook and `ensure` name each of them, and the next pod is served.
+async fn each_broken_image_is_named(version: Version) -> Result<()> {
     let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     for (name, flaw, words) in [
@@ -200,7 +203,7 @@ async fn broken_images(version: Version) -> Result<()> {
         ),
     ] {
         let name = format!("registry.test/broken/{name}:1");
-        // No two of these images share a blob.
+        // These images share no blob.
         let layer =
             |n: usize| Layer::new().file(&format!("f{n}"), 0o644, format!("{n} of {name}\n"));
         let image = Image::builder(&name)
@@ -211,11 +214,11 @@ async fn broken_images(version: Version) -> Result<()> {
         node.store.put_image(&image).await?;
 
         let ensured = node.command(&["ensure", &name, "--handler", handler])?;
-        let said = text(&ensured);
+        let printed = text(&ensured);
         ensure!(ensured.status.code() == Some(1), "{ensured:?}");
         ensure!(
-            said.contains(&name) && said.contains(words),
-            "{flaw:?}: {said}"
+            printed.contains(&name) && printed.contains(words),
+            "{flaw:?}: {printed}"
         );
 
         let pod = node
@@ -226,22 +229,22 @@ async fn broken_images(version: Version) -> Result<()> {
         node.cri.remove_pod(&pod).await?;
         node.assert_nothing_left(handler).await?;
 
-        // What the message says to do helps.
+        // The remedy of the message helps.
         node.registry.push(&sound).await?;
         match flaw {
             Flaw::LayerMissing(_) => {
-                ensure!(said.contains("content fetch --hosts-dir"), "{said}");
+                ensure!(printed.contains("content fetch --hosts-dir"), "{printed}");
                 node.fetch(&name).await?;
             }
             _ => {
-                ensure!(said.contains("push"), "{said}");
+                ensure!(printed.contains("push"), "{printed}");
                 node.cri.pull_image(&name).await?;
             }
         }
         node.ensure_ready(&sound, handler)?;
         node.image = sound;
     }
-    changed_document(&mut node, handler).await?;
+    assert_changed_config_is_named(&mut node, handler).await?;
     let good = images::app("registry.test/lab/good:1")?;
     node.store.put_image(&good).await?;
     node.cri
@@ -251,19 +254,19 @@ async fn broken_images(version: Version) -> Result<()> {
     node.assert_labelled(handler).await
 }
 
-/// The config of the node's image is changed on the disk.
-async fn changed_document(node: &mut Node, handler: &str) -> Result<()> {
+/// The config of the node's image is changed on disk.
+async fn assert_changed_config_is_named(node: &mut Node, handler: &str) -> Result<()> {
     let digest = &node.image.config.digest;
     let content = node.lab.path("root/io.containerd.content.v1.content");
     let blob = content.join("blobs").join(digest.replace(':', "/"));
     std::fs::write(blob, "{}")?;
     let name = node.image.name().to_owned();
     let refused = node.command(&["ensure", &name, "--handler", handler])?;
-    let said = text(&refused);
+    let printed = text(&refused);
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     let remedy = format!("`crictl rmi {name}` and `crictl pull {name}`");
     for words in ["its 2 bytes do not match this digest", &remedy] {
-        ensure!(said.contains(words), "{words}: {said}");
+        ensure!(printed.contains(words), "{words}: {printed}");
     }
     node.cri.remove_image(&name).await?;
     node.cri.pull_image(&name).await?;
@@ -272,7 +275,7 @@ async fn changed_document(node: &mut Node, handler: &str) -> Result<()> {
 }
 
 impl Node {
-    /// Fetches what is missing of an image, as messages say it.
+    /// Fetches the missing content of an image, as the messages advise.
     async fn fetch(&self, name: &str) -> Result<()> {
         let hosts = self.lab.path("hosts").display().to_string();
         let command = ["content", "fetch", "--hosts-dir", &hosts, name];
@@ -282,18 +285,19 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_images_on_2_1() -> Result<()> {
-    broken_images(Version::V2_1).await
+async fn each_broken_image_is_named_on_2_1() -> Result<()> {
+    each_broken_image_is_named(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_images_on_1_7() -> Result<()> {
-    broken_images(Version::V1_7).await
+async fn each_broken_image_is_named_on_1_7() -> Result<()> {
+    each_broken_image_is_named(Version::V1_7).await
 }
 
-/// A plugin that containerd launched with a bad configuration stands by; containerd and its pods live.
+/// A plugin that containerd launched with a bad configuration stays in standby. containerd and its pods keep
+/// running.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_configuration_does_not_harm_containerd() -> Result<()> {
+async fn containerd_runs_with_a_badly_configured_plugin() -> Result<()> {
     for version in Version::ALL {
         let mut node = Node::start(version).await?;
         let link = node.lab.path("nri/plugins/10-nri-unpack");
@@ -306,7 +310,10 @@ async fn a_bad_configuration_does_not_harm_containerd() -> Result<()> {
             .create_container(&pod, crate::support::APP, &[], &[])
             .await?;
         let log = node.lab.log().text();
-        ensure!(log.contains("nri-unpack"), "containerd launched it");
+        ensure!(
+            log.contains("nri-unpack"),
+            "containerd did not launch the plugin"
+        );
         ensure!(
             !log.contains("failed to start pre-installed NRI plugin"),
             "{log}"

@@ -1,4 +1,4 @@
-//! `check` shows what can be looked at, also where one of several snapshotters does not work.
+//! `check` shows everything that it can read, also if one of several snapshotters does not work.
 
 use std::process::Output;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::support::Node;
 
-/// The snapshotters of the rows of a report.
-fn places(output: &Output) -> Result<Vec<String>> {
+/// Returns the snapshotters of the rows of a report.
+fn row_snapshotters(output: &Output) -> Result<Vec<String>> {
     let report: Value = serde_json::from_slice(&output.stdout)?;
     let rows = report["images"].as_array().context("a report")?.iter();
-    let places = rows.filter_map(|row| row["snapshotter"].as_str());
-    Ok(places.map(str::to_owned).collect())
+    let row_snapshotters = rows.filter_map(|row| row["snapshotter"].as_str());
+    Ok(row_snapshotters.map(str::to_owned).collect())
 }
 
 async fn start() -> Result<Node> {
@@ -22,7 +22,7 @@ async fn start() -> Result<Node> {
     Node::start_with(Version::V2_1, options).await
 }
 
-/// The others' rows are there, and the status is that of a node on which something is wrong.
+/// The rows of the other snapshotters are shown, and the exit code is 1.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
     let node = start().await?;
@@ -34,7 +34,7 @@ async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
     let check = ["check", image, "--output", "json"];
     let all = node.command(&check)?;
     ensure!(
-        all.status.success() && places(&all)? == ["erofs", "native", "nydus"],
+        all.status.success() && row_snapshotters(&all)? == ["erofs", "native", "nydus"],
         "{all:?}"
     );
 
@@ -44,23 +44,23 @@ async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
         (&["--handler", "nydus"], &[]),
     ] {
         let checked = node.command(&[&check[..], more].concat())?;
-        let said = String::from_utf8_lossy(&checked.stderr);
+        let printed = String::from_utf8_lossy(&checked.stderr);
         ensure!(checked.status.code() == Some(1), "{checked:?}");
-        ensure!(places(&checked)? == expected, "{checked:?}");
+        ensure!(row_snapshotters(&checked)? == expected, "{checked:?}");
         ensure!(
-            said.contains("snapshotter nydus does not answer: ")
-                // The call may meet the end of the old connection before it finds no listener.
-                && ["connection refused", "EOF"].iter().any(|it| said.contains(it))
-                && said.lines().count() == 1,
-            "{said}"
+            printed.contains("snapshotter nydus does not answer: ")
+                // The call may meet the end of the old connection before the socket has no listener.
+                && ["connection refused", "EOF"].iter().any(|it| printed.contains(it))
+                && printed.lines().count() == 1,
+            "{printed}"
         );
     }
 
-    // All images, of which the first tells that it is down.
+    // All images: the first call shows that the snapshotter is down.
     let checked = node.command(&["check"])?;
-    let said = String::from_utf8_lossy(&checked.stderr);
+    let printed = String::from_utf8_lossy(&checked.stderr);
     ensure!(
-        checked.status.code() == Some(1) && said.lines().count() == 1,
+        checked.status.code() == Some(1) && printed.lines().count() == 1,
         "{checked:?}"
     );
 
@@ -72,7 +72,7 @@ async fn a_snapshotter_that_is_down_is_named() -> Result<()> {
 
 /// A handler's snapshotter that containerd does not have, or that did not start.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshotter_that_is_not_there_is_named() -> Result<()> {
+async fn a_missing_snapshotter_is_named() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let config = node.lab.path("handlers.toml");
     let handlers = "[handlers]\nkata = \"zfs9\"\nvm = \"devmapper\"\n";
@@ -82,21 +82,24 @@ async fn a_snapshotter_that_is_not_there_is_named() -> Result<()> {
         .args(["check", node.image.name(), "--output", "json"])
         .args(["--config", config])
         .output()?;
-    let said = String::from_utf8_lossy(&checked.stderr);
+    let printed = String::from_utf8_lossy(&checked.stderr);
     ensure!(checked.status.code() == Some(1), "{checked:?}");
-    ensure!(places(&checked)? == ["erofs", "native"], "{checked:?}");
+    ensure!(
+        row_snapshotters(&checked)? == ["erofs", "native"],
+        "{checked:?}"
+    );
     for words in [
         "containerd has no snapshotter zfs9",
         "snapshotter devmapper did not start: ",
     ] {
-        ensure!(said.contains(words), "{said}");
+        ensure!(printed.contains(words), "{printed}");
     }
     Ok(())
 }
 
-/// What is shown can be chosen; JSON has everything as it is.
+/// Columns and rows can be selected; JSON has all values in full.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_shown_can_be_chosen() -> Result<()> {
+async fn rows_and_columns_can_be_selected() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let name = node.image.name().to_owned();
     node.ensure_ready(&node.image, "erofs")?;
@@ -134,7 +137,7 @@ async fn what_is_shown_can_be_chosen() -> Result<()> {
     let wide = shown(&["--output", "wide"], 1)?;
     ensure!(wide.contains(digest) && wide.contains("MANIFEST"), "{wide}");
 
-    // What reads a pipe gets whole names; how they look on a terminal is for the screens.
+    // In a pipe the names are complete; the tests of `screens` check the output on a terminal.
     let by_digest = format!("{}@{digest}", name.trim_end_matches(":1"));
     for arguments in [&[&*by_digest][..], &[&by_digest, "--no-trunc"]] {
         let table = shown(arguments, 1)?;
@@ -147,16 +150,16 @@ async fn what_is_shown_can_be_chosen() -> Result<()> {
         (&["--state", "bad"], 2, "write one of ready, missing"),
     ] {
         let output = node.command(&[&["check"], arguments].concat())?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let printed = String::from_utf8_lossy(&output.stderr);
         ensure!(
-            output.status.code() == Some(code) && said.contains(words),
+            output.status.code() == Some(code) && printed.contains(words),
             "{arguments:?}: {output:?}"
         );
     }
     Ok(())
 }
 
-/// A terminal gets colours and lines that fit, unless `NO_COLOR` is set.
+/// A terminal gets colours and lines within its width, unless `NO_COLOR` is set.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_gets_colours_and_lines_that_fit() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;

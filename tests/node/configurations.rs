@@ -1,4 +1,5 @@
-//! containerd's configuration files, read here and by the containerds themselves: `config dump` is right.
+//! The plugin reads containerd's configuration files as containerd does: each result is compared with
+//! `config dump`.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ const NEW_GUEST: &str =
     "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.guest]\nruntime_type = 'x'\n";
 const IMAGES: &str = "[plugins.'io.containerd.cri.v1.images']\n";
 
-/// The files below `tests/configs`, and the others, each a folder with a `config.toml`.
+/// Creates the test cases: the files below `tests/configs` and others, each a folder with a `config.toml`.
 fn cases() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
     let text = |parts: &[&str]| parts.concat();
@@ -35,7 +36,7 @@ fn cases() -> Result<tempfile::TempDir> {
         std::fs::create_dir_all(path.parent().context("a folder")?)?;
         Ok(std::fs::write(path, text)?)
     };
-    // Which files a pattern means.
+    // Which files a pattern of `imports` matches.
     for version in [2, 3] {
         for (i, pattern) in [
             "**/*.toml",
@@ -231,9 +232,9 @@ fn cases() -> Result<tempfile::TempDir> {
     Ok(folder)
 }
 
-/// What is in force, in one line.
+/// The effective configuration.
 #[derive(Debug, PartialEq)]
-struct Force {
+struct Effective {
     default_snapshotter: String,
     handlers: Vec<(String, String)>,
     default_runtime: String,
@@ -249,8 +250,8 @@ fn at<'a>(table: &'a Table, keys: &[&str]) -> Option<&'a Value> {
     table?.get(*last)
 }
 
-/// What containerd itself makes of the files; `None` where it does not start with them.
-fn dumped(containerd: &Path, config: &Path, version: Version) -> Result<Option<Force>> {
+/// Returns what containerd itself reads from the files, or `None` if it does not start with them.
+fn dumped(containerd: &Path, config: &Path, version: Version) -> Result<Option<Effective>> {
     let mut command = Command::new(containerd.join("containerd"));
     let output = command
         .arg("-c")
@@ -263,7 +264,7 @@ fn dumped(containerd: &Path, config: &Path, version: Version) -> Result<Option<F
     let dump: Table = std::str::from_utf8(&output.stdout)?.parse()?;
     let (images, runtime, sandbox): (&[&str], &[&str], &[&str]) = match version {
         Version::V1_7 => {
-            // One of version 1 is shown as it is.
+            // containerd prints a file of version 1 without conversion.
             let is_old = at(&dump, &["plugins", "cri"]).is_some();
             let cri = if is_old {
                 "cri"
@@ -300,7 +301,7 @@ fn dumped(containerd: &Path, config: &Path, version: Version) -> Result<Option<F
         let own = if own.is_empty() { &default } else { own };
         (name.clone(), own.to_owned())
     });
-    Ok(Some(Force {
+    Ok(Some(Effective {
         handlers: handlers.collect(),
         default_runtime: text(&[runtime, &["default_runtime_name"]].concat())
             .context("a runtime")?,
@@ -311,8 +312,8 @@ fn dumped(containerd: &Path, config: &Path, version: Version) -> Result<Option<F
     }))
 }
 
-/// The same by this program; a problem is what containerd does not start with.
-fn read(config: &Path, version: Version) -> Option<Force> {
+/// Returns what this program reads; `None` if it reports a problem that keeps containerd from starting.
+fn read(config: &Path, version: Version) -> Option<Effective> {
     let numbers = match version {
         Version::V1_7 => (1, 7),
         Version::V2_1 => (2, 1),
@@ -332,7 +333,7 @@ fn read(config: &Path, version: Version) -> Option<Force> {
     );
     let handlers = Handlers::resolve(&Config::default(), Running::default(), Some(file));
     let all = handlers.iter();
-    Some(Force {
+    Some(Effective {
         default_snapshotter: handlers.default_name()?.to_owned(),
         handlers: all
             .map(|(name, it)| (name.to_owned(), it.snapshotter.clone()))
@@ -359,14 +360,15 @@ fn files_are_read_as_containerd_reads_them() -> Result<()> {
         let containerd = packages.containerd(prefix);
         for folder in std::fs::read_dir(made.path())?.chain(std::fs::read_dir(&kept)?) {
             let folder = folder?.path();
-            // containerd 2 goes on without it; here it may be there for containerd.
+            // containerd 2 starts without the missing file; for this program the file may exist in containerd's
+            // mount namespace.
             if version == Version::V2_1 && folder.ends_with("missing-import") {
                 continue;
             }
             let config = folder.join("config.toml");
             let expected = dumped(&containerd, &config, version)?;
             let mut found = read(&config, version);
-            // Which pause image a containerd has built in is not read from files.
+            // No file names the pause image that is built into containerd.
             if let (Some(found), Some(expected)) = (&mut found, &expected)
                 && found.sandbox_image.is_none()
             {

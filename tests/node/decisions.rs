@@ -1,4 +1,4 @@
-//! What a hook decides is one line with the same keys, as a program reads it.
+//! Each decision of a hook is one JSON line in the log, with the same keys.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Log, Plugin, Version, images};
@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::guest_pull::{self, NYDUS};
 use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, RESOLVED, handler};
 
-/// The keys that the line of each decision has.
-const WORDS: [&str; 9] = [
+/// The keys of a decision's line.
+const KEYS: [&str; 9] = [
     "pod",
     "container",
     "image",
@@ -20,7 +20,7 @@ const WORDS: [&str; 9] = [
     "why",
 ];
 
-/// All lines, parsed.
+/// Returns all lines, parsed.
 fn lines(log: &Log) -> Result<Vec<Value>> {
     let text = log.text();
     let parsed = text
@@ -29,12 +29,12 @@ fn lines(log: &Log) -> Result<Vec<Value>> {
     parsed.collect()
 }
 
-/// The decisions among them, each with all of its keys.
+/// Returns the decisions, and checks that each has all keys.
 fn decisions(log: &Log) -> Result<Vec<Value>> {
     let mut decisions = lines(log)?;
     decisions.retain(|line| line.get("verdict").is_some());
     for line in &decisions {
-        ensure!(WORDS.iter().all(|key| line[key].is_string()), "{line:#}");
+        ensure!(KEYS.iter().all(|key| line[key].is_string()), "{line:#}");
         let took = line["took_ms"].as_f64();
         ensure!(took.is_some_and(|ms| ms > 0.0 && ms < 10_000.0), "{line:#}");
         ensure!(line["target"] == "nri_unpack::hooks", "{line:#}");
@@ -42,11 +42,11 @@ fn decisions(log: &Log) -> Result<Vec<Value>> {
     Ok(decisions)
 }
 
-/// That there is one decision, and what these keys of it hold.
-fn the_only(log: &Log, expected: &[(&str, &str)]) -> Result<Value> {
+/// Returns the only decision, and checks the values of these keys.
+fn the_only_decision(log: &Log, expected: &[(&str, &str)]) -> Result<Value> {
     let decisions = decisions(log)?;
     let [line] = &decisions[..] else {
-        anyhow::bail!("not one decision: {decisions:#?}");
+        anyhow::bail!("not exactly one decision: {decisions:#?}");
     };
     for (key, value) in expected {
         ensure!(line[key] == *value, "{key} is not {value}: {line:#}");
@@ -54,8 +54,8 @@ fn the_only(log: &Log, expected: &[(&str, &str)]) -> Result<Value> {
     Ok(line.clone())
 }
 
-/// That nothing was said above debug.
-fn is_quiet(log: &Log) -> Result<()> {
+/// Checks that no line has a level above debug.
+fn assert_quiet(log: &Log) -> Result<()> {
     let lines = lines(log)?;
     ensure!(
         lines
@@ -67,7 +67,7 @@ fn is_quiet(log: &Log) -> Result<()> {
 }
 
 impl Node {
-    async fn serve_in_json(&mut self, more: &str) -> Result<()> {
+    async fn serve_with_json_log(&mut self, more: &str) -> Result<()> {
         let config = self.config(more) + "format = \"json\"\n";
         let plugin = Plugin::start(&self.lab, PROGRAM, &config)?;
         self.log = plugin.log().clone();
@@ -78,9 +78,9 @@ impl Node {
     }
 }
 
-async fn every_decision_has_its_keys(version: Version) -> Result<()> {
+async fn each_decision_has_all_keys(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
-    node.serve_in_json("").await?;
+    node.serve_with_json_log("").await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
     let name = format!(
@@ -90,7 +90,7 @@ async fn every_decision_has_its_keys(version: Version) -> Result<()> {
 
     let log = node.log.from_now();
     node.cri.create_container(&pod, APP, &[], &[]).await?;
-    let line = the_only(
+    let line = the_only_decision(
         &log,
         &[
             ("level", "INFO"),
@@ -117,10 +117,10 @@ async fn every_decision_has_its_keys(version: Version) -> Result<()> {
     ];
     let log = node.log.from_now();
     node.cri.create_container(&pod, APP, &[], &[]).await?;
-    the_only(&log, &ready)?;
-    is_quiet(&log)?;
+    the_only_decision(&log, &ready)?;
+    assert_quiet(&log)?;
 
-    // Made ready by another process: the plugin has to look first.
+    // Another process made the image ready: the plugin has to inspect it first.
     let other = images::many_layers("registry.test/lab/other:1", 2)?;
     node.registry.push(&other).await?;
     node.cri.pull_image(other.name()).await?;
@@ -129,13 +129,13 @@ async fn every_decision_has_its_keys(version: Version) -> Result<()> {
     node.cri
         .create_container(&pod, other.name(), &[], &[])
         .await?;
-    the_only(&log, &ready)?;
-    is_quiet(&log)?;
+    the_only_decision(&log, &ready)?;
+    assert_quiet(&log)?;
 
     let log = node.log.from_now();
     let annotation = ("nri-unpack/images", "registry.test/lab/gone:1");
     node.cri.run_pod(handler, &[annotation]).await?;
-    the_only(
+    the_only_decision(
         &log,
         &[
             ("level", "WARN"),
@@ -151,27 +151,27 @@ async fn every_decision_has_its_keys(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_decision_has_its_keys_on_2_1() -> Result<()> {
-    every_decision_has_its_keys(Version::V2_1).await
+async fn each_decision_has_all_keys_on_2_1() -> Result<()> {
+    each_decision_has_all_keys(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_decision_has_its_keys_on_1_7() -> Result<()> {
-    every_decision_has_its_keys(Version::V1_7).await
+async fn each_decision_has_all_keys_on_1_7() -> Result<()> {
+    each_decision_has_all_keys(Version::V1_7).await
 }
 
-/// A container that was moved, and one that was rejected since it must not be.
+/// The log lines of a moved container and of a rejected one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_swap_and_a_rejection() -> Result<()> {
+async fn a_moved_and_a_rejected_container_are_logged() -> Result<()> {
     for (swap, action, verdict) in [(true, "swapped", "moved"), (false, "none", "rejected")] {
         let mut node = guest_pull::start(Version::V2_1).await?;
         let config = format!("swap = {swap}\n{ON_DEMAND}");
-        node.serve_in_json(&config).await?;
+        node.serve_with_json_log(&config).await?;
         let pod = node.cri.run_pod(NYDUS, &[]).await?;
         let log = node.log.from_now();
         let created = node.cri.create_container(&pod, APP, &[], &[]).await;
         ensure!(created.is_ok() == swap, "{created:?}");
-        the_only(
+        the_only_decision(
             &log,
             &[
                 ("snapshotter", NYDUS),

@@ -1,5 +1,5 @@
-//! The documentation, carried out: a reader finds an error by its text, runs the one command below it, and the pod
-//! starts. All commands and configurations that the documents show are checked.
+//! The tests carry out the documentation: they look up an error by its text and run the first command below its
+//! heading, and the pod starts. They check all commands and configurations of the documents.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ fn pages() -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// The blocks of this language.
+/// Returns the code blocks of this language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let begin = format!("\n```{language}\n");
     let blocks = text.split(&begin).skip(1);
@@ -32,8 +32,8 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     blocks.collect()
 }
 
-/// Whether a heading is that of a message: «…» stands for what differs.
-fn is_of(heading: &str, message: &str) -> bool {
+/// Whether a heading matches a message; «…» matches any text.
+fn matches_message(heading: &str, message: &str) -> bool {
     let mut rest = message;
     heading
         .split('…')
@@ -47,18 +47,19 @@ fn is_of(heading: &str, message: &str) -> bool {
         })
 }
 
-/// The first commands below the heading of this message.
+/// Returns the first command block below the heading of this message.
 fn remedy(message: &str) -> Result<String> {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md"))?;
     let mut sections = page.split("\n## ").skip(1);
-    let section = sections.find(|section| is_of(section.lines().next().unwrap_or(""), message));
+    let section =
+        sections.find(|section| matches_message(section.lines().next().unwrap_or(""), message));
     let section = section.with_context(|| format!("not in the documentation: {message}"))?;
     let command = blocks(section, "sh").into_iter().next();
     command.with_context(|| format!("no command: {section}"))
 }
 
 impl Node {
-    /// Runs a command as it is written, on this node.
+    /// Runs a documented command on this node.
     async fn run(&mut self, command: &str, handler: &str) -> Result<()> {
         let image = self.image.name().to_owned();
         let words = command.split_whitespace().map(|word| match word {
@@ -70,7 +71,7 @@ impl Node {
         match &words[..] {
             ["nri-unpack", arguments @ ..] => {
                 let output = self.command(arguments)?;
-                // One means that something is not ready, which is for `check` to say.
+                // Exit code 1 means that an image is not ready, which `check` reports.
                 let is_check = arguments[0] == "check" && output.status.code() == Some(1);
                 ensure!(output.status.success() || is_check, "{command}: {output:?}");
             }
@@ -99,7 +100,7 @@ impl Node {
         Ok(())
     }
 
-    /// The error that a creation meets, and that is gone after the commands that the documentation gives.
+    /// Runs the documented commands for the error `message` of a creation.
     pub(crate) async fn play(&mut self, handler: &str, message: &str) -> Result<()> {
         for command in remedy(message)?.lines() {
             self.run(command, handler).await?;
@@ -108,7 +109,7 @@ impl Node {
     }
 }
 
-async fn content_not_found(version: Version) -> Result<()> {
+async fn the_remedy_for_missing_content_helps(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
     let mut node = Node::start_with(version, options).await?;
@@ -130,25 +131,26 @@ async fn content_not_found(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_not_found_on_2_1() -> Result<()> {
-    content_not_found(Version::V2_1).await
+async fn the_remedy_for_missing_content_helps_on_2_1() -> Result<()> {
+    the_remedy_for_missing_content_helps(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_not_found_on_1_7() -> Result<()> {
-    content_not_found(Version::V1_7).await
+async fn the_remedy_for_missing_content_helps_on_1_7() -> Result<()> {
+    the_remedy_for_missing_content_helps(Version::V1_7).await
 }
 
-/// containerd 1.7 pulls for the handler that the kubelet names; 2.1 does so only where it is configured.
+/// containerd 1.7 pulls for the handler that the kubelet names; containerd 2.1 does so only if that is
+/// configured.
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_reference_on_1_7() -> Result<()> {
+async fn the_remedy_for_a_missing_reference_helps_on_1_7() -> Result<()> {
     let version = Version::V1_7;
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     options.snapshot_annotations = false;
     let mut node = Node::start_with(version, options).await?;
     node.serve("").await?;
-    // Shares no layer with what is ready already.
+    // This image shares no layer with the ready images.
     node.image = image(3, 0);
     node.registry.push(&node.image).await?;
     let name = node.image.name().to_owned();
@@ -162,13 +164,13 @@ async fn missing_reference_on_1_7() -> Result<()> {
     node.assert_guest_pulls(&container).await
 }
 
-/// What is shown of our own configuration is right, and what is linked is there.
+/// The plugin's configurations in the documents are valid, and the targets of links exist.
 #[test]
-fn configurations_and_links() -> Result<()> {
+fn configurations_and_links_are_valid() -> Result<()> {
     for page in pages()? {
         let text = std::fs::read_to_string(&page)?;
         for block in blocks(&text, "toml") {
-            // containerd's own tables are not ours to check.
+            // The tables of containerd's own configuration are not checked here.
             if !block.contains("proxy_plugins") && !block.contains("[plugins.") {
                 Config::from_toml(&block, &page.display().to_string())?;
             }
@@ -187,9 +189,9 @@ fn configurations_and_links() -> Result<()> {
     Ok(())
 }
 
-/// All commands of the chapters; the README's own need a system.
+/// Runs all commands of the chapters. The commands of the README need a real system.
 #[tokio::test(flavor = "multi_thread")]
-async fn commands() -> Result<()> {
+async fn documented_commands_work() -> Result<()> {
     let mut options = Options::new(Version::V2_1);
     options.remotes = vec![Remote::Nydus];
     let mut node = Node::start_with(Version::V2_1, options).await?;

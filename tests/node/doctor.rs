@@ -1,5 +1,5 @@
-//! `doctor`: each thing that can be wrong with a node is brought about, found under its id, with the
-//! exit status and the JSON of the contract, and gone when its remedy was followed.
+//! `doctor`: each test causes a fault of a node. The fault is found under its ID, with the documented exit code
+//! and JSON; after its remedy the finding is gone.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use crate::support::{Node, PATIENCE, PROGRAM, handler};
 
-/// What was found, by id.
+/// The findings by ID.
 pub(crate) type Found = BTreeMap<String, Value>;
 
 impl Node {
-    /// With the configuration of the commands.
+    /// Runs `doctor` with the configuration of the other commands.
     pub(crate) fn examine(&self) -> Result<(Option<i32>, Found)> {
         self.examine_with(&self.config(""), &[])
     }
 
-    /// With this one.
+    /// Like [`Self::examine`], with this configuration.
     pub(crate) fn examine_with(
         &self,
         config: &str,
@@ -57,14 +57,18 @@ impl Node {
         Ok((output.status.code(), found))
     }
 
-    /// containerd's configuration file, changed, for the commands to read; and theirs.
-    fn reading(&self, change: impl Fn(String) -> String, more: &str) -> Result<String> {
+    /// Returns a configuration of the commands that reads a changed copy of containerd's file.
+    fn config_with_changed_file(
+        &self,
+        change: impl Fn(String) -> String,
+        more: &str,
+    ) -> Result<String> {
         let text = std::fs::read_to_string(self.lab.config())?;
         let changed = self.lab.path("changed.toml");
         std::fs::write(&changed, change(text))?;
-        let usual = format!("{:?}", self.lab.config());
+        let original = format!("{:?}", self.lab.config());
         let config = self.config(more);
-        Ok(config.replace(&usual, &format!("{changed:?}")))
+        Ok(config.replace(&original, &format!("{changed:?}")))
     }
 }
 
@@ -80,8 +84,9 @@ pub(crate) fn has(found: &Found, id: &str, severity: &str, words: &str) -> Resul
     Ok(())
 }
 
-/// A node as it should be: nothing but notes. Then the plugin twice, and not at all; then no containerd.
-async fn well_and_not(version: Version) -> Result<()> {
+/// A healthy node gives no finding but notes. Then the plugin runs twice, then not at all, and then containerd
+/// is down.
+async fn healthy_and_faulty_node(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.serve("").await?;
     let pause = images::pause(&[PAUSE])?;
@@ -133,18 +138,18 @@ async fn well_and_not(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_well_on_2_1() -> Result<()> {
-    well_and_not(Version::V2_1).await
+async fn a_healthy_node_has_no_findings_on_2_1() -> Result<()> {
+    healthy_and_faulty_node(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_well_on_1_7() -> Result<()> {
-    well_and_not(Version::V1_7).await
+async fn a_healthy_node_has_no_findings_on_1_7() -> Result<()> {
+    healthy_and_faulty_node(Version::V1_7).await
 }
 
-/// What is wrong with the files of both sides. containerd need not be started again to show it.
+/// Faults in the configuration of containerd and of the plugin. containerd need not be restarted to show them.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
+async fn configuration_faults_are_found() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let nri = |text: String| text.replace("disable = false", "disable = true");
     let connections =
@@ -225,12 +230,13 @@ async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
         ),
     ];
     for (change, more, expected) in cases {
-        let (code, found) = node.examine_with(&node.reading(change, more)?, &[])?;
+        let (code, found) =
+            node.examine_with(&node.config_with_changed_file(change, more)?, &[])?;
         ensure!(code == Some(1), "{code:?}");
         for [id, severity, words] in expected {
             has(&found, id, severity, words)?;
         }
-        // The pause image is missing in two snapshotters, and no plugin runs.
+        // Two more findings: the pause image is missing, and the plugin does not run.
         ensure!(found.len() == 2 + expected.len(), "{found:#?}");
     }
 
@@ -250,11 +256,11 @@ async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
     let (_, found) = node.examine_with(&config, &[])?;
     ensure!(!found.contains_key("request-timeout-short"), "{found:#?}");
 
-    // A process has listened there and has ended.
+    // A process listened on this socket and has ended.
     let dead = node.lab.socket_path("dead.sock")?;
     drop(std::os::unix::net::UnixListener::bind(&dead)?);
     let dead = dead.display().to_string();
-    let config = node.reading(|text| text.replace(&socket, &dead), "")?;
+    let config = node.config_with_changed_file(|text| text.replace(&socket, &dead), "")?;
     for (arguments, id) in [
         (["--nri-socket", &dead], "nri-socket-dead"),
         (
@@ -270,15 +276,15 @@ async fn what_is_wrong_with_configurations_is_found() -> Result<()> {
     has(&found, "nri-socket-missing", "error", &dead)
 }
 
-/// A remote snapshotter, its labels, its daemon; and what `--fix` does.
-async fn remote(version: Version) -> Result<()> {
+/// Faults of a remote snapshotter: its labels, its process. Also the effect of `--fix`.
+async fn remote_snapshotter_faults(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     let node = Node::start_with(version, options).await?;
     let lease = "nri-unpack-1-1-1";
     node.lab.ctr(&["leases", "create", "--id", lease]).await?;
 
-    // It takes all that could still be on its way with it.
+    // This collects everything that could still change the database.
     node.store.collect_garbage().await?;
     let before = node.lab.database()?;
     let (code, found) = node.examine()?;
@@ -294,13 +300,13 @@ async fn remote(version: Version) -> Result<()> {
     ensure!(node.lab.database()? == before, "something was written");
 
     let (code, found) = node.examine_with(&node.config(""), &["--fix"])?;
-    // No plugin runs, still.
+    // The plugin still does not run.
     ensure!(code == Some(1), "{code:?}");
     has(&found, "leftovers", "warning", "(leases: 1)")?;
     has(&found, "pause-not-ready", "error", "is ready in nydus")?;
     ensure!(!node.store.leases().await?.contains_key(lease));
     let (_, mut found) = node.examine()?;
-    // Only 1.7 pulls for a handler that a pod names.
+    // Only containerd 1.7 pulls for a handler that a pod names.
     let fails = found.remove("handler-pull-fails");
     ensure!(fails.is_some() == (version == Version::V1_7), "{fails:#?}");
     ensure!(
@@ -315,16 +321,17 @@ async fn remote(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_remote_snapshotter_on_2_1() -> Result<()> {
-    remote(Version::V2_1).await
+async fn remote_snapshotter_faults_are_found_on_2_1() -> Result<()> {
+    remote_snapshotter_faults(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_remote_snapshotter_on_1_7() -> Result<()> {
-    remote(Version::V1_7).await
+async fn remote_snapshotter_faults_are_found_on_1_7() -> Result<()> {
+    remote_snapshotter_faults(Version::V1_7).await
 }
 
-/// Content that was deleted behind containerd's back. What is advised helps, and nothing else does.
+/// Content was deleted from the disk, which containerd does not know. The remedy helps, and no other command
+/// does.
 async fn split_brain(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
@@ -335,16 +342,19 @@ async fn split_brain(version: Version) -> Result<()> {
     let before = node.lab.database()?;
     let (_, found) = node.examine()?;
     ensure!(!found.contains_key("split-brain"), "{found:#?}");
-    // The pause image is asked for, which nydus does not have.
+    // `doctor` looks for the pause image, which nydus does not have.
     ensure!(node.lab.database()? == before, "something was written");
     let nydus = node.lab.remote(Remote::Nydus);
     nydus.kill();
     std::fs::remove_dir_all(node.lab.path("nydus"))?;
     nydus.restart().await?;
-    // containerd finds it again by itself, a second after the first call that did not reach it.
+    // containerd reconnects by itself, one second after the first failed call.
     let began = std::time::Instant::now();
     while node.examine()?.1.contains_key("snapshotter-silent") {
-        ensure!(began.elapsed() < PATIENCE, "nydus stays away");
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "containerd does not reach nydus"
+        );
     }
     let before = node.store.metadata().await?;
     let (code, found) = node.examine()?;
@@ -352,7 +362,7 @@ async fn split_brain(version: Version) -> Result<()> {
     has(&found, "split-brain", "error", &name)?;
     let changes = before.changes(&node.store.metadata().await?);
     ensure!(changes.is_empty(), "{changes:#?}");
-    // Without the remedy there is no way out.
+    // Without the remedy `ensure` fails.
     let row = node.row(&["ensure", &name, "--snapshotter", "nydus"])?;
     ensure!(row["state"] != "ready", "{row:#}");
     let commands = found["split-brain"]["remedy"]["commands"].as_array();
@@ -377,17 +387,17 @@ async fn split_brain(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_was_deleted_is_found_on_2_1() -> Result<()> {
+async fn deleted_content_is_found_on_2_1() -> Result<()> {
     split_brain(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_was_deleted_is_found_on_1_7() -> Result<()> {
+async fn deleted_content_is_found_on_1_7() -> Result<()> {
     split_brain(Version::V1_7).await
 }
 
-/// Images in a bad state.
-async fn images_and_content(version: Version) -> Result<()> {
+/// Images with a wrong state.
+async fn image_faults(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let pod = node.cri.run_pod("native", &[]).await?;
     let name = node.image.name().to_owned();
@@ -406,11 +416,11 @@ async fn images_and_content(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_images_on_2_1() -> Result<()> {
-    images_and_content(Version::V2_1).await
+async fn image_faults_are_found_on_2_1() -> Result<()> {
+    image_faults(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_images_on_1_7() -> Result<()> {
-    images_and_content(Version::V1_7).await
+async fn image_faults_are_found_on_1_7() -> Result<()> {
+    image_faults(Version::V1_7).await
 }

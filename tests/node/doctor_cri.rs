@@ -1,4 +1,4 @@
-//! `doctor` where containerd's CRI does not come up: that is the finding, with what containerd says.
+//! `doctor` when containerd's CRI does not start: this is the finding, and it quotes containerd's error.
 
 use anyhow::{Result, ensure};
 use lab::Version;
@@ -6,10 +6,10 @@ use lab::Version;
 use crate::doctor::has;
 use crate::support::Node;
 
-/// A change of containerd's configuration, the finding, and words of it.
+/// A change of containerd's configuration, the expected finding, and words of its text.
 type Case<'a> = (&'a dyn Fn(&str) -> String, &'a str, &'a str);
 
-async fn without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
+async fn assert_found_without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
     let node = Node::start(version).await?;
     ensure!(!node.examine()?.1.contains_key("nri-state-too-large"));
     let text = std::fs::read_to_string(node.lab.config())?;
@@ -31,7 +31,7 @@ async fn without_cri(version: Version, cases: &[Case<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Pods whose annotations do not fit into the one message of NRI 0.6.
+/// The annotations of the pods do not fit into the single message of NRI 0.6.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_does_not_fit_is_found_on_1_7() -> Result<()> {
     let mut node = Node::start(Version::V1_7).await?;
@@ -44,16 +44,19 @@ async fn a_state_that_does_not_fit_is_found_on_1_7() -> Result<()> {
     ensure!(code == Some(1), "{code:?}");
     has(&found, "nri-state-too-large", "error", "4 MiB at most")?;
     let log = node.log.text();
-    ensure!(!log.contains("] synchronized"), "it is synchronized: {log}");
+    ensure!(
+        !log.contains("] synchronized"),
+        "the plugin was synchronized: {log}"
+    );
     Ok(())
 }
 
-fn disabled(text: &str) -> String {
+fn disable_cri(text: &str) -> String {
     format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{text}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cri_that_is_down_is_found_on_2_1() -> Result<()> {
+async fn a_failed_cri_plugin_is_found_on_2_1() -> Result<()> {
     let default =
         |text: &str| text.replacen("snapshotter = \"overlayfs\"", "snapshotter = \"zfs9\"", 1);
     let mirrors = |text: &str| {
@@ -68,12 +71,12 @@ async fn a_cri_that_is_down_is_found_on_2_1() -> Result<()> {
         (&default, "cri-failed", "failed to find snapshotter"),
         (&transfer, "cri-failed", "(io.containerd.transfer.v1.local)"),
         (&mirrors, "cri-failed", "mirrors"),
-        (&disabled, "cri-off", "disabled_plugins"),
+        (&disable_cri, "cri-off", "disabled_plugins"),
     ];
-    without_cri(Version::V2_1, &cases).await
+    assert_found_without_cri(Version::V2_1, &cases).await
 }
 
-/// The differ `erofs` is among the defaults, and `mkfs.erofs` is not there.
+/// The differ `erofs` is a default, and `mkfs.erofs` is not installed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_differ_without_its_program_is_found_on_2_1() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
@@ -86,7 +89,7 @@ async fn a_differ_without_its_program_is_found_on_2_1() -> Result<()> {
     }
     let of_nri = found.keys().find(|id| id.starts_with("nri-"));
     ensure!(of_nri.is_none(), "{found:#?}");
-    // What it says is mended.
+    // Apply the remedy of the finding.
     node.lab.stop().await?;
     node.lab.restart().await?;
     let (_, found) = node.examine()?;
@@ -95,12 +98,12 @@ async fn a_differ_without_its_program_is_found_on_2_1() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cri_that_is_down_is_found_on_1_7() -> Result<()> {
+async fn a_failed_cri_plugin_is_found_on_1_7() -> Result<()> {
     let default =
         |text: &str| text.replacen("snapshotter = \"overlayfs\"", "snapshotter = \"zfs9\"", 1);
     let cases: [Case<'_>; 2] = [
         (&default, "cri-failed", "failed to find snapshotter"),
-        (&disabled, "cri-off", "disabled_plugins"),
+        (&disable_cri, "cri-off", "disabled_plugins"),
     ];
-    without_cri(Version::V1_7, &cases).await
+    assert_found_without_cri(Version::V1_7, &cases).await
 }

@@ -1,5 +1,4 @@
-//! `doctor` on images: what sharing looks like is no finding, a blob that is gone is one, and what it
-//! advises helps.
+//! `doctor` on images: shared layers cause no finding, a missing blob does, and its remedy helps.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Image, Layer, PAUSE, Version, images};
@@ -8,7 +7,7 @@ use serde_json::{Value, json};
 use crate::doctor::{Found, has};
 use crate::support::{Node, PATIENCE, handler};
 
-/// Two layers; the lower one is the same in each.
+/// Returns an image of two layers; the lower one is the same for each image.
 fn on_base(name: &str, own: &str) -> Image {
     let base = Layer::new().file("base", 0o644, "base\n");
     let own = Layer::new().file("own", 0o644, own);
@@ -16,7 +15,7 @@ fn on_base(name: &str, own: &str) -> Image {
     image.layer(base).layer(own).command(&["/own"]).build()
 }
 
-/// An image's documents with another config, as tools for WASM and ORAS write them.
+/// Returns the image with another config, as tools for WASM and ORAS write it.
 fn artifact(name: &str, media_type: &str, config: Value, layer: &str) -> Result<Image> {
     let mut image = on_base(name, "artifact");
     let config = config.to_string().into_bytes();
@@ -44,7 +43,7 @@ fn artifact(name: &str, media_type: &str, config: Value, layer: &str) -> Result<
     Ok(image)
 }
 
-async fn well(version: Version) -> Result<()> {
+async fn shared_layers(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.serve("").await?;
     let snapshotter = handler(version);
@@ -99,7 +98,7 @@ async fn well(version: Version) -> Result<()> {
     let (code, found) = node.examine()?;
     ensure!(code == Some(0) && found.is_empty(), "{code:?}: {found:#?}");
 
-    // Nothing but images is made ready, and nothing else is missing.
+    // `ensure` skips artifacts that are no images, and `check` finds all images ready.
     let ensured = node.command(&["ensure", "--all", "--snapshotter", snapshotter])?;
     ensure!(ensured.status.success(), "{ensured:?}");
     let checked = node.command(&["check", "--snapshotter", snapshotter])?;
@@ -110,9 +109,9 @@ async fn well(version: Version) -> Result<()> {
         "--snapshotter",
         snapshotter,
     ])?;
-    let said = String::from_utf8_lossy(&by_name.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&by_name.stdout).into_owned();
     ensure!(
-        said.contains("is not that of a container image"),
+        printed.contains("is not that of a container image"),
         "{by_name:?}"
     );
     let (code, found) = node.examine()?;
@@ -123,17 +122,17 @@ async fn well(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_images_share_is_no_finding_on_2_1() -> Result<()> {
-    well(Version::V2_1).await
+async fn shared_layers_cause_no_finding_on_2_1() -> Result<()> {
+    shared_layers(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_images_share_is_no_finding_on_1_7() -> Result<()> {
-    well(Version::V1_7).await
+async fn shared_layers_cause_no_finding_on_1_7() -> Result<()> {
+    shared_layers(Version::V1_7).await
 }
 
 impl Node {
-    /// Does what a finding advises. The registry of the tests speaks plain HTTP.
+    /// Runs the commands of a finding. The registry of the tests uses plain HTTP.
     pub(crate) async fn follow(&self, found: &Found, id: &str) -> Result<()> {
         let commands = found[id]["remedy"]["commands"].as_array();
         let commands = commands
@@ -150,22 +149,22 @@ impl Node {
     }
 }
 
-/// A blob that is gone, and a document.
-async fn gone(version: Version) -> Result<()> {
+/// A missing blob, and a missing document.
+async fn missing_blob(version: Version) -> Result<()> {
     let node = Node::start(version).await?;
     let snapshotter = handler(version);
     let hosts = format!("[pull]\nhosts = {:?}\n", node.lab.path("hosts"));
     let strict = node.config(&format!(
         "{hosts}[unpack]\nmin_free = \"0%\"\nmissing_content = []\n"
     ));
-    let usual = node.config(&hosts);
+    let original = node.config(&hosts);
     let name = node.image.name().to_owned();
 
     node.store
         .delete_content(&node.image.layers[1].digest)
         .await?;
-    // overlayfs has it: what needs it gets it from there.
-    let (_, found) = node.examine_with(&usual, &[])?;
+    // overlayfs has the layer: an image that needs it takes it from there.
+    let (_, found) = node.examine_with(&original, &[])?;
     ensure!(!found.contains_key("images-unavailable"), "{found:#?}");
     let (code, found) = node.examine_with(&strict, &[])?;
     ensure!(code == Some(1), "{code:?}");
@@ -175,10 +174,10 @@ async fn gone(version: Version) -> Result<()> {
     ensure!(!found.contains_key("images-unavailable"), "{found:#?}");
 
     node.store.delete_content(&node.image.config.digest).await?;
-    let (_, found) = node.examine_with(&usual, &[])?;
+    let (_, found) = node.examine_with(&original, &[])?;
     has(&found, "images-unavailable", "warning", "not found")?;
     node.follow(&found, "images-unavailable").await?;
-    let (_, found) = node.examine_with(&usual, &[])?;
+    let (_, found) = node.examine_with(&original, &[])?;
     ensure!(!found.contains_key("images-unavailable"), "{found:#?}");
     node.ensure_ready(&node.image, snapshotter)?;
     Ok(())
@@ -186,10 +185,10 @@ async fn gone(version: Version) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_blob_is_found_and_fetched_on_2_1() -> Result<()> {
-    gone(Version::V2_1).await
+    missing_blob(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_blob_is_found_and_fetched_on_1_7() -> Result<()> {
-    gone(Version::V1_7).await
+    missing_blob(Version::V1_7).await
 }

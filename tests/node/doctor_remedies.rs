@@ -1,4 +1,5 @@
-//! What `doctor` advises, carried out: the finding is gone afterwards, and what it said would fail succeeds.
+//! The remedies of `doctor`, carried out: afterwards the finding is gone, and the operation that it warned of
+//! succeeds.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Image, Layer, Options, Remote, Version, images};
@@ -7,11 +8,11 @@ use crate::doctor::{Found, has};
 use crate::guest_pull::NYDUS;
 use crate::support::Node;
 
-/// By this annotation of a pod containerd 1.7 knows which handler an image is pulled for.
+/// With this annotation a pod tells containerd 1.7 for which handler an image is pulled.
 const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 impl Node {
-    /// Puts the lines that a finding advises at the end of the file that it names.
+    /// Appends the lines of a remedy to the file that it names.
     fn append_lines(&self, found: &Found, id: &str) -> Result<()> {
         let remedy = &found[id]["remedy"];
         let file = remedy["file"].as_str().context("a file")?;
@@ -30,7 +31,7 @@ impl Node {
 }
 
 /// An image whose config lists no layer.
-async fn broken(version: Version) -> Result<()> {
+async fn broken_image(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let layer = Layer::new().file("f", 0o644, "f\n");
     let right = Image::builder("registry.test/broken/app:1");
@@ -60,7 +61,7 @@ async fn broken(version: Version) -> Result<()> {
 
     node.registry.push(&right).await?;
     node.cri.pull_image(&name).await?;
-    // containerd's CRI has kept the broken image under its id.
+    // containerd's CRI has kept the broken image under its ID.
     let (_, found) = node.examine()?;
     has(&found, "images-broken", "warning", "images rm sha256:")?;
     node.follow(&found, "images-broken").await?;
@@ -71,16 +72,17 @@ async fn broken(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_was_pushed_again_is_not_broken_on_2_1() -> Result<()> {
-    broken(Version::V2_1).await
+async fn a_broken_image_is_mended_by_a_new_push_on_2_1() -> Result<()> {
+    broken_image(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_was_pushed_again_is_not_broken_on_1_7() -> Result<()> {
-    broken(Version::V1_7).await
+async fn a_broken_image_is_mended_by_a_new_push_on_1_7() -> Result<()> {
+    broken_image(Version::V1_7).await
 }
 
-/// The transfer service, by which 2.1 pulls, unpacks for another snapshotter than the default one.
+/// containerd 2.1 pulls with the transfer service, which here unpacks for another snapshotter than the default
+/// one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transfer_service_unpacks_for_the_default_snapshotter_on_2_1() -> Result<()> {
     const ID: &str = "transfer-unpack-elsewhere";
@@ -110,7 +112,8 @@ async fn the_transfer_service_unpacks_for_the_default_snapshotter_on_2_1() -> Re
     Ok(())
 }
 
-/// 1.7 pulls for the handler that a pod names; nydus takes no layer without labels, which there are none of by default.
+/// containerd 1.7 pulls for the handler that a pod names. nydus accepts no layer without labels, and by default
+/// a pull sets no labels.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_for_a_handler_succeeds_with_labels_on_1_7() -> Result<()> {
     const ID: &str = "handler-pull-fails";
@@ -145,15 +148,17 @@ async fn a_pull_for_a_handler_succeeds_with_labels_on_1_7() -> Result<()> {
     Ok(())
 }
 
-/// containerd 1.7 before 1.7.26 tells its timeout in its file alone.
+/// containerd before 1.7.26 shows its NRI timeout in its file only.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_nri_is_said_where_containerds_file_is_not_read() -> Result<()> {
+async fn an_old_nri_is_found_if_containerds_file_is_unreadable() -> Result<()> {
     for (version, is_old) in [(Version::V1_7, true), (Version::V2_1, false)] {
         let node = Node::start(version).await?;
         let (_, found) = node.examine()?;
         ensure!(!found.contains_key("nri-old"), "{found:#?}");
-        let usual = format!("{:?}", node.lab.config());
-        let config = node.config("").replace(&usual, "\"/nowhere/config.toml\"");
+        let original = format!("{:?}", node.lab.config());
+        let config = node
+            .config("")
+            .replace(&original, "\"/nowhere/config.toml\"");
         let (_, found) = node.examine_with(&config, &[])?;
         ensure!(found.contains_key("nri-old") == is_old, "{found:#?}");
         if is_old {

@@ -1,5 +1,6 @@
-//! Encrypted layers: containerd decrypts them by a program that wants the payload which its CRI plugin hands over.
-//! The program of these tests checks that, and passes the layer on, which is encrypted by its media type alone.
+//! Encrypted layers: containerd decrypts them with a program that needs the payload from its CRI plugin. The
+//! program of these tests checks the payload, and copies the layer: only the media type says that it is
+//! encrypted.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,8 +11,8 @@ use serde_json::Value;
 
 use crate::support::{DEFAULT_HOOKS, Node, handler};
 
-/// Refuses to work without its payload, which containerd puts behind its third descriptor, or while it is locked.
-/// Keeps the payload of its last run.
+/// Fails without its payload, which containerd passes as file descriptor 3, and while it is locked. Keeps the
+/// payload of its last run.
 const PROCESSOR: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 test ! -e locked || { echo "locked" >&2; exit 1; }
@@ -31,7 +32,7 @@ fn options(version: Version, directory: &Path) -> Result<Options> {
         "[stream_processors.\"io.containerd.ocicrypt.decoder.v1.tar.gzip\"]\n\
          accepts = [\"{layer}+encrypted\"]\nreturns = {layer:?}\npath = {program:?}\n"
     );
-    // 2.1 hands the payload over where CRI itself pulls, and not through the transfer service.
+    // containerd 2.1 passes the payload when CRI pulls itself, but not through the transfer service.
     options.snapshot_annotations = true;
     Ok(options)
 }
@@ -45,17 +46,17 @@ fn image(name: &str) -> Image {
     image.layer(layer).command(&["/none"]).build()
 }
 
-/// What a payload says of the layer. CRI adds its labels for snapshots, which the layer does not have itself.
-fn said(payload: &[u8]) -> Result<Value> {
+/// Returns what a payload says about the layer, without the snapshot labels that CRI adds to it.
+fn payload_fields(payload: &[u8]) -> Result<Value> {
     let begin = payload.iter().position(|byte| *byte == b'{');
-    let mut said: Value = serde_json::from_slice(&payload[begin.context("no JSON")?..])?;
-    let annotations = said["Descriptor"]["annotations"].as_object_mut();
+    let mut fields: Value = serde_json::from_slice(&payload[begin.context("no JSON")?..])?;
+    let annotations = fields["Descriptor"]["annotations"].as_object_mut();
     let annotations = annotations.context("no annotations")?;
     annotations.retain(|key, _| !key.starts_with("containerd.io/snapshot/cri."));
-    Ok(said)
+    Ok(fields)
 }
 
-async fn decrypted(version: Version) -> Result<()> {
+async fn encrypted_layers_are_decrypted(version: Version) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let payload = directory.path().join("payload");
     let take = || {
@@ -71,37 +72,41 @@ async fn decrypted(version: Version) -> Result<()> {
     let of_cri = take()?;
     ensure!(node.ensure_ready(&first, handler)? == "unpacked");
     let ours = take()?;
-    ensure!(said(&ours)? == said(&of_cri)?, "{ours:?}, not {of_cri:?}");
+    ensure!(
+        payload_fields(&ours)? == payload_fields(&of_cri)?,
+        "{ours:?}, not {of_cri:?}"
+    );
     node.image = first;
     node.assert_labelled(handler).await?;
 
-    // containerd's own unpack inside the creation hands nothing over, and fails.
+    // containerd's own unpack inside the creation passes no payload, and fails.
     node.hooks = DEFAULT_HOOKS;
     node.serve("").await?;
     node.pull(&second).await?;
     let (_, tries) = node.created(handler, second.name()).await?;
     ensure!((2..=3).contains(&tries), "{tries} tries");
 
-    // Where it is not decrypted any more, it is taken over from where it stands; else that is said.
+    // If the layer can no longer be decrypted, its snapshot in another snapshotter is copied. Without such a
+    // snapshot the error says so.
     node.pull(&third).await?;
     std::fs::write(directory.path().join("locked"), "")?;
     ensure!(node.ensure_ready(&third, handler)? == "rebuilt");
     node.store.put_image(&fourth).await?;
     let refused = node.command(&["ensure", fourth.name(), "--handler", handler])?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     for words in ["is encrypted", "overlayfs does not have the layer either"] {
-        ensure!(said.contains(words), "{words}: {said}");
+        ensure!(printed.contains(words), "{words}: {printed}");
     }
     node.assert_nothing_left(handler).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decrypted_on_2_1() -> Result<()> {
-    decrypted(Version::V2_1).await
+async fn encrypted_layers_are_decrypted_on_2_1() -> Result<()> {
+    encrypted_layers_are_decrypted(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decrypted_on_1_7() -> Result<()> {
-    decrypted(Version::V1_7).await
+async fn encrypted_layers_are_decrypted_on_1_7() -> Result<()> {
+    encrypted_layers_are_decrypted(Version::V1_7).await
 }

@@ -1,4 +1,4 @@
-//! `ensure`: shown before it is done, for all images at once, and stopped in the middle.
+//! `ensure`: its dry run, its run for all images, and its stop in the middle.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::support::{Node, PATIENCE, PROGRAM};
 
-/// The plan says what is done then, and writes nothing.
+/// The dry run shows the later steps, and writes nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_would_be_done_is_shown_and_not_done() -> Result<()> {
+async fn a_dry_run_shows_steps_and_writes_nothing() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let name = node.image.name();
     let plan = |code: i32| -> Result<Value> {
@@ -50,14 +50,14 @@ async fn what_would_be_done_is_shown_and_not_done() -> Result<()> {
     Ok(())
 }
 
-/// A host's unpack is to be replaced where the guest pulls.
+/// The dry run plans to replace a chain that the host unpacked where the guest pulls.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replacement_is_planned() -> Result<()> {
     let mut options = Options::new(Version::V2_1);
     options.remotes = vec![Remote::Nydus];
     let mut node = Node::start_with(Version::V2_1, options).await?;
     let name = node.image.name().to_owned();
-    // One that is left to the guest tells that the snapshotter does so.
+    // An image that is left to the guest shows that the snapshotter does guest pulls.
     node.command(&["ensure", lab::PAUSE, "--handler", "nydus"])?;
     let pod = node.cri.run_pod("nydus", &[]).await?;
     node.cri.create_container(&pod, &name, &[], &[]).await?;
@@ -72,7 +72,7 @@ async fn a_replacement_is_planned() -> Result<()> {
     Ok(())
 }
 
-/// Every image in the snapshotters of all handlers.
+/// All images become ready in the snapshotters of all handlers.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_images_are_made_ready() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
@@ -88,8 +88,8 @@ async fn all_images_are_made_ready() -> Result<()> {
     Ok(())
 }
 
-/// On Ctrl-C: a bar is up, a layer half unpacked; then no lease and no extraction snapshot is left.
-async fn stopped(version: Version) -> Result<()> {
+/// On Ctrl-C with a visible bar and a half unpacked layer, no lease and no extraction snapshot remains.
+async fn stopped_by_ctrl_c(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.image = images::large("registry.test/lab/large:1", 8, 4 << 20)?;
     node.store.put_image(&node.image).await?;
@@ -110,7 +110,7 @@ async fn stopped(version: Version) -> Result<()> {
         if begun && node.store.chain("native", &node.image).await?.len() >= 2 {
             break;
         }
-        ensure!(began.elapsed() < PATIENCE, "nothing begun");
+        ensure!(began.elapsed() < PATIENCE, "no unpack began");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let pid = child.id().to_string();
@@ -142,17 +142,17 @@ async fn stopped(version: Version) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_leaves_nothing_on_2_1() -> Result<()> {
-    stopped(Version::V2_1).await
+    stopped_by_ctrl_c(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_leaves_nothing_on_1_7() -> Result<()> {
-    stopped(Version::V1_7).await
+    stopped_by_ctrl_c(Version::V1_7).await
 }
 
-/// A terminal gets a bar with layers, bytes and rate.
+/// A terminal gets a progress bar with layers, bytes and rate.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_gets_a_bar() -> Result<()> {
+async fn a_terminal_gets_a_progress_bar() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let large = images::large("registry.test/lab/large:1", 6, 4 << 20)?;
     node.store.put_image(&large).await?;
@@ -167,20 +167,20 @@ async fn a_terminal_gets_a_bar() -> Result<()> {
         .args(["-qefc", &command, "/dev/null"])
         .env("TERM", "xterm")
         .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{said:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{printed:?}");
     let all = large.layers.len();
-    // The last that is drawn may be of the last layer but one: the bar goes when the work has ended.
+    // The last drawn bar may show the last layer but one: the bar is removed when the work has ended.
     let mut bars = (1..=all).map(|ready| format!(" {ready}/{all} layers  "));
-    let is_drawn = bars.any(|bar| said.contains(&bar)) && said.contains("MiB/s");
-    ensure!(is_drawn, "{said:?}");
+    let is_drawn = bars.any(|bar| printed.contains(&bar)) && printed.contains("MiB/s");
+    ensure!(is_drawn, "{printed:?}");
     ensure!(
-        said.contains(&format!(": ready, unpacked ({all} layers")),
-        "{said:?}"
+        printed.contains(&format!(": ready, unpacked ({all} layers")),
+        "{printed:?}"
     );
-    // No bar takes more than its line.
-    ensure!(!said.contains("\u{1b}[1A"), "{said:?}");
-    // Without a terminal, nothing but the line.
+    // A bar never takes more than one line.
+    ensure!(!printed.contains("\u{1b}[1A"), "{printed:?}");
+    // Without a terminal only the line of the result is printed.
     let output = node.command(&["ensure", large.name(), "--handler", "erofs"])?;
     ensure!(output.stderr.is_empty(), "{output:?}");
     Ok(())

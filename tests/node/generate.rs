@@ -1,4 +1,4 @@
-//! What a package ships beside the program.
+//! The files that a package ships with the program: completions and manual pages.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -56,9 +56,9 @@ fn every_command_has_a_man_page() -> Result<()> {
         ensure!(text.contains(".SH DESCRIPTION"), "{name}: {text}");
     }
     let output = run(&["man-pages", "/nonexistent"])?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.code() == Some(1) && said.contains("/nonexistent/nri-unpack.1"),
+        output.status.code() == Some(1) && stderr.contains("/nonexistent/nri-unpack.1"),
         "{output:?}"
     );
     Ok(())

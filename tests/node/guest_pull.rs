@@ -1,4 +1,4 @@
-//! nydus-snapshotter in proxy mode: the guest pulls the image, and the host must not unpack it.
+//! nydus-snapshotter in proxy mode: the guest pulls the image, and the plugin must not let the host unpack it.
 
 use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
@@ -8,7 +8,7 @@ use crate::support::{CRI_LABELS, Node, ON_DEMAND, PATIENCE};
 
 pub(crate) const NYDUS: &str = "nydus";
 
-/// The label by which nydus-snapshotter knows a layer that it leaves to the guest.
+/// The label with which nydus-snapshotter marks a layer that the guest pulls.
 const PROXIED: &str = "containerd.io/snapshot/nydus-proxy-mode";
 
 fn is_proxied(snapshot: &Snapshot) -> bool {
@@ -18,24 +18,24 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
         .is_some_and(|value| value == "true")
 }
 
-/// A node with nydus, without the plugin.
+/// Starts a node with nydus-snapshotter, without the plugin.
 pub(crate) async fn start(version: Version) -> Result<Node> {
     start_with(version, Options::new(version)).await
 }
 
-/// The same, on a containerd with these options.
+/// Like [`start`], with these options of containerd.
 pub(crate) async fn start_with(version: Version, mut options: Options) -> Result<Node> {
     options.remotes = vec![Remote::Nydus];
     Node::start_with(version, options).await
 }
 
 impl Node {
-    /// The container is mounted from what its guest pulls: the image with this top layer.
+    /// Checks that the container's mount describes a guest pull of [`Node::image`].
     pub(crate) async fn assert_guest_pulls(&self, container: &str) -> Result<()> {
         self.assert_guest_pulls_image(container, &self.image).await
     }
 
-    /// The same for a container, or a sandbox, of another image.
+    /// Like [`Self::assert_guest_pulls`], for the container or sandbox `key` of another image.
     pub(crate) async fn assert_guest_pulls_image(&self, key: &str, image: &Image) -> Result<()> {
         let mounts = self.store.mounts(NYDUS, key).await?;
         let [mount] = &mounts[..] else {
@@ -54,8 +54,8 @@ impl Node {
         Ok(())
     }
 
-    /// It is mounted from layers that were unpacked on the host.
-    async fn assert_on_the_host(&self, key: &str) -> Result<()> {
+    /// Checks that the mounts of `key` are layers that the host unpacked.
+    async fn assert_unpacked_on_host(&self, key: &str) -> Result<()> {
         for mount in self.store.mounts(NYDUS, key).await? {
             let volume = mount.kata_volume()?;
             ensure!(
@@ -77,15 +77,15 @@ impl Node {
     }
 }
 
-/// Without the plugin, containerd's fallback unpacks the image and the pause image on the host. With
-/// `ensure` both are left to the guest, and neither blobs nor anything else is needed for it.
-async fn ensured_without_a_blob(version: Version) -> Result<()> {
+/// Without the plugin, containerd's fallback unpacks the image and the pause image on the host. `ensure` leaves
+/// both to the guest, also when their blobs are missing.
+async fn ensure_needs_no_blob(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     let (pause, image) = (images::pause(&[PAUSE])?, node.image.name().to_owned());
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     for key in [&pod.id, &container] {
-        node.assert_on_the_host(key).await?;
+        node.assert_unpacked_on_host(key).await?;
     }
 
     let mut node = start(version).await?;
@@ -106,24 +106,24 @@ async fn ensured_without_a_blob(version: Version) -> Result<()> {
     node.assert_guest_pulls(&container).await?;
     for layer in node.image.layers.iter().chain(&pause.layers) {
         let blob = node.store.content_labels(&layer.digest).await;
-        ensure!(blob.is_err(), "{} is there", layer.digest);
+        ensure!(blob.is_err(), "{} is in the content store", layer.digest);
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ensured_without_a_blob_on_2_1() -> Result<()> {
-    ensured_without_a_blob(Version::V2_1).await
+async fn ensure_needs_no_blob_on_2_1() -> Result<()> {
+    ensure_needs_no_blob(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ensured_without_a_blob_on_1_7() -> Result<()> {
-    ensured_without_a_blob(Version::V1_7).await
+async fn ensure_needs_no_blob_on_1_7() -> Result<()> {
+    ensure_needs_no_blob(Version::V1_7).await
 }
 
-/// containerd's fallback has unpacked on the host; the container is moved in its own hook, and its
-/// first attempt gets the guest pull.
-async fn a_poisoned_creation_is_swapped(version: Version) -> Result<()> {
+/// containerd's fallback unpacks the image on the host. The hook of that container moves it, so that its first
+/// creation gets the guest pull.
+async fn a_container_on_a_host_unpack_is_moved(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(ON_DEMAND).await?;
     let image = node.image.name().to_owned();
@@ -131,25 +131,25 @@ async fn a_poisoned_creation_is_swapped(version: Version) -> Result<()> {
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     ensure!(
         node.log.lines_with("container moved").len() == 1,
-        "swapped in its hook"
+        "the hook did not move the container"
     );
     node.assert_guest_pulls(&container).await?;
     node.assert_nothing_left(NYDUS).await?;
 
-    // Nothing uses the old chain any more: it is replaced, and the next container stands on it.
+    // Nothing uses the old chain any more: the plugin replaces it, and the next container uses the new chain.
     node.wait_for_lines("is replaced", 1).await?;
     node.assert_proxied().await?;
     let next = node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.assert_guest_pulls(&next).await?;
     ensure!(
         node.log.lines_with("container moved").len() == 1,
-        "no more swaps"
+        "another container was moved"
     );
     node.store.collect_garbage().await?;
     node.assert_guest_pulls(&container).await?;
     node.assert_guest_pulls(&next).await?;
 
-    // With the image goes all of it, the private chain as well.
+    // Removing the image removes its chain and the private chain too.
     node.cri.remove_pod(&pod).await?;
     node.cri.remove_image(&image).await?;
     node.store.collect_garbage().await?;
@@ -165,24 +165,24 @@ async fn a_poisoned_creation_is_swapped(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poisoned_creation_is_swapped_on_2_1() -> Result<()> {
-    a_poisoned_creation_is_swapped(Version::V2_1).await
+async fn a_container_on_a_host_unpack_is_moved_on_2_1() -> Result<()> {
+    a_container_on_a_host_unpack_is_moved(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poisoned_creation_is_swapped_on_1_7() -> Result<()> {
-    a_poisoned_creation_is_swapped(Version::V1_7).await
+async fn a_container_on_a_host_unpack_is_moved_on_1_7() -> Result<()> {
+    a_container_on_a_host_unpack_is_moved(Version::V1_7).await
 }
 
-/// With the swap off it is rejected once, and the second attempt gets it.
-async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
+/// With `swap = false` the first creation is rejected, and the second one gets the guest pull.
+async fn without_swap_the_first_creation_is_rejected(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(&format!("swap = false\n{ON_DEMAND}")).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let rejected = node.cri.create_container(&pod, &image, &[], &[]).await;
     let Err(error) = rejected else {
-        anyhow::bail!("a container on a host's unpack was allowed");
+        anyhow::bail!("a container on a host-unpacked chain was allowed");
     };
     ensure!(
         error
@@ -198,17 +198,18 @@ async fn without_the_swap_it_is_rejected_once(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_swap_it_is_rejected_once_on_2_1() -> Result<()> {
-    without_the_swap_it_is_rejected_once(Version::V2_1).await
+async fn without_swap_the_first_creation_is_rejected_on_2_1() -> Result<()> {
+    without_swap_the_first_creation_is_rejected(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_swap_it_is_rejected_once_on_1_7() -> Result<()> {
-    without_the_swap_it_is_rejected_once(Version::V1_7).await
+async fn without_swap_the_first_creation_is_rejected_on_1_7() -> Result<()> {
+    without_swap_the_first_creation_is_rejected(Version::V1_7).await
 }
 
-/// The same snapshotter under a name that says nothing: what it does counts, and so it fails closed as well.
-async fn under_another_name(version: Version) -> Result<()> {
+/// The snapshotter has a name without meaning. The plugin detects that the guest pulls, and rejects containers
+/// as it does for nydus.
+async fn a_guest_pull_is_detected_under_another_name(version: Version) -> Result<()> {
     const NAME: &str = "guest-pull";
     let mut node = start(version).await?;
     let config = std::fs::read_to_string(node.lab.config())?;
@@ -229,7 +230,7 @@ async fn under_another_name(version: Version) -> Result<()> {
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let Err(error) = node.cri.create_container(&pod, &image, &[], &[]).await else {
-        anyhow::bail!("a host's unpack was allowed");
+        anyhow::bail!("a container on a host-unpacked chain was allowed");
     };
     ensure!(error.message().contains("is unlabelled"), "{error}");
     node.wait_for_lines("is replaced", 1).await?;
@@ -248,18 +249,18 @@ async fn under_another_name(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_another_name_on_2_1() -> Result<()> {
-    under_another_name(Version::V2_1).await
+async fn a_guest_pull_is_detected_under_another_name_on_2_1() -> Result<()> {
+    a_guest_pull_is_detected_under_another_name(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_another_name_on_1_7() -> Result<()> {
-    under_another_name(Version::V1_7).await
+async fn a_guest_pull_is_detected_under_another_name_on_1_7() -> Result<()> {
+    a_guest_pull_is_detected_under_another_name(Version::V1_7).await
 }
 
-/// A container that ran on the old chain before the plugin came goes on; new ones are moved, and the
-/// old chain is replaced when it is gone.
-async fn a_chain_in_use_is_left_alone(version: Version) -> Result<()> {
+/// A container that used the old chain before the plugin started keeps running. New containers are moved, and
+/// the old chain is replaced after that container is removed.
+async fn a_chain_in_use_is_kept(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
@@ -281,18 +282,18 @@ async fn a_chain_in_use_is_left_alone(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_in_use_is_left_alone_on_2_1() -> Result<()> {
-    a_chain_in_use_is_left_alone(Version::V2_1).await
+async fn a_chain_in_use_is_kept_on_2_1() -> Result<()> {
+    a_chain_in_use_is_kept(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_in_use_is_left_alone_on_1_7() -> Result<()> {
-    a_chain_in_use_is_left_alone(Version::V1_7).await
+async fn a_chain_in_use_is_kept_on_1_7() -> Result<()> {
+    a_chain_in_use_is_kept(Version::V1_7).await
 }
 
-/// Twenty creations at once, right after the pull: containerd's fallback unpacks on the host, and each container
-/// still gets the guest pull at its first attempt.
-async fn twenty_at_once(version: Version) -> Result<()> {
+/// Twenty containers are created at once, right after the pull. containerd's fallback unpacks on the host, and
+/// the first creation of each container still gets the guest pull.
+async fn twenty_creations_at_once_get_the_guest_pull(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(ON_DEMAND).await?;
     for layers in [1, 10] {
@@ -317,11 +318,11 @@ async fn twenty_at_once(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_at_once_on_2_1() -> Result<()> {
-    twenty_at_once(Version::V2_1).await
+async fn twenty_creations_at_once_get_the_guest_pull_on_2_1() -> Result<()> {
+    twenty_creations_at_once_get_the_guest_pull(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_at_once_on_1_7() -> Result<()> {
-    twenty_at_once(Version::V1_7).await
+async fn twenty_creations_at_once_get_the_guest_pull_on_1_7() -> Result<()> {
+    twenty_creations_at_once_get_the_guest_pull(Version::V1_7).await
 }

@@ -1,5 +1,5 @@
-//! An image that a container mounts as a volume (containerd 2.1), where the snapshotter leaves images to
-//! the guest: containerd mounts it on the host, from layers that are empty there.
+//! An image volume (containerd 2.1) on a snapshotter that leaves images to the guest: containerd mounts it on
+//! the host, where its layers are empty.
 
 use anyhow::{Result, ensure};
 use k8s_cri::v1::CreateContainerRequest;
@@ -9,7 +9,8 @@ use crate::ahead_volume::mounting;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{Node, PATIENCE};
 
-/// Three layers: the second replaces a file of the first and hides another, the third adds one.
+/// Returns an image of three layers: the second replaces a file of the first and hides another, the third adds
+/// one.
 fn volume() -> Image {
     let file = |name: &str, content: &str| Layer::new().file(name, 0o644, content);
     Image::builder("registry.test/lab/volume:1")
@@ -19,7 +20,7 @@ fn volume() -> Image {
         .build()
 }
 
-/// Another container of the pod, of that number.
+/// Returns a request for container `number` of the pod.
 fn numbered(pod: &Pod, image: &Image, volume: &Image, number: u32) -> CreateContainerRequest {
     let mut request = mounting(pod, image.name(), volume.name());
     if let Some(metadata) = request.config.as_mut().and_then(|c| c.metadata.as_mut()) {
@@ -29,7 +30,7 @@ fn numbered(pod: &Pod, image: &Image, volume: &Image, number: u32) -> CreateCont
 }
 
 impl Node {
-    async fn assert_full(&mut self, container: &str) -> Result<()> {
+    async fn assert_volume_complete(&mut self, container: &str) -> Result<()> {
         self.cri.start_container(container).await?;
         let found = self
             .cri
@@ -46,10 +47,10 @@ impl Node {
     }
 }
 
-/// It is full at the first attempt, once for all containers of a pod. Where a blob is gone, the creation
-/// is rejected with words, and full when the blob is back.
+/// The first creation gets a volume with all files, which is filled once for all containers of a pod. While a
+/// blob is missing the creation is rejected with an explanation; when the blob is back, the volume is filled.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_full() -> Result<()> {
+async fn an_image_volume_has_all_files() -> Result<()> {
     let mut node = start(Version::V2_1).await?;
     node.serve("").await?;
     node.log.wait_for("reconcile finished", PATIENCE).await?;
@@ -62,12 +63,13 @@ async fn it_is_full() -> Result<()> {
     for number in 0..2 {
         let request = numbered(&pod, &image, &volume, number);
         let created = node.cri.runtime.create_container(request).await?;
-        node.assert_full(&created.into_inner().container_id).await?;
+        node.assert_volume_complete(&created.into_inner().container_id)
+            .await?;
         ensure!(node.log.lines_with("image volume filled").len() == 1);
     }
     ensure!(
         node.state_of(&volume, NYDUS).await? == "ready",
-        "left to the guest as before"
+        "the chain is no longer left to the guest"
     );
 
     let lost = &volume.layers[1].digest;
@@ -89,11 +91,11 @@ async fn it_is_full() -> Result<()> {
     let rejected = node.log.lines_with("verdict=rejected");
     ensure!(rejected.len() == 1, "{rejected:?}");
     let doctor = node.command(&["doctor", "--output", "json"])?;
-    let said = String::from_utf8_lossy(&doctor.stdout);
+    let printed = String::from_utf8_lossy(&doctor.stdout);
     let volumes = "1 image volumes in nydus lack guest-pulled layers";
     ensure!(
-        said.contains("image-volume-empty") && said.contains(volumes),
-        "{said}"
+        printed.contains("image-volume-empty") && printed.contains(volumes),
+        "{printed}"
     );
     node.lab
         .ctr(&[
@@ -106,6 +108,7 @@ async fn it_is_full() -> Result<()> {
         .await?;
     let request = numbered(&pod, &image, &volume, 1);
     let created = node.cri.runtime.create_container(request).await?;
-    node.assert_full(&created.into_inner().container_id).await?;
+    node.assert_volume_complete(&created.into_inner().container_id)
+        .await?;
     node.assert_nothing_left(NYDUS).await
 }

@@ -1,5 +1,5 @@
-//! Every kind of image that containerd unpacks, by every name that it may be asked for: labelled as
-//! containerd's own labelled pull labels it, by `ensure` and by the hook of a container.
+//! All kinds of images that containerd unpacks, with all forms of names: `ensure` and the hook of a container
+//! set the same labels as containerd's own labelled pull.
 
 use std::process::Output;
 
@@ -11,33 +11,33 @@ use serde_json::Value;
 use crate::labels::theirs;
 use crate::support::{CRI_LABELS, LaunchedBy, Node, PATIENCE, handler};
 
-/// As containerd cuts the list of layers: as many digests as fit into 4,096 bytes with the key.
+/// containerd truncates the list of layers: as many digests as fit into 4,096 bytes, key included.
 const LISTED_LAYERS: usize = 56;
 
-/// An image of one's own for each name: no two share a layer.
+/// Returns the builder of an image that shares no layer with images of other names.
 fn image(name: &str, layers: usize) -> Builder {
     let layer = |n: usize| Layer::new().file(&format!("f{n}"), 0o644, format!("{n} of {name}\n"));
     let image = Image::builder(name).command(&["/none"]);
     (0..layers).map(layer).fold(image, Builder::layer)
 }
 
-/// What runs on this machine, though not as well as its own.
-fn lesser() -> (&'static str, &'static str) {
+/// Returns a platform that this machine can run, but that is not its own.
+fn compatible_platform() -> (&'static str, &'static str) {
     match architecture() {
         "amd64" => ("386", ""),
-        // arm64 runs the 32 bits of all before it.
+        // arm64 runs the older 32 bit platforms.
         _ => ("arm", "v6"),
     }
 }
 
-/// One of each kind that a registry takes.
+/// Returns one image of each kind that a registry accepts.
 fn kinds(prefix: &str) -> Vec<Image> {
     let name = |kind: &str| format!("registry.test/{prefix}/{kind}:1");
     let layer = |kind: &str, n: usize| {
         let content = format!("{n} of {prefix} {kind}\n");
         Layer::new().file(&format!("f{n}"), 0o644, content)
     };
-    let (architecture, variant) = lesser();
+    let (architecture, variant) = compatible_platform();
     let annotated = layer("annotated", 1)
         .annotate("containerd.io/snapshot/nydus-bootstrap", "true")
         .annotate("org.example.other", "x");
@@ -60,7 +60,7 @@ fn kinds(prefix: &str) -> Vec<Image> {
     images.map(Builder::build).into()
 }
 
-/// Every layer has the labels that the lab's own sums say it has to have, with this reference.
+/// Checks that every layer has the labels that the lab computes, with this reference.
 async fn assert_labelled(
     node: &Node,
     image: &Image,
@@ -97,17 +97,17 @@ async fn assert_labelled(
     Ok(())
 }
 
-fn results(output: &Output) -> Result<Value> {
+fn parse_results(output: &Output) -> Result<Value> {
     ensure!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout)?;
     Ok(report["results"][0].clone())
 }
 
-/// Key for key, value for value; and the anchors.
-async fn equal_labels(version: Version) -> Result<()> {
+/// Keys, values and anchors are equal to those of containerd's pull.
+async fn labels_equal_those_of_a_pull(version: Version) -> Result<()> {
     let (ours, theirs) = (handler(version), theirs(version));
     let mut options = Options::new(version);
-    // The pull for «theirs» is to leave labels to compare with; by default it leaves none.
+    // The pull for «theirs» must set labels for the comparison; by default it sets none.
     options.snapshot_annotations = true;
     options.pull_by_handler = true;
     options.handlers = vec![Handler::new("ours", ours), Handler::new("theirs", theirs)];
@@ -117,7 +117,7 @@ async fn equal_labels(version: Version) -> Result<()> {
         node.registry.push(&image).await?;
         node.cri.pull_image_for(name, "theirs").await?;
         let ensured = node.command(&["ensure", name, "--handler", "ours", "--output", "json"])?;
-        let result = results(&ensured).with_context(|| name.to_owned())?;
+        let result = parse_results(&ensured).with_context(|| name.to_owned())?;
         let action = if image.layers.is_empty() {
             "none"
         } else {
@@ -136,7 +136,7 @@ async fn equal_labels(version: Version) -> Result<()> {
         let config = node.store.content_labels(&image.config.digest).await?;
         for snapshotter in [ours, theirs] {
             let anchor = config.get(&format!("containerd.io/gc.ref.snapshot.{snapshotter}"));
-            // containerd anchors the chain of no layers, too: with an empty name.
+            // containerd also anchors the chain without layers, with an empty name.
             let anchor = anchor.filter(|anchor| !anchor.is_empty());
             ensure!(
                 anchor.map_or("", String::as_str) == image.top(),
@@ -151,27 +151,29 @@ async fn equal_labels(version: Version) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_is_labelled_as_by_2_1() -> Result<()> {
-    equal_labels(Version::V2_1).await
+    labels_equal_those_of_a_pull(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_is_labelled_as_by_1_7() -> Result<()> {
-    equal_labels(Version::V1_7).await
+    labels_equal_those_of_a_pull(Version::V1_7).await
 }
 
-/// The container of each kind finds its image labelled, although nothing was ready before it.
-async fn each_kind_for_a_container(version: Version) -> Result<()> {
+/// The container of each kind finds its image labelled, although no image was ready before.
+async fn each_kind_is_labelled_for_a_container(version: Version) -> Result<()> {
     let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
     for image in kinds("container") {
         let name = image.name();
         if name.contains("/127:") && version == Version::V1_7 {
-            // Ten seconds of copying: `native` copies all below for each layer. 2.1 shows the same.
+            // Skipped for 10 seconds of copying: `native` copies all lower layers for each layer. The test on
+            // 2.1 covers this kind.
             continue;
         }
         if name.contains("/lesser:") && version == Version::V2_1 {
-            // Its transfer service pulls nothing for what runs here without being this platform.
+            // The transfer service does not pull for a platform that this machine can run, but that is not its
+            // own.
             node.put(&image).await?;
         } else {
             node.registry.push(&image).await?;
@@ -186,17 +188,17 @@ async fn each_kind_for_a_container(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_kind_for_a_container_on_2_1() -> Result<()> {
-    each_kind_for_a_container(Version::V2_1).await
+async fn each_kind_is_labelled_for_a_container_on_2_1() -> Result<()> {
+    each_kind_is_labelled_for_a_container(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_kind_for_a_container_on_1_7() -> Result<()> {
-    each_kind_for_a_container(Version::V1_7).await
+async fn each_kind_is_labelled_for_a_container_on_1_7() -> Result<()> {
+    each_kind_is_labelled_for_a_container(Version::V1_7).await
 }
 
-/// How people and kubelets name an image that was pulled by its tag.
-fn spellings(image: &Image) -> Vec<(&'static str, String)> {
+/// Returns the names that users and kubelets use for an image that was pulled by its tag.
+fn names_of(image: &Image) -> Vec<(&'static str, String)> {
     let (repository, _) = image.name().rsplit_once(':').expect("a tag");
     let id = &image.config.digest;
     vec![
@@ -214,18 +216,18 @@ fn by_digest(image: &Image) -> String {
     format!("{repository}@{}", image.target.digest)
 }
 
-/// The labels carry the name that was asked for, in the spelling that a registry understands.
-async fn named_as_asked_for(version: Version) -> Result<()> {
+/// The labels carry the requested name, in the form that a registry accepts.
+async fn labels_carry_the_requested_name(version: Version) -> Result<()> {
     let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
-    let count = spellings(&node.image).len();
+    let count = names_of(&node.image).len();
     for n in 0..2 * count {
         let name = format!("registry.test/asked/app{n}:1");
         let image = image(&name, 2).attested().nested().build();
         node.registry.push(&image).await?;
         node.cri.pull_image(&name).await?;
-        let (way, asked) = spellings(&image).swap_remove(n % count);
+        let (way, asked) = names_of(&image).swap_remove(n % count);
         let by_ensure = n < count;
         if by_ensure {
             let ensured = node.command(&["ensure", &asked, "--handler", handler])?;
@@ -234,7 +236,7 @@ async fn named_as_asked_for(version: Version) -> Result<()> {
             let created = node.cri.create_container(&pod, &asked, &[], &[]).await;
             created.with_context(|| way.to_owned())?;
         }
-        // containerd 1.7 tells a container's hook the first of the image's names: the tag.
+        // containerd 1.7 passes the first name of the image, the tag, to the container's hook.
         let told_digest = by_ensure || version == Version::V2_1;
         let expected = match way {
             "digest" | "both" if told_digest => by_digest(&image),
@@ -247,31 +249,34 @@ async fn named_as_asked_for(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn named_as_asked_for_on_2_1() -> Result<()> {
-    named_as_asked_for(Version::V2_1).await
+async fn labels_carry_the_requested_name_on_2_1() -> Result<()> {
+    labels_carry_the_requested_name(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn named_as_asked_for_on_1_7() -> Result<()> {
-    named_as_asked_for(Version::V1_7).await
+async fn labels_carry_the_requested_name_on_1_7() -> Result<()> {
+    labels_carry_the_requested_name(Version::V1_7).await
 }
 
 impl Node {
-    /// Puts an image in as it is, and waits until CRI has noticed.
+    /// Adds an image to the store unchanged, and waits until CRI knows it.
     async fn put(&mut self, image: &Image) -> Result<()> {
         self.store.put_image(image).await?;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while self.cri.image_status(image.name()).await?.is_none() {
-            ensure!(tokio::time::Instant::now() < deadline, "CRI does not know");
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "CRI does not know the image"
+            );
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         Ok(())
     }
 }
 
-/// What no registry of the lab would have: bare names, layers that must not be distributed.
+/// Images that no registry of the lab accepts: short names, and layers that must not be distributed.
 #[tokio::test(flavor = "multi_thread")]
-async fn bare_names_and_foreign_layers() -> Result<()> {
+async fn bare_names_and_foreign_layers_are_labelled() -> Result<()> {
     let mut node = Node::serving(Version::V2_1, LaunchedBy::Itself).await?;
     let pod = node.cri.run_pod("erofs", &[]).await?;
     let foreign = |n: usize| {
@@ -303,8 +308,8 @@ async fn bare_names_and_foreign_layers() -> Result<()> {
     Ok(())
 }
 
-/// What containerd does not unpack is named, with what to do.
-async fn refused(version: Version) -> Result<()> {
+/// The error for an image that containerd does not unpack names it, and says what to do.
+async fn unsupported_images_are_named(version: Version) -> Result<()> {
     let node = Node::start(version).await?;
     let handler = handler(version);
     let secret = |n: usize| Layer::new().file("s", 0o644, format!("{n}")).encrypted();
@@ -332,21 +337,21 @@ async fn refused(version: Version) -> Result<()> {
     ] {
         node.store.put_image(image).await?;
         let ensured = node.command(&["ensure", image.name(), "--handler", handler])?;
-        let said = String::from_utf8_lossy(&ensured.stdout);
+        let printed = String::from_utf8_lossy(&ensured.stdout);
         ensure!(ensured.status.code() == Some(1), "{ensured:?}");
         for part in [image.name(), digest].iter().chain(words) {
-            ensure!(said.contains(part), "{part}: {said}");
+            ensure!(printed.contains(part), "{part}: {printed}");
         }
     }
     node.assert_nothing_left(handler).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_on_2_1() -> Result<()> {
-    refused(Version::V2_1).await
+async fn unsupported_images_are_named_on_2_1() -> Result<()> {
+    unsupported_images_are_named(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_on_1_7() -> Result<()> {
-    refused(Version::V1_7).await
+async fn unsupported_images_are_named_on_1_7() -> Result<()> {
+    unsupported_images_are_named(Version::V1_7).await
 }

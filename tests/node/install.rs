@@ -1,5 +1,5 @@
-//! `install` and `uninstall`: below a prefix, what is written and what is not touched; and for real, where a
-//! containerd starts what was installed.
+//! `install` and `uninstall`: which files they write below a prefix, and which they do not change. One test
+//! lets a real containerd start the installed plugin.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ const PLACE: &str = "/usr/local/bin/nri-unpack";
 const SYSTEMD: [&str; 4] = ["--launched-by", "systemd", "--program", PLACE];
 const CONTAINERD: [&str; 4] = ["--launched-by", "containerd", "--program", PLACE];
 
-/// The root of a node that is yet to be.
+/// A directory that stands for the root of a node.
 struct Root(TempDir);
 
 impl Root {
@@ -42,7 +42,7 @@ impl Root {
         Ok(path)
     }
 
-    /// Runs a command on it: its exit status, and what it says.
+    /// Runs a command on this root; returns its exit code and its output.
     fn run(&self, command: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
         let output = Command::new(PROGRAM)
             .arg(command)
@@ -50,29 +50,29 @@ impl Root {
             .arg(self.0.path())
             .args(arguments)
             .output()?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.code(), String::from_utf8(said)?))
+        let printed = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(printed)?))
     }
 
     fn install(&self, arguments: &[&str]) -> Result<String> {
-        let (status, said) = self.run("install", arguments)?;
-        ensure!(status == Some(0), "{said}");
-        Ok(said)
+        let (status, printed) = self.run("install", arguments)?;
+        ensure!(status == Some(0), "{printed}");
+        Ok(printed)
     }
 
-    /// Nothing may be changed where it is refused.
-    fn refused(&self, arguments: &[&str], expected: i32, words: &[&str]) -> Result<()> {
+    /// Checks that the command fails with this exit code and these words, and changes no file.
+    fn assert_refused(&self, arguments: &[&str], expected: i32, words: &[&str]) -> Result<()> {
         let before = self.files()?;
-        let (status, said) = self.run("install", arguments)?;
-        ensure!(status == Some(expected), "{status:?}: {said}");
+        let (status, printed) = self.run("install", arguments)?;
+        ensure!(status == Some(expected), "{status:?}: {printed}");
         for word in words {
-            ensure!(said.contains(word), "no {word:?} in {said}");
+            ensure!(printed.contains(word), "no {word:?} in {printed}");
         }
         ensure!(self.files()? == before, "something was written");
         Ok(())
     }
 
-    /// Every file with its text, every link with its target.
+    /// Returns every file with its text, and every link with its target.
     fn files(&self) -> Result<BTreeMap<PathBuf, String>> {
         let mut files = BTreeMap::new();
         collect(self.0.path(), &mut files)?;
@@ -95,10 +95,10 @@ fn collect(directory: &Path, files: &mut BTreeMap<PathBuf, String>) -> Result<()
 }
 
 #[test]
-fn for_systemd_and_back() -> Result<()> {
+fn install_and_uninstall_for_systemd() -> Result<()> {
     let root = Root::new()?;
-    let said = root.install(&SYSTEMD)?;
-    ensure!(said.contains("next: systemctl --root="), "{said}");
+    let printed = root.install(&SYSTEMD)?;
+    ensure!(printed.contains("next: systemctl --root="), "{printed}");
     let unit = fs::read_to_string(root.path(UNIT))?;
     ensure!(
         unit.contains("\nExecStart=/usr/local/bin/nri-unpack run\n"),
@@ -113,13 +113,13 @@ fn for_systemd_and_back() -> Result<()> {
     let files = root.files()?;
     ensure!(files.len() == 2, "{files:#?}");
     root.install(&SYSTEMD)?;
-    ensure!(root.files()? == files, "not the same again");
+    ensure!(root.files()? == files, "the second install changed files");
 
     fs::create_dir_all(root.path(ENABLED).parent().context("in a directory")?)?;
     symlink("../nri-unpack.service", root.path(ENABLED))?;
     for _ in 0..2 {
-        let (status, said) = root.run("uninstall", &[])?;
-        ensure!(status == Some(0), "{said}");
+        let (status, printed) = root.run("uninstall", &[])?;
+        ensure!(status == Some(0), "{printed}");
         ensure!(root.files()?.is_empty(), "{:#?}", root.files()?);
     }
     ensure!(!root.path("etc/nri-unpack").exists());
@@ -127,58 +127,58 @@ fn for_systemd_and_back() -> Result<()> {
 }
 
 #[test]
-fn for_containerd_and_back() -> Result<()> {
+fn install_and_uninstall_for_containerd() -> Result<()> {
     let root = Root::new()?;
     root.install(&CONTAINERD)?;
     let files = root.files()?;
     ensure!(files.len() == 2, "{files:#?}");
     ensure!(files[&root.path(LINK)] == PLACE);
     ensure!(files[&root.path(CONF)] == Config::default_toml());
-    let said = root.install(&CONTAINERD)?;
+    let printed = root.install(&CONTAINERD)?;
     ensure!(
-        said.matches("kept").count() == 2 && root.files()? == files,
-        "{said}"
+        printed.matches("kept").count() == 2 && root.files()? == files,
+        "{printed}"
     );
     for _ in 0..2 {
-        let (status, said) = root.run("uninstall", &[])?;
-        ensure!(status == Some(0) && root.files()?.is_empty(), "{said}");
+        let (status, printed) = root.run("uninstall", &[])?;
+        ensure!(status == Some(0) && root.files()?.is_empty(), "{printed}");
     }
     Ok(())
 }
 
 #[test]
-fn what_an_operator_has_changed_stays() -> Result<()> {
+fn edited_files_are_kept() -> Result<()> {
     let root = Root::new()?;
     let config = "[hooks]\nwait = \"1s\"\n";
     root.put(CONFIG, config)?;
-    let said = root.install(&SYSTEMD)?;
-    ensure!(said.contains("kept"), "{said}");
-    let (_, said) = root.run("uninstall", &[])?;
+    let printed = root.install(&SYSTEMD)?;
+    ensure!(printed.contains("kept"), "{printed}");
+    let (_, printed) = root.run("uninstall", &[])?;
     ensure!(
-        said.contains(&format!("left {}", root.path(CONFIG).display())),
-        "{said}"
+        printed.contains(&format!("left {}", root.path(CONFIG).display())),
+        "{printed}"
     );
     ensure!(fs::read_to_string(root.path(CONFIG))? == config);
 
-    // It goes along to the other place.
+    // `install` uses it for the other way to launch, too.
     root.install(&CONTAINERD)?;
     ensure!(fs::read_to_string(root.path(CONF))? == config);
-    let (_, said) = root.run("uninstall", &[])?;
+    let (_, printed) = root.run("uninstall", &[])?;
     ensure!(
         root.path(CONF).exists() && !root.path(LINK).is_symlink(),
-        "{said}"
+        "{printed}"
     );
 
     let unit = root.put(UNIT, "[Service]\nExecStart=/bin/true\n")?;
-    root.refused(&SYSTEMD, 1, &[UNIT, "drop-in"])?;
-    let (_, said) = root.run("uninstall", &[])?;
-    ensure!(said.contains("left") && unit.exists(), "{said}");
+    root.assert_refused(&SYSTEMD, 1, &[UNIT, "drop-in"])?;
+    let (_, printed) = root.run("uninstall", &[])?;
+    ensure!(printed.contains("left") && unit.exists(), "{printed}");
     Ok(())
 }
 
-/// A unit of another version, once as it was written and once changed by hand.
+/// A unit of another version of the plugin: first unchanged, then edited.
 #[test]
-fn a_unit_of_ours_is_replaced() -> Result<()> {
+fn an_unedited_unit_is_replaced() -> Result<()> {
     let root = Root::new()?;
     let elsewhere = [
         "--launched-by",
@@ -187,19 +187,19 @@ fn a_unit_of_ours_is_replaced() -> Result<()> {
         "/opt/bin/nri-unpack",
     ];
     root.install(&elsewhere)?;
-    let said = root.install(&SYSTEMD)?;
-    ensure!(said.contains("replaced"), "{said}");
+    let printed = root.install(&SYSTEMD)?;
+    ensure!(printed.contains("replaced"), "{printed}");
     let unit = fs::read_to_string(root.path(UNIT))?;
     ensure!(unit.contains(PLACE), "{unit}");
     fs::write(
         root.path(UNIT),
         unit.replace("WatchdogSec=60", "WatchdogSec=9"),
     )?;
-    root.refused(&SYSTEMD, 1, &[UNIT, "systemctl edit"])
+    root.assert_refused(&SYSTEMD, 1, &[UNIT, "systemctl edit"])
 }
 
 #[test]
-fn a_configuration_of_ones_own() -> Result<()> {
+fn a_given_configuration_is_installed() -> Result<()> {
     let root = Root::new()?;
     let own = root
         .put("own.toml", "[nri]\nindex = \"42\"\n")?
@@ -210,65 +210,68 @@ fn a_configuration_of_ones_own() -> Result<()> {
     ensure!(root.path("opt/nri/plugins/42-nri-unpack").is_symlink());
     let installed = fs::read_to_string(root.path("etc/nri/conf.d/42-nri-unpack.conf"))?;
     ensure!(installed.contains("42"), "{installed}");
-    root.refused(&CONTAINERD, 1, &["42-nri-unpack", "uninstall"])?;
+    root.assert_refused(&CONTAINERD, 1, &["42-nri-unpack", "uninstall"])?;
     root.run("uninstall", &[])?;
 
     root.put(CONFIG, "[hooks]\nwait = \"1s\"\n")?;
-    root.refused(&with(SYSTEMD), 1, &[CONFIG, "differs"])?;
+    root.assert_refused(&with(SYSTEMD), 1, &[CONFIG, "differs"])?;
     let wrong = root
         .put("wrong.toml", "[hooks]\nwait = 5\n")?
         .display()
         .to_string();
     let with_wrong = [&SYSTEMD[..], &["--config", &wrong]].concat();
-    root.refused(&with_wrong, 2, &["wrong.toml:2", "hooks.wait"])?;
+    root.assert_refused(&with_wrong, 2, &["wrong.toml:2", "hooks.wait"])?;
     let with_none = [&SYSTEMD[..], &["--config", "/nonexistent.toml"]].concat();
-    root.refused(&with_none, 2, &["/nonexistent.toml"])?;
+    root.assert_refused(&with_none, 2, &["/nonexistent.toml"])?;
     root.put(CONFIG, "[hooks]\nwait = 5\n")?;
-    root.refused(&SYSTEMD, 2, &[CONFIG, "hooks.wait"])
+    root.assert_refused(&SYSTEMD, 2, &[CONFIG, "hooks.wait"])
 }
 
 #[test]
-fn what_is_in_the_way_is_named() -> Result<()> {
+fn conflicting_files_are_named() -> Result<()> {
     let root = Root::new()?;
     let badly_named = root.put("opt/nri/plugins/hook.sh", "#!/bin/sh\n")?;
     root.install(&CONTAINERD)?; // It cannot be executed, so containerd passes it over.
     fs::set_permissions(&badly_named, fs::Permissions::from_mode(0o755))?;
-    root.refused(&CONTAINERD, 1, &["hook.sh", "NN-name", "rename"])?;
+    root.assert_refused(&CONTAINERD, 1, &["hook.sh", "NN-name", "rename"])?;
     fs::rename(&badly_named, root.path("opt/nri/plugins/20-hook"))?;
     root.install(&CONTAINERD)?;
 
     fs::remove_file(root.path(LINK))?;
     symlink("/usr/bin/another", root.path(LINK))?;
-    root.refused(&CONTAINERD, 1, &[LINK, "another program"])?;
+    root.assert_refused(&CONTAINERD, 1, &[LINK, "another program"])?;
     fs::remove_file(root.path(LINK))?;
     root.put(LINK, "a copy")?;
-    root.refused(&CONTAINERD, 1, &[LINK, "not a link"])?;
-    let (_, said) = root.run("uninstall", &[])?;
-    ensure!(said.contains("left") && root.path(LINK).exists(), "{said}");
+    root.assert_refused(&CONTAINERD, 1, &[LINK, "not a link"])?;
+    let (_, printed) = root.run("uninstall", &[])?;
+    ensure!(
+        printed.contains("left") && root.path(LINK).exists(),
+        "{printed}"
+    );
     fs::remove_file(root.path(LINK))?;
 
     symlink(PLACE, root.path("opt/nri/plugins/20-nri-unpack"))?;
-    root.refused(&CONTAINERD, 1, &["20-nri-unpack", "uninstall"])
+    root.assert_refused(&CONTAINERD, 1, &["20-nri-unpack", "uninstall"])
 }
 
-/// As in a tree whose links are made for where it will be `/`.
+/// A directory tree whose links are valid only when it is mounted at `/`.
 #[test]
-fn what_leads_out_of_the_prefix_is_named() -> Result<()> {
+fn links_out_of_the_prefix_are_named() -> Result<()> {
     let (root, node) = (Root::new()?, Root::new()?);
     node.put("nri/plugins/20-another", "")?;
     fs::create_dir_all(root.path("opt"))?;
     symlink(node.path("nri"), root.path("opt/nri"))?;
-    root.refused(
+    root.assert_refused(
         &CONTAINERD,
         1,
         &["opt/nri/plugins", "out of --prefix", "relative"],
     )?;
     fs::remove_file(node.path("nri/plugins/20-another"))?;
     symlink(PLACE, node.path("nri/plugins/10-nri-unpack"))?;
-    let (status, said) = root.run("uninstall", &[])?;
+    let (status, printed) = root.run("uninstall", &[])?;
     ensure!(
-        status == Some(1) && said.contains("out of --prefix"),
-        "{said}"
+        status == Some(1) && printed.contains("out of --prefix"),
+        "{printed}"
     );
     ensure!(node.path("nri/plugins/10-nri-unpack").is_symlink());
 
@@ -281,13 +284,13 @@ fn what_leads_out_of_the_prefix_is_named() -> Result<()> {
 }
 
 #[test]
-fn two_are_never_installed() -> Result<()> {
+fn a_second_plugin_is_refused() -> Result<()> {
     let root = Root::new()?;
     root.install(&CONTAINERD)?;
-    root.refused(&SYSTEMD, 1, &[LINK, "two would serve", "uninstall"])?;
+    root.assert_refused(&SYSTEMD, 1, &[LINK, "two would serve", "uninstall"])?;
     root.run("uninstall", &[])?;
     root.install(&SYSTEMD)?;
-    root.refused(&CONTAINERD, 1, &[UNIT, "two would serve", "uninstall"])?;
+    root.assert_refused(&CONTAINERD, 1, &[UNIT, "two would serve", "uninstall"])?;
     root.run("uninstall", &[])?;
 
     let packaged = "usr/lib/systemd/system/nri-unpack.service";
@@ -299,25 +302,28 @@ fn two_are_never_installed() -> Result<()> {
         "/usr/bin/nri-unpack",
     ];
     root.install(&from_package)?;
-    ensure!(!root.path(UNIT).exists(), "the package has one");
-    root.refused(&SYSTEMD, 1, &[packaged, "package"])?;
-    let (_, said) = root.run("uninstall", &[])?;
+    ensure!(
+        !root.path(UNIT).exists(),
+        "a second unit beside that of the package"
+    );
+    root.assert_refused(&SYSTEMD, 1, &[packaged, "package"])?;
+    let (_, printed) = root.run("uninstall", &[])?;
     ensure!(
         root.path(CONFIG).exists() && root.path(packaged).exists(),
-        "{said}"
+        "{printed}"
     );
 
-    // Enabled, the package's unit is one too many for containerd.
+    // If the package's unit is enabled, containerd must not launch the plugin too.
     fs::create_dir_all(root.path(ENABLED).parent().context("in a directory")?)?;
     symlink(
         "/usr/lib/systemd/system/nri-unpack.service",
         root.path(ENABLED),
     )?;
-    root.refused(&CONTAINERD, 1, &[ENABLED, "disable --now"])
+    root.assert_refused(&CONTAINERD, 1, &[ENABLED, "disable --now"])
 }
 
 #[test]
-fn a_program_that_a_unit_cannot_start() -> Result<()> {
+fn an_unsuitable_program_path_is_refused() -> Result<()> {
     let root = Root::new()?;
     for program in [
         "/home/me/nri-unpack",
@@ -325,31 +331,31 @@ fn a_program_that_a_unit_cannot_start() -> Result<()> {
         "/tmp/x/nri-unpack",
     ] {
         let arguments = ["--launched-by", "systemd", "--program", program];
-        root.refused(&arguments, 2, &[program, "/usr/local/bin"])?;
+        root.assert_refused(&arguments, 2, &[program, "/usr/local/bin"])?;
     }
     for program in ["/opt/my dir/nri-unpack", "/opt/%h/nri-unpack", "nri-unpack"] {
         let arguments = ["--launched-by", "systemd", "--program", program];
-        root.refused(&arguments, 2, &[program])?;
+        root.assert_refused(&arguments, 2, &[program])?;
     }
-    root.refused(&["--launched-by", "upstart"], 2, &["systemd"])?;
-    root.refused(&[], 2, &["--launched-by"])
+    root.assert_refused(&["--launched-by", "upstart"], 2, &["systemd"])?;
+    root.assert_refused(&[], 2, &["--launched-by"])
 }
 
 #[test]
-fn what_cannot_be_written_is_named() -> Result<()> {
+fn an_unwritable_path_is_named() -> Result<()> {
     let root = Root::new()?;
-    // Not even root makes a directory below a file.
+    // Even root cannot create a directory below a file.
     root.put("etc/systemd", "a file")?;
-    let (status, said) = root.run("install", &SYSTEMD)?;
+    let (status, printed) = root.run("install", &SYSTEMD)?;
     ensure!(
-        status == Some(1) && said.contains(UNIT),
-        "{status:?}: {said}"
+        status == Some(1) && printed.contains(UNIT),
+        "{status:?}: {printed}"
     );
     Ok(())
 }
 
-/// Directories of NRI are where containerd's own configuration has them; that names those of the lab.
-async fn launched(version: Version) -> Result<()> {
+/// containerd's own configuration names the NRI directories; here they are those of the lab.
+async fn installed_for_containerd(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     let own = node.lab.path("own.toml");
@@ -359,26 +365,26 @@ async fn launched(version: Version) -> Result<()> {
     let output = Command::new(PROGRAM)
         .args(["install", "--launched-by", "containerd", "--config", &own])
         .output()?;
-    let said = String::from_utf8(output.stdout)?;
+    let printed = String::from_utf8(output.stdout)?;
     ensure!(
-        output.status.success() && said.ends_with("next: systemctl restart containerd\n"),
-        "{said}"
+        output.status.success() && printed.ends_with("next: systemctl restart containerd\n"),
+        "{printed}"
     );
     node.restart_containerd().await?;
     node.log.wait_for(RESOLVED, PATIENCE).await?;
     let pod = node.cri.run_pod(handler, &[]).await?;
     let name = node.image.name().to_owned();
     node.cri.create_container(&pod, &name, &[], &[]).await?;
-    // What it takes away again is tried below a prefix: here it would be the machine's own, too.
+    // `uninstall` is tested below a prefix: here it would also change this machine.
     node.wait_labelled(handler).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_starts_it_on_1_7() -> Result<()> {
-    launched(Version::V1_7).await
+async fn containerd_starts_the_installed_plugin_on_1_7() -> Result<()> {
+    installed_for_containerd(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_starts_it_on_2_1() -> Result<()> {
-    launched(Version::V2_1).await
+async fn containerd_starts_the_installed_plugin_on_2_1() -> Result<()> {
+    installed_for_containerd(Version::V2_1).await
 }

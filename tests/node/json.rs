@@ -1,4 +1,4 @@
-//! The JSON of the commands is a contract: scripts depend on it.
+//! The JSON output of the commands is a contract on which scripts depend.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ fn keys(object: &Value) -> BTreeSet<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_ensure_and_handlers() -> Result<()> {
+async fn json_of_check_ensure_and_handlers_has_the_documented_keys() -> Result<()> {
     let node = Node::start(Version::V2_1).await?;
     let json = |arguments: &[&str], code: i32| -> Result<Value> {
         let output = node.command(&[arguments, &["--output", "json"]].concat())?;
@@ -70,7 +70,7 @@ async fn check_ensure_and_handlers() -> Result<()> {
     ensure!(row["layers_done"] == 5 && row["error"].is_null(), "{row:#}");
     ensure!(json(&["ensure", image, "--handler", "erofs"], 0)?["results"][0]["action"] == "none");
 
-    // All images in all snapshotters that a handler has for itself: this one, and the pause image.
+    // All images in the snapshotters that belong to one handler only: this image and the pause image.
     let report = json(&["check"], 1)?;
     let rows = report["images"]
         .as_array()

@@ -1,5 +1,5 @@
-//! The plugin as Kubernetes runs it: the manifests are right, and with just what they give it the plugin
-//! does its work in a container on a real containerd.
+//! The plugin under Kubernetes: the manifests are valid. With the mounts and privileges that they give it, the
+//! plugin works in a container on a real containerd.
 
 mod kubelet;
 mod manifests;
@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use manifests::{Manifests, VARIANTS, checked, directory, documents, render};
 
-/// A misspelt field and a value of another type are found.
+/// A misspelt field and a value of a wrong type are found.
 #[test]
-fn what_is_not_in_the_schema_is_an_error() -> Result<()> {
+fn fields_outside_the_schema_are_found() -> Result<()> {
     let documents = render("base")?;
     let mut documents = documents.iter().filter(|d| d["kind"] == "DaemonSet");
-    let sound = documents.next().context("a DaemonSet")?;
-    checked::<DaemonSet>(sound)?;
+    let valid = documents.next().context("a DaemonSet")?;
+    checked::<DaemonSet>(valid)?;
     let spec = "/spec/template/spec";
     let cases = [
         (spec, "hostNetworks", Value::Bool(true)),
@@ -33,7 +33,7 @@ fn what_is_not_in_the_schema_is_an_error() -> Result<()> {
         ),
     ];
     for (place, name, value) in cases {
-        let mut flawed = sound.clone();
+        let mut flawed = valid.clone();
         flawed.pointer_mut(place).context(place)?[name] = value;
         let Err(error) = checked::<DaemonSet>(&flawed) else {
             bail!("{name} was not found");
@@ -47,9 +47,9 @@ fn what_is_not_in_the_schema_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// The configuration speaks of places that are mounted, and the mounts of those places on the node.
+/// The paths of the configuration are mounted, and the mounts are paths of the node.
 #[test]
-fn every_variant_fits_together() -> Result<()> {
+fn paths_of_each_variant_are_mounted() -> Result<()> {
     for variant in VARIANTS {
         let manifests = Manifests::of(variant).context(variant)?;
         let config = Config::from_toml(manifests.config()?, variant)?;
@@ -75,7 +75,7 @@ fn every_variant_fits_together() -> Result<()> {
         }
         let listen = config.metrics.listen.context("it does not listen")?;
         for probe in [&container.liveness_probe, &container.readiness_probe] {
-            let (address, _) = kubelet::asks(container, probe.as_ref())?;
+            let (address, _) = kubelet::probe_target(container, probe.as_ref())?;
             ensure!(address == listen.to_string(), "{variant}: {address}");
         }
         let image = container.image.as_deref().unwrap_or_default();
@@ -85,7 +85,8 @@ fn every_variant_fits_together() -> Result<()> {
     Ok(())
 }
 
-/// Prometheus' own kind has no schema here; what it speaks of is there.
+/// No schema of Prometheus' own kind exists here; the test checks that the labels and the port that it names
+/// exist.
 #[test]
 fn the_pod_monitor_finds_the_pods() -> Result<()> {
     let manifests = Manifests::of("base")?;

@@ -1,14 +1,14 @@
-//! Our labels are containerd's own: those that its labelled pull leaves for the same image in
-//! another snapshotter, key for key, value for value.
+//! The plugin's labels equal those that containerd's own labelled pull sets for the same image in another
+//! snapshotter: same keys, same values.
 
 use anyhow::{Result, ensure};
 use lab::{Handler, Options, Version};
 
 use crate::support::{Node, handler};
 
-async fn equal_labels(version: Version) -> Result<()> {
+async fn assert_equal_labels(version: Version) -> Result<()> {
     let mut options = Options::new(version);
-    // The pull for «theirs» is to leave labels to compare with; by default it leaves none.
+    // The pull for «theirs» must set labels for the comparison; by default it sets none.
     options.snapshot_annotations = true;
     options.pull_by_handler = true;
     options.handlers = vec![
@@ -47,7 +47,7 @@ async fn equal_labels(version: Version) -> Result<()> {
     Ok(())
 }
 
-/// A snapshotter for containerd's own pull, other than ours.
+/// Returns the snapshotter for containerd's own pull.
 pub(crate) fn theirs(version: Version) -> &'static str {
     match version {
         Version::V1_7 => "overlayfs",
@@ -56,11 +56,11 @@ pub(crate) fn theirs(version: Version) -> &'static str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn equal_to_those_of_2_1() -> Result<()> {
-    equal_labels(Version::V2_1).await
+async fn labels_equal_those_of_a_pull_on_2_1() -> Result<()> {
+    assert_equal_labels(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn equal_to_those_of_1_7() -> Result<()> {
-    equal_labels(Version::V1_7).await
+async fn labels_equal_those_of_a_pull_on_1_7() -> Result<()> {
+    assert_equal_labels(Version::V1_7).await
 }

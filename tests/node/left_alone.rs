@@ -1,5 +1,5 @@
-//! An image or a pod that is left to containerd, on a snapshotter that leaves other images to the guest:
-//! where both share a layer, containerd's own unpack lies on an empty one.
+//! An excluded image, or a pod with mode `skip`, on a snapshotter that leaves other images to the guest. If
+//! both share a layer, containerd unpacks the excluded image on top of an empty snapshot.
 
 use anyhow::{Result, ensure};
 use lab::{Image, Version, images};
@@ -10,7 +10,7 @@ use crate::support::{Node, PATIENCE};
 /// Shares its two lowest layers with [`Node::image`].
 const EXCLUDED: &str = "registry.test/lab/excluded:1";
 
-/// Excluded as well, and shares no layer with another image.
+/// An excluded image that shares no layer with another image.
 const ALONE: &str = "registry.test/lab/alone:1";
 
 const EXCLUDE: &str = "[snapshotters.nydus]\nexclude = [\"*/excluded:*\", \"*/alone:*\"]\n";
@@ -19,18 +19,18 @@ const SKIP: (&str, &str) = ("nri-unpack/mode", "skip");
 
 const MOVED: &str = "container moved onto a private chain";
 
-/// The names of the plugin's own chains begin with this.
+/// The prefix of the keys of the plugin's private chains.
 const PRIVATE: &str = "nri-unpack-private-";
 
 impl Node {
-    async fn pull_for_runc(&mut self, image: &Image) -> Result<()> {
+    async fn push_and_pull(&mut self, image: &Image) -> Result<()> {
         self.registry.push(image).await?;
         self.cri.pull_image(image.name()).await?;
         Ok(())
     }
 
-    /// The container reads what its image has above and in the layers that it shares.
-    async fn assert_reads_own(&mut self, container: &str, image: &str) -> Result<()> {
+    /// Checks that the container reads the file of its image's lowest layer.
+    async fn assert_reads_own_file(&mut self, container: &str, image: &str) -> Result<()> {
         self.cri.start_container(container).await?;
         let read = self.cri.cat(container, "/data/0").await?;
         ensure!(read == format!("0 of {image}\n"), "{read}");
@@ -44,9 +44,9 @@ impl Node {
     }
 }
 
-/// Containers of an excluded image, and of a pod that says skip: each is created on a chain of its own that
-/// the host has unpacked from the lowest layer on. What is whole stays as it is.
-async fn created_whole(version: Version) -> Result<()> {
+/// Containers of an excluded image, and of a pod with mode `skip`, are created on a private chain that the host
+/// has unpacked from the lowest layer. A complete chain stays unchanged.
+async fn excluded_images_get_a_complete_chain(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(EXCLUDE).await?;
     node.log.wait_for("reconcile finished", PATIENCE).await?;
@@ -60,7 +60,7 @@ async fn created_whole(version: Version) -> Result<()> {
             .build()
     };
     for image in [&image, &alone] {
-        node.pull_for_runc(image).await?;
+        node.push_and_pull(image).await?;
     }
 
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
@@ -68,9 +68,12 @@ async fn created_whole(version: Version) -> Result<()> {
     for (n, pod) in [(1, &pod), (2, &skipping), (3, &pod)] {
         let created = node.cri.create_container(pod, EXCLUDED, &[], &[]).await;
         let container = created?;
-        node.assert_reads_own(&container, EXCLUDED).await?;
+        node.assert_reads_own_file(&container, EXCLUDED).await?;
         ensure!(node.log.lines_with(MOVED).len() == n, "{n}");
-        ensure!(node.private_layers().await? == 3, "one chain for all");
+        ensure!(
+            node.private_layers().await? == 3,
+            "not exactly one private chain"
+        );
     }
     ensure!(node.state_of(&image, NYDUS).await? == "mixed");
     let moved = node.log.lines_with(MOVED);
@@ -80,21 +83,24 @@ async fn created_whole(version: Version) -> Result<()> {
     );
 
     let exclude = "exclude = [\"*/excluded:*\"]";
-    let (_, said) = node.under(exclude, &["doctor", "--output", "json"])?;
-    ensure!(said.contains("excluded-mixed"), "{said}");
+    let (_, printed) = node.command_with_table(exclude, &["doctor", "--output", "json"])?;
+    ensure!(printed.contains("excluded-mixed"), "{printed}");
 
-    // What is healthy is allowed, and stays as containerd made it.
+    // A complete chain is allowed, and stays as containerd made it.
     for pod in [&pod, &skipping] {
         node.cri.create_container(pod, ALONE, &[], &[]).await?;
     }
-    ensure!(node.log.lines_with(MOVED).len() == 3, "left as it is");
+    ensure!(
+        node.log.lines_with(MOVED).len() == 3,
+        "a container on a complete chain was moved"
+    );
     let chain = node.store.chain(NYDUS, &alone).await?;
     ensure!(chain.len() == 1 && chain[0].labels.is_empty(), "{chain:#?}");
     node.store.collect_garbage().await?;
     node.assert_nothing_left(NYDUS).await?;
     ensure!(node.private_layers().await? == 3);
 
-    // With the image goes its private chain.
+    // Removing the image removes its private chain.
     for pod in [&pod, &skipping] {
         node.cri.remove_pod(pod).await?;
     }
@@ -105,11 +111,11 @@ async fn created_whole(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn created_whole_on_2_1() -> Result<()> {
-    created_whole(Version::V2_1).await
+async fn excluded_images_get_a_complete_chain_on_2_1() -> Result<()> {
+    excluded_images_get_a_complete_chain(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn created_whole_on_1_7() -> Result<()> {
-    created_whole(Version::V1_7).await
+async fn excluded_images_get_a_complete_chain_on_1_7() -> Result<()> {
+    excluded_images_get_a_complete_chain(Version::V1_7).await
 }

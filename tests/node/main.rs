@@ -1,4 +1,4 @@
-//! The plugin on real containerd: one binary, a containerd of its own for each test.
+//! Tests of the plugin on real containerd: one binary, with a containerd of its own for each test.
 
 mod after_pull;
 mod ahead;

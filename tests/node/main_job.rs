@@ -1,5 +1,5 @@
-//! The scenario that started this project: an image is there for overlayfs; a pod of another handler
-//! finds it labelled in that handler's snapshotter.
+//! The main purpose of the plugin: an image was pulled for overlayfs, and a pod of another handler finds it
+//! labelled in that handler's snapshotter.
 
 use anyhow::{Result, ensure};
 use lab::Version;
@@ -10,7 +10,8 @@ async fn main_job(version: Version, by: LaunchedBy) -> Result<()> {
     main_job_on(Node::serving(version, by).await?).await
 }
 
-/// Where the pull has labelled the default snapshotter's layers, the other one's are as they are elsewhere.
+/// The pull labels the layers of the default snapshotter. The labels in the other snapshotter are the same as
+/// without that.
 async fn main_job_annotated(version: Version) -> Result<()> {
     let mut node = Node::start_annotated(version).await?;
     node.serve("").await?;

@@ -1,4 +1,4 @@
-//! What is counted, on a real node; and whether the dashboard and the alerts name what there is.
+//! The metrics of the plugin on a real node. The dashboard and the alerts name only existing metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::support::{ALL, Node, PATIENCE, PROGRAM, handler};
 
 const PREFIX: &str = "nri_unpack_";
 
-/// The status, the head and the body of an answer.
+/// Returns the status, the header and the body of a response.
 pub(crate) async fn get<S>(mut stream: S, path: &str, accept: &str) -> Result<(u16, String, String)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -28,7 +28,7 @@ where
     Ok((status, head.to_owned(), body.to_owned()))
 }
 
-/// The samples by name and labels.
+/// Returns the samples by name and labels.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
@@ -38,7 +38,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     lines.filter_map(sample).collect()
 }
 
-/// Of all samples whose name and labels contain these words.
+/// Returns the sum of the samples whose name and labels contain these words.
 fn sum(samples: &BTreeMap<String, f64>, words: &[&str]) -> f64 {
     let meant = samples
         .iter()
@@ -46,7 +46,7 @@ fn sum(samples: &BTreeMap<String, f64>, words: &[&str]) -> f64 {
     meant.map(|(_, value)| value).sum()
 }
 
-/// A port that is free at the moment.
+/// Returns a port that is currently free.
 pub(crate) async fn free_port() -> Result<(TcpListener, String)> {
     let taken = TcpListener::bind("127.0.0.1:0").await?;
     let address = taken.local_addr()?.to_string();
@@ -71,7 +71,7 @@ impl Node {
     }
 }
 
-async fn counted(version: Version) -> Result<()> {
+async fn metrics_are_counted(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     let socket = node.lab.socket_path("metrics.sock")?;
@@ -96,7 +96,7 @@ async fn counted(version: Version) -> Result<()> {
         "{head}"
     );
     ensure!(text.ends_with("# EOF\n"), "{text}");
-    let counted = samples(&text);
+    let counts = samples(&text);
     for (words, least) in [
         (
             &[
@@ -119,7 +119,7 @@ async fn counted(version: Version) -> Result<()> {
         (&["registered"], 1.0),
         (&["build_info"], 1.0),
     ] {
-        let sum = sum(&counted, words);
+        let sum = sum(&counts, words);
         ensure!(sum >= least, "{words:?}: {sum}\n{text}");
     }
     ensure!(!text.contains(&name), "an image is a label: {text}");
@@ -133,7 +133,7 @@ async fn counted(version: Version) -> Result<()> {
     node.wait_status(&socket, "/livez", 200).await?;
     node.restart_containerd().await?;
     node.wait_status(&socket, "/readyz", 200).await?;
-    // It left its socket behind.
+    // The plugin did not remove its socket.
     let plugin = node.plugin.as_mut().context("serving")?;
     plugin.kill();
     plugin.restart()?;
@@ -142,18 +142,18 @@ async fn counted(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counted_on_2_1() -> Result<()> {
-    counted(Version::V2_1).await
+async fn metrics_are_counted_on_2_1() -> Result<()> {
+    metrics_are_counted(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counted_on_1_7() -> Result<()> {
-    counted(Version::V1_7).await
+async fn metrics_are_counted_on_1_7() -> Result<()> {
+    metrics_are_counted(Version::V1_7).await
 }
 
-/// Relays between the plugin and NRI's socket, and ends each session when the runtime asks the plugin to
-/// synchronize, after it was configured.
-async fn ends_at_synchronize(listener: UnixListener, nri: PathBuf) -> Result<()> {
+/// Forwards data between the plugin and the NRI socket. Ends each session when the runtime sends `Synchronize`,
+/// after the plugin was configured.
+async fn end_sessions_at_synchronize(listener: UnixListener, nri: PathBuf) -> Result<()> {
     loop {
         let (mut plugin, _) = listener.accept().await?;
         let mut runtime = UnixStream::connect(&nri).await?;
@@ -178,13 +178,13 @@ async fn ends_at_synchronize(listener: UnixListener, nri: PathBuf) -> Result<()>
     }
 }
 
-/// A session that ends when the plugin is configured and not yet synchronized is none.
-async fn not_ready_before_it_is_synchronized(version: Version) -> Result<()> {
+/// `/readyz` fails for a session that ends after `Configure` and before `Synchronize`.
+async fn readyz_fails_before_synchronize(version: Version) -> Result<()> {
     let node = Node::start(version).await?;
     let between = node.lab.socket_path("between.sock")?;
     let listener = UnixListener::bind(&between)?;
     let nri = node.lab.nri_socket().to_owned();
-    let ends = tokio::spawn(ends_at_synchronize(listener, nri.clone()));
+    let ends = tokio::spawn(end_sessions_at_synchronize(listener, nri.clone()));
     let socket = node.lab.socket_path("metrics.sock")?;
     let listen = format!("[metrics]\nlisten = \"unix:{}\"\n", socket.display());
     let config = node.config(&listen);
@@ -205,25 +205,25 @@ async fn not_ready_before_it_is_synchronized(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn not_ready_before_it_is_synchronized_on_2_1() -> Result<()> {
-    not_ready_before_it_is_synchronized(Version::V2_1).await
+async fn readyz_fails_before_synchronize_on_2_1() -> Result<()> {
+    readyz_fails_before_synchronize(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn not_ready_before_it_is_synchronized_on_1_7() -> Result<()> {
-    not_ready_before_it_is_synchronized(Version::V1_7).await
+async fn readyz_fails_before_synchronize_on_1_7() -> Result<()> {
+    readyz_fails_before_synchronize(Version::V1_7).await
 }
 
-/// The metrics that an example names.
-fn named(text: &str) -> BTreeSet<String> {
+/// Returns the names of metrics in an example.
+fn metric_names(text: &str) -> BTreeSet<String> {
     let parts = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let names = parts.filter(|part| part.starts_with(PREFIX));
     names.map(str::to_owned).collect()
 }
 
-/// In the older format, at an address that another has at first.
+/// The text format, at an address that another process uses at first.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_examples_name_what_there_is() -> Result<()> {
+async fn examples_name_existing_metrics() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
     let (taken, address) = free_port().await?;
     node.serve(&format!("{ALL}[metrics]\nlisten = \"{address}\"\n"))
@@ -248,7 +248,7 @@ async fn the_examples_name_what_there_is() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     for example in ["grafana/nri-unpack.json", "prometheus/alerts.yaml"] {
         let example = std::fs::read_to_string(root.join(example))?;
-        let names = named(&example);
+        let names = metric_names(&example);
         ensure!(!names.is_empty(), "{example}");
         let unknown: Vec<_> = names.difference(&there).collect();
         ensure!(unknown.is_empty(), "{unknown:?}\n{text}");

@@ -1,4 +1,5 @@
-//! Documents of which containerd reads less than it is given: what it imports and runs is made ready.
+//! Documents with content that containerd ignores: if containerd imports and runs the image, the plugin makes
+//! it ready.
 
 use anyhow::{Result, ensure};
 use lab::{Image, Layer, Version, images};
@@ -6,19 +7,19 @@ use serde_json::{Value, json};
 
 use crate::support::{DEFAULT_HOOKS, Node};
 
-/// The largest document that is read.
+/// The size of the largest document that the plugin reads.
 const LARGEST: usize = 8 << 20;
 
-/// Much less than one string for each element, and more than the document and its copies on the wire.
-const ALLOWED: u64 = 64 << 20;
+/// Less than one string for each element would take, more than the document and its copies on the wire.
+const MAX_GROWTH: u64 = 64 << 20;
 
 fn image(name: &str) -> lab::images::Builder {
     let layer = Layer::new().file("f", 0o644, name);
     Image::builder(format!("registry.test/odd/{name}:1")).layer(layer)
 }
 
-/// With a field more in its config.
-fn configured(name: &str, field: &[u8]) -> Image {
+/// Returns an image with an additional field in its config.
+fn with_config_field(name: &str, field: &[u8]) -> Image {
     image(name).build().edited(|media_type, text| {
         let text = text.into_bytes();
         match media_type == images::CONFIG {
@@ -54,17 +55,17 @@ fn odd_images() -> Vec<Image> {
         text.into_bytes()
     });
     vec![
-        configured("surrogate", br#""author":"\ud83d""#),
-        configured("latin1", b"\"author\":\"caf\xe9\""),
-        configured("nested", nested.as_bytes()),
+        with_config_field("surrogate", br#""author":"\ud83d""#),
+        with_config_field("latin1", b"\"author\":\"caf\xe9\""),
+        with_config_field("nested", nested.as_bytes()),
         indexed,
         manifest,
-        configured("features", features.as_bytes()),
+        with_config_field("features", features.as_bytes()),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_containerd_runs_is_made_ready() -> Result<()> {
+async fn odd_documents_are_made_ready() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
     node.hooks = DEFAULT_HOOKS;
     node.serve("").await?;
@@ -79,8 +80,8 @@ async fn what_containerd_runs_is_made_ready() -> Result<()> {
         node.image = image;
         node.wait_labelled("erofs").await?;
     }
-    let grown = node.peak_memory()? - before;
-    println!("the plugin's peak memory has grown by {grown} bytes");
-    ensure!(grown < ALLOWED, "{grown} bytes");
+    let growth = node.peak_memory()? - before;
+    println!("the plugin's peak memory has grown by {growth} bytes");
+    ensure!(growth < MAX_GROWTH, "{growth} bytes");
     Ok(())
 }

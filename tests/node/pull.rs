@@ -1,5 +1,5 @@
-//! The blobs are gone and come from the registry again: by digest, for as long as they are needed,
-//! and nothing else on the node changes.
+//! The blobs are missing, and the plugin pulls them from the registry: by digest, and only until they are
+//! unpacked. Nothing else on the node changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
@@ -12,31 +12,30 @@ use lab::{Labels, Options, PASSWORD, Registry, USER, Version, images, namespaced
 
 use crate::support::{APP, Node, PROGRAM};
 
-/// A node that has the image from this registry for overlayfs, and none of its layers' blobs.
-async fn discarded(version: Version, registry: Registry) -> Result<Node> {
+/// Returns a node that has pulled the image from this registry for overlayfs, without the blobs of its layers.
+async fn node_without_blobs(version: Version, registry: Registry) -> Result<Node> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
     let node = Node::start_on(version, options, registry, images::app(APP)?).await?;
     node.store.collect_garbage().await?;
     for layer in &node.image.layers {
         let blob = node.store.content_labels(&layer.digest).await;
-        ensure!(blob.is_err(), "{} is still there", layer.digest);
+        ensure!(blob.is_err(), "{} was not deleted", layer.digest);
     }
     Ok(node)
 }
 
-/// Everything of which a pull could leave something behind: image records, and blobs with what they
-/// keep.
+/// Everything that a pull could leave behind: image records, and blobs with their labels.
 #[derive(Debug, PartialEq)]
-struct Left {
+struct Remaining {
     images: BTreeMap<String, String>,
     image_labels: BTreeMap<String, Labels>,
     keeps: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Node {
-    /// Ensures with nothing but pulling allowed.
-    fn pulled(&self, handler: &str, more: &str) -> Result<Output> {
+    /// Runs `ensure` with pulls as the only allowed source.
+    fn ensure_with_pull(&self, handler: &str, more: &str) -> Result<Output> {
         let config = self.lab.path("pull.toml");
         let hosts = self.lab.path("hosts");
         let pull =
@@ -48,7 +47,7 @@ impl Node {
         command.output().context("running nri-unpack")
     }
 
-    async fn left(&self) -> Result<Left> {
+    async fn remaining(&self) -> Result<Remaining> {
         let images = self.store.images().await?;
         let mut image_labels = BTreeMap::new();
         for name in images.keys() {
@@ -70,7 +69,7 @@ impl Node {
                 keeps.insert(blob.digest, kept.collect());
             }
         }
-        Ok(Left {
+        Ok(Remaining {
             images,
             image_labels,
             keeps,
@@ -85,14 +84,14 @@ fn action(output: &Output) -> Result<serde_json::Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_comes_and_goes() -> Result<()> {
-    let mut node = discarded(Version::V2_1, Registry::start().await?).await?;
-    let before = node.left().await?;
-    ensure!(action(&node.pulled("erofs", "")?)? == "unpacked");
+async fn pulled_blobs_are_removed_after_the_unpack() -> Result<()> {
+    let mut node = node_without_blobs(Version::V2_1, Registry::start().await?).await?;
+    let before = node.remaining().await?;
+    ensure!(action(&node.ensure_with_pull("erofs", "")?)? == "unpacked");
     node.assert_labelled("erofs").await?;
     node.assert_nothing_left("erofs").await?;
     node.store.collect_garbage().await?;
-    let after = node.left().await?;
+    let after = node.remaining().await?;
     ensure!(before == after, "{before:#?}\n{after:#?}");
     node.assert_labelled("erofs").await?;
 
@@ -104,19 +103,19 @@ async fn what_is_missing_comes_and_goes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_registry_is_told_who_asks() -> Result<()> {
-    // Pulled for overlayfs while it was public; private from now on.
-    let node = discarded(Version::V2_1, Registry::start().await?).await?;
+async fn credentials_are_sent_to_a_private_registry() -> Result<()> {
+    // The image was pulled for overlayfs while the registry was public; now it requires credentials.
+    let node = node_without_blobs(Version::V2_1, Registry::start().await?).await?;
     let registry = Registry::start_private().await?;
     registry.push(&node.image).await?;
     node.lab.use_registry(&registry)?;
 
-    let refused = node.pulled("erofs", "")?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    let refused = node.ensure_with_pull("erofs", "")?;
+    let printed = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     ensure!(
-        said.contains("pull: ") && said.contains("401 Unauthorized"),
-        "{said}"
+        printed.contains("pull: ") && printed.contains("401 Unauthorized"),
+        "{printed}"
     );
     node.assert_nothing_left("erofs").await?;
 
@@ -127,26 +126,29 @@ async fn a_private_registry_is_told_who_asks() -> Result<()> {
         &file,
         format!("{{\"auths\": {{\"{host}\": {{\"auth\": \"{auth}\"}}}}}}"),
     )?;
-    let pulled = node.pulled("erofs", &format!("credentials = {file:?}\n"))?;
+    let pulled = node.ensure_with_pull("erofs", &format!("credentials = {file:?}\n"))?;
     ensure!(action(&pulled)? == "unpacked");
-    let said = String::from_utf8_lossy(&pulled.stderr).into_owned();
-    ensure!(!said.contains(PASSWORD) && !said.contains(&auth), "{said}");
+    let printed = String::from_utf8_lossy(&pulled.stderr).into_owned();
+    ensure!(
+        !printed.contains(PASSWORD) && !printed.contains(&auth),
+        "{printed}"
+    );
     node.assert_labelled("erofs").await
 }
 
-/// Where neither means does it, the error says how to help, and that helps.
-async fn helped(version: Version, handler: &str, words: &str) -> Result<()> {
+/// If neither source has the layer, the error names a remedy, which helps.
+async fn remedy_helps(version: Version, handler: &str, words: &str) -> Result<()> {
     let registry = Registry::start().await?;
-    let node = discarded(version, registry).await?;
+    let node = node_without_blobs(version, registry).await?;
     let hosts = node.lab.path("hosts").display().to_string();
-    // Without the node's registry configuration no registry is reached.
-    let refused = node.pulled(handler, "credentials = \"/nowhere/config.json\"\n")?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    // Without the node's registry configuration the plugin reaches no registry.
+    let refused = node.ensure_with_pull(handler, "credentials = \"/nowhere/config.json\"\n")?;
+    let printed = String::from_utf8_lossy(&refused.stdout).into_owned();
     ensure!(refused.status.code() == Some(1), "{refused:?}");
     let digest = &node.image.layers[0].digest;
     let remedy = format!("ctr -n k8s.io content fetch --hosts-dir {hosts} {APP}");
     for word in ["layer 1 of 5", digest, words, &remedy] {
-        ensure!(said.contains(word), "{word}: {said}");
+        ensure!(printed.contains(word), "{word}: {printed}");
     }
 
     node.lab
@@ -158,11 +160,11 @@ async fn helped(version: Version, handler: &str, words: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_error_helps_on_2_1() -> Result<()> {
-    helped(Version::V2_1, "erofs", "/nowhere/config.json").await
+async fn the_remedy_of_a_failed_pull_helps_on_2_1() -> Result<()> {
+    remedy_helps(Version::V2_1, "erofs", "/nowhere/config.json").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_error_helps_on_1_7() -> Result<()> {
-    helped(Version::V1_7, "native", "pull: containerd 1.7").await
+async fn the_remedy_of_a_failed_pull_helps_on_1_7() -> Result<()> {
+    remedy_helps(Version::V1_7, "native", "pull: containerd 1.7").await
 }

@@ -1,5 +1,5 @@
-//! The blobs are gone, as `discard_unpacked_layers` leaves it, and the registry is, too: the layers
-//! come from overlayfs, and the result is what an ordinary unpack of the blobs makes.
+//! The blobs are missing, as with `discard_unpacked_layers`, and the registry is down: the plugin rebuilds the
+//! layers from overlayfs. The result equals an unpack of the blobs.
 
 pub(crate) mod nasty;
 pub(crate) mod tree;
@@ -18,13 +18,12 @@ use tree::{Difference, Tree};
 
 pub(crate) const NASTY: &str = "registry.test/lab/nasty:1";
 
-/// A node that has pulled the image for overlayfs and kept no blob of its layers; the registry is
-/// gone.
+/// Returns a node that has pulled the image for overlayfs and kept no blob of its layers. The registry is down.
 pub(crate) async fn discarded(version: Version, handler: &str) -> Result<Node> {
     discarded_with(version, handler, Options::new(version)).await
 }
 
-/// The same on a containerd with these options.
+/// Like [`discarded`], with these options of containerd.
 pub(crate) async fn discarded_with(
     version: Version,
     handler: &str,
@@ -42,12 +41,12 @@ pub(crate) async fn discarded_with(
     node.store.collect_garbage().await?;
     for layer in &node.image.layers {
         let blob = node.store.content_labels(&layer.digest).await;
-        ensure!(blob.is_err(), "{} is still there", layer.digest);
+        ensure!(blob.is_err(), "{} was not deleted", layer.digest);
     }
     Ok(node)
 }
 
-/// Runs `ensure` and answers its row.
+/// Runs `ensure`; returns its row.
 pub(crate) fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
     let output = node.command(&["ensure", NASTY, "--handler", handler, "--output", "json"])?;
     ensure!(output.status.success(), "{output:?}");
@@ -55,7 +54,7 @@ pub(crate) fn ensured(node: &Node, handler: &str) -> Result<serde_json::Value> {
     Ok(report["results"][0].clone())
 }
 
-/// What an ordinary unpack of the blobs makes of the image, on a node of its own.
+/// Returns the files that an unpack of the blobs creates, on another node.
 async fn ordinary(version: Version, handler: &str) -> Result<Tree> {
     let mut options = Options::new(version);
     options.handlers = vec![Handler::new(handler, handler)];
@@ -67,7 +66,7 @@ async fn ordinary(version: Version, handler: &str) -> Result<Tree> {
     tree::of(&node, handler).await
 }
 
-async fn rebuilt(version: Version, handler: &str) -> Result<()> {
+async fn rebuilt_from_overlayfs(version: Version, handler: &str) -> Result<()> {
     let mut node = discarded(version, handler).await?;
     let blobs = node.blobs().await?;
     let row = ensured(&node, handler)?;
@@ -88,7 +87,7 @@ async fn rebuilt(version: Version, handler: &str) -> Result<()> {
     node.store.collect_garbage().await?;
     ensure!(
         node.blobs().await? == blobs,
-        "what was made for it is gone, and nothing else"
+        "`ensure` left blobs behind, or removed other blobs"
     );
     node.assert_labelled(handler).await?;
     ensure!(ensured(&node, handler)?["action"] == "none");
@@ -110,44 +109,44 @@ async fn rebuilt(version: Version, handler: &str) -> Result<()> {
     node.assert_labelled(handler).await
 }
 
-/// The image is the same in a handler's snapshotter as in overlayfs.
+/// Checks that the image has the same files in the handler's snapshotter as in overlayfs.
 pub(crate) async fn assert_as_source(node: &Node, handler: &str) -> Result<()> {
     let rebuilt = tree::of(node, handler).await?;
     let source = tree::of(node, "overlayfs").await?;
     assert_equal("overlayfs", &rebuilt, &source, from_source(handler))
 }
 
-/// A cause for trees to differ, and in what.
+/// A reason why trees differ, with the attributes that differ.
 pub(crate) type Cause = (&'static str, fn(&Difference, &Tree) -> bool);
 
 const COPIED: Cause = (
-    "native copies its parent for each layer, and directories are of the time they are filled",
+    "native copies its parent for each layer: directories get the time of the copy",
     |found, tree| found.field == "time" && is_filled(&found.path, tree),
 );
 
 const SPLIT: Cause = (
-    "native copies every name of a link or a pipe by itself",
+    "native copies each hard link of a symbolic link or a pipe separately",
     |found, tree| found.field == "names" && tree[&found.path].content.is_none(),
 );
 
-const MADE_UP: Cause = (
-    "mkfs.erofs makes directories up that a layer does not list: open to all and of now; those of \
+const SYNTHETIC: Cause = (
+    "mkfs.erofs creates directories that a layer does not list, with mode 0777 and the current time; those of \
      overlayfs are as in the layer below",
     |found, _| nasty::is_unlisted(&found.path),
 );
 
-const EARLY: Cause = (
-    "mkfs.erofs keeps a time before 1970, which containerd's own unpack puts at 1970",
+const BEFORE_1970: Cause = (
+    "mkfs.erofs keeps a time before 1970, which containerd's own unpack sets to 1970",
     |found, _| found.field == "time" && found.path == Path::new("old"),
 );
 
 const FILLED: Cause = (
-    "a directory that a layer fills and does not list is of the time at which that happens",
+    "a directory that a layer fills but does not list gets the time of the unpack",
     |found, tree| found.field == "time" && is_filled(&found.path, tree),
 );
 
-const OF_ITS_OWN: Cause = (
-    "a block file holds a file system, with a directory of its own, and a root of the time at which that \
+const LOST_AND_FOUND: Cause = (
+    "a block file holds a file system, with a directory lost+found, and a root whose time is that at which it \
      is filled",
     |found, _| {
         found.path == Path::new("lost+found")
@@ -155,31 +154,31 @@ const OF_ITS_OWN: Cause = (
     },
 );
 
-/// Causes to differ from overlayfs, where the layers are from.
+/// Returns the reasons for differences to overlayfs, from which the layers come.
 fn from_source(handler: &str) -> &'static [Cause] {
     match handler {
         "native" => &[COPIED, SPLIT],
-        "blockfile" => &[OF_ITS_OWN],
+        "blockfile" => &[LOST_AND_FOUND],
         _ => &[],
     }
 }
 
-/// Causes for an ordinary unpack to differ from that of overlayfs.
+/// Returns the reasons for differences between an unpack of the blobs and that of overlayfs.
 pub(crate) fn from_overlayfs(snapshotter: &str) -> &'static [Cause] {
     match snapshotter {
         "native" => &[COPIED, SPLIT],
-        "erofs" => &[MADE_UP, EARLY],
-        "blockfile" => &[OF_ITS_OWN, FILLED],
+        "erofs" => &[SYNTHETIC, BEFORE_1970],
+        "blockfile" => &[LOST_AND_FOUND, FILLED],
         _ => &[],
     }
 }
 
-/// Causes to differ from an ordinary unpack of the blobs in the same snapshotter.
+/// Returns the reasons for differences to an unpack of the blobs in the same snapshotter.
 fn from_ordinary(handler: &str) -> &'static [Cause] {
     match handler {
         "native" => &[COPIED],
-        "erofs" => &[MADE_UP, EARLY],
-        "blockfile" => &[OF_ITS_OWN, FILLED],
+        "erofs" => &[SYNTHETIC, BEFORE_1970],
+        "blockfile" => &[LOST_AND_FOUND, FILLED],
         _ => &[],
     }
 }
@@ -188,7 +187,7 @@ fn is_filled(directory: &Path, tree: &Tree) -> bool {
     tree.keys().any(|path| path.parent() == Some(directory))
 }
 
-/// They differ by these causes, by each of them, and in nothing else.
+/// Checks that the trees differ for all of these reasons, and for no other reason.
 pub(crate) fn assert_equal(
     what: &str,
     rebuilt: &Tree,
@@ -201,22 +200,22 @@ pub(crate) fn assert_equal(
         differences.retain(|difference| !explains(difference, rebuilt));
         ensure!(
             differences.len() < before,
-            "nothing differs because {cause}"
+            "no difference for this reason: {cause}"
         );
     }
-    let told = |d: &Difference| format!("/{} {}: {}", d.path.display(), d.field, d.told);
-    let differences: Vec<_> = differences.iter().map(told).collect();
+    let describe = |d: &Difference| format!("/{} {}: {}", d.path.display(), d.field, d.values);
+    let differences: Vec<_> = differences.iter().map(describe).collect();
     ensure!(
         differences.is_empty(),
-        "not as {what}:\n{}",
+        "differs from {what}:\n{}",
         differences.join("\n")
     );
     Ok(())
 }
 
 impl Node {
-    /// Takes from the manifest what keeps its layers' blobs.
-    async fn let_go_of_layers(&self) -> Result<()> {
+    /// Removes the labels of the manifest that keep the blobs of its layers.
+    async fn unlabel_manifest(&self) -> Result<()> {
         let digest = self.image.manifest.digest.clone();
         let labels = self.store.content_labels(&digest).await?;
         let layers = labels.keys().filter(|key| key.contains(".content.l."));
@@ -233,7 +232,7 @@ impl Node {
         Ok(())
     }
 
-    /// The digests of all blobs.
+    /// Returns the digests of all blobs.
     async fn blobs(&self) -> Result<BTreeSet<String>> {
         let request = api::ListContentRequest::default();
         let listed = self.store.client.content().list(namespaced(request)).await;
@@ -245,19 +244,19 @@ impl Node {
         Ok(blobs)
     }
 
-    /// Neither lease nor temporary snapshot nor unfinished blob of ours.
+    /// Checks that no lease, no temporary snapshot and no unfinished blob of the plugin remains.
     async fn assert_nothing_rebuilding(&self, snapshotter: &str) -> Result<()> {
         self.assert_nothing_left(snapshotter).await?;
         let sources = self.store.snapshots("overlayfs").await?;
         let views: Vec<_> = sources.iter().filter(|s| s.kind == Kind::View).collect();
         ensure!(views.is_empty(), "views left: {views:?}");
-        let writes = self.writes().await?;
+        let writes = self.unfinished_blobs().await?;
         ensure!(writes.is_empty(), "unfinished blobs left: {writes:?}");
         Ok(())
     }
 
-    /// The blobs that are being written.
-    async fn writes(&self) -> Result<Vec<String>> {
+    /// Returns the blobs that are being written.
+    async fn unfinished_blobs(&self) -> Result<Vec<String>> {
         let request = namespaced(api::ListStatusesRequest::default());
         let listed = self.store.client.content().list_statuses(request).await?;
         let statuses = listed.into_inner().statuses.into_iter();
@@ -265,12 +264,12 @@ impl Node {
     }
 }
 
-/// Killed while a layer is being read: nothing is left after the next start, and it is made then.
-async fn killed(version: Version, handler: &str) -> Result<()> {
+/// The plugin is killed while it reads a layer: its next start removes what it left, and the image is rebuilt.
+async fn killed_while_rebuilding(version: Version, handler: &str) -> Result<()> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
     let mut node = Node::start_with(version, options).await?;
-    // Noise, in layers that take some time to copy.
+    // Random bytes, in layers that take some time to copy.
     node.image = images::large(NASTY, 3, 40 << 20)?;
     node.lab.import(&node.image).await?;
     for layer in &node.image.layers {
@@ -281,13 +280,13 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     let annotation = [("nri-unpack/images", NASTY)];
     let mut cri = node.cri.clone();
     let pod = async {
-        // The plugin dies under this hook; containerd lets the pod pass.
+        // The plugin is killed during this hook; containerd creates the pod.
         let _ = cri.run_pod(handler, &annotation).await;
     };
     let mut plugin = node.plugin.take().expect("serving");
     let kill = async {
         let writing = async {
-            while node.writes().await?.is_empty() {
+            while node.unfinished_blobs().await?.is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             Ok::<_, anyhow::Error>(())
@@ -301,10 +300,13 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     let leases = node.store.leases().await?;
     ensure!(
         leases.keys().any(|id| id.starts_with("nri-unpack")),
-        "nothing to take away: {leases:?}"
+        "no lease to remove: {leases:?}"
     );
     let rebuilt = node.store.chain(handler, &node.image).await?.len();
-    ensure!(rebuilt < node.image.layers.len(), "too quick to be met");
+    ensure!(
+        rebuilt < node.image.layers.len(),
+        "the rebuild had ended before the kill"
+    );
 
     let before = node.log.lines_with("removed the leftovers").len();
     plugin.restart()?;
@@ -319,15 +321,15 @@ async fn killed(version: Version, handler: &str) -> Result<()> {
     node.assert_nothing_rebuilding(handler).await
 }
 
-/// With `discard_unpacked_layers` an image that has just been pulled still has its blobs, and nothing
-/// keeps them: what is being unpacked is not collected.
-async fn held(version: Version, handler: &str) -> Result<()> {
+/// With `discard_unpacked_layers` a just pulled image still has its blobs, but no label keeps them. Garbage
+/// collection does not remove the blobs that the plugin unpacks.
+async fn blobs_are_held(version: Version, handler: &str) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.image = images::large(NASTY, 8, 8 << 20)?;
     node.store.put_image(&node.image).await?;
-    // The collection that follows every lease is over.
+    // The garbage collection after each lease has ended.
     node.store.collect_garbage().await?;
-    node.let_go_of_layers().await?;
+    node.unlabel_manifest().await?;
     let handler_named = handler.to_owned();
     let node = Arc::new(node);
     let other = node.clone();
@@ -340,11 +342,14 @@ async fn held(version: Version, handler: &str) -> Result<()> {
         anyhow::Ok(node.store.chain(handler, &node.image).await?.len())
     };
     let made = tokio::time::timeout(PATIENCE, begun).await??;
-    ensure!(made < node.image.layers.len(), "too quick to be met");
+    ensure!(
+        made < node.image.layers.len(),
+        "the unpack had ended before the check"
+    );
     let row = ensuring.await??;
     ensure!(row["action"] == "unpacked", "{row:#}");
     node.store.collect_garbage().await?;
-    // The first two are those of the other image on this node, too.
+    // The other image on this node has the first two layers, too.
     for layer in &node.image.layers[2..] {
         let blob = node.store.content_labels(&layer.digest).await;
         ensure!(blob.is_err(), "{} is held for longer", layer.digest);
@@ -352,10 +357,10 @@ async fn held(version: Version, handler: &str) -> Result<()> {
     node.assert_nothing_left(handler).await
 }
 
-/// The plugin needs no more memory for a large layer than for a small one.
+/// The plugin needs the same memory for a large layer as for a small one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_layer_needs_no_memory() -> Result<()> {
-    /// Much less than the layer, and more than the plugin's buffers.
+async fn a_large_layer_needs_no_more_memory() -> Result<()> {
+    /// Much less than the layer, and more than the buffers of the plugin.
     const ALLOWED: u64 = 32 << 20;
     const LAYER: usize = 256 << 20;
     let mut node = Node::start(Version::V2_1).await?;
@@ -387,7 +392,7 @@ async fn a_large_layer_needs_no_memory() -> Result<()> {
 }
 
 impl Node {
-    /// The most that the plugin has had in memory so far, in bytes.
+    /// Returns the peak resident memory of the plugin in bytes.
     pub(crate) fn peak_memory(&self) -> Result<u64> {
         let pid = self.plugin.as_ref().and_then(lab::Plugin::pid);
         let pid = pid.context("the plugin does not run")?;
@@ -400,40 +405,40 @@ impl Node {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_are_held_for_erofs_on_2_1() -> Result<()> {
-    held(Version::V2_1, "erofs").await
+    blobs_are_held(Version::V2_1, "erofs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_are_held_for_native_on_1_7() -> Result<()> {
-    held(Version::V1_7, "native").await
+    blobs_are_held(Version::V1_7, "native").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_for_erofs_on_2_1() -> Result<()> {
-    killed(Version::V2_1, "erofs").await
+async fn a_kill_leaves_nothing_in_erofs_on_2_1() -> Result<()> {
+    killed_while_rebuilding(Version::V2_1, "erofs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_for_native_on_1_7() -> Result<()> {
-    killed(Version::V1_7, "native").await
+async fn a_kill_leaves_nothing_in_native_on_1_7() -> Result<()> {
+    killed_while_rebuilding(Version::V1_7, "native").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn for_erofs_on_2_1() -> Result<()> {
-    rebuilt(Version::V2_1, "erofs").await
+async fn layers_are_rebuilt_for_erofs_on_2_1() -> Result<()> {
+    rebuilt_from_overlayfs(Version::V2_1, "erofs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn for_native_on_2_1() -> Result<()> {
-    rebuilt(Version::V2_1, "native").await
+async fn layers_are_rebuilt_for_native_on_2_1() -> Result<()> {
+    rebuilt_from_overlayfs(Version::V2_1, "native").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn for_blockfile_on_2_1() -> Result<()> {
-    rebuilt(Version::V2_1, "blockfile").await
+async fn layers_are_rebuilt_for_blockfile_on_2_1() -> Result<()> {
+    rebuilt_from_overlayfs(Version::V2_1, "blockfile").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn for_native_on_1_7() -> Result<()> {
-    rebuilt(Version::V1_7, "native").await
+async fn layers_are_rebuilt_for_native_on_1_7() -> Result<()> {
+    rebuilt_from_overlayfs(Version::V1_7, "native").await
 }

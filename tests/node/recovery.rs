@@ -1,4 +1,4 @@
-//! containerd goes and comes back; the plugin is killed in the middle of its work.
+//! containerd stops and starts again; the plugin is killed during an unpack.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Handler, Options, Tap, Version, images};
@@ -24,25 +24,25 @@ async fn containerd_killed(version: Version, by: LaunchedBy) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_2_1_killed_and_started_again() -> Result<()> {
+async fn the_plugin_reconnects_to_containerd_2_1() -> Result<()> {
     containerd_killed(Version::V2_1, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_1_7_killed_and_started_again() -> Result<()> {
+async fn the_plugin_reconnects_to_containerd_1_7() -> Result<()> {
     containerd_killed(Version::V1_7, LaunchedBy::Itself).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_2_1_launches_another_plugin() -> Result<()> {
+async fn containerd_2_1_launches_the_plugin_again() -> Result<()> {
     containerd_killed(Version::V2_1, LaunchedBy::Containerd).await
 }
 
-/// containerd comes back with another snapshotter for a handler, which gets what is wanted there; and
-/// SIGHUP takes a handler's away again.
-async fn handlers_changed(version: Version) -> Result<()> {
+/// containerd restarts with another snapshotter for a handler: the snapshotter gets the images that it should
+/// have. After SIGHUP the handler uses overlayfs.
+async fn a_changed_snapshotter_gets_images(version: Version) -> Result<()> {
     let mut options = Options::new(version);
-    // For containerd to have the snapshotter.
+    // This handler makes containerd start the snapshotter.
     options.handlers.push(Handler::new("other", "blockfile"));
     let mut node = Node::start_with(version, options).await?;
     node.serve("[snapshotters.blockfile]\neager = \"all\"\n")
@@ -75,7 +75,7 @@ async fn handlers_changed(version: Version) -> Result<()> {
         .run_pod("native", &[("nri-unpack/images", later.name())])
         .await?;
     node.cri.remove_pod(&pod).await?;
-    // The default snapshotter is left alone.
+    // The plugin does not touch the default snapshotter.
     let chain = node.store.chain("overlayfs", &later).await?;
     ensure!(
         chain.iter().all(|s| !s
@@ -87,17 +87,17 @@ async fn handlers_changed(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_changed_on_2_1() -> Result<()> {
-    handlers_changed(Version::V2_1).await
+async fn a_changed_snapshotter_gets_images_on_2_1() -> Result<()> {
+    a_changed_snapshotter_gets_images(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_changed_on_1_7() -> Result<()> {
-    handlers_changed(Version::V1_7).await
+async fn a_changed_snapshotter_gets_images_on_1_7() -> Result<()> {
+    a_changed_snapshotter_gets_images(Version::V1_7).await
 }
 
-/// Killed at a moment when it has a lease and a layer half unpacked: its commit is on the way.
-async fn plugin_killed(version: Version) -> Result<()> {
+/// The plugin is killed while it holds a lease and a half unpacked layer, whose commit is in progress.
+async fn a_kill_leaves_nothing(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.image = images::many_layers("registry.test/lab/many:1", 12)?;
@@ -111,7 +111,7 @@ async fn plugin_killed(version: Version) -> Result<()> {
 
     let annotation = [("nri-unpack/images", node.image.name())];
     let pod = async {
-        // The plugin dies under this hook; containerd lets the pod pass.
+        // The plugin is killed during this hook; containerd creates the pod.
         let _ = node.cri.clone().run_pod(handler, &annotation).await;
     };
     let mut plugin = node.plugin.take().expect("serving");
@@ -128,7 +128,7 @@ async fn plugin_killed(version: Version) -> Result<()> {
     let leases = node.store.leases().await?;
     ensure!(
         leases.keys().any(|id| id.starts_with("nri-unpack")),
-        "nothing to take away: {leases:?}"
+        "no lease to remove: {leases:?}"
     );
 
     let before = node.log.lines_with("removed the leftovers").len();
@@ -145,11 +145,11 @@ async fn plugin_killed(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plugin_killed_in_an_unpack_on_2_1() -> Result<()> {
-    plugin_killed(Version::V2_1).await
+async fn a_kill_in_an_unpack_leaves_nothing_on_2_1() -> Result<()> {
+    a_kill_leaves_nothing(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plugin_killed_in_an_unpack_on_1_7() -> Result<()> {
-    plugin_killed(Version::V1_7).await
+async fn a_kill_in_an_unpack_leaves_nothing_on_1_7() -> Result<()> {
+    a_kill_leaves_nothing(Version::V1_7).await
 }

@@ -1,6 +1,6 @@
-//! A registry on a port of its own. containerd does not say the port of what it is pulling, and the layers of an
-//! image that is prepared in the pull still name it as containerd's own pull would, as soon as its record
-//! is there.
+//! A registry on a non-default port. containerd does not report the port of the image that it pulls. As soon as
+//! the image record exists, the labels of layers that were unpacked during the pull name the port, as with
+//! containerd's own labelled pull.
 
 use anyhow::{Result, ensure};
 use lab::{Image, Options, Registry, Remote, Version};
@@ -9,10 +9,10 @@ use crate::after_pull::layered;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{CRI_LABELS, Node, PATIENCE};
 
-/// Enough that the work begins before the pull ends.
+/// Enough layers for the unpack to begin before the pull ends.
 const LAYERS: usize = 10;
 
-async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
+async fn port_in_labels(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     let registry = Registry::start_by_address().await?;
     node.lab.use_registry(&registry)?;
@@ -20,7 +20,7 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
     node.log.wait_for("reconcile finished", PATIENCE).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let host = registry.address().to_owned();
-    // Nothing tells the port of the first; that of the second is the first's.
+    // Nothing names the port of the first image; for the second image the plugin uses the port of the first.
     for (path, in_the_pull) in [("lab/first", "127.0.0.1"), ("lab/second", host.as_str())] {
         let image = layered(&registry.image(&format!("{path}:1")), LAYERS);
         registry.push(&image).await?;
@@ -37,7 +37,7 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
         node.assert_guest_pulls_image(&container, &image).await?;
         node.image = image;
     }
-    // Made by an earlier version, and called ready by it.
+    // An earlier version unpacked it, and reported it as ready.
     drop(node.plugin.take());
     let image = node.image.clone();
     let wrong = image.name().replacen(&host, "127.0.0.1", 1);
@@ -52,8 +52,8 @@ async fn the_port_is_in_the_labels(version: Version) -> Result<()> {
     node.assert_nothing_left(NYDUS).await
 }
 
-/// Where containerd labels what it extracts, the name is known in the pull.
-async fn a_labelled_pull_tells_the_port(version: Version) -> Result<()> {
+/// If containerd labels the snapshots of its pull, the name is known during the pull.
+async fn port_of_a_labelled_pull(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Nydus];
     options.snapshot_annotations = true;
@@ -75,7 +75,7 @@ async fn a_labelled_pull_tells_the_port(version: Version) -> Result<()> {
 }
 
 impl Node {
-    /// Each layer above those that others share has the image's name, registry and port in it.
+    /// Waits until the labels of each layer that is not shared have the image's name, with registry and port.
     pub(crate) async fn wait_named_in(
         &self,
         snapshotter: &str,
@@ -101,21 +101,21 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_in_the_labels_on_2_1() -> Result<()> {
-    the_port_is_in_the_labels(Version::V2_1).await
+async fn labels_name_the_port_on_2_1() -> Result<()> {
+    port_in_labels(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_in_the_labels_on_1_7() -> Result<()> {
-    the_port_is_in_the_labels(Version::V1_7).await
+async fn labels_name_the_port_on_1_7() -> Result<()> {
+    port_in_labels(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_labelled_pull_tells_it_on_2_1() -> Result<()> {
-    a_labelled_pull_tells_the_port(Version::V2_1).await
+async fn a_labelled_pull_names_the_port_on_2_1() -> Result<()> {
+    port_of_a_labelled_pull(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_labelled_pull_tells_it_on_1_7() -> Result<()> {
-    a_labelled_pull_tells_the_port(Version::V1_7).await
+async fn a_labelled_pull_names_the_port_on_1_7() -> Result<()> {
+    port_of_a_labelled_pull(Version::V1_7).await
 }

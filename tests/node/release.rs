@@ -1,5 +1,5 @@
-//! What is made of a release. The package and the static program take minutes to build, so what needs them is run by
-//! `make check-deb` and `make check-static`; here it is held that they have what they name.
+//! The files of a release. The package and the static program take minutes to build, so their tests run with
+//! `make check-deb` and `make check-static`. The other tests check that all files that the package names exist.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Each file of the package is in the tree, or the makefile makes it.
+/// Each file of the package is in the tree, or the Makefile makes it.
 #[test]
 fn the_package_has_what_it_names() -> Result<()> {
     let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml"))?.parse()?;
@@ -50,13 +50,13 @@ fn the_package_has_what_it_names() -> Result<()> {
     let scripts = deb["maintainer-scripts"].as_str().context("scripts")?;
     let script = std::fs::read_to_string(root().join(scripts).join("postrm"))?;
     ensure!(script.contains("#DEBHELPER#"), "{script}");
-    // What `sed` puts another place for.
+    // Paths that `sed` replaces.
     let unit = std::fs::read_to_string(root().join("systemd/nri-unpack.service"))?;
     ensure!(unit.matches("/usr/local/bin/").count() == 1, "{unit}");
     Ok(())
 }
 
-/// The only file of this form, made by `make`.
+/// Returns the only file that matches this pattern; `make` has made it.
 fn made(pattern: &str) -> Result<PathBuf> {
     let mut found = glob::glob(&root().join(pattern).display().to_string())?;
     let first = found.next().with_context(|| format!("no {pattern}"))??;
@@ -64,8 +64,8 @@ fn made(pattern: &str) -> Result<PathBuf> {
     Ok(first)
 }
 
-/// Every file where a package may have some, but for what the machine writes by itself, and for what containerd and
-/// the tests write in this checkout or in the lab's own directory.
+/// Returns every file at paths of packages, except the files that the machine writes by itself, and the files
+/// that containerd and the tests write in this checkout or in the lab's directory.
 fn files(systemd: &Systemd, node: &Node) -> Result<BTreeSet<String>> {
     let places = ["/boot", "/etc", "/opt", "/root", "/srv", "/usr", "/var"];
     let [checkout, containerd] = [root(), node.lab.root()].map(|path| path.display().to_string());
@@ -105,13 +105,13 @@ async fn the_package() -> Result<()> {
     ] {
         ensure!(installed.contains(file), "no {file}");
     }
-    // Its unit is there: nothing is to be written, and a second one is refused.
-    let said = systemd.ok("nri-unpack", &["install", "--launched-by", "systemd"])?;
-    ensure!(said.matches("kept").count() == 2, "{said}");
+    // Its unit exists: `install` writes no file, and a second unit is refused.
+    let printed = systemd.ok("nri-unpack", &["install", "--launched-by", "systemd"])?;
+    ensure!(printed.matches("kept").count() == 2, "{printed}");
     let refused = systemd.run("nri-unpack", &["install", "--launched-by", "containerd"])?;
     ensure!(refused.status.code() == Some(1), "{refused:?}");
 
-    // Again, over an operator's edit.
+    // Install it again after an operator's edit.
     let config = systemd.path("/etc/nri-unpack/config.toml");
     std::fs::write(&config, "[hooks]\nwait = \"1s\"\n")?;
     systemd.ok("dpkg", &["--install", "/run/package.deb"])?;
@@ -123,7 +123,10 @@ async fn the_package() -> Result<()> {
     systemd.ok("dpkg", &["--remove", "nri-unpack"])?;
     let active = systemd.run("systemctl", &["is-active", "nri-unpack"])?;
     ensure!(!active.status.success(), "{active:?}");
-    ensure!(config.exists(), "an operator's edit goes with a purge only");
+    ensure!(
+        config.exists(),
+        "removing the package without a purge removed an edited file"
+    );
     systemd.ok("dpkg", &["--purge", "nri-unpack"])?;
     let after = files(&systemd, &node)?;
     let left: Vec<_> = after.symmetric_difference(&before).collect();
@@ -151,7 +154,7 @@ async fn the_static_program() -> Result<()> {
             .output()?;
         Ok(output.status.code())
     };
-    ensure!(run("check")? == Some(1), "it is not ready yet");
+    ensure!(run("check")? == Some(1), "ready before `ensure`");
     ensure!(run("ensure")? == Some(0), "not made ready");
     ensure!(run("check")? == Some(0), "not ready");
     node.assert_labelled(handler).await

@@ -1,4 +1,4 @@
-//! SIGHUP: another configuration in the middle of a session.
+//! SIGHUP: the plugin reads a changed configuration during a session.
 
 use anyhow::{Result, ensure};
 use lab::Version;
@@ -22,8 +22,11 @@ async fn reload(version: Version) -> Result<()> {
     let log = node.log.from_now();
     node.reload("[hooks]\nwait = \"often\"\n")?;
     let stays = "the old configuration stays in force";
-    let said = log.wait_for(stays, PATIENCE).await?;
-    ensure!(said.contains(":2:8: hooks.wait: \"often\""), "{said}");
+    let kept_line = log.wait_for(stays, PATIENCE).await?;
+    ensure!(
+        kept_line.contains(":2:8: hooks.wait: \"often\""),
+        "{kept_line}"
+    );
 
     let elsewhere = node
         .config(ALL)
@@ -49,7 +52,7 @@ async fn reload(version: Version) -> Result<()> {
     let is_bare = |s: &lab::Snapshot| !s.labels.contains_key(CRI_LABELS[0]);
     ensure!(chain.len() == 1 && chain.iter().all(is_bare), "{chain:#?}");
 
-    // In the same session.
+    // The session is the same.
     ensure!(log.lines_with("registered").is_empty(), "registered again");
     let pod = node.cri.run_pod(handler, &[]).await?;
     let container = node.cri.create_container(&pod, node.image.name(), &[], &[]);
@@ -59,11 +62,11 @@ async fn reload(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_on_1_7() -> Result<()> {
+async fn sighup_applies_a_changed_configuration_on_1_7() -> Result<()> {
     reload(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_on_2_1() -> Result<()> {
+async fn sighup_applies_a_changed_configuration_on_2_1() -> Result<()> {
     reload(Version::V2_1).await
 }

@@ -1,5 +1,5 @@
-//! An image that is removed while it is made ready ahead, as a kubelet's image collection does: nothing of it
-//! stays, the log says so once, and when it is pulled again it is met like a new one.
+//! An image is removed while the plugin unpacks it ahead, as by the kubelet's image garbage collection. Nothing
+//! of it remains, the log says so once, and a new pull of it is handled like that of a new image.
 
 use std::time::Duration;
 
@@ -10,26 +10,28 @@ use tokio::time::Instant;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{Node, PATIENCE, handler};
 
-/// containerd's own collection of what an image leaves takes some milliseconds. This is for a loaded machine,
-/// and far less than the 24 hours after which a lease expires.
-const SOON: Duration = Duration::from_secs(10);
+/// containerd's garbage collection of an image takes some milliseconds. This limit suits a loaded machine, and
+/// is far less than the 24 hours after which a lease expires.
+const COLLECTION_LIMIT: Duration = Duration::from_secs(10);
 
-const WAS_REMOVED: &str = "image was removed before it was ready ahead: the work on it has ended";
+const REMOVED: &str = "image was removed before it was ready ahead: the work on it has ended";
 
-/// Before the image has a record.
-const MET: &str = "found the image of a layer that is being pulled image=registry.test/lab/again@";
+/// This is logged before the image has a record.
+const FOUND_EARLY: &str =
+    "found the image of a layer that is being pulled image=registry.test/lab/again@";
 
 const APPLY: &str = "/containerd.services.diff.v1.Diff/Apply";
 
-/// Layers of busybox, which all images share.
+/// The layers of busybox, which all images share.
 const BASE: usize = 2;
 
-/// More than the plugin looks at in a moment.
+/// More images than the plugin inspects at once.
 const MANY: usize = 21;
 
 impl Node {
-    /// The image's own layers, which no other image has, are not in the snapshotter, and neither are its blobs.
-    async fn gone(&self, snapshotter: &str, image: &Image) -> Result<()> {
+    /// Checks that the layers that only this image has are not in the snapshotter, and that their blobs are
+    /// gone.
+    async fn assert_removed(&self, snapshotter: &str, image: &Image) -> Result<()> {
         self.nothing_left(snapshotter).await?;
         let snapshots = self.store.snapshots(snapshotter).await?;
         let own = &image.chain_ids()[BASE..];
@@ -42,22 +44,22 @@ impl Node {
         Ok(())
     }
 
-    async fn soon_gone(&self, snapshotter: &str, image: &Image) -> Result<()> {
-        let deadline = Instant::now() + SOON;
-        while let Err(e) = self.gone(snapshotter, image).await {
+    async fn wait_removed(&self, snapshotter: &str, image: &Image) -> Result<()> {
+        let deadline = Instant::now() + COLLECTION_LIMIT;
+        while let Err(e) = self.assert_removed(snapshotter, image).await {
             ensure!(Instant::now() < deadline, "{e:#}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
-    /// The plugin speaks of the image's removal once, and warns of nothing.
-    async fn assert_said_once(&self, image: &Image) -> Result<()> {
-        let said = format!("{WAS_REMOVED} image={}", image.name());
-        self.log.wait_for(&said, PATIENCE).await?;
+    /// Checks that the plugin logs the removal of the image once, and no warning.
+    async fn assert_logged_once(&self, image: &Image) -> Result<()> {
+        let message = format!("{REMOVED} image={}", image.name());
+        self.log.wait_for(&message, PATIENCE).await?;
         let lines = self.log.lines_with(image.name());
-        let said: Vec<_> = lines.iter().filter(|l| l.contains(WAS_REMOVED)).collect();
-        ensure!(said.len() == 1, "{said:#?}");
+        let removals: Vec<_> = lines.iter().filter(|l| l.contains(REMOVED)).collect();
+        ensure!(removals.len() == 1, "{removals:#?}");
         let loud = lines
             .iter()
             .filter(|l| l.contains(" WARN ") || l.contains(" ERROR "));
@@ -67,8 +69,8 @@ impl Node {
     }
 }
 
-/// The second of its own layers is being applied. Then many images wait for their turn.
-async fn unpacked_ahead(version: Version) -> Result<()> {
+/// The image is removed while its second own layer is being applied. Then many images are queued.
+async fn removed_during_unpack(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     let eager = format!("[snapshotters.{handler}]\neager = \"all\"\n");
@@ -79,7 +81,7 @@ async fn unpacked_ahead(version: Version) -> Result<()> {
     let large = images::large("registry.test/lab/large:1", 4, 1 << 20)?;
     node.registry.push(&large).await?;
     let tap = node.tap.as_ref().context("tapped")?;
-    // The lowest layers are there: they are another image's as well.
+    // The lowest layers remain, because another image has them too.
     let first = tap.hold(|call| call.path == APPLY);
     let mut second = tap.hold(|call| call.path == APPLY);
     first.release();
@@ -87,11 +89,11 @@ async fn unpacked_ahead(version: Version) -> Result<()> {
     second.came().await?;
     ensure!(node.store.chain(handler, &large).await?.len() == BASE + 1);
     node.cri.remove_image(large.name()).await?;
-    node.soon_gone(handler, &large).await?;
+    node.wait_removed(handler, &large).await?;
     drop(second);
-    node.assert_said_once(&large).await?;
+    node.assert_logged_once(&large).await?;
 
-    // It is met like a new one.
+    // It is handled like a new image.
     node.cri.pull_image(large.name()).await?;
     node.wait_image(&large, handler).await?;
 
@@ -112,23 +114,23 @@ async fn unpacked_ahead(version: Version) -> Result<()> {
     }
     first.release();
     for image in &many {
-        node.assert_said_once(image).await?;
-        node.soon_gone(handler, image).await?;
+        node.assert_logged_once(image).await?;
+        node.wait_removed(handler, image).await?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_removed_while_it_is_unpacked_ahead_on_1_7() -> Result<()> {
-    unpacked_ahead(Version::V1_7).await
+async fn an_image_removed_during_its_unpack_leaves_nothing_on_1_7() -> Result<()> {
+    removed_during_unpack(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_removed_while_it_is_unpacked_ahead_on_2_1() -> Result<()> {
-    unpacked_ahead(Version::V2_1).await
+async fn an_image_removed_during_its_unpack_leaves_nothing_on_2_1() -> Result<()> {
+    removed_during_unpack(Version::V2_1).await
 }
 
-/// The work begins with a layer of the pull, each time.
+/// Each time the unpack begins with a layer of the pull.
 async fn pulled_again(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve("").await?;
@@ -137,19 +139,19 @@ async fn pulled_again(version: Version) -> Result<()> {
     for n in 1..4 {
         node.cri.pull_image(image.name()).await?;
         node.wait_image(&image, NYDUS).await?;
-        node.wait_for_lines(MET, n).await?;
+        node.wait_for_lines(FOUND_EARLY, n).await?;
         node.cri.remove_image(image.name()).await?;
-        node.soon_gone(NYDUS, &image).await?;
+        node.wait_removed(NYDUS, &image).await?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_pulled_again_is_met_again_on_1_7() -> Result<()> {
+async fn an_image_pulled_again_is_unpacked_again_on_1_7() -> Result<()> {
     pulled_again(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_pulled_again_is_met_again_on_2_1() -> Result<()> {
+async fn an_image_pulled_again_is_unpacked_again_on_2_1() -> Result<()> {
     pulled_again(Version::V2_1).await
 }

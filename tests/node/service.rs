@@ -1,5 +1,5 @@
-//! The unit on a real systemd, with the sandbox that it asks for, beside a real containerd: installed by one command,
-//! used, watched, and taken away.
+//! The unit on a real systemd, with its sandbox, beside a real containerd: it is installed with one command,
+//! used, monitored, and uninstalled.
 
 use std::time::{Duration, Instant};
 
@@ -10,18 +10,18 @@ use tokio::time::sleep;
 use crate::rebuild;
 use crate::support::{Node, PATIENCE, PROGRAM};
 
-/// Where the program is on a node.
+/// The path of the program on a node.
 const PLACE: &str = "/usr/local/bin/nri-unpack";
 
-/// What an operator has configured. Everything else is as it is by default, the sockets first of all.
+/// An operator's configuration. Everything else has its default, above all the sockets.
 const CONFIG: &str = "[hooks]\nwait = \"8s\"\n[unpack]\nmin_free = \"0%\"\n\
     [snapshotters.default]\neager = \"all\"\n[metrics]\nlisten = \"unix:/run/nri-unpack/metrics.sock\"\n[log]\nlevel = \"debug\"\n";
 
-/// A watchdog with little patience.
+/// A short watchdog timeout.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3\n";
 
-/// The end of what a command prints: what is to be run next.
-fn next(printed: &str) -> Result<&str> {
+/// Returns the next command, from the end of a command's output.
+fn next_command(printed: &str) -> Result<&str> {
     let line = printed.lines().last();
     let next = line.and_then(|line| line.strip_prefix("next: "));
     next.with_context(|| format!("no next command: {printed}"))
@@ -79,23 +79,23 @@ impl Service {
         Ok(())
     }
 
-    /// As an operator does, who copies the last line.
+    /// Installs the service as an operator does, who runs the printed command.
     async fn install(&self) -> Result<()> {
         let config = "/usr/local/etc/nri-unpack.toml";
         std::fs::create_dir_all(self.0.path("/usr/local/etc"))?;
         std::fs::write(self.0.path(config), CONFIG)?;
         let install = ["install", "--launched-by", "systemd", "--config", config];
         let printed = self.0.ok(PLACE, &install)?;
-        self.0.ok("sh", &["-c", next(&printed)?])?;
+        self.0.ok("sh", &["-c", next_command(&printed)?])?;
         self.wait_property("ActiveState", "active").await?;
         self.wait_for("handler resolved", 1).await
     }
 }
 
-/// Layers are rebuilt from directories that only root may read, attributes that only an administrator sees, and
-/// through every other thing that the sandbox allows or does not. containerd's root is below a directory that the
+/// Layers are rebuilt from directories that only root may read, with attributes that only an administrator
+/// sees, so that the test needs each permission of the sandbox. containerd's root is below a directory that the
 /// sandbox hides, as in a checkout there.
-async fn the_sandbox_lets_it_do_its_work(below: &str) -> Result<()> {
+async fn the_plugin_works_in_the_sandbox(below: &str) -> Result<()> {
     let mut options = Options::new(Version::V2_1);
     options.root_below = Some(below.into());
     options.root_seen_by_services = true;
@@ -135,7 +135,7 @@ async fn the_sandbox_lets_it_do_its_work(below: &str) -> Result<()> {
         printed.contains("left /etc/nri-unpack/config.toml"),
         "{printed}"
     );
-    service.0.ok("sh", &["-c", next(&printed)?])?;
+    service.0.ok("sh", &["-c", next_command(&printed)?])?;
     service.wait_property("LoadState", "not-found").await?;
     for path in [
         "nri-unpack.service",
@@ -152,23 +152,23 @@ async fn the_sandbox_lets_it_do_its_work(below: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_tmp() -> Result<()> {
-    the_sandbox_lets_it_do_its_work("/tmp").await
+async fn the_plugin_works_in_the_sandbox_below_tmp() -> Result<()> {
+    the_plugin_works_in_the_sandbox("/tmp").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_root() -> Result<()> {
-    the_sandbox_lets_it_do_its_work("/root").await
+async fn the_plugin_works_in_the_sandbox_below_root() -> Result<()> {
+    the_plugin_works_in_the_sandbox("/root").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_lets_it_do_its_work_for_a_lab_below_home() -> Result<()> {
-    the_sandbox_lets_it_do_its_work("/home").await
+async fn the_plugin_works_in_the_sandbox_below_home() -> Result<()> {
+    the_plugin_works_in_the_sandbox("/home").await
 }
 
-/// Where `trusted.*` attributes cannot be seen, a layer with an opaque directory would look like one without.
+/// Without the capability to read `trusted.*` attributes, an opaque directory would look like an ordinary one.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_capability_nothing_is_rebuilt() -> Result<()> {
+async fn layers_are_not_rebuilt_without_the_capability() -> Result<()> {
     let node = rebuild::discarded(Version::V2_1, "erofs").await?;
     let config = node.lab.path("blind.toml");
     std::fs::write(&config, node.config(""))?;
@@ -189,15 +189,15 @@ async fn without_its_capability_nothing_is_rebuilt() -> Result<()> {
         ])
         .arg(config)
         .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     let printed = String::from_utf8_lossy(&output.stdout);
-    let named = said.contains("CAP_SYS_ADMIN") || printed.contains("CAP_SYS_ADMIN");
+    let named = stderr.contains("CAP_SYS_ADMIN") || printed.contains("CAP_SYS_ADMIN");
     ensure!(output.status.code() == Some(1) && named, "{output:?}");
     node.assert_nothing_left("erofs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_watchdog_ends_who_hangs_and_nobody_else() -> Result<()> {
+async fn the_watchdog_ends_only_a_hanging_plugin() -> Result<()> {
     let node = Node::start_with(Version::V2_1, Options::new(Version::V2_1)).await?;
     let service = Service::boot(&node).await?;
     let directory = service.0.path("/etc/systemd/system/nri-unpack.service.d");
@@ -210,7 +210,7 @@ async fn the_watchdog_ends_who_hangs_and_nobody_else() -> Result<()> {
     sleep(Duration::from_secs(7)).await;
     ensure!(
         service.show("NRestarts")? == "0",
-        "ended because containerd is down"
+        "the watchdog ended the plugin though only containerd was down"
     );
 
     let pid = service.show("MainPID")?;
@@ -221,9 +221,9 @@ async fn the_watchdog_ends_who_hangs_and_nobody_else() -> Result<()> {
     service.wait_for("handler resolved", 2).await
 }
 
-/// The figure that the documentation states.
+/// The exposure level that the documentation states.
 #[test]
-fn the_unit_is_hardened() -> Result<()> {
+fn the_exposure_of_the_unit_is_as_documented() -> Result<()> {
     let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/nri-unpack.service");
     let output = std::process::Command::new("systemd-analyze")
         .args([
@@ -235,10 +235,10 @@ fn the_unit_is_hardened() -> Result<()> {
         ])
         .output()
         .context("systemd-analyze is in Debian's package systemd: `make deps`")?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     ensure!(
-        output.status.success() && said.contains("Overall exposure level"),
-        "{said}"
+        output.status.success() && printed.contains("Overall exposure level"),
+        "{printed}"
     );
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Images that share layers share chain ids: each layer's snapshot carries the labels of one of them.
+//! Images that share layers share chain IDs: the snapshot of each layer carries the labels of one of the
+//! images.
 
 use anyhow::{Result, ensure};
 use lab::{Image, Layer, Options, Remote, Version, images};
@@ -6,8 +7,8 @@ use lab::{Image, Layer, Options, Remote, Version, images};
 use crate::support::{CRI_LABELS, Node, handler};
 
 impl Node {
-    /// The top layer's labels name this image.
-    async fn assert_top(&self, image: &Image, snapshotter: &str) -> Result<()> {
+    /// Checks that the labels of the top layer name this image.
+    async fn assert_top_names(&self, image: &Image, snapshotter: &str) -> Result<()> {
         let chain = self.store.chain(snapshotter, image).await?;
         let top = chain.last().map(|top| &top.labels);
         let name = top.and_then(|labels| labels.get(CRI_LABELS[0]));
@@ -16,8 +17,8 @@ impl Node {
     }
 }
 
-/// A base image, and one that is built from it, in both orders.
-async fn base_and_child(version: Version) -> Result<()> {
+/// A base image and an image that is built from it are made ready, in both orders.
+async fn a_base_and_its_child_become_ready(version: Version) -> Result<()> {
     let snapshotter = handler(version);
     for child_first in [false, true] {
         let node = Node::start(version).await?;
@@ -42,7 +43,7 @@ async fn base_and_child(version: Version) -> Result<()> {
                 "{}",
                 image.name()
             );
-            node.assert_top(image, snapshotter).await?;
+            node.assert_top_names(image, snapshotter).await?;
         }
         node.assert_nothing_left(snapshotter).await?;
     }
@@ -50,19 +51,19 @@ async fn base_and_child(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn base_and_child_on_2_1() -> Result<()> {
-    base_and_child(Version::V2_1).await
+async fn a_base_and_its_child_become_ready_on_2_1() -> Result<()> {
+    a_base_and_its_child_become_ready(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn base_and_child_on_1_7() -> Result<()> {
-    base_and_child(Version::V1_7).await
+async fn a_base_and_its_child_become_ready_on_1_7() -> Result<()> {
+    a_base_and_its_child_become_ready(Version::V1_7).await
 }
 
-/// Two images over one base on nydus, one left to the guest and one unpacked on the host, in both
-/// orders: both end left to the guest.
-async fn proxied_and_poisoned(version: Version) -> Result<()> {
-    for (poisoned_first, state) in [(true, "unlabelled"), (false, "mixed")] {
+/// Two images on one base layer on nydus: one is left to the guest, the other is unpacked on the host, in both
+/// orders. Afterwards both are left to the guest.
+async fn images_on_one_base_end_with_the_guest_pull(version: Version) -> Result<()> {
+    for (on_host_first, state) in [(true, "unlabelled"), (false, "mixed")] {
         let mut options = Options::new(version);
         options.remotes = vec![Remote::Nydus];
         let mut node = Node::start_with(version, options).await?;
@@ -72,32 +73,32 @@ async fn proxied_and_poisoned(version: Version) -> Result<()> {
             let image = Image::builder(format!("registry.test/shared/{name}:1"));
             image.layer(common).layer(own).command(&["/own"]).build()
         };
-        let (proxied, poisoned) = (image("proxied"), image("poisoned"));
-        for image in [&proxied, &poisoned] {
+        let (by_guest, on_host) = (image("proxied"), image("poisoned"));
+        for image in [&by_guest, &on_host] {
             node.lab.import(image).await?;
         }
-        if !poisoned_first {
-            node.ensure_ready(&proxied, "nydus")?;
+        if !on_host_first {
+            node.ensure_ready(&by_guest, "nydus")?;
         }
         let pod = node.cri.run_pod("nydus", &[]).await?;
         let container = node
             .cri
-            .create_container(&pod, poisoned.name(), &[], &[])
+            .create_container(&pod, on_host.name(), &[], &[])
             .await?;
-        if poisoned_first {
-            node.ensure_ready(&proxied, "nydus")?;
+        if on_host_first {
+            node.ensure_ready(&by_guest, "nydus")?;
         }
-        let now = node.state_of(&poisoned, "nydus").await?;
-        ensure!(now == state, "poisoned first: {poisoned_first}: {now}");
+        let now = node.state_of(&on_host, "nydus").await?;
+        ensure!(now == state, "on the host first: {on_host_first}: {now}");
         node.cri.remove_container(&container).await?;
-        node.ensure_ready(&poisoned, "nydus")?;
-        for image in [&proxied, &poisoned] {
+        node.ensure_ready(&on_host, "nydus")?;
+        for image in [&by_guest, &on_host] {
             ensure!(
                 node.state_of(image, "nydus").await? == "ready",
                 "{}",
                 image.name()
             );
-            node.assert_top(image, "nydus").await?;
+            node.assert_top_names(image, "nydus").await?;
             let created = node.cri.create_container(&pod, image.name(), &[], &[]);
             let container = created.await?;
             node.assert_guest_pulls_image(&container, image).await?;
@@ -108,11 +109,11 @@ async fn proxied_and_poisoned(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proxied_and_poisoned_on_2_1() -> Result<()> {
-    proxied_and_poisoned(Version::V2_1).await
+async fn images_on_one_base_end_with_the_guest_pull_on_2_1() -> Result<()> {
+    images_on_one_base_end_with_the_guest_pull(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proxied_and_poisoned_on_1_7() -> Result<()> {
-    proxied_and_poisoned(Version::V1_7).await
+async fn images_on_one_base_end_with_the_guest_pull_on_1_7() -> Result<()> {
+    images_on_one_base_end_with_the_guest_pull(Version::V1_7).await
 }

@@ -1,5 +1,5 @@
-//! The operator's smoke test, `tests/smoke/crictl.sh`, as an operator runs it: on a real node, with a stand-in for
-//! `crictl` that speaks CRI to it. It leaves the node as it was, with every result.
+//! The operator's smoke test, `tests/smoke/crictl.sh`, on a real node, with a replacement of `crictl` that
+//! speaks CRI to it. With each result it leaves the node as it was.
 
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -17,15 +17,15 @@ use crate::support::{APP, Node, ON_DEMAND, PATIENCE, PROGRAM, handler};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/smoke/crictl.sh");
 
-/// The shell that is Debian's `sh`. A machine may have another one under that name.
+/// The shell that is `sh` on Debian. Other machines may have another `sh`.
 const SHELL: &str = "/bin/dash";
 
-/// What `create` and `runp` are in CRI.
+/// The CRI calls of `create` and `runp`.
 const CREATE: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 const PULL: &str = "/runtime.v1.ImageService/PullImage";
 
-/// The stand-in, built here: nothing else that builds this test asks for it.
+/// Builds the replacement of `crictl`: no other target of this test depends on it.
 fn crictl() -> Result<&'static Path> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     if let Some(built) = BUILT.get() {
@@ -39,7 +39,7 @@ fn crictl() -> Result<&'static Path> {
     };
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut build = Command::new(cargo);
-    // As `make` does, so that it shares the build of everything that it stands on.
+    // Like `make`, so that both share the build of the dependencies.
     build.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
     build.args(["--profile", name, "--target-dir"]);
     build.arg(profile.parent().context("a target directory")?);
@@ -48,14 +48,14 @@ fn crictl() -> Result<&'static Path> {
     Ok(BUILT.get_or_init(|| profile.join("crictl")))
 }
 
-/// A run of the script, with what it has said so far.
+/// A run of the script, with its output so far.
 struct Run {
     child: Child,
-    said: Log,
+    output: Log,
 }
 
 impl Run {
-    /// As the terminal does on Ctrl-C: to all that run in it.
+    /// Sends SIGINT to the process group, as a terminal does on Ctrl-C.
     fn interrupt(&self) -> Result<()> {
         let group = format!("-{}", self.child.id());
         let sent = Command::new("kill")
@@ -65,36 +65,36 @@ impl Run {
         Ok(())
     }
 
-    /// Its exit status, and everything that it has said.
+    /// Returns the exit code and the whole output.
     async fn end(mut self) -> Result<(Option<i32>, String)> {
         let deadline = tokio::time::Instant::now() + 2 * PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                return Ok((status.code(), self.said.text()));
+                return Ok((status.code(), self.output.text()));
             }
             ensure!(
                 tokio::time::Instant::now() < deadline,
-                "it goes on and on: {}",
-                self.said.text()
+                "the script does not end: {}",
+                self.output.text()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// That it ends with this status, and these words in its last line.
+    /// Checks that it ends with this exit code and these words in its last line; returns the output.
     async fn ends(self, code: i32, words: &str) -> Result<String> {
-        let (found, said) = self.end().await?;
-        let last = said.lines().last().unwrap_or_default();
+        let (found, output) = self.end().await?;
+        let last = output.lines().last().unwrap_or_default();
         ensure!(
             found == Some(code) && last.contains(words),
-            "{found:?}:\n{said}"
+            "{found:?}:\n{output}"
         );
-        Ok(said)
+        Ok(output)
     }
 }
 
 impl Node {
-    /// Starts the script with these arguments, on a PATH with all that it may call.
+    /// Starts the script with these arguments, with all programs that it may call in PATH.
     fn smoke(&self, arguments: &[&str]) -> Result<Run> {
         let bin = self.lab.path("smoke");
         if !bin.exists() {
@@ -111,19 +111,19 @@ impl Node {
         let config = self.lab.path("smoke.toml");
         std::fs::write(&config, self.config(""))?;
         let socket = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
-        let said = Log::new(self.lab.path("smoke.out")).from_now();
+        let output = Log::new(self.lab.path("smoke.out")).from_now();
         let mut file = std::fs::File::options();
-        let file = file.create(true).append(true).open(said.path())?;
+        let file = file.create(true).append(true).open(output.path())?;
         let mut command = Command::new(SHELL);
         command.arg(SCRIPT).arg("--config").arg(config);
         command.arg("--cgroup-parent").arg(self.lab.cgroup());
         command.arg("--runtime-endpoint").arg(socket);
         command.args(arguments).env("PATH", path).process_group(0);
         let child = command.stdout(file.try_clone()?).stderr(file).spawn()?;
-        Ok(Run { child, said })
+        Ok(Run { child, output })
     }
 
-    /// No pod and no container; and the image, if it is to be there.
+    /// Checks that no pod and no container exists, and that the image exists if `has_image` is true.
     async fn assert_as_before(&mut self, has_image: bool) -> Result<()> {
         let pods = self
             .cri
@@ -145,7 +145,7 @@ async fn passes(mut node: Node) -> Result<()> {
     let version = node.lab.version();
     node.serve("").await?;
     let handler = handler(version);
-    let said = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
+    let output = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
     for words in [
         format!("image     {APP} is there: sha256:"),
         format!(" runs, of handler {handler}\n"),
@@ -154,18 +154,18 @@ async fn passes(mut node: Node) -> Result<()> {
         "labels    are on all snapshots that the container stands on: 5".to_owned(),
         "removed   pod ".to_owned(),
     ] {
-        ensure!(said.contains(&words), "{words}:\n{said}");
+        ensure!(output.contains(&words), "{words}:\n{output}");
     }
-    ensure!(!said.contains("pulled "), "{said}");
+    ensure!(!output.contains("pulled "), "{output}");
     node.assert_as_before(true).await?;
 
     node.cri.remove_image(APP).await?;
-    let said = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
+    let output = node.smoke(&[handler, APP])?.ends(0, "PASS").await?;
     ensure!(
-        said.contains(&format!("pulled    {APP}: sha256:")),
-        "{said}"
+        output.contains(&format!("pulled    {APP}: sha256:")),
+        "{output}"
     );
-    ensure!(said.contains("removed   image sha256:"), "{said}");
+    ensure!(output.contains("removed   image sha256:"), "{output}");
     node.assert_as_before(false).await?;
     node.assert_nothing_left(handler).await
 }
@@ -190,7 +190,7 @@ async fn passes_with_annotations_on_1_7() -> Result<()> {
     passes(Node::start_annotated(Version::V1_7).await?).await
 }
 
-/// containerd puts no labels on what it unpacks by itself.
+/// containerd sets no labels when it unpacks by itself.
 async fn fails_without_the_plugin(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
@@ -218,32 +218,35 @@ async fn fails_without_the_plugin_on_1_7() -> Result<()> {
     fails_without_the_plugin(Version::V1_7).await
 }
 
-/// Where the guest pulls, and there is no guest: the container is created, on a chain that was made ahead, or moved in
-/// its hook onto one.
+/// The snapshotter does guest pulls, and there is no guest: the container is created on a chain that was made
+/// ahead, or its hook moves it onto one.
 async fn passes_where_the_guest_pulls(version: Version) -> Result<()> {
     let mut node = guest_pull::start(version).await?;
     node.serve(ON_DEMAND).await?;
-    let said = node
+    let output = node
         .smoke(&["--no-start", NYDUS, APP])?
         .ends(0, "PASS")
         .await?;
-    ensure!(said.contains(" is created\n"), "{said}");
+    ensure!(output.contains(" is created\n"), "{output}");
     ensure!(
-        said.contains("labels    are on all snapshots that the container stands on: 1"),
-        "{said}"
+        output.contains("labels    are on all snapshots that the container stands on: 1"),
+        "{output}"
     );
-    ensure!(node.log.lines_with("container moved").len() == 1, "{said}");
+    ensure!(
+        node.log.lines_with("container moved").len() == 1,
+        "{output}"
+    );
     node.assert_as_before(true).await?;
 
     let plugin = node.plugin.as_mut().context("serving")?;
     plugin.stop().await?;
     node.serve("").await?;
     node.cri.remove_image(APP).await?;
-    let said = node
+    let output = node
         .smoke(&["--no-start", NYDUS, APP])?
         .ends(0, "PASS")
         .await?;
-    ensure!(said.contains("removed   image sha256:"), "{said}");
+    ensure!(output.contains("removed   image sha256:"), "{output}");
     node.assert_as_before(false).await
 }
 
@@ -257,30 +260,30 @@ async fn passes_where_the_guest_pulls_on_1_7() -> Result<()> {
     passes_where_the_guest_pulls(Version::V1_7).await
 }
 
-/// A creation that the plugin rejects is tried again, as the kubelet does.
+/// The script retries a creation that the plugin rejects, as the kubelet does.
 #[tokio::test(flavor = "multi_thread")]
 async fn tries_again() -> Result<()> {
     let mut node = guest_pull::start(Version::V2_1).await?;
     node.serve(&format!("swap = false\n{ON_DEMAND}")).await?;
     let run = node.smoke(&["--no-start", NYDUS, APP])?;
-    let said = run.ends(0, "PASS").await?;
+    let output = run.ends(0, "PASS").await?;
     let waiting = "waiting   the image is not ready in snapshotter nydus: ";
-    ensure!(said.contains(waiting), "{said}");
+    ensure!(output.contains(waiting), "{output}");
     node.assert_as_before(true).await
 }
 
-/// What is kept can be taken away as the script says.
+/// A pod that is kept can be removed with the printed command.
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_what_it_is_told_to() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
     node.serve("").await?;
     let arguments = ["--pull", "--keep", "--no-labels", "erofs", APP];
-    let said = node.smoke(&arguments)?.ends(0, "PASS").await?;
+    let output = node.smoke(&arguments)?.ends(0, "PASS").await?;
     ensure!(
-        said.contains("pulled ") && !said.contains("labels ") && !said.contains("removed "),
-        "{said}"
+        output.contains("pulled ") && !output.contains("labels ") && !output.contains("removed "),
+        "{output}"
     );
-    let kept = said.split("crictl rmp -f ").nth(1);
+    let kept = output.split("crictl rmp -f ").nth(1);
     let id = kept.and_then(|rest| rest.lines().next());
     let id = id.context("a pod that is kept")?.to_owned();
     let config = Default::default();
@@ -288,7 +291,7 @@ async fn keeps_what_it_is_told_to() -> Result<()> {
     node.assert_as_before(true).await
 }
 
-/// What cannot be run is named, with what there is to do.
+/// If the test cannot run, the error names the cause and the remedy.
 #[tokio::test(flavor = "multi_thread")]
 async fn says_what_is_wrong() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
@@ -341,18 +344,18 @@ async fn says_what_is_wrong() -> Result<()> {
         node.assert_as_before(true).await?;
     }
     let empty = node.lab.path("empty").display().to_string();
-    let said = "FAIL: crictl is not on PATH: install cri-tools";
+    let output = "FAIL: crictl is not on PATH: install cri-tools";
     node.smoke_on(&empty, &["erofs", APP])?
-        .ends(2, said)
+        .ends(2, output)
         .await?;
 
     node.lab.kill();
-    let said = "FAIL: crictl does not reach containerd: validate service connection";
-    node.smoke(&["erofs", APP])?.ends(1, said).await?;
+    let output = "FAIL: crictl does not reach containerd: validate service connection";
+    node.smoke(&["erofs", APP])?.ends(1, output).await?;
     Ok(())
 }
 
-/// Ctrl-C in the middle of each step: while the call is on its way, while containerd works on it, and while the script
+/// Ctrl-C in each step: before containerd gets the call, while containerd works on it, and while the script
 /// waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn cleans_up_on_ctrl_c() -> Result<()> {
@@ -380,7 +383,7 @@ async fn cleans_up_on_ctrl_c() -> Result<()> {
         ("pod ", 500),
     ] {
         let run = node.smoke(&["--wait", "60", "erofs", APP])?;
-        run.said.wait_for(line, PATIENCE).await?;
+        run.output.wait_for(line, PATIENCE).await?;
         tokio::time::sleep(Duration::from_millis(delay)).await;
         run.interrupt()?;
         run.ends(1, "FAIL: interrupted").await?;
@@ -389,7 +392,7 @@ async fn cleans_up_on_ctrl_c() -> Result<()> {
     Ok(())
 }
 
-/// A kubelet removes pods that it does not know: then there is another one.
+/// A kubelet removes pods that it does not know: the script creates another pod.
 #[tokio::test(flavor = "multi_thread")]
 async fn outlives_a_kubelet() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
@@ -411,15 +414,15 @@ async fn outlives_a_kubelet() -> Result<()> {
         node.cri.remove_pod(&lab::Pod { id, config }).await?;
     }
     held.release();
-    let said = run.ends(0, "PASS").await?;
+    let output = run.ends(0, "PASS").await?;
     ensure!(
-        said.contains("again     the pod was removed from outside"),
-        "{said}"
+        output.contains("again     the pod was removed from outside"),
+        "{output}"
     );
     node.assert_as_before(true).await
 }
 
-/// An image that has another name already stays, with both.
+/// An image that existed under another name stays, with both names.
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_an_image_that_was_there_under_another_name() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
@@ -427,13 +430,13 @@ async fn keeps_an_image_that_was_there_under_another_name() -> Result<()> {
     let mut other = node.image.clone();
     other.names = vec!["registry.test/lab/other:1".to_owned()];
     node.registry.push(&other).await?;
-    let said = node
+    let output = node
         .smoke(&["erofs", other.name()])?
         .ends(0, "PASS")
         .await?;
     ensure!(
-        said.contains("it was there before, under another name"),
-        "{said}"
+        output.contains("it was there before, under another name"),
+        "{output}"
     );
     node.assert_as_before(true).await
 }

@@ -1,5 +1,5 @@
-//! A chain that `ensure` made is what the default snapshotter has: a container starts from it, and every
-//! file in it is the same. Remote snapshotters mount its layers.
+//! A chain that `ensure` made has the same files as the default snapshotter's: a container starts from it, and
+//! its files are equal. Remote snapshotters mount its layers.
 
 use anyhow::{Result, ensure};
 use lab::{Handler, Image, Layer, Options, Registry, Remote, Version, images};
@@ -7,13 +7,13 @@ use lab::{Handler, Image, Layer, Options, Registry, Remote, Version, images};
 use crate::rebuild::{self, nasty, tree};
 use crate::support::{Node, PATIENCE};
 
-/// Type, mode, owner and name of every file, and the digest of its content. Directories are left out:
-/// how large one is, is the file system's affair, and `mkfs.erofs` makes those that a layer does not
-/// list itself with a mode of its own, in containerd's unpack as well.
+/// Type, mode, owner, name and content digest of every file. Directories are omitted: their size depends on the
+/// file system, and `mkfs.erofs` sets its own mode for directories that a layer does not list, also in
+/// containerd's unpack.
 const LISTING: &str = "cd / && find bin data etc root tmp var ! -type d | while read -r f; do \
     stat -c '%F %a %u:%g %s %n' \"$f\"; [ -L \"$f\" ] || sha256sum \"$f\"; done";
 
-async fn equals_the_default(version: Version, snapshotters: &[&str]) -> Result<()> {
+async fn files_equal_those_of_the_default(version: Version, snapshotters: &[&str]) -> Result<()> {
     let mut options = Options::new(version);
     options.handlers = snapshotters.iter().map(|s| Handler::new(s, s)).collect();
     let mut node = Node::start_with(version, options).await?;
@@ -32,7 +32,7 @@ async fn equals_the_default(version: Version, snapshotters: &[&str]) -> Result<(
             "{snapshotter}:\n{listing}\nexpected:\n{expected}"
         );
     }
-    // An image of everything that is hard to unpack, by walking the mounts themselves.
+    // The image [`NASTY`] has everything that is hard to unpack; its files are read from the mounts.
     node.image = nasty::image(rebuild::NASTY)?;
     node.lab.import(&node.image).await?;
     let expected = tree::of(&node, "overlayfs").await?;
@@ -47,7 +47,7 @@ async fn equals_the_default(version: Version, snapshotters: &[&str]) -> Result<(
 }
 
 impl Node {
-    /// Runs a container of the image; answers what is in it.
+    /// Runs a container of the image; returns the listing of its files.
     async fn listing(&mut self, handler: &str) -> Result<String> {
         let image = self.image.name().to_owned();
         let pod = self.cri.run_pod(handler, &[]).await?;
@@ -66,17 +66,17 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn local_ones_on_2_1() -> Result<()> {
-    equals_the_default(Version::V2_1, &["erofs", "native", "blockfile"]).await
+async fn local_snapshotters_have_equal_files_on_2_1() -> Result<()> {
+    files_equal_those_of_the_default(Version::V2_1, &["erofs", "native", "blockfile"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn local_ones_on_1_7() -> Result<()> {
-    equals_the_default(Version::V1_7, &["native", "blockfile"]).await
+async fn local_snapshotters_have_equal_files_on_1_7() -> Result<()> {
+    files_equal_those_of_the_default(Version::V1_7, &["native", "blockfile"]).await
 }
 
-/// soci mounts a layer that has labels from the registry; one without it unpacks.
-async fn soci(version: Version) -> Result<()> {
+/// soci mounts a layer with labels from the registry, and unpacks a layer without labels.
+async fn soci_mounts(version: Version) -> Result<()> {
     let mut options = Options::new(version);
     options.remotes = vec![Remote::Soci];
     let registry = Registry::start_with_tls().await?;
@@ -107,8 +107,8 @@ async fn soci(version: Version) -> Result<()> {
     let expected = node.listing("").await?;
     ensure!(node.listing("soci").await? == expected);
 
-    // With the plugin, what has an index is mounted before a pod asks; it comes from a registry on a port of its
-    // own.
+    // With the plugin, an image that has an index is mounted before a pod asks for it, from a registry on a
+    // non-default port.
     let next = images::own_layers(&node.registry.image("lab/next:1"), 2)?;
     node.registry.push(&next).await?;
     node.cri.pull_image(next.name()).await?;
@@ -125,7 +125,7 @@ async fn soci(version: Version) -> Result<()> {
 }
 
 impl Node {
-    /// So many layers are mounted from a registry, when none is there any more that was only asked about.
+    /// Waits until this many layers are mounted from a registry, without temporary mounts.
     pub(crate) async fn wait_lazy_mounts(&self, layers: usize) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -141,7 +141,7 @@ impl Node {
         }
     }
 
-    /// The layers that are mounted from a registry.
+    /// Returns the layers that are mounted from a registry.
     fn lazy_mounts(&self) -> Result<Vec<String>> {
         let dir = self.lab.path("").display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -151,11 +151,11 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn soci_on_2_1() -> Result<()> {
-    soci(Version::V2_1).await
+async fn soci_mounts_on_2_1() -> Result<()> {
+    soci_mounts(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn soci_on_1_7() -> Result<()> {
-    soci(Version::V1_7).await
+async fn soci_mounts_on_1_7() -> Result<()> {
+    soci_mounts(Version::V1_7).await
 }

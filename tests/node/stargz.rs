@@ -1,7 +1,8 @@
-//! A real stargz snapshotter: what it can mount lazily is mounted so before the first pod, on any registry
-//! port; what it would have to unpack is left until a pod asks.
+//! A real stargz snapshotter. Images that it can mount lazily are mounted before the first pod, on any registry
+//! port. Images that it would have to unpack are left until a pod asks for them.
 //!
-//! It takes two minutes to get, so `make check-stargz` runs this, and `make test` does not.
+//! Building the snapshotter takes two minutes, so `make check-stargz` runs these tests, and `make test` does
+//! not.
 
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::support::{DEFAULT_HOOKS, Node, PATIENCE};
 
 const STARGZ: &str = "stargz";
 
-/// What each image has of its own, on top of the layers that all have.
+/// The number of layers that only one image has, on top of the shared layers.
 const OWN: usize = 2;
 const SHARED: usize = 2;
 
@@ -22,7 +23,7 @@ async fn lazily(version: Version) -> Result<()> {
     let registry = Registry::start_by_address().await?;
     let before = images::estargz(&registry.image("lab/before:1"), OWN)?;
     let mut node = Node::start_on(version, options, registry, before).await?;
-    // Nothing on the node tells this one's port.
+    // Nothing on the node names the port of this image.
     let other = Registry::start_by_address().await?;
     node.lab.use_registry(&other)?;
     node.hooks = DEFAULT_HOOKS;
@@ -50,7 +51,7 @@ async fn lazily(version: Version) -> Result<()> {
         ensure!(read == format!("1 of {name}\n"), "{read}");
     }
 
-    // A plain image waits for a pod.
+    // An image that is no stargz image waits for a pod.
     let plain = images::own_layers(&node.registry.image("lab/plain:1"), OWN)?;
     node.registry.push(&plain).await?;
     let log = node.log.from_now();
@@ -70,7 +71,7 @@ async fn lazily(version: Version) -> Result<()> {
 }
 
 impl Node {
-    /// The layers of so many images are mounted from a registry.
+    /// Waits until the layers of this many images are mounted from a registry.
     async fn wait_lazy(&self, images: usize) -> Result<()> {
         self.wait_lazy_mounts(SHARED + images * OWN).await
     }

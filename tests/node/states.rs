@@ -1,5 +1,5 @@
-//! Each state of an image's chain: come about as it does on a node, called by its word, left by
-//! `ensure`, and left alone by the next one.
+//! Each state of an image's chain is caused as on a real node, and `check` names it. `ensure` makes the image
+//! ready, and a second `ensure` changes nothing.
 
 use anyhow::{Context, Result, ensure};
 use lab::images::Builder;
@@ -7,8 +7,8 @@ use lab::{Image, Layer, Options, Remote, Version};
 
 use crate::support::Node;
 
-/// What the states come from, each with the word that `check` has for it, and with what `ensure` does
-/// about it in a snapshotter that unpacks and in one that leaves images to the guest.
+/// The causes of the states, each with the state's name and with the actions of `ensure`: in a snapshotter that
+/// unpacks and in one that leaves images to the guest.
 const STATES: [(Cause, &str, [&str; 2]); 11] = [
     (Cause::Imported, "missing", ["unpacked", "unpacked"]),
     (Cause::Discarded, "unavailable", ["rebuilt", "-"]),
@@ -27,30 +27,30 @@ const STATES: [(Cause, &str, [&str; 2]); 11] = [
     (Cause::Ready, "ready", ["none", "none"]),
 ];
 
-/// How an image comes to stand in a snapshotter as it does.
+/// The cause of the state of an image in a snapshotter.
 #[derive(Clone, Copy, Debug)]
 enum Cause {
-    /// Unpacked for the default snapshotter only.
+    /// The image was unpacked for the default snapshotter only.
     Imported,
-    /// The same, and the layers' blobs are gone.
+    /// The same, and the blobs of the layers are missing.
     Discarded,
-    /// An image that it is built from is ready.
+    /// An image from which this one is built is ready.
     BaseReady,
     /// containerd has unpacked it for a container, without labels.
     Fallback,
-    /// The same over an image that it is built from.
+    /// The same, on top of an image from which this one is built.
     BaseReadyAndFallback,
-    /// An image that is built from it is ready.
+    /// An image that is built from this one is ready.
     ChildReady,
-    /// It was ready, and went while a container kept its layers; then it came back.
+    /// The image was ready and was removed, while a container kept its layers. Then it was pulled again.
     PulledAgain,
-    /// Its configuration was lost, which only another pull brings back.
+    /// The config is missing, and only another pull restores it.
     ConfigLost,
-    /// `ensure` has been there.
+    /// `ensure` has made it ready.
     Ready,
 }
 
-/// The lowest layers of an image that has one of its own for each of its causes and snapshotters.
+/// Returns the base image, with one own layer for each cause and snapshotter.
 fn image(name: &str, layers: usize) -> Image {
     let layer = |n: usize| Layer::new().file(&format!("f{n}"), 0o644, format!("{n} of {name}\n"));
     let image = Image::builder(format!("registry.test/{name}-{layers}:1")).command(&["/none"]);
@@ -58,8 +58,8 @@ fn image(name: &str, layers: usize) -> Image {
 }
 
 impl Node {
-    /// Brings it about; answers the image.
-    async fn bring_about(&mut self, cause: Cause, snapshotter: &str) -> Result<Image> {
+    /// Causes the state; returns the image.
+    async fn create_state(&mut self, cause: Cause, snapshotter: &str) -> Result<Image> {
         let name = format!("{snapshotter}/{cause:?}").to_lowercase();
         let (base, child) = (image(&name, 2), image(&name, 4));
         self.lab.import(&child).await?;
@@ -107,22 +107,23 @@ impl Node {
         Ok(self.cri.remove_pod(&pod).await?)
     }
 
-    /// It stays ready, and neither `check` nor `ensure` writes anything, not even what it takes back.
+    /// Checks that the image stays ready, and that neither `check` nor `ensure` writes anything, not even
+    /// temporarily.
     async fn assert_nothing_written(&self, image: &Image, snapshotter: &str) -> Result<()> {
-        // It takes all that could still be on its way with it.
+        // This collects everything that could still change the database.
         self.store.collect_garbage().await?;
         let (metadata, database) = (self.store.metadata().await?, self.lab.database()?);
         ensure!(self.state_of(image, snapshotter).await? == "ready");
         ensure!(self.ensure_ready(image, snapshotter)? == "none");
         let changes = metadata.changes(&self.store.metadata().await?);
         ensure!(changes.is_empty(), "{changes:#?}");
-        ensure!(self.lab.database()? == database, "written and taken back");
+        ensure!(self.lab.database()? == database, "the database was changed");
         Ok(())
     }
 }
 
-/// From each state to ready, and then nothing more.
-async fn every_state(version: Version, snapshotter: &str) -> Result<()> {
+/// `ensure` makes each state ready; a second `ensure` changes nothing.
+async fn each_state_becomes_ready(version: Version, snapshotter: &str) -> Result<()> {
     let guest_pulls = snapshotter == Remote::Nydus.name();
     let mut options = Options::new(version);
     if guest_pulls {
@@ -134,7 +135,7 @@ async fn every_state(version: Version, snapshotter: &str) -> Result<()> {
         if action == "-" {
             continue;
         }
-        node.leaves(cause, state, action, snapshotter)
+        node.assert_ensured(cause, state, action, snapshotter)
             .await
             .with_context(|| format!("{cause:?} in {snapshotter}"))?;
     }
@@ -142,14 +143,14 @@ async fn every_state(version: Version, snapshotter: &str) -> Result<()> {
 }
 
 impl Node {
-    async fn leaves(
+    async fn assert_ensured(
         &mut self,
         cause: Cause,
         state: &str,
         action: &str,
         snapshotter: &str,
     ) -> Result<()> {
-        let image = self.bring_about(cause, snapshotter).await?;
+        let image = self.create_state(cause, snapshotter).await?;
         let now = self.state_of(&image, snapshotter).await?;
         ensure!(now == state, "{now}");
         if let Cause::ConfigLost = cause {
@@ -168,21 +169,21 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_one_in_erofs_on_2_1() -> Result<()> {
-    every_state(Version::V2_1, "erofs").await
+async fn each_state_becomes_ready_in_erofs_on_2_1() -> Result<()> {
+    each_state_becomes_ready(Version::V2_1, "erofs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_one_in_nydus_on_2_1() -> Result<()> {
-    every_state(Version::V2_1, "nydus").await
+async fn each_state_becomes_ready_in_nydus_on_2_1() -> Result<()> {
+    each_state_becomes_ready(Version::V2_1, "nydus").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_one_in_native_on_1_7() -> Result<()> {
-    every_state(Version::V1_7, "native").await
+async fn each_state_becomes_ready_in_native_on_1_7() -> Result<()> {
+    each_state_becomes_ready(Version::V1_7, "native").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_one_in_nydus_on_1_7() -> Result<()> {
-    every_state(Version::V1_7, "nydus").await
+async fn each_state_becomes_ready_in_nydus_on_1_7() -> Result<()> {
+    each_state_becomes_ready(Version::V1_7, "nydus").await
 }

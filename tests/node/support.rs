@@ -1,4 +1,4 @@
-//! What the tests share: a node with an image that was pulled for overlayfs only, and the plugin on it.
+//! Shared helpers: a node with an image that was pulled for overlayfs only, and the plugin on it.
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,31 +10,31 @@ use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Tap, Version, 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nri-unpack");
 
-/// An image of five layers, one of which hides a file of another.
+/// The name of an image of five layers, one of which hides a file of another layer.
 pub(crate) const APP: &str = "registry.test/lab/app:1";
 
-/// Long enough for a loaded machine: what takes longer has failed.
+/// The timeout of each wait: long enough for a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the plugin logs when it is of use.
+/// The log message that says that the plugin is ready for events.
 pub(crate) const RESOLVED: &str = "handler resolved";
 
-/// What is tested here is what a hook does, on a machine of any speed.
+/// The tests check what a hook does, also on a slow machine: the hook waits long.
 const HOOKS: &str = "[hooks]\nwait = \"8s\"";
 
-/// What the plugin does where nothing else is configured, for measurements.
+/// The default configuration of the hooks, for measurements.
 pub(crate) const DEFAULT_HOOKS: &str = "[hooks]";
 
-/// Everything is ready ahead, everywhere.
+/// Every snapshotter unpacks every image ahead.
 pub(crate) const ALL: &str = "[snapshotters.default]\neager = \"all\"\n";
 
-/// For tests of what a hook does about an image that was not made ready before.
+/// For tests of what a hook does with an image that was not unpacked ahead.
 pub(crate) const ON_DEMAND: &str = "[snapshotters.nydus]\neager = \"none\"\n";
 
-/// Longer than the hook waits.
+/// Longer than `wait` of [`HOOKS`].
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The labels without which a remote snapshotter cannot help itself.
+/// The labels that a remote snapshotter needs.
 pub(crate) const CRI_LABELS: [&str; 4] = [
     "containerd.io/snapshot/cri.image-ref",
     "containerd.io/snapshot/cri.manifest-digest",
@@ -42,10 +42,10 @@ pub(crate) const CRI_LABELS: [&str; 4] = [
     "containerd.io/snapshot/cri.image-layers",
 ];
 
-/// Who starts the plugin.
+/// Which process starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LaunchedBy {
-    /// Itself, as under systemd.
+    /// The test, as systemd does.
     Itself,
     /// containerd, from its plugin directory.
     Containerd,
@@ -54,20 +54,20 @@ pub(crate) enum LaunchedBy {
 /// A containerd, a registry, an image that was pulled for the default snapshotter, and the plugin.
 pub(crate) struct Node {
     pub(crate) plugin: Option<Plugin>,
-    /// The plugin's, however it was launched.
+    /// The plugin's log, for each [`LaunchedBy`].
     pub(crate) log: Log,
     pub(crate) cri: Cri,
     pub(crate) store: Store,
     pub(crate) image: Image,
     pub(crate) registry: Registry,
-    /// The plugin's table `hooks`, up to what a test adds to it.
+    /// The beginning of the plugin's table `hooks`; a test may append keys.
     pub(crate) hooks: &'static str,
-    /// The plugin and the commands speak to containerd through it, if there is one.
+    /// The proxy between containerd and the plugin with its commands, if there is one.
     pub(crate) tap: Option<Tap>,
     pub(crate) lab: Lab,
 }
 
-/// The handler with a snapshotter of its own, and that snapshotter, which have the same name.
+/// Returns the name of the handler that has its own snapshotter, which has the same name.
 pub(crate) fn handler(version: Version) -> &'static str {
     match version {
         Version::V1_7 => "native",
@@ -76,12 +76,12 @@ pub(crate) fn handler(version: Version) -> &'static str {
 }
 
 impl Node {
-    /// Without the plugin.
+    /// Starts a node without the plugin.
     pub(crate) async fn start(version: Version) -> Result<Self> {
         Self::start_with(version, Options::new(version)).await
     }
 
-    /// Without the plugin, on a containerd with these options.
+    /// Like [`Self::start`], with these options of containerd.
     pub(crate) async fn start_with(version: Version, mut options: Options) -> Result<Self> {
         let registry = Registry::start().await?;
         let image = images::app(APP)?;
@@ -89,7 +89,7 @@ impl Node {
         Self::start_on(version, options, registry, image).await
     }
 
-    /// Without the plugin, with an image in this registry.
+    /// Starts a node without the plugin, with an image in this registry.
     pub(crate) async fn start_on(
         version: Version,
         options: Options,
@@ -114,15 +114,15 @@ impl Node {
         })
     }
 
-    /// Without the plugin, on a containerd that labels what it unpacks in a pull, and from 2.1 on pulls by itself
-    /// instead of by its transfer service for that. It does neither by default.
+    /// Starts a node without the plugin, whose containerd labels the snapshots of a pull. containerd 2.1 then
+    /// pulls without its transfer service. Both are off by default.
     pub(crate) async fn start_annotated(version: Version) -> Result<Self> {
         let mut options = Options::new(version);
         options.snapshot_annotations = true;
         Self::start_with(version, options).await
     }
 
-    /// With the plugin, serving.
+    /// Starts a node with the plugin.
     pub(crate) async fn serving(version: Version, by: LaunchedBy) -> Result<Self> {
         let mut node = Self::start(version).await?;
         match by {
@@ -132,13 +132,12 @@ impl Node {
         Ok(node)
     }
 
-    /// Starts the plugin by itself and waits until it is of use; `more` is added to its
-    /// configuration.
+    /// Starts the plugin and waits until it is ready for events; `more` is appended to its configuration.
     pub(crate) async fn serve(&mut self, more: &str) -> Result<()> {
         self.serve_config(&self.config(more)).await
     }
 
-    /// The same with this configuration.
+    /// Like [`Self::serve`], with this whole configuration.
     pub(crate) async fn serve_config(&mut self, config: &str) -> Result<()> {
         let plugin = Plugin::start(&self.lab, PROGRAM, config)?;
         self.log = plugin.log().clone();
@@ -147,7 +146,7 @@ impl Node {
         Ok(())
     }
 
-    /// Puts the plugin into containerd's plugin directory and starts containerd again.
+    /// Puts the plugin into containerd's plugin directory and restarts containerd.
     pub(crate) async fn launch(&mut self) -> Result<()> {
         let link = self.lab.path("nri/plugins/10-nri-unpack");
         std::os::unix::fs::symlink(PROGRAM, link)?;
@@ -158,7 +157,7 @@ impl Node {
         Ok(())
     }
 
-    /// containerd ends as in an orderly restart of its service, and comes up again.
+    /// Stops containerd as its service would, and starts it again.
     pub(crate) async fn restart_containerd(&mut self) -> Result<()> {
         self.lab.stop().await?;
         self.lab.restart().await?;
@@ -167,17 +166,17 @@ impl Node {
         Ok(())
     }
 
-    /// The plugin's configuration for this lab.
+    /// Returns the plugin's configuration for this lab.
     pub(crate) fn config(&self, more: &str) -> String {
-        // How full the tests' own disk is must not matter.
-        let room = if more.contains("[unpack]") {
+        // The free space of the test machine must not matter.
+        let unpack_table = if more.contains("[unpack]") {
             ""
         } else {
             "[unpack]\nmin_free = \"0%\"\n"
         };
         let containerd = self.tap.as_ref().map_or(self.lab.socket(), Tap::socket);
         format!(
-            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{room}{}\n{more}[log]\nlevel = \"debug\"\n",
+            "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n{unpack_table}{}\n{more}[log]\nlevel = \"debug\"\n",
             self.lab.nri_socket(),
             containerd,
             self.lab.config(),
@@ -191,9 +190,9 @@ impl Node {
         command.output().context("running nri-unpack")
     }
 
-    /// The same, yet to be run.
+    /// Like [`Self::command`], but returns the command without running it.
     pub(crate) fn command_of(&self, arguments: &[&str]) -> Result<Command> {
-        // One of its own: several may run at the same time.
+        // Each command has its own file: several may run at the same time.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let config = self.lab.path(&format!("command-{count}.toml"));
@@ -203,7 +202,7 @@ impl Node {
         Ok(command)
     }
 
-    /// Every layer is in the snapshotter, with all `cri.*` labels and the right value in each.
+    /// Checks that the snapshotter has every layer, with all `cri.*` labels and their correct values.
     pub(crate) async fn assert_labelled(&self, snapshotter: &str) -> Result<()> {
         let chain = self.store.chain(snapshotter, &self.image).await?;
         let digests: Vec<_> = self
@@ -237,8 +236,8 @@ impl Node {
         Ok(())
     }
 
-    /// The same, when the work that the hook has begun is done: it does not wait for it on a machine
-    /// that is too slow.
+    /// Like [`Self::assert_labelled`], after waiting for the work that the hook began: on a slow machine the
+    /// hook does not wait until it is finished.
     pub(crate) async fn wait_labelled(&self, snapshotter: &str) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -250,7 +249,8 @@ impl Node {
         }
     }
 
-    /// No lease and no extraction snapshot of ours, as soon as nothing is under way any more.
+    /// Checks that no lease and no extraction snapshot of the plugin remains, after waiting for current work to
+    /// end.
     pub(crate) async fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -280,7 +280,7 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Shown where the test fails.
+    /// Prints the plugin's log, which is shown if the test fails.
     fn drop(&mut self) {
         println!("the plugin's log:\n{}", self.log.text());
     }
@@ -302,20 +302,20 @@ impl Node {
 }
 
 impl Node {
-    /// What `check` calls the image's state in a snapshotter.
+    /// Returns the state of the image that `check` reports.
     pub(crate) async fn state_of(&self, image: &Image, snapshotter: &str) -> Result<String> {
         let row = self.row(&["check", image.name(), "--snapshotter", snapshotter])?;
         Ok(row["state"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Has `ensure` make it ready; answers what it did for that.
+    /// Runs `ensure` for the image, and returns the action that it reports.
     pub(crate) fn ensure_ready(&self, image: &Image, snapshotter: &str) -> Result<String> {
         let row = self.row(&["ensure", image.name(), "--snapshotter", snapshotter])?;
         ensure!(row["state"] == "ready", "{row:#}");
         Ok(row["action"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// The only row of a command's report.
+    /// Returns the only row of a command's report.
     pub(crate) fn row(&self, command: &[&str]) -> Result<serde_json::Value> {
         let output = self.command(&[command, &["--output", "json"]].concat())?;
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)

@@ -1,5 +1,5 @@
-//! What containerd unpacked without labels is found, and repaired in place by the hook of the very
-//! container that caused it, before it starts.
+//! An image that containerd unpacked without labels is found, and the hook of the container that caused the
+//! unpack repairs it in place, before the container starts.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use lab::{Call, Tap, Version};
 
 use crate::support::{LaunchedBy, Node, PATIENCE, handler};
 
-async fn repaired_in_place(version: Version) -> Result<()> {
+async fn an_unlabelled_image_is_repaired(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let (handler, image) = (handler(version), node.image.name().to_owned());
 
-    // Without the plugin: unpacked, no labels at all.
+    // Without the plugin: unpacked, without labels.
     let pod = node.cri.run_pod(handler, &[]).await?;
     let first = node.cri.create_container(&pod, &image, &[], &[]).await?;
     let chain = node.store.chain(handler, &node.image).await?;
@@ -25,14 +25,14 @@ async fn repaired_in_place(version: Version) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&check.stdout)?;
     ensure!(report["images"][0]["state"] == "unlabelled", "{report:#}");
 
-    // What exists when the plugin comes would be repaired without a hook.
+    // The plugin would repair an existing container's image without a hook.
     node.cri.remove_container(&first).await?;
     node.serve("").await?;
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.wait_labelled(handler).await?;
     ensure!(
         node.log.lines_with("image made ready").len() == 1,
-        "not by the hook"
+        "the hook did not make the image ready"
     );
     let check = node.command(&["check", &image, "--handler", handler])?;
     ensure!(check.status.code() == Some(0), "{check:?}");
@@ -42,18 +42,18 @@ async fn repaired_in_place(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_2_1() -> Result<()> {
-    repaired_in_place(Version::V2_1).await
+async fn an_unlabelled_image_is_repaired_on_2_1() -> Result<()> {
+    an_unlabelled_image_is_repaired(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_1_7() -> Result<()> {
-    repaired_in_place(Version::V1_7).await
+async fn an_unlabelled_image_is_repaired_on_1_7() -> Result<()> {
+    an_unlabelled_image_is_repaired(Version::V1_7).await
 }
 
-/// Containers that exist when the plugin registers are looked after in the background.
+/// Images of containers that exist when the plugin registers are made ready in the background.
 #[tokio::test(flavor = "multi_thread")]
-async fn existing_containers_are_synchronized() -> Result<()> {
+async fn images_of_existing_containers_become_ready() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
     let image = node.image.name().to_owned();
     let pod = node.cri.run_pod("erofs", &[]).await?;
@@ -64,11 +64,11 @@ async fn existing_containers_are_synchronized() -> Result<()> {
     node.wait_labelled("erofs").await
 }
 
-/// A ready image costs its container one round trip to containerd: the container's snapshot and the chain
-/// that its image had are looked at together. Nothing else goes there, from before the creation until
-/// after it.
+/// The hook of a container with a ready image makes one round trip to containerd: it reads the container's
+/// snapshot and the known chain of the image concurrently. The plugin sends no other call, before, during and
+/// after the creation.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ready_image_costs_one_round_trip() -> Result<()> {
+async fn a_hook_with_a_ready_image_makes_one_round_trip() -> Result<()> {
     for version in Version::ALL {
         let mut node = Node::start(version).await?;
         node.tap = Some(Tap::start(&node.lab)?);
@@ -79,7 +79,7 @@ async fn a_ready_image_costs_one_round_trip() -> Result<()> {
         node.log.wait_for("reconcile finished", PATIENCE).await?;
         node.assert_nothing_left(handler).await?;
         let calls = || node.tap.as_ref().map(Tap::calls).unwrap_or_default();
-        // Until what the first has begun is over.
+        // Wait until the work for the first container has ended.
         let mut before = calls();
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -99,10 +99,13 @@ async fn a_ready_image_costs_one_round_trip() -> Result<()> {
                 async move { cri.create_container(&pod, &image, &[], &[]).await }
             });
             held.came().await?;
-            // The other does not wait for the answer.
+            // The second call is sent before the answer to the first.
             let began = std::time::Instant::now();
             while calls().len() < before + 2 {
-                ensure!(began.elapsed() < PATIENCE, "one after another");
+                ensure!(
+                    began.elapsed() < PATIENCE,
+                    "the calls were sent one after another"
+                );
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             held.release();
@@ -122,9 +125,9 @@ fn is_stat(call: &Call) -> bool {
     call.path.ends_with("/Stat")
 }
 
-/// A pod that wants to be left alone is.
+/// The plugin ignores a pod with mode `skip`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_can_opt_out() -> Result<()> {
+async fn a_pod_with_mode_skip_is_ignored() -> Result<()> {
     let mut node = Node::serving(Version::V2_1, LaunchedBy::Itself).await?;
     let image = node.image.name().to_owned();
     let pod = node

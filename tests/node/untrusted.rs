@@ -1,20 +1,20 @@
-//! What pods and images say is shown on one line, escaped and bounded: in the log, and by each command.
+//! Text from pods and images is shown on one line, escaped and truncated, in the log and by each command.
 
 use anyhow::{Result, ensure};
 use lab::{Image, Layer, Version};
 
 use crate::support::{Node, handler};
 
-/// A line of the log as text has it, in the middle of a name.
+/// A name that contains a forged line of the log.
 const FORGED: &str = "a\n[2026-01-01T00:00:00.000Z ERROR nri_unpack::hooks] forged";
 
-/// What clears a terminal, colours it, and turns the rest of a line around.
+/// Sequences that clear a terminal, set a colour, and reverse the direction of the text.
 const SEQUENCES: &str = "b\u{1b}[2J\u{9b}31m\u{202e}c\r";
 
-/// The most that one line may take: a handful of texts of 2 KiB.
+/// The limit for one line: a few texts of 2 KiB.
 const MAX_LINE: usize = 16 << 10;
 
-/// Nothing but text and the ends of lines.
+/// Checks that the text has no control characters but line ends.
 fn ensure_plain(what: &str, text: &str) -> Result<()> {
     let is_control = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
     for line in text.lines() {
@@ -29,7 +29,7 @@ fn ensure_plain(what: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-async fn shown_on_one_line(version: Version) -> Result<()> {
+async fn untrusted_text_is_shown_on_one_line(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.serve("").await?;
     let handler = handler(version);
@@ -40,7 +40,7 @@ async fn shown_on_one_line(version: Version) -> Result<()> {
     }
     node.wait_for_lines("are no image reference", 4).await?;
 
-    // An archive may bring a name along that no registry would take, and a layer's media type.
+    // An archive may contain a name that no registry would accept, and any media type of a layer.
     let name = format!("registry.test/{FORGED}{SEQUENCES}:1");
     let image = Image::builder(&name).layer(Layer::new().file("f", 0o644, "f\n"));
     let image = image.build();
@@ -73,17 +73,17 @@ async fn shown_on_one_line(version: Version) -> Result<()> {
     ensure_plain("the log", &text)?;
     ensure!(
         text.lines().all(|line| line.starts_with("[20")),
-        "a line of the log begins in the middle: {text}"
+        "a line of the log does not begin with its time: {text}"
     );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_wrote_is_shown_on_one_line_on_2_1() -> Result<()> {
-    shown_on_one_line(Version::V2_1).await
+async fn untrusted_text_is_escaped_and_truncated_on_2_1() -> Result<()> {
+    untrusted_text_is_shown_on_one_line(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_wrote_is_shown_on_one_line_on_1_7() -> Result<()> {
-    shown_on_one_line(Version::V1_7).await
+async fn untrusted_text_is_escaped_and_truncated_on_1_7() -> Result<()> {
+    untrusted_text_is_shown_on_one_line(Version::V1_7).await
 }

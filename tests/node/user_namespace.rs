@@ -1,5 +1,5 @@
-//! A pod with a user namespace of its own (`hostUsers: false`), on a snapshotter that does not map ids:
-//! containerd puts its containers on a copy of the image, with other owners.
+//! A pod with a user namespace of its own (`hostUsers: false`), on a snapshotter that does not map IDs:
+//! containerd creates its containers on a copy of the image with other owners.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,8 +16,8 @@ use lab::{Lab, Options, Pod, Version};
 use crate::guest_pull::{NYDUS, start_with};
 use crate::support::{Node, ON_DEMAND, handler};
 
-/// A pod with a user namespace needs a network namespace of its own; this is all that containerd has to
-/// hear of its network.
+/// A pod with a user namespace needs a network namespace of its own; containerd needs no more of the network
+/// than this plugin.
 const CNI: &str = r#"#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}' ;;
@@ -25,7 +25,7 @@ ADD) echo '{"cniVersion":"0.3.1","interfaces":[{"name":"'$CNI_IFNAME'","sandbox"
 esac
 "#;
 
-fn network(lab: &Lab) -> Result<()> {
+fn install_network(lab: &Lab) -> Result<()> {
     let directory = lab.path("cni");
     fs::create_dir_all(&directory)?;
     for name in ["loopback", "none"] {
@@ -38,24 +38,24 @@ fn network(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// containerd 2 asks runc whether it can map the ids of mounts, which that of Debian 12 does not tell. No
+/// containerd 2 asks runc whether it can map the IDs of mounts; the runc of Debian 12 does not report it. No
 /// mount of these containers needs it.
-const RUNC: &str = r#"#!/bin/sh
+const RUNC_WRAPPER: &str = r#"#!/bin/sh
 for word; do
 	case $word in features) "$0.real" "$@" | sed 's/"linux": {/"linux": {"mountExtensions": {"idmap": {"enabled": true}},/'; exit ;; esac
 done
 exec "$0.real" "$@"
 "#;
 
-/// Has all handlers use it, when containerd is started again.
-fn runc(lab: &Lab) -> Result<()> {
+/// Configures all handlers to use it after the next start of containerd.
+fn use_runc_wrapper(lab: &Lab) -> Result<()> {
     let config = fs::read_to_string(lab.config())?;
     let line = config
         .lines()
         .find_map(|line| line.strip_prefix("BinaryName = "));
     let real = line.context("no runc")?;
     let script = lab.path("runc-for-user-namespaces");
-    fs::write(&script, RUNC)?;
+    fs::write(&script, RUNC_WRAPPER)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
     let beside = lab.path("runc-for-user-namespaces.real");
     std::os::unix::fs::symlink(real.trim_matches('"'), beside)?;
@@ -140,15 +140,15 @@ impl Node {
     }
 }
 
-/// It is created at its first attempt: on the copy where the host has the image, and on a chain for the
-/// guest where that is to pull it.
-async fn on_a_copy(version: Version) -> Result<()> {
-    // The users of a pod's namespace cannot reach a checkout below /root.
+/// The first creation succeeds: on the copy if the host has the image, and on a guest-pull chain if the guest
+/// pulls.
+async fn a_container_in_a_user_namespace_is_created(version: Version) -> Result<()> {
+    // The users of a pod's namespace cannot access a checkout below /root.
     let mut options = Options::new(version);
     options.root_below = Some("/var/tmp".into());
     let mut node = start_with(version, options).await?;
-    network(&node.lab)?;
-    runc(&node.lab)?;
+    install_network(&node.lab)?;
+    use_runc_wrapper(&node.lab)?;
     node.restart_containerd().await?;
     let local = handler(version);
     node.serve(ON_DEMAND).await?;
@@ -168,11 +168,12 @@ async fn on_a_copy(version: Version) -> Result<()> {
                 copy.parent == *node.image.chain_ids().last().context("layers")?,
                 "{copy:?}"
             );
-            // Its image was decided by, and got its labels.
+            // The hook decided by the container's image, which got its labels.
             node.wait_labelled(local).await?;
             node.cri.start_container(&container).await?;
         } else {
-            // runc cannot start it: in place of the guest, the lab gives it files of the host's root user.
+            // runc cannot start it: instead of a guest pull, the lab mounts files that belong to the host's
+            // root user.
             node.assert_guest_pulls(&container).await?;
         }
     }
@@ -182,11 +183,11 @@ async fn on_a_copy(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_copy_on_2_1() -> Result<()> {
-    on_a_copy(Version::V2_1).await
+async fn a_container_in_a_user_namespace_is_created_on_2_1() -> Result<()> {
+    a_container_in_a_user_namespace_is_created(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_copy_on_1_7() -> Result<()> {
-    on_a_copy(Version::V1_7).await
+async fn a_container_in_a_user_namespace_is_created_on_1_7() -> Result<()> {
+    a_container_in_a_user_namespace_is_created(Version::V1_7).await
 }

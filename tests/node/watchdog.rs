@@ -1,5 +1,4 @@
-//! What the plugin tells systemd, on a socket that the test listens at; the other end of it, a real systemd, is in
-//! `service.rs`.
+//! The messages of the plugin to systemd, on a socket of the test. `service.rs` tests them with a real systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command};
@@ -11,10 +10,10 @@ use tempfile::TempDir;
 
 use crate::support::{PATIENCE, PROGRAM};
 
-/// What the watchdog allows; long enough for a machine on which much goes on.
-const ALLOWED: Duration = Duration::from_secs(2);
+/// The watchdog timeout; long enough for a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The plugin on a node without containerd, which is no reason to be ended.
+/// The plugin on a node without containerd. The watchdog must not end it for that.
 struct Notifier {
     plugin: Child,
     socket: UnixDatagram,
@@ -33,7 +32,7 @@ impl Notifier {
             .arg("--nri-socket")
             .arg(&nowhere)
             .env("NOTIFY_SOCKET", &path)
-            .env("WATCHDOG_USEC", ALLOWED.as_micros().to_string())
+            .env("WATCHDOG_USEC", TIMEOUT.as_micros().to_string())
             .spawn()?;
         Ok(Self {
             plugin,
@@ -42,7 +41,7 @@ impl Notifier {
         })
     }
 
-    /// The next message, if one comes in time.
+    /// Returns the next message, if one arrives in time.
     fn next(&self, patience: Duration) -> Result<Option<String>> {
         self.socket.set_read_timeout(Some(patience))?;
         let mut message = [0; 4096];
@@ -53,7 +52,7 @@ impl Notifier {
         }
     }
 
-    /// Waits for a message; says which came before it.
+    /// Waits for a message; returns the messages before it.
     fn wait_for(&self, words: &str, patience: Duration) -> Result<Vec<String>> {
         let until = Instant::now() + patience;
         let mut before = vec![];
@@ -80,32 +79,35 @@ impl Drop for Notifier {
 }
 
 #[test]
-fn it_is_ready_lives_and_stops() -> Result<()> {
+fn systemd_gets_ready_watchdog_and_stopping() -> Result<()> {
     let mut notifier = Notifier::start()?;
     notifier.wait_for("READY=1", PATIENCE)?;
     let begin = Instant::now();
-    let mut said = vec![];
+    let mut messages = vec![];
     for _ in 0..4 {
-        said.extend(notifier.wait_for("WATCHDOG=1", ALLOWED)?);
+        messages.extend(notifier.wait_for("WATCHDOG=1", TIMEOUT)?);
     }
-    // The first comes at once, the others after half of what is allowed each.
+    // The first message comes at once, each further one after half of the timeout.
     ensure!(
-        begin.elapsed() >= ALLOWED,
-        "too often: {:?}",
+        begin.elapsed() >= TIMEOUT,
+        "messages were sent too often: {:?}",
         begin.elapsed()
     );
-    let status = said
+    let status = messages
         .iter()
         .find(|it| it.starts_with("STATUS=cannot connect"));
-    status.with_context(|| format!("no status: {said:?}"))?;
+    status.with_context(|| format!("no status: {messages:?}"))?;
 
     notifier.signal(Signal::STOP)?;
-    while notifier.next(ALLOWED)?.is_some() {}
+    while notifier.next(TIMEOUT)?.is_some() {}
     notifier.signal(Signal::CONT)?;
-    notifier.wait_for("WATCHDOG=1", ALLOWED)?;
+    notifier.wait_for("WATCHDOG=1", TIMEOUT)?;
 
     notifier.signal(Signal::TERM)?;
-    notifier.wait_for("STOPPING=1", ALLOWED)?;
-    ensure!(notifier.plugin.wait()?.success(), "it did not end in order");
+    notifier.wait_for("STOPPING=1", TIMEOUT)?;
+    ensure!(
+        notifier.plugin.wait()?.success(),
+        "the plugin did not end with success"
+    );
     Ok(())
 }

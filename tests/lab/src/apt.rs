@@ -1,6 +1,7 @@
-//! Debian packages of another suite, downloaded and verified by the machine's own apt, unpacked and not installed.
+//! Debian packages of another suite: the machine's own apt downloads and verifies them; they are unpacked and
+//! not installed.
 //!
-//! Knows apt and nothing of what the packages are for.
+//! Knows apt, but not the use of the packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::sources::{Source, machine_sources};
 
-/// The packages that are installed, to apt: none. A newer version that is installed, from a security update for
-/// example, would be the one to download, and this suite does not have it.
+/// The list of installed packages for apt: empty. Otherwise apt would want an installed newer version, for
+/// example a security update, which this suite does not have.
 const STATUS: &str = "status";
 
-/// The suite that the machine itself runs, for example `bookworm`.
+/// Returns the suite of the machine, for example `bookworm`.
 pub(crate) fn machine_suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let field = |name: &str| {
@@ -31,14 +32,14 @@ pub(crate) fn machine_suite() -> Result<String> {
     }
 }
 
-/// A suite whose packages can be downloaded; everything that it writes is below the directory it is given.
+/// A suite whose packages can be downloaded; it writes only below the given directory.
 pub(crate) struct Download {
     suite: String,
     dir: PathBuf,
 }
 
 impl Download {
-    /// Fetches the suite's package lists into `dir`, which exists and is the caller's to delete.
+    /// Fetches the suite's package lists into `dir`, which must exist and which the caller removes.
     pub(crate) fn from_suite(suite: &str, dir: &Path) -> Result<Self> {
         let download = Self {
             suite: suite.to_owned(),
@@ -74,7 +75,7 @@ impl Download {
         Ok(())
     }
 
-    /// Downloads the packages (`name` or `name=version pattern`) and returns the files, in no particular order.
+    /// Downloads the packages (`name` or `name=version pattern`), and returns the files in any order.
     pub(crate) fn packages(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
         let mut args = vec!["download"];
         args.extend(packages.iter().map(String::as_str));
@@ -88,7 +89,7 @@ impl Download {
         debs(&self.dir)
     }
 
-    /// The same with all packages that these depend on.
+    /// Like [`Self::packages`], with all dependencies.
     pub(crate) fn with_dependencies(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
         let mut args = vec!["install", "--download-only", "--yes"];
         args.push("--no-install-recommends");
@@ -108,12 +109,12 @@ impl Download {
             setting("Dir::State::Lists", "lists"),
             setting("Dir::Cache", "cache"),
             setting("Dir::State::status", STATUS),
-            // Without it an update that reached no mirror is a warning, and apt's exit status 0.
+            // Without this option an update that reached no mirror is only a warning, with exit code 0.
             "APT::Update::Error-Mode=any".to_owned(),
             "Acquire::Retries=3".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-            // The unprivileged user that apt downloads as cannot write below a checkout of root's.
+            // apt downloads as an unprivileged user, who cannot write below a checkout of root.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.args(["-o", &option]);
@@ -131,7 +132,7 @@ fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// True if a release file among these lists is Debian's. Its signature was checked when apt downloaded it.
+/// Whether a release file among these lists is Debian's. apt has checked its signature.
 fn is_debians(lists: &Path) -> Result<bool> {
     for entry in fs::read_dir(lists)? {
         let path = entry?.path();
@@ -143,17 +144,17 @@ fn is_debians(lists: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// The name in a package file, by which it was asked for.
+/// Returns the package name from the name of a package file.
 pub(crate) fn package_name(deb: &Path) -> Option<&str> {
     deb.file_name()?.to_str()?.split('_').next()
 }
 
-/// Unpacks a package file without running any of its scripts.
+/// Unpacks a package file without running its scripts.
 pub(crate) fn unpack(deb: &Path, into: &Path) -> Result<()> {
     run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into))
 }
 
-/// Runs a command to its end; what it said on stderr becomes the error.
+/// Runs a command; its stderr becomes the error.
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| {

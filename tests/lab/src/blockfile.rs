@@ -1,4 +1,5 @@
-//! What containerd's blockfile snapshotter needs: an empty file system in a file, which it copies for every lowest layer.
+//! The file for containerd's blockfile snapshotter: an empty file system, which is copied for every lowest
+//! layer.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,10 +11,11 @@ use crate::scratch::Scratch;
 /// Its name as a snapshotter.
 pub(crate) const NAME: &str = "blockfile";
 
-/// In KiB. Every snapshot is a whole copy, written through to the disk, so no larger than the test images need.
+/// The size in KiB. Every snapshot is a whole copy that is flushed to disk, so it is only as large as the test
+/// images need.
 const SIZE: &str = "16384";
 
-/// Makes the file, and returns the table that names it to containerd.
+/// Creates the file, and returns its table in containerd's configuration.
 pub(crate) fn prepare(scratch: &Scratch) -> Result<String> {
     if !Path::new("/dev/loop-control").exists() {
         let _ = Command::new("modprobe").arg("loop").output();

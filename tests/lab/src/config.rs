@@ -1,8 +1,8 @@
-//! containerd's configuration file, in the two versions' words. Pure: paths and choices in, text out.
+//! Renders containerd's configuration file in the formats of both versions, without I/O.
 //!
-//! Three things here are not obvious. `restrict_oom_score_adj` lets pods start without `CAP_SYS_RESOURCE`, which
-//! virtual machines for tests may lack. NRI is off in 1.7 unless it is switched on. And 2.1 needs `erofs` among the
-//! differs, or the erofs snapshotter gets its layers file by file.
+//! Three settings need an explanation. `restrict_oom_score_adj` lets pods start without `CAP_SYS_RESOURCE`,
+//! which virtual machines for tests may lack. NRI is off by default in 1.7. 2.1 needs `erofs` among the
+//! differs; without it, the erofs snapshotter gets its layers file by file.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::options::{Handler, Options, Version};
 use crate::scratch::Scratch;
 
-/// The paths that a configuration speaks of besides the scratch's own.
+/// The paths in a configuration besides those of the scratch.
 pub(crate) struct Paths<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) root: &'a Path,
@@ -18,7 +18,7 @@ pub(crate) struct Paths<'a> {
     pub(crate) socket: &'a Path,
     pub(crate) nri_socket: &'a Path,
     pub(crate) runc: &'a Path,
-    /// The tables of snapshotters that need one.
+    /// The tables of the snapshotters that need one.
     pub(crate) snapshotters: String,
 }
 
@@ -31,7 +31,7 @@ impl Paths<'_> {
 /// The name of the image of all sandboxes.
 pub const PAUSE: &str = "registry.test/pause:1";
 
-/// The whole file.
+/// Returns the whole file.
 pub(crate) fn render(version: Version, options: &Options, paths: &Paths<'_>) -> String {
     let format = match version {
         Version::V1_7 => 2,
@@ -129,7 +129,7 @@ default = ["erofs", "walking"]
     text
 }
 
-/// All handlers run the same runc; they differ in name and snapshotter.
+/// Returns the tables of all handlers. They use the same runc; only name and snapshotter differ.
 fn handlers(cri: &str, options: &Options, paths: &Paths<'_>) -> String {
     std::iter::once(Handler::new("runc", ""))
         .chain(options.all_handlers())

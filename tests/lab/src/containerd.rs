@@ -1,7 +1,7 @@
-//! A containerd of the test's own: started, spoken to, killed, started again, and taken down without a trace.
+//! A containerd for one test: it can be started, called, killed, restarted and removed completely.
 //!
-//! Each [`Lab`] has its own root, state, sockets, NRI directories and handlers; the system's containerd, if there is
-//! one, is never touched. A `Lab` holds no connection, so tests with runtimes of their own can share one.
+//! Each [`Lab`] has its own root, state, sockets, NRI directories and handlers, and never touches the system's
+//! containerd. A `Lab` holds no connection, so tests with runtimes of their own can share one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,11 @@ use crate::stargz;
 use crate::store::Store;
 use crate::traces::CONTAINERD_SOCKET;
 
-/// How long a containerd may take to answer on CRI: it takes about a second, several at once on two cores more.
+/// The timeout for containerd's first CRI response. It takes about a second, or longer if several start on two
+/// cores.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running containerd. Dropped, it takes everything with it: containers, shims, mounts, directories.
+/// A running containerd. Dropping it removes everything: containers, shims, mounts, directories.
 #[derive(Debug)]
 pub struct Lab {
     version: Version,
@@ -51,15 +52,15 @@ impl Lab {
     /// Starts a containerd with the version's own handlers, and imports its pause image.
     ///
     /// # Errors
-    /// If anything that it needs is missing; the message names the remedy.
+    /// If a dependency is missing; the message names the remedy.
     pub async fn start(version: Version) -> Result<Lab> {
         Self::start_with(version, Options::new(version)).await
     }
 
-    /// Starts a containerd as the options say, and imports its pause image.
+    /// Starts a containerd with these options, and imports its pause image.
     ///
     /// # Errors
-    /// If anything that it needs is missing; the message names the remedy.
+    /// If a dependency is missing; the message names the remedy.
     pub async fn start_with(version: Version, options: Options) -> Result<Lab> {
         let test = std::thread::current()
             .name()
@@ -76,7 +77,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Everything up to the daemon itself. It may download packages, so it takes what time it takes.
+    /// Does everything up to the start of the daemon. There is no timeout, because it may download packages.
     fn prepare(version: Version, options: &Options, name: String) -> Result<Lab> {
         let packages = Packages::fetch()?;
         for name in version.file_systems() {
@@ -120,7 +121,7 @@ impl Lab {
         {
             snapshotters += &blockfile::prepare(&lab.scratch)?;
         }
-        // Mounts in there are made below the real path.
+        // Mounts in this directory are made below the real path.
         let state = lab.scratch.path(STATE);
         let state = fs::read_link(&state).unwrap_or(state);
         let paths = Paths {
@@ -167,7 +168,7 @@ impl Lab {
         self.spawn_with(&self.path, what, ready).await
     }
 
-    /// With this PATH.
+    /// Like [`Self::spawn_until`], with this PATH.
     async fn spawn_with(
         &self,
         path: &str,
@@ -191,7 +192,7 @@ impl Lab {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills containerd with -9. Its containers and shims run on.
+    /// Kills containerd with SIGKILL. Its containers and shims keep running.
     pub fn kill(&self) {
         self.daemon().take();
     }
@@ -199,7 +200,7 @@ impl Lab {
     /// Starts containerd again on the same state, after [`Lab::kill`] or [`Lab::stop`].
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If it does not start.
     pub async fn restart(&self) -> Result<()> {
         ensure!(
             self.daemon().is_none(),
@@ -208,24 +209,24 @@ impl Lab {
         self.spawn().await
     }
 
-    /// Starts containerd again with a configuration with which its CRI does not come up.
+    /// Starts containerd again with a configuration that keeps its CRI from starting.
     ///
     /// # Errors
-    /// If its other services do not.
+    /// If its other services do not start.
     pub async fn restart_without_cri(&self) -> Result<()> {
         self.spawn_until("ready", self.answers()).await
     }
 
-    /// The same with nothing on its PATH: it finds no program, `mkfs.erofs` among them.
+    /// Like [`Lab::restart_without_cri`], with an empty PATH: it finds no program such as `mkfs.erofs`.
     ///
     /// # Errors
-    /// If its other services do not come up.
+    /// If its other services do not start.
     pub async fn restart_without_programs(&self) -> Result<()> {
         let nothing = self.scratch.path("cni").display().to_string();
         self.spawn_with(&nothing, "ready", self.answers()).await
     }
 
-    /// Whether its own services are there, without CRI.
+    /// Whether containerd's own services respond, without CRI.
     fn answers(&self) -> impl AsyncFn(&Log) -> bool {
         async move |_: &Log| match self.store().await {
             Ok(store) => store.leases().await.is_ok(),
@@ -233,10 +234,10 @@ impl Lab {
         }
     }
 
-    /// Lets containerd end by itself, as an orderly restart of its service does.
+    /// Stops containerd as an orderly restart of its service does.
     ///
     /// # Errors
-    /// If it does not end in time; it is killed then.
+    /// If it does not end in time; it is then killed.
     pub async fn stop(&self) -> Result<()> {
         let daemon = self.daemon().take();
         if let Some(mut daemon) = daemon {
@@ -245,7 +246,7 @@ impl Lab {
         Ok(())
     }
 
-    /// A remote snapshotter of [`Options::remotes`].
+    /// Returns a remote snapshotter of [`Options::remotes`].
     ///
     /// # Panics
     /// If the lab was started without it.
@@ -254,46 +255,46 @@ impl Lab {
         found.unwrap_or_else(|| panic!("this lab has no {}: see Options::remotes", remote.name()))
     }
 
-    /// Which containerd this is.
+    /// Returns the version of this containerd.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The address of its gRPC services and of CRI.
+    /// Returns the address of its gRPC services and of CRI.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Where NRI plugins connect to.
+    /// Returns the socket for NRI plugins.
     pub fn nri_socket(&self) -> &Path {
         &self.nri_socket
     }
 
-    /// Its configuration file.
+    /// Returns the path of its configuration file.
     pub fn config(&self) -> PathBuf {
         self.scratch.path("config.toml")
     }
 
-    /// containerd's database, byte for byte: it counts its transactions, so that one which writes what was there
-    /// already, or takes away what it has made, shows as well.
+    /// Returns the bytes of containerd's database. The database counts its transactions, so the bytes also
+    /// change if a transaction writes existing values or reverts its own change.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the file cannot be read.
     pub fn database(&self) -> Result<Vec<u8>> {
         let file = self.root.join("io.containerd.metadata.v1.bolt/meta.db");
         fs::read(&file).with_context(|| format!("reading {}", file.display()))
     }
 
-    /// The directory that it keeps everything in, by the path that containerd knows.
+    /// Returns its root directory, as containerd knows it.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Lets mounts below its root and the directory of its sockets propagate into containers that ask for it, as on
-    /// a machine that systemd has started.
+    /// Lets mounts below its root and its socket directory propagate into containers that ask for it, as on a
+    /// machine that systemd has started.
     ///
     /// # Errors
-    /// If the kernel does not.
+    /// If the kernel refuses.
     pub fn share_mounts(&self) -> Result<()> {
         for dir in [self.root(), self.socket.parent().unwrap_or(&self.socket)] {
             let shared = mount_bind_recursive(dir, dir)
@@ -303,65 +304,65 @@ impl Lab {
         Ok(())
     }
 
-    /// A path for a file of the test's own, gone with the lab.
+    /// Returns a path for a file of the test, which is removed with the lab.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path(name)
     }
 
-    /// A path for a socket of the test's own, short enough for one.
+    /// Returns a path for a socket of the test, within the length limit of sockets.
     ///
     /// # Errors
-    /// If the system's temporary directory is too deep for a socket.
+    /// If the path of the system's temporary directory is too long for a socket.
     pub fn socket_path(&self, name: &str) -> Result<PathBuf> {
         self.scratch.socket(name)
     }
 
-    /// The cgroup for pods: what is in it goes with the lab.
+    /// Returns the cgroup for pods, which is removed with the lab.
     pub fn cgroup(&self) -> String {
         self.scratch.traces().cgroup()
     }
 
-    /// What containerd has logged, over all restarts.
+    /// Returns containerd's log, over all restarts.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// The corner of the machine that this containerd and everything beside it lives in.
+    /// Returns the directories of this containerd and its helpers.
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
     }
 
-    /// A fresh CRI connection, for the caller's runtime.
+    /// Returns a new CRI connection for the caller's runtime.
     ///
     /// # Errors
-    /// If containerd does not answer.
+    /// If containerd does not respond.
     pub async fn cri(&self) -> Result<Cri> {
         Cri::connect(self).await
     }
 
-    /// A fresh connection to containerd's own services, for the caller's runtime.
+    /// Returns a new connection to containerd's own services, for the caller's runtime.
     ///
     /// # Errors
-    /// If containerd does not answer.
+    /// If containerd does not respond.
     pub async fn store(&self) -> Result<Store> {
         Store::connect(&self.socket).await
     }
 
-    /// The version's `ctr`.
+    /// Returns the path of the version's `ctr`.
     pub fn ctr_program(&self) -> PathBuf {
         self.programs.join("ctr")
     }
 
-    /// How to call `ctr` by hand, up to its namespace.
+    /// Returns the command line of `ctr`, up to its namespace.
     pub fn ctr_command(&self) -> String {
         let ctr = self.ctr_program();
         format!("{} --address {}", ctr.display(), self.socket.display())
     }
 
-    /// Runs `ctr` in CRI's namespace and returns what it prints.
+    /// Runs `ctr` in CRI's namespace, and returns its output.
     ///
     /// # Errors
-    /// If it fails; the message is its own.
+    /// If `ctr` fails; the message has its error.
     pub async fn ctr(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(self.ctr_program());
         command
@@ -383,11 +384,11 @@ impl Lab {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Imports an image with `ctr`, which unpacks it for the default snapshotter, without labels, and waits until CRI
-    /// knows it.
+    /// Imports an image with `ctr`, which unpacks it for the default snapshotter without labels. Waits until
+    /// CRI knows the image.
     ///
     /// # Errors
-    /// If containerd refuses the image.
+    /// If containerd rejects the image.
     pub async fn import(&self, image: &Image) -> Result<()> {
         let archive = self.scratch.path(&format!("{}.tar", image.target.digest));
         image.write_archive(&archive)?;
@@ -403,7 +404,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets CRI pull this registry's images from it, and SOCI trust its certificate.
+    /// Configures CRI to pull this registry's images from it, and SOCI to trust its certificate.
     ///
     /// # Errors
     /// If the files cannot be written.
@@ -419,7 +420,7 @@ impl Lab {
     }
 }
 
-/// Makes sure that the kernel has a file system; a module is loaded on first need on most machines.
+/// Checks that the kernel supports a file system; most kernels load its module on first use.
 fn load_file_system(name: &str) -> Result<()> {
     let known = || {
         let list = fs::read_to_string("/proc/filesystems").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! CRI as kubelet speaks it, thin enough that a test sees containerd's own errors: the connection, and images.
+//! A CRI client like the kubelet, which returns containerd's errors unchanged: the connection, and images.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use tonic::transport::Channel;
 
 use crate::containerd::Lab;
 
-/// The annotation of a sandbox that tells `PullImage` which handler the image is for.
+/// The annotation of a sandbox that tells `PullImage` for which handler the image is.
 const HANDLER_ANNOTATION: &str = "io.containerd.cri.runtime-handler";
 
-/// How long CRI may take to notice an image that came in behind its back; it listens to containerd's events.
+/// The timeout until CRI knows an imported image, of which it learns from containerd's events.
 const IMAGE_EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to one containerd's CRI services.
+/// A connection to the CRI services of a containerd.
 #[derive(Debug, Clone)]
 pub struct Cri {
-    /// The runtime service, for calls that have no method here.
+    /// The runtime service, for calls without a method here.
     pub runtime: RuntimeServiceClient<Channel>,
-    /// The image service, likewise.
+    /// The image service, for calls without a method here.
     pub images: ImageServiceClient<Channel>,
-    /// The cgroup that pods are put below.
+    /// The parent cgroup of pods.
     pub(crate) cgroup: String,
 }
 
@@ -44,10 +44,10 @@ impl Cri {
         })
     }
 
-    /// The runtime's version; containerd answers this as soon as CRI is up.
+    /// Returns the runtime's version; containerd answers this as soon as CRI has started.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn version(&mut self) -> Result<String, Status> {
         let request = VersionRequest {
             version: String::new(),
@@ -60,10 +60,10 @@ impl Cri {
             .runtime_version)
     }
 
-    /// The verbose status: `config` in there is CRI's configuration as JSON.
+    /// Returns the verbose status: its `config` is CRI's configuration as JSON.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn info(&mut self) -> Result<HashMap<String, String>, Status> {
         Ok(self
             .runtime
@@ -73,19 +73,18 @@ impl Cri {
             .info)
     }
 
-    /// Pulls an image for the default handler, and returns its id.
+    /// Pulls an image for the default handler, and returns its ID.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn pull_image(&mut self, name: &str) -> Result<String, Status> {
         self.pull(name, None).await
     }
 
-    /// Pulls an image for a handler; on 2.1 [`crate::Options::pull_by_handler`] has to be on, or containerd does not
-    /// heed it.
+    /// Pulls an image for a handler; 2.1 ignores the handler unless [`crate::Options::pull_by_handler`] is set.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn pull_image_for(&mut self, name: &str, handler: &str) -> Result<String, Status> {
         let annotations = HashMap::from([(HANDLER_ANNOTATION.to_owned(), handler.to_owned())]);
         self.pull(
@@ -116,10 +115,10 @@ impl Cri {
             .image_ref)
     }
 
-    /// The image as CRI knows it, if it does.
+    /// Returns the image as CRI knows it, or `None`.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn image_status(&mut self, name: &str) -> Result<Option<Image>, Status> {
         let request = ImageStatusRequest {
             image: Some(image_spec(name)),
@@ -131,7 +130,7 @@ impl Cri {
     /// Removes an image with all its names.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn remove_image(&mut self, name: &str) -> Result<(), Status> {
         self.images
             .remove_image(RemoveImageRequest {
@@ -153,7 +152,7 @@ impl Cri {
     }
 }
 
-/// An image as kubelet names it before it has resolved it to an id.
+/// Returns an image by name, as the kubelet names it before it knows the ID.
 pub(crate) fn image_spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),

@@ -1,12 +1,12 @@
-//! Where the lab keeps everything that it writes.
+//! The directory of all files of the lab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The directory, which exists: `NRI_UNPACK_LAB`, or `target/lab` of this checkout. Its path is the real one, as the
-/// kernel shows it in its table of mounts.
+/// Returns the directory, which exists: `NRI_UNPACK_LAB`, or `target/lab` of this checkout. The path is without
+/// symbolic links, as in the kernel's table of mounts.
 pub(crate) fn lab_dir() -> Result<PathBuf> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     let dir = match (std::env::var_os("NRI_UNPACK_LAB"), checkout) {

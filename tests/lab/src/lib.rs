@@ -1,13 +1,13 @@
 //! Real containerd on one machine, for the tests and the demo.
 //!
-//! In the order in which a test meets them: [`packages`] brings Debian's containerd 1.7 and 2.1, runc and their
-//! helpers side by side into `target/lab`; [`images`] builds the images, sound or broken on purpose; [`Registry`]
-//! serves them; [`Lab`] is a daemon of the test's own, away from the system's, taken down with all that it started;
-//! a [`ProxySnapshotter`] runs beside it where one is asked for; [`Cri`] and [`Store`] speak to it; a [`Tap`] listens to
-//! who speaks to it; [`Plugin`] is the plugin under test.
+//! In the order of their use in a test: [`packages`] installs Debian's containerd 1.7 and 2.1, runc and their
+//! helpers side by side into `target/lab`; [`images`] builds the images, valid or intentionally broken;
+//! [`Registry`] serves them; [`Lab`] is a daemon for one test, separate from the system's, which is removed
+//! with all that it started; a [`ProxySnapshotter`] can run beside it; [`Cri`] and [`Store`] are its clients; a
+//! [`Tap`] records the calls of its clients; [`Plugin`] is the plugin under test.
 //!
-//! It knows nothing of the plugin but its command line. What is missing on the machine is an error that names the
-//! remedy: a test that cannot have its containerd fails, it never skips.
+//! The only part of the plugin that it knows is the command line. If the machine lacks a dependency, the error
+//! names the remedy: a test without its containerd fails and is never skipped.
 
 mod apt;
 mod blockfile;

@@ -1,4 +1,4 @@
-//! The file that a process logs to, read while it is being written.
+//! The log file of a process, which is read while the process writes it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,29 @@ use anyhow::{Result, bail};
 
 use crate::process::POLL;
 
-/// What of a log is shown when something went wrong: enough for a failed start of containerd.
+/// The part of a log that error messages contain: enough for a failed start of containerd.
 const TAIL_LINES: usize = 30;
 
-/// And of each line: containerd prints whole container specifications in one.
+/// The maximum length of each line in error messages: containerd logs whole container specifications in one
+/// line.
 const TAIL_COLUMNS: usize = 400;
 
-/// A log file, or the part of it after a mark. It outlives the process, and a restart appends to it.
+/// A log file, or the part of it after a mark. It remains after the process, and a restarted process appends to
+/// it.
 #[derive(Debug, Clone)]
 pub struct Log {
     path: PathBuf,
-    /// Bytes at its beginning that are not looked at.
+    /// The number of bytes at the beginning that are ignored.
     skip: usize,
 }
 
 impl Log {
-    /// The log in this file, which need not exist yet.
+    /// Returns the log in this file, which need not exist yet.
     pub fn new(path: PathBuf) -> Self {
         Self { path, skip: 0 }
     }
 
-    /// What will be logged from now on: for a line that was there before as well.
+    /// Returns the part of the log that is written from now on, without older lines.
     pub fn from_now(&self) -> Self {
         let length = fs::metadata(&self.path).map_or(0, |file| file.len());
         Self {
@@ -37,18 +39,18 @@ impl Log {
         }
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All of it so far; empty if nothing was logged.
+    /// Returns the whole text so far; empty if nothing was logged.
     pub fn text(&self) -> String {
         let bytes = fs::read(&self.path).unwrap_or_default();
         String::from_utf8_lossy(bytes.get(self.skip..).unwrap_or_default()).into_owned()
     }
 
-    /// The lines that contain `pattern`.
+    /// Returns the lines that contain `pattern`.
     pub fn lines_with(&self, pattern: &str) -> Vec<String> {
         self.text()
             .lines()
@@ -57,7 +59,7 @@ impl Log {
             .collect()
     }
 
-    /// Its last lines under its name, for a message.
+    /// Returns the path and the last lines, for an error message.
     pub(crate) fn show(&self) -> String {
         let text = self.text();
         let mut shown = format!("the end of {}:", self.path.display());
@@ -79,7 +81,7 @@ impl Log {
     /// Waits for the first line that contains `pattern`, and returns it.
     ///
     /// # Errors
-    /// If none has come within `timeout`; the message carries the end of the log.
+    /// If there is none within `timeout`; the message has the end of the log.
     pub async fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<String> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_is_shown_cut_to_size() {
+    fn the_end_of_the_log_is_truncated() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::new(dir.path().join("a.log"));
         assert_eq!(log.text(), "", "a log without a writer");
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn from_now_on_the_old_lines_are_not_seen() {
+    fn from_now_ignores_older_lines() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::new(dir.path().join("a.log"));
         fs::write(log.path(), "ready\n").unwrap();

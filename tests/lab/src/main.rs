@@ -1,4 +1,4 @@
-//! The lab without a test: `lab fetch` and `lab clean` for the Makefile, `lab run` for a developer who wants to look around.
+//! The lab without a test: `lab fetch` and `lab clean` for the Makefile, `lab run` for manual use.
 
 use anyhow::{Result, bail};
 use lab::{Lab, Packages, Version};
@@ -22,7 +22,7 @@ async fn main() -> Result<()> {
 async fn run_until_interrupted(version: Version) -> Result<()> {
     tokio::select! {
         failed = run(version) => failed,
-        // The lab is dropped by now, also one that was still being started.
+        // The lab has been dropped here, also one that was still starting.
         ended = lab::interrupted() => Ok(ended?),
     }
 }

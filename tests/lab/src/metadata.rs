@@ -1,6 +1,7 @@
-//! All that containerd keeps of CRI's namespace, to be compared: what a step has changed, and that one changed nothing.
+//! containerd's metadata in CRI's namespace, for comparison: which objects a step has changed, or that it
+//! changed none.
 //!
-//! Times of update are in it, so that writing again what is there already shows as well.
+//! Update times are included, so that a write of identical values shows, too.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +14,13 @@ use crate::store::{Labels, Store, namespaced, sorted};
 /// The type of the plugins that are snapshotters.
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
-/// containerd's metadata at one moment: image records, blobs, half-written blobs, leases with what they hold, and the
-/// snapshots of every snapshotter.
+/// containerd's metadata at one moment: image records, blobs, unfinished blobs, leases with their resources,
+/// and the snapshots of every snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
-    /// What differs in a later one, a line each: `+` for what is new, `-` for what is gone, both for what changed.
+    /// Returns the differences to a later one, one per line: `+` for new, `-` for removed, both for changed.
     pub fn changes(&self, later: &Metadata) -> Vec<String> {
         let only_in = |one: &Metadata, other: &Metadata, sign: char| -> Vec<(String, String)> {
             let missing = one.0.iter().filter(|(k, v)| other.0.get(*k) != Some(*v));
@@ -29,7 +30,7 @@ impl Metadata {
         };
         let mut changes = only_in(self, later, '-');
         changes.extend(only_in(later, self, '+'));
-        // Stable: of what changed the older one stays first.
+        // The sort is stable: the older of two changed lines stays first.
         changes.sort_by(|(one, _), (other, _)| one.cmp(other));
         changes.into_iter().map(|(_, line)| line).collect()
     }
@@ -39,7 +40,7 @@ impl Store {
     /// Reads everything.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn metadata(&self) -> Result<Metadata, Status> {
         let mut all = BTreeMap::new();
         self.add_images(&mut all).await?;
@@ -51,10 +52,10 @@ impl Store {
         Ok(Metadata(all))
     }
 
-    /// The snapshotters that work, containerd's own and proxy plugins alike.
+    /// Returns the working snapshotters, containerd's own and proxy plugins.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn snapshotters(&self) -> Result<Vec<String>, Status> {
         let request = namespaced(api::PluginsRequest {
             filters: vec![format!("type=={SNAPSHOTTER}")],
@@ -67,10 +68,10 @@ impl Store {
             .collect())
     }
 
-    /// The labels of every blob, by digest.
+    /// Returns the labels of every blob, by digest.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn content(&self) -> Result<BTreeMap<String, Labels>, Status> {
         let infos = self.content_infos().await?.into_iter();
         Ok(infos.map(|i| (i.digest, sorted(i.labels))).collect())
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_are_told_by_sign() {
+    fn changes_have_signs() {
         let metadata = |entries: &[(&str, &str)]| {
             let owned = |&(k, v): &(&str, &str)| (k.to_owned(), v.to_owned());
             Metadata(entries.iter().map(owned).collect())

@@ -1,27 +1,27 @@
-//! What a snapshot would be mounted from: the last word on whether a container runs from the host's layers, from a
-//! lazily loaded file system, or from what a guest pulls for itself.
+//! The mounts of a snapshot. They show whether a container runs from the host's layers, from a lazily loaded
+//! file system, or from a guest pull.
 
 use containerd_client::services::v1::snapshots::MountsRequest;
 use tonic::Status;
 
 use crate::store::{Store, namespaced};
 
-/// A mount as a snapshotter describes it to its client.
+/// A mount as a snapshotter returns it to its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The type of the file system: `overlay`, `fuse.nydus-overlayfs`.
     pub kind: String,
-    /// A device, a directory, or what the type makes of it.
+    /// A device, a directory, or another source that the type supports.
     pub source: String,
-    /// As they stand.
+    /// The options, unchanged.
     pub options: Vec<String>,
 }
 
 impl Store {
-    /// The mounts of an active snapshot or a view, such as the one whose key is a container's id.
+    /// Returns the mounts of an active snapshot or a view, such as the one whose key is a container's ID.
     ///
     /// # Errors
-    /// containerd's own; `NotFound` if there is no such snapshot.
+    /// If containerd returns an error; `NotFound` if there is no such snapshot.
     pub async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Status> {
         let request = MountsRequest {
             snapshotter: snapshotter.to_owned(),

@@ -1,9 +1,9 @@
-//! What of a containerd tests choose: the version, the handlers, a few switches.
+//! The options of a test's containerd: the version, the handlers, some switches.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The containerds that the tests run.
+/// The versions of containerd in the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
     /// Debian 13's 1.7.24, with NRI 0.6.
@@ -13,10 +13,10 @@ pub enum Version {
 }
 
 impl Version {
-    /// Both, for tests that hold on either.
+    /// Both versions, for tests that apply to both.
     pub const ALL: [Version; 2] = [Version::V1_7, Version::V2_1];
 
-    /// The start of the version of Debian's package.
+    /// Returns the start of the version of Debian's package.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Version::V1_7 => "1.7.",
@@ -24,7 +24,7 @@ impl Version {
         }
     }
 
-    /// What the kernel has to have for its snapshotters.
+    /// Returns the file systems that its snapshotters need.
     pub(crate) fn file_systems(self) -> &'static [&'static str] {
         match self {
             Version::V1_7 => &["overlay"],
@@ -33,17 +33,17 @@ impl Version {
     }
 }
 
-/// A runtime handler: runc under another name, with a snapshotter of its own.
+/// A runtime handler: runc under another name, with its own snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handler {
-    /// What pods ask for.
+    /// The name that pods request.
     pub name: String,
     /// Its snapshotter; empty for the default one.
     pub snapshotter: String,
 }
 
 impl Handler {
-    /// A handler `name` on `snapshotter`.
+    /// Returns a handler `name` with `snapshotter`.
     pub fn new(name: &str, snapshotter: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -52,19 +52,19 @@ impl Handler {
     }
 }
 
-/// A remote snapshotter: a daemon of its own beside containerd.
+/// A remote snapshotter: a separate daemon beside containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remote {
-    /// nydus-snapshotter 0.13 in proxy mode: the guest pulls, the host keeps nothing.
+    /// nydus-snapshotter 0.13 in proxy mode: the guest pulls, the host stores no layers.
     Nydus,
-    /// SOCI 0.4: layers are mounted from the registry, file by file.
+    /// SOCI 0.4: mounts layers from the registry, and fetches files on demand.
     Soci,
-    /// stargz 0.14: layers in its own format are mounted from the registry, file by file.
+    /// stargz 0.14: mounts layers in its own format from the registry, and fetches files on demand.
     Stargz,
 }
 
 impl Remote {
-    /// Its name as a snapshotter, and the name of the handler that uses it.
+    /// Returns its name as a snapshotter, which is also the name of its handler.
     pub fn name(self) -> &'static str {
         match self {
             Remote::Nydus => "nydus",
@@ -74,30 +74,30 @@ impl Remote {
     }
 }
 
-/// What of a containerd's configuration tests choose. Beside the handlers here there is always `runc`, the default,
-/// on overlayfs.
+/// The options of a test's containerd. Besides these handlers there is always `runc`, the default, with
+/// overlayfs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The further handlers, on snapshotters of containerd's own; `blockfile` gets the file that it needs.
+    /// Additional handlers, with snapshotters of containerd; `blockfile` gets the file that it needs.
     pub handlers: Vec<Handler>,
     /// Remote snapshotters to start before containerd, each with a handler of its name.
     pub remotes: Vec<Remote>,
-    /// Whether containerd labels the snapshots that it unpacks in a pull. Its own default is that it does not.
+    /// Whether containerd labels the snapshots of a pull. containerd's default is false.
     pub snapshot_annotations: bool,
-    /// Whether a pull keeps the layers' blobs only until they are unpacked, as managed nodes do.
+    /// Whether a pull deletes the layers' blobs after their unpack, as on managed nodes.
     pub discard_unpacked_layers: bool,
-    /// Lets `PullImage` unpack into the snapshotter of the handler that its sandbox names. 1.7 always does.
+    /// Whether `PullImage` unpacks into the snapshotter of its sandbox's handler. 1.7 always does.
     pub pull_by_handler: bool,
-    /// How long a plugin may take to answer an event; containerd's default is 2 s.
+    /// The timeout for a plugin's response to an event; containerd's default is 2 s.
     pub request_timeout: Duration,
-    /// How long a plugin may take to register; containerd's default is 5 s.
+    /// The timeout for a plugin's registration; containerd's default is 5 s.
     pub registration_timeout: Duration,
-    /// Plugins that containerd starts itself.
+    /// Plugins that containerd launches.
     pub launched: Vec<Launched>,
-    /// The directory below which containerd's root and state are; the run's own by default.
+    /// The parent directory of containerd's root and state; by default that of the run.
     pub root_below: Option<PathBuf>,
-    /// Whether a service on a [`crate::Systemd`] sees containerd's root wherever that is: units commonly hide `/root`,
-    /// `/home` and `/tmp`, where people clone. containerd is given a path below `/run` then.
+    /// Whether services on a [`crate::Systemd`] see containerd's root at any path: units often hide `/root`,
+    /// `/home` and `/tmp`, which hold checkouts. containerd then gets a path below `/run`.
     pub root_seen_by_services: bool,
     /// TOML tables to append to the configuration.
     pub extra_config: String,
@@ -110,12 +110,12 @@ pub struct Launched {
     pub program: PathBuf,
     /// Two digits and a name: `10-nri-unpack`.
     pub name: String,
-    /// What containerd hands to the plugin as its configuration.
+    /// The configuration that containerd passes to the plugin.
     pub config: String,
 }
 
 impl Options {
-    /// The handlers that the version's own snapshotters allow: `native`, and on 2.1 `erofs` as well.
+    /// Returns the handlers for the version's own snapshotters: `native`, and on 2.1 also `erofs`.
     pub fn new(version: Version) -> Self {
         let mut handlers = vec![Handler::new("native", "native")];
         if version == Version::V2_1 {
@@ -136,7 +136,7 @@ impl Options {
         }
     }
 
-    /// Every handler but the default one.
+    /// Returns every handler but the default one.
     pub(crate) fn all_handlers(&self) -> impl Iterator<Item = Handler> {
         let remotes = self
             .remotes

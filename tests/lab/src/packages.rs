@@ -1,7 +1,8 @@
-//! The programs that the lab runs: which Debian packages they come from, and where they lie once unpacked.
+//! The programs that the lab runs: their Debian packages, and their paths after the unpack.
 //!
-//! Each package has a directory of its own below `target/lab/packages`, made whole by one rename, so a killed fetch
-//! leaves nothing half done and several test processes can ask at once. Knows nothing of how the programs are used.
+//! Each package has its own directory below `target/lab/packages`, which is created with one rename: a killed
+//! fetch leaves no partial directory, and several test processes can fetch at once. Does not know how the
+//! programs are used.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::apt;
 use crate::dir::lab_dir;
 
-/// A suite by its name, or the one that the machine runs.
+/// A suite by name, or the machine's suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Suite {
     Named(&'static str),
@@ -25,7 +26,7 @@ enum Suite {
 struct Package {
     suite: Suite,
     name: &'static str,
-    /// The start of its version, where the tests depend on it; else empty.
+    /// The start of its version, if the tests depend on it; else empty.
     version: &'static str,
 }
 
@@ -40,20 +41,20 @@ const fn package(suite: Suite, name: &'static str, version: &'static str) -> Pac
 const TRIXIE: Suite = Suite::Named("trixie");
 const FORKY: Suite = Suite::Named("forky");
 
-/// Everything that is fetched. A new package is one line here.
+/// All packages that are fetched. A new package is one line here.
 const PACKAGES: &[Package] = &[
     package(TRIXIE, "containerd", "1.7."),
     package(FORKY, "containerd", "2.1."),
-    // The remote snapshotters; what a test sees of them depends on their versions.
+    // The remote snapshotters; the tests depend on their versions.
     package(FORKY, "nydus-snapshotter", "0.13."),
     package(FORKY, "soci-snapshotter", "0.4."),
-    // The machine's own, since runc executes itself again and so cannot be run through another suite's ld.so.
+    // The machine's own: runc executes itself again, so it cannot run with another suite's ld.so.
     package(Suite::Machine, "runc", ""),
     package(TRIXIE, "busybox-static", ""),
     package(TRIXIE, "docker-registry", ""),
-    // containerd's erofs snapshotter wants 1.8 or newer; Debian 12 has 1.5.
+    // containerd's erofs snapshotter needs 1.8 or newer; Debian 12 has 1.5.
     package(TRIXIE, "erofs-utils", "1.8"),
-    // Debian 12 has none, and this one runs on its libraries.
+    // Debian 12 does not have it, and this version runs on Debian 12's libraries.
     package(TRIXIE, "kustomize", "5."),
     package(TRIXIE, "libc6", ""),
     package(TRIXIE, "libdeflate0", ""),
@@ -75,14 +76,14 @@ impl Package {
         }
     }
 
-    /// The directory below the packages' root, for example `trixie/containerd-1.7`.
+    /// Returns the directory below the packages' root, for example `trixie/containerd-1.7`.
     fn dir(&self, machine: &str) -> PathBuf {
         let version = self.version.trim_end_matches('.');
         let dash = if version.is_empty() { "" } else { "-" };
         Path::new(&self.suite(machine)).join(format!("{}{dash}{version}", self.name))
     }
 
-    /// What apt is asked for.
+    /// Returns the package in the syntax of apt's arguments.
     fn request(&self) -> String {
         match self.version {
             "" => self.name.to_owned(),
@@ -99,11 +100,11 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// The packages, fetched now if they are not there yet (160 MB to download, half a minute).
+    /// Returns the packages, which are fetched if they are missing (160 MB, half a minute).
     ///
     /// # Errors
-    /// When a package cannot be had; the message says why and what to do. Asking again in the same process gives
-    /// the same answer, so that a hundred tests do not try a hundred downloads.
+    /// If a package is not available; the message names the reason and the remedy. Later calls in the same
+    /// process return the same result, so that a hundred tests do not try a hundred downloads.
     pub fn fetch() -> Result<&'static Packages> {
         static FETCHED: OnceLock<std::result::Result<Packages, String>> = OnceLock::new();
         FETCHED
@@ -127,7 +128,7 @@ impl Packages {
             root: root.canonicalize()?,
             machine: apt::machine_suite()?,
         };
-        // Held until this function returns: a second process waits here and then finds everything in place.
+        // Held until this function returns: a second process waits here, and then finds all packages.
         let lock = File::create(lab.join("packages.lock"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         let missing: Vec<&Package> = PACKAGES
@@ -173,20 +174,20 @@ impl Packages {
         Ok(())
     }
 
-    /// The directory of all packages.
+    /// Returns the directory of all packages.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A program of a package of the table.
+    /// Returns the path of a program in a package of the table.
     ///
     /// # Panics
-    /// If the package is not in the table: a mistake of the caller's, not of the machine.
+    /// If the package is not in the table, which is a mistake of the caller.
     pub fn program(&self, package: &str, path: &str) -> PathBuf {
         self.tree(package, "").join(path)
     }
 
-    /// The tree of the package of this name whose version starts so.
+    /// Returns the tree of the package with this name and start of the version.
     fn tree(&self, name: &str, version: &str) -> PathBuf {
         let package = PACKAGES
             .iter()
@@ -196,17 +197,18 @@ impl Packages {
         self.root.join(package.dir(&self.machine))
     }
 
-    /// The directory with containerd, its shim and `ctr`, for `1.7.` or `2.1.`.
+    /// Returns the directory with containerd, its shim and `ctr`, for `1.7.` or `2.1.`.
     pub fn containerd(&self, version: &str) -> PathBuf {
         self.tree("containerd", version).join("usr/bin")
     }
 
-    /// The directory with the `mkfs.erofs` to put first on containerd's PATH.
+    /// Returns the directory with `mkfs.erofs`, to be the first on containerd's PATH.
     pub(crate) fn wrappers(&self) -> PathBuf {
         self.root.join("bin")
     }
 
-    /// `mkfs.erofs` runs on Debian 13's libraries, through their own dynamic linker: Debian 12's are too old.
+    /// Writes a wrapper that runs `mkfs.erofs` with Debian 13's libraries and dynamic linker: Debian 12's are
+    /// too old.
     fn write_erofs_wrapper(&self) -> Result<()> {
         let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
         let directories: Vec<String> = PACKAGES
@@ -226,7 +228,7 @@ impl Packages {
         if fs::read_to_string(&path).is_ok_and(|found| found == script) {
             return Ok(());
         }
-        // By a rename, since a containerd of another process may be executing it.
+        // Written with a rename, since a containerd of another process may be executing it.
         let fresh = self.wrappers().join("mkfs.erofs.partial");
         fs::write(&fresh, script)?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
@@ -235,7 +237,7 @@ impl Packages {
     }
 }
 
-/// The one among libc's libraries that is also a program. Its name differs by architecture.
+/// Returns the dynamic linker, the only program among libc's libraries. Its name depends on the architecture.
 fn dynamic_linker(libraries: &Path) -> Result<PathBuf> {
     let entries =
         fs::read_dir(libraries).with_context(|| format!("reading {}", libraries.display()))?;

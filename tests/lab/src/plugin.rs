@@ -1,7 +1,7 @@
 //! The plugin under test as a process: its executable, its configuration file, its log.
 //!
-//! Knows the command line `run --config FILE` and nothing of what the plugin does. One that containerd launches is
-//! named in [`crate::Options::launched`] instead, and lives and dies with that containerd.
+//! Knows only the command line `run --config FILE`. A plugin that containerd launches is set in
+//! [`crate::Options::launched`] instead, and ends with that containerd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,23 +14,23 @@ use crate::containerd::Lab;
 use crate::log::Log;
 use crate::process::Process;
 
-/// A plugin that connects to a lab's containerd by itself. Dropped, it is killed.
+/// A plugin that connects to a lab's containerd by itself. Dropping it kills it.
 #[derive(Debug)]
 pub struct Plugin {
     program: PathBuf,
     config: PathBuf,
     log: Log,
-    /// The id of the lab's run, which marks the process.
+    /// The ID of the lab's run, which marks the process.
     run: String,
     process: Option<Process>,
 }
 
 impl Plugin {
-    /// Starts `program run --config FILE` with this configuration in the file. It does not wait: what «ready» means
-    /// is the plugin's to log, see [`Log::wait_for`].
+    /// Starts `program run --config FILE` with this configuration in the file. Does not wait until the plugin
+    /// is ready: the plugin logs that, see [`Log::wait_for`].
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(lab: &Lab, program: impl AsRef<Path>, config: &str) -> Result<Self> {
         let file = lab.path("plugin.toml");
         fs::write(&file, config)?;
@@ -61,12 +61,12 @@ impl Plugin {
         Ok(())
     }
 
-    /// Its process id, while it runs.
+    /// Returns its process ID while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Gives it another configuration, and tells it with SIGHUP.
+    /// Writes another configuration, and sends SIGHUP.
     ///
     /// # Errors
     /// If it does not run.
@@ -78,12 +78,12 @@ impl Plugin {
         process.hang_up()
     }
 
-    /// Kills it with -9.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process.take();
     }
 
-    /// Ends it with SIGTERM and waits.
+    /// Sends SIGTERM, and waits until it has ended.
     ///
     /// # Errors
     /// If it does not run, or has to be killed because it does not end.
@@ -107,7 +107,7 @@ impl Plugin {
         Ok(status)
     }
 
-    /// Everything that it has said, over all restarts.
+    /// Returns its log, over all restarts.
     pub fn log(&self) -> &Log {
         &self.log
     }

@@ -1,4 +1,4 @@
-//! CRI's pods and containers, on the host's network: neither containerd needs CNI for those.
+//! CRI's pods and containers, on the host's network, for which containerd needs no CNI.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,22 +17,22 @@ use tonic::Status;
 
 use crate::cri::{Cri, image_spec};
 
-/// How long a command in a container may take; those of the tests take some hundredths of a second.
+/// The timeout of a command in a container; those of the tests take some hundredths of a second.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A pod sandbox that was run.
+/// A pod sandbox.
 #[derive(Debug, Clone)]
 pub struct Pod {
-    /// Its id.
+    /// Its ID.
     pub id: String,
-    /// Its configuration: a container's creation has to repeat it.
+    /// Its configuration, which the creation of a container has to repeat.
     pub config: PodSandboxConfig,
 }
 
-/// What a command in a container came to.
+/// The result of a command in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exec {
-    /// Its exit status.
+    /// Its exit code.
     pub code: i32,
     /// Its standard output.
     pub stdout: String,
@@ -41,10 +41,10 @@ pub struct Exec {
 }
 
 impl Cri {
-    /// Runs a pod sandbox on the host's network; an empty handler is the default one.
+    /// Runs a pod sandbox on the host's network; an empty handler selects the default one.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn run_pod(
         &mut self,
         handler: &str,
@@ -65,7 +65,7 @@ impl Cri {
     }
 
     fn pod_config(&self, annotations: &[(&str, &str)]) -> PodSandboxConfig {
-        let uid = unique();
+        let uid = unique_name();
         let namespace_options = NamespaceOption {
             network: NamespaceMode::Node.into(),
             ..Default::default()
@@ -77,7 +77,7 @@ impl Cri {
                 uid,
                 attempt: 0,
             }),
-            annotations: owned(annotations),
+            annotations: to_map(annotations),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: self.cgroup.clone(),
                 security_context: Some(LinuxSandboxSecurityContext {
@@ -90,10 +90,10 @@ impl Cri {
         }
     }
 
-    /// The sandbox's status; its runtime handler is in there.
+    /// Returns the sandbox's status, which contains the runtime handler.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn pod_status(&mut self, pod: &Pod) -> Result<PodSandboxStatus, Status> {
         let request = PodSandboxStatusRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -108,10 +108,10 @@ impl Cri {
         status.ok_or_else(|| Status::internal("a sandbox status without status"))
     }
 
-    /// Creates a container; an empty command leaves the image's own. Returns its id.
+    /// Creates a container; an empty command selects the image's. Returns the container's ID.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn create_container(
         &mut self,
         pod: &Pod,
@@ -121,12 +121,12 @@ impl Cri {
     ) -> Result<String, Status> {
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata {
-                name: format!("container-{}", unique()),
+                name: format!("container-{}", unique_name()),
                 attempt: 0,
             }),
             image: Some(image_spec(image)),
             command: command.iter().map(|&word| word.to_owned()).collect(),
-            annotations: owned(annotations),
+            annotations: to_map(annotations),
             linux: Some(LinuxContainerConfig::default()),
             ..Default::default()
         };
@@ -146,7 +146,7 @@ impl Cri {
     /// Starts a created container.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn start_container(&mut self, container: &str) -> Result<(), Status> {
         self.runtime
             .start_container(StartContainerRequest {
@@ -156,10 +156,10 @@ impl Cri {
         Ok(())
     }
 
-    /// The container's status.
+    /// Returns the container's status.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn container_status(&mut self, container: &str) -> Result<ContainerStatus, Status> {
         let request = ContainerStatusRequest {
             container_id: container.to_owned(),
@@ -174,10 +174,10 @@ impl Cri {
         status.ok_or_else(|| Status::internal("a container status without status"))
     }
 
-    /// Runs a command in a running container, to its end.
+    /// Runs a command in a running container, and waits for its end.
     ///
     /// # Errors
-    /// CRI's own; a command that fails is no error here.
+    /// If CRI returns an error; a failing command is no error.
     pub async fn exec_sync(&mut self, container: &str, command: &[&str]) -> Result<Exec, Status> {
         let request = ExecSyncRequest {
             container_id: container.to_owned(),
@@ -193,10 +193,10 @@ impl Cri {
         })
     }
 
-    /// What a file in a running container holds.
+    /// Returns the content of a file in a running container.
     ///
     /// # Errors
-    /// If there is no `cat` or no such file in there.
+    /// If the container has no `cat` or no such file.
     pub async fn cat(&mut self, container: &str, path: &str) -> Result<String> {
         let exec = self.exec_sync(container, &["cat", path]).await?;
         if exec.code != 0 {
@@ -205,10 +205,10 @@ impl Cri {
         Ok(exec.stdout)
     }
 
-    /// Kills a container at once.
+    /// Kills a container immediately.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn stop_container(&mut self, container: &str) -> Result<(), Status> {
         self.runtime
             .stop_container(StopContainerRequest {
@@ -219,10 +219,10 @@ impl Cri {
         Ok(())
     }
 
-    /// Removes a container, which is stopped first if it runs.
+    /// Removes a container, and stops it before if it runs.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn remove_container(&mut self, container: &str) -> Result<(), Status> {
         self.runtime
             .remove_container(RemoveContainerRequest {
@@ -232,10 +232,10 @@ impl Cri {
         Ok(())
     }
 
-    /// Stops a pod and removes it with its containers.
+    /// Stops a pod, and removes it with its containers.
     ///
     /// # Errors
-    /// CRI's own.
+    /// If CRI returns an error.
     pub async fn remove_pod(&mut self, pod: &Pod) -> Result<(), Status> {
         self.runtime
             .stop_pod_sandbox(StopPodSandboxRequest {
@@ -251,15 +251,15 @@ impl Cri {
     }
 }
 
-fn owned(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+fn to_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs
         .iter()
         .map(|&(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
 }
 
-/// Different in every call of every test process, as kubelet's ids are.
-fn unique() -> String {
+/// Returns a string that is unique for each call in each test process, as the kubelet's IDs are.
+fn unique_name() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!(
         "{}-{}",

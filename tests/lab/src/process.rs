@@ -1,4 +1,4 @@
-//! A child process that logs to a file, watched until it is ready and never left behind.
+//! A child process that logs to a file. It is watched until it is ready, and always killed in the end.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -12,16 +12,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::log::Log;
 use crate::traces::MARK;
 
-/// Go's `GOGC` for the daemons of the lab, which live for seconds: less garbage collection for more memory.
+/// Go's `GOGC` for the daemons of the lab, which run for seconds: less garbage collection for more memory.
 pub(crate) const GARBAGE_PERCENT: &str = "400";
 
-/// How often a condition is looked at again: short against the second that a containerd takes to start.
+/// The interval between checks of a condition: short compared to the second that a containerd takes to start.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
-/// How long a process may take to obey SIGTERM before it is killed.
+/// The timeout between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(10);
 
-/// A running process. Dropped, it is killed and reaped.
+/// A running process. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -30,8 +30,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` as a part of the run of this id, with stdout and stderr appended to `log`, and in a process
-    /// group of its own: a Ctrl-C at the terminal is not for it.
+    /// Starts `command` as a part of the run with this ID. Appends stdout and stderr to `log`. Starts it in a
+    /// process group of its own, so that Ctrl-C at the terminal does not signal it.
     pub(crate) fn spawn(mut command: Command, run: &str, log: Log) -> Result<Self> {
         let name = Path::new(command.get_program())
             .file_name()
@@ -61,10 +61,10 @@ impl Process {
         Ok(kill_process(pid, Signal::HUP)?)
     }
 
-    /// Polls `ready` until it holds.
+    /// Polls `ready` until it returns true.
     ///
     /// # Errors
-    /// If the process ends or the time runs out first; the message carries the end of its log.
+    /// If the process ends or the timeout expires first; the message has the end of its log.
     pub(crate) async fn wait_until<F>(
         &mut self,
         what: &str,
@@ -76,7 +76,7 @@ impl Process {
     {
         let deadline = Instant::now() + timeout;
         loop {
-            // One that takes the question and never answers runs out of time as well.
+            // The timeout also applies to a process that accepts a request and never responds.
             if tokio::time::timeout_at(deadline.into(), ready(&self.log)).await == Ok(true) {
                 return Ok(());
             }
@@ -98,7 +98,7 @@ impl Process {
         }
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until it ends by itself.
     pub(crate) async fn wait(&mut self, timeout: Duration) -> Result<std::process::ExitStatus> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -116,7 +116,7 @@ impl Process {
         }
     }
 
-    /// Asks it to end, and waits until it did; it is killed when it takes too long, which is an error.
+    /// Sends SIGTERM and waits until it has ended. If that takes too long, it is killed, and an error returned.
     pub(crate) async fn terminate(&mut self) -> Result<std::process::ExitStatus> {
         self.signal(Signal::TERM);
         let ended = self.wait(TERM_GRACE).await;
@@ -126,14 +126,14 @@ impl Process {
         ended.context("on SIGTERM")
     }
 
-    /// Kills it with -9 and reaps it. Nothing happens if it has ended already.
+    /// Kills it with SIGKILL and reaps it. Does nothing if it has ended already.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     fn signal(&self, signal: Signal) {
-        // Not reaped yet, so the id is still this process's; an error means that it has just ended.
+        // The process is not reaped yet, so the ID is still its own; an error means that it has just ended.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 }

@@ -1,6 +1,6 @@
-//! A snapshotter that is a daemon of its own, to which containerd speaks as a proxy plugin.
+//! A snapshotter in a separate daemon, which containerd uses as a proxy plugin.
 //!
-//! Knows how such a daemon is started, killed alone, and started again; what it makes of labels is its own business.
+//! Knows how to start, kill and restart such a daemon, but not what it does with labels.
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
@@ -16,32 +16,32 @@ use crate::options::Remote;
 use crate::process::Process;
 use crate::scratch::Scratch;
 
-/// How long a snapshotter may take to listen: it takes a tenth of a second, on a busy machine more.
+/// The timeout until a snapshotter listens: it takes a tenth of a second, or longer on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A remote snapshotter beside a lab's containerd. Dropped, it is killed.
+/// A remote snapshotter beside a lab's containerd. Dropping it kills it.
 #[derive(Debug)]
 pub struct ProxySnapshotter {
     remote: Remote,
     socket: PathBuf,
     log: Log,
-    /// The id of the lab's run, which marks the process.
+    /// The ID of the lab's run, which marks the process.
     run: String,
     invocation: Invocation,
     process: Mutex<Option<Process>>,
 }
 
-/// How its daemon is started, every time alike.
+/// The command of its daemon, the same for every start.
 #[derive(Debug)]
 pub(crate) struct Invocation {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<OsString>,
-    /// All that it has of an environment, beside the run's mark.
+    /// The whole environment, besides the run's mark.
     pub(crate) environment: Vec<(&'static str, OsString)>,
 }
 
 impl ProxySnapshotter {
-    /// One that does not run yet and will listen on the socket of its name.
+    /// Returns a snapshotter that does not run yet, and will listen on the socket of its name.
     pub(crate) fn new(remote: Remote, scratch: &Scratch, invocation: Invocation) -> Result<Self> {
         Ok(Self {
             remote,
@@ -53,11 +53,11 @@ impl ProxySnapshotter {
         })
     }
 
-    /// Starts it and waits until it listens; also after [`ProxySnapshotter::kill`], on the same state. containerd
-    /// finds it again by itself, a second after the first call that did not reach it.
+    /// Starts it and waits until it listens; also after [`ProxySnapshotter::kill`], on the same state.
+    /// containerd reconnects by itself, one second after the first failed call.
     ///
     /// # Errors
-    /// If it still runs, or does not come up.
+    /// If it still runs, or does not start.
     pub async fn restart(&self) -> Result<()> {
         let name = self.remote.name();
         ensure!(
@@ -78,12 +78,12 @@ impl ProxySnapshotter {
         Ok(())
     }
 
-    /// Kills it with -9, and containerd stays.
+    /// Kills it with SIGKILL, but not containerd.
     pub fn kill(&self) {
         self.process().take();
     }
 
-    /// Its table in containerd's configuration.
+    /// Returns its table in containerd's configuration.
     pub(crate) fn table(&self) -> String {
         format!(
             "[proxy_plugins.{}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
@@ -92,12 +92,12 @@ impl ProxySnapshotter {
         )
     }
 
-    /// Which one it is.
+    /// Returns which snapshotter this is.
     pub fn remote(&self) -> Remote {
         self.remote
     }
 
-    /// What it has logged, over all restarts.
+    /// Returns its log, over all restarts.
     pub fn log(&self) -> &Log {
         &self.log
     }
@@ -107,7 +107,7 @@ impl ProxySnapshotter {
     }
 }
 
-/// Where a remote snapshotter of this run listens.
+/// Returns the socket of a remote snapshotter of this run.
 pub(crate) fn socket(remote: Remote, scratch: &Scratch) -> Result<PathBuf> {
     scratch.socket(&format!("{}.sock", remote.name()))
 }

@@ -1,8 +1,9 @@
-//! Debian's docker-registry on a free port of the loopback, and pushing to it.
+//! Debian's docker-registry on a free port of the loopback interface, and a push to it.
 //!
-//! Its images are named `registry.test/…`; a containerd finds them through the hosts file that
-//! [`crate::Lab::use_registry`] writes, so names, and what tests print, do not depend on the port. They do with TLS, since
-//! that is for those who read no hosts file, and by address, for tests about ports.
+//! Its images are named `registry.test/…`. containerd finds them through the hosts file that
+//! [`crate::Lab::use_registry`] writes, so names and test output do not depend on the port. The names contain
+//! the port for a registry with TLS, whose clients read no hosts file, and for a registry by address, for tests
+//! of ports.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,37 +19,37 @@ use crate::process::{GARBAGE_PERCENT, Process};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 
-/// The host part of the images' names; `.test` is reserved, so it is never resolved by accident.
+/// The host part of the images' names; `.test` is reserved, so it never resolves by accident.
 pub(crate) const HOST: &str = "registry.test";
 
-/// How long it may take to listen; it takes a tenth of a second.
+/// The timeout until it listens; it takes a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The directory of what it keeps.
+/// The directory of its storage.
 const STORAGE: &str = "storage";
 
-/// The files of its TLS.
+/// The files of its TLS configuration.
 const CERTIFICATE: &str = "registry.crt";
 const KEY: &str = "registry.key";
 
-/// The user of a registry that wants to know who pulls.
+/// The user of a registry that requires credentials.
 pub const USER: &str = "lab";
 
-/// The user's password.
+/// The password of [`USER`].
 pub const PASSWORD: &str = "let me in";
 
-/// The password as the registry wants it: by bcrypt.
+/// The bcrypt hash of the password, for the registry.
 const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuu4h2R.N3/mVBA7Xh7aLzKSJDAsK61n52";
 
-/// A running registry with a storage of its own. Dropped, both go.
+/// A running registry with a storage of its own. Dropping it removes both.
 #[derive(Debug)]
 pub struct Registry {
     /// The host part of its images' names.
     host: String,
     address: String,
-    /// Where images are pulled from, which is the same place unless that one wants to know who pulls.
+    /// The address for pulls. It differs from the address for pushes only if pulls require credentials.
     pulls: String,
-    /// The registry, and a second one over TLS where there is one. Both serve the same storage.
+    /// The registry, and the second one over TLS, if any. Both serve the same storage.
     processes: Vec<Process>,
     scratch: Scratch,
 }
@@ -57,9 +58,9 @@ impl Registry {
     /// Starts an empty registry.
     ///
     /// # Errors
-    /// If its package cannot be had, or it does not start.
+    /// If its package is not available, or it does not start.
     pub async fn start() -> Result<Self> {
-        // It may have to download them, and says what is missing before anything is made.
+        // This may download packages, and reports what is missing before anything is created.
         let packages = tokio::task::spawn_blocking(Packages::fetch).await??;
         let scratch = Scratch::create("registry".to_owned())?;
         let (process, address) = serve(packages, &scratch, "registry", "", "").await?;
@@ -72,22 +73,21 @@ impl Registry {
         })
     }
 
-    /// Starts an empty registry whose images' names contain its address: a port that is not a default one, and
-    /// another one each time.
+    /// Starts an empty registry whose images' names contain its address, with a random, non-default port.
     ///
     /// # Errors
-    /// If its package cannot be had, or it does not start.
+    /// If its package is not available, or it does not start.
     pub async fn start_by_address() -> Result<Self> {
         let registry = Self::start().await?;
         let host = registry.address.clone();
         Ok(Self { host, ..registry })
     }
 
-    /// Starts an empty registry that speaks TLS as well, with a certificate of its own, on the port that its images'
-    /// names contain.
+    /// Starts an empty registry that also serves TLS, with a certificate of its own, on the port in its images'
+    /// names.
     ///
     /// # Errors
-    /// If its package or `openssl` cannot be had, or it does not start.
+    /// If its package or `openssl` is not available, or it does not start.
     pub async fn start_with_tls() -> Result<Self> {
         let mut registry = Self::start().await?;
         let scratch = &registry.scratch;
@@ -107,10 +107,10 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Starts an empty registry from which only [`USER`] pulls.
+    /// Starts an empty registry from which only [`USER`] can pull.
     ///
     /// # Errors
-    /// If its package cannot be had, or it does not start.
+    /// If its package is not available, or it does not start.
     pub async fn start_private() -> Result<Self> {
         let mut registry = Self::start().await?;
         let scratch = &registry.scratch;
@@ -127,7 +127,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// The name under which this registry's `path` is pulled, for example of `lab/app:1`.
+    /// Returns the name under which this registry's `path` is pulled, for example of `lab/app:1`.
     pub fn image(&self, path: &str) -> String {
         format!("{}/{path}", self.host)
     }
@@ -136,22 +136,22 @@ impl Registry {
         &self.host
     }
 
-    /// The certificate to trust, if it speaks TLS.
+    /// Returns the certificate to trust, if it serves TLS.
     pub(crate) fn certificate(&self) -> Option<PathBuf> {
         Some(self.scratch.path(CERTIFICATE)).filter(|file| file.exists())
     }
 
-    /// Where it listens for pushes: `127.0.0.1:PORT`.
+    /// Returns the address for pushes: `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where it listens for pulls.
+    /// Returns the address for pulls.
     pub fn pull_address(&self) -> &str {
         &self.pulls
     }
 
-    /// The hosts file that sends a containerd here.
+    /// Returns the hosts file with which containerd finds this registry.
     pub(crate) fn hosts_toml(&self) -> String {
         format!(
             "server = \"http://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
@@ -159,11 +159,11 @@ impl Registry {
         )
     }
 
-    /// Puts an image into the registry under all of its names, which have to begin with this registry's host and end
+    /// Adds an image to the registry under all of its names, which must begin with this registry's host and end
     /// with a tag.
     ///
     /// # Errors
-    /// If the image lacks a blob, as a registry refuses it as well.
+    /// If the image lacks a blob, which a registry would reject, too.
     pub async fn push(&self, image: &Image) -> Result<()> {
         let (host, image) = (self.host.clone(), image.clone());
         let storage = Storage::below(&self.scratch.path(STORAGE));
@@ -171,8 +171,8 @@ impl Registry {
     }
 }
 
-/// Starts a registry on the run's storage and a free port; returns its address. `tls` ends its `http` section,
-/// `login` is a section of its own.
+/// Starts a registry on the run's storage and a free port; returns its address. `tls` is the end of its `http`
+/// section, `login` is a section of its own.
 async fn serve(
     packages: &Packages,
     scratch: &Scratch,
@@ -181,7 +181,7 @@ async fn serve(
     login: &str,
 ) -> Result<(Process, String)> {
     let config = scratch.path(&format!("{name}.yml"));
-    // Port 0: the kernel chooses a free one, the log says which.
+    // Port 0: the kernel chooses a free port, and the log names it.
     fs::write(
         &config,
         format!(
@@ -208,7 +208,7 @@ async fn serve(
     Ok((process, address.context("a registry that listens nowhere")?))
 }
 
-/// A key, and a certificate for it that is its own authority.
+/// Creates a key and a self-signed certificate.
 fn make_certificate(scratch: &Scratch) -> Result<()> {
     let output = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"])

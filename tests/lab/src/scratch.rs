@@ -1,7 +1,8 @@
-//! The directories of one run: made, locked, cleared, and found again when their owner was killed.
+//! The directories of one run: they are created, locked and removed, and found by the next run if the owner was
+//! killed.
 //!
-//! A run's owner holds a lock in its directory. The next run that finds the lock free knows that the owner is gone,
-//! and clears what it left. What there is to clear is the business of [`crate::traces`].
+//! The owner of a run holds a lock on its directory. If the next run gets the lock, the owner has ended, and
+//! the next run removes what is left. [`crate::traces`] knows what there is to remove.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -17,46 +18,48 @@ use crate::images::digest;
 use crate::log::Log;
 use crate::traces::Traces;
 
-/// `f_type` of overlayfs, on which another overlayfs cannot keep its upper directories.
+/// `f_type` of overlayfs, which cannot hold the upper directories of another overlayfs.
 const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 
-/// The longest path of a unix socket, from `sockaddr_un`: 108 bytes with the final zero.
+/// The maximum length of a unix socket's path: `sockaddr_un` has 108 bytes with the final zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// How many logs of past runs are kept: those of a whole test run and a few repetitions of a failing test.
+/// The number of logs of past runs that are kept: enough for a whole test run and a few repetitions of a
+/// failing test.
 const LOGS_KEPT: usize = 100;
 
-/// Starts the name of every run's directory.
+/// The prefix of the name of every run's directory.
 const PREFIX: &str = "run-";
 
 /// containerd's root and state in a run's directory, or links to them.
 const ROOT: &str = "root";
 pub(crate) const STATE: &str = "state";
 
-/// The link in a run's directory to where root and state are, if that is elsewhere.
+/// The link in a run's directory to the directory of root and state, if it is elsewhere.
 pub(crate) const ELSEWHERE: &str = "elsewhere";
 
-/// The link in a run's directory to that of its sockets.
+/// The link in a run's directory to the directory of its sockets.
 const SOCKETS: &str = "sockets";
 
-/// Directories, a cgroup and mounts for one daemon and all that it starts. When it is dropped, they are removed. A struct
+/// Directories, a cgroup and mounts for one daemon and its child processes. Dropping it removes them. A struct
 /// that holds it together with a process declares the process first, so that the process is dropped first.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// Says in the names of kept logs whose they are.
+    /// The owner's name in the names of kept logs.
     name: String,
     /// Unique on this machine: names the directories and the cgroup, and marks the processes.
     id: String,
-    /// Everything but sockets; on the disk of the checkout.
+    /// Everything but sockets, on the disk of the checkout.
     dir: PathBuf,
-    /// Sockets only, below the system's temporary directory: a checkout's path may be too long for them.
+    /// Sockets only, below the system's temporary directory: the path of a checkout may be too long for
+    /// sockets.
     sockets: PathBuf,
-    /// Held as long as this scratch is in use; the kernel lets go of it however the process ends.
+    /// Held while this scratch is in use; the kernel releases it when the process ends for any reason.
     _lock: File,
 }
 
 impl Scratch {
-    /// Makes fresh directories, after sweeping those whose owners are gone.
+    /// Creates new directories, after removing those of owners that have ended.
     pub(crate) fn create(name: String) -> Result<Self> {
         let lab = lab_dir()?;
         ensure!(
@@ -65,7 +68,7 @@ impl Scratch {
              directory on a disk",
             lab.display()
         );
-        let _turn = take_turn(&lab)?;
+        let _turn = lock_all_runs(&lab)?;
         sweep_in(&lab)?;
         let id = unique_id(&lab);
         let dir = lab.join(format!("{PREFIX}{id}"));
@@ -83,17 +86,17 @@ impl Scratch {
         })
     }
 
-    /// Marks the run's processes.
+    /// Returns the ID that marks the run's processes.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
-    /// A path for a file or a directory.
+    /// Returns a path for a file or a directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// A path for a socket.
+    /// Returns a path for a socket.
     pub(crate) fn socket(&self, name: &str) -> Result<PathBuf> {
         let path = self.sockets.join(name);
         ensure!(
@@ -104,8 +107,8 @@ impl Scratch {
         Ok(path)
     }
 
-    /// Makes the directories for containerd's root and state, and answers the path by which containerd is to know
-    /// its root.
+    /// Creates the directories for containerd's root and state, and returns the path under which containerd
+    /// knows its root.
     pub(crate) fn make_root(
         &self,
         below: Option<&Path>,
@@ -115,7 +118,7 @@ impl Scratch {
         if let Some(below) = below {
             let elsewhere = below.join(format!("nri-lab-root-{}", self.id));
             symlink(&elsewhere, self.dir.join(ELSEWHERE))?;
-            // Of a mode with which the users of a pod's namespace reach what is in it.
+            // The users of a pod's namespace need access to the files below it.
             fs::create_dir(&elsewhere)
                 .with_context(|| format!("creating {}", elsewhere.display()))?;
             for name in [ROOT, STATE] {
@@ -135,7 +138,7 @@ impl Scratch {
         Ok(seen)
     }
 
-    /// What this run can leave on the machine.
+    /// Returns what this run can leave on the machine.
     pub(crate) fn traces(&self) -> Traces<'_> {
         Traces {
             id: &self.id,
@@ -144,8 +147,8 @@ impl Scratch {
         }
     }
 
-    /// Moves the run's logs out of its directory, to `logs` beside it, and returns their new places. The oldest
-    /// there make room.
+    /// Moves the run's logs from its directory to `logs` beside it, and returns their new paths. Removes the
+    /// oldest logs there.
     fn keep_logs(&self) -> Result<Vec<Log>> {
         let logs = self.dir.with_file_name("logs");
         fs::create_dir_all(&logs)?;
@@ -176,10 +179,10 @@ impl Scratch {
 }
 
 impl Drop for Scratch {
-    /// Ends the run: keeps its logs, shows them if its test is failing, and takes everything else away.
+    /// Ends the run: keeps its logs, prints them if its test is failing, and removes everything else.
     ///
     /// # Panics
-    /// If something is left and the test is not failing anyway: what leaks here is what a user would have to clean up.
+    /// If something remains and the test is not failing: a user would have to remove it.
     fn drop(&mut self) {
         let failing = std::thread::panicking();
         match self.keep_logs() {
@@ -194,13 +197,14 @@ impl Drop for Scratch {
     }
 }
 
-/// Clears what runs left whose owners were killed. Every new run does it; this is for when there is no next one.
+/// Removes what killed runs have left. Every new run does this; this function is for a cleanup without another
+/// run.
 ///
 /// # Errors
-/// If something cannot be taken away; the message names it.
+/// If something cannot be removed; the message names it.
 pub fn sweep() -> Result<()> {
     let lab = lab_dir()?;
-    let _turn = take_turn(&lab)?;
+    let _turn = lock_all_runs(&lab)?;
     sweep_in(&lab)
 }
 
@@ -214,7 +218,8 @@ fn sweep_in(lab: &Path) -> Result<()> {
         let Some(id) = name.strip_prefix(PREFIX) else {
             continue;
         };
-        // The owner removes its directory while it holds its lock, and not this one's turn: gone is fine.
+        // The owner removes its directory while it holds its own lock, but not the lock of [`lock_all_runs`]: the
+        // directory may be missing.
         let Ok(Some(_lock)) = lock(&dir) else {
             continue;
         };
@@ -233,16 +238,16 @@ fn sweep_in(lab: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Until it is dropped, no other process makes or sweeps directories: a fresh one must not be taken for abandoned
-/// before its owner has locked it.
-fn take_turn(lab: &Path) -> Result<File> {
+/// Returns a lock that keeps other processes from creating or removing run directories. Without it, a new
+/// directory could be removed before its owner has locked it.
+fn lock_all_runs(lab: &Path) -> Result<File> {
     let file = File::create(lab.join("runs.lock"))?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }
 
-/// Takes the lock of a run's directory; `None` if its owner is alive. The lock is on the directory itself: a file in
-/// it would be gone, and the lock with it, while its owner is still removing the rest.
+/// Takes the lock of a run's directory; returns `None` if its owner is alive. The lock is on the directory
+/// itself: a lock file would be removed, and its lock released, while the owner still removes the rest.
 fn lock(dir: &Path) -> Result<Option<File>> {
     let file = File::open(dir)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -252,12 +257,13 @@ fn lock(dir: &Path) -> Result<Option<File>> {
     }
 }
 
-/// A link to a run's root where no unit hides it.
+/// Returns a link to a run's root that no unit's sandbox hides.
 pub(crate) fn root_for_services(id: &str) -> PathBuf {
     PathBuf::from(format!("/run/nri-lab-{id}"))
 }
 
-/// Eight hexadecimal digits: short for the sockets' sake, and different in every process, checkout and call.
+/// Returns eight hexadecimal digits: short because of the sockets, and unique for each process, checkout and
+/// call.
 fn unique_id(lab: &Path) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! One containerd for the tests of a file that do not mind each other's pods.
+//! One containerd for several tests whose pods do not interfere.
 
 use std::sync::{Arc, Weak};
 
@@ -8,10 +8,10 @@ use tokio::sync::Mutex;
 use crate::containerd::Lab;
 use crate::options::{Options, Version};
 
-/// A lab in a `static`: the first test that asks starts it, the last one that holds it takes it down.
+/// A lab in a `static`: the first test that needs it starts it, and it ends when the last user drops it.
 ///
-/// It is not kept alive by the `static` itself, which is never dropped. Tests that run one after another may
-/// therefore start it again, for half a second each.
+/// The `static` holds no strong reference, because it is never dropped. Sequential tests may therefore start
+/// the lab several times, for half a second each.
 #[derive(Debug)]
 pub struct Shared {
     version: Version,
@@ -19,7 +19,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A lab of this version with its own options, not started yet.
+    /// Returns a lab of this version with its default options, not started.
     pub const fn new(version: Version) -> Self {
         Self {
             version,
@@ -27,7 +27,7 @@ impl Shared {
         }
     }
 
-    /// The lab, running.
+    /// Returns the running lab.
     ///
     /// # Errors
     /// If it does not start.

@@ -1,4 +1,4 @@
-//! What ends a program that keeps a lab running, so that it takes the lab down before it goes.
+//! Signals that end a program which keeps a lab running, so that it removes the lab before it exits.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Waits for Ctrl-C, `kill` or the end of the terminal.
 ///
 /// # Errors
-/// If the signals cannot be waited for.
+/// If the signal handlers cannot be installed.
 pub async fn interrupted() -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,24 +1,24 @@
-//! The machine's own apt sources for Debian, to be asked for another suite.
+//! Reads the machine's own apt sources for Debian, to use them for another suite.
 //!
-//! Reads both of apt's formats, deb822 and one-line. Mirrors and keys are those that the machine trusts already; no host
-//! is named here.
+//! Reads both formats of apt, deb822 and one-line. The mirrors and keys are those that the machine already
+//! trusts; this module names no host.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 
-/// One apt source in deb822's words, without its suite.
+/// An apt source in the fields of deb822, without its suite.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) uris: String,
-    /// The `Signed-By` field as it stands, continuation lines of an embedded key included; absent means that apt
+    /// The `Signed-By` field unchanged, with the continuation lines of an embedded key. If it is absent, apt
     /// checks with all keys in `trusted.gpg.d`.
     signed_by: Option<String>,
 }
 
 impl Source {
-    /// The deb822 stanza that takes `main` of `suite` from this source.
+    /// Returns the deb822 stanza that takes `main` of `suite` from this source.
     pub(crate) fn stanza(&self, suite: &str) -> String {
         let mut stanza = format!(
             "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n",
@@ -30,16 +30,16 @@ impl Source {
         stanza
     }
 
-    /// A source can be Debian's own when it offers the component `main` of exactly the machine's suite. Updates and
-    /// security have suites of their own; third parties that borrow the suite's name are told apart by the origin
-    /// in their release file, once it is downloaded.
+    /// Whether a source may be Debian's own: it offers the component `main` of exactly the machine's suite.
+    /// Updates and security have suites of their own. Sources of third parties with the suite's name are
+    /// detected by the origin in their release file after its download.
     fn is_candidate(types: &str, suites: &str, components: &str, codename: &str) -> bool {
         let has = |list: &str, word: &str| list.split_whitespace().any(|w| w == word);
         has(types, "deb") && has(suites, codename) && has(components, "main")
     }
 }
 
-/// The candidates among the stanzas of a `.sources` file.
+/// Returns the candidates among the stanzas of a `.sources` file.
 fn from_deb822(text: &str, codename: &str) -> Vec<Source> {
     let uncommented: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();
     uncommented
@@ -63,7 +63,7 @@ fn from_deb822(text: &str, codename: &str) -> Vec<Source> {
         .collect()
 }
 
-/// A field's value with its continuation lines. Names are matched without regard to case, as apt does.
+/// Returns a field's value with its continuation lines. Names are case-insensitive, as for apt.
 fn deb822_field(stanza: &[&str], name: &str) -> Option<String> {
     let start = stanza.iter().position(|line| {
         line.split_once(':')
@@ -81,7 +81,7 @@ fn deb822_field(stanza: &[&str], name: &str) -> Option<String> {
     )
 }
 
-/// The candidates among the lines of a `sources.list`: `deb [key=value …] URI SUITE COMPONENT…`.
+/// Returns the candidates among the lines of a `sources.list`: `deb [key=value …] URI SUITE COMPONENT…`.
 fn from_one_line(text: &str, codename: &str) -> Vec<Source> {
     text.lines()
         .filter_map(|line| {
@@ -111,7 +111,7 @@ fn from_one_line(text: &str, codename: &str) -> Vec<Source> {
         .collect()
 }
 
-/// The machine's candidates, from `sources.list` and `sources.list.d`.
+/// Returns the machine's candidates, from `sources.list` and `sources.list.d`.
 pub(crate) fn machine_sources(codename: &str) -> Result<Vec<Source>> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {

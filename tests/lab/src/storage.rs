@@ -1,7 +1,7 @@
-//! The directory that a registry keeps its images in, filled without asking the registry.
+//! Writes images directly into the storage directory of a registry.
 //!
-//! An upload by HTTP makes some fifty files and directories for each image and flushes each of them to the disk: it took
-//! more processor time than all pulls from the registry. What is written here is what an upload leaves in the end.
+//! An HTTP upload creates some fifty files and directories for each image and flushes each of them to disk: it
+//! took more processor time than all pulls from the registry. This module writes the same files as an upload.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 
 use crate::images::Image;
 
-/// The layout of the registry's file system driver.
+/// The directory layout of the registry's file system driver.
 #[derive(Debug)]
 pub(crate) struct Storage {
     root: PathBuf,
 }
 
 impl Storage {
-    /// The storage in this directory of a registry's configuration.
+    /// Returns the storage for the directory in a registry's configuration.
     pub(crate) fn below(dir: &Path) -> Self {
         Self {
             root: dir.join("docker/registry/v2"),
         }
     }
 
-    /// Puts an image there under a repository and a tag. The tag comes last: what it leads to is whole.
+    /// Adds an image under a repository and a tag. The tag is written last, when all its content exists.
     pub(crate) fn put(&self, repository: &str, tag: &str, image: &Image) -> io::Result<()> {
         let repository = self.root.join("repositories").join(repository);
         let manifests = repository.join("_manifests");
@@ -44,7 +44,7 @@ impl Storage {
     }
 }
 
-/// Names a blob in a directory of links.
+/// Adds a blob to a directory of links.
 fn link(dir: &Path, digest: &str) -> io::Result<()> {
     let link = dir.join("sha256").join(hex(digest)).join("link");
     write(&link, digest.as_bytes())
@@ -54,7 +54,7 @@ fn hex(digest: &str) -> &str {
     digest.trim_start_matches("sha256:")
 }
 
-/// Writes a file that is read at any time: it appears whole, or stays as it is if it holds this already.
+/// Writes a file atomically, unless it has this content already.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|file| file.len() == bytes.len() as u64)
         && fs::read(path)? == bytes

@@ -1,6 +1,6 @@
-//! containerd's own services, as far as tests look at what they hold and put something into them.
+//! A client of containerd's own services, for the tests.
 //!
-//! It reads and writes what is there, and judges nothing.
+//! It reads and writes objects, and checks nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -14,29 +14,29 @@ use tonic::{Code, Request, Status};
 
 use crate::images::{Blob, Image};
 
-/// The namespace in which CRI keeps everything.
+/// The namespace of CRI.
 pub const NAMESPACE: &str = "k8s.io";
 
-/// How much of a blob one message carries; containerd takes up to 16 MiB.
+/// The part of a blob in one message; containerd accepts up to 16 MiB.
 const CHUNK: usize = 1 << 20;
 
 /// Labels by key.
 pub type Labels = BTreeMap<String, String>;
 
-/// A connection to one containerd's services, in CRI's namespace.
+/// A connection to containerd's services, in CRI's namespace.
 pub struct Store {
-    /// The plain client, for calls that have no method here; [`namespaced`] makes their requests.
+    /// The plain client, for calls without a method here; use [`namespaced`] for their requests.
     pub client: Client,
 }
 
 /// A snapshot as its snapshotter lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its key: a chain id, if a pull or an unpack committed it.
+    /// Its key: a chain ID, if a pull or an unpack committed it.
     pub key: String,
-    /// Its parent's key; empty for the lowest.
+    /// Its parent's key; empty for the lowest layer.
     pub parent: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// All of its labels.
     pub labels: Labels,
@@ -45,15 +45,15 @@ pub struct Snapshot {
 /// The kinds of snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A layer.
+    /// A committed snapshot: a layer.
     Committed,
-    /// A container's, or one that is being unpacked into.
+    /// An active snapshot: of a container, or of an unpack.
     Active,
-    /// A read-only one.
+    /// A read-only view.
     View,
 }
 
-/// A request in CRI's namespace.
+/// Returns a request in CRI's namespace.
 pub fn namespaced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(
@@ -71,10 +71,10 @@ impl Store {
         Ok(Self { client })
     }
 
-    /// All snapshots of a snapshotter, by key.
+    /// Returns all snapshots of a snapshotter, by key.
     ///
     /// # Errors
-    /// containerd's own, for example for a snapshotter that it does not have.
+    /// If containerd returns an error, for example because it does not have the snapshotter.
     pub async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>, Status> {
         let request = snapshots_api::ListSnapshotsRequest {
             snapshotter: snapshotter.to_owned(),
@@ -94,10 +94,10 @@ impl Store {
         Ok(found)
     }
 
-    /// The committed snapshots of a chain that a snapshotter has, the lowest first.
+    /// Returns the committed snapshots of a chain in a snapshotter, lowest first.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn chain(&self, snapshotter: &str, image: &Image) -> Result<Vec<Snapshot>, Status> {
         let all = self.snapshots(snapshotter).await?;
         let find = |id: String| {
@@ -108,10 +108,10 @@ impl Store {
         Ok(image.chain_ids().into_iter().filter_map(find).collect())
     }
 
-    /// Takes a snapshot away.
+    /// Removes a snapshot.
     ///
     /// # Errors
-    /// containerd's own, for example for one that has a child.
+    /// If containerd returns an error, for example because the snapshot has a child.
     pub async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<(), Status> {
         let request = snapshots_api::RemoveSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
@@ -121,10 +121,10 @@ impl Store {
         Ok(())
     }
 
-    /// All leases, with their labels.
+    /// Returns all leases with their labels.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn leases(&self) -> Result<BTreeMap<String, Labels>, Status> {
         let response = self
             .client
@@ -139,10 +139,10 @@ impl Store {
             .collect())
     }
 
-    /// The image records: name to the digest that it points at.
+    /// Returns the image records: names and target digests.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn images(&self) -> Result<BTreeMap<String, String>, Status> {
         let response = self
             .client
@@ -157,10 +157,10 @@ impl Store {
             .collect())
     }
 
-    /// The labels of an image record.
+    /// Returns the labels of an image record.
     ///
     /// # Errors
-    /// containerd's own; `NotFound` if there is no such record.
+    /// If containerd returns an error; `NotFound` if there is no such record.
     pub async fn image_labels(&self, name: &str) -> Result<Labels, Status> {
         let request = namespaced(api::GetImageRequest {
             name: name.to_owned(),
@@ -176,10 +176,10 @@ impl Store {
         Ok(sorted(image.labels))
     }
 
-    /// Takes a label of an image record away.
+    /// Removes a label of an image record.
     ///
     /// # Errors
-    /// containerd's own; `NotFound` if there is no such record.
+    /// If containerd returns an error; `NotFound` if there is no such record.
     pub async fn remove_image_label(&self, name: &str, label: &str) -> Result<(), Status> {
         let request = namespaced(api::GetImageRequest {
             name: name.to_owned(),
@@ -196,10 +196,10 @@ impl Store {
         Ok(())
     }
 
-    /// The labels of a blob.
+    /// Returns the labels of a blob.
     ///
     /// # Errors
-    /// containerd's own; `NotFound` if there is no such blob.
+    /// If containerd returns an error; `NotFound` if there is no such blob.
     pub async fn content_labels(&self, digest: &str) -> Result<Labels, Status> {
         let request = namespaced(api::InfoRequest {
             digest: digest.to_owned(),
@@ -215,10 +215,10 @@ impl Store {
         Ok(sorted(info.labels))
     }
 
-    /// Takes a blob away, as `discard_unpacked_layers` does with layers.
+    /// Deletes a blob, as `discard_unpacked_layers` does with layers.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn delete_content(&self, digest: &str) -> Result<(), Status> {
         let request = namespaced(api::DeleteContentRequest {
             digest: digest.to_owned(),
@@ -230,17 +230,17 @@ impl Store {
     /// Runs a garbage collection and waits for its end.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn collect_garbage(&self) -> Result<(), Status> {
         let lease = self.lease().await?;
         self.end_lease(lease, true).await
     }
 
-    /// Puts an image in as it is, broken or not: its blobs, with the labels that keep them from garbage collection,
-    /// and a record for each name. Nothing is unpacked.
+    /// Stores an image unchanged, valid or broken: its blobs, with the labels that protect them from garbage
+    /// collection, and a record for each name. Unpacks nothing.
     ///
     /// # Errors
-    /// containerd's own.
+    /// If containerd returns an error.
     pub async fn put_image(&self, image: &Image) -> Result<(), Status> {
         let lease = self.lease().await?;
         let put = self.put_leased(image, &lease).await;
@@ -248,7 +248,7 @@ impl Store {
         put
     }
 
-    /// A lease under an id that containerd chooses.
+    /// Creates a lease with an ID that containerd chooses.
     async fn lease(&self) -> Result<String, Status> {
         let request = namespaced(api::CreateRequest::default());
         let lease = self
@@ -263,7 +263,7 @@ impl Store {
             .ok_or_else(|| Status::internal("a new lease without lease"))
     }
 
-    /// Ends a lease; with `sync` it waits for the garbage collection that follows.
+    /// Deletes a lease; with `sync` it waits for the following garbage collection.
     async fn end_lease(&self, id: String, sync: bool) -> Result<(), Status> {
         self.client
             .leases()

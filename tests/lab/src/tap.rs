@@ -1,6 +1,6 @@
-//! A socket before containerd's: it records the calls of its clients, and can hold a call up or lose it.
+//! A proxy in front of containerd's socket. It records the calls of its clients, and can hold or drop a call.
 //!
-//! It forwards HTTP/2 streams as they come and knows nothing of what is in them.
+//! It forwards HTTP/2 streams unchanged and does not parse their messages.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,42 +17,42 @@ use tonic::codegen::http::Request;
 
 use crate::containerd::Lab;
 
-/// The calls whose message is looked at before they go on, all of them with a single one.
+/// The calls whose message is read before they are forwarded; each has a single message.
 const READ: &str = "/containerd.services.snapshots.v1.Snapshots/";
 
-/// A call on its way to containerd.
+/// A call to containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Its service and method: `/containerd.services.snapshots.v1.Snapshots/Prepare`.
+    /// The service and method: `/containerd.services.snapshots.v1.Snapshots/Prepare`.
     pub path: String,
-    /// For calls to the snapshots service, the message as text: keys and labels can be found in it.
+    /// The message as text, for calls to the snapshots service; keys and labels can be found in it.
     pub message: String,
 }
 
-/// A tapped containerd. Dropped, it closes every connection.
+/// The proxy of a containerd. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct Tap {
     socket: PathBuf,
-    seen: Arc<Seen>,
+    observer: Arc<Observer>,
     task: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct Seen {
+struct Observer {
     calls: Mutex<Vec<Call>>,
-    traps: Mutex<Vec<Trap>>,
+    traps: Mutex<Vec<Trigger>>,
 }
 
 /// Waits for one call.
-struct Trap {
+struct Trigger {
     which: Box<dyn Fn(&Call) -> bool + Send>,
     came: oneshot::Sender<Call>,
-    /// Let on when told so, lost when the other end is dropped.
+    /// Sends when the call may continue; the call is dropped when the sender is dropped.
     go: oneshot::Receiver<()>,
 }
 
-/// The first call that a [`Tap`] was asked to hold. When it is dropped, the call is lost: it never reaches containerd,
-/// and its caller gets an error.
+/// The first call that matches [`Tap::hold`]. If `Held` is dropped, the call never reaches containerd, and its
+/// caller gets an error.
 #[derive(Debug)]
 pub struct Held {
     came: oneshot::Receiver<Call>,
@@ -60,34 +60,38 @@ pub struct Held {
 }
 
 impl Tap {
-    /// Listens before this containerd, which may come and go.
+    /// Listens in front of this containerd, which may restart.
     ///
     /// # Errors
-    /// If it cannot listen.
+    /// If the socket cannot be opened.
     pub fn start(lab: &Lab) -> Result<Self> {
         let socket = lab.socket_path("tap.sock")?;
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("listening on {}", socket.display()))?;
-        let seen = Arc::<Seen>::default();
-        let task = tokio::spawn(serve(listener, lab.socket().to_owned(), seen.clone()));
-        Ok(Self { socket, seen, task })
+        let observer = Arc::<Observer>::default();
+        let task = tokio::spawn(serve(listener, lab.socket().to_owned(), observer.clone()));
+        Ok(Self {
+            socket,
+            observer,
+            task,
+        })
     }
 
-    /// Where to connect instead of to containerd.
+    /// Returns the socket to use instead of containerd's.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// All calls so far.
+    /// Returns all calls so far.
     pub fn calls(&self) -> Vec<Call> {
-        lock(&self.seen.calls).clone()
+        lock(&self.observer.calls).clone()
     }
 
-    /// Holds the next call that is `which`, and only that one.
+    /// Holds the next call that matches `which`, and only that one.
     pub fn hold(&self, which: impl Fn(&Call) -> bool + Send + 'static) -> Held {
         let (came, has_come) = oneshot::channel();
         let (go, may_go) = oneshot::channel();
-        lock(&self.seen.traps).push(Trap {
+        lock(&self.observer.traps).push(Trigger {
             which: Box::new(which),
             came,
             go: may_go,
@@ -103,23 +107,23 @@ impl Drop for Tap {
 }
 
 impl Held {
-    /// Waits until the call is on its way. Then it stands.
+    /// Waits until the call has arrived and is held.
     ///
     /// # Errors
-    /// If the tap is gone.
+    /// If the tap has ended.
     pub async fn came(&mut self) -> Result<Call> {
         (&mut self.came).await.context("the tap is gone")
     }
 
-    /// Lets it on.
+    /// Forwards the call.
     pub fn release(self) {
-        // Refused where the connection that it came on is gone.
+        // This fails if the connection of the call has ended.
         let _ = self.go.send(());
     }
 }
 
-impl Seen {
-    /// Waits for as long as the call is held; `false` where it is lost.
+impl Observer {
+    /// Waits while the call is held; returns `false` if it is to be dropped.
     async fn pass(&self, call: Call) -> bool {
         lock(&self.calls).push(call.clone());
         let trap = {
@@ -130,7 +134,7 @@ impl Seen {
         match trap {
             None => true,
             Some(trap) => {
-                // An error where the test has dropped the receiver.
+                // This fails if the test has dropped the receiver.
                 let _ = trap.came.send(call);
                 trap.go.await.is_ok()
             }
@@ -138,7 +142,7 @@ impl Seen {
     }
 }
 
-impl std::fmt::Debug for Seen {
+impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} calls", lock(&self.calls).len())
     }
@@ -148,19 +152,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Its connections end with it.
-async fn serve(listener: UnixListener, containerd: PathBuf, seen: Arc<Seen>) {
+/// Accepts connections; they end with this task.
+async fn serve(listener: UnixListener, containerd: PathBuf, observer: Arc<Observer>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let (containerd, seen) = (containerd.clone(), seen.clone());
-        // What goes wrong here shows at the ends, as a connection that breaks.
-        connections.spawn(async move { drop(connection(stream, &containerd, seen).await) });
+        let (containerd, observer) = (containerd.clone(), observer.clone());
+        // The client and containerd see an error as a broken connection.
+        connections.spawn(async move { drop(connection(stream, &containerd, observer).await) });
         while connections.try_join_next().is_some() {}
     }
 }
 
-/// One client's connection, with one of its own to containerd.
-async fn connection(client: UnixStream, containerd: &Path, seen: Arc<Seen>) -> Result<()> {
+/// Serves one client's connection, with a connection of its own to containerd.
+async fn connection(client: UnixStream, containerd: &Path, observer: Arc<Observer>) -> Result<()> {
     let server = UnixStream::connect(containerd).await?;
     let (containerd, server) = h2::client::handshake(server).await?;
     let mut client = h2::server::handshake(client).await?;
@@ -171,9 +175,9 @@ async fn connection(client: UnixStream, containerd: &Path, seen: Arc<Seen>) -> R
             request = client.accept() => {
                 let Some(request) = request else { return Ok(()) };
                 let (request, respond) = request?;
-                tasks.spawn(forward(request, respond, containerd.clone(), seen.clone()));
+                tasks.spawn(forward(request, respond, containerd.clone(), observer.clone()));
             }
-            // containerd has ended, so the tap ends. A stream that breaks ends alone.
+            // containerd has ended, so the connection ends. A broken stream ends only itself.
             Some(_) = tasks.join_next() => {
                 if containerd.clone().ready().await.is_err() {
                     return Ok(());
@@ -187,21 +191,21 @@ async fn forward(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     containerd: SendRequest<Bytes>,
-    seen: Arc<Seen>,
+    observer: Arc<Observer>,
 ) -> Result<()> {
     let (head, mut body) = request.into_parts();
     let path = head.uri.path().to_owned();
     let mut message = Vec::new();
     if path.starts_with(READ) {
         while let Some(data) = body.data().await {
-            message.extend_from_slice(&taken(&mut body, data?)?);
+            message.extend_from_slice(&release_capacity(&mut body, data?)?);
         }
     }
     let call = Call {
         path,
         message: String::from_utf8_lossy(&message).into_owned(),
     };
-    if !seen.pass(call).await {
+    if !observer.pass(call).await {
         respond.send_reset(Reason::CANCEL);
         return Ok(());
     }
@@ -227,11 +231,11 @@ async fn forward(
     Ok(())
 }
 
-/// Copies all data and the trailers. A receiver may stop early, as containerd does when it answers before the end of
-/// the request: the other direction goes on.
+/// Copies all data and the trailers. A receiver may stop early, as containerd does when it responds before the
+/// end of the request; the other direction continues.
 async fn copy(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<()> {
     while let Some(data) = from.data().await {
-        let data = taken(&mut from, data?)?;
+        let data = release_capacity(&mut from, data?)?;
         if to.send_data(data, false).is_err() {
             return Ok(());
         }
@@ -243,8 +247,8 @@ async fn copy(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<()> {
     Ok(())
 }
 
-/// Tells the sender that there is room again.
-fn taken(from: &mut RecvStream, data: Bytes) -> Result<Bytes> {
+/// Returns the capacity of this data to the sender.
+fn release_capacity(from: &mut RecvStream, data: Bytes) -> Result<Bytes> {
     from.flow_control().release_capacity(data.len())?;
     Ok(data)
 }

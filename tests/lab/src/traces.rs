@@ -1,6 +1,6 @@
-//! What a run can leave on a machine, and taking all of it away: processes, mounts, cgroups, sockets, directories.
+//! What a run can leave on a machine, and its removal: processes, mounts, cgroups, sockets, directories.
 //!
-//! It works from the run's id and directories alone, so it clears up after an owner that was killed just as well.
+//! It needs only the run's ID and directories, so it can also clean up after a killed owner.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,16 +17,16 @@ use crate::images::digest;
 use crate::process::POLL;
 use crate::scratch::{ELSEWHERE, root_for_services};
 
-/// How long killed processes may take to go, and their cgroups with them.
+/// The timeout until killed processes have ended and their cgroups can be removed.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The environment variable that marks the processes of a run with its id: what they start inherits it.
+/// The environment variable that marks the processes of a run with its ID; child processes inherit it.
 pub(crate) const MARK: &str = "NRI_UNPACK_LAB_RUN";
 
 /// The name of containerd's socket.
 pub(crate) const CONTAINERD_SOCKET: &str = "containerd.sock";
 
-/// Where the shims of every containerd listen; its state directory does not change that.
+/// The socket directory of the shims of every containerd; it does not depend on containerd's state directory.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
 /// The places where a run leaves something.
@@ -37,19 +37,19 @@ pub(crate) struct Traces<'a> {
 }
 
 impl Traces<'_> {
-    /// The cgroup for the run's pods, as CRI wants it.
+    /// Returns the cgroup for the run's pods, in the form of CRI.
     pub(crate) fn cgroup(&self) -> String {
         format!("/nri-lab-{}", self.id)
     }
 
-    /// Takes everything away. What cannot go is an error, and stays to be seen.
+    /// Removes everything. Returns an error for what cannot be removed.
     pub(crate) fn clear(&self) -> Result<()> {
         let deadline = Instant::now() + CLEAR_TIMEOUT;
         let shim_sockets = self.shim_sockets();
         self.kill_processes(deadline)?;
         let elsewhere = fs::read_link(self.dir.join(ELSEWHERE)).ok();
         let elsewhere = elsewhere.as_deref();
-        // The latest mount first: it may lie on an earlier one.
+        // The latest mount first: it may be below an earlier one.
         for dir in [self.dir, self.sockets].into_iter().chain(elsewhere) {
             for mount in mounts_below(dir)?.iter().rev() {
                 unmount(mount, UnmountFlags::DETACH)
@@ -71,7 +71,7 @@ impl Traces<'_> {
         remove_dir(self.dir, deadline)
     }
 
-    /// Kills until nothing is left: a process that is being started shows up only in a later round.
+    /// Kills processes until none is left: a process that is just being started is found in a later round.
     fn kill_processes(&self, deadline: Instant) -> Result<()> {
         loop {
             let processes = self.processes();
@@ -89,9 +89,9 @@ impl Traces<'_> {
         }
     }
 
-    /// The processes in the pods' cgroups, those that carry the run's mark (the daemon, its shims, what these
-    /// execute), and those that run from its directory: plugins that containerd launches, with an environment of
-    /// their own.
+    /// Returns the processes in the pods' cgroups, the processes with the run's mark (the daemon, its shims and
+    /// their children), and those that run from its directory: plugins that containerd launches, with an
+    /// environment of their own.
     fn processes(&self) -> Vec<Pid> {
         let mark = format!("{MARK}={}", self.id);
         let is_marked = |variable: &[u8]| variable == mark.as_bytes();
@@ -119,7 +119,7 @@ impl Traces<'_> {
         found
     }
 
-    /// The run's cgroup in every hierarchy: one on a machine with cgroup v2, one for each controller before that.
+    /// Returns the run's cgroup in every hierarchy: one with cgroup v2, one for each controller with v1.
     fn cgroup_dirs(&self) -> Vec<PathBuf> {
         let root = PathBuf::from("/sys/fs/cgroup");
         let name = self.cgroup();
@@ -135,8 +135,8 @@ impl Traces<'_> {
             .collect()
     }
 
-    /// The sockets of the run's shims. Their names are digests of what they are for: containerd's socket, namespace
-    /// and task; a shim that logs to debug has a second one.
+    /// Returns the sockets of the run's shims. Their names are digests of containerd's socket, the namespace
+    /// and the task; a shim with debug logs has a second socket.
     fn shim_sockets(&self) -> Vec<PathBuf> {
         let namespaces = subdirectories(&self.dir.join("state/io.containerd.runtime.v2.task"));
         let tasks = namespaces
@@ -175,7 +175,7 @@ fn cgroup_processes(dir: &Path) -> Vec<Pid> {
     .collect()
 }
 
-/// Removes a cgroup from its leaves up. One whose last process has just been killed stays busy for a moment.
+/// Removes a cgroup and those below it. A cgroup stays busy for a moment after its last process was killed.
 fn remove_cgroup(dir: &Path, deadline: Instant) -> io::Result<()> {
     for below in subdirectories(dir) {
         remove_cgroup(&below, deadline)?;
@@ -193,7 +193,7 @@ fn remove_cgroup(dir: &Path, deadline: Instant) -> io::Result<()> {
     }
 }
 
-/// Mount points below a directory, in the order in which they were made.
+/// Returns the mount points below a directory, in the order of their creation.
 fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table =
         fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
@@ -212,8 +212,8 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Removes a directory. A killed process is no longer listed while the last of its threads is on its way out, and
-/// that one may just have made a file.
+/// Removes a directory. A killed process is no longer listed while its last threads end, and one of them may
+/// just have created a file.
 fn remove_dir(dir: &Path, deadline: Instant) -> Result<()> {
     loop {
         match fs::remove_dir_all(dir) {

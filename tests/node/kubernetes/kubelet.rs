@@ -1,5 +1,5 @@
-//! What the kubelet does for the plugin's pod, as far as the pod asks for it: its volumes, and its
-//! container in the words of CRI. The places of a node are those of a lab.
+//! The kubelet's work for the plugin's pod, as far as the pod needs it: its volumes, and its container as a CRI
+//! request. The paths of the node are mapped to those of a lab.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ use super::manifests::Manifests;
 /// containerd's root in the manifests.
 const ROOT: &str = "/var/lib/containerd";
 
-/// What a container is created from; it logs to this file below the lab.
+/// Returns the request for the container, which logs to this file below the lab.
 pub(super) fn request(
     manifests: &Manifests,
     lab: &Lab,
@@ -35,7 +35,7 @@ pub(super) fn request(
     let context = container.security_context.as_ref();
     let linux = LinuxContainerConfig {
         resources: container.resources.as_ref().map(resources).transpose()?,
-        security_context: Some(security(context.context("no security context")?)?),
+        security_context: Some(security_context(context.context("no security context")?)?),
     };
     let mut sandbox = pod.config.clone();
     sandbox.log_directory = lab.path("").display().to_string();
@@ -62,8 +62,11 @@ pub(super) fn request(
     })
 }
 
-/// The address and the path that a probe asks.
-pub(super) fn asks(container: &Container, probe: Option<&Probe>) -> Result<(String, String)> {
+/// Returns the address and the path of a probe.
+pub(super) fn probe_target(
+    container: &Container,
+    probe: Option<&Probe>,
+) -> Result<(String, String)> {
     let get = probe.and_then(|probe| probe.http_get.as_ref());
     let get = get.context("no probe by HTTP")?;
     let mut ports = container.ports.iter().flatten();
@@ -79,8 +82,8 @@ pub(super) fn asks(container: &Container, probe: Option<&Probe>) -> Result<(Stri
     Ok((format!("{host}:{port}"), path))
 }
 
-/// Where the lab has what a node has there.
-fn place(lab: &Lab, host_path: &str) -> Result<PathBuf> {
+/// Returns the lab's path for a path of the node.
+fn lab_path(lab: &Lab, host_path: &str) -> Result<PathBuf> {
     let sockets = lab.socket().parent().map(Path::to_owned);
     match host_path {
         "/run/containerd" | "/var/run/nri" => sockets.context("no directory of sockets"),
@@ -98,7 +101,7 @@ fn place(lab: &Lab, host_path: &str) -> Result<PathBuf> {
 fn mount(manifests: &Manifests, lab: &Lab, mount: &VolumeMount) -> Result<Mount> {
     let volume = manifests.volume(&mount.name)?;
     let host_path = match (&volume.host_path, &volume.config_map) {
-        (Some(host), None) => place(lab, &host.path)?,
+        (Some(host), None) => lab_path(lab, &host.path)?,
         (None, Some(_)) => {
             let directory = lab.path("volumes").join(&volume.name);
             std::fs::create_dir_all(&directory)?;
@@ -110,7 +113,7 @@ fn mount(manifests: &Manifests, lab: &Lab, mount: &VolumeMount) -> Result<Mount>
         _ => bail!("a volume of another kind: {volume:?}"),
     };
     let host_path = host_path.display().to_string();
-    // This one is wherever the node has it.
+    // This path is the same on every node.
     let container_path = match &*mount.mount_path {
         ROOT => host_path.clone(),
         path => path.to_owned(),
@@ -129,7 +132,7 @@ fn mount(manifests: &Manifests, lab: &Lab, mount: &VolumeMount) -> Result<Mount>
     })
 }
 
-fn security(context: &SecurityContext) -> Result<LinuxContainerSecurityContext> {
+fn security_context(context: &SecurityContext) -> Result<LinuxContainerSecurityContext> {
     let capabilities = context.capabilities.clone().unwrap_or_default();
     let namespaces = NamespaceOption {
         network: NamespaceMode::Node.into(),

@@ -1,5 +1,5 @@
-//! The manifests as kustomize renders them, held against the published schemas: what is in them and not
-//! in a schema is an error.
+//! The manifests as kustomize renders them, compared with the published schemas: a field that is in no schema
+//! is an error.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,10 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Every directory that a node's administrator may apply.
+/// Every directory that an administrator may apply.
 pub(super) const VARIANTS: [&str; 3] = ["base", "k3s", "rke2"];
 
-/// What one of them comes to.
+/// The rendered objects of a directory.
 pub(super) struct Manifests {
     pub(super) daemon_set: DaemonSet,
     pub(super) config_map: ConfigMap,
@@ -25,18 +25,18 @@ pub(super) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kubernetes")
 }
 
-/// The documents of a YAML text.
+/// Returns the documents of a YAML text.
 pub(super) fn documents(text: &str) -> Result<Vec<Value>> {
     Ok(serde_saphyr::from_multiple(text)?)
 }
 
-/// The documents that kustomize makes of a variant.
+/// Returns the documents that kustomize renders for a variant.
 pub(super) fn render(variant: &str) -> Result<Vec<Value>> {
     let kustomize = Packages::fetch()?.program("kustomize", "usr/bin/kustomize");
     let mut command = Command::new(kustomize);
     let output = command.arg("build").arg(directory().join(variant));
     let output = output.output().context("running kustomize")?;
-    // It warns of what is deprecated.
+    // kustomize warns of deprecated fields on stderr.
     ensure!(
         output.status.success() && output.stderr.is_empty(),
         "{variant}: {output:?}"
@@ -66,7 +66,7 @@ impl Manifests {
             .context("no pod")
     }
 
-    /// The pod's annotations.
+    /// Returns the pod's annotations.
     pub(super) fn annotations(&self) -> Vec<(&str, &str)> {
         let metadata = self.daemon_set.spec.as_ref();
         let metadata = metadata.and_then(|spec| spec.template.metadata.as_ref());
@@ -82,14 +82,14 @@ impl Manifests {
         }
     }
 
-    /// The volume behind a mount.
+    /// Returns the volume of a mount.
     pub(super) fn volume(&self, name: &str) -> Result<&Volume> {
         let volumes = self.pod()?.volumes.iter().flatten();
         let mut named = volumes.filter(|volume| volume.name == name);
         named.next().with_context(|| format!("no volume {name}"))
     }
 
-    /// The plugin's configuration.
+    /// Returns the plugin's configuration.
     pub(super) fn config(&self) -> Result<&str> {
         let data = self.config_map.data.as_ref();
         let config = data.and_then(|data| data.get("config.toml"));
@@ -97,7 +97,7 @@ impl Manifests {
     }
 }
 
-/// For what a test needs otherwise.
+/// Changes for tests.
 impl Manifests {
     pub(super) fn set_config(&mut self, config: String) {
         let data = self.config_map.data.get_or_insert_default();
@@ -110,7 +110,7 @@ impl Manifests {
         Ok(())
     }
 
-    /// Those that the container gets.
+    /// Returns the capabilities of the container.
     pub(super) fn capabilities(&mut self) -> Result<&mut Vec<String>> {
         let context = self.container_mut()?.security_context.as_mut();
         let capabilities = context.and_then(|context| context.capabilities.as_mut());
@@ -127,7 +127,7 @@ impl Manifests {
     }
 }
 
-/// A document as its type knows it, if that is all there is in it.
+/// Parses a document; returns an error if the type does not know all of its fields.
 pub(super) fn checked<T: Serialize + DeserializeOwned>(document: &Value) -> Result<T> {
     let typed: T = serde_json::from_value(document.clone())?;
     let mut unknown = Vec::new();
@@ -140,7 +140,7 @@ pub(super) fn checked<T: Serialize + DeserializeOwned>(document: &Value) -> Resu
     Ok(typed)
 }
 
-/// Collects the paths of what a value has and another has not.
+/// Collects the paths of fields that one value has and the other lacks.
 fn compare(path: &str, value: &Value, other: &Value, differing: &mut Vec<String>) {
     match (value, other) {
         (Value::Object(fields), Value::Object(others)) => {

@@ -16,27 +16,27 @@ use crate::metrics::{free_port, get};
 use crate::rebuild::{NASTY, assert_as_source, discarded};
 use crate::support::{Node, PATIENCE, RESOLVED, handler};
 
-/// Where the plugin's container logs to.
+/// The log file of the plugin's container.
 const LOG: &str = "plugin-in-pod.log";
 
-/// The plugin, serving in its pod.
+/// The plugin that serves in its pod.
 struct Deployed {
     manifests: Manifests,
     container: String,
-    /// Where it serves its metrics, instead of a port that only one test could have.
+    /// Its metrics socket, instead of a port, which only one test could use.
     address: String,
 }
 
 impl Node {
-    /// As the base has it.
+    /// Deploys the base variant.
     async fn deploy(&mut self) -> Result<Deployed> {
         let mut manifests = Manifests::of("base")?;
         let probe = manifests.container()?.readiness_probe.as_ref();
-        let (listen, _) = kubelet::asks(manifests.container()?, probe)?;
+        let (listen, _) = kubelet::probe_target(manifests.container()?, probe)?;
         let (taken, address) = free_port().await?;
         drop(taken);
         let config = manifests.config()?.replace(&listen, &address);
-        // How full the tests' disk is must not matter, nor how slow their machine is.
+        // The free space and the speed of the test machine must not matter.
         let more = "[unpack]\nmin_free = \"0%\"\n[log]\nlevel = \"debug\"\n";
         manifests.set_config(format!("{config}\n{}\n{more}", self.hooks));
         let pod = self.plugin_pod(&manifests).await?;
@@ -50,7 +50,7 @@ impl Node {
         })
     }
 
-    /// Brings the image, and runs the sandbox.
+    /// Imports the image, and runs the sandbox.
     async fn plugin_pod(&mut self, manifests: &Manifests) -> Result<Pod> {
         let name = manifests.container()?.image.as_deref();
         let image = recipe::image(name.context("no image")?)?;
@@ -74,7 +74,7 @@ impl Node {
         Ok(container)
     }
 
-    /// Runs the program beside the plugin, as `kubectl exec` does.
+    /// Runs the program in the plugin's container, as `kubectl exec` does.
     async fn exec(&mut self, plugin: &Deployed, arguments: &[&str]) -> Result<String> {
         let command = [&["nri-unpack"], arguments].concat();
         let exec = self.cri.exec_sync(&plugin.container, &command).await?;
@@ -82,7 +82,7 @@ impl Node {
         Ok(exec.stdout)
     }
 
-    /// The process of a container, as this machine numbers it.
+    /// Returns the process ID of a container on this machine.
     async fn pid(&mut self, container: &str) -> Result<u64> {
         let request = ContainerStatusRequest {
             container_id: container.to_owned(),
@@ -94,8 +94,8 @@ impl Node {
         info["pid"].as_u64().context("no pid")
     }
 
-    /// The exit status of a container, when it has ended.
-    async fn ended(&mut self, container: &str) -> Result<i32> {
+    /// Waits until a container has ended; returns its exit code.
+    async fn wait_for_exit(&mut self, container: &str) -> Result<i32> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let status = self.cri.container_status(container).await?;
@@ -112,9 +112,9 @@ impl Node {
 }
 
 impl Deployed {
-    /// Asks what the kubelet asks, until all is well.
-    async fn answers(&self, probe: Option<&Probe>) -> Result<()> {
-        let (_, path) = kubelet::asks(self.manifests.container()?, probe)?;
+    /// Repeats the kubelet's probe until it succeeds.
+    async fn wait_for_probe(&self, probe: Option<&Probe>) -> Result<()> {
+        let (_, path) = kubelet::probe_target(self.manifests.container()?, probe)?;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let answer = match TcpStream::connect(&self.address).await {
@@ -129,21 +129,23 @@ impl Deployed {
         }
     }
 
-    async fn is_alive_and_ready(&self) -> Result<()> {
+    async fn assert_alive_and_ready(&self) -> Result<()> {
         let container = self.manifests.container()?;
-        self.answers(container.liveness_probe.as_ref()).await?;
-        self.answers(container.readiness_probe.as_ref()).await
+        self.wait_for_probe(container.liveness_probe.as_ref())
+            .await?;
+        self.wait_for_probe(container.readiness_probe.as_ref())
+            .await
     }
 }
 
-/// The image of a pod of this version's handler is labelled, before and after a restart of containerd,
-/// and the plugin ends by itself.
+/// The image of a pod of this version's handler is labelled, before and after a restart of containerd. The
+/// plugin ends on SIGTERM.
 async fn main_job(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let plugin = node.deploy().await?;
-    plugin.is_alive_and_ready().await?;
+    plugin.assert_alive_and_ready().await?;
     let handlers = node.exec(&plugin, &["handlers"]).await?;
-    // containerd 2 does not tell its default snapshotter in its status.
+    // containerd 2 does not report its default snapshotter in its status.
     let from = match version {
         Version::V1_7 => "CRI status",
         Version::V2_1 => "CRI image file system",
@@ -164,7 +166,7 @@ async fn main_job(version: Version) -> Result<()> {
     let log = node.log.from_now();
     node.restart_containerd().await?;
     log.wait_for(RESOLVED, PATIENCE).await?;
-    plugin.is_alive_and_ready().await?;
+    plugin.assert_alive_and_ready().await?;
 
     let grace = plugin.manifests.pod()?.termination_grace_period_seconds;
     let request = StopContainerRequest {
@@ -172,7 +174,7 @@ async fn main_job(version: Version) -> Result<()> {
         timeout: grace.context("no grace period")?,
     };
     node.cri.runtime.stop_container(request).await?;
-    ensure!(node.ended(&plugin.container).await? == 0);
+    ensure!(node.wait_for_exit(&plugin.container).await? == 0);
     Ok(())
 }
 
@@ -186,9 +188,9 @@ async fn native_on_1_7() -> Result<()> {
     main_job(Version::V1_7).await
 }
 
-/// The blobs are gone, as `discard_unpacked_layers` leaves it: the layers come from overlayfs, whole.
+/// The blobs are missing, as with `discard_unpacked_layers`: the layers are rebuilt from overlayfs, completely.
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_are_rebuilt() -> Result<()> {
+async fn layers_are_rebuilt_in_the_pod() -> Result<()> {
     let version = Version::V2_1;
     let handler = handler(version);
     let mut node = discarded(version, handler).await?;
@@ -206,9 +208,9 @@ async fn layers_are_rebuilt() -> Result<()> {
     Ok(())
 }
 
-/// Without one of the capabilities a layer is not rebuilt, rather than rebuilt in part.
+/// If one of the capabilities is missing, a layer is not rebuilt at all, instead of incompletely.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_capability_is_needed() -> Result<()> {
+async fn rebuilding_needs_each_capability() -> Result<()> {
     let version = Version::V2_1;
     let mut node = discarded(version, handler(version)).await?;
     let mut manifests = Manifests::of("base")?;
@@ -222,25 +224,25 @@ async fn each_capability_is_needed() -> Result<()> {
         *manifests.capabilities()? = held.cloned().collect();
         let log = format!("without-{missing}.log");
         let container = node.plugin_container(&manifests, &pod, &log).await?;
-        let status = node.ended(&container).await?;
-        let said = Log::new(node.lab.path(&log)).text();
+        let status = node.wait_for_exit(&container).await?;
+        let log_text = Log::new(node.lab.path(&log)).text();
         ensure!(
-            status == 1 && said.contains("rebuild: "),
-            "{log}: {status}\n{said}"
+            status == 1 && log_text.contains("rebuild: "),
+            "{log}: {status}\n{log_text}"
         );
     }
     *manifests.capabilities()? = all;
     let container = node
         .plugin_container(&manifests, &pod, "with-all.log")
         .await?;
-    ensure!(node.ended(&container).await? == 0);
+    ensure!(node.wait_for_exit(&container).await? == 0);
     assert_as_source(&node, handler(version)).await?;
     Ok(())
 }
 
-/// What is unmounted on the node must not stay in use because the plugin's container has it as well.
+/// A file system that is unmounted on the node must not stay in use by the plugin's container.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_stays_mounted_in_it() -> Result<()> {
+async fn unmounted_file_systems_are_released() -> Result<()> {
     let mut node = Node::start(Version::V2_1).await?;
     let place = node.lab.root().join("another-container");
     std::fs::create_dir(&place)?;
@@ -256,8 +258,8 @@ async fn nothing_stays_mounted_in_it() -> Result<()> {
         let table = std::fs::read_to_string(&table)?;
         Ok(table.contains(&*place.display().to_string()))
     };
-    ensure!(is_mounted()?, "containerd's root is not what the pod has");
+    ensure!(is_mounted()?, "containerd's root is not visible in the pod");
     run(&mut Command::new("umount"))?;
-    ensure!(!is_mounted()?, "it is still mounted");
+    ensure!(!is_mounted()?, "it is still mounted in the pod");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The image as its recipe says, with the program under test in it. That is not the static one, so the
-//! libraries that it is linked with are there, too.
+//! The image of the recipe, with the program under test in it. This program is not static, so the image also
+//! contains its libraries.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use lab::{Image, Layer};
 use super::manifests::directory;
 use crate::support::PROGRAM;
 
-/// The image under this name.
+/// Returns the image with this name.
 pub(super) fn image(name: &str) -> Result<Image> {
     let recipe = std::fs::read_to_string(directory().join("Containerfile"))?;
     let instructions = recipe.lines().filter(|line| !line.starts_with('#'));
@@ -37,7 +37,7 @@ pub(super) fn image(name: &str) -> Result<Image> {
     Ok(image.build())
 }
 
-/// What `ldd` names, at the same places.
+/// Returns a layer with the libraries that `ldd` names, at the same paths.
 fn libraries() -> Result<Layer> {
     let output = Command::new("ldd").arg(PROGRAM).output()?;
     ensure!(output.status.success(), "{output:?}");
@@ -52,7 +52,7 @@ fn libraries() -> Result<Layer> {
     Ok(layer)
 }
 
-/// The program without what only a debugger reads: seven parts of eight.
+/// Returns the program without debug information, which is seven eighths of it.
 fn program() -> Result<Vec<u8>> {
     let directory = tempfile::tempdir()?;
     let stripped = directory.path().join("nri-unpack");

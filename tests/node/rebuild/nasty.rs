@@ -1,6 +1,6 @@
-//! An image of everything that is easily lost on the way from one snapshotter to another.
+//! An image with everything that is easily lost in a copy from one snapshotter to another.
 //!
-//! Its archives are written here, field by field, and not by the code under test.
+//! Its archives are written here, field by field, without the code under test.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,7 +10,7 @@ use anyhow::Result;
 use lab::{Image, Layer, Packages};
 use tar::{EntryType, Header};
 
-/// The capability `net_raw` as its attribute has it.
+/// The capability `net_raw` as the value of its attribute.
 const CAPABILITY: &[u8] = &[
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
@@ -21,11 +21,11 @@ const ACL: &[u8] = &[
     255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
 ];
 
-/// The time that a file keeps when its content changes.
+/// The time of a file whose content changes.
 const SAME: (i64, u32) = (1_600_000_000, 500_000_001);
 
-/// Directories that the layers with something in them do not list, or that the highest such layer does not list.
-/// Their mode and owner depend on the unpacker.
+/// Whether a directory is not listed by a layer with files in it, or not by the highest such layer. The mode
+/// and owner of such a directory depend on the unpacker.
 pub(crate) fn is_unlisted(path: &Path) -> bool {
     let listed_in_no_layer = path.starts_with("deep") && path.components().count() < 4;
     let unlisted = ["", "implied", "implied/sub", "links", "odd", "opaque", "w"];
@@ -33,7 +33,7 @@ pub(crate) fn is_unlisted(path: &Path) -> bool {
         || listed_in_no_layer && path != Path::new("deep")
 }
 
-/// One entry, root's and of 2020 to the nanosecond, unless it says otherwise.
+/// One entry, by default owned by root, with a time in 2020 in nanoseconds.
 struct Entry<'a> {
     path: &'a [u8],
     kind: EntryType,
@@ -92,7 +92,7 @@ fn device(path: &str, kind: EntryType, major: u32, minor: u32) -> Entry<'_> {
     }
 }
 
-/// PAX records carry all that there may be, always.
+/// Always writes PAX records for every field.
 fn append(archive: &mut tar::Builder<Vec<u8>>, entry: &Entry<'_>) -> Result<()> {
     let mut header = Header::new_ustar();
     header.set_entry_type(entry.kind);
@@ -133,14 +133,14 @@ fn layer(entries: &[Entry<'_>]) -> Result<Layer> {
     Ok(Layer::from_tar(archive.into_inner()?))
 }
 
-/// The image. It can be run: it has a shell.
+/// Returns the image, which has a shell and can be run.
 pub(crate) fn image(name: &str) -> Result<Image> {
     let busybox = Packages::fetch()?.program("busybox-static", "usr/bin/busybox");
     let image = Image::builder(name)
         .layer(base(&std::fs::read(busybox)?)?)
         .layer(changes()?)
         .layer(changes_again()?)
-        // Twice nothing: equal blobs.
+        // Two empty layers: equal blobs.
         .layer(Layer::new())
         .layer(Layer::new())
         .command(&["/bin/sh", "-c", "sleep 1000000"]);
@@ -231,7 +231,7 @@ fn base(busybox: &[u8]) -> Result<Layer> {
             attributes: &[("user.dir", b"d")],
             ..dir("attributed", 0o755)
         },
-        // Named as overlayfs names its own where a user mounts it; a mount of root passes them on.
+        // overlayfs uses these names for user mounts; a mount of root passes them through.
         Entry {
             attributes: &[("user.overlay.opaque", b"y")],
             ..dir("own", 0o755)
@@ -257,7 +257,7 @@ fn base(busybox: &[u8]) -> Result<Layer> {
             ..dir("implied/sub", 0o1770)
         },
     ]);
-    // Links, of which one loses its capability and one does not.
+    // Hard links, one of which loses its capability.
     entries.extend([
         file("links/a", 0o644, b"linked"),
         hard_link("links/b", "links/a"),
@@ -283,7 +283,7 @@ fn base(busybox: &[u8]) -> Result<Layer> {
             ..hard_link("special/pipe2", "special/pipe")
         },
     ]);
-    // What the next layers change.
+    // Files that the next layers change.
     entries.extend([
         file("w/gone", 0o644, b"g"),
         dir("w/gone_dir", 0o755),
@@ -307,13 +307,13 @@ fn changes() -> Result<Layer> {
             time: SAME,
             ..file("same", 0o644, b"beyond")
         },
-        // Only the directory changes, not what is in it.
+        // Only the directory changes, not its files.
         Entry {
             ids: (1, 2),
             attributes: &[("user.changed", b"c")],
             ..dir("changed", 0o2711)
         },
-        // Without its directories: an unpack takes over what is known of them.
+        // Its directories are not listed: an unpack keeps their attributes.
         file("implied/sub/new", 0o644, b"n"),
         file("w/.wh.gone", 0o644, b""),
         file("w/.wh.gone_dir", 0o644, b""),

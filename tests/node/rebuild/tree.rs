@@ -1,4 +1,4 @@
-//! A snapshot as a tree: mounted as its snapshotter says, and walked.
+//! A snapshot as a tree: mounted with the mounts of its snapshotter, and read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,20 +15,20 @@ use rustix::fs::{lgetxattr, lgetxattr_query, llistxattr, llistxattr_query};
 
 use crate::support::Node;
 
-/// The key of the view that a test looks through.
+/// The key of the view that a test reads.
 const VIEW: &str = "a-test-looks";
 
-/// All that can be told of a file without going by its name.
+/// All attributes of a file except its name.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     /// Type and permissions.
     pub(crate) mode: String,
     pub(crate) owner: (u32, u32),
-    /// In seconds and nanoseconds; what is not a file has no content.
+    /// In seconds and nanoseconds.
     pub(crate) time: (i64, i64),
-    /// Size and digest, of files.
+    /// Size and digest, for files.
     pub(crate) content: Option<(u64, String)>,
-    /// Where a symbolic link points to.
+    /// The target of a symbolic link.
     pub(crate) target: Option<PathBuf>,
     pub(crate) device: u64,
     /// All names of the same inode.
@@ -36,14 +36,14 @@ pub(crate) struct Entry {
     pub(crate) attributes: BTreeMap<String, Vec<u8>>,
 }
 
-/// Something in which two trees are not the same.
+/// A difference between two trees.
 #[derive(Debug)]
 pub(crate) struct Difference {
     pub(crate) path: PathBuf,
     /// `mode`, `time`, …; or `presence`.
     pub(crate) field: &'static str,
     /// Both values.
-    pub(crate) told: String,
+    pub(crate) values: String,
 }
 
 impl Entry {
@@ -61,7 +61,7 @@ impl Entry {
     }
 }
 
-/// What differs between two trees.
+/// Returns the differences between two trees.
 pub(crate) fn differences(ours: &Tree, theirs: &Tree) -> Vec<Difference> {
     let absent = || [("presence", "absent".to_owned())].into();
     let fields = |entry: Option<&Entry>| entry.map_or_else(absent, |e| Vec::from(e.fields()));
@@ -74,22 +74,22 @@ pub(crate) fn differences(ours: &Tree, theirs: &Tree) -> Vec<Difference> {
         found.extend(differ.map(|((field, ours), (_, theirs))| Difference {
             path: path.clone(),
             field,
-            told: format!("{ours}, not {theirs}"),
+            values: format!("{ours}, not {theirs}"),
         }));
     }
     found
 }
 
-/// By path, from the root.
+/// The entries by path, from the root.
 pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 
-/// The tree of the node's image in a snapshotter.
+/// Returns the tree of the node's image in a snapshotter.
 pub(crate) async fn of(node: &Node, snapshotter: &str) -> Result<Tree> {
     let request = ViewSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: VIEW.to_owned(),
         parent: node.image.top().to_owned(),
-        // Not collected while the test looks.
+        // The lease protects the view from garbage collection.
         labels: [("containerd.io/gc.root".to_owned(), "yes".to_owned())].into(),
     };
     let mut snapshots = node.store.client.snapshots();
@@ -125,8 +125,8 @@ fn mount(mounts: &[Mount], at: &Path) -> Result<()> {
 
 fn run(command: &mut Command) -> Result<()> {
     let output = command.output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {stderr}");
     Ok(())
 }
 
@@ -144,7 +144,7 @@ fn walk(root: &Path) -> Result<Tree> {
             }
         }
         let shown = entry(&at).with_context(|| format!("reading {}", at.display()))?;
-        // An overlay shows the numbers of its layers, each with a device of its own.
+        // An overlay shows the inode numbers of its layers, each with its own device.
         let inode = (metadata.dev(), metadata.ino());
         names.entry(inode).or_default().push(path.clone());
         inodes.insert(path.clone(), inode);

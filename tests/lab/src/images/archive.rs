@@ -1,4 +1,4 @@
-//! An image as an OCI archive, the form that `ctr images import` takes.
+//! An image as an OCI archive, the format that `ctr images import` reads.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::build::{bytes, describe};
 use super::{Image, Layer};
 
 impl Image {
-    /// Writes the archive: every name is an entry of the archive's own index, all of them pointing at the target.
+    /// Writes the archive: every name is an entry of the archive's own index, which points to the target.
     ///
     /// # Errors
     /// If the file cannot be written.

@@ -1,4 +1,4 @@
-//! From layers to an image: configuration, manifest, and an index over it where one is asked for.
+//! Builds an image from layers: config, manifest, and optionally an index.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub struct Builder {
     flaws: Vec<Flaw>,
 }
 
-/// How a container of it runs, as far as its configuration says so.
+/// The settings of the image's config for its containers.
 #[derive(Clone, Default)]
 pub(super) struct Run {
     entrypoint: Vec<String>,
@@ -41,92 +41,92 @@ impl Builder {
         }
     }
 
-    /// Gives it another name as well.
+    /// Adds another name.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.names.push(name.into());
         self
     }
 
-    /// Puts a layer on top of those before.
+    /// Adds a layer on top of the layers so far.
     pub fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer);
         self
     }
 
-    /// All layers so far in the format that stargz mounts lazily.
+    /// Converts all layers so far to the format that stargz mounts lazily.
     ///
     /// # Errors
-    /// When the program that converts them cannot be had.
+    /// If the conversion program is not available.
     pub(super) fn estargz(mut self) -> Result<Self> {
         let layers = self.layers.into_iter().map(Layer::estargz);
         self.layers = layers.collect::<Result<_>>()?;
         Ok(self)
     }
 
-    /// What a container runs that names no command.
+    /// Sets the command of containers that set no command.
     pub fn command(mut self, command: &[&str]) -> Self {
         self.run.command = command.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// What the command, the image's or the container's, is handed to.
+    /// Sets the entrypoint, which gets the command of the image or the container.
     pub fn entrypoint(mut self, entrypoint: &[&str]) -> Self {
         self.run.entrypoint = entrypoint.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// Who runs it, by a name that is in the image's own `/etc/passwd`.
+    /// Sets the user by a name in the image's own `/etc/passwd`.
     pub fn user(mut self, name: &str) -> Self {
         self.run.user = name.to_owned();
         self
     }
 
-    /// Declares a volume: each container gets a directory of its own there, filled with what the image has in it.
+    /// Declares a volume: each container gets its own directory there, with the image's files in it.
     pub fn volume(mut self, path: &str) -> Self {
         self.run.volumes.push(path.to_owned());
         self
     }
 
-    /// In docker's second schema instead of OCI's.
+    /// Uses the media types of docker's second schema instead of OCI's.
     pub fn docker(mut self) -> Self {
         self.format = Format::Docker;
         self
     }
 
-    /// For another platform than this machine's own: architecture and variant.
+    /// Sets a platform other than this machine's: architecture and variant.
     pub fn platform(mut self, architecture: &'static str, variant: &'static str) -> Self {
         self.platform = (architecture, variant);
         self
     }
 
-    /// Lets the names point at an index, which lists an image of a foreign platform before this machine's.
+    /// Makes the names point to an index, which lists an image of another platform before this machine's.
     pub fn indexed(mut self) -> Self {
         self.indexing.get_or_insert_default();
         self
     }
 
-    /// Lets the index list an attestation before anything else.
+    /// Makes the index list an attestation as its first entry.
     pub fn attested(mut self) -> Self {
         self.indexing.get_or_insert_default().attested = true;
         self
     }
 
-    /// Puts the index into another one.
+    /// Puts the index into another index.
     pub fn nested(mut self) -> Self {
         self.indexing.get_or_insert_default().nested = true;
         self
     }
 
-    /// Breaks it.
+    /// Adds a flaw.
     pub fn flaw(mut self, flaw: Flaw) -> Self {
         self.flaws.push(flaw);
         self
     }
 
-    /// Computes the image.
+    /// Builds the image.
     ///
     /// # Panics
-    /// If a flaw speaks of a layer that does not exist.
+    /// If a flaw refers to a layer that does not exist.
     pub fn build(self) -> Image {
         let mut blobs = Vec::new();
         let mut descriptors = Vec::new();
@@ -194,8 +194,8 @@ impl Builder {
     }
 }
 
-/// The chain id of the first layer is its diff id; each further one is the digest of «chain id below, space, diff id».
-/// Where the counts differ, the chain ends with the shorter list.
+/// Returns the layers with their chain IDs. The chain ID of the first layer is its diff ID; each further one is
+/// the digest of «chain ID below, space, diff ID». If the counts differ, the chain ends with the shorter list.
 fn chain(blobs: &[Blob], diff_ids: &[String]) -> Vec<BuiltLayer> {
     let mut layers: Vec<BuiltLayer> = Vec::new();
     for (blob, diff_id) in blobs.iter().zip(diff_ids) {
@@ -248,7 +248,7 @@ pub(super) fn describe(blob: &Blob) -> Value {
     json!({ "mediaType": blob.media_type, "digest": blob.digest, "size": blob.bytes.len() })
 }
 
-/// `serde_json`'s maps are sorted, so equal values are equal bytes.
+/// Serialises the value. The maps of `serde_json` are sorted, so equal values give equal bytes.
 pub(super) fn bytes(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
@@ -268,10 +268,10 @@ mod tests {
     }
 
     #[test]
-    fn the_same_image_is_the_same_bytes() {
+    fn builds_are_reproducible() {
         let (once, again) = (image().build(), image().build());
         assert_eq!(once.blobs, again.blobs);
-        // Written down, so that another day's build is compared as well.
+        // The digest is fixed here, so that builds on different days are compared, too.
         assert_eq!(
             once.layers[0].diff_id,
             "sha256:269ed30391390b6685240717893f78fdc878fd415a5579d10952655b11ace698"
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flaw_changes_what_it_says_and_nothing_else() {
+    fn each_flaw_changes_only_its_part() {
         let sound = image().build();
         let diff_ids = |image: &Image| {
             let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();

@@ -1,4 +1,4 @@
-//! How a layer becomes a blob: the two formats' media types, and the compressions.
+//! Converts a layer to a blob: the media types of both formats, and the compressions.
 
 use std::io::{Read, Write};
 
@@ -6,31 +6,31 @@ use flate2::read::MultiGzDecoder;
 use flate2::{Compression as Level, GzBuilder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// Whose media types a manifest speaks in.
+/// The format whose media types a manifest uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Oci,
     Docker,
 }
 
-/// How a layer's blob is compressed.
+/// The compression of a layer's blob.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// As nearly all are.
+    /// The compression of nearly all images.
     #[default]
     Gzip,
-    /// As some are.
+    /// The compression of some images.
     Zstd,
-    /// Not at all: the blob is the tar.
+    /// No compression: the blob is the tar.
     None,
 }
 
-/// What a layer's media type says of it besides its compression.
+/// The properties in a layer's media type besides its compression.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Marks {
-    /// Not to be distributed by registries.
+    /// Registries must not distribute it.
     pub(super) foreign: bool,
-    /// Said to be encrypted; it is not.
+    /// It is marked as encrypted, but is not.
     pub(super) encrypted: bool,
 }
 
@@ -93,11 +93,11 @@ impl Compression {
     }
 }
 
-/// A larger archive is stored in its blob uncompressed, as the format allows: it holds a program or noise, and the tests
-/// would spend more time on its compression than on what they test.
+/// The size in bytes above which an archive is stored uncompressed, as the format allows. It holds a program or random
+/// content, and the tests would spend more time on its compression than on what they test.
 const COMPRESSED_UP_TO: usize = 256 << 10;
 
-/// No name and no time in the header.
+/// Compresses without a name and a time in the header.
 fn gzip(tar: &[u8]) -> Vec<u8> {
     let level = if tar.len() > COMPRESSED_UP_TO {
         Level::none()
@@ -111,7 +111,7 @@ fn gzip(tar: &[u8]) -> Vec<u8> {
         .expect("a Vec takes everything")
 }
 
-/// What is in a blob, which may consist of several members.
+/// Returns the content of a blob, which may consist of several members.
 pub(super) fn gunzip(blob: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     MultiGzDecoder::new(blob)
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn media_types_are_written_as_each_format_does() {
+    fn media_types_match_the_format() {
         let foreign = Marks {
             foreign: true,
             ..Marks::default()

@@ -1,4 +1,4 @@
-//! Indexes: what stands between a name and the manifest of this machine.
+//! Builds the index of an image.
 
 use serde_json::{Value, json};
 
@@ -6,17 +6,18 @@ use super::build::{Run, bytes, config, describe, manifest};
 use super::format::Format;
 use super::{Blob, CONFIG};
 
-/// What an index lists besides the image itself, and how deep that lies.
+/// What an index lists besides the image, and whether it is nested.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Indexing {
-    /// An attestation, as builders add it: a manifest for no platform, whose blob is no layer.
+    /// An attestation, as builders add it: a manifest for no platform, whose blob is not a layer.
     pub(super) attested: bool,
-    /// The index is the only entry of another one, which says nothing of platforms.
+    /// The index is the only entry of another index, which names no platform.
     pub(super) nested: bool,
 }
 
-/// The index over `image` for `platform` (architecture and variant). It, and what else it lists, is added to `blobs`.
-/// An image of another platform comes first: a reader that takes the first entry takes the wrong one.
+/// Returns the index of `image` for `platform` (architecture and variant). Adds the index and its other entries
+/// to `blobs`. The image of another platform is the first entry: a reader that takes the first entry takes the
+/// wrong image.
 pub(super) fn index(
     format: Format,
     image: &Blob,
@@ -35,16 +36,16 @@ pub(super) fn index(
     entries.push(entry(image, "linux", platform));
     blobs.extend([foreign_config, foreign]);
 
-    let mut index = over(format, &entries);
+    let mut index = wrap(format, &entries);
     blobs.push(index.clone());
     if indexing.nested {
-        index = over(format, &[describe(&index)]);
+        index = wrap(format, &[describe(&index)]);
         blobs.push(index.clone());
     }
     index
 }
 
-fn over(format: Format, entries: &[Value]) -> Blob {
+fn wrap(format: Format, entries: &[Value]) -> Blob {
     let body = json!({ "schemaVersion": 2, "mediaType": format.index(), "manifests": entries });
     Blob::new(format.index(), bytes(&body))
 }

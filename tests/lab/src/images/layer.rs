@@ -1,4 +1,4 @@
-//! One layer: a tar archive whose every byte is determined by what the test put into it.
+//! Builds one layer: a reproducible tar archive of the test's entries.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use tar::{EntryType, Header};
 
 use super::format::{Compression, Marks};
 
-/// A layer under construction: entries in the order in which they were added, owned by root, dated 1970.
+/// A layer under construction: entries in the order of the calls, owned by root, with times of 1970.
 #[derive(Clone)]
 pub struct Layer {
     tar: Vec<u8>,
-    /// The compressed layer, where it is not to be made of the archive.
+    /// The compressed layer, if it is not compressed from the archive.
     pub(super) blob: Option<Vec<u8>>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(super) compression: Compression,
@@ -18,7 +18,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// A layer without entries.
+    /// Returns a layer without entries.
     #[expect(
         clippy::new_without_default,
         reason = "an empty layer is a choice, not a default"
@@ -33,12 +33,12 @@ impl Layer {
         }
     }
 
-    /// A layer that is a whole archive already, for entries that are out of the ordinary.
+    /// Returns a layer from a whole archive, for unusual entries.
     pub fn from_tar(tar: Vec<u8>) -> Self {
         Self { tar, ..Self::new() }
     }
 
-    /// A layer that is a gzipped blob already.
+    /// Returns a layer from a gzipped blob.
     pub(crate) fn from_blob(blob: Vec<u8>) -> Self {
         let blob = Some(blob);
         Self {
@@ -74,19 +74,19 @@ impl Layer {
         self
     }
 
-    /// Compresses its blob in another way than with gzip.
+    /// Compresses the blob with another method than gzip.
     pub fn compressed(mut self, compression: Compression) -> Self {
         self.compression = compression;
         self
     }
 
-    /// Lets its media type say that registries must not distribute it.
+    /// Sets a media type that forbids distribution by registries.
     pub fn foreign(mut self) -> Self {
         self.marks.foreign = true;
         self
     }
 
-    /// Lets its media type say that it is encrypted; it stays readable.
+    /// Sets a media type that marks it as encrypted; the content stays readable.
     pub fn encrypted(mut self) -> Self {
         self.marks.encrypted = true;
         self
@@ -113,7 +113,7 @@ impl Layer {
         self
     }
 
-    /// The archive, closed by its two empty blocks.
+    /// Returns the archive with its two final empty blocks.
     pub(crate) fn into_tar(mut self) -> Vec<u8> {
         self.tar.resize(self.tar.len() + 1024, 0);
         self.tar

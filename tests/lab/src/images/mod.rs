@@ -1,7 +1,7 @@
-//! The test images, built byte for byte the same on every run: sound ones, and ones that are broken on purpose.
+//! The test images, identical bytes on every run: valid images, and intentionally broken ones.
 //!
-//! Digests, diff ids and chain ids are computed here, from the specification and not from the plugin's code, so that
-//! a test can hold the two against each other. Knows nothing of containerd or of the registry.
+//! Digests, diff IDs and chain IDs are computed here from the specification, not with the plugin's code, so
+//! that tests can compare both. Knows nothing of containerd and the registry.
 
 mod archive;
 mod build;
@@ -33,31 +33,31 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 /// A gzipped layer.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An image, ready to be imported, pushed, or put into a content store as it is.
+/// An image that can be imported, pushed, or written to a content store.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Every name it goes by; the first is the one that tests ask for.
+    /// All names of the image; tests request the first one.
     pub names: Vec<String>,
-    /// What the names point at: the manifest, or the index over it.
+    /// The target of the names: the manifest, or its index.
     pub target: Blob,
     /// The manifest of this machine's platform.
     pub manifest: Blob,
-    /// The configuration that the manifest names.
+    /// The config that the manifest names.
     pub config: Blob,
-    /// The layers, the lowest first.
+    /// The layers, lowest first.
     pub layers: Vec<BuiltLayer>,
-    /// Everything that is stored, in an order in which no blob comes before those that it names.
+    /// All stored blobs; each blob comes after those that it names.
     pub blobs: Vec<Blob>,
 }
 
-/// A layer as the image's manifest and configuration describe it.
+/// A layer as the image's manifest and config describe it.
 #[derive(Debug, Clone)]
 pub struct BuiltLayer {
     /// The digest of the compressed blob.
     pub digest: String,
-    /// The digest of the uncompressed tar, as the configuration claims it.
+    /// The digest of the uncompressed tar, as stated in the config.
     pub diff_id: String,
-    /// The chain id of this layer on those below it: its key in a snapshotter.
+    /// The chain ID of this layer: its key in a snapshotter.
     pub chain_id: String,
 }
 
@@ -72,32 +72,32 @@ pub struct Blob {
     pub bytes: Vec<u8>,
 }
 
-/// What can be wrong with an image.
+/// A flaw of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// The configuration claims another diff id for this layer than its content has.
+    /// The config states a wrong diff ID for this layer.
     WrongDiffId(usize),
-    /// The configuration has one diff id less than the manifest has layers.
+    /// The config has one diff ID less than the manifest has layers.
     DiffIdMissing,
-    /// The manifest names this layer's blob, but it is nowhere.
+    /// The manifest names this layer's blob, but the blob is missing.
     LayerMissing(usize),
-    /// The manifest ends in the middle. Its digest is that of the truncated bytes.
+    /// The manifest is truncated. Its digest is that of the truncated bytes.
     ManifestTruncated,
 }
 
 impl Image {
-    /// Starts an image of this name.
+    /// Returns a builder of an image with this name.
     pub fn builder(name: impl Into<String>) -> Builder {
         Builder::new(name.into())
     }
 
-    /// The first name.
+    /// Returns the first name.
     pub fn name(&self) -> &str {
         &self.names[0]
     }
 
-    /// The same image with its documents written anew: `edit` gets the media type and the text of each. What names
-    /// a document names the new one.
+    /// Returns the same image with edited documents: `edit` gets the media type and the text of each document.
+    /// References to a document are updated.
     pub fn edited(&self, edit: impl Fn(&str, String) -> Vec<u8>) -> Self {
         let mut image = self.clone();
         let mut renamed = HashMap::new();
@@ -119,17 +119,18 @@ impl Image {
         image
     }
 
-    /// The chain ids, the lowest layer's first.
+    /// Returns the chain IDs, lowest layer first.
     pub fn chain_ids(&self) -> Vec<String> {
         self.layers.iter().map(|l| l.chain_id.clone()).collect()
     }
 
-    /// The labels with which a blob of this image keeps the blobs that it names from containerd's garbage collection.
+    /// Returns the labels with which a blob of this image protects the blobs that it names from containerd's
+    /// garbage collection.
     pub(crate) fn references(&self, blob: &Blob) -> HashMap<String, String> {
         if !blob.is_manifest() {
             return HashMap::new();
         }
-        // What is truncated on purpose names nothing.
+        // An intentionally truncated document names nothing.
         let document: Value = serde_json::from_slice(&blob.bytes).unwrap_or_default();
         let listed = |key: &str, prefix: &str| {
             let entries = document[key].as_array().into_iter().flatten().enumerate();
@@ -145,14 +146,14 @@ impl Image {
         named.into_iter().filter_map(label).collect()
     }
 
-    /// The chain id of the whole image.
+    /// Returns the chain ID of the whole image.
     pub fn top(&self) -> &str {
         self.layers.last().map_or("", |l| &l.chain_id)
     }
 }
 
 impl Blob {
-    /// True for what a registry keeps under its manifests.
+    /// Whether a registry stores the blob as a manifest.
     pub(crate) fn is_manifest(&self) -> bool {
         let media_type = self.media_type.as_str();
         matches!(media_type, MANIFEST | INDEX | DOCKER_MANIFEST | DOCKER_LIST)
@@ -167,7 +168,7 @@ impl Blob {
     }
 }
 
-/// Has all descriptors in a document name the new blobs.
+/// Updates all descriptors in a document to the new blobs.
 fn relink(document: &mut Value, renamed: &HashMap<String, Blob>) {
     match document {
         Value::Object(fields) => {
@@ -183,7 +184,7 @@ fn relink(document: &mut Value, renamed: &HashMap<String, Blob>) {
     }
 }
 
-/// `sha256:…` of some bytes.
+/// Returns `sha256:…` of these bytes.
 pub fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut text = String::from("sha256:");
@@ -193,7 +194,7 @@ pub fn digest(bytes: &[u8]) -> String {
     text
 }
 
-/// The architecture of this machine in OCI's words.
+/// Returns the architecture of this machine in OCI's terms.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

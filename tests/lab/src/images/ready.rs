@@ -1,4 +1,4 @@
-//! The images that most tests want.
+//! The images that most tests use.
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -7,15 +7,15 @@ use super::build::bytes;
 use super::{Blob, Builder, Image, Layer};
 use crate::packages::Packages;
 
-/// What busybox answers to in these images.
+/// The busybox commands in these images.
 const APPLETS: &str =
     "cat df echo env find grep id ls md5sum mkdir mount ps rm sh sha256sum sleep stat touch wc";
 
-/// The pause image under the names given: one layer, one process that sleeps. It needs no signal handling, since
-/// containerd kills sandboxes.
+/// Returns the pause image with these names: one layer, one process that sleeps. The process needs no signal
+/// handlers, since containerd kills sandboxes.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn pause(names: &[&str]) -> Result<Image> {
     let (first, others) = names
         .split_first()
@@ -27,28 +27,31 @@ pub fn pause(names: &[&str]) -> Result<Image> {
     let layer = Layer::new()
         .file("busybox", 0o755, busybox()?)
         .symlink("sleep", "busybox");
-    Ok(builder.layer(layer).command(&["/sleep", FOREVER]).build())
+    Ok(builder
+        .layer(layer)
+        .command(&["/sleep", LONG_SLEEP])
+        .build())
 }
 
 /// Longer than any test, in seconds.
-const FOREVER: &str = "1000000";
+const LONG_SLEEP: &str = "1000000";
 
-/// Five layers: directories, busybox, two with a file and some noise, and one that adds `/data/three` and hides
-/// `/data/one`. The files hold their names.
+/// Returns an image of five layers: directories, busybox, two with a file and some random bytes, and one that
+/// adds `/data/three` and hides `/data/one`. Each file contains its name.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn app(name: &str) -> Result<Image> {
-    Ok(on_busybox(name)?
+    Ok(with_busybox(name)?
         .layer(Layer::new().file("data/one", 0o644, "one\n").file(
             "data/noise1",
             0o644,
-            noise(1, 64 << 10),
+            random_bytes(1, 64 << 10),
         ))
         .layer(Layer::new().file("data/two", 0o644, "two\n").file(
             "data/noise2",
             0o644,
-            noise(2, 64 << 10),
+            random_bytes(2, 64 << 10),
         ))
         .layer(
             Layer::new()
@@ -58,64 +61,69 @@ pub fn app(name: &str) -> Result<Image> {
         .build())
 }
 
-/// `layers` layers on top of busybox, each with `bytes` of noise in `/data/N`: slow to unpack, as slow as wanted.
+/// Returns an image of `layers` layers on top of busybox, each with `bytes` random bytes in `/data/N`: the
+/// unpack takes as long as a test needs.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn large(name: &str, layers: usize, bytes: usize) -> Result<Image> {
     let add = |image: Builder, n: usize| {
-        image.layer(Layer::new().file(&format!("data/{n}"), 0o644, noise(1000 + n as u64, bytes)))
+        image.layer(Layer::new().file(
+            &format!("data/{n}"),
+            0o644,
+            random_bytes(1000 + n as u64, bytes),
+        ))
     };
-    Ok((0..layers).fold(on_busybox(name)?, add).build())
+    Ok((0..layers).fold(with_busybox(name)?, add).build())
 }
 
-/// What some images expect containerd to read from them before a container starts: it is run by the user `app`, who is
-/// in its own `/etc/passwd` as 1234:1235, and `/data`, which holds `/data/kept`, is a volume.
+/// Returns an image whose config containerd reads before a container starts: its user is `app`, 1234:1235 in
+/// its own `/etc/passwd`, and `/data`, which holds `/data/kept`, is a volume.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn service(name: &str) -> Result<Image> {
     let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:app:/data:/bin/sh\n";
     let layer = Layer::new()
         .file("etc/passwd", 0o644, passwd)
         .file("data/kept", 0o644, "kept\n");
-    let image = on_busybox(name)?.layer(layer);
+    let image = with_busybox(name)?.layer(layer);
     Ok(image.user("app").volume("/data").build())
 }
 
-/// As many tiny layers on top of busybox as wanted: every cost that is paid once a layer shows.
+/// Returns an image of this many small layers on top of busybox: it shows all costs for each layer.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn many_layers(name: &str, layers: usize) -> Result<Image> {
     large(name, layers, 16)
 }
 
-/// As many tiny layers on top of busybox, which no image of another name has: `/data/0` and so on, each with its number
-/// and the name in it.
+/// Returns an image of this many small layers on top of busybox, which no image of another name has: `/data/0`
+/// and so on, each with its number and the name in it.
 ///
 /// # Errors
-/// When busybox cannot be had.
+/// If busybox is not available.
 pub fn own_layers(name: &str, layers: usize) -> Result<Image> {
-    Ok(own(name, layers)?.build())
+    Ok(with_own_layers(name, layers)?.build())
 }
 
-/// The same in the format that stargz mounts lazily.
+/// Like [`own_layers`], in the format that stargz mounts lazily.
 ///
 /// # Errors
-/// When busybox, or the program that converts the layers, cannot be had.
+/// If busybox or the conversion program is not available.
 pub fn estargz(name: &str, layers: usize) -> Result<Image> {
-    Ok(own(name, layers)?.estargz()?.build())
+    Ok(with_own_layers(name, layers)?.estargz()?.build())
 }
 
-fn own(name: &str, layers: usize) -> Result<Builder> {
+fn with_own_layers(name: &str, layers: usize) -> Result<Builder> {
     let add = |image: Builder, n: usize| {
         image.layer(Layer::new().file(&format!("data/{n}"), 0o644, format!("{n} of {name}\n")))
     };
-    Ok((0..layers).fold(on_busybox(name)?, add))
+    Ok((0..layers).fold(with_busybox(name)?, add))
 }
 
-/// An image of docker's first schema, as far as a store needs it: its name points at a manifest that has no config.
+/// Returns an image of docker's first schema: its name points to a manifest without a config.
 pub fn schema1(name: &str) -> Image {
     let body =
         json!({ "schemaVersion": 1, "name": name, "tag": "1", "fsLayers": [], "history": [] });
@@ -131,8 +139,8 @@ pub fn schema1(name: &str) -> Image {
     }
 }
 
-/// The two layers below everything that runs a shell.
-fn on_busybox(name: &str) -> Result<Builder> {
+/// Returns a builder with the two lowest layers of each image that runs a shell.
+fn with_busybox(name: &str) -> Result<Builder> {
     let directories = ["data", "dev", "etc", "proc", "root", "sys", "var"];
     let base = directories
         .iter()
@@ -150,7 +158,7 @@ fn on_busybox(name: &str) -> Result<Builder> {
     Ok(Image::builder(name)
         .layer(base)
         .layer(programs)
-        .command(&["sleep", FOREVER]))
+        .command(&["sleep", LONG_SLEEP]))
 }
 
 fn busybox() -> Result<Vec<u8>> {
@@ -158,8 +166,8 @@ fn busybox() -> Result<Vec<u8>> {
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Bytes that do not compress and are the same every time: the `splitmix64` sequence.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+/// Returns bytes that do not compress and are always the same: the `splitmix64` sequence.
+fn random_bytes(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed;
     let mut out = Vec::with_capacity(bytes + 8);
     while out.len() < bytes {

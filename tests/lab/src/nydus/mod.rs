@@ -1,7 +1,7 @@
-//! nydus-snapshotter in its proxy mode, in which a confidential guest pulls the image and the host has none of it.
+//! nydus-snapshotter in proxy mode: a confidential guest pulls the image, and the host does not unpack it.
 //!
-//! There is no guest here: runc stands in for it, and `mount.fuse` gives it the files of the images that it is to pull.
-//! Everything up to that, the snapshots and the mounts, is nydus-snapshotter's own.
+//! The lab has no guest: runc replaces it, and `mount.fuse` gives runc the files of the images that a guest
+//! would pull. The snapshots and mounts are those of nydus-snapshotter itself.
 
 mod volume;
 
@@ -22,11 +22,11 @@ use crate::scratch::Scratch;
 
 pub use volume::{GUEST_PULL, KataVolume};
 
-/// What containerd calls for a mount of a type `fuse.*`. Kata, which hands such a mount on to its guest, has no need
-/// of it.
+/// The program that containerd calls for a mount of a type `fuse.*`. Kata passes such a mount to its guest and
+/// does not call it.
 const MOUNT_FUSE: &str = include_str!("mount.fuse");
 
-/// Writes its configuration, and the guest's directory.
+/// Writes its configuration, and creates the guest's directory.
 pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     let packages = Packages::fetch()?;
     let config = scratch.path("nydus.toml");
@@ -43,29 +43,29 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     let invocation = Invocation {
         program: program("containerd-nydus-grpc"),
         arguments: vec!["--config".into(), config.into()],
-        // It looks for registry credentials there.
+        // nydus-snapshotter reads registry credentials from this path.
         environment: vec![("HOME", scratch.path("tmp").into())],
     };
     ProxySnapshotter::new(Remote::Nydus, scratch, invocation)
 }
 
 impl Lab {
-    /// Lets the guest pull an image: a container that is left to the guest can be started then. The guest knows it by
-    /// its top layer. The pause image needs no such call. [`Remote::Nydus`] has to be among [`crate::Options::remotes`].
+    /// Gives an image to the guest, so that a container of it can be started. The guest finds the image by its
+    /// top layer. The pause image needs no such call. [`Remote::Nydus`] must be in [`crate::Options::remotes`].
     ///
     /// # Errors
-    /// If an image without layers, one of other than gzipped layers, or one twice is given.
+    /// If the image has no layers, has layers that are not gzipped, or is given twice.
     pub fn give_to_guest(&self, image: &Image) -> Result<()> {
         give_to_guest(&guest_dir(self.scratch()), image)
     }
 }
 
-/// The directory to put first on containerd's PATH: the mount helper, and beside it what it serves.
+/// Returns the first directory of containerd's PATH, with the mount helper and the files that it adds.
 pub(crate) fn guest_dir(scratch: &Scratch) -> PathBuf {
     scratch.path("guest")
 }
 
-/// Unpacks an image where `mount.fuse` looks for it.
+/// Unpacks an image into the directory of `mount.fuse`.
 fn give_to_guest(guest: &Path, image: &Image) -> Result<()> {
     let top = image.layers.last().context("an image without layers")?;
     let files = guest.join(&top.digest);
@@ -78,7 +78,7 @@ fn give_to_guest(guest: &Path, image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Puts a gzipped layer on top of the files that are there; of whiteouts it knows those that a [`crate::Layer`] makes.
+/// Applies a gzipped layer to the existing files. Supports only the whiteouts that a [`crate::Layer`] creates.
 fn apply(layer: &[u8], files: &Path) -> Result<()> {
     for entry in tar::Archive::new(GzDecoder::new(layer)).entries()? {
         let mut entry = entry?;
@@ -92,7 +92,7 @@ fn apply(layer: &[u8], files: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `enable_kata_volume`, since without nydusd a labelled container otherwise fails on a missing `image.boot`.
+/// Sets `enable_kata_volume`: without nydusd a labelled container would fail because `image.boot` is missing.
 fn render(root: &Path, socket: &Path) -> String {
     format!(
         r#"version = 1

@@ -1,4 +1,5 @@
-//! The volume that nydus-snapshotter puts into a mount's options for the Kata runtime: what the guest is to pull.
+//! The volume that nydus-snapshotter adds to a mount's options for the Kata runtime: it describes the guest
+//! pull.
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use crate::mounts::Mount;
 use crate::store::Labels;
 
-/// Its mount option; the value is JSON in base64.
+/// The mount option of the volume; its value is JSON in base64.
 const OPTION: &str = "io.katacontainers.volume=";
 
 /// The volume type of an image that the guest pulls.
@@ -17,18 +18,18 @@ pub const GUEST_PULL: &str = "image_guest_pull";
 /// A volume for the Kata runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KataVolume {
-    /// [`GUEST_PULL`] for all that is made in proxy mode.
+    /// [`GUEST_PULL`] for all snapshots in proxy mode.
     pub volume_type: String,
-    /// What of the top layer's labels the guest gets. With 0.13.4 that is its digest and the mark of proxy mode: the
-    /// image's reference reaches the guest by the container's annotations, not from here.
+    /// The labels of the top layer that the guest gets. In 0.13.4 these are the layer digest and the proxy mode
+    /// label. The guest gets the image reference from the container's annotations.
     pub labels: Labels,
 }
 
 impl Mount {
-    /// The volume in this mount's options, if there is one.
+    /// Returns the volume in this mount's options, if there is one.
     ///
     /// # Errors
-    /// If there is one that cannot be read.
+    /// If the volume cannot be parsed.
     pub fn kata_volume(&self) -> Result<Option<KataVolume>> {
         let encoded = self.options.iter().find_map(|o| o.strip_prefix(OPTION));
         let Some(encoded) = encoded else {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_read() {
+    fn a_volume_is_parsed() {
         let json = r#"{"volume_type": "image_guest_pull", "options": ["k=v"], "image_pull": {"metadata": {"k": "v"}}}"#;
         let volume = mount(json).kata_volume().unwrap().unwrap();
         assert_eq!(volume.volume_type, GUEST_PULL);
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_volume_is_none_and_a_broken_one_an_error() {
+    fn other_mounts_have_no_volume_and_broken_volumes_fail() {
         let mut plain = mount("");
         plain.options.pop();
         assert_eq!(plain.kata_volume().unwrap(), None);

@@ -1,7 +1,8 @@
-//! SOCI's snapshotter, which mounts layers lazily from the registry, and the index that it needs for that.
+//! SOCI's snapshotter, which mounts layers lazily from the registry, and the creation of the index that it
+//! needs.
 //!
-//! It fetches its index over https only, by the registry's name, so it goes with
-//! [`crate::Registry::start_with_tls`], whose certificate [`crate::Lab::use_registry`] hands on.
+//! It fetches the index over https only, by the registry's name. Use it with
+//! [`crate::Registry::start_with_tls`], whose certificate [`crate::Lab::use_registry`] installs.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,13 +22,14 @@ use crate::registry::HOST;
 use crate::scratch::Scratch;
 use crate::store::NAMESPACE;
 
-/// Runs a program with directories of the run's own in the place of the machine's.
+/// A script that runs a program with some of the machine's directories replaced by those of the run.
 const ISOLATE: &str = include_str!("isolate");
 
-/// Every layer is indexed and mounted lazily; by default only those above 10 MiB are, and the test images' are not.
+/// Every layer is indexed and mounted lazily; by default only layers above 10 MiB are, which the test images
+/// lack.
 const MIN_LAYER_SIZE: u32 = 0;
 
-/// Writes its configuration and prepares its directories.
+/// Writes its configuration and creates its directories.
 pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     let dir = dir(scratch);
     let root = dir.join("root");
@@ -62,7 +64,7 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     ProxySnapshotter::new(Remote::Soci, scratch, invocation)
 }
 
-/// Lets it trust a registry's certificate. It reads them when it first asks a registry.
+/// Installs a registry's certificate. SOCI reads it before its first request to a registry.
 pub(crate) fn trust(scratch: &Scratch, certificate: &Path) -> Result<()> {
     let mut trusted = File::options()
         .append(true)
@@ -72,11 +74,11 @@ pub(crate) fn trust(scratch: &Scratch, certificate: &Path) -> Result<()> {
 }
 
 impl Lab {
-    /// Builds the SOCI index of an image that this containerd has with all of its blobs, and pushes it to the registry
-    /// that the image is from. [`Remote::Soci`] has to be among [`crate::Options::remotes`].
+    /// Builds the SOCI index of an image that this containerd has with all blobs, and pushes it to the image's
+    /// registry. [`Remote::Soci`] must be in [`crate::Options::remotes`].
     ///
     /// # Errors
-    /// If SOCI cannot; the message is its own.
+    /// If SOCI fails; the message has its error.
     pub async fn publish_soci_index(&self, image: &str) -> Result<()> {
         let min_layer_size = MIN_LAYER_SIZE.to_string();
         self.soci(&["create", "--min-layer-size", &min_layer_size, image])
@@ -108,20 +110,21 @@ impl Lab {
     }
 }
 
-/// Makes a directory a mount that shows in every mount namespace what is mounted below it. Private in between: where
-/// the machine's root is shared already it would join that one, and everything below were mounted twice.
+/// Makes a directory a shared mount, so that mounts below it appear in every mount namespace. Makes it private
+/// first: if the machine's root is shared, the directory would join its peer group, and each mount below would
+/// appear twice.
 fn share(dir: &Path) -> rustix::io::Result<()> {
     mount_bind(dir, dir)?;
     mount_change(dir, MountPropagationFlags::PRIVATE)?;
     mount_change(dir, MountPropagationFlags::SHARED)
 }
 
-/// Its corner of a run.
+/// Returns its directory in a run.
 fn dir(scratch: &Scratch) -> PathBuf {
     scratch.path("soci")
 }
 
-/// The arguments of `unshare` for a program of SOCI's, up to that program's own.
+/// Returns the arguments of `unshare` for a program of SOCI, up to the program's own arguments.
 fn isolated(dir: &Path, program: &str) -> Result<Vec<OsString>> {
     let program = Packages::fetch()?.program("soci-snapshotter", &format!("usr/bin/{program}"));
     Ok(vec![
@@ -137,7 +140,7 @@ fn isolated(dir: &Path, program: &str) -> Result<Vec<OsString>> {
 fn environment(dir: &Path) -> Vec<(&'static str, OsString)> {
     vec![
         ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin".into()),
-        // It looks for registry credentials there.
+        // SOCI reads registry credentials from this path.
         ("HOME", dir.into()),
         ("SSL_CERT_FILE", dir.join("ca.crt").into()),
     ]

@@ -49,7 +49,7 @@ func serve(socket, file, root string) error {
 	if err != nil {
 		return err
 	}
-	// Left by one that was killed.
+	// Left by a killed process.
 	if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
 		return err
 	}

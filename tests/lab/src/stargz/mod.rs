@@ -1,6 +1,7 @@
-//! The stargz snapshotter, which mounts the layers of eStargz images lazily from the registry and unpacks all others.
+//! The stargz snapshotter, which mounts the layers of eStargz images lazily from the registry, and unpacks
+//! other layers.
 //!
-//! It asks a registry on the loopback over http, by the address in the image's name: so it goes with
+//! It uses http for a registry on the loopback interface, by the address in the image's name. Use it with
 //! [`crate::Registry::start_by_address`].
 
 mod program;
@@ -16,10 +17,11 @@ use crate::options::Remote;
 use crate::proxy::{Invocation, ProxySnapshotter, socket};
 use crate::scratch::Scratch;
 
-/// The annotation with the digest of a blob's table of contents. Without it the snapshotter does not trust the layer.
+/// The annotation with the digest of a blob's table of contents. Without it the snapshotter does not trust the
+/// layer.
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// Nothing is fetched before it is read, so that what is lazy stays so.
+/// Disables prefetching, so that layers stay lazy.
 const CONFIG: &str = "no_prometheus = true\nnoprefetch = true\nno_background_fetch = true\n";
 
 /// Writes its configuration.
@@ -32,17 +34,18 @@ pub(crate) fn prepare(scratch: &Scratch) -> Result<ProxySnapshotter> {
     let invocation = Invocation {
         program: program::built()?,
         arguments: vec!["serve".into(), socket.into(), config.into(), root.into()],
-        // It looks for registry credentials there. Without a PATH it finds no fusermount and mounts by itself.
+        // It reads registry credentials from this path. Without a PATH it finds no fusermount and mounts by
+        // itself.
         environment: vec![("HOME", scratch.path("tmp").into())],
     };
     ProxySnapshotter::new(Remote::Stargz, scratch, invocation)
 }
 
 impl Layer {
-    /// The same files as an eStargz layer, which can be mounted lazily.
+    /// Returns an eStargz layer with the same files, which can be mounted lazily.
     ///
     /// # Errors
-    /// If the program that converts it cannot be had, or fails.
+    /// If the conversion program is not available, or fails.
     pub fn estargz(self) -> Result<Self> {
         let annotations = self.annotations.clone();
         let (blob, toc) = convert(&self.into_tar())?;
@@ -55,7 +58,7 @@ impl Layer {
     }
 }
 
-/// The blob, and the digest of its table of contents.
+/// Returns the blob, and the digest of its table of contents.
 fn convert(tar: &[u8]) -> Result<(Vec<u8>, String)> {
     let mut command = Command::new(program::built()?);
     command.arg("layer").stdin(Stdio::piped());
@@ -64,7 +67,7 @@ fn convert(tar: &[u8]) -> Result<(Vec<u8>, String)> {
         .stderr(Stdio::piped())
         .spawn()
         .context("running stargz")?;
-    // It reads all before it writes.
+    // The program reads all input before it writes.
     let mut stdin = child
         .stdin
         .take()
@@ -72,7 +75,7 @@ fn convert(tar: &[u8]) -> Result<(Vec<u8>, String)> {
     stdin.write_all(tar)?;
     drop(stdin);
     let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "stargz layer: {said}");
-    Ok((output.stdout, said))
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "stargz layer: {stderr}");
+    Ok((output.stdout, stderr))
 }

@@ -1,5 +1,5 @@
-//! The stargz snapshotter's program. Debian packages its library only, so `main.go` is compiled with it, by the Go and the
-//! library of one suite, unpacked side by side: about two minutes, once. Only the program stays.
+//! The stargz snapshotter's program. Debian packages only the library, so this module compiles `main.go` with
+//! the Go and the library of one suite, in about two minutes, once. Only the program is kept.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ const PACKAGES: [&str; 2] = [
     "golang-github-containerd-stargz-snapshotter-dev=0.14.*",
 ];
 
-/// The program, compiled now if it is not there yet. Asking again in the same process gives the same answer.
+/// Returns the program, which is compiled if it is missing. Later calls in the same process return the same
+/// result.
 pub(super) fn built() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}")));
@@ -32,10 +33,10 @@ pub(super) fn built() -> Result<PathBuf> {
 fn build() -> Result<PathBuf> {
     let dir = lab_dir()?.join("stargz");
     fs::create_dir_all(&dir)?;
-    // A second process waits here and then finds it.
+    // A second process waits here, and then finds the program.
     let lock = File::create(dir.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    // Another source is another program.
+    // A changed source gives another program.
     let source = digest(SOURCE.as_bytes());
     let program = dir.join(format!("stargz-{}", &source["sha256:".len()..][..12]));
     if program.exists() {

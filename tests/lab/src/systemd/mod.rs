@@ -1,5 +1,5 @@
-//! A real systemd that is not the machine's: units, packages and the plugin's service are tried on it, and nothing of
-//! that stays.
+//! A systemd that is separate from the machine's, on which tests try units, packages and the plugin's service.
+//! No change remains.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,14 +14,14 @@ use crate::log::Log;
 use crate::process::Process;
 use crate::traces::CONTAINERD_SOCKET;
 
-/// Makes the namespaces, and becomes systemd.
+/// The script that creates the namespaces and executes systemd.
 const BOOT: &str = include_str!("boot");
 
-/// It takes half a second; on a loaded machine more.
+/// The timeout of the boot, which takes half a second, or longer on a loaded machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A systemd that has booted, beside a lab whose containerd is to it where a node has it. Dropped, all that it runs
-/// is killed.
+/// A booted systemd beside a lab, with the lab's containerd at the usual paths. Dropping it kills all its
+/// processes.
 #[derive(Debug)]
 pub struct Systemd {
     /// The first process of its namespaces.
@@ -30,10 +30,10 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Boots it.
+    /// Boots systemd.
     ///
     /// # Errors
-    /// If systemd or a file system for its cgroups is missing on this machine; the log says what.
+    /// If systemd or a file system for its cgroups is missing on this machine; the log names it.
     pub async fn boot(lab: &Lab) -> Result<Self> {
         let scratch = lab.scratch();
         let boot = scratch.path("boot");
@@ -56,7 +56,7 @@ impl Systemd {
         let unshare = process.pid();
         let up = async |_: &Log| {
             child(unshare).is_some_and(|init| {
-                let state = inside(init, "systemctl", &["is-system-running"]).output();
+                let state = command_inside(init, "systemctl", &["is-system-running"]).output();
                 state.is_ok_and(|it| [&b"running\n"[..], b"degraded\n"].contains(&&*it.stdout))
             })
         };
@@ -65,19 +65,19 @@ impl Systemd {
             init: child(unshare).context("systemd has ended")?,
             _process: process,
         };
-        systemd.place(lab)?;
+        systemd.link_containerd(lab)?;
         Ok(systemd)
     }
 
-    /// Puts containerd where every node has it.
-    fn place(&self, lab: &Lab) -> Result<()> {
+    /// Puts containerd at the paths of a node.
+    fn link_containerd(&self, lab: &Lab) -> Result<()> {
         for (directory, name, socket) in [
             ("containerd", CONTAINERD_SOCKET, lab.socket()),
             ("nri", "nri.sock", lab.nri_socket()),
         ] {
             let directory = self.path("run").join(directory);
             fs::create_dir_all(&directory)?;
-            // What a service with a /tmp of its own can still see.
+            // A path that services with a private /tmp can see.
             let sockets = self.path("run/lab");
             if !sockets.exists() {
                 fs::create_dir(&sockets)?;
@@ -92,24 +92,24 @@ impl Systemd {
         Ok(())
     }
 
-    /// A path of its file system as this process can use it.
+    /// Returns a path of its file system, for use in this process.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init)).join(path.trim_start_matches('/'))
     }
 
-    /// Runs a program in there.
+    /// Runs a program in its namespaces.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<Output> {
-        let output = inside(self.init, program, arguments).output();
+        let output = command_inside(self.init, program, arguments).output();
         output.with_context(|| format!("running {program}"))
     }
 
-    /// Runs a program that has to succeed, and returns what it prints.
+    /// Runs a program that must succeed, and returns its output.
     ///
     /// # Errors
-    /// If it fails.
+    /// If the program fails.
     pub fn ok(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = self.run(program, arguments)?;
         ensure!(
@@ -120,7 +120,7 @@ impl Systemd {
     }
 }
 
-fn inside(init: u32, program: &str, arguments: &[&str]) -> Command {
+fn command_inside(init: u32, program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--target={init}"))
@@ -133,14 +133,15 @@ fn inside(init: u32, program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// The only child of `unshare`.
+/// Returns the only child of `unshare`.
 fn child(unshare: u32) -> Option<u32> {
     let children = format!("/proc/{unshare}/task/{unshare}/children");
     fs::read_to_string(children).ok()?.trim().parse().ok()
 }
 
-/// A cgroup for it, below that of the run; in the hierarchy of version 2, which is the only one or beside the others.
-fn cgroup(of_run: &str) -> Result<PathBuf> {
+/// Creates a cgroup for it, below that of the run, in the version 2 hierarchy, also if hierarchies of version 1
+/// exist.
+fn cgroup(run: &str) -> Result<PathBuf> {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
     let root = roots
         .iter()
@@ -148,6 +149,6 @@ fn cgroup(of_run: &str) -> Result<PathBuf> {
     let root =
         root.context("no cgroup2 at /sys/fs/cgroup or /sys/fs/cgroup/unified: mount one there")?;
     Ok(Path::new(root)
-        .join(of_run.trim_start_matches('/'))
+        .join(run.trim_start_matches('/'))
         .join("systemd"))
 }

@@ -1,8 +1,8 @@
-//! The blockfile snapshotter on either containerd: a snapshotter of containerd's own whose mounts are no directories.
+//! The blockfile snapshotter on both versions: a snapshotter of containerd whose mounts are not directories.
 
 use lab::{Handler, Lab, Options, Version, images};
 
-/// A container starts from a chain of files, in each of which lies a whole file system.
+/// A container runs from a chain of files, each with a whole file system.
 async fn a_container_runs_from_a_file(version: Version) {
     let mut options = Options::new(version);
     options
@@ -36,7 +36,7 @@ async fn a_container_runs_from_a_file(version: Version) {
     assert!(!loop_devices().contains(&dir.display().to_string()));
 }
 
-/// The files that the machine's loop devices hold open, one a line.
+/// Returns the files that the machine's loop devices use, one per line.
 fn loop_devices() -> String {
     let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
     devices

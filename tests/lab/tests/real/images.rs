@@ -1,12 +1,12 @@
-//! Images that are broken, or come in another way than by name and manifest.
+//! Images that are broken, and images that are indexes.
 
 use std::time::{Duration, Instant};
 
 use lab::{Cri, Flaw, Image, Lab, Layer, Registry, Version};
 
-/// What the lab calls broken, containerd calls broken, and for the reason meant.
+/// containerd rejects each broken image of the lab for its flaw.
 #[tokio::test]
-async fn flawed_images_fail_where_they_are_flawed() {
+async fn each_flaw_is_rejected_for_its_reason() {
     let cases = [
         (Flaw::WrongDiffId(3), "wrong diff id"),
         (
@@ -31,7 +31,7 @@ async fn flawed_images_fail_where_they_are_flawed() {
                 .flaw(flaw)
                 .build();
             store.put_image(&image).await.unwrap();
-            cri_knows(&mut cri, image.name()).await;
+            assert_cri_knows(&mut cri, image.name()).await;
             let error = cri
                 .create_container(&pod, image.name(), &[], &[])
                 .await
@@ -55,7 +55,7 @@ async fn flawed_images_fail_where_they_are_flawed() {
     }
 }
 
-async fn cri_knows(cri: &mut Cri, name: &str) {
+async fn assert_cri_knows(cri: &mut Cri, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while cri.image_status(name).await.unwrap().is_none() {
         assert!(Instant::now() < deadline, "CRI does not know {name}");
@@ -63,9 +63,9 @@ async fn cri_knows(cri: &mut Cri, name: &str) {
     }
 }
 
-/// An index that lists a foreign platform first is pulled, imported, and put in alike.
+/// An index that lists a foreign platform first can be pulled, imported and stored.
 #[tokio::test]
-async fn an_index_leads_to_this_machines_manifest() {
+async fn an_index_resolves_to_this_machines_manifest() {
     let lab = Lab::start(Version::V2_1).await.unwrap();
     let registry = Registry::start().await.unwrap();
     lab.use_registry(&registry).unwrap();
@@ -88,7 +88,7 @@ async fn an_index_leads_to_this_machines_manifest() {
             "import" => lab.import(&image).await.unwrap(),
             _ => {
                 store.put_image(&image).await.unwrap();
-                cri_knows(&mut cri, &name).await;
+                assert_cri_knows(&mut cri, &name).await;
             }
         }
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The lab on the real thing: what all other tests take for granted, and the claims that the plugin is built on.
+//! The lab on real containerd: what all other tests rely on, and the facts on which the plugin is based.
 
 mod blockfile;
 mod images;

@@ -1,13 +1,13 @@
-//! What tests compare containerd's metadata by: that it shows every write, and nothing else.
+//! The comparison of containerd's metadata shows every write, and nothing else.
 
 use std::collections::HashMap;
 
 use containerd_client::services::v1::snapshots::{Info, UpdateSnapshotRequest};
 use lab::{Lab, Store, Version, images, namespaced};
 
-/// Reading changes nothing. Each write shows with what it wrote, even one that wrote what was there.
+/// Reading changes nothing. Each write is shown, also if it writes the existing value.
 #[tokio::test]
-async fn every_write_shows() {
+async fn every_write_is_a_change() {
     for version in Version::ALL {
         let lab = Lab::start(version).await.unwrap();
         let app = images::app("registry.test/lab/app:1").unwrap();

@@ -1,4 +1,5 @@
-//! nydus-snapshotter in proxy mode under either containerd: the claims that the plugin's care for it is built on.
+//! nydus-snapshotter in proxy mode with both versions of containerd: the facts on which the plugin's handling
+//! of it is based.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use lab::nydus::{GUEST_PULL, KataVolume};
 use lab::{Lab, Options, Registry, Remote, Snapshot, Store, Version, images};
 use tonic::Code;
 
-/// The label by which nydus-snapshotter knows a layer that it leaves to the guest.
+/// The label with which nydus-snapshotter marks a layer that the guest pulls.
 const PROXIED: &str = "containerd.io/snapshot/nydus-proxy-mode";
 
 async fn start(version: Version) -> (Lab, Registry) {
@@ -22,8 +23,8 @@ async fn start(version: Version) -> (Lab, Registry) {
     (lab, registry)
 }
 
-/// A labelled pull commits the whole chain without a single layer blob, and a container of it gets a volume for the
-/// guest. It starts once the guest has the image; the sandbox's image it always has.
+/// A labelled pull commits the whole chain without any layer blob, and the container gets a volume for its
+/// guest. The container starts after the guest has the image; the guest always has the sandbox's image.
 async fn a_labelled_pull_is_left_to_the_guest(version: Version) {
     let (lab, registry) = start(version).await;
     let app = images::app("registry.test/lab/app:1").unwrap();
@@ -72,9 +73,9 @@ async fn a_labelled_pull_is_left_to_the_guest(version: Version) {
         .expect_err("a layer above hides it");
 }
 
-/// An image that is there for overlayfs only is unpacked on the host, without a label: the confidential container
-/// would run from what its guest must not trust.
-async fn a_fallback_unpack_poisons_the_chain(version: Version) {
+/// An image that exists for overlayfs only is unpacked on the host, without labels: the confidential container
+/// would run from files that its guest must not trust.
+async fn a_fallback_unpack_leaves_a_host_chain(version: Version) {
     let (lab, registry) = start(version).await;
     let app = images::app("registry.test/lab/app:1").unwrap();
     registry.push(&app).await.unwrap();
@@ -96,7 +97,7 @@ async fn a_fallback_unpack_poisons_the_chain(version: Version) {
     assert_eq!(mounts[0].kind, "overlay");
     assert_eq!(guest_volume(&store, &container).await, None);
 
-    // The chain ids are taken, so not even a labelled pull heals it.
+    // The chain IDs exist already, so a labelled pull does not repair the chain.
     cri.pull_image_for(app.name(), "nydus").await.unwrap();
     assert!(
         !store
@@ -108,9 +109,10 @@ async fn a_fallback_unpack_poisons_the_chain(version: Version) {
     );
 }
 
-/// The snapshotter alone is killed and started again: what it had is there, and containerd finds it by itself.
+/// Only the snapshotter is killed and restarted: its snapshots still exist, and containerd reconnects by
+/// itself.
 #[tokio::test]
-async fn the_snapshotter_comes_back_with_what_it_had() {
+async fn a_restarted_snapshotter_keeps_its_snapshots() {
     let (lab, registry) = start(Version::V2_1).await;
     let app = images::app("registry.test/lab/app:1").unwrap();
     registry.push(&app).await.unwrap();
@@ -128,7 +130,7 @@ async fn the_snapshotter_comes_back_with_what_it_had() {
     nydus.restart().await.expect_err("it still runs");
     nydus.kill();
     let gone = store.chain("nydus", &app).await.unwrap_err();
-    // The call may meet the end of the old connection before it finds no listener.
+    // The call may meet the end of the old connection before the socket has no listener.
     let words = ["connection refused", "EOF"];
     assert!(words.iter().any(|it| gone.message().contains(it)), "{gone}");
     let later = nydus.log().from_now();
@@ -148,7 +150,7 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
     snapshot.labels.get(PROXIED).is_some_and(|l| l == "true")
 }
 
-/// The volume that the guest of this container or sandbox would get.
+/// Returns the volume that the guest of this container or sandbox would get.
 async fn guest_volume(store: &Store, key: &str) -> Option<KataVolume> {
     let mounts = store.mounts("nydus", key).await.unwrap();
     let [mount] = &mounts[..] else {
@@ -168,11 +170,11 @@ async fn a_labelled_pull_is_left_to_the_guest_on_2_1() {
 }
 
 #[tokio::test]
-async fn a_fallback_unpack_poisons_the_chain_on_1_7() {
-    a_fallback_unpack_poisons_the_chain(Version::V1_7).await;
+async fn a_fallback_unpack_leaves_a_host_chain_on_1_7() {
+    a_fallback_unpack_leaves_a_host_chain(Version::V1_7).await;
 }
 
 #[tokio::test]
-async fn a_fallback_unpack_poisons_the_chain_on_2_1() {
-    a_fallback_unpack_poisons_the_chain(Version::V2_1).await;
+async fn a_fallback_unpack_leaves_a_host_chain_on_2_1() {
+    a_fallback_unpack_leaves_a_host_chain(Version::V2_1).await;
 }

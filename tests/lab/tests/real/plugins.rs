@@ -1,4 +1,4 @@
-//! Plugins as processes: those that containerd launches, and those that a test starts.
+//! Plugins as processes: launched by containerd, or started by a test.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use lab::{Lab, Launched, Options, Plugin, Version};
 
-/// containerd launches what it finds in its plugin directory. One that ends without registering is only missed on 2.1;
-/// 1.7 ends with it.
+/// containerd launches the plugins in its plugin directory. If one ends without registering, 2.1 continues, and
+/// 1.7 ends.
 #[tokio::test]
 async fn a_plugin_in_the_plugin_directory_is_launched() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,9 +53,9 @@ async fn a_plugin_in_the_plugin_directory_is_launched() {
     );
 }
 
-/// A plugin that a test starts gets its configuration, is killed and started again, and ends when it is asked to.
+/// A plugin that a test starts gets its configuration, can be killed and restarted, and ends on SIGTERM.
 #[tokio::test]
-async fn a_plugin_of_the_tests_own_is_started_killed_and_stopped() {
+async fn a_test_can_start_kill_and_stop_a_plugin() {
     let lab = Lab::start(Version::V2_1).await.unwrap();
     let program = script(
         &lab.path(""),
@@ -88,10 +88,10 @@ async fn a_plugin_of_the_tests_own_is_started_killed_and_stopped() {
     );
 }
 
-/// How long a shell script may take to say something, on a busy machine.
+/// The timeout for a shell script's output, on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A plugin as far as the lab can tell.
+/// Writes a shell script that replaces a plugin.
 fn script(dir: &Path, body: &str) -> PathBuf {
     let program = dir.join("plugin");
     fs::write(&program, format!("#!/bin/sh\n{body}\n")).unwrap();

@@ -1,4 +1,4 @@
-//! Pulls and pods on either containerd: what it leaves in a snapshotter, and with which labels.
+//! Pulls and pods on both versions: which snapshots they leave, and with which labels.
 
 use k8s_cri::v1::ContainerState;
 use lab::{Cri, Image, Kind, Lab, Options, Pod, Registry, Shared, Version, images};
@@ -6,8 +6,8 @@ use tonic::Code;
 
 use crate::teardown::Traces;
 
-/// An image that is present for overlayfs only, run on another handler, leaves snapshots without a label there: the
-/// reason for the plugin. Everything else that a test does with a containerd happens here as well.
+/// An image that exists for overlayfs only, used with another handler, leaves snapshots without labels there.
+/// This is the reason for the plugin. The test also uses all other operations of the lab.
 async fn a_fallback_unpack_leaves_no_labels(version: Version, handler: &str) {
     let lab = Lab::start(version).await.unwrap();
     let registry = Registry::start().await.unwrap();
@@ -54,7 +54,7 @@ async fn a_fallback_unpack_leaves_no_labels(version: Version, handler: &str) {
     traces.assert_gone();
 }
 
-/// Runs the app in a pod of its own and looks at its files.
+/// Runs the app in a new pod, and reads its files.
 async fn run_app(cri: &mut Cri, handler: &str, app: &Image) -> (Pod, String) {
     let pod = cri.run_pod(handler, &[]).await.unwrap();
     let container = cri
@@ -80,9 +80,9 @@ async fn a_fallback_unpack_leaves_no_labels_on_2_1() {
     a_fallback_unpack_leaves_no_labels(Version::V2_1, "erofs").await;
 }
 
-/// What an operator does all day: look, stop, remove; and containerd itself is restarted in order.
+/// The operations of an operator: inspect, stop, remove, and restart containerd.
 #[tokio::test]
-async fn containers_and_images_come_and_go() {
+async fn operator_commands_work() {
     for version in Version::ALL {
         let lab = Lab::start(version).await.unwrap();
         let app = images::app("registry.test/lab/app:1").unwrap();
@@ -144,7 +144,7 @@ async fn containers_and_images_come_and_go() {
     }
 }
 
-/// containerd's own labelled pull for a handler: the labels that the plugin's have to equal.
+/// containerd's own labelled pull for a handler sets the labels that the plugin's labels must equal.
 #[tokio::test]
 async fn a_pull_for_a_handler_labels_its_snapshots() {
     for version in Version::ALL {
@@ -190,9 +190,9 @@ async fn a_pull_for_a_handler_labels_its_snapshots() {
     }
 }
 
-/// Layers that a pull unpacks and discards: what is left to unpack from for another handler is nothing.
+/// A pull that discards its layers leaves no blob to unpack for another handler.
 #[tokio::test]
-async fn discarded_layers_are_gone() {
+async fn discarded_layers_have_no_blobs() {
     for version in Version::ALL {
         let options = Options {
             discard_unpacked_layers: true,
@@ -206,7 +206,7 @@ async fn discarded_layers_are_gone() {
         let mut cri = lab.cri().await.unwrap();
         cri.pull_image(app.name()).await.unwrap();
 
-        // Garbage collection takes the blobs; deleting a lease with `sync` is how to wait for it.
+        // Garbage collection deletes the blobs; deleting a lease with `sync` waits for it.
         let store = lab.store().await.unwrap();
         store.collect_garbage().await.unwrap();
         for layer in &app.layers {
@@ -229,9 +229,9 @@ async fn discarded_layers_are_gone() {
 
 static SHARED: Shared = Shared::new(Version::V2_1);
 
-/// All callers get the same one while it runs; when the last one drops it, it ends.
+/// All callers get the same lab while it runs; it ends when the last one drops it.
 #[tokio::test]
-async fn a_shared_lab_lives_as_long_as_someone_holds_it() {
+async fn a_shared_lab_ends_when_its_last_user_drops_it() {
     let (one, other) = tokio::join!(SHARED.get(), SHARED.get());
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_eq!(one.socket(), other.socket());

@@ -1,4 +1,4 @@
-//! SOCI under either containerd: whether a layer is mounted lazily or unpacked hangs on its labels alone.
+//! SOCI with both versions of containerd: only the labels decide whether a layer is mounted lazily or unpacked.
 
 use lab::{Image, Lab, Options, Registry, Remote, Version, images};
 use tonic::Code;
@@ -6,7 +6,8 @@ use tonic::Code;
 /// The type of a layer that is mounted from the registry.
 const LAZY: &str = "fuse.rawBridge";
 
-/// A labelled pull mounts each layer from the registry; an image that is there for overlayfs only is unpacked again.
+/// A labelled pull mounts each layer from the registry; an image that exists for overlayfs only is unpacked
+/// again.
 async fn only_labelled_layers_are_mounted_lazily(version: Version) {
     let options = Options {
         remotes: vec![Remote::Soci],
@@ -22,7 +23,7 @@ async fn only_labelled_layers_are_mounted_lazily(version: Version) {
     let mut cri = lab.cri().await.unwrap();
     let store = lab.store().await.unwrap();
 
-    // Present for overlayfs only: unpacked in full.
+    // The image exists for overlayfs only: SOCI unpacks it completely.
     cri.pull_image(app.name()).await.unwrap();
     lab.publish_soci_index(app.name()).await.unwrap();
     run_app(&lab, &app).await;
@@ -34,7 +35,7 @@ async fn only_labelled_layers_are_mounted_lazily(version: Version) {
     store.collect_garbage().await.unwrap();
     assert_eq!(store.chain("soci", &app).await.unwrap(), []);
 
-    // Pulled with labels: not even a blob of a layer is there.
+    // The image was pulled with labels: not even a blob of a layer exists.
     cri.pull_image_for(app.name(), "soci").await.unwrap();
     let chain = store.chain("soci", &app).await.unwrap();
     assert_eq!(chain.len(), app.layers.len());
@@ -50,7 +51,7 @@ async fn only_labelled_layers_are_mounted_lazily(version: Version) {
     assert!(!mounts().contains(&dir.display().to_string()));
 }
 
-/// Runs the app, looks at a file, and removes it again. The pause image has no index.
+/// Runs the app, reads a file, and removes it again. The pause image has no index.
 async fn run_app(lab: &Lab, app: &Image) {
     let mut cri = lab.cri().await.unwrap();
     let pod = cri.run_pod("soci", &[]).await.unwrap();
@@ -63,7 +64,7 @@ async fn run_app(lab: &Lab, app: &Image) {
     cri.remove_pod(&pod).await.unwrap();
 }
 
-/// How many layers of this lab are mounted from the registry.
+/// Returns how many layers of this lab are mounted from the registry.
 fn lazy_mounts(lab: &Lab) -> usize {
     let dir = lab.path("").display().to_string();
     let is_lazy = |mount: &&str| mount.contains(&dir) && mount.contains(LAZY);

@@ -1,4 +1,4 @@
-//! Nothing outlives a lab: neither one that is dropped nor one whose owner is killed.
+//! Nothing remains of a lab that is dropped, or whose owner is killed.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 
 use lab::{Lab, Options, Packages, Pod, Remote, Version};
 
-/// What an owner that is killed leaves behind is swept: here by `lab clean`, otherwise by the next start. The lab has
-/// a directory of its own, or the other tests' starts would be first.
+/// What a killed owner leaves is removed: here by `lab clean`, otherwise by the next start. The lab has a
+/// directory of its own; otherwise the start of another test would remove it first.
 #[test]
-fn what_a_killed_owner_leaves_is_swept() {
+fn leftovers_of_a_killed_owner_are_removed() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     symlink(
         Packages::fetch().unwrap().root(),
@@ -19,7 +19,7 @@ fn what_a_killed_owner_leaves_is_swept() {
     )
     .unwrap();
     let mut owner = LabRun::start(dir.path());
-    let (socket, log) = (owner.says("socket"), owner.says("log"));
+    let (socket, log) = (owner.printed_path("socket"), owner.printed_path("log"));
     owner.child.kill().unwrap();
     owner.child.wait().unwrap();
     assert!(socket.exists() && log.exists());
@@ -34,9 +34,9 @@ fn what_a_killed_owner_leaves_is_swept() {
     assert!(!processes_with(&log.with_file_name("config.toml")));
 }
 
-/// Ctrl-C, `kill` and a terminal that is closed: it takes down what it has started.
+/// On Ctrl-C, `kill` or a closed terminal the owner removes everything that it has started.
 #[test]
-fn an_owner_that_is_told_to_end_leaves_nothing() {
+fn a_terminated_owner_leaves_nothing() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     symlink(
         Packages::fetch().unwrap().root(),
@@ -45,7 +45,7 @@ fn an_owner_that_is_told_to_end_leaves_nothing() {
     .unwrap();
     for signal in ["INT", "TERM", "HUP"] {
         let mut owner = LabRun::start(dir.path());
-        let (socket, log) = (owner.says("socket"), owner.says("log"));
+        let (socket, log) = (owner.printed_path("socket"), owner.printed_path("log"));
         let pid = owner.child.id().to_string();
         let sent = Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(sent.unwrap().success());
@@ -59,9 +59,9 @@ fn an_owner_that_is_told_to_end_leaves_nothing() {
     }
 }
 
-/// A test that panics leaves nothing either, with every daemon that a lab can have beside containerd.
+/// A panicking test leaves nothing, with every daemon that a lab can have beside containerd.
 #[tokio::test]
-async fn a_panic_leaves_nothing_behind() {
+async fn a_panicking_test_leaves_nothing() {
     let options = Options {
         remotes: vec![Remote::Nydus, Remote::Soci],
         ..Options::new(Version::V2_1)
@@ -83,14 +83,14 @@ async fn a_panic_leaves_nothing_behind() {
     assert!(!daemons.iter().any(|config| processes_with(config)));
 }
 
-/// The `lab` command with a directory of its own.
+/// Returns the `lab` command with a directory of its own.
 fn lab_in(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
     command.env("NRI_UNPACK_LAB", dir);
     command
 }
 
-/// `lab run` as a process.
+/// A running `lab run`.
 struct LabRun {
     child: Child,
     output: Vec<String>,
@@ -116,13 +116,13 @@ impl LabRun {
         Self { child, output }
     }
 
-    fn says(&self, word: &str) -> PathBuf {
+    fn printed_path(&self, word: &str) -> PathBuf {
         let line = self.output.iter().find(|l| l.starts_with(word)).unwrap();
         PathBuf::from(line.split_whitespace().last().unwrap())
     }
 }
 
-/// Where a lab with a running pod shows on this machine, noted before it is taken down.
+/// The traces of a lab with a running pod on this machine, recorded before its removal.
 pub(crate) struct Traces {
     dir: PathBuf,
     socket: PathBuf,
@@ -179,7 +179,7 @@ impl Traces {
     }
 }
 
-/// True if a running process has this among its arguments.
+/// Whether a running process has this path among its arguments.
 fn processes_with(path: &Path) -> bool {
     let text = path.display().to_string();
     let has = |process: &Path| {

@@ -1,4 +1,4 @@
-//! The commands: a call of CRI each, or a few.
+//! The commands: each makes one or more calls of CRI.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use tonic::{Code, Response, Status};
 use crate::files;
 use crate::flags::{Flag, Flags};
 
-/// crictl's own.
+/// The default timeout of crictl.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 const QUIET: Flag = Flag::switch(&["quiet", "q"]);
 
-/// Both of a runtime's services.
+/// The runtime and image services.
 pub(crate) struct Client {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
@@ -26,7 +26,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Where the flags say; nowhere else, for a test must not find the machine's own runtime.
+    /// Connects to the endpoint of the flags, without a default: a test must not use the machine's own runtime.
     pub(crate) async fn connect(global: &Flags) -> Result<Self> {
         let timeout = global.value("timeout").map(duration).transpose()?;
         let endpoint = global
@@ -127,7 +127,7 @@ impl Client {
         Ok(())
     }
 
-    /// The one call without a timeout, as long as `--pull-timeout` sets none.
+    /// Pulls an image. The only call without a timeout, unless `--pull-timeout` sets one.
     async fn pull(&mut self, image: &str) -> Result<()> {
         let request = v1::PullImageRequest {
             image: Some(spec(image)),
@@ -291,13 +291,13 @@ impl Client {
     }
 }
 
-/// What crictl does about a wrong number of arguments, with status 0.
+/// Prints the help, as crictl does with exit code 0 for a wrong number of arguments.
 fn help(command: &str) -> Result<()> {
     println!("NAME:\n   crictl {command}");
     Ok(())
 }
 
-/// Tables and verbose information differ from version to version.
+/// Requires `--quiet`: tables and verbose information differ between versions.
 fn only_quiet(flags: &Flags) -> Result<()> {
     ensure!(flags.is_set("quiet"), "the stand-in takes it only with -q");
     Ok(())
@@ -341,7 +341,7 @@ async fn in_time<T>(
     done.map(Response::into_inner).map_err(rpc)
 }
 
-/// An error as Go's gRPC words it.
+/// Returns an error in the format of Go's gRPC.
 fn rpc(status: Status) -> anyhow::Error {
     let code = match status.code() {
         Code::Cancelled => "Canceled".to_owned(),
@@ -350,7 +350,7 @@ fn rpc(status: Status) -> anyhow::Error {
     anyhow!("rpc error: code = {code} desc = {}", status.message())
 }
 
-/// Go's durations, those of whole seconds.
+/// Parses Go's durations in whole seconds.
 fn duration(text: &str) -> Result<Duration> {
     let seconds = text.strip_suffix('s').and_then(|n| n.parse().ok());
     let seconds = seconds.with_context(|| {

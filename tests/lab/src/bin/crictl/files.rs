@@ -1,5 +1,5 @@
-//! The files of `runp` and `create`, as far as the scripts here write them. A key that is not known is refused, where
-//! crictl would pass over it: it is a mistake.
+//! The files of `runp` and `create`, with the keys that the scripts here use. An unknown key is an error, which
+//! crictl would ignore: it is a mistake.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ struct SecurityContext {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NamespaceOptions {
-    /// CRI's number: 2 is the node's.
+    /// CRI's number: 2 is the node's namespace.
     #[serde(default)]
     network: i32,
 }
@@ -81,7 +81,7 @@ struct Image {
 #[serde(deny_unknown_fields)]
 struct ContainerLinux {}
 
-/// A `pod-config.json`.
+/// Reads a `pod-config.json`.
 pub(crate) fn pod(path: &str) -> Result<v1::PodSandboxConfig> {
     let pod: Pod = read(path).context("load podSandboxConfig")?;
     if pod.metadata.name.is_empty() || pod.metadata.namespace.is_empty() {
@@ -112,7 +112,7 @@ pub(crate) fn pod(path: &str) -> Result<v1::PodSandboxConfig> {
     })
 }
 
-/// A `container-config.json`.
+/// Reads a `container-config.json`.
 pub(crate) fn container(path: &str) -> Result<v1::ContainerConfig> {
     let container: Container = read(path)?;
     let Image { image } = container.image;

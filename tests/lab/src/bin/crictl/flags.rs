@@ -1,19 +1,19 @@
-//! Flags as Go's `flag` package takes them: one dash or two, `--name value` or `--name=value`, and none after the first
-//! argument.
+//! Flags in the syntax of Go's `flag` package: one dash or two, `--name value` or `--name=value`, and only
+//! before the first argument.
 
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 
-/// A flag that a command knows.
+/// A flag of a command.
 pub(crate) struct Flag {
-    /// The first one is what it is asked for by.
+    /// The names; [`Flags`] uses the first one.
     names: &'static [&'static str],
     takes_value: bool,
 }
 
 impl Flag {
-    /// One with a value.
+    /// Returns a flag with a value.
     pub(crate) const fn value(names: &'static [&'static str]) -> Self {
         Self {
             names,
@@ -21,7 +21,7 @@ impl Flag {
         }
     }
 
-    /// One that is there or not.
+    /// Returns a flag without a value.
     pub(crate) const fn switch(names: &'static [&'static str]) -> Self {
         Self {
             names,
@@ -35,7 +35,7 @@ impl Flag {
 pub(crate) struct Flags(HashMap<&'static str, String>);
 
 impl Flags {
-    /// Takes the flags off the front; answers the arguments behind them as well.
+    /// Parses the flags at the front; also returns the remaining arguments.
     pub(crate) fn parse(
         known: &[Flag],
         arguments: impl IntoIterator<Item = String>,
@@ -67,12 +67,12 @@ impl Flags {
         Ok((given, arguments.collect()))
     }
 
-    /// A flag's value.
+    /// Returns a flag's value.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// Whether it was given.
+    /// Whether the flag was given.
     pub(crate) fn is_set(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }

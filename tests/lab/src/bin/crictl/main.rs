@@ -1,8 +1,8 @@
-//! A stand-in for `crictl`, which Debian does not have, for the tests of scripts that call it: it speaks CRI to a
-//! containerd and takes the flags and the files, prints the lines, and fails in the words of cri-tools 1.34.
+//! A replacement of `crictl`, which Debian does not package, for the tests of scripts that call it. It speaks
+//! CRI to a containerd, and has the flags, files, output and errors of cri-tools 1.34.
 //!
-//! It has only the commands and flags that such a script uses, and refuses all others. Like the
-//! original it wants flags before arguments, and shows its help, with status 0, for a wrong number of arguments.
+//! It has only the commands and flags that such a script uses, and rejects all others. As with the original,
+//! flags precede arguments, and a wrong number of arguments shows the help with exit code 0.
 
 mod commands;
 mod files;
@@ -50,7 +50,7 @@ async fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
-    // The call is given up with its connection, and containerd hears of that.
+    // The call is cancelled with its connection, and containerd notices that.
     tokio::select! {
         done = work => done,
         _ = interrupt.recv() => bail!("interrupted: context canceled"),
