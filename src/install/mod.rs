@@ -6,7 +6,7 @@
 
 mod error;
 mod launched;
-mod places;
+mod paths;
 mod remove;
 mod steps;
 mod unit;
@@ -20,12 +20,12 @@ use crate::config::{Config, ConfigError};
 
 pub use error::Error;
 pub use launched::{Launched, launched, misnamed};
-pub(crate) use places::{ENABLED, PACKAGED, PLUGINS, UNIT};
-pub use places::{Root, is_named};
+pub(crate) use paths::{ENABLED, PACKAGED, PLUGINS, UNIT};
+pub use paths::{Root, is_named};
 pub use remove::{launchers, removal};
 pub use steps::Step;
 
-use places::CONFIG;
+use paths::CONFIG;
 
 /// Directories that the unit hides. A program in them cannot be started by the unit.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
@@ -80,7 +80,7 @@ impl Install<'_> {
         }
         let nri = self.root.nri(&config);
         let link = nri.plugins.join(identity.to_string());
-        let others = places::entries(&nri.plugins)?;
+        let others = paths::entries(&nri.plugins)?;
         for other in others.iter().filter(|other| **other != link) {
             check_neighbour(other)?;
         }
@@ -100,8 +100,8 @@ impl Install<'_> {
                 remedy: format!("install it outside of {hidden}, in /usr/local/bin for example"),
             });
         }
-        let links = places::entries(&self.root.nri(&config).plugins)?;
-        if let Some(link) = links.iter().find(|path| places::is_ours(path)) {
+        let links = paths::entries(&self.root.nri(&config).plugins)?;
+        if let Some(link) = links.iter().find(|path| paths::is_ours(path)) {
             return Err(Error::in_the_way(
                 link.clone(),
                 "containerd starts the plugin, and two would serve this node",
@@ -166,7 +166,7 @@ impl Install<'_> {
 /// Checks another entry of the plugin directory: it must not start this plugin a second time, and its name must not
 /// keep containerd from starting.
 fn check_neighbour(path: &Path) -> Result<(), Error> {
-    if places::is_ours(path) {
+    if paths::is_ours(path) {
         return Err(Error::in_the_way(
             path.to_owned(),
             "it starts the plugin as well, and two would serve this node",
