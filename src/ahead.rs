@@ -246,7 +246,10 @@ impl Ahead {
 /// images are no failures, a chain in use is replaced later, and a snapshotter that does not answer is logged once.
 fn is_news(error: &Error) -> bool {
     let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
-    !error.is_left_out() && !error.has_no_image() && !goes_on && error.unreachable().is_none()
+    !error.is_left_to_containerd()
+        && !error.has_no_image()
+        && !goes_on
+        && error.unreachable().is_none()
 }
 
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in

@@ -206,7 +206,7 @@ impl Session {
             }
         };
         let prepared = async {
-            if place.left_alone {
+            if place.left_to_containerd {
                 return None;
             }
             let snapshotter = &place.snapshotter;
@@ -239,7 +239,7 @@ impl Session {
             }
         };
         let snapshotter = place.snapshotter.as_str();
-        if !place.left_alone {
+        if !place.left_to_containerd {
             let image = image_name(container);
             self.ahead.container_comes(snapshotter, &pod.id, image);
         }
@@ -261,7 +261,7 @@ impl Session {
             key: container.id.clone(),
             chain: chain.clone(),
             name: image_name(container).map(str::to_owned),
-            left_alone: place.left_alone,
+            left_to_containerd: place.left_to_containerd,
         };
         let mut ticket = self.ensure(want, snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
@@ -303,7 +303,7 @@ impl Session {
             creation.snapshotter,
             &container.id,
             image_name(container),
-            creation.strictness.left_alone,
+            creation.strictness.left_to_containerd,
         );
         ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
             Ok(Ok(ParentChain::Unknown { chain })) => return ControlFlow::Continue(chain),
@@ -345,14 +345,14 @@ impl Session {
             Err(e) => return Err(e.to_string()),
         };
         let profile = self.node.engine.profile(&place.snapshotter);
-        Ok(Some(place).filter(|place| !place.left_alone || profile.may_proxy))
+        Ok(Some(place).filter(|place| !place.left_to_containerd || profile.may_proxy))
     }
 
     fn strictness(&self, place: &PodSnapshotter) -> Strictness {
         Strictness {
             on_unready: self.node.config().hooks.on_unready,
             fails_closed: self.node.engine.profile(&place.snapshotter).fails_closed,
-            left_alone: place.left_alone,
+            left_to_containerd: place.left_to_containerd,
         }
     }
 }

@@ -120,7 +120,7 @@ pub struct Strictness {
     /// Whether the profile of the pod's snapshotter rejects containers whose image is not ready.
     pub fails_closed: bool,
     /// The pod is left to containerd.
-    pub left_alone: bool,
+    pub left_to_containerd: bool,
 }
 
 impl Strictness {
@@ -129,7 +129,7 @@ impl Strictness {
     pub fn judge(self, doubt: Doubt) -> Unready {
         let rejects = match (doubt, self.on_unready) {
             (Doubt::Broken, _) => true,
-            _ if self.left_alone => false,
+            _ if self.left_to_containerd => false,
             // Another try would find the same: it would be rejected for ever.
             (Doubt::Copy | Doubt::Platform, _) => false,
             (_, OnUnready::Allow) => false,
@@ -269,11 +269,11 @@ mod tests {
         ] {
             let line = docs.lines().find_map(|line| line.strip_prefix(row));
             let cells = line.unwrap().split('|').map(str::trim).skip(1);
-            for (cell, (on_unready, fails_closed, left_alone)) in cells.zip(rules) {
+            for (cell, (on_unready, fails_closed, left_to_containerd)) in cells.zip(rules) {
                 let strictness = Strictness {
                     on_unready,
                     fails_closed,
-                    left_alone,
+                    left_to_containerd,
                 };
                 let judged = match strictness.judge(doubt) {
                     Unready::Allow => "allowed",

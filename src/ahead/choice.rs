@@ -12,7 +12,7 @@ pub const MAX_SNAPSHOTS: usize = 2000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
     /// Nothing: it is excluded.
-    LeftOut,
+    Excluded,
     /// Nothing: it is ready.
     Ready,
     /// Nothing until a pod needs it: the snapshotter holds too many snapshots.
@@ -28,7 +28,7 @@ pub(super) enum Choice {
 pub(super) fn choice(look: &ImageStatus, held: usize) -> Choice {
     let more = look.layers.saturating_sub(look.committed);
     match look.state {
-        _ if look.left_out => Choice::LeftOut,
+        _ if look.left_out => Choice::Excluded,
         State::Ready => Choice::Ready,
         // Repairs that add no snapshot always fit: missing labels, a missing anchor (the gc label on the config
         // blob).
@@ -65,7 +65,7 @@ mod tests {
             (&partial, full, Choice::TooMany),
             (&unlabelled, full, Choice::Make { more: 0 }),
             (&ready, full, Choice::Ready),
-            (&left_out, 0, Choice::LeftOut),
+            (&left_out, 0, Choice::Excluded),
         ] {
             let found = choice(look, held);
             assert_eq!(found, expected, "{look:?}, {held}");

@@ -186,14 +186,14 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
         .unready
         .enter(snapshotter, want, record, image.created_at);
     let outcome = ahead.make_ready(&entry, Urgency::Asked).await;
-    let is_left_out = outcome.as_ref().is_err_and(|e| e.is_left_out());
+    let is_left_to_containerd = outcome.as_ref().is_err_and(|e| e.is_left_to_containerd());
     match outcome {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
             log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "containerd failed to unpack the image; it is ready for the next try");
         }
         Err(e)
-            if (is_news(&e) || e.is_left_out())
+            if (is_news(&e) || e.is_left_to_containerd())
                 && ahead.demand.is_new_failure(snapshotter, name) =>
         {
             log::warn!(image = name, snapshotter, error:% = e; "containerd failed to unpack the image, and it cannot be made ready: containers of it fail");
@@ -202,7 +202,7 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
             log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack could not be made ready");
         }
     }
-    !is_left_out
+    !is_left_to_containerd
 }
 
 #[cfg(test)]

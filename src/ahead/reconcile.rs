@@ -214,7 +214,7 @@ async fn scan<'a>(
             continue;
         }
         match choice(&look, *held) {
-            Choice::LeftOut => {}
+            Choice::Excluded => {}
             Choice::Ready => summary.ready(name),
             Choice::TooMany => summary.left(name, Some(look.state)),
             Choice::Make { more } => {

@@ -92,7 +92,7 @@ impl ReconcileSummary {
         error: &Error,
     ) {
         let (image, snapshotter) = (piece.0.as_str(), piece.1.as_str());
-        if error.is_left_out() || error.is_of_artifact() || error.has_no_image() {
+        if error.is_left_to_containerd() || error.is_of_artifact() || error.has_no_image() {
             return;
         }
         let is_said = said.failed.contains(&piece) || self.failed.contains(&piece);

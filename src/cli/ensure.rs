@@ -140,7 +140,8 @@ async fn in_snapshotter(
     let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
-        let is_not_covered = matches!(&outcome, Err(e) if e.is_left_out() || e.is_of_artifact());
+        let is_not_covered =
+            matches!(&outcome, Err(e) if e.is_left_to_containerd() || e.is_of_artifact());
         if is_not_covered && !asked.by_name {
             continue;
         }
@@ -182,7 +183,7 @@ async fn row(
             }
             row.state = state_now(node, asked, snapshotter).await;
             // An excluded image that is ready is no error.
-            let is_no_error = e.is_left_out() && row.state == State::Ready;
+            let is_no_error = e.is_left_to_containerd() && row.state == State::Ready;
             row.error = (!is_no_error).then(|| printable(&e));
         }
     }

@@ -46,8 +46,8 @@ impl Creation<'_> {
                 self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
                 return Ok(());
             }
-            Some(Err(e)) if e.is_left_out() => {
-                self.say(Verdict::LeftOut, state, NOTHING, &e.to_string());
+            Some(Err(e)) if e.is_left_to_containerd() => {
+                self.say(Verdict::LeftToContainerd, state, NOTHING, &e.to_string());
                 return Ok(());
             }
             Some(Err(e)) => e.to_string(),
@@ -75,7 +75,7 @@ impl Creation<'_> {
             }
             Unready::Allow => {
                 let verdict = match doubt {
-                    _ if self.strictness.left_alone => Verdict::LeftOut,
+                    _ if self.strictness.left_to_containerd => Verdict::LeftToContainerd,
                     Doubt::Unseen if state.is_none() => Verdict::Unseen,
                     _ => Verdict::LetPass,
                 };

@@ -21,7 +21,7 @@ impl Session {
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
                 let place = PodSnapshotter::of(&config, handlers, pod).ok()?;
-                if place.left_alone {
+                if place.left_to_containerd {
                     return None;
                 }
                 Some(Existing {
@@ -58,7 +58,7 @@ impl Session {
                     ..Pod::default()
                 };
                 let place = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
-                if place.left_alone {
+                if place.left_to_containerd {
                     return None;
                 }
                 Some(Existing {

@@ -60,7 +60,9 @@ impl Session {
 fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
     match outcome {
         Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),
-        Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
+        Some(Err(e)) if e.is_left_to_containerd() => {
+            (Verdict::LeftToContainerd, NOTHING, e.to_string())
+        }
         Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
         None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
     }

@@ -110,20 +110,20 @@ impl Engine {
         ticket
     }
 
-    /// Reads the parent of a container's own snapshot, and returns whether that chain is known to be ready. For a
-    /// container that is left to containerd (`left_alone`), it is enough that a container can start from the chain.
+    /// Reads the parent of a container's own snapshot, and returns whether that chain is known to be ready. With
+    /// `left_to_containerd`, it is enough that a container can start from the chain.
     /// Takes one round trip if the chain is known.
     pub async fn parent_chain(
         &self,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
-        left_alone: bool,
+        left_to_containerd: bool,
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
         self.runner
             .ready_cache
-            .parent_chain(containerd, snapshotter, key, name, left_alone)
+            .parent_chain(containerd, snapshotter, key, name, left_to_containerd)
             .await
     }
 

@@ -56,7 +56,7 @@ impl Serve<'_> {
                 let containerd = self.runner.containerd.as_ref();
                 match way(containerd, &self.runner.leases, layer_locks, &target).await {
                     Way::Ends(e) => reporter.end(Err(Arc::new(e))),
-                    Way::LeftAlone(created_at) => {
+                    Way::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
                     }
                     Way::Private(private) => {
@@ -94,9 +94,9 @@ impl Serve<'_> {
                 .ready_cache
                 .record_sound(&snapshotter, chain, created_at);
         }
-        let error = match self.request.want.is_left_alone() {
-            true => Error::LeftAlone { image, snapshotter },
-            false => Error::LeftOut { image, snapshotter },
+        let error = match self.request.want.is_left_to_containerd() {
+            true => Error::LeftToContainerd { image, snapshotter },
+            false => Error::Excluded { image, snapshotter },
         };
         reporter.end(Err(Arc::new(error)));
     }

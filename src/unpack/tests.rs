@@ -524,7 +524,7 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
         key: "c1".to_owned(),
         chain,
         name: Some(NAME.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     };
     let done = bench.engine.ensure(request(want)).outcome().await.unwrap();
     assert_eq!(done.action, Action::Relabelled);
@@ -571,7 +571,7 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
             key: "c".to_owned(),
             chain: chain.clone(),
             name: name.map(str::to_owned),
-            left_alone: false,
+            left_to_containerd: false,
         };
         bench.engine.ensure(request(want)).outcome().await.unwrap();
         let top = bench.fake.stat(EROFS, &chain).await.unwrap();
@@ -582,7 +582,7 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
         key: "c".to_owned(),
         chain: "sha256:of nobody".to_owned(),
         name: Some(NAME.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     };
     let error = bench
         .engine

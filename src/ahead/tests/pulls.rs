@@ -85,7 +85,7 @@ async fn the_port_comes_with_the_record() {
         key: "c".to_owned(),
         chain,
         name: Some(name.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     });
     assert_eq!(done.await.action, Action::Relabelled);
     let all = bench.fake.all("nydus");
@@ -163,7 +163,7 @@ async fn what_is_replaced_later_is_named_as_it_is_then() {
             key: "c".to_owned(),
             chain: top.to_owned(),
             name: Some(NAME.to_owned()),
-            left_alone: false,
+            left_to_containerd: false,
         },
         snapshotter: "nydus".to_owned(),
         urgency: Urgency::Creation,

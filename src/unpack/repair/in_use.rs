@@ -21,7 +21,7 @@ pub(crate) enum Way {
     Ends(Error),
     /// It ends: the container is left to containerd, and can start from the chain. Holds the creation time of the
     /// chain's top layer.
-    LeftAlone(Option<SystemTime>),
+    LeftToContainerd(Option<SystemTime>),
     /// By an unpack of this private chain. Then the container is moved onto it.
     Private(Box<Target>),
 }
@@ -39,8 +39,8 @@ pub(crate) async fn way(
         return Way::Flight;
     }
     if !target.leaves_to_guest {
-        return match target.left_alone {
-            true => Way::LeftAlone(None),
+        return match target.left_to_containerd {
+            true => Way::LeftToContainerd(None),
             false => Way::Flight,
         };
     }
@@ -58,7 +58,7 @@ pub(crate) async fn way(
         // The owners that the files of the copy need are not known here.
         State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
         State::Mixed => return Way::Private(Box::new(target.on_host())),
-        _ if target.left_alone => return Way::LeftAlone(created_at),
+        _ if target.left_to_containerd => return Way::LeftToContainerd(created_at),
         State::Unlabelled if target.rules.guest_pulls => {}
         _ => return Way::Flight,
     }

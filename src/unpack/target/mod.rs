@@ -60,7 +60,7 @@ pub(crate) struct Target {
     pub(crate) is_copied: bool,
     /// The image is left to containerd, since its pod is skipped or the image is excluded: only whether the container
     /// can start from the chain is checked.
-    pub(crate) left_alone: bool,
+    pub(crate) left_to_containerd: bool,
     pub(crate) snapshotter: String,
     /// The `ctr` command for the remedies in errors.
     pub(crate) ctr: Ctr,
@@ -108,7 +108,7 @@ impl Target {
             arrives: false,
             leaves_to_guest: self.leaves_to_guest,
             is_copied: false,
-            left_alone: false,
+            left_to_containerd: false,
             snapshotter: self.snapshotter.clone(),
             ctr: self.ctr.clone(),
         }

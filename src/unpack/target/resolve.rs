@@ -135,7 +135,7 @@ impl Resolver {
         target.is_sandbox = is_sandbox;
         target.leaves_to_guest = leaves;
         target.is_copied = is_copied;
-        target.left_alone = wanted.is_none() || request.want.is_left_alone();
+        target.left_to_containerd = wanted.is_none() || request.want.is_left_to_containerd();
         target.arrives = matches!(request.want, Want::Arriving(_));
         // Other images with the same chain do not matter for a chain in use, nor for a volume.
         let may_replace = leaves || target.rules.repair == Repair::Replace;
@@ -312,14 +312,14 @@ fn target(
         arrives: false,
         leaves_to_guest: false,
         is_copied: false,
-        left_alone: false,
+        left_to_containerd: false,
         snapshotter: snapshotter.to_owned(),
         ctr,
     }
 }
 
 fn excluded(image: &Image, snapshotter: &str) -> Error {
-    Error::LeftOut {
+    Error::Excluded {
         image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),
     }

@@ -508,7 +508,7 @@ async fn what_a_container_stands_on_is_in_use_without_a_list() {
             key,
             chain,
             name: None,
-            left_alone: false,
+            left_to_containerd: false,
         },
         snapshotter: NYDUS.to_owned(),
         urgency: Urgency::Creation,

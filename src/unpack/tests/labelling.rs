@@ -138,13 +138,13 @@ async fn what_is_left_out_is_not_touched() {
             key: "c".to_owned(),
             chain: bench.chain_ids[1].clone(),
             name: None,
-            left_alone: false,
+            left_to_containerd: false,
         },
     ];
     for want in wants {
         bench.fake.calls();
         let outcome = bench.engine.ensure(request(want)).outcome().await;
-        assert!(outcome.unwrap_err().is_left_out());
+        assert!(outcome.unwrap_err().is_left_to_containerd());
         let calls = bench.fake.calls();
         let reads = ["get image", "list images", "read blob", "list snapshotters"];
         assert!(
