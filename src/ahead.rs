@@ -176,7 +176,7 @@ impl Ahead {
         let policy = config.snapshotter(snapshotter);
         let all_are_labelled = policy.is_nameless() && policy.labels == Labels::Cri;
         // A container may be about to be created, and the check below takes several calls.
-        if all_are_labelled && self.node.engine.leaves_to_guest(snapshotter) {
+        if all_are_labelled && self.node.engine.supports_guest_pull(snapshotter) {
             return false;
         }
         let request = Request {

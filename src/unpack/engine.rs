@@ -140,8 +140,8 @@ impl Engine {
     }
 
     /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
-    pub fn leaves_to_guest(&self, snapshotter: &str) -> bool {
-        self.resolver.leaves_to_guest(snapshotter)
+    pub fn supports_guest_pull(&self, snapshotter: &str) -> bool {
+        self.resolver.supports_guest_pull(snapshotter)
     }
 
     /// Returns whether layers have to be applied to make the image of a request ready. `false` if the snapshotter mounts

@@ -40,7 +40,7 @@ pub(crate) async fn image_status(
     let status = target.look_in(listing);
     let mut state = status.state(&target.rules);
     // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
-    let may_proxy = target.leaves_to_guest || resolver.profile(&listing.snapshotter).may_proxy;
+    let may_proxy = target.supports_guest_pull || resolver.profile(&listing.snapshotter).may_proxy;
     let needs_blobs = !left_out && !may_proxy;
     if matches!(state, State::Missing | State::Partial)
         && needs_blobs

@@ -38,7 +38,7 @@ pub(crate) async fn way(
     if !target.in_use {
         return Way::Flight;
     }
-    if !target.leaves_to_guest {
+    if !target.supports_guest_pull {
         return match target.left_to_containerd {
             true => Way::LeftToContainerd(None),
             false => Way::Flight,

@@ -54,7 +54,7 @@ pub(crate) struct Target {
     /// The image is still being pulled.
     pub(crate) arrives: bool,
     /// The guest pulls the labelled images of the snapshotter.
-    pub(crate) leaves_to_guest: bool,
+    pub(crate) supports_guest_pull: bool,
     /// The container is based on a copy of the chain, in which the files have other owners. containerd makes it for a
     /// user namespace where the snapshotter has no id-mapped mounts.
     pub(crate) is_copied: bool,
@@ -79,7 +79,7 @@ impl Target {
     /// Whether the guest pulls this image: the snapshotter supports it, and the image's labels allow it.
     pub(crate) fn is_for_guest(&self) -> bool {
         let top = self.labels.last();
-        self.leaves_to_guest && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
+        self.supports_guest_pull && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
     }
 
     /// Returns a target for the image's private chain, which is unpacked on the host from the lowest layer on and
@@ -106,7 +106,7 @@ impl Target {
             in_use: false,
             is_sandbox: false,
             arrives: false,
-            leaves_to_guest: self.leaves_to_guest,
+            supports_guest_pull: self.supports_guest_pull,
             is_copied: false,
             left_to_containerd: false,
             snapshotter: self.snapshotter.clone(),
