@@ -82,7 +82,7 @@ impl Node {
                 role,
                 parallel,
                 Box::new(policy::Labels(live.clone())),
-                policy::missing(&live.now()),
+                policy::content_fallback(&live.now()),
             ),
             room: Room::new(live.clone(), free),
             config: live,

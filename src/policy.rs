@@ -80,7 +80,7 @@ impl LabelPolicy for Labels {
 }
 
 /// Returns the configured fallback for a layer that has to be unpacked and whose blob is gone.
-pub fn missing(config: &Config) -> ContentFallback {
+pub fn content_fallback(config: &Config) -> ContentFallback {
     let means = config.unpack.missing_content.iter();
     let means = means.map(|means| match means {
         MissingContent::Rebuild => FallbackSource::Rebuild,

@@ -50,13 +50,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Creates an engine without work. `missing` is how the content of a layer is obtained if its blob is gone.
+    /// Creates an engine without work. `fallback` is how the content of a layer is obtained if its blob is gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel: Parallel,
         policy: Box<dyn LabelPolicy>,
-        missing: ContentFallback,
+        fallback: ContentFallback,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
         let capabilities = Arc::new(CapabilityCache::default());
@@ -69,7 +69,7 @@ impl Engine {
         let runner = FlightRunner::new(
             containerd.clone(),
             leases.clone(),
-            missing,
+            fallback,
             parallel,
             capabilities,
         );

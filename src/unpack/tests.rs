@@ -109,8 +109,8 @@ impl Bench {
 
     /// Another engine on the same node, with another policy.
     fn want(&mut self, policy: Box<Fixed>) {
-        let missing = ContentFallback::default();
-        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, missing);
+        let fallback = ContentFallback::default();
+        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, fallback);
     }
 
     async fn ensure(&self) -> Outcome {

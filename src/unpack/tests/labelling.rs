@@ -189,9 +189,9 @@ async fn a_chain_that_cannot_be_unpacked_again_is_not_taken_away() {
     for whole in [true, false] {
         let mut bench = Bench::new(3).await;
         bench.unpacked_without_labels(3);
-        let (fake, missing) = (bench.fake.clone(), ContentFallback::default());
+        let (fake, fallback) = (bench.fake.clone(), ContentFallback::default());
         let policy = Box::new(Replaces);
-        bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, missing);
+        bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, fallback);
         if whole {
             assert_eq!(bench.ensure().await.unwrap().action, Action::Replaced);
             assert_eq!(bench.state().await, State::Ready);

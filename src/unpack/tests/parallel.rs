@@ -58,8 +58,8 @@ impl Bench {
         let image = fake.image_with(NAME, &changes(layers));
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = ContentFallback::default();
-        let engine = Engine::new(fake.clone(), Role::Daemon, parallel, usual(), missing);
+        let fallback = ContentFallback::default();
+        let engine = Engine::new(fake.clone(), Role::Daemon, parallel, usual(), fallback);
         fake.calls();
         Self {
             fake,
@@ -455,9 +455,9 @@ async fn two_processes_on_one_chain_do_each_other_no_harm() {
     let (mut at_commit, mut at_prepare) = (false, false);
     for delay in 0..12 {
         let bench = Bench::new(6).await;
-        let missing = ContentFallback::default();
+        let fallback = ContentFallback::default();
         let fake = bench.fake.clone();
-        let other = Engine::new(fake, Role::Command, PARALLEL, usual(), missing);
+        let other = Engine::new(fake, Role::Command, PARALLEL, usual(), fallback);
         for i in 0..6 {
             let time = Duration::from_millis([3, 1, 2, 2, 1, 3][i]);
             bench.fake.applies_in(bench.blob(i), time);
@@ -566,9 +566,9 @@ async fn a_blob_that_is_gone_is_pulled_or_named() {
             bench.fake.discard(bench.blob(i));
         }
         if pulls {
-            let missing = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
+            let fallback = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
             let fake = bench.fake.clone();
-            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, usual(), missing);
+            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, usual(), fallback);
             let done = bench.ensure().await.unwrap();
             assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
             bench.assert_ready("pulled").await;

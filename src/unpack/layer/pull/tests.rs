@@ -48,12 +48,12 @@ impl Bench {
             credentials: credentials.map(PathBuf::from),
         };
         // The fallback that fails comes before the one that succeeds.
-        let missing = ContentFallback::new(
+        let fallback = ContentFallback::new(
             vec![FallbackSource::Rebuild, FallbackSource::Pull],
             registries,
         );
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), missing),
+            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), fallback),
             fake,
             manifest,
             before,

@@ -48,7 +48,7 @@ impl World {
             extra: ExtraLabels::default(),
             repair: self.repair,
         };
-        let missing = ContentFallback::new(self.means.clone(), Registries::default());
+        let fallback = ContentFallback::new(self.means.clone(), Registries::default());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "content").unwrap();
         let node = Node {
@@ -57,7 +57,7 @@ impl World {
                 Role::Daemon,
                 PARALLEL,
                 Box::new(policy),
-                missing,
+                fallback,
             ),
             snapshotter: if self.nydus { "nydus" } else { "erofs" },
             images: self.tagged(&fake).await,
