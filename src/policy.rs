@@ -155,8 +155,8 @@ pub fn annotated_images(annotation: &str) -> (Vec<&str>, usize) {
         |name: &&str| name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic());
     let taken = names.iter().copied().filter(may_be_reference);
     let taken: Vec<_> = taken.take(MAX_IMAGES).collect();
-    let left_out = names.len() - taken.len();
-    (taken, left_out)
+    let ignored = names.len() - taken.len();
+    (taken, ignored)
 }
 
 #[cfg(test)]
@@ -289,8 +289,8 @@ mod tests {
         assert_eq!(annotated_images(" a:1, b:2 ,,"), (vec!["a:1", "b:2"], 0));
         assert_eq!(annotated_images(""), (vec![], 0));
         let many = ["a:1"; 70].join(",");
-        let (names, left_out) = annotated_images(&many);
-        assert_eq!((names.len(), left_out), (64, 6));
+        let (names, ignored) = annotated_images(&many);
+        assert_eq!((names.len(), ignored), (64, 6));
         let long = "a".repeat(MAX_NAME + 1);
         for forged in ["a verdict=ready", "a\nERROR b", "\u{1b}[2J", "ä", &long] {
             let annotation = format!("a:1,{forged}, b:2");

@@ -28,7 +28,7 @@ pub(super) enum Choice {
 pub(super) fn choice(look: &ImageStatus, held: usize) -> Choice {
     let more = look.layers.saturating_sub(look.committed);
     match look.state {
-        _ if look.left_out => Choice::Excluded,
+        _ if look.is_excluded => Choice::Excluded,
         State::Ready => Choice::Ready,
         // Repairs that add no snapshot always fit: missing labels, a missing anchor (the gc label on the config
         // blob).
@@ -46,13 +46,13 @@ mod tests {
         let look = |state, committed| ImageStatus {
             manifest: String::new(),
             state,
-            left_out: false,
+            is_excluded: false,
             layers: 5,
             ready_layers: 0,
             committed,
         };
-        let left_out = ImageStatus {
-            left_out: true,
+        let excluded = ImageStatus {
+            is_excluded: true,
             ..look(State::Missing, 0)
         };
         let (missing, partial) = (look(State::Missing, 0), look(State::Partial, 3));
@@ -65,7 +65,7 @@ mod tests {
             (&partial, full, Choice::TooMany),
             (&unlabelled, full, Choice::Make { more: 0 }),
             (&ready, full, Choice::Ready),
-            (&left_out, 0, Choice::Excluded),
+            (&excluded, 0, Choice::Excluded),
         ] {
             let found = choice(look, held);
             assert_eq!(found, expected, "{look:?}, {held}");

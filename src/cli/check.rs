@@ -147,7 +147,7 @@ async fn row(
     let name = asked.name.clone();
     let snapshotter = snapshotter.to_owned();
     match look {
-        Ok(look) if look.left_out && !asked.by_name => Ok(None),
+        Ok(look) if look.is_excluded && !asked.by_name => Ok(None),
         Ok(look) => Ok(Some(Row {
             name,
             snapshotter,

@@ -44,7 +44,7 @@ pub(super) async fn show(
                 Ok::<_, crate::unpack::Error>((look, steps))
             };
             let (state, steps, error) = match planned.await {
-                Ok((look, _)) if look.left_out && !asked.by_name => continue,
+                Ok((look, _)) if look.is_excluded && !asked.by_name => continue,
                 Ok((look, steps)) => (look.state, steps, None),
                 Err(e) if e.is_of_artifact() && !asked.by_name => continue,
                 Err(e) if e.unreachable().is_some() => return Err(e.into()),

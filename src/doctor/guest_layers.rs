@@ -18,15 +18,15 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
         let Ok(listing) = listing else {
             continue;
         };
-        let mut left_out = Vec::new();
+        let mut broken = Vec::new();
         for known in &seen.images {
             let engine = &inventory.node.engine;
             let look = engine.look(&known.image, &known.names, listing).await;
-            if look.is_ok_and(|look| look.left_out && look.state == State::Mixed) {
-                left_out.push(known.image.name.as_str());
+            if look.is_ok_and(|look| look.is_excluded && look.state == State::Mixed) {
+                broken.push(known.image.name.as_str());
             }
         }
-        findings.extend(excluded(snapshotter, &left_out));
+        findings.extend(excluded(snapshotter, &broken));
         findings.extend(volumes(snapshotter, listing));
     }
     findings

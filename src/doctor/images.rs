@@ -57,7 +57,7 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
         }
         let shared = Shared::of(inventory, seen, &there);
         let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
-        for it in there.iter().filter(|it| !it.look.left_out) {
+        for it in there.iter().filter(|it| !it.look.is_excluded) {
             let name = it.known.image.name.as_str();
             if is_pause(seen, it.known) {
                 findings.extend(pause(seen, name, snapshotter, it.look.state));

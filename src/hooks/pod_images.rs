@@ -47,9 +47,9 @@ impl Session {
     /// being made ready in its snapshotter.
     fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
         let annotation = pod.annotations.get(policy::IMAGES);
-        let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
-        if left_out > 0 {
-            log::warn!(pod:% = Name(pod), left_out; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
+        let (names, ignored) = policy::annotated_images(annotation.map_or("", String::as_str));
+        if ignored > 0 {
+            log::warn!(pod:% = Name(pod), left_out = ignored; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
         }
         let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
         named.chain(self.ahead.unready_in(snapshotter)).collect()

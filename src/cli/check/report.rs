@@ -37,7 +37,7 @@ pub(super) fn reason(look: &ImageStatus) -> String {
     } = look;
     match look.state {
         State::Ready => String::new(),
-        _ if look.left_out => "excluded by the configuration".to_owned(),
+        _ if look.is_excluded => "excluded by the configuration".to_owned(),
         State::Missing => "not unpacked here".to_owned(),
         State::Partial => format!("{committed} of {layers} layers unpacked"),
         State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),

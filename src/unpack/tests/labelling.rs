@@ -156,7 +156,7 @@ async fn what_is_left_out_is_not_touched() {
     let listing = bench.engine.list(EROFS).await.unwrap();
     let look = bench.engine.look(&bench.image, &names, &listing).await;
     let look = look.unwrap();
-    assert_eq!((look.left_out, look.state), (true, State::Unanchored));
+    assert_eq!((look.is_excluded, look.state), (true, State::Unanchored));
 }
 
 /// Chains without labels are to be taken away and unpacked again.
