@@ -27,7 +27,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 struct WorkItem<'a> {
     known: &'a StoreImage,
     snapshotter: &'a ManagedSnapshotter,
-    /// The state of its chain at the look; `None` if there was none.
+    /// The state of its chain when it was read; `None` if it was not read.
     state: Option<State>,
     /// Whether it is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
@@ -56,10 +56,7 @@ enum Ended {
 }
 
 /// Runs one reconcile. Returns what is left to be done.
-pub(super) async fn look(
-    ahead: &Ahead,
-    said: &mut LastReported,
-) -> Result<Rest, containerd::Error> {
+pub(super) async fn run(ahead: &Ahead, said: &mut LastReported) -> Result<Rest, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
@@ -156,7 +153,7 @@ fn enter<'a>(
         .enter(&snapshotter.name, want, record, known.created_at)
 }
 
-/// The result of a look at the images.
+/// The result of the scan of the images.
 struct Scan<'a> {
     /// The images that are not ready, in the order in which they are made ready.
     items: Vec<WorkItem<'a>>,
@@ -200,8 +197,12 @@ async fn scan<'a>(
         if !eager::is_eager(&node.config(), snapshotter, known.is_pinned) {
             continue;
         }
-        let look = match node.engine.look(&known.image, &known.names, listing).await {
-            Ok(look) => look,
+        let status = match node
+            .engine
+            .image_status(&known.image, &known.names, listing)
+            .await
+        {
+            Ok(status) => status,
             Err(e) => {
                 let item = (known.image.name.clone(), name.to_owned());
                 summary.unseen(said, item, &e);
@@ -210,13 +211,13 @@ async fn scan<'a>(
         };
         if known.is_pinned {
             let key = (known.image.name.as_str(), name);
-            scan.pinned.insert(key, look.state);
+            scan.pinned.insert(key, status.state);
             continue;
         }
-        match choice(&look, *held) {
+        match choice(&status, *held) {
             Choice::Excluded => {}
             Choice::Ready => summary.ready(name),
-            Choice::TooMany => summary.left(name, Some(look.state)),
+            Choice::TooMany => summary.left(name, Some(status.state)),
             Choice::Make { more } => {
                 let config = node.config();
                 let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
@@ -226,7 +227,7 @@ async fn scan<'a>(
                 scan.items.push(WorkItem {
                     known,
                     snapshotter,
-                    state: Some(look.state),
+                    state: Some(status.state),
                     is_lazy,
                     pending: is_certain.then(|| enter(ahead, known, snapshotter)),
                 });

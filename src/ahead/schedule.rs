@@ -22,15 +22,15 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     let mut later = Later::new();
     loop {
         wanted(&ahead, &mut later).await;
-        let looked = tokio::select! {
-            looked = reconcile::look(&ahead, &mut said) => looked,
+        let result = tokio::select! {
+            result = reconcile::run(&ahead, &mut said) => looked,
             () = ahead.node.reloaded() => {
                 // The reconcile starts again with the new configuration. Flights that have begun go on.
                 ahead.queue.reconcile();
                 continue;
             }
         };
-        match looked {
+        match result {
             Ok(Rest::Nothing) => later = Later::new(),
             Ok(Rest::Failed) => {
                 later = Later {

@@ -70,8 +70,8 @@ impl Bench {
     async fn state(&self, image: &Image, snapshotter: &str) -> State {
         let names = [image.name.clone()];
         let listing = self.node.engine.list(snapshotter).await.unwrap();
-        let look = self.node.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.node.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
     /// Those of these images, each of one layer, that were prepared, in this order.

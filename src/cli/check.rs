@@ -140,22 +140,22 @@ async fn row(
     snapshotter: &str,
     listing: &Listing,
 ) -> Result<Option<Row>, Failure> {
-    let look = match &asked.image {
-        Ok(image) => node.engine.look(image, &asked.names, listing).await,
+    let status = match &asked.image {
+        Ok(image) => node.engine.image_status(image, &asked.names, listing).await,
         Err(e) => Err(Error::Image(e.clone())),
     };
     let name = asked.name.clone();
     let snapshotter = snapshotter.to_owned();
-    match look {
-        Ok(look) if look.is_excluded && !asked.by_name => Ok(None),
-        Ok(look) => Ok(Some(Row {
+    match status {
+        Ok(status) if status.is_excluded && !asked.by_name => Ok(None),
+        Ok(status) => Ok(Some(Row {
             name,
             snapshotter,
-            reason: reason(&look),
-            manifest: Some(look.manifest),
-            state: look.state,
-            layers: look.layers,
-            ready_layers: look.ready_layers,
+            reason: reason(&status),
+            manifest: Some(status.manifest),
+            state: status.state,
+            layers: status.layers,
+            ready_layers: status.ready_layers,
         })),
         Err(e) if e.is_of_artifact() && !asked.by_name => Ok(None),
         Err(e) if e.unreachable().is_some() => Err(e.into()),

@@ -198,8 +198,12 @@ async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
     let Ok(listing) = node.engine.list(snapshotter).await else {
         return State::Unavailable;
     };
-    match node.engine.look(image, &asked.names, &listing).await {
-        Ok(look) => look.state,
+    match node
+        .engine
+        .image_status(image, &asked.names, &listing)
+        .await
+    {
+        Ok(status) => status.state,
         Err(_) => State::Unavailable,
     }
 }

@@ -21,8 +21,10 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
         let mut broken = Vec::new();
         for known in &seen.images {
             let engine = &inventory.node.engine;
-            let look = engine.look(&known.image, &known.names, listing).await;
-            if look.is_ok_and(|look| look.is_excluded && look.state == State::Mixed) {
+            let status = engine
+                .image_status(&known.image, &known.names, listing)
+                .await;
+            if status.is_ok_and(|status| status.is_excluded && status.state == State::Mixed) {
                 broken.push(known.image.name.as_str());
             }
         }

@@ -97,8 +97,8 @@ impl Bench {
         let names = [self.image.name.clone()];
         let engine = &self.node.engine;
         let listing = engine.list(snapshotter).await.unwrap();
-        let look = engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = engine.image_status(&self.image, &names, &listing).await;
+        status.unwrap().state
     }
 }
 

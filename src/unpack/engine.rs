@@ -172,7 +172,7 @@ impl Engine {
     }
 
     /// Returns the status of the image with these names, from a listing. Changes nothing.
-    pub async fn look(
+    pub async fn image_status(
         &self,
         image: &Image,
         names: &[String],

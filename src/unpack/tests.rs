@@ -123,8 +123,11 @@ impl Bench {
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
         let listing = self.engine.list(EROFS).await.unwrap();
-        let look = self.engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = self
+            .engine
+            .image_status(&self.image, &names, &listing)
+            .await;
+        status.unwrap().state
     }
 
     /// The layers up to `count`, as an unpack without labels leaves them.

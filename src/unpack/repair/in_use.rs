@@ -44,7 +44,7 @@ pub(crate) async fn way(
             false => Way::Flight,
         };
     }
-    let (status, created_at) = match target.look(containerd).await {
+    let (status, created_at) = match target.read_status(containerd).await {
         Ok(result) => result,
         Err(e) => return Way::Ends(e),
     };

@@ -45,7 +45,7 @@ impl Volume<'_> {
         let _lock = layer_locks
             .lock(snapshotter, self.path, &priority, || ())
             .await;
-        let (status, _) = self.target.look(self.containerd).await?;
+        let (status, _) = self.target.read_status(self.containerd).await?;
         if !status.has_guest_layers() || self.is_filled().await? {
             return Ok(self.done(State::Ready, Action::None, 0));
         }

@@ -37,7 +37,7 @@ impl NeedContent {
         if target.rules.guest_pulls {
             return Ok(false);
         }
-        let (status, _) = target.look(containerd).await?;
+        let (status, _) = target.read_status(containerd).await?;
         let missing = target.manifest.layers.iter().zip(&target.labels);
         let missing = missing.skip(status.committed());
         let Some((layer, labels)) = missing.max_by_key(|(layer, _)| layer.bytes()) else {

@@ -144,7 +144,7 @@ impl Target {
     }
 
     /// Reads the status of the chain, and the creation time of its top layer.
-    pub(crate) async fn look(
+    pub(crate) async fn read_status(
         &self,
         containerd: &dyn Containerd,
     ) -> Result<(ChainStatus, Option<SystemTime>), Error> {
@@ -153,7 +153,7 @@ impl Target {
     }
 
     /// Returns the status of the chain from a listing, without a call.
-    pub(crate) fn look_in(&self, listing: &Listing) -> ChainStatus {
+    pub(crate) fn status_in(&self, listing: &Listing) -> ChainStatus {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
         let config = listing.blob(&self.manifest.config);

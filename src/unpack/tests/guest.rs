@@ -90,8 +90,8 @@ impl Bench {
     async fn state(&self, image: &Image) -> State {
         let names = [image.name.clone()];
         let listing = self.engine.list(NYDUS).await.unwrap();
-        let look = self.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
     /// What containerd's fallback does: the layers that are not there are unpacked on the host.

@@ -154,9 +154,15 @@ async fn what_is_left_out_is_not_touched() {
     }
     let names = [NAME.to_owned()];
     let listing = bench.engine.list(EROFS).await.unwrap();
-    let look = bench.engine.look(&bench.image, &names, &listing).await;
-    let look = look.unwrap();
-    assert_eq!((look.is_excluded, look.state), (true, State::Unanchored));
+    let status = bench
+        .engine
+        .image_status(&bench.image, &names, &listing)
+        .await;
+    let status = status.unwrap();
+    assert_eq!(
+        (status.is_excluded, status.state),
+        (true, State::Unanchored)
+    );
 }
 
 /// Chains without labels are to be taken away and unpacked again.

@@ -81,8 +81,11 @@ impl Bench {
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
         let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let look = self.engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = self
+            .engine
+            .image_status(&self.image, &names, &listing)
+            .await;
+        status.unwrap().state
     }
 
     fn chain_ids(&self) -> Vec<String> {

@@ -110,7 +110,7 @@ impl World {
             .map(|layer| Resource::snapshot(OVERLAYFS, &layer.name));
         let mut held: Vec<_> = held.collect();
         if self.nydus {
-            // A look, which makes no call for it, sees by it that the guest pulls.
+            // A check, which makes no probe, learns from this layer that the guest pulls.
             let proxied = profile::tests::proxied(Labels::new());
             node.fake.put(node.snapshotter, "another", None, proxied);
             held.push(Resource::snapshot(node.snapshotter, "another"));
@@ -228,8 +228,8 @@ impl Node {
         let (image, _) = &self.images[image];
         let names = [image.name.clone()];
         let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let look = self.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
     pub(super) async fn ready(&self) -> Vec<usize> {
