@@ -84,7 +84,7 @@ impl Daemon<'_> {
         match link {
             Link::Disconnected => match self.connect().await {
                 Ok(session) => {
-                    pauses.said = None;
+                    pauses.last_logged = None;
                     status("serving");
                     return Link::Serving(session, Instant::now());
                 }
@@ -195,27 +195,27 @@ async fn drained(work: impl Future<Output = ()>) {
     }
 }
 
-/// Pauses between tries, and what is said of them: each reason once.
+/// The pauses between attempts to connect. Each reason for a pause is logged once as a warning.
 struct Pauses {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    said: Option<String>,
+    last_logged: Option<String>,
 }
 
 impl Pauses {
     fn new() -> Self {
         Self {
             pauses: Box::new(retry::pauses()),
-            said: None,
+            last_logged: None,
         }
     }
 
     async fn wait(&mut self, why: &str) {
-        if self.said.as_deref() == Some(why) {
+        if self.last_logged.as_deref() == Some(why) {
             log::debug!("{why}");
         } else {
             log::warn!("{why}; trying again until it works");
             status(why);
-            self.said = Some(why.to_owned());
+            self.last_logged = Some(why.to_owned());
         }
         if let Some(pause) = self.pauses.next() {
             tokio::time::sleep(pause).await;

@@ -35,7 +35,7 @@ const MAX_PODS: usize = 128;
 const MAX_REPOSITORIES: usize = 1024;
 
 /// The limit of failures that are remembered, so that each is logged as a warning once.
-const MAX_SAID: usize = 256;
+const MAX_REPORTED: usize = 256;
 
 /// Signs that containers need images, for all snapshotters.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub(super) struct Demand {
     /// layer adds no work.
     working: Mutex<HashSet<(String, String)>>,
     /// (Snapshotter, image) of the failures that were logged as a warning.
-    said: Mutex<HashSet<(String, String)>>,
+    reported: Mutex<HashSet<(String, String)>>,
     by_snapshotter: Mutex<HashMap<String, Signs>>,
 }
 
@@ -98,7 +98,7 @@ impl Demand {
 
     /// Forgets the logged failures: after a removal each may be logged as a warning again.
     pub(super) fn image_removed(&self) {
-        self.said.lock().clear();
+        self.reported.lock().clear();
     }
 
     fn may_want(&self, snapshotter: &str, image: &str) -> bool {
@@ -118,11 +118,11 @@ impl Demand {
     }
 
     fn is_new_failure(&self, snapshotter: &str, image: &str) -> bool {
-        let mut said = self.said.lock();
-        if said.len() >= MAX_SAID {
-            said.clear();
+        let mut reported = self.reported.lock();
+        if reported.len() >= MAX_REPORTED {
+            reported.clear();
         }
-        said.insert((snapshotter.to_owned(), image.to_owned()))
+        reported.insert((snapshotter.to_owned(), image.to_owned()))
     }
 }
 
@@ -238,7 +238,7 @@ mod tests {
         let all = demand.by_snapshotter.lock();
         assert_eq!(all["erofs"].repositories.len(), MAX_REPOSITORIES);
         assert_eq!(all["erofs"].waiting.len(), MAX_PODS);
-        assert!(demand.said.lock().len() <= MAX_SAID);
+        assert!(demand.reported.lock().len() <= MAX_REPORTED);
     }
 
     #[test]

@@ -56,7 +56,10 @@ enum Ended {
 }
 
 /// Runs one reconcile. Returns what is left to be done.
-pub(super) async fn run(ahead: &Ahead, said: &mut LastReported) -> Result<Rest, containerd::Error> {
+pub(super) async fn run(
+    ahead: &Ahead,
+    reported: &mut LastReported,
+) -> Result<Rest, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
     let handlers = node.known_handlers().await;
@@ -74,21 +77,24 @@ pub(super) async fn run(ahead: &Ahead, said: &mut LastReported) -> Result<Rest, 
     // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
     // the scan of the others.
     let pinned = work(ahead, pinned(ahead, &managed, &known));
-    let (pinned, scan) = futures::join!(pinned, scan(ahead, &managed, &known, said, &mut summary));
+    let (pinned, scan) = futures::join!(
+        pinned,
+        scan(ahead, &managed, &known, reported, &mut summary)
+    );
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
         let key = (worked.image.as_str(), worked.snapshotter.name.as_str());
         worked.state = scan.pinned.get(&key).copied();
-        count(&mut summary, said, worked);
+        count(&mut summary, reported, worked);
     }
     for worked in work(ahead, scan.items).await {
-        count(&mut summary, said, worked);
+        count(&mut summary, reported, worked);
     }
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
-    Ok(summary.say(said, started))
+    Ok(summary.report(reported, started))
 }
 
-fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>) {
+fn count(summary: &mut ReconcileSummary, reported: &LastReported, worked: Worked<'_>) {
     let snapshotter = worked.snapshotter.name.as_str();
     match worked.ended {
         Ended::NoRoom => summary.no_room(snapshotter, worked.state),
@@ -98,7 +104,7 @@ fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>
         Ended::Tried(Ok(_)) => summary.made(snapshotter),
         Ended::Tried(Err(e)) => {
             let item = (worked.image, snapshotter.to_owned());
-            summary.failed(said, item, worked.state, &e);
+            summary.failed(reported, item, worked.state, &e);
         }
     }
 }
@@ -165,7 +171,7 @@ async fn scan<'a>(
     ahead: &'a Ahead,
     managed: &'a [ManagedSnapshotter],
     known: &'a [StoreImage],
-    said: &LastReported,
+    reported: &LastReported,
     summary: &mut ReconcileSummary,
 ) -> Scan<'a> {
     let node = &ahead.node;
@@ -178,7 +184,7 @@ async fn scan<'a>(
                 ahead.snapshot_counts.listed(name, held);
                 listings.insert(name, (listing, held));
             }
-            Err(e) => summary.silent(said, name, &e),
+            Err(e) => summary.silent(reported, name, &e),
         }
     }
     let mut scan = Scan {
@@ -205,7 +211,7 @@ async fn scan<'a>(
             Ok(status) => status,
             Err(e) => {
                 let item = (known.image.name.clone(), name.to_owned());
-                summary.unseen(said, item, &e);
+                summary.unseen(reported, item, &e);
                 continue;
             }
         };

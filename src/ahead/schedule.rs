@@ -18,12 +18,12 @@ const FAILED: Duration = Duration::from_secs(10 * 60);
 
 /// Runs the scheduled reconciles, until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
-    let mut said = LastReported::default();
+    let mut reported = LastReported::default();
     let mut later = Later::new();
     loop {
         wanted(&ahead, &mut later).await;
         let result = tokio::select! {
-            result = reconcile::run(&ahead, &mut said) => looked,
+            result = reconcile::run(&ahead, &mut reported) => result,
             () = ahead.node.reloaded() => {
                 // The reconcile starts again with the new configuration. Flights that have begun go on.
                 ahead.queue.reconcile();
