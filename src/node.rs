@@ -127,7 +127,7 @@ impl Node {
     /// some seconds later, and at intervals.
     pub fn refresh(self: &Arc<Self>) {
         self.handlers
-            .send_modify(|known| known.answer = Answer::Awaited);
+            .send_modify(|state| state.answer = Answer::Awaited);
         self.begin_session();
         let node = self.clone();
         self.in_session(async move {

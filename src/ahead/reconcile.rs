@@ -25,7 +25,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// One image to make ready in one snapshotter. While it waits, a new pod of that snapshotter raises its priority.
 struct WorkItem<'a> {
-    known: &'a StoreImage,
+    store_image: &'a StoreImage,
     snapshotter: &'a ManagedSnapshotter,
     /// The state of its chain when it was read; `None` if it was not read.
     state: Option<State>,
@@ -72,14 +72,14 @@ pub(super) async fn run(
     let images = node.containerd.images().await?;
     let sandbox = sandbox_target(ahead, &handlers, &images).await;
     let used = ahead.used_of(&images);
-    let known = eager::in_order(images, sandbox.as_deref(), &used);
+    let store_images = eager::in_order(images, sandbox.as_deref(), &used);
     let mut summary = ReconcileSummary::default();
     // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
     // the scan of the others.
-    let pinned = work(ahead, pinned(ahead, &managed, &known));
+    let pinned = work(ahead, pinned(ahead, &managed, &store_images));
     let (pinned, scan) = futures::join!(
         pinned,
-        scan(ahead, &managed, &known, reported, &mut summary)
+        scan(ahead, &managed, &store_images, reported, &mut summary)
     );
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
@@ -129,34 +129,39 @@ pub(super) async fn sandbox_target(
 fn pinned<'a>(
     ahead: &'a Ahead,
     managed: &'a [ManagedSnapshotter],
-    known: &'a [StoreImage],
+    store_images: &'a [StoreImage],
 ) -> Vec<WorkItem<'a>> {
     let config = ahead.node.config();
-    let pinned = known.iter().filter(|known| known.is_pinned);
-    let everywhere =
-        pinned.flat_map(|known| managed.iter().map(move |snapshotter| (known, snapshotter)));
+    let pinned = store_images
+        .iter()
+        .filter(|store_image| store_image.is_pinned);
+    let everywhere = pinned.flat_map(|store_image| {
+        managed
+            .iter()
+            .map(move |snapshotter| (store_image, snapshotter))
+    });
     let wanted = everywhere.filter(|(_, snapshotter)| eager::is_eager(&config, snapshotter, true));
     wanted
-        .map(|(known, snapshotter)| WorkItem {
-            known,
+        .map(|(store_image, snapshotter)| WorkItem {
+            store_image,
             snapshotter,
             state: None,
             is_lazy: false,
-            pending: Some(enter(ahead, known, snapshotter)),
+            pending: Some(enter(ahead, store_image, snapshotter)),
         })
         .collect()
 }
 
 fn enter<'a>(
     ahead: &'a Ahead,
-    known: &StoreImage,
+    store_image: &StoreImage,
     snapshotter: &ManagedSnapshotter,
 ) -> PendingGuard<'a> {
-    let want = Want::Image(known.image.name.clone());
-    let record = &known.image.target.digest;
+    let want = Want::Image(store_image.image.name.clone());
+    let record = &store_image.image.target.digest;
     ahead
         .unready
-        .enter(&snapshotter.name, want, record, known.created_at)
+        .enter(&snapshotter.name, want, record, store_image.created_at)
 }
 
 /// The result of the scan of the images.
@@ -170,7 +175,7 @@ struct Scan<'a> {
 async fn scan<'a>(
     ahead: &'a Ahead,
     managed: &'a [ManagedSnapshotter],
-    known: &'a [StoreImage],
+    store_images: &'a [StoreImage],
     reported: &LastReported,
     summary: &mut ReconcileSummary,
 ) -> Scan<'a> {
@@ -191,32 +196,32 @@ async fn scan<'a>(
         items: Vec::new(),
         pinned: HashMap::new(),
     };
-    let everywhere = known
+    let everywhere = store_images
         .iter()
         .flat_map(|k| managed.iter().map(move |s| (k, s)));
     let everywhere: Vec<_> = everywhere.collect();
-    for (known, snapshotter) in everywhere {
+    for (store_image, snapshotter) in everywhere {
         let name = snapshotter.name.as_str();
         let Some((listing, held)) = listings.get_mut(name) else {
             continue;
         };
-        if !eager::is_eager(&node.config(), snapshotter, known.is_pinned) {
+        if !eager::is_eager(&node.config(), snapshotter, store_image.is_pinned) {
             continue;
         }
         let status = match node
             .engine
-            .image_status(&known.image, &known.names, listing)
+            .image_status(&store_image.image, &store_image.names, listing)
             .await
         {
             Ok(status) => status,
             Err(e) => {
-                let item = (known.image.name.clone(), name.to_owned());
+                let item = (store_image.image.name.clone(), name.to_owned());
                 summary.unseen(reported, item, &e);
                 continue;
             }
         };
-        if known.is_pinned {
-            let key = (known.image.name.as_str(), name);
+        if store_image.is_pinned {
+            let key = (store_image.image.name.as_str(), name);
             scan.pinned.insert(key, status.state);
             continue;
         }
@@ -231,11 +236,11 @@ async fn scan<'a>(
                 // An image that may not be made ready is counted only when it is made.
                 *held += if is_certain { more } else { 0 };
                 scan.items.push(WorkItem {
-                    known,
+                    store_image,
                     snapshotter,
                     state: Some(status.state),
                     is_lazy,
-                    pending: is_certain.then(|| enter(ahead, known, snapshotter)),
+                    pending: is_certain.then(|| enter(ahead, store_image, snapshotter)),
                 });
             }
         }
@@ -256,13 +261,13 @@ async fn work<'a>(ahead: &'a Ahead, items: Vec<WorkItem<'a>>) -> Vec<Worked<'a>>
 
 async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     let WorkItem {
-        known,
+        store_image,
         snapshotter,
         state,
         is_lazy,
         pending,
     } = item;
-    let image = known.image.name.clone();
+    let image = store_image.image.name.clone();
     let name = snapshotter.name.as_str();
     let want = Want::Image(image.clone());
     // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
@@ -273,7 +278,7 @@ async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     } else if is_lazy && ahead.needs_content(&want, name).await {
         Ended::NeedsContent
     } else {
-        let pending = pending.unwrap_or_else(|| enter(ahead, known, snapshotter));
+        let pending = pending.unwrap_or_else(|| enter(ahead, store_image, snapshotter));
         Ended::Tried(make(ahead, pending).await)
     };
     Worked {

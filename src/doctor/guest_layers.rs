@@ -19,13 +19,13 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
             continue;
         };
         let mut broken = Vec::new();
-        for known in &seen.images {
+        for distinct in &seen.images {
             let engine = &inventory.node.engine;
             let status = engine
-                .image_status(&known.image, &known.names, listing)
+                .image_status(&distinct.image, &distinct.names, listing)
                 .await;
             if status.is_ok_and(|status| status.is_excluded && status.state == State::Mixed) {
-                broken.push(known.image.name.as_str());
+                broken.push(distinct.image.name.as_str());
             }
         }
         findings.extend(excluded(snapshotter, &broken));

@@ -23,7 +23,7 @@ const SHOWN: usize = 3;
 
 /// An image and its state in one snapshotter.
 struct There<'a> {
-    known: &'a Distinct,
+    distinct: &'a Distinct,
     status: ImageStatus,
     /// The chain ids, bottom first.
     chain: Vec<String>,
@@ -49,17 +49,17 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     let mut unreadable = Unreadable::default();
     for (snapshotter, listing) in seen.kept(inventory.config()) {
         let mut there = Vec::new();
-        for known in &seen.images {
-            match status_of(inventory, known, listing).await {
+        for distinct in &seen.images {
+            match status_of(inventory, distinct, listing).await {
                 Ok(found) => there.push(found),
-                Err(e) => unreadable.add(&known.image.name, &e),
+                Err(e) => unreadable.add(&distinct.image.name, &e),
             }
         }
         let shared = Shared::of(inventory, seen, &there);
         let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
         for it in there.iter().filter(|it| !it.status.is_excluded) {
-            let name = it.known.image.name.as_str();
-            if is_pause(seen, it.known) {
+            let name = it.distinct.image.name.as_str();
+            if is_pause(seen, it.distinct) {
                 findings.extend(pause(seen, name, snapshotter, it.status.state));
             } else if let Some(id) = id(it.status.state)
                 && !shared.explains(it)
@@ -79,16 +79,16 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
 
 async fn status_of<'a>(
     inventory: &Inventory,
-    known: &'a Distinct,
+    distinct: &'a Distinct,
     listing: &Listing,
 ) -> Result<There<'a>, Error> {
     let engine = &inventory.node.engine;
     Ok(There {
-        known,
+        distinct,
         status: engine
-            .image_status(&known.image, &known.names, listing)
+            .image_status(&distinct.image, &distinct.names, listing)
             .await?,
-        chain: engine.chain(&known.image).await?,
+        chain: engine.chain(&distinct.image).await?,
     })
 }
 
@@ -151,8 +151,8 @@ impl<'a> Shared<'a> {
 
 /// Whether an image is the pause image: the configured one, else a pinned image with a matching name. The name matters,
 /// since some tools pin all images that they import.
-fn is_pause(seen: &Seen, known: &Distinct) -> bool {
-    let mut names = known.names.iter().map(|name| image::normal(name));
+fn is_pause(seen: &Seen, distinct: &Distinct) -> bool {
+    let mut names = distinct.names.iter().map(|name| image::normal(name));
     match seen.handlers.sandbox_image() {
         Some(pause) => {
             let pause = image::normal(&pause.value);
@@ -163,7 +163,7 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
                 let repository = image::repository(&name).unwrap_or_default();
                 repository.rsplit('/').next() == Some(PAUSE)
             };
-            is_pinned(&known.image) && names.any(is_called_so)
+            is_pinned(&distinct.image) && names.any(is_called_so)
         }
     }
 }
