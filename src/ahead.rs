@@ -45,7 +45,7 @@ pub(crate) use eager::is_pinned;
 pub use existing::Existing;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
-pub use removals::heard;
+pub use removals::watch_removals;
 use snapshot_counts::SnapshotCounts;
 use unready::{PendingGuard, Unready};
 pub use volumes::{ImageVolume, image_volume};

@@ -73,7 +73,7 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
     if arguments.dry_run {
         return dry_run::show(&node, &asked, &snapshotters, arguments.output).await;
     }
-    node.in_background(ahead::heard(node.clone()));
+    node.in_background(ahead::watch_removals(node.clone()));
     let work = |stop: tokio_util::sync::CancellationToken| {
         let (node, output) = (&node, arguments.output);
         let (snapshotters, asked) = (&snapshotters, &asked);

@@ -70,8 +70,11 @@ mod tests {
                 annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),
                 ..Pod::default()
             };
-            let place = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
-            let found = (place.snapshotter.as_str(), place.left_to_containerd);
+            let pod_snapshotter = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
+            let found = (
+                pod_snapshotter.snapshotter.as_str(),
+                pod_snapshotter.left_to_containerd,
+            );
             assert_eq!(found, (snapshotter, left_to_containerd), "{handler} {mode}");
         }
     }

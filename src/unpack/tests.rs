@@ -515,13 +515,13 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     bench.unpacked_without_labels(3);
     bench.fake.activate(EROFS, "c1", top);
 
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c1", Some(NAME), false)
         .await
         .unwrap();
-    let ParentChain::Unknown { chain } = standing else {
-        panic!("{standing:?}");
+    let ParentChain::Unknown { chain } = parent_chain else {
+        panic!("{parent_chain:?}");
     };
     let want = Want::Container {
         key: "c1".to_owned(),
@@ -534,12 +534,12 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
 
     bench.fake.activate(EROFS, "c2", top);
     bench.fake.calls();
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c2", Some(NAME), false)
         .await
         .unwrap();
-    assert_eq!(standing, ParentChain::Ready);
+    assert_eq!(parent_chain, ParentChain::Ready);
     // Two questions, asked at the same time.
     assert_eq!(bench.fake.calls(), ["stat snapshot", "stat snapshot"]);
 
@@ -552,14 +552,14 @@ async fn a_container_of_a_ready_image_costs_one_round_trip() {
     }
     bench.unpacked_without_labels(3);
     bench.fake.activate(EROFS, "c3", top);
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c3", Some(NAME), false)
         .await
         .unwrap();
     assert!(
-        matches!(standing, ParentChain::Unknown { .. }),
-        "{standing:?}"
+        matches!(parent_chain, ParentChain::Unknown { .. }),
+        "{parent_chain:?}"
     );
 }
 
