@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Live};
 use crate::containerd::Containerd;
 use crate::containerd::grpc::{Grpc, SetupError};
-use crate::free_space::{self, Room};
+use crate::free_space::{self, FreeSpace};
 use crate::policy;
 use crate::unpack::{Engine, Parallel, Role};
 
@@ -40,7 +40,7 @@ pub struct Node {
     /// Does all work on containerd.
     pub engine: Arc<Engine>,
     /// The check of free space for work ahead.
-    pub(crate) room: Room,
+    pub(crate) free_space: FreeSpace,
     handlers: watch::Sender<HandlerState>,
     /// Notified when another configuration is in force and its handlers are known.
     reloaded: Notify,
@@ -84,7 +84,7 @@ impl Node {
                 Box::new(policy::Labels(live.clone())),
                 policy::content_fallback(&live.now()),
             ),
-            room: Room::new(live.clone(), free),
+            free_space: FreeSpace::new(live.clone(), free),
             config: live,
             reloaded: Notify::new(),
             containerd,

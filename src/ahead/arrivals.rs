@@ -182,7 +182,7 @@ async fn arrive(
     record: &Image,
     is_lazy: bool,
 ) -> Option<Outcome> {
-    if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
+    if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
         return None;
     }
     let (image, name) = (want.name().to_owned(), snapshotter.name.as_str());

@@ -38,7 +38,7 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
         let root = managed.and_then(|managed| managed.root.as_deref());
         async move {
             for container in containers {
-                ahead.node.room.wait(root).await;
+                ahead.node.free_space.wait_until_enough(root).await;
                 check_one(ahead, container).await;
             }
         }

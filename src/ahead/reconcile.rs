@@ -47,7 +47,7 @@ struct Worked<'a> {
 
 enum Ended {
     /// Not begun: too little free space.
-    NoRoom,
+    NoFreeSpace,
     /// Not begun: the snapshotter has reached its limit of snapshots.
     TooMany,
     /// Not begun: the snapshotter needs its content. It is unpacked when a pod needs it.
@@ -97,7 +97,7 @@ pub(super) async fn run(
 fn count(summary: &mut ReconcileSummary, reported: &LastReported, worked: Worked<'_>) {
     let snapshotter = worked.snapshotter.name.as_str();
     match worked.ended {
-        Ended::NoRoom => summary.no_room(snapshotter, worked.state),
+        Ended::NoFreeSpace => summary.no_room(snapshotter, worked.state),
         Ended::TooMany => summary.left(snapshotter, worked.state),
         Ended::NeedsContent => summary.needs_content(snapshotter, worked.state),
         Ended::Tried(Ok(done)) if done.action == Action::None => summary.ready(snapshotter),
@@ -271,8 +271,8 @@ async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     let name = snapshotter.name.as_str();
     let want = Want::Image(image.clone());
     // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
-    let ended = if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
-        Ended::NoRoom
+    let ended = if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
+        Ended::NoFreeSpace
     } else if pending.is_none() && ahead.snapshot_counts.is_full(name) != Some(false) {
         Ended::TooMany
     } else if is_lazy && ahead.needs_content(&want, name).await {

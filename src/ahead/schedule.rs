@@ -91,7 +91,7 @@ async fn wanted(ahead: &Ahead, later: &mut Later) {
     tokio::select! {
         () = ahead.queue.asked_to_reconcile() => {}
         () = ahead.node.reloaded() => {}
-        () = ahead.node.room.again() => {}
+        () = ahead.node.free_space.recovered() => {}
         () = again => {}
         () = elapsed => {}
     }
