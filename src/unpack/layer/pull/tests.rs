@@ -16,7 +16,7 @@ use crate::unpack::schedule::priority::Urgency;
 use crate::unpack::schedule::progress::Outcome;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::target::request::{Request, Want};
-use crate::unpack::tests::{PARALLEL, usual};
+use crate::unpack::tests::{PARALLEL, default_policy};
 
 const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
@@ -53,7 +53,13 @@ impl Bench {
             registries,
         );
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), fallback),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                default_policy(),
+                fallback,
+            ),
             fake,
             manifest,
             before,

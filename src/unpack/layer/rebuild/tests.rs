@@ -266,7 +266,7 @@ impl Bench {
                 fake.clone(),
                 Role::Daemon,
                 crate::unpack::tests::PARALLEL,
-                crate::unpack::tests::usual(),
+                crate::unpack::tests::default_policy(),
                 fallback,
             ),
             fake,

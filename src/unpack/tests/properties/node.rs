@@ -16,7 +16,7 @@ use super::super::super::{
     ContentFallback, Engine, LabelPolicy, Labelling, Outcome, Profile, Registries, Repair, Request,
     Role, State, Urgency, Want,
 };
-use super::super::{PARALLEL, elsewhere};
+use super::super::{PARALLEL, other_ctr};
 use super::world::{At, Chain, Looks, MAX_LAYERS, World};
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
@@ -279,6 +279,6 @@ impl LabelPolicy for Wanted {
     }
 
     fn ctr(&self) -> Ctr {
-        elsewhere()
+        other_ctr()
     }
 }
