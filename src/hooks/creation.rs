@@ -116,6 +116,6 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
 pub(super) fn rejection(snapshotter: &str, why: &str) -> String {
     let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
     let end = "; the kubelet will try again";
-    let room = MAX_REJECTION.saturating_sub(begin.len() + end.len());
-    format!("{begin}{}{end}", printable_within(room, why))
+    let limit = MAX_REJECTION.saturating_sub(begin.len() + end.len());
+    format!("{begin}{}{end}", printable_within(limit, why))
 }
