@@ -1,5 +1,5 @@
-//! The check of free space: unpacking ahead is paused while a file system is nearly full, so that the images that pods
-//! need fit.
+//! The check of free space: unpacking ahead is paused while a file system is nearly full, so that space remains for the
+//! images that pods need.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::config::Live;
 /// The pause between checks of a file system that is nearly full. The kubelet removes images every five minutes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// containerd's default directory.
+/// containerd's default root directory.
 const DEFAULT_ROOT: &str = "/var/lib/containerd";
 
-/// How much of a directory's file system is free, in percent.
+/// Reads how much of a directory's file system is free, in percent.
 pub(crate) type Free = fn(&str) -> rustix::io::Result<u64>;
 
-/// The check of free space. Logs each change once in the life of the process.
+/// The check of free space. Logs each change once.
 #[derive(Debug)]
 pub(crate) struct FreeSpace {
     config: Live,
@@ -40,7 +40,7 @@ enum Change {
 }
 
 impl FreeSpace {
-    /// Makes a check: the configuration has the minimum, and `free` reads the free space.
+    /// Creates the check. The minimum is in the configuration; `free` reads the free space.
     pub(crate) fn new(config: Live, free: Free) -> Self {
         Self {
             config,
@@ -51,8 +51,8 @@ impl FreeSpace {
         }
     }
 
-    /// Whether there is enough free space for work that uses this directory. If it cannot be read (in a container
-    /// without the host's directory), there is.
+    /// Whether there is enough free space for work that uses this directory. `true` if it cannot be read, for example in
+    /// a container without the host's directory.
     pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
         let root = root.unwrap_or(DEFAULT_ROOT);
         let (is_enough, change) = self.check(root);
@@ -71,7 +71,7 @@ impl FreeSpace {
         is_enough
     }
 
-    /// Whether there is enough free space, and what has changed.
+    /// Returns whether there is enough free space, and the change since the last check.
     fn check(&self, root: &str) -> (bool, Option<Change>) {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         match (self.free)(root) {
@@ -128,7 +128,7 @@ impl FreeSpace {
     }
 }
 
-/// Returns the free space for users other than root in percent, as `df` computes it.
+/// Returns the free space in percent for users other than root, as `df` computes it.
 pub(crate) fn free_percent(directory: &str) -> rustix::io::Result<u64> {
     let stat = rustix::fs::statvfs(directory)?;
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
