@@ -130,10 +130,10 @@ impl Install<'_> {
 
     /// Returns the text for the configuration file, and the parsed configuration.
     fn configuration(&self) -> Result<(String, Config), Error> {
-        let there = self.root.at(CONFIG);
+        let existing = self.root.at(CONFIG);
         let path = match self.config {
             Some(path) => path,
-            None if there.exists() => &there,
+            None if existing.exists() => &existing,
             None => return Ok((Config::default_toml().to_owned(), Config::default())),
         };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
@@ -150,15 +150,15 @@ impl Install<'_> {
         if fs::symlink_metadata(&path).is_err() {
             return Ok(Step::Write { path, text });
         }
-        let there = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        if self.config.is_some() && there != text {
+        let existing = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        if self.config.is_some() && existing != text {
             return Err(Error::in_the_way(
                 path,
                 "it differs from the file that --config names",
                 "edit it, or remove it first",
             ));
         }
-        Config::from_toml(&there, &path.display().to_string())?;
+        Config::from_toml(&existing, &path.display().to_string())?;
         Ok(Step::Keep(path))
     }
 }

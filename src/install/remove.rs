@@ -1,4 +1,4 @@
-//! The steps of `uninstall`: files that `install` has written are removed, changed files stay.
+//! The steps of `uninstall`: remove the files that `install` has written, and keep changed files.
 
 use std::fs;
 use std::io;
@@ -64,7 +64,7 @@ fn of_systemd(root: &Root) -> Result<Vec<Step>, Error> {
     let unit = root.at(UNIT);
     match read(&unit)? {
         Some(text) if unit::is_as_written(&text) => {
-            // The link that `systemctl enable` made would have no target.
+            // Without the unit, the link that `systemctl enable` made would have no target.
             let enabled = root.at(ENABLED);
             if enabled.is_symlink() {
                 steps.push(Step::Remove(enabled));
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn removed_files_tell_the_launcher() {
+    fn launchers_are_derived_from_the_removed_files() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root(Some(directory.path().to_owned()));
         for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {

@@ -221,7 +221,7 @@ impl Engine {
     /// before the deadline. A move that has begun is finished in the background, where its lease is released, too.
     pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
-        let inner = until.answered();
+        let inner = until.before_answer();
         let engine = self.clone();
         self.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();

@@ -36,7 +36,7 @@ pub(crate) struct Volume<'a> {
 }
 
 impl Volume<'_> {
-    /// Fills the volume unless all its layers are there.
+    /// Fills the volume unless it has all its layers.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
         let priority = Priority::new(Urgency::Creation);
         let snapshotter = self.target.snapshotter.as_str();
