@@ -216,15 +216,15 @@ impl Ahead {
         used.clone()
     }
 
-    /// Whether a snapshotter holds so many snapshots that images are no longer unpacked in it ahead. Does not wait,
-    /// since a container may be about to be created. Where the answer is not a certain no, schedules a reconcile,
-    /// which lists the snapshotter again and logs what is left.
-    fn is_full_enough(&self, snapshotter: &str) -> bool {
-        let is_full = self.snapshot_counts.is_full(snapshotter);
-        if is_full != Some(false) {
-            self.queue.look_again();
+    /// Whether a snapshotter has reached the limit for unpacking ahead. Does not wait, since a container may be about to be
+    /// created. Unless the snapshotter is certainly below the limit, schedules a reconcile, which lists its snapshots
+    /// again and logs the images that are not unpacked ahead.
+    fn is_at_limit(&self, snapshotter: &str) -> bool {
+        let is_at_limit = self.snapshot_counts.is_at_limit(snapshotter);
+        if is_at_limit != Some(false) {
+            self.queue.reconcile_later();
         }
-        is_full == Some(true)
+        is_at_limit == Some(true)
     }
 
     /// Handles the removal of an image of this name: images that exceeded the limit of snapshots may fit now.
@@ -237,7 +237,7 @@ impl Ahead {
         self.used.lock().remove(name);
         self.removals.notify_one();
         if self.left.load(Ordering::Relaxed) {
-            self.queue.look_again();
+            self.queue.reconcile_later();
         }
     }
 }

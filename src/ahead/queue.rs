@@ -89,17 +89,17 @@ impl Queue {
     }
 
     /// Waits until a reconcile is scheduled.
-    pub(super) async fn asked_to_reconcile(&self) {
+    pub(super) async fn reconcile_requested(&self) {
         self.reconcile.notified().await;
     }
 
     /// Schedules a reconcile after a pause: something did not answer.
-    pub(super) fn look_again(&self) {
+    pub(super) fn reconcile_later(&self) {
         self.again.notify_one();
     }
 
     /// Waits until a reconcile after a pause is scheduled.
-    pub(super) async fn asked_to_look_again(&self) {
+    pub(super) async fn later_reconcile_requested(&self) {
         self.again.notified().await;
     }
 }
@@ -116,12 +116,12 @@ mod tests {
         for n in 0..MAX_QUEUED {
             queue.push(Arrival::Image(n.to_string()));
         }
-        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        assert!(queue.reconcile_requested().now_or_never().is_none());
         queue.push(Arrival::Image("more".to_owned()));
         queue.push(Arrival::Image("and more".to_owned()));
         assert_eq!(queue.dropped.load(Ordering::Relaxed), 2);
-        assert!(queue.asked_to_reconcile().now_or_never().is_some());
-        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        assert!(queue.reconcile_requested().now_or_never().is_some());
+        assert!(queue.reconcile_requested().now_or_never().is_none());
         assert_eq!(arrivals.try_recv(), Ok(Arrival::Image("0".to_owned())));
 
         let volume = Arrival::Volume {

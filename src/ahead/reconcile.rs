@@ -273,7 +273,7 @@ async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
     let ended = if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
         Ended::NoFreeSpace
-    } else if pending.is_none() && ahead.snapshot_counts.is_full(name) != Some(false) {
+    } else if pending.is_none() && ahead.snapshot_counts.is_at_limit(name) != Some(false) {
         Ended::TooMany
     } else if is_lazy && ahead.needs_content(&want, name).await {
         Ended::NeedsContent

@@ -67,7 +67,7 @@ pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unp
         },
     };
     if !is_gone {
-        ahead.queue.look_again();
+        ahead.queue.reconcile_later();
     } else if let Some(name) = entry.take_removed() {
         say(&name);
     }

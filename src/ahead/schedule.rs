@@ -83,13 +83,13 @@ async fn wanted(ahead: &Ahead, later: &mut Later) {
     };
     let again = async {
         if later.next.is_none() {
-            ahead.queue.asked_to_look_again().await;
+            ahead.queue.later_reconcile_requested().await;
             later.again();
         }
         tokio::time::sleep(later.next.unwrap_or(LONGEST_PAUSE)).await;
     };
     tokio::select! {
-        () = ahead.queue.asked_to_reconcile() => {}
+        () = ahead.queue.reconcile_requested() => {}
         () = ahead.node.reloaded() => {}
         () = ahead.node.free_space.recovered() => {}
         () = again => {}

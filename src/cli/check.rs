@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
-    place: Where,
+    scope: Where,
     /// Show only images in one of these states, comma-separated; only these count for the exit status
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
     state: Vec<State>,
@@ -59,7 +59,7 @@ fn state(word: &str) -> Result<State, String> {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
+    let Meant { usable, unusable } = arguments.scope.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
     let nothing_meant = usable.is_empty() && unusable.is_empty();
     let (listings, silent) = listings(&node, &usable).await?;

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    place: Where,
+    scope: Where,
     /// Print the steps, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -62,13 +62,13 @@ struct Row {
 }
 
 pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
-    if !arguments.all && !arguments.place.is_given() {
+    if !arguments.all && !arguments.scope.is_given() {
         let message =
             "name the snapshotter with --snapshotter, or a runtime handler with --handler";
         return Err(Failure::Usage(message.to_owned()));
     }
     let node = Node::open(config, Role::Command)?;
-    let snapshotters = arguments.place.snapshotters(&node).await?.all()?;
+    let snapshotters = arguments.scope.snapshotters(&node).await?.all()?;
     let asked = scope::images(&node, &arguments.images).await?;
     if arguments.dry_run {
         return dry_run::show(&node, &asked, &snapshotters, arguments.output).await;

@@ -78,16 +78,22 @@ async fn a_snapshotter_is_listed_again_when_its_count_reaches_the_limit() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.ahead.snapshot_counts.more("erofs", MAX_SNAPSHOTS);
     assert!(
-        !bench.ahead.is_full_enough("erofs"),
+        !bench.ahead.is_at_limit("erofs"),
         "no image was skipped yet"
     );
     settle().await;
-    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
+    assert_eq!(
+        bench.ahead.snapshot_counts.is_at_limit("erofs"),
+        Some(false)
+    );
 
     bench.ahead.snapshot_counts.listed("erofs", MAX_SNAPSHOTS);
-    assert!(bench.ahead.is_full_enough("erofs"));
+    assert!(bench.ahead.is_at_limit("erofs"));
     settle().await;
-    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
+    assert_eq!(
+        bench.ahead.snapshot_counts.is_at_limit("erofs"),
+        Some(false)
+    );
 }
 
 /// The first container's snapshotter has too little free space.
