@@ -45,7 +45,7 @@ pub(crate) use eager::is_pinned;
 pub use existing::Existing;
 use pulls::Pulls;
 use queue::{Arrival, Queue};
-pub use removals::heard;
+pub use removals::watch_removals;
 use snapshot_counts::SnapshotCounts;
 use unready::{PendingGuard, Unready};
 pub use volumes::{ImageVolume, image_volume};
@@ -176,7 +176,7 @@ impl Ahead {
         let policy = config.snapshotter(snapshotter);
         let all_are_labelled = policy.is_nameless() && policy.labels == Labels::Cri;
         // A container may be about to be created, and the check below takes several calls.
-        if all_are_labelled && self.node.engine.leaves_to_guest(snapshotter) {
+        if all_are_labelled && self.node.engine.supports_guest_pull(snapshotter) {
             return false;
         }
         let request = Request {
@@ -216,15 +216,15 @@ impl Ahead {
         used.clone()
     }
 
-    /// Whether a snapshotter holds so many snapshots that images are no longer unpacked in it ahead. Does not wait,
-    /// since a container may be about to be created. Where the answer is not a certain no, schedules a reconcile,
-    /// which lists the snapshotter again and logs what is left.
-    fn is_full_enough(&self, snapshotter: &str) -> bool {
-        let is_full = self.snapshot_counts.is_full(snapshotter);
-        if is_full != Some(false) {
-            self.queue.look_again();
+    /// Whether a snapshotter has reached the limit for unpacking ahead. Does not wait, since a container may be about to be
+    /// created. Unless the snapshotter is certainly below the limit, schedules a reconcile, which lists its snapshots
+    /// again and logs the images that are not unpacked ahead.
+    fn is_at_limit(&self, snapshotter: &str) -> bool {
+        let is_at_limit = self.snapshot_counts.is_at_limit(snapshotter);
+        if is_at_limit != Some(false) {
+            self.queue.reconcile_later();
         }
-        is_full == Some(true)
+        is_at_limit == Some(true)
     }
 
     /// Handles the removal of an image of this name: images that exceeded the limit of snapshots may fit now.
@@ -237,7 +237,7 @@ impl Ahead {
         self.used.lock().remove(name);
         self.removals.notify_one();
         if self.left.load(Ordering::Relaxed) {
-            self.queue.look_again();
+            self.queue.reconcile_later();
         }
     }
 }
@@ -246,7 +246,10 @@ impl Ahead {
 /// images are no failures, a chain in use is replaced later, and a snapshotter that does not answer is logged once.
 fn is_news(error: &Error) -> bool {
     let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
-    !error.is_left_out() && !error.has_no_image() && !goes_on && error.unreachable().is_none()
+    !error.is_left_to_containerd()
+        && !error.has_no_image()
+        && !goes_on
+        && error.unreachable().is_none()
 }
 
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in

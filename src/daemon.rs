@@ -1,4 +1,4 @@
-//! The plugin's life: connects to the runtime, serves, and connects again, until it is stopped.
+//! The plugin as a daemon: connects to the runtime, serves, and connects again, until it is stopped.
 
 mod watchdog;
 
@@ -18,48 +18,48 @@ use crate::node::Node;
 use crate::printable::printable;
 use crate::retry;
 
-/// How long the work under way may take to tidy up after itself. What it does not manage, the sweep
-/// of the next start does.
+/// The limit of the cleanup when the plugin stops. The sweep of the next start removes the rest.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// A runtime that synchronizes the plugins that it launches does so at once when all are configured.
-const SYNCHRONIZED: Duration = Duration::from_secs(5);
+/// The wait for the runtime's list of containers. A runtime that sends the list to plugins that it launches does so
+/// as soon as all plugins are configured.
+const SYNCHRONIZE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A session that lived as long ended for a reason of its own: the next pause is a short one again.
-const STEADY: Duration = Duration::from_secs(30);
+/// After a session of at least this duration, the pauses between attempts begin short again.
+const STABLE_SESSION: Duration = Duration::from_secs(30);
 
 /// The state of the connection to the runtime.
 enum Link {
-    /// No session: the runtime is not there, or the session ended.
+    /// No session: the runtime cannot be reached, or the session has ended.
     Disconnected,
-    /// Registered and synchronized, since then.
+    /// A session, and the time of its start.
     Serving(Session, Instant),
 }
 
-/// The plugin under systemd or by hand: finds the runtime at a socket, and finds it again whenever
-/// it has been away.
+/// The plugin as started by systemd or a user: connects to the runtime's socket, and connects again after the runtime
+/// was restarted.
 pub struct Daemon<'a> {
-    /// NRI's socket.
+    /// The path of NRI's socket.
     pub socket: &'a Path,
-    /// What it registers as.
+    /// The name and the index under which the plugin registers.
     pub identity: Identity,
-    /// Lives through all sessions.
+    /// The node, which is used by all sessions.
     pub node: Arc<Node>,
 }
 
 impl Daemon<'_> {
-    /// Serves until `stop`; then stops the running work and cleans up.
+    /// Serves until `stop` is cancelled. Then stops the running work and cleans up.
     pub async fn run(self, stop: CancellationToken) {
         notify(&[sd_notify::NotifyState::Ready]);
         let mut link = Link::Disconnected;
         let node = self.node.clone();
-        let watched = watchdog::watched(
+        let watchdog = watchdog::notify_while_alive(
             move || node.probe_locks(),
             || notify(&[sd_notify::NotifyState::Watchdog]),
         );
         tokio::select! {
-            () = self.follow(&mut link, &stop) => {}
-            () = watched => {}
+            () = self.run_link(&mut link, &stop) => {}
+            () = watchdog => {}
         }
         notify(&[sd_notify::NotifyState::Stopping]);
         log::info!("stopping");
@@ -69,39 +69,39 @@ impl Daemon<'_> {
             }
             self.node.close().await;
         };
-        drained(close).await;
+        drain(close).await;
     }
 
-    async fn follow(&self, link: &mut Link, stop: &CancellationToken) {
+    async fn run_link(&self, link: &mut Link, stop: &CancellationToken) {
         let mut pauses = Pauses::new();
         while let Some(next) = stop.run_until_cancelled(self.next(link, &mut pauses)).await {
             *link = next;
         }
     }
 
-    /// One step of the link. A step that is cancelled leaves the link as it was.
+    /// Runs one step and returns the next state. A cancelled step does not change the link.
     async fn next(&self, link: &mut Link, pauses: &mut Pauses) -> Link {
         match link {
             Link::Disconnected => match self.connect().await {
                 Ok(session) => {
-                    pauses.said = None;
+                    pauses.last_logged = None;
                     status("serving");
                     return Link::Serving(session, Instant::now());
                 }
                 Err(e) => {
-                    // It may have come as far as to be configured.
+                    // The session may have been configured before it failed.
                     metrics::session_ended();
-                    pauses.wait(&e.to_string()).await;
+                    pauses.log_and_wait(&e.to_string()).await;
                 }
             },
             Link::Serving(session, since) => {
                 let end = session.ended().await;
                 metrics::session_ended();
-                if since.elapsed() >= STEADY {
+                if since.elapsed() >= STABLE_SESSION {
                     *pauses = Pauses::new();
                 }
                 pauses
-                    .wait(&format!("the session with NRI ended: {end}"))
+                    .log_and_wait(&format!("the session with NRI ended: {end}"))
                     .await;
             }
         }
@@ -119,8 +119,8 @@ impl Daemon<'_> {
     }
 }
 
-/// The plugin where containerd launched it: one session on the socket that it was given. When that
-/// ends, containerd has ended or has given the plugin up, and will launch another.
+/// Serves one session on the socket that containerd has passed to the plugin that it launched. When the session ends,
+/// containerd has ended or has closed the connection, and launches the plugin again.
 pub async fn serve_launched(
     stream: UnixStream,
     identity: Identity,
@@ -132,7 +132,7 @@ pub async fn serve_launched(
         Some(Ok(mut session)) => {
             let synchronized = session.synchronized();
             let unsynchronized = async {
-                if tokio::time::timeout(SYNCHRONIZED, synchronized)
+                if tokio::time::timeout(SYNCHRONIZE_TIMEOUT, synchronized)
                     .await
                     .is_err()
                 {
@@ -149,7 +149,7 @@ pub async fn serve_launched(
             if let Some(end) = stop.run_until_cancelled(ended).await {
                 log::info!(reason:% = end; "the session with containerd ended");
             }
-            drained(session.close()).await;
+            drain(session.close()).await;
             Ok(())
         }
         Some(Err(e)) => Err(e),
@@ -157,16 +157,16 @@ pub async fn serve_launched(
     };
     metrics::session_ended();
     if let Some(node) = hooks.node() {
-        drained(node.close()).await;
+        drain(node.close()).await;
     }
     served
 }
 
-/// Runs work that stops, in its own time, when SIGTERM or SIGINT comes, and when SIGHUP comes and
-/// `hung_up` says so.
+/// Runs work, and cancels its token on SIGTERM, on SIGINT, or on SIGHUP if `on_hangup` returns `Break`. Returns when the
+/// work has ended.
 pub async fn until_signal<F: Future>(
     work: impl FnOnce(CancellationToken) -> F,
-    mut hung_up: impl FnMut() -> ControlFlow<()>,
+    mut on_hangup: impl FnMut() -> ControlFlow<()>,
 ) -> std::io::Result<F::Output> {
     let mut hup = signal(SignalKind::hangup())?;
     let mut term = signal(SignalKind::terminate())?;
@@ -179,7 +179,7 @@ pub async fn until_signal<F: Future>(
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = hup.recv() => {
-                if hung_up().is_break() {
+                if on_hangup().is_break() {
                     break;
                 }
             }
@@ -189,33 +189,34 @@ pub async fn until_signal<F: Future>(
     Ok(work.await)
 }
 
-async fn drained(work: impl Future<Output = ()>) {
+/// Waits for work that has been told to stop, up to the limit.
+async fn drain(work: impl Future<Output = ()>) {
     if tokio::time::timeout(DRAIN, work).await.is_err() {
         log::warn!("work did not end within {DRAIN:?}; the next start removes its leftovers");
     }
 }
 
-/// Pauses between tries, and what is said of them: each reason once.
+/// The pauses between attempts to connect. Each reason for a pause is logged once as a warning.
 struct Pauses {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    said: Option<String>,
+    last_logged: Option<String>,
 }
 
 impl Pauses {
     fn new() -> Self {
         Self {
             pauses: Box::new(retry::pauses()),
-            said: None,
+            last_logged: None,
         }
     }
 
-    async fn wait(&mut self, why: &str) {
-        if self.said.as_deref() == Some(why) {
+    async fn log_and_wait(&mut self, why: &str) {
+        if self.last_logged.as_deref() == Some(why) {
             log::debug!("{why}");
         } else {
             log::warn!("{why}; trying again until it works");
             status(why);
-            self.said = Some(why.to_owned());
+            self.last_logged = Some(why.to_owned());
         }
         if let Some(pause) = self.pauses.next() {
             tokio::time::sleep(pause).await;
@@ -224,11 +225,11 @@ impl Pauses {
 }
 
 fn status(text: &str) {
-    // A line of its own would be another message to systemd.
+    // A line break in the text would begin another message to systemd.
     notify(&[sd_notify::NotifyState::Status(&printable(text))]);
 }
 
-/// Without systemd this does nothing.
+/// Sends states to systemd. Does nothing without systemd.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         log::debug!(error:% = e; "systemd could not be notified");

@@ -1,5 +1,5 @@
-//! The check of free space: unpacking ahead is paused while a file system is nearly full, so that the images that pods
-//! need fit.
+//! The check of free space: unpacking ahead is paused while a file system is nearly full, so that space remains for the
+//! images that pods need.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,120 +9,126 @@ use tokio::sync::Notify;
 
 use crate::config::Live;
 
-/// The pause between looks at a file system that is nearly full. The kubelet removes images every five minutes.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// The pause between checks of a file system that is nearly full. The kubelet removes images every five minutes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// containerd's default directory.
-const USUAL_ROOT: &str = "/var/lib/containerd";
+/// containerd's default root directory.
+const DEFAULT_ROOT: &str = "/var/lib/containerd";
 
-/// How much of a directory's file system is free, in percent.
+/// Reads how much of a directory's file system is free, in percent.
 pub(crate) type Free = fn(&str) -> rustix::io::Result<u64>;
 
-/// The check of free space. Logs each change once in the life of the process.
+/// The check of free space. Logs each change once.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct FreeSpace {
     config: Live,
     free: Free,
     /// The directories with too little free space.
-    full: Mutex<HashSet<String>>,
+    too_little: Mutex<HashSet<String>>,
     /// The directories whose free space could not be read.
-    unseen: Mutex<HashSet<String>>,
+    unreadable: Mutex<HashSet<String>>,
     /// Notified when a directory has enough free space again.
-    again: Notify,
+    recovered: Notify,
 }
 
 /// A change of a directory, in percent.
 #[derive(Debug, PartialEq)]
 enum Change {
-    Unseen(rustix::io::Errno),
-    Full { free: u64, min_free: u64 },
-    Roomy { free: u64 },
+    Unreadable(rustix::io::Errno),
+    TooLittle { free: u64, min_free: u64 },
+    Enough { free: u64 },
 }
 
-impl Room {
-    /// Makes a check: the configuration has the minimum, and `free` reads the free space.
+impl FreeSpace {
+    /// Creates the check. The minimum is in the configuration; `free` reads the free space.
     pub(crate) fn new(config: Live, free: Free) -> Self {
         Self {
             config,
             free,
-            full: Mutex::default(),
-            unseen: Mutex::default(),
-            again: Notify::new(),
+            too_little: Mutex::default(),
+            unreadable: Mutex::default(),
+            recovered: Notify::new(),
         }
     }
 
-    /// Whether there is enough free space for work that uses this directory. If it cannot be read (in a container
-    /// without the host's directory), there is.
+    /// Whether there is enough free space for work that uses this directory. `true` if it cannot be read, for example in
+    /// a container without the host's directory.
     pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
-        let root = root.unwrap_or(USUAL_ROOT);
-        let (is_enough, change) = self.look(root);
+        let root = root.unwrap_or(DEFAULT_ROOT);
+        let (is_enough, change) = self.check(root);
         match change {
             None => {}
-            Some(Change::Unseen(e)) => {
+            Some(Change::Unreadable(e)) => {
                 log::warn!(root, error:% = e; "free space cannot be read: unpacking ahead goes on without the limit of unpack.min_free");
             }
-            Some(Change::Full { free, min_free }) => {
+            Some(Change::TooLittle { free, min_free }) => {
                 log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "free space is below unpack.min_free: unpacking ahead is paused; images that a pod needs are still unpacked");
             }
-            Some(Change::Roomy { free }) => {
+            Some(Change::Enough { free }) => {
                 log::info!(root, free:% = format_args!("{free}%"); "free space is no longer below unpack.min_free: unpacking ahead goes on");
             }
         }
         is_enough
     }
 
-    /// Whether there is enough free space, and what has changed.
-    fn look(&self, root: &str) -> (bool, Option<Change>) {
+    /// Returns whether there is enough free space, and the change since the last check.
+    fn check(&self, root: &str) -> (bool, Option<Change>) {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         match (self.free)(root) {
             Ok(free) if free < min_free => {
-                let is_new = self.full.lock().insert(root.to_owned());
-                (false, is_new.then_some(Change::Full { free, min_free }))
+                let is_new = self.too_little.lock().insert(root.to_owned());
+                (
+                    false,
+                    is_new.then_some(Change::TooLittle { free, min_free }),
+                )
             }
-            Ok(free) => (true, self.has_room(root).then_some(Change::Roomy { free })),
+            Ok(free) => (
+                true,
+                self.record_enough(root).then_some(Change::Enough { free }),
+            ),
             Err(e) => {
-                self.has_room(root);
-                let is_new = self.unseen.lock().insert(root.to_owned());
-                (true, is_new.then_some(Change::Unseen(e)))
+                self.record_enough(root);
+                let is_new = self.unreadable.lock().insert(root.to_owned());
+                (true, is_new.then_some(Change::Unreadable(e)))
             }
         }
     }
 
     /// Waits until there is enough free space for work that uses this directory.
-    pub(crate) async fn wait(&self, root: Option<&str>) {
+    pub(crate) async fn wait_until_enough(&self, root: Option<&str>) {
         while !self.is_enough(root) {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 
     /// Waits until a directory has enough free space again. Only one task may wait here.
-    pub(crate) async fn again(&self) {
-        let looks = async {
+    pub(crate) async fn recovered(&self) {
+        let checks = async {
             loop {
-                tokio::time::sleep(LOOK_AGAIN).await;
-                let full: Vec<_> = self.full.lock().iter().cloned().collect();
-                for root in full {
+                tokio::time::sleep(CHECK_INTERVAL).await;
+                let too_little: Vec<_> = self.too_little.lock().iter().cloned().collect();
+                for root in too_little {
                     self.is_enough(Some(&root));
                 }
             }
         };
         tokio::select! {
-            () = self.again.notified() => {}
-            () = looks => {}
+            () = self.recovered.notified() => {}
+            () = checks => {}
         }
     }
 
     /// Records that a directory has enough free space. Returns whether it had too little before.
-    fn has_room(&self, root: &str) -> bool {
-        let is_new = self.full.lock().remove(root);
-        if is_new {
-            self.again.notify_one();
+    fn record_enough(&self, root: &str) -> bool {
+        let had_too_little = self.too_little.lock().remove(root);
+        if had_too_little {
+            self.recovered.notify_one();
         }
-        is_new
+        had_too_little
     }
 }
 
-/// Returns the free space for users other than root in percent, as `df` computes it.
+/// Returns the free space in percent for users other than root, as `df` computes it.
 pub(crate) fn free_percent(directory: &str) -> rustix::io::Result<u64> {
     let stat = rustix::fs::statvfs(directory)?;
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
@@ -145,44 +151,44 @@ mod tests {
     #[test]
     fn too_little_free_space_stops_work_and_unknown_free_space_does_not() {
         assert!(free_percent("/").unwrap() <= 100);
-        let room = Room::new(config("15%"), |root| match root {
+        let free_space = FreeSpace::new(config("15%"), |root| match root {
             "/full" => Ok(14),
-            "/roomy" => Ok(15),
+            "/enough" => Ok(15),
             _ => Err(rustix::io::Errno::NOENT),
         });
         for (root, enough) in [
             (Some("/full"), false),
-            (Some("/roomy"), true),
+            (Some("/enough"), true),
             (Some("/elsewhere"), true),
             (None, true),
         ] {
-            assert_eq!(room.is_enough(root), enough, "{root:?}");
+            assert_eq!(free_space.is_enough(root), enough, "{root:?}");
         }
-        assert!(Room::new(config("0%"), |_| Ok(0)).is_enough(Some("/")));
+        assert!(FreeSpace::new(config("0%"), |_| Ok(0)).is_enough(Some("/")));
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_change_is_reported_once() {
         use std::sync::atomic::{AtomicU64, Ordering};
         static FREE: AtomicU64 = AtomicU64::new(3);
-        let room = Room::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
-        let full = Change::Full {
+        let free_space = FreeSpace::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
+        let too_little = Change::TooLittle {
             free: 3,
             min_free: 15,
         };
-        assert_eq!(room.look(USUAL_ROOT), (false, Some(full)));
-        assert_eq!(room.look(USUAL_ROOT), (false, None));
-        let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
+        assert_eq!(free_space.check(DEFAULT_ROOT), (false, Some(too_little)));
+        assert_eq!(free_space.check(DEFAULT_ROOT), (false, None));
+        let minute = tokio::time::timeout(Duration::from_secs(60), free_space.recovered());
         assert!(minute.await.is_err());
         FREE.store(20, Ordering::Relaxed);
-        // The next look reports the change.
+        // The next check reports the change.
         assert_eq!(
-            room.look(USUAL_ROOT),
-            (true, Some(Change::Roomy { free: 20 }))
+            free_space.check(DEFAULT_ROOT),
+            (true, Some(Change::Enough { free: 20 }))
         );
-        assert_eq!(room.look(USUAL_ROOT), (true, None));
-        assert!(room.again().now_or_never().is_some());
-        let minute = tokio::time::timeout(Duration::from_secs(60), room.again());
+        assert_eq!(free_space.check(DEFAULT_ROOT), (true, None));
+        assert!(free_space.recovered().now_or_never().is_some());
+        let minute = tokio::time::timeout(Duration::from_secs(60), free_space.recovered());
         assert!(minute.await.is_err());
     }
 }

@@ -196,8 +196,8 @@ impl Session {
     async fn run_pod_sandbox(&self, pod: &Pod) -> HandlerResult {
         let started = Instant::now();
         let deadline = started + self.wait();
-        let place = match self.place(pod, deadline).await {
-            Ok(Some(place)) => place,
+        let pod_snapshotter = match self.pod_snapshotter(pod, deadline).await {
+            Ok(Some(pod_snapshotter)) => pod_snapshotter,
             Ok(None) => return Ok(()),
             Err(why) => {
                 let subject = Subject::sandbox(pod, "", "", started);
@@ -206,15 +206,15 @@ impl Session {
             }
         };
         let prepared = async {
-            if place.left_alone {
+            if pod_snapshotter.left_to_containerd {
                 return None;
             }
-            let snapshotter = &place.snapshotter;
+            let snapshotter = &pod_snapshotter.snapshotter;
             self.ahead.pod_waits(snapshotter, &pod.id);
             Some(self.make_ready(pod, snapshotter, started, deadline).await)
         };
         // At the same time: images that take long would leave no time for the sandbox.
-        let judged = sandbox::judge(self, pod, &place, started, deadline);
+        let judged = sandbox::judge(self, pod, &pod_snapshotter, started, deadline);
         let (verdict, judged) = tokio::join!(prepared, judged);
         let (of_sandbox, answer) = judged.unzip();
         if let Some(verdict) = of_sandbox.or(verdict) {
@@ -229,8 +229,8 @@ impl Session {
         if let Some(image) = image_name(container) {
             self.ahead.is_used(image);
         }
-        let place = match self.place(pod, deadline).await {
-            Ok(Some(place)) => place,
+        let pod_snapshotter = match self.pod_snapshotter(pod, deadline).await {
+            Ok(Some(pod_snapshotter)) => pod_snapshotter,
             Ok(None) => return Ok(()),
             Err(why) => {
                 let subject = Subject::creation(pod, container, "", started);
@@ -238,8 +238,8 @@ impl Session {
                 return Ok(());
             }
         };
-        let snapshotter = place.snapshotter.as_str();
-        if !place.left_alone {
+        let snapshotter = pod_snapshotter.snapshotter.as_str();
+        if !pod_snapshotter.left_to_containerd {
             let image = image_name(container);
             self.ahead.container_comes(snapshotter, &pod.id, image);
         }
@@ -247,7 +247,7 @@ impl Session {
             pod,
             container,
             snapshotter,
-            strictness: self.strictness(&place),
+            strictness: self.strictness(&pod_snapshotter),
             started,
         };
         // The container's own chain is looked at after this, in the time that is left.
@@ -261,7 +261,7 @@ impl Session {
             key: container.id.clone(),
             chain: chain.clone(),
             name: image_name(container).map(str::to_owned),
-            left_alone: place.left_alone,
+            left_to_containerd: pod_snapshotter.left_to_containerd,
         };
         let mut ticket = self.ensure(want, snapshotter, Urgency::Creation);
         let outcome = ticket.outcome_by(deadline).await;
@@ -299,24 +299,26 @@ impl Session {
     ) -> ControlFlow<HandlerResult, String> {
         let container = creation.container;
         let engine = &self.node.engine;
-        let standing = engine.parent_chain(
+        let parent_chain = engine.parent_chain(
             creation.snapshotter,
             &container.id,
             image_name(container),
-            creation.strictness.left_alone,
+            creation.strictness.left_to_containerd,
         );
-        ControlFlow::Break(match tokio::time::timeout_at(deadline, standing).await {
-            Ok(Ok(ParentChain::Unknown { chain })) => return ControlFlow::Continue(chain),
-            Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => {
-                creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
-                Ok(())
-            }
-            Ok(Err(e)) => creation.doubted(Doubt::Unseen, None, &e.to_string()),
-            Err(_) => {
-                let why = "containerd did not answer in time";
-                creation.doubted(Doubt::Unready, None, why)
-            }
-        })
+        ControlFlow::Break(
+            match tokio::time::timeout_at(deadline, parent_chain).await {
+                Ok(Ok(ParentChain::Unknown { chain })) => return ControlFlow::Continue(chain),
+                Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => {
+                    creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
+                    Ok(())
+                }
+                Ok(Err(e)) => creation.doubted(Doubt::Unseen, None, &e.to_string()),
+                Err(_) => {
+                    let why = "containerd did not answer in time";
+                    creation.doubted(Doubt::Unready, None, why)
+                }
+            },
+        )
     }
 
     fn ensure(&self, want: Want, snapshotter: &str, urgency: Urgency) -> Ticket {
@@ -332,27 +334,36 @@ impl Session {
     ///
     /// # Errors
     /// Why the snapshotter is not known.
-    async fn place(&self, pod: &Pod, deadline: Instant) -> Result<Option<PodSnapshotter>, String> {
+    async fn pod_snapshotter(
+        &self,
+        pod: &Pod,
+        deadline: Instant,
+    ) -> Result<Option<PodSnapshotter>, String> {
         let Some(handlers) = self.node.handlers_by(deadline).await else {
             return match is_skipped(pod) {
                 true => Ok(None),
                 false => Err("containerd has not answered yet: the snapshotter of the pod's handler is not known".to_owned()),
             };
         };
-        let place = match PodSnapshotter::of(&self.node.config(), &handlers, pod) {
-            Ok(place) => place,
+        let pod_snapshotter = match PodSnapshotter::of(&self.node.config(), &handlers, pod) {
+            Ok(pod_snapshotter) => pod_snapshotter,
             Err(_) if is_skipped(pod) => return Ok(None),
             Err(e) => return Err(e.to_string()),
         };
-        let profile = self.node.engine.profile(&place.snapshotter);
-        Ok(Some(place).filter(|place| !place.left_alone || profile.may_proxy))
+        let profile = self.node.engine.profile(&pod_snapshotter.snapshotter);
+        Ok(Some(pod_snapshotter)
+            .filter(|pod_snapshotter| !pod_snapshotter.left_to_containerd || profile.may_proxy))
     }
 
-    fn strictness(&self, place: &PodSnapshotter) -> Strictness {
+    fn strictness(&self, pod_snapshotter: &PodSnapshotter) -> Strictness {
         Strictness {
             on_unready: self.node.config().hooks.on_unready,
-            fails_closed: self.node.engine.profile(&place.snapshotter).fails_closed,
-            left_alone: place.left_alone,
+            fails_closed: self
+                .node
+                .engine
+                .profile(&pod_snapshotter.snapshotter)
+                .fails_closed,
+            left_to_containerd: pod_snapshotter.left_to_containerd,
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Keeps every image that a pod may start from unpacked, with its per-layer labels, in the
-//! snapshotter that the pod's runtime handler uses.
+//! Keeps every image that a pod may start from unpacked, with its labels on each layer, in the snapshotter of the
+//! pod's runtime handler.
 //!
-//! The parts, in the order in which an event meets them: [`hooks`] turns NRI's events into requests,
-//! [`ahead`] what is in containerd's store and what arrives there, [`policy`] says what is wanted where, [`unpack`] brings an image's chain to `ready`, [`image`]
-//! reads what an image consists of, and [`containerd`] is the one door to the outside. [`node`] holds
-//! them together, [`daemon`] and [`cli`] run them.
+//! The parts, in the order in which an event passes them: [`hooks`] turns NRI's events into requests, and [`ahead`]
+//! does so for the images in containerd's store. [`policy`] decides from the configuration which images and labels a
+//! snapshotter gets. [`unpack`] makes the chain of an image ready. [`image`] reads the manifest and the config of an
+//! image. [`containerd`] is the only part that calls containerd. [`node`] combines these parts; [`daemon`] and [`cli`]
+//! run them.
 
 pub mod ahead;
 pub mod cli;

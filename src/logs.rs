@@ -1,10 +1,9 @@
-//! Where log lines go: a file that the configuration names, else the journal, else standard error.
+//! Logging to the configured file, or else to the journal, or else to standard error.
 //!
-//! The place and the level may change while the program runs, because a plugin that containerd
-//! launches starts without its configuration: NRI hands it over later. Everywhere a line ends in
-//! the record's pairs, `key=value`; the journal gets each as a field besides, so no key may be
-//! called `message` or `priority`, which are fields of its own. Each record is made fit for one line
-//! before it gets there.
+//! The sink and the level can change at run time: a plugin that containerd launches gets its configuration from NRI
+//! only after its start. Each line ends with the pairs of its record, `key=value`. The journal also stores each pair as
+//! a field, so no key may be `message` or `priority`, which are the journal's own fields. Untrusted text is escaped and
+//! bounded before it reaches a sink.
 
 mod file;
 mod json;
@@ -30,18 +29,18 @@ use crate::config::{self, Level, LogFormat};
 use file::LogFile;
 use record::Printable;
 
-/// What `journalctl -t` finds us by, however the executable is called in NRI's plugin folder.
+/// The identifier for `journalctl -t`. It does not depend on the file name in NRI's plugin directory.
 const IDENTIFIER: &str = "nri-unpack";
 
-/// The variable that overrules all levels.
+/// The environment variable that overrides all levels.
 const FILTER_VARIABLE: &str = "RUST_LOG";
 
-/// Who started the program, and so where its standard error leads.
+/// What started the program. It decides where standard error goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Launch {
-    /// A service manager or a person: to the journal or a terminal.
+    /// A service manager or a user: standard error goes to the journal or a terminal.
     Standalone,
-    /// containerd, from NRI's plugin folder: nowhere.
+    /// containerd, from NRI's plugin directory: standard error is discarded.
     ByContainerd,
 }
 
@@ -56,23 +55,25 @@ pub struct LogFileError {
     reason: io::Error,
 }
 
-/// Starts logging for the whole process, at the default level raised by `verbosity`. It can be
-/// done once.
+/// Starts logging for the whole process, at the default level raised by `verbosity`.
+///
+/// # Errors
+/// If the process has a logger already.
 pub fn init(launch: Launch, verbosity: u8) -> Result<Handle, SetLoggerError> {
-    let overruled = std::env::var(FILTER_VARIABLE).ok();
+    let filter = std::env::var(FILTER_VARIABLE).ok();
     let switch = Arc::new(Switch::new(Settings {
         launch,
         verbosity,
-        overruled,
+        filter,
     }));
     log::set_boxed_logger(Box::new(Arc::clone(&switch)))?;
-    std::panic::set_hook(Box::new(panicked));
+    std::panic::set_hook(Box::new(log_panic));
     log::set_max_level(switch.max_level());
     Ok(Handle(switch))
 }
 
-/// A panic's message may quote what an image says: it goes the way of all lines.
-fn panicked(panic: &PanicHookInfo<'_>) {
+/// Logs a panic. Its message may quote untrusted text, so it must go through the log.
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or(payload.downcast_ref::<String>().map(String::as_str));
@@ -85,13 +86,15 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// The hold on a running log, by which its configuration reaches it.
+/// A handle of the running log, by which it is configured.
 #[derive(Clone, Debug)]
 pub struct Handle(Arc<Switch>);
 
 impl Handle {
-    /// Turns to the place and the level of this configuration. If its file cannot be opened,
-    /// nothing changes.
+    /// Changes the sink and the level as configured.
+    ///
+    /// # Errors
+    /// If the configured file cannot be opened. Then nothing changes.
     pub fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
         self.0.configure(log)?;
         log::set_max_level(self.0.max_level());
@@ -99,21 +102,21 @@ impl Handle {
     }
 }
 
-/// A duration as lines have it, under a key that ends in `_ms`: a number, so that people can compute
-/// with it. To the microsecond.
+/// Returns a duration in milliseconds, to the microsecond, for a key that ends in `_ms`. It is logged as a number, so
+/// that tools can compute with it.
 pub fn milliseconds(duration: Duration) -> f64 {
-    // Exact for longer than anything here takes.
+    // `f64` is exact for all durations that occur here.
     duration.as_micros() as f64 / 1000.0
 }
 
-/// What was settled when the program started.
+/// The settings that are fixed at the start of the program.
 #[derive(Debug)]
 struct Settings {
     launch: Launch,
-    /// How many levels more than configured.
+    /// The number of levels that are added to the configured one.
     verbosity: u8,
-    /// The filter that overrules the level, if the environment has one.
-    overruled: Option<String>,
+    /// The filter of the environment, which overrides the level.
+    filter: Option<String>,
 }
 
 impl Settings {
@@ -125,8 +128,8 @@ impl Settings {
             Level::Debug => LevelFilter::Debug,
             Level::Trace => LevelFilter::Trace,
         };
-        let louder = LevelFilter::iter().skip_while(|level| *level != configured);
-        louder
+        let levels = LevelFilter::iter().skip_while(|level| *level != configured);
+        levels
             .take(usize::from(self.verbosity) + 1)
             .last()
             .unwrap_or(configured)
@@ -137,7 +140,7 @@ impl Settings {
         lines
             .filter_level(self.level(log.level))
             .format_timestamp_millis();
-        if let Some(filter) = &self.overruled {
+        if let Some(filter) = &self.filter {
             lines.parse_filters(filter);
         }
         if log.format == LogFormat::Json {
@@ -160,13 +163,13 @@ impl Settings {
     }
 }
 
-/// The journal, if its socket answers.
+/// Returns the journal, if its socket can be opened.
 fn journal() -> Option<JournalLog> {
     let journal = JournalLog::empty().ok()?;
     Some(journal.with_syslog_identifier(IDENTIFIER.to_owned()))
 }
 
-/// One place to log to. `lines` decides what is logged even where the journal gets it.
+/// The target of the log. `lines` also filters the records for the journal.
 struct Sink {
     lines: env_logger::Logger,
     journal: Option<JournalLog>,
@@ -195,7 +198,7 @@ impl Log for Sink {
     }
 }
 
-/// A sink that can be exchanged while others log.
+/// A logger whose sink can be replaced while other threads log.
 struct Switch {
     settings: Settings,
     sink: RwLock<Sink>,
@@ -222,7 +225,6 @@ impl Switch {
         self.with(|sink| sink.lines.filter())
     }
 
-    /// A thread that panicked while it logged has broken nothing that matters to the next.
     fn with<T>(&self, use_sink: impl FnOnce(&Sink) -> T) -> T {
         use_sink(&self.sink.read())
     }
@@ -250,7 +252,7 @@ impl fmt::Debug for Switch {
     }
 }
 
-/// A record's message and its pairs, as the lines show them: `journalctl` does not show fields.
+/// The message of a record and its pairs as text, since `journalctl` does not show fields.
 struct TextWithPairs<'a>(&'a Record<'a>);
 
 impl fmt::Display for TextWithPairs<'_> {
@@ -276,12 +278,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn switch(verbosity: u8, overruled: Option<&str>) -> Switch {
-        let overruled = overruled.map(str::to_owned);
+    fn switch(verbosity: u8, filter: Option<&str>) -> Switch {
+        let filter = filter.map(str::to_owned);
         Switch::new(Settings {
             launch: Launch::Standalone,
             verbosity,
-            overruled,
+            filter,
         })
     }
 
@@ -291,7 +293,7 @@ mod tests {
             .log
     }
 
-    fn say(switch: &Switch, level: log::Level, message: &str) {
+    fn write(switch: &Switch, level: log::Level, message: &str) {
         let pairs = [("image", "busybox"), ("layers", "3")];
         let mut record = Record::builder();
         record
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_add_up() {
+    fn the_level_depends_on_configuration_verbosity_and_filter() {
         use LevelFilter::{Debug, Error, Info, Trace, Warn};
         let cases = [
             ("", 0, None, Info),
@@ -315,13 +317,13 @@ mod tests {
             ("level = 'trace'", 1, Some("warn"), Warn),
             ("level = 'warn'", 0, Some("nri_unpack=debug"), Debug),
         ];
-        for (text, verbosity, overruled, expected) in cases {
-            let switch = switch(verbosity, overruled);
+        for (text, verbosity, filter, expected) in cases {
+            let switch = switch(verbosity, filter);
             switch.configure(&log_config(text)).expect("no file");
             assert_eq!(
                 switch.max_level(),
                 expected,
-                "{text:?}, -v {verbosity}, {overruled:?}"
+                "{text:?}, -v {verbosity}, {filter:?}"
             );
         }
     }
@@ -334,12 +336,12 @@ mod tests {
         let read = |name: &str| std::fs::read_to_string(path(name)).expect("read");
         let switch = switch(0, None);
 
-        std::fs::write(path("one"), "what was there\n").expect("written");
+        std::fs::write(path("one"), "existing line\n").expect("written");
         switch.configure(&to("one")).expect("opened");
-        say(&switch, log::Level::Info, "ready");
-        say(&switch, log::Level::Debug, "not said");
+        write(&switch, log::Level::Info, "ready");
+        write(&switch, log::Level::Debug, "not logged");
         switch.configure(&to("two")).expect("opened");
-        say(&switch, log::Level::Warn, "elsewhere");
+        write(&switch, log::Level::Warn, "second file");
 
         let error = switch
             .configure(&to("none/three"))
@@ -353,7 +355,7 @@ mod tests {
                 path("none/three").display()
             )
         );
-        say(&switch, log::Level::Error, "as before");
+        write(&switch, log::Level::Error, "same file");
 
         let without_times = |text: String| -> Vec<String> {
             text.lines()
@@ -367,15 +369,15 @@ mod tests {
         assert_eq!(
             without_times(read("one")),
             [
-                "what was there",
+                "existing line",
                 "INFO  nri_unpack::test] ready image=busybox layers=3"
             ]
         );
         assert_eq!(
             without_times(read("two")),
             [
-                "WARN  nri_unpack::test] elsewhere image=busybox layers=3",
-                "ERROR nri_unpack::test] as before image=busybox layers=3"
+                "WARN  nri_unpack::test] second file image=busybox layers=3",
+                "ERROR nri_unpack::test] same file image=busybox layers=3"
             ]
         );
     }
@@ -389,8 +391,8 @@ mod tests {
             let config = format!("format = {format:?}\nfile = {path:?}");
             switch.configure(&log_config(&config)).expect("opened");
             let forged = "a\n[2026-01-01T00:00:00Z ERROR x] forged\u{1b}[2J\u{202e}\u{9b}";
-            say(&switch, log::Level::Warn, forged);
-            say(&switch, log::Level::Warn, &"\u{1b}".repeat(200_000));
+            write(&switch, log::Level::Warn, forged);
+            write(&switch, log::Level::Warn, &"\u{1b}".repeat(200_000));
         }
         let text = std::fs::read_to_string(path).expect("read");
         let lines: Vec<_> = text.lines().collect();
@@ -403,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_gets_the_pairs_as_text_too() {
+    fn the_journal_also_gets_the_pairs_as_text() {
         let pairs = [("image", "busybox"), ("layers", "3")];
         let mut record = Record::builder();
         record.key_values(&pairs);

@@ -1,4 +1,4 @@
-//! The program: see the library for its parts.
+//! The executable. The library has all its parts.
 
 use std::process::ExitCode;
 

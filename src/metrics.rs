@@ -184,7 +184,7 @@ pub fn queued(length: usize) {
 }
 
 /// Records an event that did not fit into the queue.
-pub fn left_out() {
+pub fn dropped() {
     METRICS.not_queued.inc();
 }
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Live};
 use crate::containerd::Containerd;
 use crate::containerd::grpc::{Grpc, SetupError};
-use crate::free_space::{self, Room};
+use crate::free_space::{self, FreeSpace};
 use crate::policy;
 use crate::unpack::{Engine, Parallel, Role};
 
@@ -40,7 +40,7 @@ pub struct Node {
     /// Does all work on containerd.
     pub engine: Arc<Engine>,
     /// The check of free space for work ahead.
-    pub(crate) room: Room,
+    pub(crate) free_space: FreeSpace,
     handlers: watch::Sender<HandlerState>,
     /// Notified when another configuration is in force and its handlers are known.
     reloaded: Notify,
@@ -82,9 +82,9 @@ impl Node {
                 role,
                 parallel,
                 Box::new(policy::Labels(live.clone())),
-                policy::missing(&live.now()),
+                policy::content_fallback(&live.now()),
             ),
-            room: Room::new(live.clone(), free),
+            free_space: FreeSpace::new(live.clone(), free),
             config: live,
             reloaded: Notify::new(),
             containerd,
@@ -127,7 +127,7 @@ impl Node {
     /// some seconds later, and at intervals.
     pub fn refresh(self: &Arc<Self>) {
         self.handlers
-            .send_modify(|known| known.answer = Answer::Awaited);
+            .send_modify(|state| state.answer = Answer::Awaited);
         self.begin_session();
         let node = self.clone();
         self.in_session(async move {

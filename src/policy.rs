@@ -80,7 +80,7 @@ impl LabelPolicy for Labels {
 }
 
 /// Returns the configured fallback for a layer that has to be unpacked and whose blob is gone.
-pub fn missing(config: &Config) -> ContentFallback {
+pub fn content_fallback(config: &Config) -> ContentFallback {
     let means = config.unpack.missing_content.iter();
     let means = means.map(|means| match means {
         MissingContent::Rebuild => FallbackSource::Rebuild,
@@ -120,7 +120,7 @@ pub struct Strictness {
     /// Whether the profile of the pod's snapshotter rejects containers whose image is not ready.
     pub fails_closed: bool,
     /// The pod is left to containerd.
-    pub left_alone: bool,
+    pub left_to_containerd: bool,
 }
 
 impl Strictness {
@@ -129,7 +129,7 @@ impl Strictness {
     pub fn judge(self, doubt: Doubt) -> Unready {
         let rejects = match (doubt, self.on_unready) {
             (Doubt::Broken, _) => true,
-            _ if self.left_alone => false,
+            _ if self.left_to_containerd => false,
             // Another try would find the same: it would be rejected for ever.
             (Doubt::Copy | Doubt::Platform, _) => false,
             (_, OnUnready::Allow) => false,
@@ -155,8 +155,8 @@ pub fn annotated_images(annotation: &str) -> (Vec<&str>, usize) {
         |name: &&str| name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic());
     let taken = names.iter().copied().filter(may_be_reference);
     let taken: Vec<_> = taken.take(MAX_IMAGES).collect();
-    let left_out = names.len() - taken.len();
-    (taken, left_out)
+    let ignored = names.len() - taken.len();
+    (taken, ignored)
 }
 
 #[cfg(test)]
@@ -269,11 +269,11 @@ mod tests {
         ] {
             let line = docs.lines().find_map(|line| line.strip_prefix(row));
             let cells = line.unwrap().split('|').map(str::trim).skip(1);
-            for (cell, (on_unready, fails_closed, left_alone)) in cells.zip(rules) {
+            for (cell, (on_unready, fails_closed, left_to_containerd)) in cells.zip(rules) {
                 let strictness = Strictness {
                     on_unready,
                     fails_closed,
-                    left_alone,
+                    left_to_containerd,
                 };
                 let judged = match strictness.judge(doubt) {
                     Unready::Allow => "allowed",
@@ -289,8 +289,8 @@ mod tests {
         assert_eq!(annotated_images(" a:1, b:2 ,,"), (vec!["a:1", "b:2"], 0));
         assert_eq!(annotated_images(""), (vec![], 0));
         let many = ["a:1"; 70].join(",");
-        let (names, left_out) = annotated_images(&many);
-        assert_eq!((names.len(), left_out), (64, 6));
+        let (names, ignored) = annotated_images(&many);
+        assert_eq!((names.len(), ignored), (64, 6));
         let long = "a".repeat(MAX_NAME + 1);
         for forged in ["a verdict=ready", "a\nERROR b", "\u{1b}[2J", "ä", &long] {
             let annotation = format!("a:1,{forged}, b:2");

@@ -1,55 +1,54 @@
-//! Text that others wrote, fit for a terminal and a log: on one line, without control characters and
-//! bounded.
+//! Makes untrusted text safe for a terminal and a log: one line, without control characters, of bounded length.
 //!
-//! Names, annotations and error texts come from pods and images. Each place that shows text (the log,
-//! the command line, the error that a hook returns) passes it through here.
+//! Names, annotations and error texts come from pods and images. All output (the log, the command line, the error that
+//! a hook returns) goes through this module.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
-/// Bytes of one text in a log line or on a terminal. The longest text of our own, an error that names
-/// an image, a layer and what to do, takes less than half of it.
+/// The limit of one text in bytes. The longest text of the plugin, an error with an image, a layer and a remedy, has
+/// less than half of it.
 const MAX_TEXT: usize = 2048;
 
-/// What stands where a text was cut.
+/// Marks the end of a text that was cut.
 const CUT: &str = "…";
 
-/// The text on one line, bounded.
+/// Returns the text on one line, with at most [`MAX_TEXT`] bytes.
 pub(crate) fn printable(text: impl Display) -> String {
     printable_within(MAX_TEXT, text)
 }
 
-/// The same with at most so many bytes. Formatting ends with the room: a text of many megabytes is not
-/// held as a whole.
-pub(crate) fn printable_within(room: usize, text: impl Display) -> String {
+/// Returns the text on one line, with at most `limit` bytes. Formatting stops at the limit, so a text of many megabytes
+/// is never in memory as a whole.
+pub(crate) fn printable_within(limit: usize, text: impl Display) -> String {
     let mut bounded = Bounded {
         text: String::new(),
-        room,
+        limit,
         is_cut: false,
     };
-    // The only error is that the room is used up.
+    // The only error is that the limit is reached.
     let _ = write!(bounded, "{text}");
     let Bounded {
         mut text, is_cut, ..
     } = bounded;
     if is_cut {
-        let fits = |text: &str| text.len() + CUT.len() <= room;
+        let fits = |text: &str| text.len() + CUT.len() <= limit;
         while !fits(&text) && text.pop().is_some() {}
         text += CUT;
     }
     text
 }
 
-/// JSON that is shown on a terminal: serde leaves what ASCII has no control character for. Outside of
-/// its strings JSON has none of these characters.
+/// Returns JSON that is safe for a terminal. serde escapes only the control characters of ASCII; this function escapes
+/// the others. They occur only in strings.
 pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
-    let is_shown = |c: char| c == '\n' || is_printable(c);
-    if json.chars().all(is_shown) {
+    let is_safe = |c: char| c == '\n' || is_printable(c);
+    if json.chars().all(is_safe) {
         return Cow::Borrowed(json);
     }
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        if is_shown(c) {
+        if is_safe(c) {
             text.push(c);
             continue;
         }
@@ -61,8 +60,8 @@ pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Whether a character stands for itself: no control or format character (bidi overrides are among
-/// them), no separator but the space, nothing that Unicode has not assigned.
+/// Whether a character is shown unescaped. Control and format characters (also bidi overrides), separators other than
+/// the space, and unassigned code points are escaped.
 fn is_printable(c: char) -> bool {
     match c.is_ascii() {
         true => c == ' ' || c.is_ascii_graphic(),
@@ -70,10 +69,10 @@ fn is_printable(c: char) -> bool {
     }
 }
 
-/// Takes text up to its room.
+/// A writer that keeps text up to its limit.
 struct Bounded {
     text: String,
-    room: usize,
+    limit: usize,
     is_cut: bool,
 }
 
@@ -85,7 +84,7 @@ impl Write for Bounded {
                 true => self.text.push(c),
                 false => self.text.extend(c.escape_debug()),
             }
-            if self.text.len() > self.room {
+            if self.text.len() > self.limit {
                 self.text.truncate(before);
                 self.is_cut = true;
                 return Err(fmt::Error);
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_or_a_log_takes_for_a_command_is_escaped() {
+    fn control_and_format_characters_are_escaped() {
         for (text, expected) in [
             ("r.example/app:1", "r.example/app:1"),
             (
@@ -120,21 +119,21 @@ mod tests {
 
     #[test]
     fn a_text_is_cut_between_characters() {
-        for (room, text, expected) in [
+        for (limit, text, expected) in [
             (4, "abcd", "abcd"),
             (4, "abcde", "a…"),
             (4, "äöü", "…"),
             (8, "äöü\n\n\n", "äö…"),
             (3, "\u{1b}", "…"),
         ] {
-            assert_eq!(printable_within(room, text), expected, "{text:?}");
+            assert_eq!(printable_within(limit, text), expected, "{text:?}");
         }
         let long = printable("\u{202e}".repeat(100_000));
         assert!(long.len() <= MAX_TEXT && long.ends_with(CUT), "{long}");
     }
 
     #[test]
-    fn what_does_not_fit_is_not_formatted() {
+    fn formatting_stops_at_the_limit() {
         struct Endless;
         impl Display for Endless {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,16 +146,16 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_the_same_json() {
+    fn printable_json_has_the_same_value() {
         for value in ["plain ä", "\u{9b}\u{7f}\u{202e}\u{e0041}\n\u{1b}"] {
             let json = serde_json::to_string_pretty(&[value]).unwrap();
-            let shown = printable_json(&json);
+            let printable = printable_json(&json);
             assert!(
-                shown.chars().all(|c| c == '\n' || is_printable(c)),
-                "{shown}"
+                printable.chars().all(|c| c == '\n' || is_printable(c)),
+                "{printable}"
             );
-            let back: Vec<String> = serde_json::from_str(&shown).unwrap();
-            assert_eq!(back, [value]);
+            let parsed: Vec<String> = serde_json::from_str(&printable).unwrap();
+            assert_eq!(parsed, [value]);
         }
     }
 }

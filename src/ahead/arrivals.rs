@@ -69,7 +69,7 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
         if !is_eager && !demand::is_wanted(ahead, snapshotter, &image).await {
             return;
         }
-        if !is_pinned && ahead.is_full_enough(&snapshotter.name) {
+        if !is_pinned && ahead.is_at_limit(&snapshotter.name) {
             return;
         }
         let is_lazy = eager::is_without_content(&config, snapshotter, is_pinned);
@@ -106,7 +106,7 @@ async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
 /// Logs the error and schedules a reconcile, which finds the image.
 fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
     log::debug!(image, error:% = error; "image that arrived could not be looked up");
-    ahead.queue.look_again();
+    ahead.queue.reconcile_later();
 }
 
 /// Whether the image is the pause image, which need not be pinned.
@@ -161,7 +161,7 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     };
     log::debug!(image = image.name.as_str(), chain; "found the image of a layer that is being pulled");
     managed.retain(|snapshotter| is_known || ahead.takes_any_name(&snapshotter.name));
-    managed.retain(|snapshotter| !ahead.is_full_enough(&snapshotter.name));
+    managed.retain(|snapshotter| !ahead.is_at_limit(&snapshotter.name));
     let work = managed.iter().map(|snapshotter| async {
         let want = Want::Arriving(image.clone());
         // During a pull the content may not be there yet; this holds for each value of `eager`.
@@ -182,7 +182,7 @@ async fn arrive(
     record: &Image,
     is_lazy: bool,
 ) -> Option<Outcome> {
-    if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
+    if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
         return None;
     }
     let (image, name) = (want.name().to_owned(), snapshotter.name.as_str());
@@ -200,7 +200,7 @@ async fn arrive(
         Ok(done) => {
             log::info!(image, snapshotter = name, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
         }
-        Err(e) if may_pass(e) => ahead.queue.look_again(),
+        Err(e) if may_pass(e) => ahead.queue.reconcile_later(),
         Err(_) => {}
     }
     Some(outcome)

@@ -12,7 +12,7 @@ pub const MAX_SNAPSHOTS: usize = 2000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
     /// Nothing: it is excluded.
-    LeftOut,
+    Excluded,
     /// Nothing: it is ready.
     Ready,
     /// Nothing until a pod needs it: the snapshotter holds too many snapshots.
@@ -25,10 +25,10 @@ pub(super) enum Choice {
 }
 
 /// Decides about an image with this status, in a snapshotter that holds `held` snapshots.
-pub(super) fn choice(look: &ImageStatus, held: usize) -> Choice {
-    let more = look.layers.saturating_sub(look.committed);
-    match look.state {
-        _ if look.left_out => Choice::LeftOut,
+pub(super) fn choice(status: &ImageStatus, held: usize) -> Choice {
+    let more = status.layers.saturating_sub(status.committed);
+    match status.state {
+        _ if status.is_excluded => Choice::Excluded,
         State::Ready => Choice::Ready,
         // Repairs that add no snapshot always fit: missing labels, a missing anchor (the gc label on the config
         // blob).
@@ -43,32 +43,32 @@ mod tests {
 
     #[test]
     fn a_snapshotter_that_holds_many_gets_repairs_only() {
-        let look = |state, committed| ImageStatus {
+        let status = |state, committed| ImageStatus {
             manifest: String::new(),
             state,
-            left_out: false,
+            is_excluded: false,
             layers: 5,
             ready_layers: 0,
             committed,
         };
-        let left_out = ImageStatus {
-            left_out: true,
-            ..look(State::Missing, 0)
+        let excluded = ImageStatus {
+            is_excluded: true,
+            ..status(State::Missing, 0)
         };
-        let (missing, partial) = (look(State::Missing, 0), look(State::Partial, 3));
-        let (unlabelled, ready) = (look(State::Unlabelled, 5), look(State::Ready, 5));
+        let (missing, partial) = (status(State::Missing, 0), status(State::Partial, 3));
+        let (unlabelled, ready) = (status(State::Unlabelled, 5), status(State::Ready, 5));
         let (under, full) = (MAX_SNAPSHOTS - 1, MAX_SNAPSHOTS);
-        for (look, held, expected) in [
+        for (status, held, expected) in [
             (&missing, 0, Choice::Make { more: 5 }),
             (&missing, under, Choice::Make { more: 5 }),
             (&missing, full, Choice::TooMany),
             (&partial, full, Choice::TooMany),
             (&unlabelled, full, Choice::Make { more: 0 }),
             (&ready, full, Choice::Ready),
-            (&left_out, 0, Choice::LeftOut),
+            (&excluded, 0, Choice::Excluded),
         ] {
-            let found = choice(look, held);
-            assert_eq!(found, expected, "{look:?}, {held}");
+            let found = choice(status, held);
+            assert_eq!(found, expected, "{status:?}, {held}");
         }
     }
 }

@@ -35,7 +35,7 @@ const MAX_PODS: usize = 128;
 const MAX_REPOSITORIES: usize = 1024;
 
 /// The limit of failures that are remembered, so that each is logged as a warning once.
-const MAX_SAID: usize = 256;
+const MAX_REPORTED: usize = 256;
 
 /// Signs that containers need images, for all snapshotters.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub(super) struct Demand {
     /// layer adds no work.
     working: Mutex<HashSet<(String, String)>>,
     /// (Snapshotter, image) of the failures that were logged as a warning.
-    said: Mutex<HashSet<(String, String)>>,
+    reported: Mutex<HashSet<(String, String)>>,
     by_snapshotter: Mutex<HashMap<String, Signs>>,
 }
 
@@ -98,7 +98,7 @@ impl Demand {
 
     /// Forgets the logged failures: after a removal each may be logged as a warning again.
     pub(super) fn image_removed(&self) {
-        self.said.lock().clear();
+        self.reported.lock().clear();
     }
 
     fn may_want(&self, snapshotter: &str, image: &str) -> bool {
@@ -118,11 +118,11 @@ impl Demand {
     }
 
     fn is_new_failure(&self, snapshotter: &str, image: &str) -> bool {
-        let mut said = self.said.lock();
-        if said.len() >= MAX_SAID {
-            said.clear();
+        let mut reported = self.reported.lock();
+        if reported.len() >= MAX_REPORTED {
+            reported.clear();
         }
-        said.insert((snapshotter.to_owned(), image.to_owned()))
+        reported.insert((snapshotter.to_owned(), image.to_owned()))
     }
 }
 
@@ -186,14 +186,14 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
         .unready
         .enter(snapshotter, want, record, image.created_at);
     let outcome = ahead.make_ready(&entry, Urgency::Asked).await;
-    let is_left_out = outcome.as_ref().is_err_and(|e| e.is_left_out());
+    let is_left_to_containerd = outcome.as_ref().is_err_and(|e| e.is_left_to_containerd());
     match outcome {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
             log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "containerd failed to unpack the image; it is ready for the next try");
         }
         Err(e)
-            if (is_news(&e) || e.is_left_out())
+            if (is_news(&e) || e.is_left_to_containerd())
                 && ahead.demand.is_new_failure(snapshotter, name) =>
         {
             log::warn!(image = name, snapshotter, error:% = e; "containerd failed to unpack the image, and it cannot be made ready: containers of it fail");
@@ -202,7 +202,7 @@ async fn make_ready(ahead: &Ahead, snapshotter: &str, image: &Image) -> bool {
             log::debug!(image = name, snapshotter, error:% = e; "image that containerd failed to unpack could not be made ready");
         }
     }
-    !is_left_out
+    !is_left_to_containerd
 }
 
 #[cfg(test)]
@@ -238,7 +238,7 @@ mod tests {
         let all = demand.by_snapshotter.lock();
         assert_eq!(all["erofs"].repositories.len(), MAX_REPOSITORIES);
         assert_eq!(all["erofs"].waiting.len(), MAX_PODS);
-        assert!(demand.said.lock().len() <= MAX_SAID);
+        assert!(demand.reported.lock().len() <= MAX_REPORTED);
     }
 
     #[test]

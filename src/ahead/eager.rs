@@ -66,14 +66,14 @@ pub(super) fn in_order(
     sandbox: Option<&str>,
     used: &HashSet<String>,
 ) -> Vec<StoreImage> {
-    let mut known: Vec<_> = image::by_target(images)
+    let mut store_images: Vec<_> = image::by_target(images)
         .filter_map(|records| one(records, sandbox))
         .collect();
-    known.sort_by_key(|known| {
-        let is_used = known.names.iter().any(|name| used.contains(name));
-        Reverse((known.is_pinned, is_used, known.created_at))
+    store_images.sort_by_key(|image| {
+        let is_used = image.names.iter().any(|name| used.contains(name));
+        Reverse((image.is_pinned, is_used, image.created_at))
     });
-    known
+    store_images
 }
 
 fn one(mut records: Vec<Image>, sandbox: Option<&str>) -> Option<StoreImage> {

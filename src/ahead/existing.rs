@@ -38,7 +38,7 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
         let root = managed.and_then(|managed| managed.root.as_deref());
         async move {
             for container in containers {
-                ahead.node.room.wait(root).await;
+                ahead.node.free_space.wait_until_enough(root).await;
                 check_one(ahead, container).await;
             }
         }
@@ -67,7 +67,7 @@ async fn check_one(ahead: &Ahead, container: Existing) {
         key: id.clone(),
         chain,
         name: image,
-        left_alone: false,
+        left_to_containerd: false,
     };
     let request = Request {
         want,
@@ -78,7 +78,7 @@ async fn check_one(ahead: &Ahead, container: Existing) {
         Ok(done) => {
             log::debug!(container = id.as_str(), snapshotter = snapshotter.as_str(), state:% = done.found, action:% = done.action; "image of an existing container is ready");
         }
-        Err(e) if e.is_left_out() => {
+        Err(e) if e.is_left_to_containerd() => {
             log::debug!(container = id.as_str(), error:% = e; "image of an existing container is left to containerd");
         }
         Err(e) => {

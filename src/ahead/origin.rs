@@ -70,12 +70,12 @@ fn with_port<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<Str
     let (host, path) = name.split_once('/')?;
     let registry = |name| Some(repository(name)?.split_once('/')?.0.to_owned());
     let of_host = |registry: &String| hostname(registry) == host;
-    let mut known: BTreeSet<_> = names.filter_map(registry).filter(of_host).collect();
+    let mut registries: BTreeSet<_> = names.filter_map(registry).filter(of_host).collect();
     if host == DOCKER_HUB {
-        known.insert(host.to_owned());
+        registries.insert(host.to_owned());
     }
-    let registry = known.pop_first()?;
-    known.is_empty().then(|| format!("{registry}/{path}"))
+    let registry = registries.pop_first()?;
+    registries.is_empty().then(|| format!("{registry}/{path}"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 #[derive(Debug)]
 pub(super) struct Pulls {
     manifests: Manifests,
-    known: Mutex<FoundChains>,
+    found_chains: Mutex<FoundChains>,
 }
 
 /// The chain ids whose image was found.
@@ -46,7 +46,7 @@ impl Default for Pulls {
     fn default() -> Self {
         Self {
             manifests: Manifests::new(Platform::of_this_node()),
-            known: Mutex::default(),
+            found_chains: Mutex::default(),
         }
     }
 }
@@ -81,34 +81,36 @@ impl Pulls {
 
     /// Forgets all chain ids when an image was removed: when it is pulled again, it is found again by its layers.
     pub(super) fn forget(&self) {
-        let mut known = self.known();
-        known.since.clear();
-        known.removals += 1;
+        let mut found_chains = self.found_chains();
+        found_chains.since.clear();
+        found_chains.removals += 1;
     }
 
     /// Returns the number of images that were removed so far.
     pub(super) fn removals(&self) -> u64 {
-        self.known().removals
+        self.found_chains().removals
     }
 
     fn is_known(&self, chain: &str) -> bool {
-        let mut known = self.known();
-        known.since.retain(|_, since| since.elapsed() < REMEMBERED);
-        known.since.contains_key(chain)
+        let mut found_chains = self.found_chains();
+        found_chains
+            .since
+            .retain(|_, since| since.elapsed() < REMEMBERED);
+        found_chains.since.contains_key(chain)
     }
 
     fn remember(&self, manifest: &Manifest, removals: u64) {
-        let mut known = self.known();
-        if known.removals == removals {
+        let mut found_chains = self.found_chains();
+        if found_chains.removals == removals {
             let chains = manifest.layers.iter().map(|layer| layer.chain_id.clone());
-            known
+            found_chains
                 .since
                 .extend(chains.map(|chain| (chain, Instant::now())));
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, FoundChains> {
-        self.known.lock()
+    fn found_chains(&self) -> MutexGuard<'_, FoundChains> {
+        self.found_chains.lock()
     }
 }
 

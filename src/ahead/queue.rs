@@ -41,7 +41,7 @@ pub(super) struct Queue {
     arrivals: mpsc::Sender<Arrival>,
     /// Arrivals that a pod waits for: they do not wait behind the others.
     asked: mpsc::Sender<Arrival>,
-    left_out: AtomicU64,
+    dropped: AtomicU64,
     reconcile: Notify,
     again: Notify,
 }
@@ -53,7 +53,7 @@ pub(super) fn bounded() -> (Queue, [mpsc::Receiver<Arrival>; 2]) {
     let queue = Queue {
         arrivals,
         asked,
-        left_out: AtomicU64::default(),
+        dropped: AtomicU64::default(),
         reconcile: Notify::new(),
         again: Notify::new(),
     };
@@ -70,9 +70,9 @@ impl Queue {
         let refused = part.try_send(arrival).is_err();
         metrics::queued(self.length());
         if refused {
-            metrics::left_out();
-            let left_out = self.left_out.fetch_add(1, Ordering::Relaxed) + 1;
-            log::debug!(left_out; "event queue is full: the event is dropped, and a reconcile is scheduled");
+            metrics::dropped();
+            let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            log::debug!(left_out = dropped; "event queue is full: the event is dropped, and a reconcile is scheduled");
             self.reconcile();
         }
     }
@@ -89,17 +89,17 @@ impl Queue {
     }
 
     /// Waits until a reconcile is scheduled.
-    pub(super) async fn asked_to_reconcile(&self) {
+    pub(super) async fn reconcile_requested(&self) {
         self.reconcile.notified().await;
     }
 
     /// Schedules a reconcile after a pause: something did not answer.
-    pub(super) fn look_again(&self) {
+    pub(super) fn reconcile_later(&self) {
         self.again.notify_one();
     }
 
     /// Waits until a reconcile after a pause is scheduled.
-    pub(super) async fn asked_to_look_again(&self) {
+    pub(super) async fn later_reconcile_requested(&self) {
         self.again.notified().await;
     }
 }
@@ -116,12 +116,12 @@ mod tests {
         for n in 0..MAX_QUEUED {
             queue.push(Arrival::Image(n.to_string()));
         }
-        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        assert!(queue.reconcile_requested().now_or_never().is_none());
         queue.push(Arrival::Image("more".to_owned()));
         queue.push(Arrival::Image("and more".to_owned()));
-        assert_eq!(queue.left_out.load(Ordering::Relaxed), 2);
-        assert!(queue.asked_to_reconcile().now_or_never().is_some());
-        assert!(queue.asked_to_reconcile().now_or_never().is_none());
+        assert_eq!(queue.dropped.load(Ordering::Relaxed), 2);
+        assert!(queue.reconcile_requested().now_or_never().is_some());
+        assert!(queue.reconcile_requested().now_or_never().is_none());
         assert_eq!(arrivals.try_recv(), Ok(Arrival::Image("0".to_owned())));
 
         let volume = Arrival::Volume {

@@ -25,9 +25,9 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// One image to make ready in one snapshotter. While it waits, a new pod of that snapshotter raises its priority.
 struct WorkItem<'a> {
-    known: &'a StoreImage,
+    store_image: &'a StoreImage,
     snapshotter: &'a ManagedSnapshotter,
-    /// The state of its chain at the look; `None` if there was none.
+    /// The state of its chain when it was read; `None` if it was not read.
     state: Option<State>,
     /// Whether it is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
@@ -47,7 +47,7 @@ struct Worked<'a> {
 
 enum Ended {
     /// Not begun: too little free space.
-    NoRoom,
+    NoFreeSpace,
     /// Not begun: the snapshotter has reached its limit of snapshots.
     TooMany,
     /// Not begun: the snapshotter needs its content. It is unpacked when a pod needs it.
@@ -56,9 +56,9 @@ enum Ended {
 }
 
 /// Runs one reconcile. Returns what is left to be done.
-pub(super) async fn look(
+pub(super) async fn run(
     ahead: &Ahead,
-    said: &mut LastReported,
+    reported: &mut LastReported,
 ) -> Result<Rest, containerd::Error> {
     let node = &ahead.node;
     let started = Instant::now();
@@ -72,36 +72,39 @@ pub(super) async fn look(
     let images = node.containerd.images().await?;
     let sandbox = sandbox_target(ahead, &handlers, &images).await;
     let used = ahead.used_of(&images);
-    let known = eager::in_order(images, sandbox.as_deref(), &used);
+    let store_images = eager::in_order(images, sandbox.as_deref(), &used);
     let mut summary = ReconcileSummary::default();
     // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
     // the scan of the others.
-    let pinned = work(ahead, pinned(ahead, &managed, &known));
-    let (pinned, scan) = futures::join!(pinned, scan(ahead, &managed, &known, said, &mut summary));
+    let pinned = work(ahead, pinned(ahead, &managed, &store_images));
+    let (pinned, scan) = futures::join!(
+        pinned,
+        scan(ahead, &managed, &store_images, reported, &mut summary)
+    );
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
         let key = (worked.image.as_str(), worked.snapshotter.name.as_str());
         worked.state = scan.pinned.get(&key).copied();
-        count(&mut summary, said, worked);
+        count(&mut summary, reported, worked);
     }
     for worked in work(ahead, scan.items).await {
-        count(&mut summary, said, worked);
+        count(&mut summary, reported, worked);
     }
     ahead.left.store(summary.has_left(), Ordering::Relaxed);
-    Ok(summary.say(said, started))
+    Ok(summary.report(reported, started))
 }
 
-fn count(summary: &mut ReconcileSummary, said: &LastReported, worked: Worked<'_>) {
+fn count(summary: &mut ReconcileSummary, reported: &LastReported, worked: Worked<'_>) {
     let snapshotter = worked.snapshotter.name.as_str();
     match worked.ended {
-        Ended::NoRoom => summary.no_room(snapshotter, worked.state),
+        Ended::NoFreeSpace => summary.no_room(snapshotter, worked.state),
         Ended::TooMany => summary.left(snapshotter, worked.state),
         Ended::NeedsContent => summary.needs_content(snapshotter, worked.state),
         Ended::Tried(Ok(done)) if done.action == Action::None => summary.ready(snapshotter),
         Ended::Tried(Ok(_)) => summary.made(snapshotter),
         Ended::Tried(Err(e)) => {
             let item = (worked.image, snapshotter.to_owned());
-            summary.failed(said, item, worked.state, &e);
+            summary.failed(reported, item, worked.state, &e);
         }
     }
 }
@@ -126,37 +129,42 @@ pub(super) async fn sandbox_target(
 fn pinned<'a>(
     ahead: &'a Ahead,
     managed: &'a [ManagedSnapshotter],
-    known: &'a [StoreImage],
+    store_images: &'a [StoreImage],
 ) -> Vec<WorkItem<'a>> {
     let config = ahead.node.config();
-    let pinned = known.iter().filter(|known| known.is_pinned);
-    let everywhere =
-        pinned.flat_map(|known| managed.iter().map(move |snapshotter| (known, snapshotter)));
+    let pinned = store_images
+        .iter()
+        .filter(|store_image| store_image.is_pinned);
+    let everywhere = pinned.flat_map(|store_image| {
+        managed
+            .iter()
+            .map(move |snapshotter| (store_image, snapshotter))
+    });
     let wanted = everywhere.filter(|(_, snapshotter)| eager::is_eager(&config, snapshotter, true));
     wanted
-        .map(|(known, snapshotter)| WorkItem {
-            known,
+        .map(|(store_image, snapshotter)| WorkItem {
+            store_image,
             snapshotter,
             state: None,
             is_lazy: false,
-            pending: Some(enter(ahead, known, snapshotter)),
+            pending: Some(enter(ahead, store_image, snapshotter)),
         })
         .collect()
 }
 
 fn enter<'a>(
     ahead: &'a Ahead,
-    known: &StoreImage,
+    store_image: &StoreImage,
     snapshotter: &ManagedSnapshotter,
 ) -> PendingGuard<'a> {
-    let want = Want::Image(known.image.name.clone());
-    let record = &known.image.target.digest;
+    let want = Want::Image(store_image.image.name.clone());
+    let record = &store_image.image.target.digest;
     ahead
         .unready
-        .enter(&snapshotter.name, want, record, known.created_at)
+        .enter(&snapshotter.name, want, record, store_image.created_at)
 }
 
-/// The result of a look at the images.
+/// The result of the scan of the images.
 struct Scan<'a> {
     /// The images that are not ready, in the order in which they are made ready.
     items: Vec<WorkItem<'a>>,
@@ -167,8 +175,8 @@ struct Scan<'a> {
 async fn scan<'a>(
     ahead: &'a Ahead,
     managed: &'a [ManagedSnapshotter],
-    known: &'a [StoreImage],
-    said: &LastReported,
+    store_images: &'a [StoreImage],
+    reported: &LastReported,
     summary: &mut ReconcileSummary,
 ) -> Scan<'a> {
     let node = &ahead.node;
@@ -181,42 +189,46 @@ async fn scan<'a>(
                 ahead.snapshot_counts.listed(name, held);
                 listings.insert(name, (listing, held));
             }
-            Err(e) => summary.silent(said, name, &e),
+            Err(e) => summary.silent(reported, name, &e),
         }
     }
     let mut scan = Scan {
         items: Vec::new(),
         pinned: HashMap::new(),
     };
-    let everywhere = known
+    let everywhere = store_images
         .iter()
         .flat_map(|k| managed.iter().map(move |s| (k, s)));
     let everywhere: Vec<_> = everywhere.collect();
-    for (known, snapshotter) in everywhere {
+    for (store_image, snapshotter) in everywhere {
         let name = snapshotter.name.as_str();
         let Some((listing, held)) = listings.get_mut(name) else {
             continue;
         };
-        if !eager::is_eager(&node.config(), snapshotter, known.is_pinned) {
+        if !eager::is_eager(&node.config(), snapshotter, store_image.is_pinned) {
             continue;
         }
-        let look = match node.engine.look(&known.image, &known.names, listing).await {
-            Ok(look) => look,
+        let status = match node
+            .engine
+            .image_status(&store_image.image, &store_image.names, listing)
+            .await
+        {
+            Ok(status) => status,
             Err(e) => {
-                let item = (known.image.name.clone(), name.to_owned());
-                summary.unseen(said, item, &e);
+                let item = (store_image.image.name.clone(), name.to_owned());
+                summary.unseen(reported, item, &e);
                 continue;
             }
         };
-        if known.is_pinned {
-            let key = (known.image.name.as_str(), name);
-            scan.pinned.insert(key, look.state);
+        if store_image.is_pinned {
+            let key = (store_image.image.name.as_str(), name);
+            scan.pinned.insert(key, status.state);
             continue;
         }
-        match choice(&look, *held) {
-            Choice::LeftOut => {}
+        match choice(&status, *held) {
+            Choice::Excluded => {}
             Choice::Ready => summary.ready(name),
-            Choice::TooMany => summary.left(name, Some(look.state)),
+            Choice::TooMany => summary.left(name, Some(status.state)),
             Choice::Make { more } => {
                 let config = node.config();
                 let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
@@ -224,11 +236,11 @@ async fn scan<'a>(
                 // An image that may not be made ready is counted only when it is made.
                 *held += if is_certain { more } else { 0 };
                 scan.items.push(WorkItem {
-                    known,
+                    store_image,
                     snapshotter,
-                    state: Some(look.state),
+                    state: Some(status.state),
                     is_lazy,
-                    pending: is_certain.then(|| enter(ahead, known, snapshotter)),
+                    pending: is_certain.then(|| enter(ahead, store_image, snapshotter)),
                 });
             }
         }
@@ -249,24 +261,24 @@ async fn work<'a>(ahead: &'a Ahead, items: Vec<WorkItem<'a>>) -> Vec<Worked<'a>>
 
 async fn work_on<'a>(ahead: &'a Ahead, item: WorkItem<'a>) -> Worked<'a> {
     let WorkItem {
-        known,
+        store_image,
         snapshotter,
         state,
         is_lazy,
         pending,
     } = item;
-    let image = known.image.name.clone();
+    let image = store_image.image.name.clone();
     let name = snapshotter.name.as_str();
     let want = Want::Image(image.clone());
     // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
-    let ended = if !ahead.node.room.is_enough(snapshotter.root.as_deref()) {
-        Ended::NoRoom
-    } else if pending.is_none() && ahead.snapshot_counts.is_full(name) != Some(false) {
+    let ended = if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
+        Ended::NoFreeSpace
+    } else if pending.is_none() && ahead.snapshot_counts.is_at_limit(name) != Some(false) {
         Ended::TooMany
     } else if is_lazy && ahead.needs_content(&want, name).await {
         Ended::NeedsContent
     } else {
-        let pending = pending.unwrap_or_else(|| enter(ahead, known, snapshotter));
+        let pending = pending.unwrap_or_else(|| enter(ahead, store_image, snapshotter));
         Ended::Tried(make(ahead, pending).await)
     };
     Worked {

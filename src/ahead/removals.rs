@@ -38,13 +38,13 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 
 /// Handles removals for a command. Runs until it is dropped, or until containerd ends the event stream: after that, a
 /// removal is noticed only when the work on the image begins, and when it ends.
-pub async fn heard(node: Arc<Node>) {
-    if let Err(e) = hear(&node).await {
+pub async fn watch_removals(node: Arc<Node>) {
+    if let Err(e) = watch(&node).await {
         log::debug!(error:% = e; "events of removed images cannot be read: work on removed images is not stopped early");
     }
 }
 
-async fn hear(node: &Node) -> Result<(), Error> {
+async fn watch(node: &Node) -> Result<(), Error> {
     let mut events = node.containerd.events(&events::REMOVALS).await?;
     while let Some(event) = events.next().await {
         if let Some(StoreEvent::ImageRemoved(name)) = StoreEvent::of(&event?) {
@@ -67,7 +67,7 @@ pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unp
         },
     };
     if !is_gone {
-        ahead.queue.look_again();
+        ahead.queue.reconcile_later();
     } else if let Some(name) = entry.take_removed() {
         say(&name);
     }

@@ -18,19 +18,19 @@ const FAILED: Duration = Duration::from_secs(10 * 60);
 
 /// Runs the scheduled reconciles, until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>) {
-    let mut said = LastReported::default();
+    let mut reported = LastReported::default();
     let mut later = Later::new();
     loop {
         wanted(&ahead, &mut later).await;
-        let looked = tokio::select! {
-            looked = reconcile::look(&ahead, &mut said) => looked,
+        let result = tokio::select! {
+            result = reconcile::run(&ahead, &mut reported) => result,
             () = ahead.node.reloaded() => {
                 // The reconcile starts again with the new configuration. Flights that have begun go on.
                 ahead.queue.reconcile();
                 continue;
             }
         };
-        match looked {
+        match result {
             Ok(Rest::Nothing) => later = Later::new(),
             Ok(Rest::Failed) => {
                 later = Later {
@@ -83,15 +83,15 @@ async fn wanted(ahead: &Ahead, later: &mut Later) {
     };
     let again = async {
         if later.next.is_none() {
-            ahead.queue.asked_to_look_again().await;
+            ahead.queue.later_reconcile_requested().await;
             later.again();
         }
         tokio::time::sleep(later.next.unwrap_or(LONGEST_PAUSE)).await;
     };
     tokio::select! {
-        () = ahead.queue.asked_to_reconcile() => {}
+        () = ahead.queue.reconcile_requested() => {}
         () = ahead.node.reloaded() => {}
-        () = ahead.node.room.again() => {}
+        () = ahead.node.free_space.recovered() => {}
         () = again => {}
         () = elapsed => {}
     }

@@ -34,7 +34,7 @@ impl SnapshotCounts {
 
     /// Whether the snapshotter has reached the limit for unpacking ahead; `None` if it may have, and has to be listed
     /// again.
-    pub(super) fn is_full(&self, snapshotter: &str) -> Option<bool> {
+    pub(super) fn is_at_limit(&self, snapshotter: &str) -> Option<bool> {
         let snapshots = self.lock().get(snapshotter).copied();
         match snapshots {
             Some(it) if it.listed >= MAX_SNAPSHOTS => Some(true),

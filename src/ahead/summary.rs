@@ -86,17 +86,17 @@ impl ReconcileSummary {
     /// Counts and logs an image that could not be made ready; its state is the one before, if that is known.
     pub(super) fn failed(
         &mut self,
-        said: &LastReported,
+        reported: &LastReported,
         piece: Piece,
         state: Option<State>,
         error: &Error,
     ) {
         let (image, snapshotter) = (piece.0.as_str(), piece.1.as_str());
-        if error.is_left_out() || error.is_of_artifact() || error.has_no_image() {
+        if error.is_left_to_containerd() || error.is_of_artifact() || error.has_no_image() {
             return;
         }
-        let is_said = said.failed.contains(&piece) || self.failed.contains(&piece);
-        if is_news(error) && !is_said {
+        let is_reported = reported.failed.contains(&piece) || self.failed.contains(&piece);
+        if is_news(error) && !is_reported {
             log::warn!(image, snapshotter, error:% = error; "image cannot be made ready ahead");
         } else {
             log::debug!(image, snapshotter, error:% = error; "image not made ready ahead");
@@ -105,7 +105,7 @@ impl ReconcileSummary {
             self.count(snapshotter, state);
         }
         if let Some(source) = error.unreachable() {
-            self.silent(said, snapshotter, source);
+            self.silent(reported, snapshotter, source);
         }
         self.again |= super::may_pass(error);
         self.failed.insert(piece);
@@ -113,26 +113,26 @@ impl ReconcileSummary {
 
     pub(super) fn silent(
         &mut self,
-        said: &LastReported,
+        reported: &LastReported,
         snapshotter: &str,
         error: &crate::containerd::Error,
     ) {
         let is_new = self.silent.insert(snapshotter.to_owned());
-        if is_new && !said.silent.contains(snapshotter) {
+        if is_new && !reported.silent.contains(snapshotter) {
             log::warn!(snapshotter, error:% = error; "snapshotter does not answer: unpacking ahead in it is paused until it does");
         }
         self.again = true;
     }
 
     /// Counts an image that could not be looked at.
-    pub(super) fn unseen(&mut self, said: &LastReported, piece: Piece, error: &Error) {
+    pub(super) fn unseen(&mut self, reported: &LastReported, piece: Piece, error: &Error) {
         if error.is_of_artifact() {
             return;
         }
         match error.unreachable() {
             // containerd does not answer, rather than the snapshotter.
             Some(_) => self.again = true,
-            None => self.failed(said, piece, None, error),
+            None => self.failed(reported, piece, None, error),
         }
     }
 
@@ -141,7 +141,7 @@ impl ReconcileSummary {
     }
 
     /// Logs the summary and updates the metrics. Returns what is left to be done.
-    pub(super) fn say(self, said: &mut LastReported, started: Instant) -> Rest {
+    pub(super) fn report(self, reported: &mut LastReported, started: Instant) -> Rest {
         let Self {
             ready,
             made,
@@ -151,18 +151,19 @@ impl ReconcileSummary {
             ..
         } = self;
         let (failed, took_ms) = (self.failed.len(), logs::milliseconds(started.elapsed()));
-        let is_new = self.failed != said.failed || left != said.left || no_room != said.no_room;
+        let is_new =
+            self.failed != reported.failed || left != reported.left || no_room != reported.no_room;
         if made == 0 && !is_new {
             log::debug!(ready, failed, left, no_room, took_ms; "reconcile finished");
         } else {
             log::info!(ready, made, failed, left, no_room, took_ms; "reconcile finished");
         }
-        if left > 0 && said.left == 0 {
+        if left > 0 && reported.left == 0 {
             log::warn!(left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter holds max_snapshots or more: the oldest images are not unpacked ahead, but when a pod needs them");
         }
         let states = self.states.iter();
         metrics::reconciled(states.map(|((s, state), count)| (s.as_str(), *state, *count)));
-        *said = LastReported {
+        *reported = LastReported {
             silent: self.silent,
             failed: self.failed,
             left,

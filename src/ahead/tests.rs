@@ -1,4 +1,4 @@
-//! The work ahead over the in-memory containerd, on a clock that stands still unless a task waits.
+//! Tests of the work ahead with the in-memory containerd and a paused clock.
 
 mod arrivals;
 mod demand;
@@ -37,19 +37,19 @@ struct Bench {
 }
 
 impl Bench {
-    /// A session has begun on this containerd, and all images were looked at.
+    /// Begins a session on this containerd, and waits until all images have been checked.
     async fn on(fake: Fake, config: &str) -> Self {
         Self::with_free(fake, config, |_| Ok(100)).await
     }
 
-    /// The same, with so much room.
+    /// Does the same with this free space.
     async fn with_free(fake: Fake, config: &str, free: free_space::Free) -> Self {
         let bench = Self::begun(fake, config, free);
         settle().await;
         bench
     }
 
-    /// A session begins.
+    /// Begins a session, and does not wait.
     fn begun(fake: Fake, config: &str, free: free_space::Free) -> Self {
         let fake = Arc::new(fake);
         let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
@@ -59,7 +59,7 @@ impl Bench {
         Self { fake, node, ahead }
     }
 
-    /// The hooks of a session of their own.
+    /// Returns the hooks of another session.
     async fn hooks(&self) -> Arc<Hooks> {
         let node = self.node.clone();
         let hooks = Hooks::new(Box::new(move |_| Ok(node.clone())));
@@ -70,11 +70,11 @@ impl Bench {
     async fn state(&self, image: &Image, snapshotter: &str) -> State {
         let names = [image.name.clone()];
         let listing = self.node.engine.list(snapshotter).await.unwrap();
-        let look = self.node.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.node.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
-    /// Those of these images, each of one layer, that were prepared, in this order.
+    /// Returns the names of those images whose layers were prepared, in order. Each image has one layer.
     fn prepared(&self, images: &[(&str, &Image)]) -> Vec<String> {
         let keys = self.fake.subjects("prepare snapshot");
         let name = |key: &String| {
@@ -85,7 +85,7 @@ impl Bench {
         keys.iter().filter_map(name).collect()
     }
 
-    fn created(&self, name: &str) {
+    fn emit_created(&self, name: &str) {
         let message = ImageCreate {
             name: name.to_owned(),
             ..ImageCreate::default()
@@ -93,15 +93,15 @@ impl Bench {
         self.emit("/images/create", &message);
     }
 
-    fn removed(&self, name: &str) {
+    fn emit_removed(&self, name: &str) {
         let message = ImageDelete {
             name: name.to_owned(),
         };
         self.emit("/images/delete", &message);
     }
 
-    /// containerd takes away what it was extracting the image's only layer into.
-    fn unpack_failed(&self, image: &Image, snapshotter: &str, key: &str) {
+    /// Emits the event of containerd that removes an extraction snapshot of the image's only layer.
+    fn emit_unpack_failed(&self, image: &Image, snapshotter: &str, key: &str) {
         let message = SnapshotRemove {
             key: format!("{key} {}", only_chain(image)),
             snapshotter: snapshotter.to_owned(),
@@ -120,7 +120,7 @@ impl Bench {
     }
 }
 
-/// Longer than all pauses.
+/// Waits longer than all pauses.
 async fn settle() {
     tokio::time::sleep(Duration::from_secs(30)).await;
 }
@@ -135,14 +135,14 @@ fn only_layer(name: &str) -> String {
     format!("the only layer of {name}")
 }
 
-/// One layer, which no other image has.
-fn image_of_its_own_layer(fake: &Fake, name: &str) -> Image {
+/// Adds an image with one layer, which no other image has.
+fn image_with_own_layer(fake: &Fake, name: &str) -> Image {
     let media_type = "application/vnd.oci.image.layer.v1.tar";
     let layer = fake.document(media_type, only_layer(name).as_bytes());
     fake.image_from(name, &[layer])
 }
 
-/// The chain id of such an image.
+/// Returns the chain ID of such an image.
 fn only_chain(image: &Image) -> String {
     let blob = sha256(only_layer(&image.name).as_bytes());
     sha256(format!("what is in {blob}").as_bytes())

@@ -33,9 +33,9 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
             tokio::time::sleep(SUBSCRIBED).await;
             ahead.queue.reconcile();
         };
-        let mut heard = false;
+        let mut received = false;
         let ended = {
-            let mut listening = pin!(listen(&ahead, &mut heard));
+            let mut listening = pin!(listen(&ahead, &mut received));
             // A subscription that fails within the pause had not begun.
             tokio::select! {
                 ended = &mut listening => ended,
@@ -48,7 +48,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
                 log::debug!(error:% = e; "containerd's event stream failed: subscribing again")
             }
         }
-        if heard {
+        if received {
             pauses = retry::pauses();
         }
         if let Some(pause) = pauses.next() {
@@ -57,12 +57,12 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     }
 }
 
-async fn listen(ahead: &Ahead, heard: &mut bool) -> Result<(), Error> {
+async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
     let containerd = ahead.node.containerd.as_ref();
     let mut events = containerd.events(&events::ALL).await?;
     while let Some(event) = events.next().await {
         let event = event?;
-        if !std::mem::replace(heard, true) {
+        if !std::mem::replace(received, true) {
             // The subscription has certainly begun now, and may have begun after the first reconcile.
             ahead.queue.reconcile();
         }

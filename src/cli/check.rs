@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
-    place: Where,
+    scope: Where,
     /// Show only images in one of these states, comma-separated; only these count for the exit status
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
     state: Vec<State>,
@@ -59,7 +59,7 @@ fn state(word: &str) -> Result<State, String> {
 
 pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
     let node = Node::open(config, Role::Command)?;
-    let Meant { usable, unusable } = arguments.place.snapshotters(&node).await?;
+    let Meant { usable, unusable } = arguments.scope.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
     let nothing_meant = usable.is_empty() && unusable.is_empty();
     let (listings, silent) = listings(&node, &usable).await?;
@@ -140,22 +140,22 @@ async fn row(
     snapshotter: &str,
     listing: &Listing,
 ) -> Result<Option<Row>, Failure> {
-    let look = match &asked.image {
-        Ok(image) => node.engine.look(image, &asked.names, listing).await,
+    let status = match &asked.image {
+        Ok(image) => node.engine.image_status(image, &asked.names, listing).await,
         Err(e) => Err(Error::Image(e.clone())),
     };
     let name = asked.name.clone();
     let snapshotter = snapshotter.to_owned();
-    match look {
-        Ok(look) if look.left_out && !asked.by_name => Ok(None),
-        Ok(look) => Ok(Some(Row {
+    match status {
+        Ok(status) if status.is_excluded && !asked.by_name => Ok(None),
+        Ok(status) => Ok(Some(Row {
             name,
             snapshotter,
-            reason: reason(&look),
-            manifest: Some(look.manifest),
-            state: look.state,
-            layers: look.layers,
-            ready_layers: look.ready_layers,
+            reason: reason(&status),
+            manifest: Some(status.manifest),
+            state: status.state,
+            layers: status.layers,
+            ready_layers: status.ready_layers,
         })),
         Err(e) if e.is_of_artifact() && !asked.by_name => Ok(None),
         Err(e) if e.unreachable().is_some() => Err(e.into()),

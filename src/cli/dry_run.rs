@@ -39,13 +39,16 @@ pub(super) async fn show(
         for asked in asked {
             let planned = async {
                 let image = asked.image.clone()?;
-                let look = node.engine.look(&image, &asked.names, &listing).await?;
+                let status = node
+                    .engine
+                    .image_status(&image, &asked.names, &listing)
+                    .await?;
                 let steps = node.engine.planned(&image, &asked.names, &listing).await?;
-                Ok::<_, crate::unpack::Error>((look, steps))
+                Ok::<_, crate::unpack::Error>((status, steps))
             };
             let (state, steps, error) = match planned.await {
-                Ok((look, _)) if look.left_out && !asked.by_name => continue,
-                Ok((look, steps)) => (look.state, steps, None),
+                Ok((status, _)) if status.is_excluded && !asked.by_name => continue,
+                Ok((status, steps)) => (status.state, steps, None),
                 Err(e) if e.is_of_artifact() && !asked.by_name => continue,
                 Err(e) if e.unreachable().is_some() => return Err(e.into()),
                 Err(e) => (State::Unavailable, vec![], Some(printable(&e))),

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    place: Where,
+    scope: Where,
     /// Print the steps, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -62,18 +62,18 @@ struct Row {
 }
 
 pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit, Failure> {
-    if !arguments.all && !arguments.place.is_given() {
+    if !arguments.all && !arguments.scope.is_given() {
         let message =
             "name the snapshotter with --snapshotter, or a runtime handler with --handler";
         return Err(Failure::Usage(message.to_owned()));
     }
     let node = Node::open(config, Role::Command)?;
-    let snapshotters = arguments.place.snapshotters(&node).await?.all()?;
+    let snapshotters = arguments.scope.snapshotters(&node).await?.all()?;
     let asked = scope::images(&node, &arguments.images).await?;
     if arguments.dry_run {
         return dry_run::show(&node, &asked, &snapshotters, arguments.output).await;
     }
-    node.in_background(ahead::heard(node.clone()));
+    node.in_background(ahead::watch_removals(node.clone()));
     let work = |stop: tokio_util::sync::CancellationToken| {
         let (node, output) = (&node, arguments.output);
         let (snapshotters, asked) = (&snapshotters, &asked);
@@ -140,7 +140,8 @@ async fn in_snapshotter(
     let mut work: FuturesOrdered<_> = work.collect();
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
-        let is_not_covered = matches!(&outcome, Err(e) if e.is_left_out() || e.is_of_artifact());
+        let is_not_covered =
+            matches!(&outcome, Err(e) if e.is_left_to_containerd() || e.is_of_artifact());
         if is_not_covered && !asked.by_name {
             continue;
         }
@@ -182,7 +183,7 @@ async fn row(
             }
             row.state = state_now(node, asked, snapshotter).await;
             // An excluded image that is ready is no error.
-            let is_no_error = e.is_left_out() && row.state == State::Ready;
+            let is_no_error = e.is_left_to_containerd() && row.state == State::Ready;
             row.error = (!is_no_error).then(|| printable(&e));
         }
     }
@@ -197,8 +198,12 @@ async fn state_now(node: &Node, asked: &Asked, snapshotter: &str) -> State {
     let Ok(listing) = node.engine.list(snapshotter).await else {
         return State::Unavailable;
     };
-    match node.engine.look(image, &asked.names, &listing).await {
-        Ok(look) => look.state,
+    match node
+        .engine
+        .image_status(image, &asked.names, &listing)
+        .await
+    {
+        Ok(status) => status.state,
         Err(_) => State::Unavailable,
     }
 }

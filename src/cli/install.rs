@@ -20,17 +20,17 @@ pub(super) struct InstallArguments {
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     #[command(flatten)]
-    place: Place,
+    location: Location,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct UninstallArguments {
     #[command(flatten)]
-    place: Place,
+    location: Location,
 }
 
 #[derive(Debug, Args)]
-struct Place {
+struct Location {
     /// Root directory of an image or package; containerd's configuration is not read then
     #[arg(long, value_name = "DIRECTORY")]
     prefix: Option<PathBuf>,
@@ -66,7 +66,7 @@ impl From<Error> for Failure {
 /// Writes the missing files, and names the command that starts the plugin.
 pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Exit, Failure> {
     let by = arguments.launched_by.into();
-    let root = Root(arguments.place.prefix);
+    let root = Root(arguments.location.prefix);
     let program = program(&root, arguments.program)?;
     let install = Install {
         root: root.clone(),
@@ -93,7 +93,7 @@ pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Ex
 
 /// Removes what `install` has written, and names the command that ends the plugin.
 pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Result<Exit, Failure> {
-    let root = Root(arguments.place.prefix);
+    let root = Root(arguments.location.prefix);
     let config = match &global.config {
         Some(path) => Config::load(Some(path))?,
         // If the file has an error, the directories of the default configuration are used.

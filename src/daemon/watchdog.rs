@@ -1,41 +1,41 @@
-//! Proof of life for systemd's watchdog, which ends a plugin that gives none and starts it again.
+//! Notifications for systemd's watchdog, which restarts the plugin if they stop.
 //!
-//! Alive is a program whose runtime runs tasks and whose locks are free; the daemon's own loop is
-//! alive because this is polled beside it. Whether containerd answers is no part of it: a plugin must
-//! not be ended because containerd is down.
+//! The plugin is alive if the tokio runtime runs tasks and no lock is held for good. The daemon's loop is polled
+//! together with this one, so it is alive, too. Whether containerd answers does not count: the plugin must not be
+//! restarted because containerd is down.
 
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Gives `proof` as often as systemd asks for it, which is not at all without its watchdog.
+/// Calls `notify` as often as systemd requires while the program is alive; never without systemd's watchdog.
 ///
-/// `pass` goes through all that could be held for good.
-pub(super) async fn watched<P>(pass: P, proof: impl FnMut())
+/// `probe` takes each lock that could be held for good.
+pub(super) async fn notify_while_alive<P>(probe: P, notify: impl FnMut())
 where
     P: Fn() + Clone + Send + 'static,
 {
     match sd_notify::watchdog_enabled() {
-        Some(patience) => prove(patience, pass, proof).await,
+        Some(timeout) => notify_within(timeout, probe, notify).await,
         None => std::future::pending().await,
     }
 }
 
-/// Twice in the time after which systemd loses its patience, as it recommends.
-async fn prove<P>(patience: Duration, pass: P, mut proof: impl FnMut())
+/// Calls `notify` twice within systemd's timeout, as systemd recommends.
+async fn notify_within<P>(timeout: Duration, probe: P, mut notify: impl FnMut())
 where
     P: Fn() + Clone + Send + 'static,
 {
-    // An interval of zero is none.
-    let mut ticks = tokio::time::interval((patience / 2).max(Duration::from_millis(1)));
+    // `interval` panics with zero.
+    let mut ticks = tokio::time::interval((timeout / 2).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let pass = pass.clone();
-        let passed = AbortOnDropHandle::new(tokio::spawn(async move { pass() }));
-        if passed.await.is_ok() {
-            proof();
+        let probe = probe.clone();
+        let probed = AbortOnDropHandle::new(tokio::spawn(async move { probe() }));
+        if probed.await.is_ok() {
+            notify();
         }
     }
 }
@@ -48,30 +48,30 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(100);
+    const TIMEOUT: Duration = Duration::from_millis(100);
 
-    /// Longer than systemd would wait, on a slow machine too.
-    const QUIET: Duration = Duration::from_secs(1);
+    /// Longer than the timeout, also on a slow machine.
+    const SILENCE: Duration = Duration::from_secs(1);
 
-    /// Proofs of a program with one worker, which `pass` has to go through.
-    fn proofs(pass: impl Fn() + Clone + Send + 'static) -> mpsc::Receiver<Instant> {
-        let (sender, proofs) = mpsc::channel();
+    /// Returns the notifications of a program with one worker thread.
+    fn notifications(probe: impl Fn() + Clone + Send + 'static) -> mpsc::Receiver<Instant> {
+        let (sender, notifications) = mpsc::channel();
         thread::spawn(move || {
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime = builder.worker_threads(1).enable_time().build().unwrap();
-            runtime.block_on(prove(PATIENCE, pass, move || {
+            runtime.block_on(notify_within(TIMEOUT, probe, move || {
                 // The test may have ended.
                 let _ = sender.send(Instant::now());
             }));
         });
-        proofs
+        notifications
     }
 
-    /// Until none comes for longer than systemd would wait.
-    fn falls_silent(proofs: &mpsc::Receiver<Instant>) -> bool {
-        let until = Instant::now() + 20 * QUIET;
+    /// Whether the notifications stop for longer than the timeout.
+    fn stop_coming(notifications: &mpsc::Receiver<Instant>) -> bool {
+        let until = Instant::now() + 20 * SILENCE;
         while Instant::now() < until {
-            if proofs.recv_timeout(QUIET).is_err() {
+            if notifications.recv_timeout(SILENCE).is_err() {
                 return true;
             }
         }
@@ -79,43 +79,43 @@ mod tests {
     }
 
     #[test]
-    fn a_running_program_gives_proofs_in_time() {
-        let proofs = proofs(|| {});
+    fn a_running_program_notifies_in_time() {
+        let notifications = notifications(|| {});
         let times: Vec<_> = (0..6)
-            .map(|_| proofs.recv_timeout(QUIET).unwrap())
+            .map(|_| notifications.recv_timeout(SILENCE).unwrap())
             .collect();
         let took = times[5] - times[0];
-        assert!(took >= PATIENCE * 2, "{took:?} is too eager");
+        assert!(took >= TIMEOUT * 2, "{took:?} is too often");
     }
 
     #[test]
-    fn a_held_lock_stops_the_proofs() {
+    fn a_held_lock_stops_the_notifications() {
         let lock = Arc::new(Mutex::new(()));
-        let theirs = lock.clone();
-        let proofs = proofs(move || drop(theirs.lock()));
-        proofs.recv_timeout(QUIET).unwrap();
+        let probed = lock.clone();
+        let notifications = notifications(move || drop(probed.lock()));
+        notifications.recv_timeout(SILENCE).unwrap();
         let held = lock.lock().unwrap();
-        assert!(falls_silent(&proofs));
+        assert!(stop_coming(&notifications));
         drop(held);
-        proofs.recv_timeout(QUIET).unwrap();
+        notifications.recv_timeout(SILENCE).unwrap();
     }
 
     #[test]
-    fn blocked_workers_stop_the_proofs() {
+    fn blocked_workers_stop_the_notifications() {
         let (block, blocked) = mpsc::channel::<()>();
         let blocked = Arc::new(Mutex::new(blocked));
         let first = Arc::new(Mutex::new(true));
-        let proofs = proofs(move || {
+        let notifications = notifications(move || {
             if std::mem::take(&mut *first.lock().unwrap()) {
                 let blocked = blocked.clone();
                 tokio::spawn(async move {
-                    // As a bug would: the only worker waits for something that never comes.
+                    // Blocks the only worker, as a bug could.
                     let _ = blocked.lock().unwrap().recv();
                 });
             }
         });
-        assert!(falls_silent(&proofs));
+        assert!(stop_coming(&notifications));
         drop(block);
-        proofs.recv_timeout(QUIET).unwrap();
+        notifications.recv_timeout(SILENCE).unwrap();
     }
 }

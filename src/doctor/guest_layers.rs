@@ -18,15 +18,17 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
         let Ok(listing) = listing else {
             continue;
         };
-        let mut left_out = Vec::new();
-        for known in &seen.images {
+        let mut broken = Vec::new();
+        for distinct in &seen.images {
             let engine = &inventory.node.engine;
-            let look = engine.look(&known.image, &known.names, listing).await;
-            if look.is_ok_and(|look| look.left_out && look.state == State::Mixed) {
-                left_out.push(known.image.name.as_str());
+            let status = engine
+                .image_status(&distinct.image, &distinct.names, listing)
+                .await;
+            if status.is_ok_and(|status| status.is_excluded && status.state == State::Mixed) {
+                broken.push(distinct.image.name.as_str());
             }
         }
-        findings.extend(excluded(snapshotter, &left_out));
+        findings.extend(excluded(snapshotter, &broken));
         findings.extend(volumes(snapshotter, listing));
     }
     findings

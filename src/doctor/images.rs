@@ -23,8 +23,8 @@ const SHOWN: usize = 3;
 
 /// An image and its state in one snapshotter.
 struct There<'a> {
-    known: &'a Distinct,
-    look: ImageStatus,
+    distinct: &'a Distinct,
+    status: ImageStatus,
     /// The chain ids, bottom first.
     chain: Vec<String>,
 }
@@ -49,22 +49,22 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     let mut unreadable = Unreadable::default();
     for (snapshotter, listing) in seen.kept(inventory.config()) {
         let mut there = Vec::new();
-        for known in &seen.images {
-            match look(inventory, known, listing).await {
+        for distinct in &seen.images {
+            match status_of(inventory, distinct, listing).await {
                 Ok(found) => there.push(found),
-                Err(e) => unreadable.add(&known.image.name, &e),
+                Err(e) => unreadable.add(&distinct.image.name, &e),
             }
         }
         let shared = Shared::of(inventory, seen, &there);
         let mut by_state: BTreeMap<&str, (State, Vec<&str>)> = BTreeMap::new();
-        for it in there.iter().filter(|it| !it.look.left_out) {
-            let name = it.known.image.name.as_str();
-            if is_pause(seen, it.known) {
-                findings.extend(pause(seen, name, snapshotter, it.look.state));
-            } else if let Some(id) = id(it.look.state)
+        for it in there.iter().filter(|it| !it.status.is_excluded) {
+            let name = it.distinct.image.name.as_str();
+            if is_pause(seen, it.distinct) {
+                findings.extend(pause(seen, name, snapshotter, it.status.state));
+            } else if let Some(id) = id(it.status.state)
                 && !shared.explains(it)
             {
-                let (_, names) = by_state.entry(id).or_insert((it.look.state, vec![]));
+                let (_, names) = by_state.entry(id).or_insert((it.status.state, vec![]));
                 names.push(name);
             }
         }
@@ -77,16 +77,18 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     findings
 }
 
-async fn look<'a>(
+async fn status_of<'a>(
     inventory: &Inventory,
-    known: &'a Distinct,
+    distinct: &'a Distinct,
     listing: &Listing,
 ) -> Result<There<'a>, Error> {
     let engine = &inventory.node.engine;
     Ok(There {
-        known,
-        look: engine.look(&known.image, &known.names, listing).await?,
-        chain: engine.chain(&known.image).await?,
+        distinct,
+        status: engine
+            .image_status(&distinct.image, &distinct.names, listing)
+            .await?,
+        chain: engine.chain(&distinct.image).await?,
     })
 }
 
@@ -99,7 +101,7 @@ impl There<'_> {
 impl<'a> Shared<'a> {
     fn of(inventory: &Inventory, seen: &'a Seen, there: &'a [There<'a>]) -> Self {
         let layers = |wanted: &dyn Fn(&ImageStatus) -> bool| {
-            let images = there.iter().filter(|it| wanted(&it.look));
+            let images = there.iter().filter(|it| wanted(&it.status));
             images.flat_map(There::layers).collect()
         };
         let config = inventory.config();
@@ -116,8 +118,8 @@ impl<'a> Shared<'a> {
             means.contains(&MissingContent::Rebuild) && root.is_some_and(is_readable)
         });
         Self {
-            whole: layers(&|look| look.committed == look.layers),
-            anchored: layers(&|look| look.state == State::Ready),
+            whole: layers(&|status| status.committed == status.layers),
+            anchored: layers(&|status| status.state == State::Ready),
             rebuilt: source.into_iter().flat_map(Listing::names).collect(),
             are_pulled: means.contains(&MissingContent::Pull)
                 && inventory
@@ -129,17 +131,17 @@ impl<'a> Shared<'a> {
     /// Whether the state of an image is only a result of shared layers, or is repaired when the image is
     /// needed.
     fn explains(&self, it: &There<'_>) -> bool {
-        match it.look.state {
+        match it.status.state {
             State::Partial => it
                 .layers()
-                .take(it.look.committed)
+                .take(it.status.committed)
                 .all(|layer| self.whole.contains(layer)),
             State::Unanchored => it
                 .layers()
                 .last()
                 .is_some_and(|top| self.anchored.contains(top)),
             State::Unavailable => {
-                let mut missing = it.layers().skip(it.look.committed);
+                let mut missing = it.layers().skip(it.status.committed);
                 self.are_pulled || missing.all(|layer| self.rebuilt.contains(layer))
             }
             _ => false,
@@ -149,8 +151,8 @@ impl<'a> Shared<'a> {
 
 /// Whether an image is the pause image: the configured one, else a pinned image with a matching name. The name matters,
 /// since some tools pin all images that they import.
-fn is_pause(seen: &Seen, known: &Distinct) -> bool {
-    let mut names = known.names.iter().map(|name| image::normal(name));
+fn is_pause(seen: &Seen, distinct: &Distinct) -> bool {
+    let mut names = distinct.names.iter().map(|name| image::normal(name));
     match seen.handlers.sandbox_image() {
         Some(pause) => {
             let pause = image::normal(&pause.value);
@@ -161,7 +163,7 @@ fn is_pause(seen: &Seen, known: &Distinct) -> bool {
                 let repository = image::repository(&name).unwrap_or_default();
                 repository.rsplit('/').next() == Some(PAUSE)
             };
-            is_pinned(&known.image) && names.any(is_called_so)
+            is_pinned(&distinct.image) && names.any(is_called_so)
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Instances {
 }
 
 impl Instances {
-    pub(super) async fn look(inventory: &Inventory) -> Self {
+    pub(super) async fn read(inventory: &Inventory) -> Self {
         let containerd = peer::pid(inventory.config().containerd.socket.as_ref()).await;
         let settings = inventory.files.settings();
         let plugins = settings.find(&["plugins", NRI_TABLE, "plugin_path"]);

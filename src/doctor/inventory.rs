@@ -53,9 +53,9 @@ pub(super) struct Seen {
 }
 
 impl Inventory {
-    pub(super) async fn look(node: Arc<Node>) -> Self {
+    pub(super) async fn read(node: Arc<Node>) -> Self {
         let config = node.config();
-        let seen = Seen::look(&node).await;
+        let seen = Seen::read(&node).await;
         let version = seen.as_ref().ok();
         let version = version.and_then(|seen| containerd::numbers(&seen.version));
         let files = FileConfig::read(config.containerd.config.as_ref(), version);
@@ -86,7 +86,7 @@ impl Inventory {
 }
 
 impl Seen {
-    async fn look(node: &Node) -> Result<Self, containerd::Error> {
+    async fn read(node: &Node) -> Result<Self, containerd::Error> {
         let containerd = node.containerd.as_ref();
         let version = containerd.version().await?;
         // If CRI is off, containerd's files are used instead.

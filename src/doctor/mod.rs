@@ -41,8 +41,8 @@ pub struct Examination {
 
 /// Examines the node. If containerd does not answer, only the checks that do not need it have findings.
 pub async fn examine(node: &Arc<Node>) -> Examination {
-    let inventory = Inventory::look(node.clone()).await;
-    let instances = Instances::look(&inventory).await;
+    let inventory = Inventory::read(node.clone()).await;
+    let instances = Instances::read(&inventory).await;
     let mut findings = [
         reach::check(&inventory),
         cri::check(&inventory),

@@ -44,12 +44,12 @@ async fn lost(
     let containerd = inventory.node.containerd.as_ref();
     // The position of each missing layer is its highest one in any image.
     let mut missing: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-    for known in inventory.seen().iter().flat_map(|seen| &seen.images) {
-        let chains = engine.missing_layers(&known.image, listing).await;
+    for distinct in inventory.seen().iter().flat_map(|seen| &seen.images) {
+        let chains = engine.missing_layers(&distinct.image, listing).await;
         for (position, chain) in chains.unwrap_or_default() {
             let (highest, images) = missing.entry(chain).or_default();
             *highest = position.max(*highest);
-            images.insert(known.image.name.clone());
+            images.insert(distinct.image.name.clone());
         }
     }
     let mut lost = Vec::new();

@@ -46,8 +46,8 @@ impl Creation<'_> {
                 self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
                 return Ok(());
             }
-            Some(Err(e)) if e.is_left_out() => {
-                self.say(Verdict::LeftOut, state, NOTHING, &e.to_string());
+            Some(Err(e)) if e.is_left_to_containerd() => {
+                self.say(Verdict::LeftToContainerd, state, NOTHING, &e.to_string());
                 return Ok(());
             }
             Some(Err(e)) => e.to_string(),
@@ -75,7 +75,7 @@ impl Creation<'_> {
             }
             Unready::Allow => {
                 let verdict = match doubt {
-                    _ if self.strictness.left_alone => Verdict::LeftOut,
+                    _ if self.strictness.left_to_containerd => Verdict::LeftToContainerd,
                     Doubt::Unseen if state.is_none() => Verdict::Unseen,
                     _ => Verdict::LetPass,
                 };
@@ -116,6 +116,6 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
 pub(super) fn rejection(snapshotter: &str, why: &str) -> String {
     let begin = format!("nri-unpack: the image is not ready in snapshotter {snapshotter}: ");
     let end = "; the kubelet will try again";
-    let room = MAX_REJECTION.saturating_sub(begin.len() + end.len());
-    format!("{begin}{}{end}", printable_within(room, why))
+    let limit = MAX_REJECTION.saturating_sub(begin.len() + end.len());
+    format!("{begin}{}{end}", printable_within(limit, why))
 }

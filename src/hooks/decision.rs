@@ -32,7 +32,7 @@ pub(super) enum Verdict {
     Moved,
     /// The layers were applied into a volume.
     Filled,
-    LeftOut,
+    LeftToContainerd,
     Unseen,
     /// Allowed: the snapshotter is not known.
     Unresolved,
@@ -95,7 +95,7 @@ impl Verdict {
             Self::MadeReady => "made_ready",
             Self::Moved => "moved",
             Self::Filled => "filled",
-            Self::LeftOut => "left_out",
+            Self::LeftToContainerd => "left_out",
             Self::Unseen => "unseen",
             Self::Unresolved | Self::LetPass | Self::GoesOn => "let_pass",
             Self::Rejected => "rejected",
@@ -112,8 +112,10 @@ impl Verdict {
             (Self::MadeReady, RunPodSandbox) => (Level::Info, "pod's image made ready"),
             (Self::Moved, _) => (Level::Info, "container moved onto a private chain"),
             (Self::Filled, _) => (Level::Info, "image volume filled"),
-            (Self::LeftOut, CreateContainer) => (Level::Debug, "image left to containerd"),
-            (Self::LeftOut, RunPodSandbox) => (Level::Info, "pod's image is left to containerd"),
+            (Self::LeftToContainerd, CreateContainer) => (Level::Debug, "image left to containerd"),
+            (Self::LeftToContainerd, RunPodSandbox) => {
+                (Level::Info, "pod's image is left to containerd")
+            }
             (Self::Unseen, _) => (
                 Level::Warn,
                 "container's snapshot could not be looked up; allowed",

@@ -20,12 +20,12 @@ impl Session {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
-                let place = PodSnapshotter::of(&config, handlers, pod).ok()?;
-                if place.left_alone {
+                let pod_snapshotter = PodSnapshotter::of(&config, handlers, pod).ok()?;
+                if pod_snapshotter.left_to_containerd {
                     return None;
                 }
                 Some(Existing {
-                    snapshotter: place.snapshotter,
+                    snapshotter: pod_snapshotter.snapshotter,
                     image: image_name(&container).map(str::to_owned),
                     id: container.id,
                 })
@@ -57,13 +57,13 @@ impl Session {
                     runtime_handler: container.runtime_handler,
                     ..Pod::default()
                 };
-                let place = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
-                if place.left_alone {
+                let pod_snapshotter = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
+                if pod_snapshotter.left_to_containerd {
                     return None;
                 }
                 Some(Existing {
                     id: container.id,
-                    snapshotter: place.snapshotter,
+                    snapshotter: pod_snapshotter.snapshotter,
                     image: Some(container.image),
                 })
             });

@@ -47,9 +47,9 @@ impl Session {
     /// being made ready in its snapshotter.
     fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
         let annotation = pod.annotations.get(policy::IMAGES);
-        let (names, left_out) = policy::annotated_images(annotation.map_or("", String::as_str));
-        if left_out > 0 {
-            log::warn!(pod:% = Name(pod), left_out; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
+        let (names, ignored) = policy::annotated_images(annotation.map_or("", String::as_str));
+        if ignored > 0 {
+            log::warn!(pod:% = Name(pod), left_out = ignored; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
         }
         let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
         named.chain(self.ahead.unready_in(snapshotter)).collect()
@@ -60,7 +60,9 @@ impl Session {
 fn prepared(outcome: &Option<Outcome>) -> (Verdict, Did, String) {
     match outcome {
         Some(Ok(done)) => (done_is(done), Did::Chain(done.action), what(done)),
-        Some(Err(e)) if e.is_left_out() => (Verdict::LeftOut, NOTHING, e.to_string()),
+        Some(Err(e)) if e.is_left_to_containerd() => {
+            (Verdict::LeftToContainerd, NOTHING, e.to_string())
+        }
         Some(Err(e)) => (Verdict::LetPass, NOTHING, e.to_string()),
         None => (Verdict::GoesOn, NOTHING, "the unpack goes on".to_owned()),
     }

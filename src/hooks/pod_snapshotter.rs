@@ -10,7 +10,7 @@ use crate::policy;
 pub(super) struct PodSnapshotter {
     pub(super) snapshotter: String,
     /// Whether its images are left to containerd: the pod is skipped, or the plugin does not manage the snapshotter.
-    pub(super) left_alone: bool,
+    pub(super) left_to_containerd: bool,
 }
 
 impl PodSnapshotter {
@@ -22,7 +22,7 @@ impl PodSnapshotter {
         let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
         let default = handlers.default_name();
         Ok(Self {
-            left_alone: is_skipped(pod) || !policy::is_kept(config, snapshotter, default),
+            left_to_containerd: is_skipped(pod) || !policy::is_kept(config, snapshotter, default),
             snapshotter: snapshotter.clone(),
         })
     }
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn the_default_handler_and_pods_that_say_skip_are_left_alone() {
-        for (config, handler, mode, snapshotter, left_alone) in [
+        for (config, handler, mode, snapshotter, left_to_containerd) in [
             ("", "", "", "nydus", true),
             ("", "runc", "", "nydus", true),
             ("[snapshotters.nydus]\n", "runc", "", "nydus", false),
@@ -70,9 +70,12 @@ mod tests {
                 annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),
                 ..Pod::default()
             };
-            let place = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
-            let found = (place.snapshotter.as_str(), place.left_alone);
-            assert_eq!(found, (snapshotter, left_alone), "{handler} {mode}");
+            let pod_snapshotter = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
+            let found = (
+                pod_snapshotter.snapshotter.as_str(),
+                pod_snapshotter.left_to_containerd,
+            );
+            assert_eq!(found, (snapshotter, left_to_containerd), "{handler} {mode}");
         }
     }
 }

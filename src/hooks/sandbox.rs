@@ -15,17 +15,17 @@ use super::{PodSnapshotter, Session};
 pub(super) async fn judge(
     session: &Session,
     pod: &Pod,
-    place: &PodSnapshotter,
+    pod_snapshotter: &PodSnapshotter,
     started: Instant,
     deadline: Instant,
 ) -> Option<(Verdict, HandlerResult)> {
     let engine = &session.node.engine;
-    let snapshotter = place.snapshotter.as_str();
+    let snapshotter = pod_snapshotter.snapshotter.as_str();
     if !engine.profile(snapshotter).may_proxy {
         return None;
     }
-    let standing = engine.parent_chain(snapshotter, &pod.id, Some(SANDBOX), true);
-    let chain = match tokio::time::timeout_at(deadline, standing).await {
+    let parent_chain = engine.parent_chain(snapshotter, &pod.id, Some(SANDBOX), true);
+    let chain = match tokio::time::timeout_at(deadline, parent_chain).await {
         Ok(Ok(ParentChain::Unknown { chain })) => chain,
         Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => return None,
         Err(_) => {

@@ -1,4 +1,4 @@
-//! The hooks over the in-memory containerd, on a clock that stands still unless a task waits.
+//! Tests of the hooks with the in-memory containerd and a paused clock.
 
 mod broken;
 
@@ -26,7 +26,7 @@ struct Bench {
     node: Arc<Node>,
     hooks: Arc<Hooks>,
     image: Image,
-    /// Bottom first.
+    /// The chain ids of the image, bottom first.
     chain_ids: Vec<String>,
 }
 
@@ -54,8 +54,8 @@ impl Bench {
         }
     }
 
-    /// The chain, as containerd's own fallback leaves it.
-    fn unpacked_without_labels(&self, snapshotter: &str) {
+    /// Commits the chain without labels, as containerd's own unpack does.
+    fn commit_without_labels(&self, snapshotter: &str) {
         let mut parent = None;
         for chain_id in &self.chain_ids {
             self.fake.commit_unlabelled(snapshotter, chain_id, parent);
@@ -63,9 +63,9 @@ impl Bench {
         }
     }
 
-    /// An image of one layer, which no other has, and which is said to be of so many bytes; answers the
-    /// digest of its blob.
-    fn image_of(&self, name: &str, bytes: i64) -> String {
+    /// Adds an image with one layer, which no other image has. Its descriptor states this size. Returns the digest of
+    /// its blob.
+    fn image_of_size(&self, name: &str, bytes: i64) -> String {
         let media_type = "application/vnd.oci.image.layer.v1.tar";
         let mut layer = self.fake.document(media_type, name.as_bytes());
         layer.size = bytes;
@@ -73,7 +73,7 @@ impl Bench {
         layer.digest
     }
 
-    /// What NRI relays of a container that is being created.
+    /// Calls the hook for a container that is being created.
     async fn create(&self, handler: &str, snapshotter: &str, id: &str) -> HandlerResult {
         let top = self.chain_ids.last().unwrap();
         self.fake.activate(snapshotter, id, top);
@@ -97,8 +97,8 @@ impl Bench {
         let names = [self.image.name.clone()];
         let engine = &self.node.engine;
         let listing = engine.list(snapshotter).await.unwrap();
-        let look = engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = engine.image_status(&self.image, &names, &listing).await;
+        status.unwrap().state
     }
 }
 
@@ -112,7 +112,7 @@ fn pod(handler: &str) -> Pod {
 }
 
 thread_local! {
-    /// Each test has its thread, and its runtime stays on it.
+    /// Each test runs on one thread, with a runtime of its own.
     static LINES: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -132,13 +132,13 @@ impl Log for Capture {
 }
 
 fn capture() {
-    // Another test of this process was first: it is the same one.
+    // Fails if another test of this process has set the same logger before.
     let _ = log::set_logger(&Capture);
     log::set_max_level(LevelFilter::Trace);
 }
 
-/// The lines above debug since this was last asked.
-fn said() -> Vec<(Level, String)> {
+/// Returns the log lines above debug since the last call.
+fn logged() -> Vec<(Level, String)> {
     let mut lines = LINES.take();
     lines.retain(|(level, _)| *level < Level::Debug);
     lines
@@ -158,7 +158,7 @@ fn a_hook_never_waits_as_long_as_the_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hook_leaves_at_its_deadline_and_the_work_goes_on() {
+async fn a_hook_returns_at_its_deadline_and_the_work_continues() {
     let bench = Bench::new("").await;
     bench.fake.slow("apply layer", Duration::from_secs(60));
     let began = Instant::now();
@@ -173,12 +173,12 @@ async fn a_hook_leaves_at_its_deadline_and_the_work_goes_on() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
-/// No node applies half a gigabyte in half a second, and none can begin to before it has looked.
+/// An apply of 512 MiB takes longer than half a second on every node.
 #[tokio::test(start_paused = true)]
-async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
+async fn a_hook_does_not_wait_for_an_unpack_that_cannot_end_in_time() {
     const BIG: &str = "r.example/big:1";
     let bench = Bench::new("").await;
-    bench.image_of(BIG, 512 << 20);
+    bench.image_of_size(BIG, 512 << 20);
     bench.fake.slow("list images", Duration::from_millis(10));
     bench.fake.slow("apply layer", Duration::from_secs(60));
     let began = Instant::now();
@@ -190,26 +190,26 @@ async fn a_hook_does_not_wait_for_what_cannot_be_done_in_time() {
     assert!(bench.fake.lease_ids().is_empty());
 }
 
-/// The remedy is in the log.
+/// The log has the remedy.
 #[tokio::test(start_paused = true)]
-async fn that_a_large_blob_is_gone_is_said() {
+async fn a_missing_large_blob_is_logged() {
     const BIG: &str = "r.example/big:1";
     let bench = Bench::new("").await;
-    let blob = bench.image_of(BIG, 512 << 20);
+    let blob = bench.image_of_size(BIG, 512 << 20);
     bench.fake.discard(&blob);
     bench.run("local", (policy::IMAGES, BIG)).await;
-    let said = said();
+    let lines = logged();
     let failed = (Level::Warn, "pod's image cannot be made ready".to_owned());
-    assert!(said.contains(&failed), "{said:?}");
+    assert!(lines.contains(&failed), "{lines:?}");
 }
 
-/// A layer of 128 MiB may be applied in time, until others have shown that it may not.
+/// A hook waits for a layer of 128 MiB until other applies have shown that the node is too slow.
 #[tokio::test(start_paused = true)]
-async fn what_can_be_done_in_time_is_learned() {
+async fn the_estimate_of_an_unpack_uses_the_measured_throughput() {
     let bench = Bench::new("").await;
     let (small, large) = (16 << 20, 128 << 20);
     let took = async |name: &str, size| {
-        bench.image_of(name, size);
+        bench.image_of_size(name, size);
         let began = Instant::now();
         bench.run("local", (policy::IMAGES, name)).await;
         began.elapsed()
@@ -234,20 +234,20 @@ async fn a_pods_images_are_made_ready_before_its_containers() {
         .run("local", (policy::IMAGES, &format!("nope:1, {NAME}")))
         .await;
     assert_eq!(bench.state("erofs").await, State::Ready);
-    let said = said();
+    let lines = logged();
     let warned = |(level, line): &(Level, String)| {
         *level == Level::Warn && line == "pod's image cannot be made ready"
     };
     assert_eq!(
-        said.iter().filter(|line| warned(line)).count(),
+        lines.iter().filter(|line| warned(line)).count(),
         1,
-        "{said:?}"
+        "{lines:?}"
     );
 }
 
-/// By configuration and by profile: on a chain that is in use for good, or not yet finished.
+/// The chain stays in use, or its repair is not finished in time.
 #[tokio::test(start_paused = true)]
-async fn an_unready_image_is_rejected_or_allowed() {
+async fn the_configuration_or_the_profile_rejects_or_allows_an_unready_image() {
     for (config, handler, snapshotter, created) in [
         ("", "local", "erofs", true),
         (
@@ -265,7 +265,7 @@ async fn an_unready_image_is_rejected_or_allowed() {
         ),
     ] {
         let bench = Bench::new(config).await;
-        bench.unpacked_without_labels(snapshotter);
+        bench.commit_without_labels(snapshotter);
         bench.fake.slow("label snapshot", Duration::from_secs(60));
         let answer = bench.create(handler, snapshotter, "c").await;
         assert_eq!(
@@ -273,27 +273,27 @@ async fn an_unready_image_is_rejected_or_allowed() {
             created,
             "{config} {snapshotter}: {answer:?}"
         );
-        // On the chain that it was made on, with each verdict.
+        // With each verdict, the container keeps its chain.
         let own = bench.fake.stat(snapshotter, "c").await.unwrap();
         assert_eq!(own.parent.as_ref(), bench.chain_ids.last());
     }
 }
 
-/// That containerd is slow is no reason to start a container that must not be.
+/// A slow containerd must not lead to a container without its layers.
 #[tokio::test(start_paused = true)]
-async fn where_containerd_does_not_say_in_time_the_profile_decides() {
+async fn the_profile_decides_if_containerd_does_not_answer_in_time() {
     for (handler, snapshotter, created) in [("local", "erofs", true), ("guest", "nydus", false)] {
         let bench = Bench::new("").await;
-        bench.unpacked_without_labels(snapshotter);
+        bench.commit_without_labels(snapshotter);
         bench.fake.slow("stat snapshot", Duration::from_secs(5));
         let answer = bench.create(handler, snapshotter, "c").await;
         assert_eq!(answer.is_ok(), created, "{snapshotter}: {answer:?}");
     }
 }
 
-/// A host's unpack over layers that are empty is broken.
+/// Layers that the host has unpacked lie on empty guest-pulled layers.
 #[tokio::test(start_paused = true)]
-async fn a_mixed_chain_is_rejected_whatever_is_configured() {
+async fn a_mixed_chain_is_rejected_under_every_configuration() {
     let bench = Bench::new("[hooks]\nswap = false\non_unready = \"allow\"\n").await;
     let bottom = &bench.chain_ids[0];
     bench
@@ -310,15 +310,15 @@ async fn a_mixed_chain_is_rejected_whatever_is_configured() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poisoned_creation_is_moved_in_its_own_hook() {
+async fn a_container_on_a_host_chain_is_moved_in_its_own_hook() {
     let bench = Bench::new("").await;
-    bench.unpacked_without_labels("nydus");
+    bench.commit_without_labels("nydus");
     bench.create("guest", "nydus", "c").await.unwrap();
     let own = bench.fake.stat("nydus", "c").await.unwrap();
     let parent = own.parent.unwrap();
     assert!(!bench.chain_ids.contains(&parent), "{parent}");
 
-    // As soon as nothing uses the old chain it is replaced, and the container keeps its own.
+    // The old chain is replaced when nothing uses it, and the container keeps its private chain.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.state("nydus").await, State::Ready);
     let own = bench.fake.stat("nydus", "c").await.unwrap();
@@ -326,11 +326,11 @@ async fn a_poisoned_creation_is_moved_in_its_own_hook() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_of_a_ready_image_costs_two_calls_at_once_and_no_line() {
+async fn a_container_of_a_ready_image_takes_two_parallel_calls_and_no_log_line() {
     let bench = Bench::new("").await;
-    bench.unpacked_without_labels("erofs");
+    bench.commit_without_labels("erofs");
     bench.create("local", "erofs", "first").await.unwrap();
-    said();
+    logged();
 
     bench.fake.calls();
     bench.fake.slow("stat snapshot", Duration::from_millis(10));
@@ -340,37 +340,37 @@ async fn a_container_of_a_ready_image_costs_two_calls_at_once_and_no_line() {
     let took = began.elapsed();
     assert!(
         took < Duration::from_millis(20),
-        "one after the other: {took:?}"
+        "the calls were sequential: {took:?}"
     );
-    assert_eq!(said(), []);
+    assert_eq!(logged(), []);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_containerd_pods_are_allowed_unless_the_configuration_rejects_them() {
     for (config, created) in [("", true), ("[hooks]\non_unready = \"reject\"\n", false)] {
         let bench = Bench::new(config).await;
-        bench.unpacked_without_labels("nydus");
-        // The handlers are known before it goes.
+        bench.commit_without_labels("nydus");
+        // The handlers are known before containerd stops.
         bench.run("guest", (policy::IMAGES, "")).await;
         bench.fake.go_down();
-        said();
+        logged();
         let answer = bench.create("guest", "nydus", "c").await;
         assert_eq!(answer.is_ok(), created, "{config}: {answer:?}");
-        let said = said();
-        assert!(matches!(&said[..], [(Level::Warn, _)]), "{said:?}");
+        let lines = logged();
+        assert!(matches!(&lines[..], [(Level::Warn, _)]), "{lines:?}");
     }
 }
 
-/// containerd goes between the first look and the work, or does not know the container.
+/// containerd stops answering after the first call, or does not know the container.
 #[tokio::test(start_paused = true)]
-async fn what_was_not_seen_is_rejected_only_where_that_is_configured() {
+async fn a_container_whose_chain_cannot_be_read_is_rejected_only_if_configured() {
     use crate::containerd::ErrorKind::{NotFound, Unreachable};
     for (call, kind) in [("list images", Unreachable), ("stat snapshot", NotFound)] {
         for (config, created) in [("", true), ("[hooks]\non_unready = \"reject\"\n", false)] {
             for (handler, snapshotter) in [("local", "erofs"), ("guest", "nydus")] {
                 let bench = Bench::new(config).await;
                 bench.run(handler, (policy::IMAGES, "")).await;
-                bench.unpacked_without_labels(snapshotter);
+                bench.commit_without_labels(snapshotter);
                 bench.fake.fail(call, 0, kind);
                 let answer = bench.create(handler, snapshotter, "c").await;
                 let context = format!("{config} {call} {snapshotter}: {answer:?}");
@@ -381,23 +381,23 @@ async fn what_was_not_seen_is_rejected_only_where_that_is_configured() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_handler_is_let_pass_and_that_is_said() {
+async fn a_pod_with_an_unknown_handler_is_allowed_with_a_warning() {
     let bench = Bench::new("").await;
-    bench.unpacked_without_labels("erofs");
-    bench.create("nobody", "erofs", "c").await.unwrap();
-    let said = said();
-    let decisions = said.iter().filter(|(level, _)| *level == Level::Warn);
+    bench.commit_without_labels("erofs");
+    bench.create("unknown", "erofs", "c").await.unwrap();
+    let lines = logged();
+    let decisions = lines.iter().filter(|(level, _)| *level == Level::Warn);
     let decisions: Vec<_> = decisions.map(|(_, line)| line.as_str()).collect();
     assert_eq!(decisions, ["pod's snapshotter is not known; allowed"]);
     assert_eq!(bench.state("erofs").await, State::Unlabelled);
 }
 
 #[tokio::test(start_paused = true)]
-async fn handlers_are_waited_for_only_while_they_are_first_asked_for() {
+async fn a_hook_waits_for_the_handlers_only_during_the_first_request() {
     let fake = Arc::new(Fake::default());
     fake.slow("ask CRI for its status", Duration::from_millis(300));
     let bench = Bench::on(fake, "").await;
-    bench.unpacked_without_labels("erofs");
+    bench.commit_without_labels("erofs");
     let began = Instant::now();
     bench.create("local", "erofs", "c").await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(300));
@@ -416,11 +416,11 @@ async fn handlers_are_waited_for_only_while_they_are_first_asked_for() {
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
-/// In a new session, and while the configuration is read again.
+/// This happens in a new session, and while the configuration is read again.
 #[tokio::test(start_paused = true)]
-async fn without_an_answer_the_handlers_are_as_they_were() {
+async fn without_an_answer_the_earlier_handlers_apply() {
     let bench = Bench::new("").await;
-    bench.unpacked_without_labels("nydus");
+    bench.commit_without_labels("nydus");
     bench.run("guest", (policy::IMAGES, "")).await;
     bench.fake.fail(
         "ask CRI for its status",
@@ -434,10 +434,10 @@ async fn without_an_answer_the_handlers_are_as_they_were() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_says_skip_is_left_alone() {
+async fn a_pod_with_mode_skip_is_left_to_containerd() {
     let bench = Bench::new("").await;
     bench.run("local", (policy::IMAGES, "")).await;
-    // What is looked at when a session begins.
+    // The calls at the beginning of a session have ended.
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.fake.calls();
     let mut pod = pod("local");
@@ -452,7 +452,7 @@ async fn a_pod_that_says_skip_is_left_alone() {
 }
 
 #[test]
-fn a_rejection_fits_into_an_event() {
+fn a_rejection_fits_into_a_kubernetes_event() {
     let short = rejection("nydus", "2 of 3 layers are ready, the unpack goes on");
     assert_eq!(
         short,
@@ -471,9 +471,9 @@ fn a_rejection_fits_into_an_event() {
     );
 }
 
-/// NRI before 0.8 tells nothing, and is taken for the usual.
+/// NRI before 0.8 does not send the timeout. Without one in the file, the default applies.
 #[tokio::test]
-async fn the_request_timeout_is_read_where_it_is_not_told() {
+async fn the_request_timeout_is_read_from_the_file_if_nri_does_not_send_it() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.toml");
     let nri = "[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_request_timeout = \"300ms\"\n";
@@ -490,8 +490,8 @@ async fn the_request_timeout_is_read_where_it_is_not_told() {
 }
 
 #[test]
-fn a_wait_in_which_nothing_can_be_moved_is_remarked() {
-    for (hooks, remarked) in [
+fn a_wait_that_is_too_short_for_a_swap_gets_a_warning() {
+    for (hooks, is_warned) in [
         ("wait = \"5ms\"", true),
         ("wait = \"124ms\"", true),
         ("wait = \"125ms\"", false),
@@ -499,8 +499,8 @@ fn a_wait_in_which_nothing_can_be_moved_is_remarked() {
         ("", false),
     ] {
         let config = Config::from_toml(&format!("[hooks]\n{hooks}\n"), "test").unwrap();
-        let remark = too_short(&config);
-        assert_eq!(remark.is_some(), remarked, "{hooks}: {remark:?}");
-        assert!(remark.is_none_or(|remark| remark.contains("125ms")));
+        let warning = too_short(&config);
+        assert_eq!(warning.is_some(), is_warned, "{hooks}: {warning:?}");
+        assert!(warning.is_none_or(|warning| warning.contains("125ms")));
     }
 }

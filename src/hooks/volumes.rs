@@ -66,7 +66,7 @@ fn judge_one(
             return Ok(());
         }
         // containerd has unpacked the whole image.
-        Some(Err(e)) if e.is_left_out() => return Ok(()),
+        Some(Err(e)) if e.is_left_to_containerd() => return Ok(()),
         Some(Err(e)) if e.unreachable().is_some() => {
             let why = format!("volume of image {image} could not be looked up: {e}");
             return creation.doubted(Doubt::Unseen, state, &why);

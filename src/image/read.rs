@@ -30,7 +30,7 @@ const MAX_REMEMBERED: usize = 1024;
 #[derive(Debug)]
 pub struct Manifests {
     platform: Platform,
-    known: Mutex<HashMap<String, Arc<Manifest>>>,
+    cache: Mutex<HashMap<String, Arc<Manifest>>>,
 }
 
 impl Manifests {
@@ -38,7 +38,7 @@ impl Manifests {
     pub fn new(platform: Platform) -> Self {
         Self {
             platform,
-            known: Mutex::default(),
+            cache: Mutex::default(),
         }
     }
 
@@ -48,8 +48,8 @@ impl Manifests {
         containerd: &dyn Containerd,
         image: &Image,
     ) -> Result<Arc<Manifest>, Error> {
-        if let Some(known) = self.known().get(&image.target.digest) {
-            return Ok(known.clone());
+        if let Some(manifest) = self.cache().get(&image.target.digest) {
+            return Ok(manifest.clone());
         }
         let reader = Reader {
             containerd,
@@ -57,22 +57,22 @@ impl Manifests {
             platform: &self.platform,
         };
         let manifest = Arc::new(reader.manifest(image.target.clone()).await?);
-        let mut known = self.known();
-        if known.len() >= MAX_REMEMBERED {
-            known.clear();
+        let mut cache = self.cache();
+        if cache.len() >= MAX_REMEMBERED {
+            cache.clear();
         }
-        known.insert(image.target.digest.clone(), manifest.clone());
+        cache.insert(image.target.digest.clone(), manifest.clone());
         Ok(manifest)
     }
 
     /// Forgets all manifests except those of these targets.
     pub fn keep(&self, records: &HashSet<&str>) {
-        self.known()
+        self.cache()
             .retain(|digest, _| records.contains(digest.as_str()));
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
-        self.known.lock()
+    fn cache(&self) -> MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
+        self.cache.lock()
     }
 }
 

@@ -13,7 +13,7 @@ pub enum Error {
     InTheWay {
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// What the path is or does.
         what: &'static str,
         /// The remedy.
         remedy: &'static str,

@@ -9,7 +9,7 @@ use nri::Identity;
 
 use crate::handlers::FileConfig;
 
-use super::places::{Root, entries, is_ours};
+use super::paths::{Root, entries, is_ours};
 
 /// This plugin in NRI's plugin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 mod error;
 mod launched;
-mod places;
+mod paths;
 mod remove;
 mod steps;
 mod unit;
@@ -20,12 +20,12 @@ use crate::config::{Config, ConfigError};
 
 pub use error::Error;
 pub use launched::{Launched, launched, misnamed};
-pub(crate) use places::{ENABLED, PACKAGED, PLUGINS, UNIT};
-pub use places::{Root, is_named};
+pub(crate) use paths::{ENABLED, PACKAGED, PLUGINS, UNIT};
+pub use paths::{Root, is_named};
 pub use remove::{launchers, removal};
 pub use steps::Step;
 
-use places::CONFIG;
+use paths::CONFIG;
 
 /// Directories that the unit hides. A program in them cannot be started by the unit.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
@@ -80,7 +80,7 @@ impl Install<'_> {
         }
         let nri = self.root.nri(&config);
         let link = nri.plugins.join(identity.to_string());
-        let others = places::entries(&nri.plugins)?;
+        let others = paths::entries(&nri.plugins)?;
         for other in others.iter().filter(|other| **other != link) {
             check_neighbour(other)?;
         }
@@ -100,8 +100,8 @@ impl Install<'_> {
                 remedy: format!("install it outside of {hidden}, in /usr/local/bin for example"),
             });
         }
-        let links = places::entries(&self.root.nri(&config).plugins)?;
-        if let Some(link) = links.iter().find(|path| places::is_ours(path)) {
+        let links = paths::entries(&self.root.nri(&config).plugins)?;
+        if let Some(link) = links.iter().find(|path| paths::is_ours(path)) {
             return Err(Error::in_the_way(
                 link.clone(),
                 "containerd starts the plugin, and two would serve this node",
@@ -130,10 +130,10 @@ impl Install<'_> {
 
     /// Returns the text for the configuration file, and the parsed configuration.
     fn configuration(&self) -> Result<(String, Config), Error> {
-        let there = self.root.at(CONFIG);
+        let existing = self.root.at(CONFIG);
         let path = match self.config {
             Some(path) => path,
-            None if there.exists() => &there,
+            None if existing.exists() => &existing,
             None => return Ok((Config::default_toml().to_owned(), Config::default())),
         };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
@@ -150,15 +150,15 @@ impl Install<'_> {
         if fs::symlink_metadata(&path).is_err() {
             return Ok(Step::Write { path, text });
         }
-        let there = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        if self.config.is_some() && there != text {
+        let existing = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        if self.config.is_some() && existing != text {
             return Err(Error::in_the_way(
                 path,
                 "it differs from the file that --config names",
                 "edit it, or remove it first",
             ));
         }
-        Config::from_toml(&there, &path.display().to_string())?;
+        Config::from_toml(&existing, &path.display().to_string())?;
         Ok(Step::Keep(path))
     }
 }
@@ -166,7 +166,7 @@ impl Install<'_> {
 /// Checks another entry of the plugin directory: it must not start this plugin a second time, and its name must not
 /// keep containerd from starting.
 fn check_neighbour(path: &Path) -> Result<(), Error> {
-    if places::is_ours(path) {
+    if paths::is_ours(path) {
         return Err(Error::in_the_way(
             path.to_owned(),
             "it starts the plugin as well, and two would serve this node",

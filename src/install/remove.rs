@@ -1,4 +1,4 @@
-//! The steps of `uninstall`: files that `install` has written are removed, changed files stay.
+//! The steps of `uninstall`: remove the files that `install` has written, and keep changed files.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 
-use super::places::{self, CONFIG, ENABLED, PACKAGED, Root, UNIT};
+use super::paths::{self, CONFIG, ENABLED, PACKAGED, Root, UNIT};
 use super::{Error, LaunchedBy, Step, is_named, unit};
 
 /// Returns the steps that remove the files of both kinds of installation, and name the files that stay.
@@ -30,7 +30,7 @@ pub fn launchers(root: &Root, steps: &[Step]) -> Vec<LaunchedBy> {
     if removed().any(|path| path == unit) {
         launchers.push(LaunchedBy::Systemd);
     }
-    if removed().any(places::is_our_link) {
+    if removed().any(paths::is_our_link) {
         launchers.push(LaunchedBy::Containerd);
     }
     launchers
@@ -40,16 +40,16 @@ fn of_containerd(root: &Root, config: &Config) -> Result<Vec<Step>, Error> {
     let nri = root.nri(config);
     let mut steps = vec![];
     let mut names = vec![];
-    for path in places::entries(&nri.plugins)? {
-        if places::is_our_link(&path) {
+    for path in paths::entries(&nri.plugins)? {
+        if paths::is_our_link(&path) {
             names.extend(path.file_name().map(|it| it.to_string_lossy().into_owned()));
             steps.push(Step::Remove(path));
-        } else if places::is_ours(&path) {
+        } else if paths::is_ours(&path) {
             let why = "it is not a link to nri-unpack; remove it by hand";
             steps.push(Step::Leave { path, why });
         }
     }
-    for path in places::entries(&nri.config)? {
+    for path in paths::entries(&nri.config)? {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let is_conf = path.extension().is_some_and(|it| it == "conf");
         if is_conf && (is_named(&stem) || names.iter().any(|name| *name == stem)) {
@@ -64,7 +64,7 @@ fn of_systemd(root: &Root) -> Result<Vec<Step>, Error> {
     let unit = root.at(UNIT);
     match read(&unit)? {
         Some(text) if unit::is_as_written(&text) => {
-            // The link that `systemctl enable` made would have no target.
+            // Without the unit, the link that `systemctl enable` made would have no target.
             let enabled = root.at(ENABLED);
             if enabled.is_symlink() {
                 steps.push(Step::Remove(enabled));
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn removed_files_tell_the_launcher() {
+    fn launchers_are_derived_from_the_removed_files() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root(Some(directory.path().to_owned()));
         for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {

@@ -53,7 +53,7 @@ impl Step {
     /// Returns the step for a link to the program. Any other file at this path is an error.
     pub(super) fn link(path: PathBuf, target: &Path) -> Result<Self, Error> {
         match fs::read_link(&path) {
-            Ok(there) if there == target => Ok(Self::Keep(path)),
+            Ok(existing) if existing == target => Ok(Self::Keep(path)),
             Ok(_) => Err(Error::in_the_way(
                 path,
                 "it is a link to another program",
@@ -74,8 +74,8 @@ impl Step {
     /// Returns the step for the unit. An unchanged unit of an earlier version is replaced; a changed one is an error.
     pub(super) fn unit(path: PathBuf, text: String) -> Result<Self, Error> {
         match fs::read_to_string(&path) {
-            Ok(there) if there == text => Ok(Self::Keep(path)),
-            Ok(there) if unit::is_as_written(&there) => Ok(Self::Replace { path, text }),
+            Ok(existing) if existing == text => Ok(Self::Keep(path)),
+            Ok(existing) if unit::is_as_written(&existing) => Ok(Self::Replace { path, text }),
             Ok(_) => Err(Error::in_the_way(
                 path,
                 "it was not written by `install`, or was changed since",

@@ -1,4 +1,4 @@
-//! The systemd unit with the path of the program, and the mark by which `install` recognizes its own unit.
+//! The systemd unit with the path of the program, and the mark by which `install` recognizes a unit that it has written.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(super) fn text(program: &Path) -> Result<String, Error> {
     Ok(format!("{text}{MARK}{digest}\n"))
 }
 
-/// Whether `install` of any version has written exactly this text.
+/// Whether any version of `install` has written exactly this text.
 pub(super) fn is_as_written(text: &str) -> bool {
     match text.rsplit_once(MARK) {
         Some((before, recorded)) => recorded.trim_end() == digest(before),

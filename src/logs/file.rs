@@ -1,6 +1,7 @@
-//! A log file that outlives what happens to it: a full disk, a file system mounted anew.
+//! A log file that is opened again after a failed write, for example because the disk was full or the file system
+//! was mounted again.
 //!
-//! It only appends, so that a file which is truncated by a log rotation starts over at its front.
+//! It is opened for appending, so that a file that log rotation has truncated is written from its beginning.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,8 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file to append to. A write that fails opens it again and tries once more; a line that then
-/// fails too is lost, and the next one starts with opening the file.
+/// A file to append to. After a failed write the file is opened again and the write repeated once. If that fails, the
+/// line is lost, and the next write opens the file again.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
@@ -17,7 +18,7 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the file, which is created if need be; its folder is not.
+    /// Opens the file, or creates it. Its directory must exist.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
@@ -46,7 +47,7 @@ impl Write for LogFile {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Nothing is kept back: a line that is still in memory is no use after a crash.
+        // There is no buffer: a buffered line would be lost in a crash.
         Ok(())
     }
 }
@@ -65,7 +66,7 @@ mod tests {
         let path = folder.path().join("log");
         let mut log = LogFile::open(&path).expect("opened");
         log.write_all(b"one\n").expect("written");
-        // What is open for reading cannot be written to.
+        // A file that is open for reading cannot be written.
         log.file = Some(File::open(&path).expect("opened"));
         log.write_all(b"two\n")
             .expect("written to the file opened again");
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_an_error_until_it_can() {
+    fn a_failed_write_is_an_error_and_the_next_write_opens_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("folder/log");
         let mut log = LogFile {

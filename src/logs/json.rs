@@ -1,4 +1,4 @@
-//! A record as one line of JSON: `time`, `level`, `target`, `message`, then its pairs.
+//! Formats a record as one line of JSON: `time`, `level`, `target`, `message`, and its pairs.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::record::Pairs;
 
-/// Numbers and switches stay what they are; all else is text.
+/// Writes the line. Numbers and booleans keep their types; other values are strings.
 pub(super) fn line(to: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let time = to.timestamp_millis().to_string();
     writeln!(to, "{}", Value::Object(object(time, record)))
@@ -48,13 +48,13 @@ mod tests {
             .level(log::Level::Warn)
             .target("nri_unpack::test")
             .key_values(&pairs);
-        let record = record.args(format_args!("said")).build();
+        let record = record.args(format_args!("text")).build();
         let object = object("now".to_owned(), &record);
         let expected = serde_json::json!({
             "time": "now",
             "level": "WARN",
             "target": "nri_unpack::test",
-            "message": "said",
+            "message": "text",
             "image": "a \"quoted\"\\nname",
             "layers": 3,
             "took_ms": 12.345,

@@ -1,5 +1,5 @@
-//! A record whose message and pairs are fit for a line: the one place where the log escapes and bounds
-//! what pods, images and others wrote. Text, JSON and the journal get their records from here.
+//! Escapes and bounds the message and the pairs of a record, since they may quote pods and images. All formats (text,
+//! JSON, the journal) get their records from here.
 
 use log::Record;
 use log::kv::{self, Key, Source, Value, VisitSource};
@@ -7,14 +7,14 @@ use serde_json::{Number, Value as Json};
 
 use crate::printable::printable;
 
-/// A record's message and its pairs.
+/// The escaped message and pairs of a record.
 #[derive(Debug)]
 pub(super) struct Printable {
     message: String,
     pairs: Pairs,
 }
 
-/// In the record's order.
+/// The pairs, in the order of the record.
 #[derive(Debug, Default)]
 pub(super) struct Pairs(pub(super) Vec<(String, Json)>);
 
@@ -26,11 +26,11 @@ impl Printable {
         }
     }
 
-    /// Gives the record, with all else as `original` has it.
-    pub(super) fn with<T>(&self, original: &Record<'_>, give: impl FnOnce(&Record<'_>) -> T) -> T {
+    /// Calls `write` with the escaped record. Everything else is that of `original`.
+    pub(super) fn with<T>(&self, original: &Record<'_>, write: impl FnOnce(&Record<'_>) -> T) -> T {
         let mut record = original.to_builder();
         record.key_values(&self.pairs);
-        give(&record.args(format_args!("{}", self.message)).build())
+        write(&record.args(format_args!("{}", self.message)).build())
     }
 }
 
@@ -45,7 +45,7 @@ impl Pairs {
 
 impl<'kvs> VisitSource<'kvs> for Pairs {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        self.0.push((key.to_string(), plain(&value)));
+        self.0.push((key.to_string(), to_json(&value)));
         Ok(())
     }
 }
@@ -53,27 +53,27 @@ impl<'kvs> VisitSource<'kvs> for Pairs {
 impl Source for Pairs {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
         let mut pairs = self.0.iter();
-        pairs.try_for_each(|(key, json)| visitor.visit_pair(Key::from_str(key), value(json)))
+        pairs.try_for_each(|(key, json)| visitor.visit_pair(Key::from_str(key), from_json(json)))
     }
 }
 
-/// Numbers and switches stay what they are; all else becomes text.
-fn plain(value: &Value<'_>) -> Json {
+/// Returns the value as JSON. Numbers and booleans keep their types; other values become strings.
+fn to_json(value: &Value<'_>) -> Json {
     if let Some(number) = value.to_u64() {
         number.into()
     } else if let Some(number) = value.to_i64() {
         number.into()
     } else if let Some(number) = value.to_f64().and_then(Number::from_f64) {
         number.into()
-    } else if let Some(switch) = value.to_bool() {
-        switch.into()
+    } else if let Some(boolean) = value.to_bool() {
+        boolean.into()
     } else {
         printable(value).into()
     }
 }
 
-/// The way back.
-fn value(json: &Json) -> Value<'_> {
+/// Returns the JSON as a value of a record.
+fn from_json(json: &Json) -> Value<'_> {
     let number = |number: &Number| {
         let unsigned = number.as_u64().map(Value::from);
         let signed = || number.as_i64().map(Value::from);
@@ -83,7 +83,7 @@ fn value(json: &Json) -> Value<'_> {
     };
     match json {
         Json::String(text) => text.as_str().into(),
-        Json::Bool(switch) => (*switch).into(),
+        Json::Bool(boolean) => (*boolean).into(),
         Json::Number(n) => number(n).unwrap_or_else(Value::null),
         Json::Null | Json::Array(_) | Json::Object(_) => Value::null(),
     }

@@ -39,14 +39,14 @@ pub trait Readiness: Send + Sync {
 
 /// Serves until it is dropped.
 pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
-    let mut said = false;
+    let mut is_logged = false;
     for pause in retry::pauses() {
         match serve_once(&listen, &readiness).await {
             Ok(()) => return,
-            Err(e) if said => log::debug!(listen:%, error:% = e; "metrics cannot be served"),
+            Err(e) if is_logged => log::debug!(listen:%, error:% = e; "metrics cannot be served"),
             Err(e) => {
                 log::warn!(listen:%, error:% = e; "metrics cannot be served; trying again until it works");
-                said = true;
+                is_logged = true;
             }
         }
         tokio::time::sleep(pause).await;
@@ -56,7 +56,7 @@ pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
 /// # Errors
 /// If the address cannot be listened on, or no longer.
 async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // They end with the server.
     let mut open = JoinSet::new();
     match listen {
@@ -65,7 +65,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &places, readiness, &mut open);
+                converse(stream, &connections, readiness, &mut open);
             }
         }
         Listen::Unix(path) => {
@@ -74,7 +74,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &places, readiness, &mut open);
+                converse(stream, &connections, readiness, &mut open);
             }
         }
     }
@@ -96,14 +96,14 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
 /// In the background; with too many at once, not at all.
 fn converse<S>(
     stream: S,
-    places: &Arc<Semaphore>,
+    connections: &Arc<Semaphore>,
     readiness: &Arc<dyn Readiness>,
     open: &mut JoinSet<()>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     while open.try_join_next().is_some() {}
-    let Ok(place) = places.clone().try_acquire_owned() else {
+    let Ok(permit) = connections.clone().try_acquire_owned() else {
         return;
     };
     let readiness = readiness.clone();
@@ -113,7 +113,7 @@ fn converse<S>(
             .serve_connection(TokioIo::new(stream), service);
         // An error of the connection is the client's.
         let _ = tokio::time::timeout(LONGEST, connection).await;
-        drop(place);
+        drop(permit);
     });
 }
 

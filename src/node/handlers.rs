@@ -79,7 +79,7 @@ impl Node {
     }
 
     pub(super) async fn resolve_until_known(&self) {
-        let mut said = false;
+        let mut is_logged = false;
         for pause in retry::pauses() {
             let config = self.config();
             let socket = &config.containerd.socket;
@@ -89,22 +89,24 @@ impl Node {
                 Ok::<_, containerd::Error>((handlers, problems))
             };
             match resolved.await {
-                Ok((handlers, problems)) if self.know(&config, handlers.clone()) => {
-                    say(&handlers, &problems);
-                    return say_unread(&handlers, socket.as_ref()).await;
+                Ok((handlers, problems)) if self.store(&config, handlers.clone()) => {
+                    log_handlers(&handlers, &problems);
+                    return log_unread(&handlers, socket.as_ref()).await;
                 }
                 // The configuration has changed in between.
                 Ok(_) => continue,
-                Err(e) if said => log::debug!(socket:%, error:% = e; "containerd does not answer"),
+                Err(e) if is_logged => {
+                    log::debug!(socket:%, error:% = e; "containerd does not answer");
+                }
                 Err(e) => {
                     log::warn!(socket:%, error:% = e; "containerd does not answer: pods are allowed unchecked until it does; check containerd.socket");
                 }
             }
-            said = true;
+            is_logged = true;
             // Handlers that are known in this session stay known after a reload.
-            self.handlers.send_modify(|known| {
-                if known.answer == Answer::Awaited {
-                    known.answer = Answer::None;
+            self.handlers.send_modify(|state| {
+                if state.answer == Answer::Awaited {
+                    state.answer = Answer::None;
                 }
             });
             tokio::time::sleep(pause).await;
@@ -112,11 +114,11 @@ impl Node {
     }
 
     /// Stores the handlers if they were resolved with the configuration in force. Returns whether they were.
-    fn know(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
-        self.handlers.send_if_modified(|known| {
+    fn store(&self, config: &Arc<Config>, handlers: Arc<Handlers>) -> bool {
+        self.handlers.send_if_modified(|state| {
             let is_in_force = Arc::ptr_eq(config, &self.config());
             if is_in_force {
-                *known = HandlerState {
+                *state = HandlerState {
                     handlers: Some(handlers),
                     answer: Answer::Here,
                 };
@@ -136,8 +138,8 @@ impl Node {
     /// Returns the handlers. Waits until `deadline` for containerd's first answer in this session, but not after
     /// a request that failed. Without an answer, returns the handlers of the session before.
     pub async fn handlers_by(&self, deadline: Instant) -> Option<Arc<Handlers>> {
-        let mut known = self.handlers.subscribe();
-        let asked = known.wait_for(|known| known.answer != Answer::Awaited);
+        let mut states = self.handlers.subscribe();
+        let asked = states.wait_for(|state| state.answer != Answer::Awaited);
         // The result does not matter: the last known handlers are returned in any case.
         let _ = tokio::time::timeout_at(deadline, asked).await;
         self.handlers.borrow().handlers.clone()
@@ -145,12 +147,12 @@ impl Node {
 
     /// Waits until the handlers are known, and returns them.
     pub async fn known_handlers(&self) -> Arc<Handlers> {
-        let mut known = self.handlers.subscribe();
+        let mut states = self.handlers.subscribe();
         loop {
-            if let Some(handlers) = known.borrow_and_update().now() {
+            if let Some(handlers) = states.borrow_and_update().now() {
                 return handlers.clone();
             }
-            if known.changed().await.is_err() {
+            if states.changed().await.is_err() {
                 // The sender lives in this node.
                 std::future::pending::<()>().await;
             }
@@ -165,21 +167,21 @@ impl Node {
 
 /// Returns CRI's answer; `None` if CRI can be reached and does not have it: then containerd's files are read.
 fn or_files(
-    said: Result<Option<String>, containerd::Error>,
+    result: Result<Option<String>, containerd::Error>,
     what: &str,
 ) -> Result<Option<String>, containerd::Error> {
-    match said {
+    match result {
         Err(e) if !e.is_unreachable() => {
             log::warn!(error:% = e; "CRI does not show {what}; reading containerd's files");
             Ok(None)
         }
-        said => said,
+        result => result,
     }
 }
 
 /// Files of containerd's that are not read, although it tells all about handlers. Where containerd sees the same files
 /// as this process, a pattern that matches nothing here matches nothing there.
-async fn say_unread(handlers: &Handlers, socket: &Path) {
+async fn log_unread(handlers: &Handlers, socket: &Path) {
     const MEANS: &str = "handlers and snapshotters come from the running containerd; what the file says of labels, discarded layers and the pause image is not known";
     for problem in handlers.unread() {
         log::info!("{problem}; {MEANS}");
@@ -192,7 +194,7 @@ async fn say_unread(handlers: &Handlers, socket: &Path) {
     }
 }
 
-fn say(handlers: &Handlers, problems: &[String]) {
+fn log_handlers(handlers: &Handlers, problems: &[String]) {
     for problem in problems {
         log::error!("{problem}");
     }

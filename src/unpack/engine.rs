@@ -50,13 +50,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Creates an engine without work. `missing` is how the content of a layer is obtained if its blob is gone.
+    /// Creates an engine without work. `fallback` is how the content of a layer is obtained if its blob is gone.
     pub fn new(
         containerd: Arc<dyn Containerd>,
         role: Role,
         parallel: Parallel,
         policy: Box<dyn LabelPolicy>,
-        missing: ContentFallback,
+        fallback: ContentFallback,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
         let capabilities = Arc::new(CapabilityCache::default());
@@ -69,7 +69,7 @@ impl Engine {
         let runner = FlightRunner::new(
             containerd.clone(),
             leases.clone(),
-            missing,
+            fallback,
             parallel,
             capabilities,
         );
@@ -110,20 +110,20 @@ impl Engine {
         ticket
     }
 
-    /// Reads the parent of a container's own snapshot, and returns whether that chain is known to be ready. For a
-    /// container that is left to containerd (`left_alone`), it is enough that a container can start from the chain.
+    /// Reads the parent of a container's own snapshot, and returns whether that chain is known to be ready. With
+    /// `left_to_containerd`, it is enough that a container can start from the chain.
     /// Takes one round trip if the chain is known.
     pub async fn parent_chain(
         &self,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
-        left_alone: bool,
+        left_to_containerd: bool,
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
         self.runner
             .ready_cache
-            .parent_chain(containerd, snapshotter, key, name, left_alone)
+            .parent_chain(containerd, snapshotter, key, name, left_to_containerd)
             .await
     }
 
@@ -140,8 +140,8 @@ impl Engine {
     }
 
     /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
-    pub fn leaves_to_guest(&self, snapshotter: &str) -> bool {
-        self.resolver.leaves_to_guest(snapshotter)
+    pub fn supports_guest_pull(&self, snapshotter: &str) -> bool {
+        self.resolver.supports_guest_pull(snapshotter)
     }
 
     /// Returns whether layers have to be applied to make the image of a request ready. `false` if the snapshotter mounts
@@ -172,7 +172,7 @@ impl Engine {
     }
 
     /// Returns the status of the image with these names, from a listing. Changes nothing.
-    pub async fn look(
+    pub async fn image_status(
         &self,
         image: &Image,
         names: &[String],
@@ -221,7 +221,7 @@ impl Engine {
     /// before the deadline. A move that has begun is finished in the background, where its lease is released, too.
     pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
-        let inner = until.answered();
+        let inner = until.before_answer();
         let engine = self.clone();
         self.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();

@@ -16,7 +16,7 @@ pub struct ImageStatus {
     /// The state of the image's chain.
     pub state: State,
     /// The image is excluded, and so needs no labels.
-    pub left_out: bool,
+    pub is_excluded: bool,
     /// Layers of the image.
     pub layers: usize,
     /// Layers that are committed with their labels.
@@ -33,15 +33,15 @@ pub(crate) async fn image_status(
     listing: &Listing,
 ) -> Result<ImageStatus, Error> {
     let resolved = resolver.target_in(image, names, listing).await;
-    let (target, left_out) = match resolved {
+    let (target, is_excluded) = match resolved {
         Ok(resolved) => resolved,
         Err(e) => return Err(resolver.images.unless_removed(e).await),
     };
-    let status = target.look_in(listing);
+    let status = target.status_in(listing);
     let mut state = status.state(&target.rules);
     // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
-    let may_proxy = target.leaves_to_guest || resolver.profile(&listing.snapshotter).may_proxy;
-    let needs_blobs = !left_out && !may_proxy;
+    let may_proxy = target.supports_guest_pull || resolver.profile(&listing.snapshotter).may_proxy;
+    let needs_blobs = !is_excluded && !may_proxy;
     if matches!(state, State::Missing | State::Partial)
         && needs_blobs
         && !target.has_blobs_in(listing, &status)
@@ -51,7 +51,7 @@ pub(crate) async fn image_status(
     Ok(ImageStatus {
         manifest: target.manifest.digest.clone(),
         state,
-        left_out,
+        is_excluded,
         layers: status.layers.len(),
         ready_layers: status.ready_layers(&target.rules),
         committed: status.committed(),
@@ -65,11 +65,11 @@ pub(crate) async fn planned(
     names: &[String],
     listing: &Listing,
 ) -> Result<Vec<Planned>, Error> {
-    let (target, left_out) = resolver.target_in(image, names, listing).await?;
-    if left_out {
+    let (target, is_excluded) = resolver.target_in(image, names, listing).await?;
+    if is_excluded {
         return Ok(vec![]);
     }
-    let status = target.look_in(listing);
+    let status = target.status_in(listing);
     if let Some(refused) = target.refused(&status) {
         return Err(refused);
     }

@@ -96,15 +96,14 @@ impl ReadyCache {
     }
 
     /// Returns the chain that the snapshot `key` of a container is based on. Reads that snapshot and its probable parent
-    /// at the same time. For a container that is left to containerd (`left_alone`), it is enough that a container can
-    /// start from the chain.
+    /// at the same time. With `left_to_containerd`, it is enough that a container can start from the chain.
     pub(crate) async fn parent_chain(
         &self,
         containerd: &dyn Containerd,
         snapshotter: &str,
         key: &str,
         name: Option<&str>,
-        left_alone: bool,
+        left_to_containerd: bool,
     ) -> Result<ParentChain, Error> {
         let guess = name.and_then(|name| {
             let at = (snapshotter.to_owned(), name.to_owned());
@@ -124,7 +123,7 @@ impl ReadyCache {
             return Ok(ParentChain::Ready);
         }
         let at = (snapshotter.to_owned(), chain);
-        let Some(created_at) = self.created_at(&at, left_alone) else {
+        let Some(created_at) = self.created_at(&at, left_to_containerd) else {
             return Ok(ParentChain::Unknown { chain: at.1 });
         };
         let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
@@ -135,9 +134,9 @@ impl ReadyCache {
     }
 
     /// Returns the creation time of the top layer of a known chain.
-    fn created_at(&self, at: &(String, String), left_alone: bool) -> Option<SystemTime> {
+    fn created_at(&self, at: &(String, String), left_to_containerd: bool) -> Option<SystemTime> {
         let entries = self.entries();
-        let sound = entries.sound.get(at).filter(|_| left_alone);
+        let sound = entries.sound.get(at).filter(|_| left_to_containerd);
         entries.ready.get(at).or(sound).copied()
     }
 

@@ -7,7 +7,7 @@ use super::ready_cache::SANDBOX;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 use crate::unpack::flight::runner::FlightRunner;
-use crate::unpack::repair::in_use::{self, Way, way};
+use crate::unpack::repair::in_use::{self, NextStep, next_step};
 use crate::unpack::repair::volume::Volume;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Done, Reporter};
@@ -54,16 +54,16 @@ impl Serve<'_> {
                 }
                 let layer_locks = &self.runner.layers.layer_locks;
                 let containerd = self.runner.containerd.as_ref();
-                match way(containerd, &self.runner.leases, layer_locks, &target).await {
-                    Way::Ends(e) => reporter.end(Err(Arc::new(e))),
-                    Way::LeftAlone(created_at) => {
+                match next_step(containerd, &self.runner.leases, layer_locks, &target).await {
+                    NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
+                    NextStep::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
                     }
-                    Way::Private(private) => {
+                    NextStep::PrivateChain(private) => {
                         self.unpack_private(&target, *private, priority, reporter)
                             .await
                     }
-                    Way::Flight => {
+                    NextStep::Flight => {
                         let flight = self.runner.flight_of(target, priority).await;
                         reporter.follow(flight).await;
                     }
@@ -94,9 +94,9 @@ impl Serve<'_> {
                 .ready_cache
                 .record_sound(&snapshotter, chain, created_at);
         }
-        let error = match self.request.want.is_left_alone() {
-            true => Error::LeftAlone { image, snapshotter },
-            false => Error::LeftOut { image, snapshotter },
+        let error = match self.request.want.is_left_to_containerd() {
+            true => Error::LeftToContainerd { image, snapshotter },
+            false => Error::Excluded { image, snapshotter },
         };
         reporter.end(Err(Arc::new(error)));
     }

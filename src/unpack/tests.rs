@@ -1,4 +1,5 @@
-//! The engine on the in-memory containerd: every state, every fault, and what is left afterwards.
+//! Tests of the engine with the in-memory containerd: every state, a fault in every call, and what a fault leaves
+//! behind.
 
 mod guest;
 mod labelling;
@@ -24,16 +25,16 @@ const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 
-/// As the configuration has it by default.
+/// The limits of the default configuration.
 pub(super) const PARALLEL: Parallel = Parallel {
     images: 2,
     layers: 3,
 };
 
-/// The same for all images.
-pub(super) struct Fixed(Option<Labelling>, ExtraLabels);
+/// A policy that is the same for all images.
+pub(super) struct FixedPolicy(Option<Labelling>, ExtraLabels);
 
-impl LabelPolicy for Fixed {
+impl LabelPolicy for FixedPolicy {
     fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
         self.0
     }
@@ -51,25 +52,25 @@ impl LabelPolicy for Fixed {
     }
 
     fn ctr(&self) -> Ctr {
-        elsewhere()
+        other_ctr()
     }
 }
 
-/// A namespace and a directory that are not the usual ones.
-pub(super) fn elsewhere() -> Ctr {
+/// Returns a namespace and a hosts directory that are not the defaults.
+pub(super) fn other_ctr() -> Ctr {
     Ctr {
         namespace: "moby".to_owned(),
         hosts: "/srv/hosts".into(),
     }
 }
 
-fn fixed(cri: bool, required: bool, extra: ExtraLabels) -> Box<Fixed> {
-    Box::new(Fixed(Some(Labelling { cri, required }), extra))
+fn fixed_policy(cri: bool, required: bool, extra: ExtraLabels) -> Box<FixedPolicy> {
+    Box::new(FixedPolicy(Some(Labelling { cri, required }), extra))
 }
 
-/// The labels that are there by default.
-pub(super) fn usual() -> Box<Fixed> {
-    fixed(true, true, ExtraLabels::default())
+/// Returns the default policy: all labels are required.
+pub(super) fn default_policy() -> Box<FixedPolicy> {
+    fixed_policy(true, true, ExtraLabels::default())
 }
 
 struct Bench {
@@ -85,7 +86,7 @@ impl Bench {
         Self::of("application/vnd.oci.image.layer.v1.tar+gzip", layers).await
     }
 
-    /// With layers of this media type.
+    /// Makes a bench with layers of this media type.
     async fn of(media_type: &str, layers: usize) -> Self {
         let fake = Arc::new(Fake::default());
         let image = fake.image_of(NAME, media_type, layers);
@@ -97,7 +98,7 @@ impl Bench {
                 fake.clone(),
                 Role::Daemon,
                 PARALLEL,
-                usual(),
+                default_policy(),
                 ContentFallback::default(),
             ),
             fake,
@@ -108,10 +109,10 @@ impl Bench {
         bench
     }
 
-    /// Another engine on the same node, with another policy.
-    fn want(&mut self, policy: Box<Fixed>) {
-        let missing = ContentFallback::default();
-        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, missing);
+    /// Replaces the engine by one with another policy, on the same containerd.
+    fn set_policy(&mut self, policy: Box<FixedPolicy>) {
+        let fallback = ContentFallback::default();
+        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, fallback);
     }
 
     async fn ensure(&self) -> Outcome {
@@ -124,19 +125,22 @@ impl Bench {
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
         let listing = self.engine.list(EROFS).await.unwrap();
-        let look = self.engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = self
+            .engine
+            .image_status(&self.image, &names, &listing)
+            .await;
+        status.unwrap().state
     }
 
-    /// The layers up to `count`, as an unpack without labels leaves them.
-    fn unpacked_without_labels(&self, count: usize) {
+    /// Commits the lowest `count` layers without labels.
+    fn commit_without_labels(&self, count: usize) {
         for (i, chain_id) in self.chain_ids.iter().enumerate().take(count) {
             let parent = i.checked_sub(1).map(|below| self.chain_ids[below].as_str());
             self.fake.commit_unlabelled(EROFS, chain_id, parent);
         }
     }
 
-    /// Nothing but committed layers, each with its labels, and no lease.
+    /// Asserts that only committed snapshots remain, and no lease.
     fn assert_nothing_left(&self) {
         assert!(self.fake.lease_ids().is_empty());
         for snapshot in self.fake.all(EROFS) {
@@ -153,10 +157,9 @@ fn request(want: Want) -> Request {
     }
 }
 
-/// However many layers an image has, a look at it costs one call once its manifest is known, and one
-/// for each layer that has to be unpacked.
+/// The number of calls does not depend on the number of layers, as soon as the manifest is cached.
 #[tokio::test]
-async fn a_look_needs_two_listings_and_nothing_else() {
+async fn the_status_of_an_image_takes_two_listings() {
     let bench = Bench::new(40).await;
     for state in [State::Missing, State::Ready] {
         assert_eq!(bench.state().await, state);
@@ -171,26 +174,26 @@ async fn a_look_needs_two_listings_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_has_to_be_unpacked_needs_its_blob() {
+async fn an_image_whose_missing_layer_has_no_blob_is_unavailable() {
     let bench = Bench::new(3).await;
     bench.fake.discard(&sha256(b"layer 1"));
     assert_eq!(bench.state().await, State::Unavailable);
-    bench.unpacked_without_labels(1);
+    bench.commit_without_labels(1);
     assert_eq!(bench.state().await, State::Unavailable);
-    bench.unpacked_without_labels(2);
+    bench.commit_without_labels(2);
     assert_eq!(bench.state().await, State::Partial);
 }
 
 #[tokio::test]
 async fn every_state_becomes_ready() {
-    for (unlabelled, prepare, action, layers_done) in [
+    for (unlabelled, expected, action, layers_done) in [
         (0, State::Missing, Action::Unpacked, 3),
         (2, State::Partial, Action::Unpacked, 3),
         (3, State::Unlabelled, Action::Relabelled, 3),
     ] {
         let bench = Bench::new(3).await;
-        bench.unpacked_without_labels(unlabelled);
-        assert_eq!(bench.state().await, prepare);
+        bench.commit_without_labels(unlabelled);
+        assert_eq!(bench.state().await, expected);
 
         let done = bench.ensure().await.unwrap();
         assert_eq!(
@@ -209,14 +212,14 @@ async fn every_state_becomes_ready() {
 }
 
 #[tokio::test]
-async fn what_is_ready_survives_a_garbage_collection() {
+async fn a_ready_chain_survives_garbage_collection() {
     let bench = Bench::new(3).await;
     bench.ensure().await.unwrap();
     bench.fake.collect_garbage();
     assert_eq!(bench.state().await, State::Ready);
 
     let unanchored = Bench::new(2).await;
-    unanchored.unpacked_without_labels(2);
+    unanchored.commit_without_labels(2);
     unanchored.fake.collect_garbage();
     assert_eq!(unanchored.state().await, State::Missing);
 }
@@ -246,7 +249,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
+async fn after_a_fault_in_any_call_nothing_is_left_and_the_next_ensure_succeeds() {
     let calls = [
         "list images",
         "read blob",
@@ -284,7 +287,7 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_tidied_up_is_swept() {
+async fn a_sweep_removes_what_a_failed_cleanup_left() {
     for (call, kind) in [
         ("remove snapshot", ErrorKind::Unreachable),
         ("delete lease", ErrorKind::TimedOut),
@@ -293,7 +296,7 @@ async fn what_could_not_be_tidied_up_is_swept() {
         bench.fake.fail("apply layer", 1, ErrorKind::Unreachable);
         bench.fake.fail(call, 0, kind);
         bench.ensure().await.unwrap_err();
-        // An extraction snapshot without its lease would be collected; with it, it is found.
+        // The sweep finds an extraction snapshot by its lease; without a lease, garbage collection removes it.
         bench.engine.sweep().await.unwrap();
         bench.fake.collect_garbage();
         bench.assert_nothing_left();
@@ -303,7 +306,7 @@ async fn what_could_not_be_tidied_up_is_swept() {
 }
 
 #[tokio::test]
-async fn a_wrong_digest_is_never_committed() {
+async fn a_layer_with_a_wrong_diff_id_is_not_committed() {
     let bench = Bench::new(3).await;
     let manifests = Manifests::new(Platform::of_this_node());
     let manifest = manifests
@@ -333,7 +336,7 @@ async fn a_wrong_digest_is_never_committed() {
 }
 
 #[tokio::test]
-async fn a_missing_blob_is_named() {
+async fn the_error_names_the_missing_blob() {
     let bench = Bench::new(2).await;
     let manifests = Manifests::new(Platform::of_this_node());
     let manifest = manifests
@@ -350,7 +353,7 @@ async fn a_missing_blob_is_named() {
     bench.assert_nothing_left();
 }
 
-/// What is held by the leases that there are.
+/// Returns the resources of all leases.
 async fn held(fake: &Fake) -> Vec<Resource> {
     let mut held = vec![];
     for lease in fake.lease_ids() {
@@ -360,7 +363,7 @@ async fn held(fake: &Fake) -> Vec<Resource> {
 }
 
 #[tokio::test]
-async fn blobs_that_nothing_keeps_are_held_until_they_are_unpacked() {
+async fn a_lease_holds_the_blobs_that_the_manifest_does_not_keep() {
     for kept in [false, true] {
         let bench = Bench::new(20).await;
         let manifests = Manifests::new(Platform::of_this_node());
@@ -384,7 +387,7 @@ async fn blobs_that_nothing_keeps_are_held_until_they_are_unpacked() {
 }
 
 #[tokio::test]
-async fn many_who_ask_share_one_flight() {
+async fn requests_for_the_same_image_share_one_flight() {
     let bench = Bench::new(4).await;
     let tickets: Vec<_> = (0..20)
         .map(|_| bench.engine.ensure(request(Want::Image(NAME.to_owned()))))
@@ -398,9 +401,9 @@ async fn many_who_ask_share_one_flight() {
     assert_eq!(applied, 4);
 }
 
-/// Fifty images on one base, of which nothing is there.
+/// Fifty images share their three lowest layers, and none is unpacked.
 #[tokio::test(start_paused = true)]
-async fn a_base_that_many_share_is_unpacked_once() {
+async fn shared_base_layers_are_unpacked_once() {
     for rebases in [false, true] {
         let bench = Bench::new(3).await;
         if rebases {
@@ -408,7 +411,7 @@ async fn a_base_that_many_share_is_unpacked_once() {
         }
         let name = |n: usize| format!("r.example/child:{n}");
         for n in 0..50 {
-            // The first three layers are those of all others.
+            // The first three layers are the same in all images.
             bench.fake.image(&name(n), 4 + n % 3);
         }
         bench.fake.calls();
@@ -423,15 +426,15 @@ async fn a_base_that_many_share_is_unpacked_once() {
     }
 }
 
-/// A lease spares a layer from garbage collection, not from a client that replaces the chain.
+/// A lease protects a layer from garbage collection, but not from a client that replaces the chain.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
+async fn a_layer_that_is_removed_during_the_flight_is_unpacked_again() {
     let bench = Bench::new(3).await;
-    bench.unpacked_without_labels(1);
+    bench.commit_without_labels(1);
     bench.fake.slow("prepare snapshot", Duration::from_secs(1));
     let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // Relabelled, and the layer above it is about to be prepared.
+    // The layer is relabelled, and the layer above it is about to be prepared.
     bench.fake.remove(EROFS, &bench.chain_ids[0]).await.unwrap();
     let done = ticket.outcome().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 3));
@@ -439,27 +442,27 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.assert_nothing_left();
 }
 
-/// It is gone when it is stood on, and there again when it is looked for.
+/// The layer does not exist when its child is prepared, and exists again when the flight reads the status.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_is_replaced_meanwhile_is_stood_on_again() {
+async fn a_layer_that_is_replaced_during_the_flight_is_used_as_parent() {
     let bench = Bench::new(2).await;
-    bench.unpacked_without_labels(1);
+    bench.commit_without_labels(1);
     bench.fake.slow("prepare snapshot", Duration::from_secs(1));
     bench.fake.slow("remove snapshot", Duration::from_secs(1));
     let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
     tokio::time::sleep(Duration::from_millis(500)).await;
     bench.fake.forget(EROFS, &bench.chain_ids[0]);
-    // The prepare has failed, and its key is being taken away.
+    // The prepare has failed, and its key is being removed.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    bench.unpacked_without_labels(1);
+    bench.commit_without_labels(1);
     ticket.outcome().await.unwrap();
     assert_eq!(bench.state().await, State::Ready);
     bench.assert_nothing_left();
 }
 
-/// Nothing else may keep its documents: the pull that brought them may fail.
+/// If the pull fails, only this lease keeps the manifest and the config.
 #[tokio::test(start_paused = true)]
-async fn an_image_that_arrives_is_held_with_its_documents() {
+async fn the_lease_holds_the_documents_of_an_image_that_is_being_pulled() {
     let bench = Bench::new(1).await;
     let image = bench.fake.image("r.example/arrives:1", 3);
     let manifests = Manifests::new(Platform::of_this_node());
@@ -468,7 +471,7 @@ async fn an_image_that_arrives_is_held_with_its_documents() {
     let mut ticket = bench.engine.ensure(request(Want::Arriving(image)));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let [lease] = &bench.fake.lease_ids()[..] else {
-        panic!("one flight, one lease");
+        panic!("expected one lease");
     };
     let held = bench.fake.lease_resources(lease).await.unwrap();
     for digest in [&manifest.digest, &manifest.config] {
@@ -479,7 +482,7 @@ async fn an_image_that_arrives_is_held_with_its_documents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_work_goes_on_without_its_caller() {
+async fn a_flight_continues_without_its_caller() {
     let bench = Bench::new(3).await;
     drop(bench.engine.ensure(request(Want::Image(NAME.to_owned()))));
     // No other caller asks.
@@ -489,11 +492,11 @@ async fn the_work_goes_on_without_its_caller() {
         }
     };
     let ready = tokio::time::timeout(Duration::from_secs(60), ready).await;
-    assert!(ready.is_ok(), "it was given up with its caller");
+    assert!(ready.is_ok(), "the flight ended with its caller");
 }
 
 #[tokio::test]
-async fn close_stops_the_work_and_leaves_nothing() {
+async fn close_stops_a_flight_and_cleans_up() {
     let bench = Bench::new(50).await;
     let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
     while ticket.progress().ready_layers < 5 {
@@ -507,72 +510,72 @@ async fn close_stops_the_work_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_container_of_a_ready_image_costs_one_round_trip() {
+async fn a_container_of_a_ready_image_takes_one_round_trip() {
     let bench = Bench::new(3).await;
     let top = bench.chain_ids.last().unwrap();
-    bench.unpacked_without_labels(3);
+    bench.commit_without_labels(3);
     bench.fake.activate(EROFS, "c1", top);
 
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c1", Some(NAME), false)
         .await
         .unwrap();
-    let ParentChain::Unknown { chain } = standing else {
-        panic!("{standing:?}");
+    let ParentChain::Unknown { chain } = parent_chain else {
+        panic!("{parent_chain:?}");
     };
     let want = Want::Container {
         key: "c1".to_owned(),
         chain,
         name: Some(NAME.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     };
     let done = bench.engine.ensure(request(want)).outcome().await.unwrap();
     assert_eq!(done.action, Action::Relabelled);
 
     bench.fake.activate(EROFS, "c2", top);
     bench.fake.calls();
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c2", Some(NAME), false)
         .await
         .unwrap();
-    assert_eq!(standing, ParentChain::Ready);
-    // Two questions, asked at the same time.
+    assert_eq!(parent_chain, ParentChain::Ready);
+    // Two calls, sent at the same time.
     assert_eq!(bench.fake.calls(), ["stat snapshot", "stat snapshot"]);
 
-    // Taken away and made anew behind our back, it is looked at again.
+    // Another client removes the chain and makes it again: it no longer counts as ready.
     for chain_id in bench.chain_ids.iter().rev() {
         for key in ["c1", "c2"] {
             let _ = bench.fake.remove(EROFS, key).await;
         }
         bench.fake.remove(EROFS, chain_id).await.unwrap();
     }
-    bench.unpacked_without_labels(3);
+    bench.commit_without_labels(3);
     bench.fake.activate(EROFS, "c3", top);
-    let standing = bench
+    let parent_chain = bench
         .engine
         .parent_chain(EROFS, "c3", Some(NAME), false)
         .await
         .unwrap();
     assert!(
-        matches!(standing, ParentChain::Unknown { .. }),
-        "{standing:?}"
+        matches!(parent_chain, ParentChain::Unknown { .. }),
+        "{parent_chain:?}"
     );
 }
 
 #[tokio::test]
-async fn the_chain_is_the_truth_and_the_name_a_hint() {
+async fn the_chain_identifies_the_image_if_the_name_is_wrong() {
     let bench = Bench::new(2).await;
     bench.fake.image("r.example/other:1", 1);
-    bench.unpacked_without_labels(2);
+    bench.commit_without_labels(2);
     let chain = bench.chain_ids[1].clone();
     for name in [Some("r.example/other:1"), Some("nope:1"), None] {
         let want = Want::Container {
             key: "c".to_owned(),
             chain: chain.clone(),
             name: name.map(str::to_owned),
-            left_alone: false,
+            left_to_containerd: false,
         };
         bench.engine.ensure(request(want)).outcome().await.unwrap();
         let top = bench.fake.stat(EROFS, &chain).await.unwrap();
@@ -581,9 +584,9 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
 
     let want = Want::Container {
         key: "c".to_owned(),
-        chain: "sha256:of nobody".to_owned(),
+        chain: "sha256:unknown".to_owned(),
         name: Some(NAME.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     };
     let error = bench
         .engine
@@ -595,7 +598,7 @@ async fn the_chain_is_the_truth_and_the_name_a_hint() {
 }
 
 #[tokio::test]
-async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
+async fn an_image_without_a_reference_gets_no_cri_label() {
     let bench = Bench::new(1).await;
     let id = sha256(b"an image id");
     let image = bench.fake.image(&id, 1);
@@ -610,7 +613,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
         bench.fake.clone(),
         Role::Command,
         PARALLEL,
-        fixed(false, true, ExtraLabels::default()),
+        fixed_policy(false, true, ExtraLabels::default()),
         ContentFallback::default(),
     );
     engine.ensure(want()).outcome().await.unwrap();
@@ -620,7 +623,7 @@ async fn without_a_name_that_can_be_pulled_no_label_is_made_up() {
 }
 
 #[tokio::test]
-async fn an_encrypted_layer_gets_a_payload_where_the_keys_are_the_nodes() {
+async fn an_encrypted_layer_gets_a_payload_if_the_keys_belong_to_the_node() {
     let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
     let encrypted = format!("{gzip}+encrypted");
     let both = ["tar", "tar.gzip"].map(|kind| format!("io.containerd.ocicrypt.decoder.v1.{kind}"));

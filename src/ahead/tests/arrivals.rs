@@ -1,34 +1,36 @@
-//! Events: images that arrive, volumes, and removals.
+//! Tests of events: new images, volumes, and removed images.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_is_made_ready_and_what_was_missed_is_found() {
+async fn images_of_events_and_of_missed_events_are_made_ready() {
     let bench = Bench::on(Fake::default(), ALL).await;
     let first = bench.fake.image(NAME, 3);
-    bench.created(NAME);
+    bench.emit_created(NAME);
     settle().await;
     assert_eq!(bench.state(&first, "erofs").await, State::Ready);
 
-    // No event reports this one: no subscription existed.
+    // There is no event for this image, because the subscription had ended.
     bench.fake.hang_up();
     let second = bench.fake.image("r.example/second:1", 4);
     settle().await;
     assert_eq!(bench.state(&second, "erofs").await, State::Ready);
     let third = bench.fake.image("r.example/third:1", 5);
-    bench.created(&third.name);
+    bench.emit_created(&third.name);
     settle().await;
     assert_eq!(bench.state(&third, "erofs").await, State::Ready);
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_fits_is_found_all_the_same() {
+async fn images_whose_events_were_dropped_are_made_ready() {
     let bench = Bench::on(Fake::default(), ALL).await;
     let images: Vec<_> = (0..40)
         .map(|n| bench.fake.image(&format!("r.example/app:{n}"), 1))
         .collect();
     for _ in 0..20 {
-        images.iter().for_each(|image| bench.created(&image.name));
+        images
+            .iter()
+            .for_each(|image| bench.emit_created(&image.name));
     }
     settle().await;
     for image in &images {
@@ -37,12 +39,12 @@ async fn more_than_fits_is_found_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_on_its_way_is_known() {
+async fn unready_images_are_listed_newest_first() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.fake.slow("prepare snapshot", Duration::from_secs(60));
     for name in [NAME, "r.example/second:1"] {
         bench.fake.image(name, 1);
-        bench.created(name);
+        bench.emit_created(name);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let wants = bench.ahead.unready_in("erofs");
@@ -54,12 +56,12 @@ async fn what_is_on_its_way_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_labels_carry_the_tag_whichever_record_arrives_first() {
+async fn the_labels_have_the_tag_although_the_digest_record_arrives_first() {
     let bench = Bench::on(Fake::default(), ALL).await;
     let image = bench.fake.image(NAME, 2);
     let by_digest = format!("r.example/app@{}", image.target.digest);
     bench.fake.tag(&by_digest, image.target.clone());
-    bench.created(&by_digest);
+    bench.emit_created(&by_digest);
     settle().await;
     let all = bench.fake.all("erofs");
     assert_eq!(all.len(), 2);
@@ -70,26 +72,26 @@ async fn the_labels_carry_the_tag_whichever_record_arrives_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_event_shows_that_the_subscription_had_begun() {
+async fn the_first_event_triggers_a_reconcile() {
     let fake = Fake::default();
     fake.slow("subscribe to", Duration::from_secs(5));
     let bench = Bench::begun(fake, ALL, |_| Ok(100));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Looked at already, and not heard yet.
+    // The first reconcile has ended, and the subscription has not begun yet.
     let image = bench.fake.image(NAME, 2);
-    bench.created(NAME);
+    bench.emit_created(NAME);
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
-    bench.created("r.example/none:1");
+    bench.emit_created("r.example/none:1");
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removal_is_heard_while_all_else_waits() {
+async fn a_removal_is_handled_while_other_events_wait() {
     let bench = Bench::on(Fake::default(), ALL).await;
     let image = bench.fake.image(NAME, 1);
-    bench.created(NAME);
+    bench.emit_created(NAME);
     settle().await;
     let all = bench.fake.all("erofs");
     let top = all
@@ -109,21 +111,21 @@ async fn a_removal_is_heard_while_all_else_waits() {
     assert_eq!(parent_chain().await, ParentChain::Ready);
     bench.fake.slow("get image", Duration::from_secs(3600));
     for n in 0..400 {
-        bench.created(&format!("r.example/app:{n}"));
+        bench.emit_created(&format!("r.example/app:{n}"));
     }
-    bench.removed(&image.name);
+    bench.emit_removed(&image.name);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(parent_chain().await, ParentChain::Unknown { chain: top });
 }
 
-/// And does not wait behind what has only arrived.
+/// The image does not wait behind the events of new images.
 #[tokio::test(start_paused = true)]
 async fn the_image_of_a_volume_is_made_ready() {
     let bench = Bench::on(Fake::default(), "").await;
     let image = bench.fake.image(NAME, 2);
     bench.fake.slow("get image", Duration::from_secs(10));
     for n in 0..100 {
-        bench.created(&format!("r.example/app:{n}"));
+        bench.emit_created(&format!("r.example/app:{n}"));
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.ahead.volume("erofs", image.target.digest.clone());
@@ -133,7 +135,7 @@ async fn the_image_of_a_volume_is_made_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pause_image_arrives_unpinned() {
+async fn a_pause_image_without_the_pinned_label_is_made_ready() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let config = "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"r.example/pause:1\"\n";
     std::fs::write(file.path(), config).unwrap();
@@ -145,14 +147,14 @@ async fn the_pause_image_arrives_unpinned() {
     let ahead = Ahead::begin(&node);
     settle().await;
     let bench = Bench { fake, node, ahead };
-    bench.created("r.example/none:1");
+    bench.emit_created("r.example/none:1");
     settle().await;
     let (pause, app) = (
         bench.fake.image("r.example/pause:1", 1),
         bench.fake.image(NAME, 2),
     );
-    bench.created(&pause.name);
-    bench.created(&app.name);
+    bench.emit_created(&pause.name);
+    bench.emit_created(&app.name);
     settle().await;
     assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
     assert_eq!(bench.state(&app, "erofs").await, State::Partial);

@@ -1,18 +1,18 @@
-//! Images that containerd failed to unpack.
+//! Tests of images that containerd failed to unpack.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn what_containerd_failed_to_unpack_is_made_ready() {
+async fn an_image_that_containerd_failed_to_unpack_is_made_ready() {
     let bench = Bench::on(Fake::default(), "").await;
-    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let image = image_with_own_layer(&bench.fake, NAME);
     for (snapshotter, key, state) in [
         ("erofs", "extract-nri-unpack-1-2-3.0", State::Missing),
         ("erofs", "a-container", State::Missing),
         ("native", "extract-12-ab", State::Missing),
         ("erofs", "extract-12-ab", State::Ready),
     ] {
-        bench.unpack_failed(&image, snapshotter, key);
+        bench.emit_unpack_failed(&image, snapshotter, key);
         settle().await;
         assert_eq!(bench.state(&image, "erofs").await, state, "{key}");
         assert_eq!(bench.state(&image, "native").await, State::Missing);
@@ -20,12 +20,12 @@ async fn what_containerd_failed_to_unpack_is_made_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_that_fails_again_adds_no_work() {
+async fn a_repeated_failure_of_containerd_adds_no_work() {
     let bench = Bench::on(Fake::default(), "").await;
-    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let image = image_with_own_layer(&bench.fake, NAME);
     bench.fake.slow("prepare snapshot", Duration::from_secs(20));
     for _ in 0..100 {
-        bench.unpack_failed(&image, "erofs", "extract-12-ab");
+        bench.emit_unpack_failed(&image, "erofs", "extract-12-ab");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     settle().await;
@@ -33,12 +33,12 @@ async fn a_retry_that_fails_again_adds_no_work() {
     assert_eq!(bench.prepared(&[(NAME, &image)]).len(), 1);
 }
 
-/// Many images may share the layer: those that are excluded are passed over.
+/// Many images may have the layer. Excluded ones do not count towards the limit of attempts.
 #[tokio::test(start_paused = true)]
-async fn excluded_images_do_not_use_up_the_tries_of_a_layer() {
+async fn excluded_images_do_not_count_as_attempts_for_a_layer() {
     let config = "[snapshotters.erofs]\nexclude = [\"*/excluded:*\"]\n";
     let bench = Bench::on(Fake::default(), config).await;
-    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let image = image_with_own_layer(&bench.fake, NAME);
     bench.fake.came(&image, 1);
     let media_type = "application/vnd.oci.image.layer.v1.tar";
     let layer = bench.fake.document(media_type, only_layer(NAME).as_bytes());
@@ -47,14 +47,14 @@ async fn excluded_images_do_not_use_up_the_tries_of_a_layer() {
         let excluded = bench.fake.image_from(&name, std::slice::from_ref(&layer));
         bench.fake.came(&excluded, 2 + n);
     }
-    bench.unpack_failed(&image, "erofs", "extract-12-ab");
+    bench.emit_unpack_failed(&image, "erofs", "extract-12-ab");
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
 
-/// The manifests of this store keep no blob of a layer, as with `discard_unpacked_layers`.
+/// The manifests of this store keep no layer blobs, as with `discard_unpacked_layers`.
 #[tokio::test(start_paused = true)]
-async fn what_arrives_for_a_pod_that_waits_and_cannot_be_unpacked_is_made_ready() {
+async fn a_new_image_that_containerd_cannot_unpack_is_made_ready_for_a_waiting_pod() {
     for (pod, config, state) in [
         ("", "", State::Missing),
         ("pod-1", "", State::Ready),
@@ -68,8 +68,8 @@ async fn what_arrives_for_a_pod_that_waits_and_cannot_be_unpacked_is_made_ready(
         if !pod.is_empty() {
             bench.ahead.pod_waits("erofs", pod);
         }
-        let image = image_of_its_own_layer(&bench.fake, NAME);
-        bench.created(NAME);
+        let image = image_with_own_layer(&bench.fake, NAME);
+        bench.emit_created(NAME);
         settle().await;
         assert_eq!(
             bench.state(&image, "erofs").await,
@@ -80,23 +80,23 @@ async fn what_arrives_for_a_pod_that_waits_and_cannot_be_unpacked_is_made_ready(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_containerd_can_unpack_is_left_to_it_until_a_blob_is_gone() {
+async fn an_image_is_left_to_containerd_until_a_blob_is_gone() {
     let bench = Bench::on(Fake::default(), "").await;
-    let image = image_of_its_own_layer(&bench.fake, NAME);
+    let image = image_with_own_layer(&bench.fake, NAME);
     let layer = sha256(only_layer(NAME).as_bytes());
-    let keeps = ("containerd.io/gc.ref.content.l.0".to_owned(), layer.clone());
-    let keeps = Labels::from([keeps]);
-    let kept = bench.fake.label_blob(&image.target.digest, keeps).await;
-    kept.unwrap();
+    let gc_label = ("containerd.io/gc.ref.content.l.0".to_owned(), layer.clone());
+    let gc_labels = Labels::from([gc_label]);
+    let labelled = bench.fake.label_blob(&image.target.digest, gc_labels).await;
+    labelled.unwrap();
     for _ in 0..2 {
-        bench.unpack_failed(&image, "erofs", "extract-12-ab");
+        bench.emit_unpack_failed(&image, "erofs", "extract-12-ab");
         settle().await;
     }
     assert_eq!(bench.prepared(&[(NAME, &image)]), [""; 0]);
     assert!(!bench.node.engine.is_stuck("erofs", &image).await.unwrap());
     bench.fake.discard(&layer);
     assert!(bench.node.engine.is_stuck("erofs", &image).await.unwrap());
-    bench.unpack_failed(&image, "erofs", "extract-12-ab");
+    bench.emit_unpack_failed(&image, "erofs", "extract-12-ab");
     settle().await;
     assert_eq!(bench.prepared(&[(NAME, &image)]), [NAME]);
 }

@@ -1,9 +1,9 @@
-//! What each snapshotter gets ahead, and in which order.
+//! Tests of which images are unpacked ahead in each snapshotter, and in which order.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn pinned_images_are_everywhere_and_others_where_they_are_wanted() {
+async fn pinned_images_are_ready_in_all_snapshotters_and_others_where_configured() {
     let fake = Fake::default();
     let app = fake.image(NAME, 3);
     let pause = fake.image("r.example/pause:1", 1);
@@ -21,10 +21,10 @@ async fn pinned_images_are_everywhere_and_others_where_they_are_wanted() {
     }
 }
 
-/// By default a proxy plugin gets the images that it needs no content for, but for small layers of theirs,
-/// and the pinned ones.
+/// By default, a proxy plugin gets pinned images and images of which it mounts all but small layers without their
+/// content.
 #[tokio::test(start_paused = true)]
-async fn what_has_to_be_unpacked_is_decided_for_each_image() {
+async fn a_proxy_plugin_gets_images_that_it_mounts_without_their_content() {
     let fake = Fake::default();
     let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
     let blob = |text: &str| fake.document(media_type, text.as_bytes());
@@ -39,7 +39,7 @@ async fn what_has_to_be_unpacked_is_decided_for_each_image() {
     fake.label_image(&pause, pinned());
     let bench = Bench::on(fake, "").await;
     let later = bench.fake.image("r.example/later:1", 2);
-    bench.created(&later.name);
+    bench.emit_created(&later.name);
     settle().await;
     for (image, state) in [
         (&mounted, State::Ready),
@@ -51,13 +51,13 @@ async fn what_has_to_be_unpacked_is_decided_for_each_image() {
     }
     assert_eq!(bench.fake.subjects("apply layer").len(), 2);
     assert_eq!(bench.fake.lease_ids(), [""; 0]);
-    // It is not asked for the same again at once, and a new pod does not push what is not on its way.
+    // The next reconcile does not probe the same images again, and they are not pending.
     bench.fake.calls();
     bench.fake.hang_up();
     settle().await;
     assert_eq!(bench.fake.subjects("prepare snapshot"), [""; 0]);
     assert_eq!(bench.ahead.unready_in("erofs"), []);
-    // A pod that asks gets it.
+    // A request of a pod unpacks the image.
     let asked = Request {
         want: Want::Image(plain.name.clone()),
         snapshotter: "erofs".to_owned(),
@@ -65,17 +65,17 @@ async fn what_has_to_be_unpacked_is_decided_for_each_image() {
     };
     bench.node.engine.ensure(asked).outcome().await.unwrap();
     assert_eq!(bench.state(&plain, "erofs").await, State::Ready);
-    // With `eager = "all"` everything is.
+    // With `eager = "all"`, all images are unpacked.
     let all = Config::from_toml(&format!("{CONFIG}{ALL}"), "test").unwrap();
     bench.node.reload(all);
     settle().await;
     assert_eq!(bench.state(&later, "erofs").await, State::Ready);
 }
 
-/// Only what is made counts towards what a snapshotter may hold.
+/// Images that are not unpacked ahead do not count towards the limit of snapshots.
 #[tokio::test(start_paused = true)]
-async fn what_has_to_be_unpacked_takes_no_place() {
-    for (room, state) in [(2, State::Ready), (0, State::Missing)] {
+async fn an_image_that_needs_content_does_not_count_towards_the_limit() {
+    for (free, state) in [(2, State::Ready), (0, State::Missing)] {
         let fake = Fake::default();
         let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
         let lazy = fake.document(media_type, b"a layer with an index");
@@ -84,24 +84,24 @@ async fn what_has_to_be_unpacked_takes_no_place() {
         let plain = fake.image("r.example/plain:1", 2);
         fake.came(&mounted, 1);
         fake.came(&plain, 2);
-        for n in 0..MAX_SNAPSHOTS - room {
+        for n in 0..MAX_SNAPSHOTS - free {
             fake.put("erofs", &format!("other {n}"), None, pinned());
         }
         let bench = Bench::on(fake, "").await;
         assert_eq!(
             bench.state(&mounted, "erofs").await,
             state,
-            "room for {room}"
+            "{free} below the limit"
         );
         assert_eq!(bench.state(&plain, "erofs").await, State::Missing);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_used_comes_before_what_is_new_and_after_what_is_pinned() {
+async fn used_images_come_after_pinned_ones_and_before_new_ones() {
     let fake = Fake::default();
     let image = |name: &str, came| {
-        let image = image_of_its_own_layer(&fake, name);
+        let image = image_with_own_layer(&fake, name);
         fake.came(&image, came);
         image
     };
@@ -134,7 +134,7 @@ async fn what_is_used_comes_before_what_is_new_and_after_what_is_pinned() {
     let order: Vec<_> = order.iter().map(String::as_str).collect();
     let in_erofs: Vec<_> = order.into_iter().filter(|name| *name != "pause").collect();
     assert_eq!(in_erofs, ["used", "new", "old"]);
-    // One takes a second, and then there is a rest of a second.
+    // An unpack takes a second, and a pause of a second follows.
     for pair in times[1..].windows(2) {
         let apart = pair[1] - pair[0];
         assert!(apart >= Duration::from_millis(1900), "{apart:?}");
@@ -142,7 +142,7 @@ async fn what_is_used_comes_before_what_is_new_and_after_what_is_pinned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pinned_images_do_not_wait_for_a_look_at_all_others() {
+async fn pinned_images_do_not_wait_for_the_check_of_all_others() {
     let fake = Fake::default();
     fake.image(NAME, 3);
     let pause = fake.image("r.example/pause:1", 1);
@@ -157,15 +157,15 @@ async fn pinned_images_do_not_wait_for_a_look_at_all_others() {
     );
 }
 
-/// Everything waits behind an image that takes long, and a pod comes.
+/// All images wait behind a slow one when the pod starts.
 #[tokio::test(start_paused = true)]
-async fn a_pod_pushes_what_waits_in_the_reconcile() {
+async fn a_pod_raises_the_priority_of_images_that_wait_in_the_reconcile() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.node.refresh();
     let names: Vec<_> = (0..20).map(|n| format!("r.example/app:{n}")).collect();
     let mut images = Vec::new();
     for (n, name) in names.iter().enumerate() {
-        let image = image_of_its_own_layer(&bench.fake, name);
+        let image = image_with_own_layer(&bench.fake, name);
         bench.fake.came(&image, 100 - n as u64);
         images.push(image);
     }
@@ -181,16 +181,16 @@ async fn a_pod_pushes_what_waits_in_the_reconcile() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     let named: Vec<_> = names.iter().map(String::as_str).zip(&images).collect();
     let order = bench.prepared(&named);
-    // The first is in the air already. The newest of the others follow, in their order, at once.
+    // The first image is being unpacked already. The newest of the others follow in order, without pauses.
     assert_eq!(order[..6], names[1..7]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_container_is_created_from_is_used() {
+async fn the_image_of_a_new_container_counts_as_used() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.node.refresh();
     let (used, new) = ("r.example/used:1", "r.example/new:1");
-    let images = [used, new].map(|name| image_of_its_own_layer(&bench.fake, name));
+    let images = [used, new].map(|name| image_with_own_layer(&bench.fake, name));
     bench.fake.came(&images[0], 1);
     bench.fake.came(&images[1], 2);
     let hooks = bench.hooks().await;

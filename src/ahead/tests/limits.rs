@@ -1,16 +1,16 @@
-//! Free space, and the limit of snapshots in one snapshotter.
+//! Tests of the limits of free space and of snapshots in a snapshotter.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn without_free_space_only_what_is_asked_for_is_unpacked() {
+async fn with_too_little_free_space_only_requested_images_are_unpacked() {
     static FREE: AtomicU64 = AtomicU64::new(3);
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
     let free = |_: &str| Ok(FREE.load(Ordering::Relaxed));
     let bench = Bench::with_free(fake, ALL, free).await;
     let later = bench.fake.image("r.example/later:1", 3);
-    bench.created(&later.name);
+    bench.emit_created(&later.name);
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
     let asked = Request {
@@ -28,7 +28,7 @@ async fn without_free_space_only_what_is_asked_for_is_unpacked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_snapshotter_makes_no_hook_wait() {
+async fn too_little_space_for_one_snapshotter_does_not_stop_another() {
     let fake = Fake::default();
     let pause = fake.image("r.example/pause:1", 1);
     fake.label_image(&pause, pinned());
@@ -37,7 +37,7 @@ async fn a_full_snapshotter_makes_no_hook_wait() {
     let bench = Bench::with_free(fake, config, free).await;
     assert_eq!(bench.state(&pause, "erofs").await, State::Missing);
     assert_eq!(bench.state(&pause, "nydus").await, State::Ready);
-    // A reconcile goes on as before.
+    // The next reconcile also continues with the other snapshotter.
     bench.fake.hang_up();
     let later = bench.fake.image("r.example/later:1", 2);
     settle().await;
@@ -45,7 +45,7 @@ async fn a_full_snapshotter_makes_no_hook_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
+async fn a_snapshotter_at_its_limit_gets_no_images_until_some_are_removed() {
     let fake = Fake::default();
     let others: Vec<_> = (0..MAX_SNAPSHOTS)
         .map(|n| format!("sha256:{n:064}"))
@@ -57,41 +57,50 @@ async fn a_snapshotter_that_holds_many_gets_no_more_until_images_go() {
     fake.label_image(&pause, pinned());
     let bench = Bench::on(fake, ALL).await;
     assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
-    let of = image_of_its_own_layer(&bench.fake, "r.example/later:1");
-    bench.created(&of.name);
+    let late = image_with_own_layer(&bench.fake, "r.example/later:1");
+    bench.emit_created(&late.name);
     settle().await;
-    assert_eq!(bench.state(&of, "erofs").await, State::Missing);
-    // All of its layers are there; it lacks its anchor alone.
+    assert_eq!(bench.state(&late, "erofs").await, State::Missing);
+    // All its layers exist; only its anchor is missing.
     assert_eq!(bench.state(&first, "erofs").await, State::Ready);
 
     others[..5]
         .iter()
         .for_each(|name| bench.fake.forget("erofs", name));
-    bench.removed("r.example/gone:1");
+    bench.emit_removed("r.example/gone:1");
     settle().await;
-    assert_eq!(bench.state(&of, "erofs").await, State::Ready);
+    assert_eq!(bench.state(&late, "erofs").await, State::Ready);
 }
 
-/// What was counted is too much, and what was listed was so then.
+/// The count is an estimate since the last listing.
 #[tokio::test(start_paused = true)]
-async fn a_snapshotter_that_seems_full_is_listed_again() {
+async fn a_snapshotter_is_listed_again_when_its_count_reaches_the_limit() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.ahead.snapshot_counts.more("erofs", MAX_SNAPSHOTS);
-    assert!(!bench.ahead.is_full_enough("erofs"), "nothing is left yet");
+    assert!(
+        !bench.ahead.is_at_limit("erofs"),
+        "no image was skipped yet"
+    );
     settle().await;
-    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
+    assert_eq!(
+        bench.ahead.snapshot_counts.is_at_limit("erofs"),
+        Some(false)
+    );
 
     bench.ahead.snapshot_counts.listed("erofs", MAX_SNAPSHOTS);
-    assert!(bench.ahead.is_full_enough("erofs"));
+    assert!(bench.ahead.is_at_limit("erofs"));
     settle().await;
-    assert_eq!(bench.ahead.snapshot_counts.is_full("erofs"), Some(false));
+    assert_eq!(
+        bench.ahead.snapshot_counts.is_at_limit("erofs"),
+        Some(false)
+    );
 }
 
-/// The first in a list has no room.
+/// The first container's snapshotter has too little free space.
 #[tokio::test(start_paused = true)]
-async fn a_full_place_keeps_no_other_container_waiting() {
+async fn too_little_space_for_one_container_does_not_delay_another() {
     let fake = Fake::default();
-    let image = image_of_its_own_layer(&fake, NAME);
+    let image = image_with_own_layer(&fake, NAME);
     let top = only_chain(&image);
     for snapshotter in ["nydus", "erofs"] {
         fake.commit_unlabelled(snapshotter, &top, None);

@@ -1,10 +1,10 @@
-//! Images that are still being pulled, and the names in their labels.
+//! Tests of images that are still being pulled, and of the image names in their labels.
 
 use super::*;
 
-/// An image that is being pulled has no record, and no name but its digest.
+/// An image that is being pulled has no record, so its labels name it by its digest.
 #[tokio::test(start_paused = true)]
-async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
+async fn an_image_that_is_being_pulled_is_held_and_gets_its_name_afterwards() {
     let bench = Bench::on(Fake::default(), "").await;
     let image = bench.fake.image(NAME, 2);
     let documents = bench.fake.documents_of(&image);
@@ -21,7 +21,7 @@ async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let [lease] = &bench.fake.lease_ids()[..] else {
-        panic!("not one lease")
+        panic!("expected one lease")
     };
     let held = bench.fake.lease_resources(lease).await.unwrap();
     for digest in documents {
@@ -42,9 +42,9 @@ async fn what_is_being_pulled_is_held_and_named_when_it_has_a_name() {
     assert_eq!(engine.name_layers(NAME, "erofs").await.unwrap(), 0);
 }
 
-/// While it is pulled, the port of its registry is not known: what was made so is not ready, and corrected.
+/// During the pull the port of the registry is not known. Labels without it do not count as ready, and are corrected.
 #[tokio::test(start_paused = true)]
-async fn the_port_comes_with_the_record() {
+async fn labels_get_the_port_of_the_registry_from_the_record() {
     let bench = Bench::on(Fake::default(), "").await;
     let name = "r.example:5000/app:1";
     let image = bench.fake.image(name, 2);
@@ -85,7 +85,7 @@ async fn the_port_comes_with_the_record() {
         key: "c".to_owned(),
         chain,
         name: Some(name.to_owned()),
-        left_alone: false,
+        left_to_containerd: false,
     });
     assert_eq!(done.await.action, Action::Relabelled);
     let all = bench.fake.all("nydus");
@@ -97,9 +97,9 @@ async fn the_port_comes_with_the_record() {
     assert_eq!(bench.state(&image, "nydus").await, State::Ready);
 }
 
-/// Who comes with the record does not take over what was begun without it.
+/// A request for the record's name does not join the flight that began before the record existed.
 #[tokio::test(start_paused = true)]
-async fn work_that_began_in_the_pull_is_named_before_it_counts() {
+async fn layers_of_a_pull_are_relabelled_for_a_request_by_name() {
     let bench = Bench::on(Fake::default(), "").await;
     let name = "r.example:5000/app:1";
     let image = bench.fake.image(name, 2);
@@ -129,10 +129,10 @@ async fn work_that_began_in_the_pull_is_named_before_it_counts() {
     assert!(layers.iter().all(|s| s.labels[IMAGE_REF] == name));
 }
 
-/// The work that began with the pull met a chain in use, whose lower layers are its own. When a container
-/// is moved, and when the others are replaced, the image has its name.
+/// The flight that began during the pull found a chain in use, with lower layers from the pull. The image has its name
+/// when a container is moved, and when the chain is replaced.
 #[tokio::test(start_paused = true)]
-async fn what_is_replaced_later_is_named_as_it_is_then() {
+async fn a_later_replacement_uses_the_current_name_of_the_image() {
     let bench = Bench::on(Fake::default(), "").await;
     let image = bench.fake.image(NAME, 2);
     let by_digest = format!("r.example/app@{}", image.target.digest);
@@ -153,17 +153,17 @@ async fn what_is_replaced_later_is_named_as_it_is_then() {
     let (lower, top) = (lower.name.as_str(), top.name.as_str());
     bench.fake.commit_unlabelled("nydus", top, Some(lower));
     bench.fake.activate("nydus", "c", top);
-    // The lower one stays.
+    // A container keeps the lower layer.
     bench.fake.activate("nydus", "other", lower);
-    let met = ensure().await.unwrap_err();
-    bench.node.engine.replace_if_in_use(&met, "nydus");
-    // The hook of the container comes, which is moved onto a chain that the guest pulls by the tag.
+    let error = ensure().await.unwrap_err();
+    bench.node.engine.replace_if_in_use(&error, "nydus");
+    // The request of the container's hook makes a private chain whose labels have the tag.
     let asked = Request {
         want: Want::Container {
             key: "c".to_owned(),
             chain: top.to_owned(),
             name: Some(NAME.to_owned()),
-            left_alone: false,
+            left_to_containerd: false,
         },
         snapshotter: "nydus".to_owned(),
         urgency: Urgency::Creation,
@@ -173,5 +173,5 @@ async fn what_is_replaced_later_is_named_as_it_is_then() {
     settle().await;
     let layers = bench.fake.all("nydus");
     let names = layers.iter().filter_map(|s| s.labels.get(IMAGE_REF));
-    assert_eq!(names.collect::<Vec<_>>(), [NAME; 3], "{met}");
+    assert_eq!(names.collect::<Vec<_>>(), [NAME; 3], "{error}");
 }

@@ -1,15 +1,15 @@
-//! When all images are looked at: sessions, reloads, intervals, and retries.
+//! Tests of when a reconcile runs: sessions, reloads, intervals, and retries.
 
 use super::*;
 
-/// A blob comes back without an event. Until then the image is asked for again and again: the alert counts that.
+/// A blob can come back without an event. Until then the retries keep the alert active.
 #[tokio::test(start_paused = true)]
-async fn an_image_that_stays_unavailable_is_tried_again() {
+async fn an_unavailable_image_is_tried_again_every_ten_minutes() {
     let bench = Bench::on(Fake::default(), ALL).await;
-    let lost = image_of_its_own_layer(&bench.fake, "r.example/lost:1");
+    let lost = image_with_own_layer(&bench.fake, "r.example/lost:1");
     let layer = sha256(only_layer(&lost.name).as_bytes());
     bench.fake.discard(&layer);
-    bench.created(&lost.name);
+    bench.emit_created(&lost.name);
     settle().await;
     assert_eq!(bench.state(&lost, "erofs").await, State::Unavailable);
     let tries = || bench.fake.subjects("prepare snapshot").len();
@@ -26,12 +26,12 @@ async fn an_image_that_stays_unavailable_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_session_ends_the_work() {
+async fn the_next_session_ends_the_work_of_the_one_before() {
     let bench = Bench::on(Fake::default(), ALL).await;
     bench.node.refresh();
     settle().await;
     let image = bench.fake.image(NAME, 1);
-    bench.created(NAME);
+    bench.emit_created(NAME);
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
 }
@@ -48,7 +48,7 @@ async fn a_handler_that_gains_a_snapshotter_is_reconciled() {
     assert_eq!(bench.state(&image, "erofs").await, State::Missing);
 }
 
-/// The answer that was asked for by the one before comes last.
+/// The answer to the request of the earlier configuration arrives last.
 #[tokio::test(start_paused = true)]
 async fn the_handlers_are_those_of_the_last_configuration() {
     let fake = Fake::default();
@@ -64,7 +64,7 @@ async fn the_handlers_are_those_of_the_last_configuration() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_images_are_looked_at_every_so_often() {
+async fn a_reconcile_runs_at_the_configured_interval() {
     for (every, state) in [
         ("reconcile_every = \"2m\"\n", State::Ready),
         ("", State::Missing),
@@ -79,9 +79,9 @@ async fn all_images_are_looked_at_every_so_often() {
     }
 }
 
-/// Without another request.
+/// The retry needs no other request.
 #[tokio::test(start_paused = true)]
-async fn what_does_not_answer_is_looked_at_again() {
+async fn a_reconcile_without_an_answer_is_repeated() {
     for (call, times) in [
         ("list snapshotters", 9),
         ("list images", 5),
@@ -103,30 +103,30 @@ async fn what_does_not_answer_is_looked_at_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_while_containerd_does_not_answer_is_looked_at_again() {
+async fn a_new_image_is_tried_again_after_containerd_did_not_answer() {
     for (call, times) in [
         ("get image", 1),
         ("prepare snapshot", 4),
         ("create lease", 4),
     ] {
         let bench = Bench::on(Fake::default(), ALL).await;
-        // The first event ever has all images looked at; that is over.
-        bench.created("r.example/none:1");
+        // The first event triggers a reconcile, which ends before the image arrives.
+        bench.emit_created("r.example/none:1");
         settle().await;
         let image = bench.fake.image(NAME, 2);
         for _ in 0..times {
             bench.fake.fail(call, 0, ErrorKind::Unreachable);
         }
-        bench.created(NAME);
+        bench.emit_created(NAME);
         tokio::time::sleep(Duration::from_secs(600)).await;
         let found = bench.state(&image, "erofs").await;
         assert_eq!(found, State::Ready, "{times} times no answer: {call}");
     }
 }
 
-/// A call of a process that was killed ends after its successor has swept.
+/// A call of a killed process can end after the next process has swept.
 #[tokio::test(start_paused = true)]
-async fn what_a_dead_process_leaves_late_is_taken_away() {
+async fn a_late_lease_of_a_killed_process_is_removed() {
     let bench = Bench::begun(Fake::default(), "", |_| Ok(100));
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.fake.lease("nri-unpack-1", Labels::new(), &[]);
@@ -134,7 +134,7 @@ async fn what_a_dead_process_leaves_late_is_taken_away() {
     assert_eq!(bench.fake.lease_ids(), [""; 0]);
 }
 
-/// A container that is being created may stand on layers that only the lease of a killed process keeps.
+/// A container that is being created may be based on layers that only the lease of a killed process keeps.
 #[tokio::test(start_paused = true)]
 async fn leftovers_are_removed_some_seconds_after_the_start() {
     let fake = Fake::default();

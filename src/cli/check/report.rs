@@ -28,16 +28,16 @@ pub(super) struct Row {
     pub(super) reason: String,
 }
 
-pub(super) fn reason(look: &ImageStatus) -> String {
+pub(super) fn reason(status: &ImageStatus) -> String {
     let ImageStatus {
         layers,
         committed,
         ready_layers,
         ..
-    } = look;
-    match look.state {
+    } = status;
+    match status.state {
         State::Ready => String::new(),
-        _ if look.left_out => "excluded by the configuration".to_owned(),
+        _ if status.is_excluded => "excluded by the configuration".to_owned(),
         State::Missing => "not unpacked here".to_owned(),
         State::Partial => format!("{committed} of {layers} layers unpacked"),
         State::Unlabelled => format!("{} of {layers} layers lack labels", layers - ready_layers),

@@ -1,5 +1,5 @@
-//! Chains and volumes from which no container may start, under every configuration; and what it
-//! costs to look at pods that are left alone.
+//! Tests of chains and volumes from which no container may start under any configuration, and of the calls that the
+//! check of a pod takes that is left to containerd.
 
 use super::*;
 
@@ -10,8 +10,8 @@ const NO_SWAP: &str = "[hooks]\nswap = false\non_unready = \"allow\"\n";
 const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 
 impl Bench {
-    /// The lowest layer was left to the guest, the others were unpacked on the host.
-    fn mixed(&self) {
+    /// Makes a mixed chain: the lowest layer is a guest-pulled layer, the others are unpacked on the host.
+    fn make_mixed_chain(&self) {
         let bottom = &self.chain_ids[0];
         let fake = &self.fake;
         fake.put("nydus", bottom, None, proxied(Labels::new()));
@@ -20,7 +20,7 @@ impl Bench {
         }
     }
 
-    /// The container `c` of this pod, on this chain.
+    /// Creates the container `c` of this pod on this chain.
     async fn create_on(&self, pod: Pod, snapshotter: &str, chain: &str) -> HandlerResult {
         self.fake.activate(snapshotter, "c", chain);
         self.create_in(pod, vec![]).await
@@ -47,7 +47,7 @@ impl Bench {
     }
 }
 
-fn skipping(handler: &str) -> Pod {
+fn pod_with_skip(handler: &str) -> Pod {
     let mut pod = pod(handler);
     let skip = (policy::MODE.to_owned(), "skip".to_owned());
     pod.annotations.extend([skip]);
@@ -55,14 +55,14 @@ fn skipping(handler: &str) -> Pod {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_starts_from_a_mixed_chain() {
+async fn no_container_starts_from_a_mixed_chain() {
     for (config, pod, private) in [
         ("", pod("guest"), "nri-unpack-private-sha256:"),
-        ("", skipping("guest"), "nri-unpack-private-sha256:"),
+        ("", pod_with_skip("guest"), "nri-unpack-private-sha256:"),
         (EXCLUDE, pod("guest"), "nri-unpack-private-host-sha256:"),
         (
             EXCLUDE,
-            skipping("guest"),
+            pod_with_skip("guest"),
             "nri-unpack-private-host-sha256:",
         ),
         (
@@ -73,7 +73,7 @@ async fn nothing_starts_from_a_mixed_chain() {
     ] {
         let bench = Bench::new(config).await;
         bench.run("guest", (policy::IMAGES, "")).await;
-        bench.mixed();
+        bench.make_mixed_chain();
         let created = bench.create_on(pod.clone(), "nydus", bench.top()).await;
         created.unwrap();
         let parent = bench.parent("nydus").await;
@@ -81,20 +81,20 @@ async fn nothing_starts_from_a_mixed_chain() {
 
         let bench = Bench::new(&format!("{NO_SWAP}{config}")).await;
         bench.run("guest", (policy::IMAGES, "")).await;
-        bench.mixed();
+        bench.make_mixed_chain();
         let created = bench.create_on(pod, "nydus", bench.top()).await;
         assert!(created.is_err(), "{config}");
         assert_eq!(bench.parent("nydus").await, bench.top());
     }
 }
 
-/// While the private chain is being unpacked, and where it cannot be.
+/// The private chain is still being unpacked, or cannot be unpacked.
 #[tokio::test(start_paused = true)]
-async fn without_a_private_chain_it_is_rejected() {
+async fn a_container_on_a_mixed_chain_without_a_private_chain_is_rejected() {
     let config = format!("[hooks]\non_unready = \"allow\"\n{EXCLUDE}");
     let bench = Bench::new(&config).await;
     bench.run("guest", (policy::IMAGES, "")).await;
-    bench.mixed();
+    bench.make_mixed_chain();
     bench.fake.slow("apply layer", Duration::from_secs(2));
     let created = bench.create_on(pod("guest"), "nydus", bench.top()).await;
     let why = created.unwrap_err().to_string();
@@ -105,7 +105,7 @@ async fn without_a_private_chain_it_is_rejected() {
 
     let bench = Bench::new(&config).await;
     bench.run("guest", (policy::IMAGES, "")).await;
-    bench.mixed();
+    bench.make_mixed_chain();
     let manifests = Manifests::new(Platform::of_this_node());
     let manifest = manifests.read(bench.fake.as_ref(), &bench.image).await;
     let lowest = manifest.unwrap().layers[0].blob.digest.clone();
@@ -116,20 +116,20 @@ async fn without_a_private_chain_it_is_rejected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_healthy_container_that_is_left_alone_costs_one_round_trip_and_no_line() {
+async fn a_healthy_container_left_to_containerd_takes_one_round_trip_and_no_log_line() {
     let bench = Bench::new("").await;
     bench.run("guest", (policy::IMAGES, "")).await;
-    bench.unpacked_without_labels("nydus");
+    bench.commit_without_labels("nydus");
     for first in [true, false] {
-        said();
+        logged();
         bench.fake.calls();
         bench.fake.slow("stat snapshot", Duration::from_millis(10));
         bench.fake.activate("nydus", "c", bench.top());
         let began = Instant::now();
-        let created = bench.create_in(skipping("guest"), vec![]).await;
+        let created = bench.create_in(pod_with_skip("guest"), vec![]).await;
         let took = began.elapsed();
         created.unwrap();
-        assert_eq!(said(), []);
+        assert_eq!(logged(), []);
         let calls = bench.fake.calls();
         assert!(!Fake::writes(&calls), "{calls:?}");
         if !first {
@@ -139,53 +139,53 @@ async fn a_healthy_container_that_is_left_alone_costs_one_round_trip_and_no_line
         assert_eq!(bench.parent("nydus").await, bench.top());
         bench.fake.remove("nydus", "c").await.unwrap();
     }
-    // A pod that is not left alone is not taken for known.
+    // The cached result does not apply to a pod that is not left to containerd.
     bench.fake.heal();
     bench.create("guest", "nydus", "other").await.unwrap();
     let other = bench.fake.stat("nydus", "other").await.unwrap();
     assert_ne!(other.parent.as_deref(), Some(bench.top()));
 }
 
-/// Sandboxes that run keep the chain: a pod is not rejected for as long as they do.
+/// The older sandbox keeps the chain, so a further rejection would not help.
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_on_a_mixed_chain_that_others_keep_is_rejected_once() {
+async fn a_sandbox_on_a_mixed_chain_in_use_is_rejected_once() {
     let bench = Bench::new("").await;
     bench.run("guest", (policy::IMAGES, "")).await;
-    bench.mixed();
+    bench.make_mixed_chain();
     bench.fake.activate("nydus", "older", bench.top());
-    let mut pod = skipping("guest");
+    let mut pod = pod_with_skip("guest");
     for (sandbox, is_rejected) in [("s1", true), ("s2", false)] {
         pod.id = sandbox.to_owned();
         bench.fake.activate("nydus", sandbox, bench.top());
-        said();
+        logged();
         let ran = bench.hooks.run_pod_sandbox(pod.clone()).await;
         assert_eq!(ran.is_err(), is_rejected, "{sandbox}: {ran:?}");
-        let said = said();
-        let warned = said.iter().any(|(level, _)| *level == Level::Warn);
-        assert!(warned, "{said:?}");
+        let lines = logged();
+        let warned = lines.iter().any(|(level, _)| *level == Level::Warn);
+        assert!(warned, "{lines:?}");
         bench.fake.collect_container("nydus", sandbox);
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
     assert_eq!(bench.state("nydus").await, State::Mixed);
 }
 
-/// It runs already: it is rejected where the next try gets another chain.
+/// The sandbox runs already, so it is rejected only if the next attempt gets another chain.
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_on_a_mixed_chain_is_rejected_until_that_is_replaced() {
+async fn a_sandbox_on_a_mixed_chain_is_rejected_until_the_chain_is_replaced() {
     for (config, is_rejected) in [("", true), (EXCLUDE, false)] {
         let bench = Bench::new(config).await;
         bench.run("guest", (policy::IMAGES, "")).await;
-        bench.mixed();
-        let mut pod = skipping("guest");
+        bench.make_mixed_chain();
+        let mut pod = pod_with_skip("guest");
         pod.id = "s1".to_owned();
         bench.fake.activate("nydus", "s1", bench.top());
-        said();
+        logged();
         let ran = bench.hooks.run_pod_sandbox(pod.clone()).await;
         assert_eq!(ran.is_err(), is_rejected, "{config}: {ran:?}");
-        let said = said();
+        let lines = logged();
         assert!(
-            said.iter().any(|(level, _)| *level == Level::Warn),
-            "{said:?}"
+            lines.iter().any(|(level, _)| *level == Level::Warn),
+            "{lines:?}"
         );
         if is_rejected {
             bench.fake.collect_container("nydus", "s1");
@@ -208,14 +208,14 @@ async fn a_sandbox_on_a_mixed_chain_is_rejected_until_that_is_replaced() {
     }
 }
 
-/// The snapshots themselves tell what can be told of a chain of no image.
+/// The labels of the snapshots decide.
 #[tokio::test(start_paused = true)]
-async fn a_chain_of_no_image() {
+async fn a_chain_without_an_image_is_judged_by_its_labels() {
     let mapped = || Labels::from([(UID_MAPPING.to_owned(), "0:1000:65536".to_owned())]);
     for (config, below, own, created) in [
         ("", Labels::new(), Labels::new(), false),
         ("", proxied(Labels::new()), Labels::new(), true),
-        // A copy of an unknown chain: another try would tell no more.
+        // A copy of an unknown chain: another attempt would have the same result.
         ("", Labels::new(), mapped(), true),
         (
             "[hooks]\non_unready = \"reject\"\n",
@@ -234,17 +234,17 @@ async fn a_chain_of_no_image() {
         let chain = if copied { "copy" } else { "below" };
         bench.fake.activate("nydus", "c", chain);
         bench.fake.label_snapshot("nydus", "c", own).await.unwrap();
-        said();
+        logged();
         let answer = bench.create_in(pod("guest"), vec![]).await;
         assert_eq!(answer.is_ok(), created, "{config} {chain}: {answer:?}");
-        let warned = said().iter().any(|(level, _)| *level == Level::Warn);
+        let warned = logged().iter().any(|(level, _)| *level == Level::Warn);
         assert_eq!(warned, copied || !created);
     }
 }
 
-/// A copy for a user namespace lies over layers that were left to the guest.
+/// containerd has made the copy of guest-pulled layers for a user namespace.
 #[tokio::test(start_paused = true)]
-async fn a_container_is_moved_off_a_copy_of_what_the_guest_pulls() {
+async fn a_container_is_moved_off_a_copy_of_guest_pulled_layers() {
     let bench = Bench::new("").await;
     bench.run("guest", (policy::IMAGES, NAME)).await;
     assert_eq!(bench.state("nydus").await, State::Ready);
@@ -265,13 +265,13 @@ async fn a_container_is_moved_off_a_copy_of_what_the_guest_pulls() {
     assert_eq!(own.labels, mapped);
 }
 
-/// Where it is not known whether a volume has its layers.
+/// It is not known whether the volume has its layers.
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_may_lack_layers_is_said_and_judged() {
+async fn a_volume_that_may_lack_layers_is_logged_and_may_reject_its_container() {
     for (config, pod, created) in [
         ("", pod("guest"), false),
         ("[hooks]\non_unready = \"allow\"\n", pod("guest"), true),
-        ("", skipping("guest"), true),
+        ("", pod_with_skip("guest"), true),
     ] {
         let bench = Bench::new(config).await;
         bench.run("guest", (policy::IMAGES, NAME)).await;
@@ -281,16 +281,16 @@ async fn a_volume_that_may_lack_layers_is_said_and_judged() {
             source: format!("/run/cri/image-volumes/s/{digest}"),
             ..nri::Mount::default()
         };
-        said();
+        logged();
         let answer = bench.create_in(pod, vec![mount]).await;
         assert_eq!(answer.is_ok(), created, "{config}: {answer:?}");
-        let warned = said().iter().any(|(level, _)| *level == Level::Warn);
+        let warned = logged().iter().any(|(level, _)| *level == Level::Warn);
         assert!(warned, "{config}");
     }
 }
 
 impl Bench {
-    /// The container `c` of this handler, whose pod mounts the image as a volume.
+    /// Creates the container `c` with this handler. It mounts the image as a volume.
     async fn create_with_volume(&self, handler: &str, snapshotter: &str) -> HandlerResult {
         let digest = self.image.target.digest.strip_prefix("sha256:").unwrap();
         let path = format!("/run/cri/image-volumes/s/{digest}");
@@ -304,26 +304,26 @@ impl Bench {
     }
 }
 
-/// containerd has unpacked all of it where the snapshotter leaves nothing to the guest.
+/// Without guest pull, containerd has unpacked the whole image.
 #[tokio::test(start_paused = true)]
-async fn a_volume_of_an_excluded_image_is_allowed_where_no_guest_pulls() {
-    // A nydus by its profile, which does not work in proxy mode.
+async fn a_volume_of_an_excluded_image_is_allowed_without_guest_pull() {
+    // The profile is nydus, but the snapshotter is not in proxy mode.
     let config = "[snapshotters.erofs]\nprofile = \"nydus\"\nexclude = [\"*\"]\n";
     let bench = Bench::new(config).await;
     bench.run("local", (policy::IMAGES, "")).await;
-    bench.unpacked_without_labels("erofs");
+    bench.commit_without_labels("erofs");
     assert!(bench.node.engine.profile("erofs").may_proxy);
-    said();
+    logged();
     let created = bench.create_with_volume("local", "erofs").await;
     created.unwrap();
-    assert!(!bench.node.engine.leaves_to_guest("erofs"));
-    let warned = said().iter().any(|(level, _)| *level <= Level::Warn);
+    assert!(!bench.node.engine.supports_guest_pull("erofs"));
+    let warned = logged().iter().any(|(level, _)| *level <= Level::Warn);
     assert!(!warned);
 }
 
-/// The rest is for the container's own chain.
+/// The other half is for the container's own chain.
 #[tokio::test(start_paused = true)]
-async fn volumes_take_half_of_the_time_of_a_hook() {
+async fn volumes_take_at_most_half_of_the_wait_of_a_hook() {
     for (config, created) in [
         ("[hooks]\nwait = \"600ms\"\n", false),
         ("[hooks]\nwait = \"600ms\"\non_unready = \"allow\"\n", true),
@@ -340,7 +340,7 @@ async fn volumes_take_half_of_the_time_of_a_hook() {
     }
 }
 
-/// A handler of another platform: its image is there, and no manifest for this node. Another try would find the same.
+/// A handler of another platform: its image has no manifest for this node. Another attempt would have the same result.
 #[tokio::test(start_paused = true)]
 async fn a_container_of_another_platform_is_allowed_with_a_warning() {
     const OTHER: &str = "r.example/other:1";
@@ -358,21 +358,21 @@ async fn a_container_of_another_platform_is_allowed_with_a_warning() {
                 .fake
                 .document(media_type, index.to_string().as_bytes());
             bench.fake.tag(OTHER, index);
-            bench.fake.commit_unlabelled(snapshotter, "theirs", None);
+            bench.fake.commit_unlabelled(snapshotter, "foreign", None);
             for container in ["c1", "c2"] {
-                bench.fake.activate(snapshotter, container, "theirs");
+                bench.fake.activate(snapshotter, container, "foreign");
                 let created = Container {
                     id: container.to_owned(),
                     name: "main".to_owned(),
                     annotations: BTreeMap::from([(IMAGE_NAME.to_owned(), OTHER.to_owned())]),
                     ..Container::default()
                 };
-                said();
+                logged();
                 let answer = bench.hooks.create_container(pod(handler), created).await;
                 answer.unwrap();
                 let own = bench.fake.stat(snapshotter, container).await.unwrap();
-                assert_eq!(own.parent.as_deref(), Some("theirs"));
-                let warned = said().iter().any(|(level, _)| *level == Level::Warn);
+                assert_eq!(own.parent.as_deref(), Some("foreign"));
+                let warned = logged().iter().any(|(level, _)| *level == Level::Warn);
                 assert!(warned, "{snapshotter}, {config}");
             }
         }

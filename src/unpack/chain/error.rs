@@ -36,7 +36,7 @@ pub enum Error {
         "image {image} is excluded from {snapshotter} by include or exclude in the configuration: \
          containerd unpacks it when a container needs it"
     )]
-    LeftOut {
+    Excluded {
         /// The image's name.
         image: String,
         /// The snapshotter that it is excluded from.
@@ -47,7 +47,7 @@ pub enum Error {
     #[error(
         "image {image} in {snapshotter} is left to containerd, and a container can start from it"
     )]
-    LeftAlone {
+    LeftToContainerd {
         /// The image's name.
         image: String,
         /// The snapshotter.
@@ -207,7 +207,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the plugin leaves the image alone, and a container can start from the chain as it is.
-    pub fn is_left_out(&self) -> bool {
+    pub fn is_left_to_containerd(&self) -> bool {
         let is_pulled_by_guest = matches!(
             self,
             Self::NoImage {
@@ -215,7 +215,7 @@ impl Error {
                 ..
             }
         );
-        is_pulled_by_guest || matches!(self, Self::LeftOut { .. } | Self::LeftAlone { .. })
+        is_pulled_by_guest || matches!(self, Self::Excluded { .. } | Self::LeftToContainerd { .. })
     }
 
     /// Whether the record is no container image but an artifact, a chart or a signature.

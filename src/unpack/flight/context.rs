@@ -28,7 +28,7 @@ pub(crate) struct FlightContext<'a> {
     pub(crate) permits: &'a PrioritySemaphore,
     pub(crate) layers: &'a Layers,
     pub(crate) priority: &'a Priority,
-    pub(crate) missing: &'a ContentFallback,
+    pub(crate) fallback: &'a ContentFallback,
     pub(crate) reporter: &'a Reporter,
     /// Checks whether the image still has a record.
     pub(crate) record: &'a Record<'a>,

@@ -149,7 +149,7 @@ impl<'a> PlanExecutor<'a> {
             }
             let layer = self.layer(i, self.context.stop);
             let outcome = match layer.lock().await {
-                Ok(_lock) => self.context.missing.unpack(&layer).await,
+                Ok(_lock) => self.context.fallback.unpack(&layer).await,
                 Err(failure) => Err(failure),
             };
             match self.settled(i, outcome)? {
@@ -186,7 +186,7 @@ impl<'a> PlanExecutor<'a> {
         let layers = missing.clone().zip(&stops);
         let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, stop)).collect();
         let window = Semaphore::new(self.context.layers.at_once);
-        let mut outcomes = pin!(parallel::unpack(&layers, self.context.missing, &window));
+        let mut outcomes = pin!(parallel::unpack(&layers, self.context.fallback, &window));
         let mut failed: Option<(usize, Failure)> = None;
         while let Some((i, outcome)) = outcomes.next().await {
             let i = missing.start + i;

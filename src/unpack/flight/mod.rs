@@ -39,7 +39,7 @@ impl Flight<'_> {
     /// Makes the chain ready. Returns what was done, and the creation time of the top layer. The lease is released on
     /// every path.
     pub(crate) async fn run(&self) -> Result<(Done, Option<SystemTime>), Error> {
-        let (status, created_at) = self.look().await?;
+        let (status, created_at) = self.read_status().await?;
         let found = status.state(&self.context.target.rules);
         self.context.reporter.found(found);
         if let Some(refused) = self.context.target.refused(&status) {
@@ -121,7 +121,7 @@ impl Flight<'_> {
                 .act(&steps)
                 .await?;
             let created_at;
-            (status, created_at) = self.look().await?;
+            (status, created_at) = self.read_status().await?;
             if let Some(refused) = self.context.target.refused(&status) {
                 return Err(refused);
             }
@@ -137,8 +137,12 @@ impl Flight<'_> {
         })
     }
 
-    async fn look(&self) -> Result<(ChainStatus, Option<SystemTime>), Error> {
-        let (status, created_at) = self.context.target.look(self.context.containerd).await?;
+    async fn read_status(&self) -> Result<(ChainStatus, Option<SystemTime>), Error> {
+        let (status, created_at) = self
+            .context
+            .target
+            .read_status(self.context.containerd)
+            .await?;
         self.context.report(&status, 0);
         Ok((status, created_at))
     }

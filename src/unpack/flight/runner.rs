@@ -29,7 +29,7 @@ use crate::unpack::target::Target;
 pub(crate) struct FlightRunner {
     pub(crate) containerd: Arc<dyn Containerd>,
     pub(crate) leases: Arc<Leases>,
-    missing: ContentFallback,
+    fallback: ContentFallback,
     pub(crate) ready_cache: ReadyCache,
     pub(crate) flights: Flights,
     pub(crate) removals: Removals,
@@ -44,14 +44,14 @@ impl FlightRunner {
     pub(crate) fn new(
         containerd: Arc<dyn Containerd>,
         leases: Arc<Leases>,
-        missing: ContentFallback,
+        fallback: ContentFallback,
         parallel: Parallel,
         capabilities: Arc<CapabilityCache>,
     ) -> Self {
         Self {
             containerd,
             leases,
-            missing,
+            fallback,
             ready_cache: ReadyCache::default(),
             flights: Flights::default(),
             removals: Removals::default(),
@@ -132,7 +132,7 @@ impl FlightGuard {
             permits: &runner.permits,
             layers: &runner.layers,
             priority,
-            missing: &runner.missing,
+            fallback: &runner.fallback,
             reporter,
             record: &record,
             stop: &self.token.stop,

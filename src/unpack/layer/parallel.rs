@@ -26,7 +26,7 @@ pub(crate) fn stops(stop: &CancellationToken, layers: usize) -> Vec<Cancellation
 /// applied yet. A semaphore in `Layers` limits the applies of the whole process.
 pub(crate) fn unpack<'a>(
     layers: &'a [Unpack<'a>],
-    missing: &'a ContentFallback,
+    fallback: &'a ContentFallback,
     window: &'a Semaphore,
 ) -> impl Stream<Item = (usize, Result<Committed, Failure>)> + 'a {
     let mut below = None;
@@ -35,7 +35,7 @@ pub(crate) fn unpack<'a>(
         let (committed, above) = oneshot::channel();
         let below = below.replace(above);
         outcomes.push(async move {
-            let outcome = one(layer, missing, window, below).await;
+            let outcome = one(layer, fallback, window, below).await;
             match (&outcome, layers.get(i + 1)) {
                 (_, None) => {}
                 // Fails if the layer above has failed already.
@@ -51,7 +51,7 @@ pub(crate) fn unpack<'a>(
 /// Unpacks one of them. `below` reports that the layer below is committed; the lowest layer does not wait.
 async fn one(
     layer: &Unpack<'_>,
-    missing: &ContentFallback,
+    fallback: &ContentFallback,
     window: &Semaphore,
     below: Option<oneshot::Receiver<()>>,
 ) -> Result<Committed, Failure> {
@@ -74,7 +74,7 @@ async fn one(
     let below_is_committed = layer.stop.run_until_cancelled(below_is_committed).await;
     match (below_is_committed, filled) {
         (Some(true), Some(filled)) => layer.settle(filled, &content).await,
-        (Some(true), None) => missing.unpack(layer).await,
+        (Some(true), None) => fallback.unpack(layer).await,
         (_, Some(filled)) => {
             layer.abort(filled).await;
             Err(Failure::Stopped)

@@ -13,62 +13,62 @@ use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
 
-/// How the work on a target continues.
-pub(crate) enum Way {
-    /// By a flight: the chain is ready, or the flight can make it ready.
+/// The next step of the work on a target.
+pub(crate) enum NextStep {
+    /// A flight: the chain is ready, or the flight can make it ready.
     Flight,
-    /// It ends with this error.
-    Ends(Error),
-    /// It ends: the container is left to containerd, and can start from the chain. Holds the creation time of the
+    /// None: the request ends with this error.
+    Fail(Error),
+    /// None: the container is left to containerd, and can start from the chain. Holds the creation time of the
     /// chain's top layer.
-    LeftAlone(Option<SystemTime>),
-    /// By an unpack of this private chain. Then the container is moved onto it.
-    Private(Box<Target>),
+    LeftToContainerd(Option<SystemTime>),
+    /// The unpack of this private chain, onto which the container is moved then.
+    PrivateChain(Box<Target>),
 }
 
-/// Returns how the work on a target continues. It matters for a container that is being created in a snapshotter
+/// Returns the next step of the work on a target. It matters for a container that is being created in a snapshotter
 /// with guest-pulled layers, if its chain was unpacked on the host: a running flight of this chain cannot help the
 /// container, so the container does not wait for it.
-pub(crate) async fn way(
+pub(crate) async fn next_step(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
     layer_locks: &LayerLocks,
     target: &Target,
-) -> Way {
+) -> NextStep {
     if !target.in_use {
-        return Way::Flight;
+        return NextStep::Flight;
     }
-    if !target.leaves_to_guest {
-        return match target.left_alone {
-            true => Way::LeftAlone(None),
-            false => Way::Flight,
+    if !target.supports_guest_pull {
+        return match target.left_to_containerd {
+            true => NextStep::LeftToContainerd(None),
+            false => NextStep::Flight,
         };
     }
-    let (status, created_at) = match target.look(containerd).await {
+    let (status, created_at) = match target.read_status(containerd).await {
         Ok(result) => result,
-        Err(e) => return Way::Ends(e),
+        Err(e) => return NextStep::Fail(e),
     };
     let state = target.state_below_container(&status);
     match state {
         State::Mixed if target.is_sandbox => {
             let refused = target.refused(&status);
-            return Way::Ends(refused.unwrap_or_else(|| error(target, state, 1, None)));
+            return NextStep::Fail(refused.unwrap_or_else(|| error(target, state, 1, None)));
         }
         State::Mixed if target.is_for_guest() => {}
         // The owners that the files of the copy need are not known here.
-        State::Mixed if target.is_copied => return Way::Ends(error(target, state, 1, None)),
-        State::Mixed => return Way::Private(Box::new(target.on_host())),
-        _ if target.left_alone => return Way::LeftAlone(created_at),
+        State::Mixed if target.is_copied => return NextStep::Fail(error(target, state, 1, None)),
+        State::Mixed => return NextStep::PrivateChain(Box::new(target.on_host())),
+        _ if target.left_to_containerd => return NextStep::LeftToContainerd(created_at),
         State::Unlabelled if target.rules.guest_pulls => {}
-        _ => return Way::Flight,
+        _ => return NextStep::Flight,
     }
     let lease = match leases.take(containerd).await {
         Ok(lease) => lease,
-        Err(e) => return Way::Ends(target.failed(e)),
+        Err(e) => return NextStep::Fail(target.failed(e)),
     };
     let error = in_use(containerd, &lease, layer_locks, target, state, 1).await;
     lease.release(containerd).await;
-    Way::Ends(error)
+    NextStep::Fail(error)
 }
 
 /// Returns the error for a chain in use. If the guest pulls the image, makes a private chain first, onto which a

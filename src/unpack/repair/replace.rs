@@ -85,7 +85,7 @@ impl Replace<'_> {
                 let listed = listed.iter().find(|s| s.name == chain_id);
                 Ok(listed.is_none_or(|listed| listed.created_at != current.created_at))
             }
-            // It is gone, which is not another one: the removal finds that out.
+            // It was removed, not replaced: the removal below handles that.
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),
         }

@@ -14,7 +14,7 @@ pub(crate) async fn name_layers(
     containerd: &dyn Containerd,
     target: &Target,
 ) -> Result<usize, Error> {
-    let (status, _) = target.look(containerd).await?;
+    let (status, _) = target.read_status(containerd).await?;
     let layers = target.manifest.layers.iter().zip(&target.labels);
     let mut renamed = 0;
     for ((layer, wanted), found) in layers.zip(&status.layers) {

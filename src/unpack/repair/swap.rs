@@ -17,14 +17,16 @@ use crate::unpack::target::request::Move;
 const FIRST_ESTIMATE: Duration = Duration::from_millis(40);
 
 /// A swap begins only if this many times its expected cost is left until the deadline.
-const SPARE: u32 = 3;
+const SAFETY_FACTOR: u32 = 3;
 
-/// The time before the deadline that is kept for the answer: if the answer comes only when the hook stops waiting,
-/// the hook does not get it and assumes that the container has no snapshot.
-const ANSWER: Duration = Duration::from_millis(5);
+/// The time before the deadline that is reserved for the answer. If the hook stops waiting before the answer arrives,
+/// it assumes that the container has no snapshot.
+const ANSWER_MARGIN: Duration = Duration::from_millis(5);
 
 /// The shortest wait of a hook with which a container is moved before any swap was measured.
-pub const LEAST_WAIT: Duration = FIRST_ESTIMATE.saturating_mul(SPARE).saturating_add(ANSWER);
+pub const LEAST_WAIT: Duration = FIRST_ESTIMATE
+    .saturating_mul(SAFETY_FACTOR)
+    .saturating_add(ANSWER_MARGIN);
 
 /// The pause between attempts of the second call.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -39,9 +41,9 @@ pub struct SwapDeadlines {
 }
 
 impl SwapDeadlines {
-    /// Returns earlier deadlines, which leave time for the answer.
-    pub(crate) fn answered(self) -> Self {
-        let earlier = |at: Instant| at.checked_sub(ANSWER).unwrap_or(at);
+    /// Returns deadlines that are earlier by the time for the answer.
+    pub(crate) fn before_answer(self) -> Self {
+        let earlier = |at: Instant| at.checked_sub(ANSWER_MARGIN).unwrap_or(at);
         Self {
             usual: earlier(self.usual),
             last: earlier(self.last),
@@ -106,7 +108,7 @@ impl Swap<'_> {
         if let Err(untouched) = in_time(deadline, self.hold()).await {
             return untouched;
         }
-        if Instant::now() + cost.estimate() * SPARE > deadline {
+        if Instant::now() + cost.estimate() * SAFETY_FACTOR > deadline {
             cost.not_begun();
             return SwapOutcome::Untouched("too little time is left to move it".to_owned());
         }
@@ -118,7 +120,7 @@ impl Swap<'_> {
                 Err(_) => return self.lost(&e),
             }
         }
-        self.put_back(&old, last).await
+        self.recreate(&old, last).await
     }
 
     /// Holds the new chain with the lease, and checks that it exists: its image may be removed at this time.
@@ -133,9 +135,9 @@ impl Swap<'_> {
 
     /// Makes the snapshot again, with attempts until `last`. An attempt that is running at `last` is not cancelled:
     /// containerd cleans up after a creation that failed.
-    async fn put_back(&self, old: &containerd::Snapshot, last: Instant) -> SwapOutcome {
+    async fn recreate(&self, old: &containerd::Snapshot, last: Instant) -> SwapOutcome {
         loop {
-            let Err(e) = self.try_put_back(old).await else {
+            let Err(e) = self.try_recreate(old).await else {
                 return SwapOutcome::Done;
             };
             if Instant::now() + PAUSE > last {
@@ -153,7 +155,7 @@ impl Swap<'_> {
         SwapOutcome::Lost
     }
 
-    async fn try_put_back(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {
+    async fn try_recreate(&self, old: &containerd::Snapshot) -> Result<(), containerd::Error> {
         let Move {
             snapshotter,
             key,

@@ -36,7 +36,7 @@ pub(crate) struct Volume<'a> {
 }
 
 impl Volume<'_> {
-    /// Fills the volume unless all its layers are there.
+    /// Fills the volume unless it has all its layers.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
         let priority = Priority::new(Urgency::Creation);
         let snapshotter = self.target.snapshotter.as_str();
@@ -45,7 +45,7 @@ impl Volume<'_> {
         let _lock = layer_locks
             .lock(snapshotter, self.path, &priority, || ())
             .await;
-        let (status, _) = self.target.look(self.containerd).await?;
+        let (status, _) = self.target.read_status(self.containerd).await?;
         if !status.has_guest_layers() || self.is_filled().await? {
             return Ok(self.done(State::Ready, Action::None, 0));
         }

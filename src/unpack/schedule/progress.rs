@@ -35,7 +35,7 @@ pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(done) => done.action.word(),
         Err(e) => match &**e {
-            e if e.is_left_out() => "left_out",
+            e if e.is_left_to_containerd() => "left_out",
             e if e.is_broken() => "broken",
             Error::InUse { .. } => "in_use",
             Error::Unavailable { .. } => "unavailable",

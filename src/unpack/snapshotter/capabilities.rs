@@ -33,12 +33,12 @@ pub(crate) struct CapabilityCache(Mutex<HashMap<String, Capabilities>>);
 impl CapabilityCache {
     /// Returns the capabilities of a snapshotter. Asks containerd once; after an error the next call asks again.
     pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Capabilities {
-        if let Some(known) = self.known().get(snapshotter) {
-            return *known;
+        if let Some(cached) = self.cached().get(snapshotter) {
+            return *cached;
         }
         match ask(containerd, snapshotter).await {
             Ok(answer) => {
-                self.known().insert(snapshotter.to_owned(), answer);
+                self.cached().insert(snapshotter.to_owned(), answer);
                 answer
             }
             Err(e) => {
@@ -50,10 +50,10 @@ impl CapabilityCache {
 
     /// Forgets all capabilities, since containerd may have been replaced.
     pub(crate) fn forget(&self) {
-        self.known().clear();
+        self.cached().clear();
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Capabilities>> {
+    fn cached(&self) -> MutexGuard<'_, HashMap<String, Capabilities>> {
         self.0.lock()
     }
 }

@@ -37,14 +37,14 @@ impl NeedContent {
         if target.rules.guest_pulls {
             return Ok(false);
         }
-        let (status, _) = target.look(containerd).await?;
+        let (status, _) = target.read_status(containerd).await?;
         let missing = target.manifest.layers.iter().zip(&target.labels);
         let missing = missing.skip(status.committed());
         let Some((layer, labels)) = missing.max_by_key(|(layer, _)| layer.bytes()) else {
             return Ok(false);
         };
         let key = (target.snapshotter.clone(), layer.chain_id.clone());
-        if self.known().contains_key(&key) {
+        if self.cached().contains_key(&key) {
             return Ok(true);
         }
         let lease = leases.take(containerd).await;
@@ -60,19 +60,19 @@ impl NeedContent {
         let needs_content = labels.map_err(|e| target.failed(e))?.is_none();
         // While an image is pulled, the port in its name is not known: the name may be of another registry.
         if needs_content && !target.arrives {
-            self.known().insert(key, Instant::now());
+            self.cached().insert(key, Instant::now());
         }
         Ok(needs_content)
     }
 
     /// Forgets all layers, since the configuration of a snapshotter may have changed.
     pub(crate) fn forget(&self) {
-        self.known().clear();
+        self.cached().clear();
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
-        let mut known = self.0.lock();
-        known.retain(|_, since| since.elapsed() < REMEMBERED);
-        known
+    fn cached(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
+        let mut cached = self.0.lock();
+        cached.retain(|_, since| since.elapsed() < REMEMBERED);
+        cached
     }
 }

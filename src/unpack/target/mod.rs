@@ -54,13 +54,13 @@ pub(crate) struct Target {
     /// The image is still being pulled.
     pub(crate) arrives: bool,
     /// The guest pulls the labelled images of the snapshotter.
-    pub(crate) leaves_to_guest: bool,
+    pub(crate) supports_guest_pull: bool,
     /// The container is based on a copy of the chain, in which the files have other owners. containerd makes it for a
     /// user namespace where the snapshotter has no id-mapped mounts.
     pub(crate) is_copied: bool,
     /// The image is left to containerd, since its pod is skipped or the image is excluded: only whether the container
     /// can start from the chain is checked.
-    pub(crate) left_alone: bool,
+    pub(crate) left_to_containerd: bool,
     pub(crate) snapshotter: String,
     /// The `ctr` command for the remedies in errors.
     pub(crate) ctr: Ctr,
@@ -79,7 +79,7 @@ impl Target {
     /// Whether the guest pulls this image: the snapshotter supports it, and the image's labels allow it.
     pub(crate) fn is_for_guest(&self) -> bool {
         let top = self.labels.last();
-        self.leaves_to_guest && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
+        self.supports_guest_pull && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
     }
 
     /// Returns a target for the image's private chain, which is unpacked on the host from the lowest layer on and
@@ -106,9 +106,9 @@ impl Target {
             in_use: false,
             is_sandbox: false,
             arrives: false,
-            leaves_to_guest: self.leaves_to_guest,
+            supports_guest_pull: self.supports_guest_pull,
             is_copied: false,
-            left_alone: false,
+            left_to_containerd: false,
             snapshotter: self.snapshotter.clone(),
             ctr: self.ctr.clone(),
         }
@@ -144,7 +144,7 @@ impl Target {
     }
 
     /// Reads the status of the chain, and the creation time of its top layer.
-    pub(crate) async fn look(
+    pub(crate) async fn read_status(
         &self,
         containerd: &dyn Containerd,
     ) -> Result<(ChainStatus, Option<SystemTime>), Error> {
@@ -153,7 +153,7 @@ impl Target {
     }
 
     /// Returns the status of the chain from a listing, without a call.
-    pub(crate) fn look_in(&self, listing: &Listing) -> ChainStatus {
+    pub(crate) fn status_in(&self, listing: &Listing) -> ChainStatus {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
         let config = listing.blob(&self.manifest.config);

@@ -20,7 +20,7 @@ pub enum Want {
         /// The image name in the annotation.
         name: Option<String>,
         /// Its pod is left to containerd: only whether the container can start from the chain is checked.
-        left_alone: bool,
+        left_to_containerd: bool,
     },
     /// The content of a volume that containerd has mounted for a container.
     Volume {
@@ -50,9 +50,11 @@ impl Want {
     }
 
     /// Whether only that a container can start from the chain is checked.
-    pub(crate) fn is_left_alone(&self) -> bool {
+    pub(crate) fn is_left_to_containerd(&self) -> bool {
         match self {
-            Self::Container { left_alone, .. } => *left_alone,
+            Self::Container {
+                left_to_containerd, ..
+            } => *left_to_containerd,
             Self::Sandbox { .. } => true,
             Self::Image(_) | Self::Arriving(_) | Self::Volume { .. } => false,
         }

@@ -71,7 +71,7 @@ impl Resolver {
     }
 
     /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
-    pub(crate) fn leaves_to_guest(&self, snapshotter: &str) -> bool {
+    pub(crate) fn supports_guest_pull(&self, snapshotter: &str) -> bool {
         self.guests().get(snapshotter) == Some(&true)
     }
 
@@ -102,7 +102,7 @@ impl Resolver {
         }
         let manifest = self.images.manifest(&image).await?;
         let reference = reference.as_deref();
-        let leaves = match self.leaves_if_known(snapshotter).await {
+        let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
             Some(known) => known,
             // The probe writes; if the chain has a guest-pulled layer on top, no probe is needed.
             None if self.is_guest_pulled(&image, &manifest, snapshotter).await? => true,
@@ -111,17 +111,17 @@ impl Resolver {
                 probed.map_err(|e| failed(&image, snapshotter, e))?
             }
         };
-        if wanted.is_none() && !leaves {
+        if wanted.is_none() && !supports_guest_pull {
             return Err(excluded(&image, snapshotter));
         }
-        let is_bare = self.is_bare(snapshotter, labelling, leaves);
+        let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (mut labels, required) =
             self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         if wanted.is_some() && !is_bare && self.labels_lineage().await {
             labelling::add(&mut labels, image::lineage_labels(&manifest));
         }
         let origin = labelling::origin(&manifest, labelling, &names);
-        let guest_pulls = leaves && labelling.cri;
+        let guest_pulls = supports_guest_pull && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(
             &image,
@@ -133,12 +133,12 @@ impl Resolver {
         );
         target.in_use = in_use;
         target.is_sandbox = is_sandbox;
-        target.leaves_to_guest = leaves;
+        target.supports_guest_pull = supports_guest_pull;
         target.is_copied = is_copied;
-        target.left_alone = wanted.is_none() || request.want.is_left_alone();
+        target.left_to_containerd = wanted.is_none() || request.want.is_left_to_containerd();
         target.arrives = matches!(request.want, Want::Arriving(_));
         // Other images with the same chain do not matter for a chain in use, nor for a volume.
-        let may_replace = leaves || target.rules.repair == Repair::Replace;
+        let may_replace = supports_guest_pull || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
             target.others = self.images.others(&target.manifest).await?;
@@ -160,12 +160,13 @@ impl Resolver {
         let wanted = self.policy.labelling(snapshotter, names);
         let labelling = wanted.unwrap_or(EXCLUDED);
         let reference = Some(image.name.as_str());
-        let known = self.leaves_if_known(snapshotter).await;
-        let leaves = known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
-        let is_bare = self.is_bare(snapshotter, labelling, leaves);
+        let known = self.guest_pull_if_known(snapshotter).await;
+        let supports_guest_pull =
+            known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
+        let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         let origin = labelling::origin(&manifest, labelling, names);
-        let guest_pulls = leaves && labelling.cri;
+        let guest_pulls = supports_guest_pull && labelling.cri;
         let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
         let mut target = target(
             image,
@@ -175,7 +176,7 @@ impl Resolver {
             rules,
             self.policy.ctr(),
         );
-        target.leaves_to_guest = leaves;
+        target.supports_guest_pull = supports_guest_pull;
         Ok((target, wanted.is_none()))
     }
 
@@ -194,8 +195,8 @@ impl Resolver {
 
     /// Whether a layer without `cri.*` labels must not even have the label with its chain id: nydus refuses a layer that
     /// has the chain id, but not the image name that the guest pulls.
-    fn is_bare(&self, snapshotter: &str, labelling: Labelling, leaves: bool) -> bool {
-        !labelling.cri && (leaves || self.profile(snapshotter).may_proxy)
+    fn is_bare(&self, snapshotter: &str, labelling: Labelling, supports_guest_pull: bool) -> bool {
+        !labelling.cri && (supports_guest_pull || self.profile(snapshotter).may_proxy)
     }
 
     /// Returns the rules for a chain with these required labels.
@@ -232,7 +233,7 @@ impl Resolver {
 
     /// Whether the guest pulls the snapshotter's images, as far as that is known without a probe. `false` for a
     /// snapshotter that is a part of containerd.
-    async fn leaves_if_known(&self, snapshotter: &str) -> Option<bool> {
+    async fn guest_pull_if_known(&self, snapshotter: &str) -> Option<bool> {
         let may = match self.policy.profile(snapshotter) {
             Some(profile) => profile.may_proxy,
             None => {
@@ -248,7 +249,7 @@ impl Resolver {
 
     /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request.
     pub(crate) async fn find_out(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
-        match self.leaves_if_known(snapshotter).await {
+        match self.guest_pull_if_known(snapshotter).await {
             Some(known) => Ok(known),
             None => self.probe(snapshotter).await,
         }
@@ -310,16 +311,16 @@ fn target(
         in_use: false,
         is_sandbox: false,
         arrives: false,
-        leaves_to_guest: false,
+        supports_guest_pull: false,
         is_copied: false,
-        left_alone: false,
+        left_to_containerd: false,
         snapshotter: snapshotter.to_owned(),
         ctr,
     }
 }
 
 fn excluded(image: &Image, snapshotter: &str) -> Error {
-    Error::LeftOut {
+    Error::Excluded {
         image: image.name.clone(),
         snapshotter: snapshotter.to_owned(),
     }

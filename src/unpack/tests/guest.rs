@@ -1,5 +1,5 @@
-//! A snapshotter that leaves images to the guest: every state reached and left, base layers that
-//! two images share, and the move of a container off a host's unpack, with a fault at every call.
+//! Tests of a snapshotter with guest pull: every state, layers that two images share, and the swap of a container's
+//! snapshot off a chain that was unpacked on the host, with a fault in every call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use super::super::{
     Action, ContentFallback, Engine, Error, Move, Outcome, Request, Role, State, SwapDeadlines,
     SwapOutcome, Urgency, Want,
 };
-use super::{PARALLEL, usual};
+use super::{PARALLEL, default_policy};
 
 const NYDUS: &str = "nydus";
 
-/// The upper one is built from the lower one: its first layers are the other's.
+/// Two images. The lowest layers of `UPPER` are the layers of `LOWER`.
 const LOWER: &str = "r.example/lower:1";
 const UPPER: &str = "r.example/upper:1";
 
-/// The lease of another process of this program.
-const ANOTHER_OF_OURS: &str = "nri-unpack-another";
+/// The lease of another process of the plugin.
+const OTHER_PROCESS: &str = "nri-unpack-another";
 
-/// Every call of a replacement, and of the private chain where that is not possible.
+/// Every call of a replacement, and of the creation of a private chain for a chain in use.
 const CALLS: [&str; 12] = [
     "list images",
     "get image",
@@ -53,7 +53,7 @@ struct Bench {
     engine: Arc<Engine>,
     lower: Image,
     upper: Image,
-    /// Of the upper image, bottom first; the lower one has the first two.
+    /// The chain ids of the upper image, bottom first. The lower image has the first two.
     chain_ids: Vec<String>,
 }
 
@@ -68,7 +68,7 @@ impl Bench {
                 fake.clone(),
                 Role::Daemon,
                 PARALLEL,
-                usual(),
+                default_policy(),
                 ContentFallback::default(),
             ),
             fake,
@@ -90,11 +90,11 @@ impl Bench {
     async fn state(&self, image: &Image) -> State {
         let names = [image.name.clone()];
         let listing = self.engine.list(NYDUS).await.unwrap();
-        let look = self.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
-    /// What containerd's fallback does: the layers that are not there are unpacked on the host.
+    /// Commits the missing layers without labels, as containerd's own unpack does.
     async fn unpack_on_the_host(&self, count: usize) {
         let mut parent = None;
         for chain_id in &self.chain_ids[..count] {
@@ -105,8 +105,8 @@ impl Bench {
         }
     }
 
-    /// The chain on the host, and a container that is being created on it.
-    async fn poisoned(&self, key: &str) -> Move {
+    /// Unpacks the chain on the host and creates a container on it. Returns the move that the error names.
+    async fn create_on_host_chain(&self, key: &str) -> Move {
         self.unpack_on_the_host(4).await;
         let from = self.chain_ids[3].clone();
         self.fake.activate(NYDUS, key, &from);
@@ -125,7 +125,7 @@ impl Bench {
         }
     }
 
-    /// What keeps the upper image's chain; nothing if empty.
+    /// Sets the anchor of the upper image's chain. An empty value removes it.
     async fn set_anchor(&self, chain_id: &str) {
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(self.fake.as_ref(), &self.upper).await;
@@ -135,8 +135,8 @@ impl Bench {
         self.fake.label_blob(&config, label).await.unwrap();
     }
 
-    /// A lease on the upper image's chain.
-    fn hold_by(&self, lease: &str) {
+    /// Makes a lease that holds the upper image's chain.
+    fn hold_with_lease(&self, lease: &str) {
         let top = Resource::snapshot(NYDUS, &self.chain_ids[3]);
         self.fake.lease(lease, Labels::new(), &[top]);
     }
@@ -152,7 +152,7 @@ impl Bench {
         assert!(is_proxied(&top.labels), "{top:?}");
     }
 
-    /// After a sweep and a garbage collection there is no lease, no extraction and no probe.
+    /// Runs a sweep and garbage collection. Asserts that no lease, extraction snapshot or probe remains.
     async fn assert_nothing_left(&self, context: &str) {
         self.engine.sweep().await.unwrap();
         self.fake.collect_garbage();
@@ -166,7 +166,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn every_state_becomes_a_guest_pull() {
+async fn the_guest_pulls_an_image_after_an_ensure_in_every_state() {
     for (proxied, on_host, expected, action) in [
         (0, 0, State::Missing, Action::Unpacked),
         (2, 0, State::Partial, Action::Unpacked),
@@ -199,7 +199,7 @@ async fn every_state_becomes_a_guest_pull() {
     assert_eq!(bench.state(&bench.upper).await, State::Unanchored);
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Anchored);
 
-    // A prefix of an image that was left to the guest is that of another image.
+    // The labels of the lower image's layers name the upper image.
     let bench = Bench::new().await;
     bench.ensure(UPPER).await.unwrap();
     assert_eq!(bench.state(&bench.lower).await, State::Foreign);
@@ -209,7 +209,7 @@ async fn every_state_becomes_a_guest_pull() {
 }
 
 #[tokio::test]
-async fn images_that_share_layers_are_both_left_to_the_guest() {
+async fn the_guest_pulls_both_images_that_share_layers() {
     for order in [[LOWER, UPPER], [UPPER, LOWER]] {
         let bench = Bench::new().await;
         bench.unpack_on_the_host(4).await;
@@ -218,7 +218,7 @@ async fn images_that_share_layers_are_both_left_to_the_guest() {
         }
         assert_eq!(bench.state(&bench.upper).await, State::Ready, "{order:?}");
         bench.assert_guest_pulls(&bench.upper).await;
-        // The upper image stands on the lower one's layers: those stay, and it gets a private chain.
+        // The upper image is based on the lower image's layers: they stay, and the lower image gets a private chain.
         let error = bench.ensure(LOWER).await.unwrap_err();
         let Error::InUse {
             onto: Some(onto), ..
@@ -232,37 +232,33 @@ async fn images_that_share_layers_are_both_left_to_the_guest() {
     }
 }
 
-/// The entry of a child that was collected makes its parent unremovable: it is collected, too.
+/// After garbage collection has removed a child, `Remove` fails for its parent: garbage collection has to remove it.
 #[tokio::test]
-async fn a_chain_that_refuses_to_be_removed_is_collected() {
+async fn a_chain_that_cannot_be_removed_is_garbage_collected() {
     let bench = Bench::new().await;
-    let wanted = bench.poisoned("c").await;
+    let wanted = bench.create_on_host_chain("c").await;
     let all = bench.fake.all(NYDUS);
     assert!(all.iter().any(|s| s.name == wanted.onto));
-    // Held by nothing but the creation, the host's chain would go with it; a lease keeps it.
-    bench.hold_by(ANOTHER_OF_OURS);
+    // Without this lease, the host's chain would be collected with the container.
+    bench.hold_with_lease(OTHER_PROCESS);
     bench.fake.collect_container(NYDUS, "c");
     let refused = bench.fake.remove(NYDUS, &bench.chain_ids[3]).await;
     assert_eq!(refused.unwrap_err().kind, ErrorKind::FailedPrecondition);
-    // What another client's lease holds survives the collection, and is in use.
+    // The chain is in use while the lease of another client holds it.
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
-    bench
-        .fake
-        .delete_lease(ANOTHER_OF_OURS, false)
-        .await
-        .unwrap();
+    bench.fake.delete_lease(OTHER_PROCESS, false).await.unwrap();
 
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
     bench.assert_guest_pulls(&bench.upper).await;
 }
 
-/// containerd's client unpacks under a lease, and puts its container on the chain afterwards.
+/// containerd's client unpacks under a lease, and creates the container afterwards.
 #[tokio::test]
-async fn a_chain_that_a_client_is_about_to_use_stays() {
+async fn a_chain_that_a_lease_of_a_client_holds_is_not_replaced() {
     let bench = Bench::new().await;
     bench.unpack_on_the_host(4).await;
-    bench.hold_by("client");
+    bench.hold_with_lease("client");
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
     assert_eq!(bench.state(&bench.upper).await, State::Unlabelled);
@@ -272,24 +268,20 @@ async fn a_chain_that_a_client_is_about_to_use_stays() {
     bench.assert_guest_pulls(&bench.upper).await;
 }
 
-/// Where the chain could not be let go, it is kept as it was.
+/// If the replacement fails, the anchor is restored.
 #[tokio::test]
-async fn a_chain_that_could_not_be_collected_stays_anchored() {
+async fn a_chain_that_was_not_collected_keeps_its_anchor() {
     for call in ["create lease", "delete lease", "stat snapshot"] {
         for after in 0..6 {
             let bench = Bench::new().await;
-            bench.poisoned("c").await;
+            bench.create_on_host_chain("c").await;
             bench.set_anchor(&bench.chain_ids[3]).await;
-            bench.hold_by(ANOTHER_OF_OURS);
+            bench.hold_with_lease(OTHER_PROCESS);
             bench.fake.collect_container(NYDUS, "c");
             bench.fake.fail(call, after, ErrorKind::TimedOut);
             let _ = bench.ensure(UPPER).await;
             bench.fake.heal();
-            bench
-                .fake
-                .delete_lease(ANOTHER_OF_OURS, false)
-                .await
-                .unwrap();
+            bench.fake.delete_lease(OTHER_PROCESS, false).await.unwrap();
             bench.assert_nothing_left(call).await;
             let state = bench.state(&bench.upper).await;
             assert_eq!(state, State::Unlabelled, "{call} {after}");
@@ -298,9 +290,9 @@ async fn a_chain_that_could_not_be_collected_stays_anchored() {
 }
 
 #[tokio::test]
-async fn a_private_chain_goes_with_its_image() {
+async fn a_private_chain_is_collected_with_its_image() {
     let bench = Bench::new().await;
-    let wanted = bench.poisoned("c").await;
+    let wanted = bench.create_on_host_chain("c").await;
     bench.fake.collect_garbage();
     assert!(bench.fake.stat(NYDUS, &wanted.onto).await.is_ok());
     bench.fake.collect_container(NYDUS, "c");
@@ -309,7 +301,7 @@ async fn a_private_chain_goes_with_its_image() {
 }
 
 #[tokio::test]
-async fn a_fault_in_any_call_of_a_replacement_takes_nothing_that_is_in_use() {
+async fn a_fault_during_a_replacement_removes_nothing_that_is_in_use() {
     for in_use in [false, true] {
         for call in CALLS {
             for (after, kind) in (0..3).flat_map(|after| KINDS.map(|kind| (after, kind))) {
@@ -344,38 +336,38 @@ fn within(millis: u64) -> SwapDeadlines {
     SwapDeadlines { usual, last: usual }
 }
 
-fn soon() -> SwapDeadlines {
+fn within_a_second() -> SwapDeadlines {
     within(1000)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_is_moved_or_left_where_it_is() {
+async fn a_container_is_moved_or_keeps_its_snapshot() {
     let bench = Bench::new().await;
-    let wanted = bench.poisoned("c").await;
-    // Too late.
+    let wanted = bench.create_on_host_chain("c").await;
+    // Too little time is left.
     let swapped = bench.engine.swap(wanted.clone(), within(50)).await;
     assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
-    // Onto what has gone with its image meanwhile.
+    // The private chain was collected with its image.
     let gone = Move {
         onto: "nri-unpack-private-sha256:gone".to_owned(),
         ..wanted.clone()
     };
-    let swapped = bench.engine.swap(gone, soon()).await;
+    let swapped = bench.engine.swap(gone, within_a_second()).await;
     assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.from));
-    // In time, and then not again.
-    let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+    // Enough time is left. A second swap changes nothing.
+    let swapped = bench.engine.swap(wanted.clone(), within_a_second()).await;
     assert_eq!(swapped, SwapOutcome::Done);
     assert_eq!(bench.parent_of("c").await.as_ref(), Some(&wanted.onto));
-    let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+    let swapped = bench.engine.swap(wanted.clone(), within_a_second()).await;
     assert!(matches!(swapped, SwapOutcome::Untouched(_)), "{swapped:?}");
     bench.assert_nothing_left("moved").await;
     assert_eq!(bench.parent_of("c").await, Some(wanted.onto));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_in_a_swap_leaves_it_done_or_undone() {
+async fn after_a_fault_the_swap_is_done_or_nothing_has_changed() {
     for call in [
         "create lease",
         "stat snapshot",
@@ -386,42 +378,38 @@ async fn a_fault_in_a_swap_leaves_it_done_or_undone() {
     ] {
         for kind in KINDS {
             let bench = Bench::new().await;
-            let wanted = bench.poisoned("c").await;
+            let wanted = bench.create_on_host_chain("c").await;
             bench.fake.fail(call, 0, kind);
-            let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+            let swapped = bench.engine.swap(wanted.clone(), within_a_second()).await;
             bench.fake.heal();
-            let stands_on = match swapped {
+            let parent = match swapped {
                 SwapOutcome::Done => wanted.onto,
                 SwapOutcome::Untouched(_) => wanted.from,
                 SwapOutcome::Lost => panic!("{call} {kind:?}"),
             };
-            assert_eq!(
-                bench.parent_of("c").await,
-                Some(stands_on),
-                "{call} {kind:?}"
-            );
+            assert_eq!(bench.parent_of("c").await, Some(parent), "{call} {kind:?}");
             bench.assert_nothing_left(call).await;
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_is_found_out() {
+async fn a_swap_succeeds_although_an_answer_is_lost() {
     for call in ["remove snapshot", "prepare snapshot"] {
         let bench = Bench::new().await;
-        let wanted = bench.poisoned("c").await;
+        let wanted = bench.create_on_host_chain("c").await;
         bench.fake.lose(call, 0);
-        let swapped = bench.engine.swap(wanted.clone(), soon()).await;
+        let swapped = bench.engine.swap(wanted.clone(), within_a_second()).await;
         assert_eq!(swapped, SwapOutcome::Done, "{call}");
         assert_eq!(bench.parent_of("c").await, Some(wanted.onto), "{call}");
     }
 }
 
-/// A swap that turns out slow is not given up between its halves as long as the runtime waits.
+/// Between its two calls a slow swap continues as long as the runtime waits.
 #[tokio::test(start_paused = true)]
-async fn what_is_begun_may_take_longer_than_usual() {
+async fn a_swap_that_has_begun_may_exceed_the_usual_deadline() {
     let bench = Bench::new().await;
-    let wanted = bench.poisoned("c").await;
+    let wanted = bench.create_on_host_chain("c").await;
     bench.fake.slow("remove snapshot", Duration::from_secs(1));
     let usual = Instant::now() + Duration::from_millis(500);
     let until = SwapDeadlines {
@@ -435,19 +423,19 @@ async fn what_is_begun_may_take_longer_than_usual() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_put_back_is_lost_and_said_so() {
+async fn a_swap_whose_second_call_keeps_failing_is_lost() {
     let bench = Bench::new().await;
-    let wanted = bench.poisoned("c").await;
-    // As many as there are tries until the deadline, and more.
+    let wanted = bench.create_on_host_chain("c").await;
+    // More faults than there are attempts until the deadline.
     for _ in 0..1000 {
         bench.fake.fail("prepare snapshot", 0, ErrorKind::TimedOut);
     }
-    let deadline = soon();
+    let deadline = within_a_second();
     let swapped = bench.engine.swap(wanted, deadline).await;
     assert_eq!(swapped, SwapOutcome::Lost);
     assert!(Instant::now() <= deadline.last + Duration::from_millis(1));
     bench.fake.heal();
-    // The try under way is seen through, and its lease released, without anybody waiting.
+    // The running attempt ends and its lease is released in the background.
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.fake.collect_container(NYDUS, "c");
     bench.assert_nothing_left("lost").await;
@@ -456,7 +444,7 @@ async fn what_cannot_be_put_back_is_lost_and_said_so() {
 }
 
 #[tokio::test]
-async fn twenty_creations_of_one_image_are_all_moved() {
+async fn twenty_containers_of_one_image_are_all_moved() {
     let bench = Bench::new().await;
     bench.unpack_on_the_host(4).await;
     let keys: Vec<_> = (0..20).map(|i| format!("c{i}")).collect();
@@ -494,10 +482,9 @@ async fn twenty_creations_of_one_image_are_all_moved() {
     bench.assert_nothing_left("moved").await;
 }
 
-/// What the list of all snapshots takes grows with the node (0.4 ms for each of nydus'), and a hook
-/// waits for this flight.
+/// A list of all snapshots takes 0.4 ms for each snapshot of nydus, and a hook waits for this flight.
 #[tokio::test]
-async fn what_a_container_stands_on_is_in_use_without_a_list() {
+async fn a_chain_below_a_container_is_in_use_without_a_list_of_snapshots() {
     let bench = Bench::new().await;
     bench.unpack_on_the_host(4).await;
     let (key, chain) = ("container".to_owned(), bench.chain_ids[3].clone());
@@ -508,7 +495,7 @@ async fn what_a_container_stands_on_is_in_use_without_a_list() {
             key,
             chain,
             name: None,
-            left_alone: false,
+            left_to_containerd: false,
         },
         snapshotter: NYDUS.to_owned(),
         urgency: Urgency::Creation,
@@ -521,18 +508,18 @@ async fn what_a_container_stands_on_is_in_use_without_a_list() {
     assert_eq!(lists.count(), 0, "{calls:#?}");
 }
 
-/// A question whose answer got lost leaves no snapshot, neither where the snapshotter commits it at once nor where it
-/// waits for the content; also where the lease stays.
+/// Applies to a snapshotter that commits the probe at once and to one that waits for its content, and if the lease
+/// cannot be deleted.
 #[tokio::test]
-async fn a_question_whose_answer_got_lost_leaves_nothing() {
+async fn a_probe_whose_answer_is_lost_leaves_no_snapshot() {
     for snapshotter in [NYDUS, "native"] {
         let bench = Bench::new().await;
         bench.fake.is_lazy("native", &[]);
         bench.fake.lose("prepare snapshot", 0);
         bench.fake.fail("delete lease", 0, ErrorKind::Unreachable);
         bench.engine.find_out(snapshotter).await;
-        let asked = bench.fake.subjects("prepare snapshot");
-        assert_eq!(asked.len(), 1, "{snapshotter}: {asked:?}");
+        let probes = bench.fake.subjects("prepare snapshot");
+        assert_eq!(probes.len(), 1, "{snapshotter}: {probes:?}");
         assert_eq!(bench.fake.lease_ids().len(), 1, "{snapshotter}");
         let left = bench.fake.all(snapshotter);
         assert!(left.is_empty(), "{snapshotter}: {left:?}");

@@ -1,20 +1,19 @@
-//! What labels are wanted, and layers that only some can unpack.
+//! Tests of the labels on layers, of encrypted layers, and of excluded images.
 
 use super::*;
 use crate::config::Config;
 
-/// containerd decrypts; where it cannot, the error says so. No key is needed for the
-/// layer that is there.
+/// containerd decrypts the layer. A layer that is committed already needs no key.
 #[tokio::test]
-async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {
-    for (there, fault, words) in [
+async fn the_error_names_an_encrypted_layer_that_cannot_be_unpacked() {
+    for (committed, fault, words) in [
         (0, Some(ErrorKind::Other), Some("layer 1 of 2 (sha256:")),
         (0, Some(ErrorKind::Unreachable), Some("apply layer sha256:")),
         (0, None, None),
         (2, Some(ErrorKind::Other), None),
     ] {
         let bench = Bench::of("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", 2).await;
-        bench.unpacked_without_labels(there);
+        bench.commit_without_labels(committed);
         if let Some(kind) = fault {
             bench.fake.fail("apply layer", 0, kind);
         }
@@ -31,17 +30,17 @@ async fn an_encrypted_layer_is_named_where_it_cannot_be_unpacked() {
     }
 }
 
-/// containerd may take the end of a stream processor that has failed for the end of the layer.
+/// If a stream processor fails, containerd may treat the end of its output as the end of the layer.
 #[tokio::test]
-async fn an_encrypted_layer_that_comes_out_empty_was_not_decrypted() {
+async fn an_encrypted_layer_without_content_was_not_decrypted() {
     let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
-    for (media_type, comes_out, is_encrypted) in [
+    for (media_type, applied, is_encrypted) in [
         (format!("{gzip}+encrypted"), sha256(b""), true),
         (format!("{gzip}+encrypted"), sha256(b"something"), false),
         (gzip.to_owned(), sha256(b""), false),
     ] {
         let bench = Bench::of(&media_type, 2).await;
-        bench.fake.applies_as(&sha256(b"layer 1"), &comes_out);
+        bench.fake.applies_as(&sha256(b"layer 1"), &applied);
         let error = bench.ensure().await.unwrap_err();
         let second = match &*error {
             Error::Encrypted { position: 2, .. } => is_encrypted,
@@ -53,9 +52,9 @@ async fn an_encrypted_layer_that_comes_out_empty_was_not_decrypted() {
     }
 }
 
-/// As the containerd at hand leaves them; a chain that another version has left is labelled as well.
+/// A chain that another version of containerd has labelled is ready as well.
 #[tokio::test]
-async fn lineage_is_labelled_as_the_version_does() {
+async fn layers_get_lineage_labels_if_this_containerd_sets_them() {
     const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
     const PARENT: &str = "containerd.io/snapshot/parent-chain-id";
     for (version, expected) in [
@@ -68,7 +67,7 @@ async fn lineage_is_labelled_as_the_version_does() {
     ] {
         for cri in [true, false] {
             let mut bench = Bench::new(2).await;
-            bench.want(fixed(cri, true, ExtraLabels::default()));
+            bench.set_policy(fixed_policy(cri, true, ExtraLabels::default()));
             bench.fake.is_version(version);
             bench.ensure().await.unwrap();
             let layer = |chain: &str| {
@@ -87,7 +86,7 @@ async fn lineage_is_labelled_as_the_version_does() {
             assert_eq!(found[1].contains_key(DIFF_ID), expected, "{version}");
             assert_eq!(found[1].get(PARENT), of_bottom, "{version}");
 
-            // containerd was upgraded, or taken back.
+            // containerd is upgraded or downgraded.
             bench
                 .fake
                 .is_version(if expected { "2.1.9" } else { "2.3.0" });
@@ -99,7 +98,7 @@ async fn lineage_is_labelled_as_the_version_does() {
 }
 
 #[tokio::test]
-async fn extra_labels_are_part_of_labelled() {
+async fn a_chain_without_a_required_extra_label_is_unlabelled() {
     let extra = |text: &str| {
         let text = format!("[snapshotters.erofs]\nextra_labels = {text}\n");
         let config = Config::from_toml(&text, "test").unwrap();
@@ -107,44 +106,44 @@ async fn extra_labels_are_part_of_labelled() {
     };
     for cri in [true, false] {
         let mut bench = Bench::new(2).await;
-        let wanted = |required, extra| fixed(cri, required, extra);
-        bench.want(wanted(true, ExtraLabels::default()));
+        let policy = |required, extra| fixed_policy(cri, required, extra);
+        bench.set_policy(policy(true, ExtraLabels::default()));
         bench.ensure().await.unwrap();
 
         let label = extra("{ team = \"{image-ref}\" }");
-        bench.want(wanted(false, label.clone()));
+        bench.set_policy(policy(false, label.clone()));
         assert_eq!(bench.ensure().await.unwrap().action, Action::None);
-        bench.want(wanted(true, label));
+        bench.set_policy(policy(true, label));
         assert_eq!(bench.state().await, State::Unlabelled);
         assert_eq!(bench.ensure().await.unwrap().action, Action::Relabelled);
         for snapshot in bench.fake.all(EROFS) {
             assert_eq!(snapshot.labels["team"], NAME);
             assert_eq!(snapshot.labels.contains_key(IMAGE_REF), cri);
         }
-        // Another value for the key is not another state.
-        bench.want(wanted(true, extra("{ team = \"storage\" }")));
+        // Another value of the label does not change the state.
+        bench.set_policy(policy(true, extra("{ team = \"storage\" }")));
         assert_eq!(bench.state().await, State::Ready);
     }
 }
 
 #[tokio::test]
-async fn what_is_left_out_is_not_touched() {
+async fn an_excluded_image_is_not_changed() {
     let mut bench = Bench::new(2).await;
-    bench.unpacked_without_labels(2);
-    bench.want(Box::new(Fixed(None, ExtraLabels::default())));
+    bench.commit_without_labels(2);
+    bench.set_policy(Box::new(FixedPolicy(None, ExtraLabels::default())));
     let wants = [
         Want::Image(NAME.to_owned()),
         Want::Container {
             key: "c".to_owned(),
             chain: bench.chain_ids[1].clone(),
             name: None,
-            left_alone: false,
+            left_to_containerd: false,
         },
     ];
     for want in wants {
         bench.fake.calls();
         let outcome = bench.engine.ensure(request(want)).outcome().await;
-        assert!(outcome.unwrap_err().is_left_out());
+        assert!(outcome.unwrap_err().is_left_to_containerd());
         let calls = bench.fake.calls();
         let reads = ["get image", "list images", "read blob", "list snapshotters"];
         assert!(
@@ -154,17 +153,23 @@ async fn what_is_left_out_is_not_touched() {
     }
     let names = [NAME.to_owned()];
     let listing = bench.engine.list(EROFS).await.unwrap();
-    let look = bench.engine.look(&bench.image, &names, &listing).await;
-    let look = look.unwrap();
-    assert_eq!((look.left_out, look.state), (true, State::Unanchored));
+    let status = bench
+        .engine
+        .image_status(&bench.image, &names, &listing)
+        .await;
+    let status = status.unwrap();
+    assert_eq!(
+        (status.is_excluded, status.state),
+        (true, State::Unanchored)
+    );
 }
 
-/// Chains without labels are to be taken away and unpacked again.
-struct Replaces;
+/// A policy that replaces chains without labels.
+struct ReplacePolicy;
 
-impl LabelPolicy for Replaces {
+impl LabelPolicy for ReplacePolicy {
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling> {
-        usual().labelling(snapshotter, names)
+        default_policy().labelling(snapshotter, names)
     }
 
     fn extra_labels(&self, _: &str) -> ExtraLabels {
@@ -180,19 +185,19 @@ impl LabelPolicy for Replaces {
     }
 
     fn ctr(&self) -> Ctr {
-        elsewhere()
+        other_ctr()
     }
 }
 
 #[tokio::test]
-async fn a_chain_that_cannot_be_unpacked_again_is_not_taken_away() {
-    for whole in [true, false] {
+async fn a_chain_whose_blobs_are_gone_is_not_removed() {
+    for has_blobs in [true, false] {
         let mut bench = Bench::new(3).await;
-        bench.unpacked_without_labels(3);
-        let (fake, missing) = (bench.fake.clone(), ContentFallback::default());
-        let policy = Box::new(Replaces);
-        bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, missing);
-        if whole {
+        bench.commit_without_labels(3);
+        let (fake, fallback) = (bench.fake.clone(), ContentFallback::default());
+        let policy = Box::new(ReplacePolicy);
+        bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, policy, fallback);
+        if has_blobs {
             assert_eq!(bench.ensure().await.unwrap().action, Action::Replaced);
             assert_eq!(bench.state().await, State::Ready);
         } else {

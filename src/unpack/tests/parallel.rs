@@ -1,5 +1,5 @@
-//! The layers of a chain at the same time: what comes of it is what one after another makes, faults,
-//! races and stops included.
+//! Tests of the parallel unpack of layers: its result equals that of a sequential unpack, also after faults, races and
+//! stops.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::super::{
     Action, ContentFallback, Engine, Error, FallbackSource, Outcome, Parallel, Registries, Request,
     Role, State, Ticket, Urgency, Want,
 };
-use super::{NAME, PARALLEL, usual};
+use super::{NAME, PARALLEL, default_policy};
 
 const OVERLAYFS: &str = "overlayfs";
 const VERSION: &str = "2.2.0";
 const FILES: [&str; 3] = ["a", "b", "c"];
 
-/// Each layer puts a file that is not there and deletes one that a layer below has put.
+/// Returns layers of which each adds a file and deletes one that a lower layer has added.
 fn changes(layers: usize) -> Vec<Vec<Change>> {
     let layer = |i: usize| {
         let put = Change::Put(FILES[i % 3], format!("from layer {i}"));
@@ -40,7 +40,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// In overlayfs, which can rebase.
+    /// Makes a bench with overlayfs, which can rebase.
     async fn new(layers: usize) -> Self {
         Self::with(layers, OVERLAYFS, true, PARALLEL).await
     }
@@ -58,8 +58,14 @@ impl Bench {
         let image = fake.image_with(NAME, &changes(layers));
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = ContentFallback::default();
-        let engine = Engine::new(fake.clone(), Role::Daemon, parallel, usual(), missing);
+        let fallback = ContentFallback::default();
+        let engine = Engine::new(
+            fake.clone(),
+            Role::Daemon,
+            parallel,
+            default_policy(),
+            fallback,
+        );
         fake.calls();
         Self {
             fake,
@@ -81,8 +87,11 @@ impl Bench {
     async fn state(&self) -> State {
         let names = [self.image.name.clone()];
         let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let look = self.engine.look(&self.image, &names, &listing).await;
-        look.unwrap().state
+        let status = self
+            .engine
+            .image_status(&self.image, &names, &listing)
+            .await;
+        status.unwrap().state
     }
 
     fn chain_ids(&self) -> Vec<String> {
@@ -94,34 +103,34 @@ impl Bench {
         &self.manifest.layers[layer].blob.digest
     }
 
-    /// The lowest layers, as another image of just these has them.
-    async fn have(&self, layers: usize) {
+    /// Unpacks the lowest layers, as those of another image.
+    async fn unpack_base(&self, layers: usize) {
         self.fake.image_with("r.example/base:1", &changes(layers));
         let mut ticket = self.ask("r.example/base:1");
         ticket.outcome().await.unwrap();
     }
 
-    /// Nothing but the chain from its bottom to this height, each layer on the one below, and no
-    /// lease.
-    fn assert_stands(&self, layers: usize, told: &str) {
-        assert!(self.fake.lease_ids().is_empty(), "{told}");
+    /// Asserts that the lowest `layers` layers of the chain are committed, each on the one below, and that nothing else
+    /// and no lease remains.
+    fn assert_committed(&self, layers: usize, context: &str) {
+        assert!(self.fake.lease_ids().is_empty(), "{context}");
         let found = self.fake.all(self.snapshotter);
-        assert_eq!(found.len(), layers, "{told}: {found:?}");
+        assert_eq!(found.len(), layers, "{context}: {found:?}");
         let mut below = None;
         for chain_id in self.chain_ids().into_iter().take(layers) {
             let layer = found.iter().find(|snapshot| snapshot.name == chain_id);
-            let layer = layer.unwrap_or_else(|| panic!("{told}: no {chain_id}"));
-            assert_eq!(layer.kind, SnapshotKind::Committed, "{told}");
-            assert_eq!(layer.parent, below, "{told}");
+            let layer = layer.unwrap_or_else(|| panic!("{context}: no {chain_id}"));
+            assert_eq!(layer.kind, SnapshotKind::Committed, "{context}");
+            assert_eq!(layer.parent, below, "{context}");
             below = Some(chain_id);
         }
     }
 
-    /// The whole of it, with the files that it has to have.
-    async fn assert_ready(&self, told: &str) {
-        assert_eq!(self.state().await, State::Ready, "{told}");
+    /// Asserts that the whole chain is ready and has the expected files.
+    async fn assert_ready(&self, context: &str) {
+        assert_eq!(self.state().await, State::Ready, "{context}");
         let layers = self.manifest.layers.len();
-        self.assert_stands(layers, told);
+        self.assert_committed(layers, context);
         let mut files = BTreeMap::new();
         for change in changes(layers).into_iter().flatten() {
             match change {
@@ -130,7 +139,7 @@ impl Bench {
             };
         }
         let top = self.manifest.chain_id().unwrap();
-        assert_eq!(self.fake.tree(self.snapshotter, top), files, "{told}");
+        assert_eq!(self.fake.tree(self.snapshotter, top), files, "{context}");
     }
 }
 
@@ -142,49 +151,49 @@ fn ask(engine: &Arc<Engine>, name: &str, snapshotter: &str) -> Ticket {
     })
 }
 
-/// What tells two chains apart, but for when they were made.
-fn timeless(snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
-    let timeless = |snapshot| Snapshot {
+/// Removes the creation times, so that two chains can be compared.
+fn without_times(snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+    let without_time = |snapshot| Snapshot {
         created_at: None,
         ..snapshot
     };
-    snapshots.into_iter().map(timeless).collect()
+    snapshots.into_iter().map(without_time).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_result_is_that_of_one_after_another() {
+async fn a_parallel_unpack_has_the_result_of_a_sequential_one() {
     for snapshotter in [OVERLAYFS, "erofs"] {
-        for had in [0, 1, 3, 5] {
+        for existing in [0, 1, 3, 5] {
             let one = Bench::with(6, snapshotter, false, PARALLEL).await;
             let all = Bench::with(6, snapshotter, true, PARALLEL).await;
             for bench in [&one, &all] {
-                if had > 0 {
-                    bench.have(had).await;
+                if existing > 0 {
+                    bench.unpack_base(existing).await;
                 }
             }
             let done = all.ensure().await.unwrap();
             assert_eq!(done, one.ensure().await.unwrap());
-            let unlabelled = if had > 0 { 1 } else { 0 };
-            // The top of the image below said of itself that nothing follows.
-            assert!(done.layers_done - (6 - had) <= unlabelled, "{done:?}");
-            let made = timeless(all.fake.all(snapshotter));
-            assert_eq!(made, timeless(one.fake.all(snapshotter)));
+            let unlabelled = if existing > 0 { 1 } else { 0 };
+            // The label of the base image's top layer names no layer above it, so it may be relabelled.
+            assert!(done.layers_done - (6 - existing) <= unlabelled, "{done:?}");
+            let made = without_times(all.fake.all(snapshotter));
+            assert_eq!(made, without_times(one.fake.all(snapshotter)));
             for digest in all.manifest.layers.iter().map(|l| &l.blob.digest) {
                 let (all, one) = (all.fake.blob(digest), one.fake.blob(digest));
                 assert_eq!(all.await.unwrap(), one.await.unwrap());
             }
-            let told = format!("{snapshotter} had {had}");
-            one.assert_ready(&told).await;
-            all.assert_ready(&told).await;
+            let context = format!("{snapshotter}, {existing} layers exist");
+            one.assert_ready(&context).await;
+            all.assert_ready(&context).await;
             assert_eq!(one.fake.most_applied_at_once(), 1);
-            // A single layer goes onto the one below in the ordinary way.
-            let expected = PARALLEL.layers.min(had.max(6 - had));
-            assert_eq!(all.fake.most_applied_at_once(), expected, "{told}");
+            // A single layer is prepared on its parent.
+            let expected = PARALLEL.layers.min(existing.max(6 - existing));
+            assert_eq!(all.fake.most_applied_at_once(), expected, "{context}");
         }
     }
 }
 
-/// The calls that make the layers, with what they are about.
+/// Returns the calls that make the layers.
 fn made(fake: &Fake) -> Vec<String> {
     let calls = fake.calls().into_iter();
     let made = ["prepare snapshot", "apply layer", "commit snapshot"];
@@ -192,24 +201,24 @@ fn made(fake: &Fake) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_capability_all_goes_as_before() {
-    let one_after_another = ["prepare snapshot", "apply layer", "commit snapshot"].repeat(4);
+async fn without_the_rebase_capability_layers_are_unpacked_sequentially() {
+    let sequential = ["prepare snapshot", "apply layer", "commit snapshot"].repeat(4);
     let bench = Bench::with(4, OVERLAYFS, false, PARALLEL).await;
     bench.ensure().await.unwrap();
-    assert_eq!(made(&bench.fake), one_after_another);
+    assert_eq!(made(&bench.fake), sequential);
     bench.assert_ready("not listed").await;
 
     let bench = Bench::new(4).await;
-    // It is asked what kind of snapshotter it is, and then what it can do.
+    // The first call asks for the kind of the snapshotter, the second for its capabilities.
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.ensure().await.unwrap();
-    assert_eq!(made(&bench.fake), one_after_another);
+    assert_eq!(made(&bench.fake), sequential);
 
     let bench = Bench::new(4).await;
     bench.fake.can_rebase(OVERLAYFS, "2.1.9");
     bench.ensure().await.unwrap();
-    assert_eq!(made(&bench.fake), one_after_another);
+    assert_eq!(made(&bench.fake), sequential);
 
     let one = Parallel {
         images: 2,
@@ -221,9 +230,9 @@ async fn without_the_capability_all_goes_as_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_containerd_that_comes_back_is_asked_again() {
+async fn capabilities_are_read_again_after_a_restart_of_containerd() {
     let bench = Bench::new(4).await;
-    bench.have(3).await;
+    bench.unpack_base(3).await;
     assert_eq!(bench.fake.most_applied_at_once(), 3);
     bench.fake.image_with("r.example/other:1", &changes(7)[1..]);
     bench.fake.cannot_rebase(OVERLAYFS);
@@ -232,17 +241,17 @@ async fn a_containerd_that_comes_back_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn layers_for_the_guest_are_prepared_on_each_other() {
+async fn guest_pulled_layers_are_prepared_on_their_parents() {
     let bench = Bench::with(3, "nydus", true, PARALLEL).await;
     bench.ensure().await.unwrap();
-    bench.assert_stands(3, "nydus");
+    bench.assert_committed(3, "nydus");
     assert_eq!(bench.state().await, State::Ready);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However long each takes.
+    /// The durations of the applies are random.
     #[test]
     fn layers_are_committed_in_their_order(
         times in proptest::collection::vec(1..1000_u64, 2..12),
@@ -272,7 +281,7 @@ proptest! {
             prop_assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
             let most = bench.fake.most_applied_at_once();
             prop_assert_eq!(most, layers.min(times.len()));
-            // No place is empty while there is a layer to apply.
+            // No permit is unused while a layer waits for its apply.
             let (all, longest) = (times.iter().sum::<u64>(), *times.iter().max().unwrap());
             let bound = all / layers as u64 + longest + 1;
             prop_assert!(began.elapsed() <= Duration::from_millis(bound));
@@ -283,22 +292,22 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_layers_and_images_at_once_in_the_whole_process() {
+async fn the_limits_of_images_and_layers_apply_to_the_whole_process() {
     for (images, layers, expected) in [(3, 2, 2), (3, 3, 3), (3, 8, 8), (3, 64, 12), (1, 64, 4)] {
         let bench = Bench::with(1, OVERLAYFS, true, Parallel { images, layers }).await;
         let names = ["r.example/1:1", "r.example/2:1", "r.example/3:1"];
         for (i, name) in names.iter().enumerate() {
-            // No two share a layer.
+            // The images share no layers.
             bench.fake.image_with(name, &changes(4 * (i + 1))[4 * i..]);
         }
         let mut tickets: Vec<_> = names.map(|name| bench.ask(name)).into();
-        // One after another in its snapshotter, and yet one of those that are counted.
+        // This snapshotter unpacks sequentially, but its image counts.
         tickets.push(ask(&bench.engine, names[0], "native"));
         for mut ticket in tickets {
             assert_eq!(ticket.outcome().await.unwrap().layers_done, 4);
         }
         let most = bench.fake.most_applied_at_once();
-        // The fourth image has one layer at a time.
+        // The fourth image applies one layer at a time.
         let range = expected..=layers.min(expected + 1);
         assert!(range.contains(&most), "{images} {layers}: {most}");
         assert!(bench.fake.lease_ids().is_empty());
@@ -306,7 +315,7 @@ async fn so_many_layers_and_images_at_once_in_the_whole_process() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_anywhere_leaves_nothing_and_the_next_ensure_finishes() {
+async fn after_a_fault_in_any_call_nothing_is_left_and_the_next_ensure_succeeds() {
     let calls = [
         "list snapshotters",
         "ask version",
@@ -336,19 +345,19 @@ async fn a_fault_anywhere_leaves_nothing_and_the_next_ensure_finishes() {
                     None => bench.fake.lose(call, after),
                 }
                 let first = bench.ensure().await;
-                let told = format!("{call} {after} {fault:?}: {first:?}");
+                let context = format!("{call} {after} {fault:?}: {first:?}");
                 let layers = bench.fake.all(OVERLAYFS).len();
-                bench.assert_stands(layers, &told);
+                bench.assert_committed(layers, &context);
                 bench.fake.heal();
-                bench.ensure().await.expect(&told);
-                bench.assert_ready(&told).await;
+                bench.ensure().await.expect(&context);
+                bench.assert_ready(&context).await;
             }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_tidied_up_is_swept() {
+async fn a_sweep_removes_what_a_failed_cleanup_left() {
     for (call, after) in [
         ("remove snapshot", 0),
         ("remove snapshot", 1),
@@ -360,14 +369,14 @@ async fn what_could_not_be_tidied_up_is_swept() {
         bench.ensure().await.unwrap_err();
         assert_eq!(bench.fake.lease_ids().len(), 1, "{call}");
         bench.engine.sweep().await.unwrap();
-        bench.assert_stands(bench.fake.all(OVERLAYFS).len(), call);
+        bench.assert_committed(bench.fake.all(OVERLAYFS).len(), call);
         bench.ensure().await.unwrap();
         bench.assert_ready(call).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopped_in_the_middle_all_are_taken_away() {
+async fn close_removes_the_extraction_snapshots() {
     for stage in ["prepare snapshot", "apply layer", "commit snapshot"] {
         let bench = Bench::new(50).await;
         let mut ticket = bench.ask(NAME);
@@ -384,14 +393,14 @@ async fn stopped_in_the_middle_all_are_taken_away() {
         assert!(matches!(*error, Error::Stopped(_)), "{error}");
         let layers = bench.fake.all(OVERLAYFS).len();
         assert!((5..50).contains(&layers));
-        bench.assert_stands(layers, stage);
+        bench.assert_committed(layers, stage);
         assert_eq!(bench.state().await, State::Partial);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_diff_id_takes_those_above_it_along_and_no_other() {
-    // The lowest takes longest, or not.
+async fn a_wrong_diff_id_fails_its_layer_and_those_above() {
+    // The apply of the lowest layer is quick or slow.
     for time in [1, 500] {
         let mut messages = vec![];
         for rebases in [false, true] {
@@ -399,7 +408,7 @@ async fn a_wrong_diff_id_takes_those_above_it_along_and_no_other() {
             let lowest = Duration::from_millis(time);
             bench.fake.applies_in(bench.blob(0), lowest);
             bench.fake.applies_as(bench.blob(2), &sha256(b"other"));
-            // Found out before the other where they are applied at the same time.
+            // In a parallel unpack, this wrong digest is found first.
             bench.fake.applies_as(bench.blob(4), &sha256(b"another"));
             bench.fake.applies_in(bench.blob(2), 2 * lowest);
             let error = bench.ensure().await.unwrap_err();
@@ -415,14 +424,14 @@ async fn a_wrong_diff_id_takes_those_above_it_along_and_no_other() {
                 "{error}"
             );
             messages.push(error.to_string());
-            bench.assert_stands(2, &format!("{time} {rebases}"));
+            bench.assert_committed(2, &format!("{time} {rebases}"));
         }
         assert_eq!(messages[0], messages[1]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_layers_above_one_that_failed() {
+async fn a_failure_does_not_wait_for_the_layers_above() {
     let bench = Bench::new(6).await;
     bench.fake.applies_as(bench.blob(0), &sha256(b"other"));
     for i in 1..6 {
@@ -433,12 +442,12 @@ async fn nobody_waits_for_layers_above_one_that_failed() {
     let began = tokio::time::Instant::now();
     bench.ensure().await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(1));
-    bench.assert_stands(0, "the lowest failed");
+    bench.assert_committed(0, "the lowest failed");
 }
 
-/// A chain of many layers does not open a snapshot for each at once.
+/// A chain of many layers does not have all its extraction snapshots at the same time.
 #[tokio::test(start_paused = true)]
-async fn layers_are_prepared_as_they_can_be_applied() {
+async fn a_layer_is_prepared_only_when_it_can_be_applied() {
     let bench = Bench::new(20).await;
     for i in 0..20 {
         bench.fake.applies_in(bench.blob(i), Duration::from_secs(1));
@@ -451,13 +460,13 @@ async fn layers_are_prepared_as_they_can_be_applied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_processes_on_one_chain_do_each_other_no_harm() {
+async fn two_processes_can_unpack_the_same_chain() {
     let (mut at_commit, mut at_prepare) = (false, false);
     for delay in 0..12 {
         let bench = Bench::new(6).await;
-        let missing = ContentFallback::default();
+        let fallback = ContentFallback::default();
         let fake = bench.fake.clone();
-        let other = Engine::new(fake, Role::Command, PARALLEL, usual(), missing);
+        let other = Engine::new(fake, Role::Command, PARALLEL, default_policy(), fallback);
         for i in 0..6 {
             let time = Duration::from_millis([3, 1, 2, 2, 1, 3][i]);
             bench.fake.applies_in(bench.blob(i), time);
@@ -466,9 +475,9 @@ async fn two_processes_on_one_chain_do_each_other_no_harm() {
         tokio::time::sleep(Duration::from_millis(delay)).await;
         let mut two = ask(&other, NAME, OVERLAYFS);
         let (one, two) = tokio::join!(one.outcome(), two.outcome());
-        let told = format!("after {delay} ms: {one:?}, {two:?}");
-        assert!(one.is_ok() && two.is_ok(), "{told}");
-        bench.assert_ready(&told).await;
+        let context = format!("after {delay} ms: {one:?}, {two:?}");
+        assert!(one.is_ok() && two.is_ok(), "{context}");
+        bench.assert_ready(&context).await;
         let prepared = bench.fake.subjects("prepare snapshot").len();
         let applied = bench.fake.subjects("apply layer").len();
         let committed = bench.fake.subjects("commit snapshot").len();
@@ -479,9 +488,9 @@ async fn two_processes_on_one_chain_do_each_other_no_harm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
+async fn a_layer_that_is_removed_during_the_flight_is_unpacked_again() {
     let bench = Bench::new(5).await;
-    bench.have(1).await;
+    bench.unpack_base(1).await;
     bench.fake.slow("commit snapshot", Duration::from_secs(1));
     let mut ticket = bench.ask(NAME);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -489,12 +498,12 @@ async fn a_layer_that_is_taken_away_meanwhile_is_unpacked_again() {
     bench.fake.remove(OVERLAYFS, lowest).await.unwrap();
     let done = ticket.outcome().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
-    bench.assert_ready("taken away").await;
+    bench.assert_ready("removed").await;
 }
 
-/// What `native` does with a whiteout is not known.
+/// It is not known how `native` handles a whiteout.
 #[tokio::test(start_paused = true)]
-async fn where_deletions_would_be_lost_a_layer_waits_for_the_one_below() {
+async fn a_layer_waits_for_its_parent_if_deletions_could_be_lost() {
     let bench = Bench::with(5, "native", true, PARALLEL).await;
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
@@ -503,8 +512,8 @@ async fn where_deletions_would_be_lost_a_layer_waits_for_the_one_below() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_snapshotter_has_is_committed_without_being_applied() {
-    // In native the second and the fourth are prepared again on the layer below.
+async fn a_layer_that_the_snapshotter_already_has_is_committed_without_an_apply() {
+    // In native the second and the fourth layer are prepared again, on their parents.
     for (snapshotter, rebases, prepared) in [
         (OVERLAYFS, false, 5),
         (OVERLAYFS, true, 5),
@@ -520,12 +529,12 @@ async fn what_the_snapshotter_has_is_committed_without_being_applied() {
         }
         let done = bench.ensure().await.unwrap();
         assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
-        let told = format!("{snapshotter} {rebases}");
-        assert_eq!(bench.fake.subjects("apply layer").len(), 2, "{told}");
+        let context = format!("{snapshotter} {rebases}");
+        assert_eq!(bench.fake.subjects("apply layer").len(), 2, "{context}");
         let subjects = bench.fake.subjects("prepare snapshot");
-        assert_eq!(subjects.len(), prepared, "{told}");
-        bench.assert_ready(&told).await;
-        // Nothing came out of the blob that its digest could be compared with.
+        assert_eq!(subjects.len(), prepared, "{context}");
+        bench.assert_ready(&context).await;
+        // Without an apply there is no diff ID to verify.
         for (i, verified) in [(0, false), (1, true)] {
             let labels = bench.fake.blob(bench.blob(i)).await.unwrap().labels;
             assert_eq!(labels.contains_key("containerd.io/uncompressed"), verified);
@@ -533,9 +542,9 @@ async fn what_the_snapshotter_has_is_committed_without_being_applied() {
     }
 }
 
-/// Another process is quicker with the lower layers: the others go on.
+/// Another process has committed the lower layers.
 #[tokio::test(start_paused = true)]
-async fn what_is_there_by_the_time_of_prepare_is_built_upon() {
+async fn layers_that_exist_at_the_prepare_are_used() {
     let bench = Bench::new(5).await;
     bench.fake.slow("prepare snapshot", Duration::from_secs(1));
     let mut ticket = bench.ask(NAME);
@@ -551,24 +560,24 @@ async fn what_is_there_by_the_time_of_prepare_is_built_upon() {
     assert_eq!(bench.fake.subjects("prepare snapshot").len(), 5);
     assert_eq!(bench.fake.subjects("apply layer").len(), 3);
     assert_eq!(bench.state().await, State::Ready);
-    bench.assert_stands(5, "by somebody else");
+    bench.assert_committed(5, "by another process");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blob_that_is_gone_is_pulled_or_named() {
+async fn a_missing_blob_is_fetched_or_named_in_the_error() {
     for pulls in [true, false] {
         let mut bench = Bench::new(5).await;
         bench.fake.publish(VERSION);
-        // The second and the third are found to be gone long before the lowest stands.
+        // The missing blobs are noticed long before the lowest layer is committed.
         let lowest = Duration::from_millis(100);
         bench.fake.applies_in(bench.blob(0), lowest);
         for i in [1, 2, 4] {
             bench.fake.discard(bench.blob(i));
         }
         if pulls {
-            let missing = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
+            let fallback = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
             let fake = bench.fake.clone();
-            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, usual(), missing);
+            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, default_policy(), fallback);
             let done = bench.ensure().await.unwrap();
             assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
             bench.assert_ready("pulled").await;
@@ -587,7 +596,7 @@ async fn a_blob_that_is_gone_is_pulled_or_named() {
                 ),
                 "{error}"
             );
-            bench.assert_stands(1, "named");
+            bench.assert_committed(1, "error");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What holds for every node, image and fault: `ensure` ends `ready` or says rightly why not, takes
-//! nothing away that is in use, leaves nothing behind, and goes on from wherever it was broken off.
+//! Property tests over random nodes, images and faults: `ensure` makes an image ready or returns the correct error,
+//! removes nothing that is in use, leaves nothing behind, and succeeds when it is repeated after a fault.
 
 mod fault;
 mod node;
@@ -19,10 +19,10 @@ use crate::image::Manifest;
 use super::super::chain::profile::is_proxied;
 use super::super::{Action, Error, Repair, State};
 use fault::{Fault, KNOWN_CALLS, faults, known_calls, nth_of};
-use node::{Node, OVERLAYFS, SOMEBODY, Snapshots};
+use node::{Node, OTHER_CLIENT, OVERLAYFS, Snapshots};
 use world::{World, worlds};
 
-/// On a clock that runs ahead where nothing is to be done.
+/// Runs a test on a paused clock, which advances when all tasks wait.
 fn run(test: impl Future<Output = ()>) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();
@@ -34,9 +34,9 @@ fn is_temporary(name: &str) -> bool {
 }
 
 impl Node {
-    /// No lease, no temporary snapshot, no unfinished blob.
+    /// Asserts that no lease of the plugin, temporary snapshot or unfinished blob remains.
     fn assert_nothing_left(&self) {
-        assert_eq!(self.fake.lease_ids(), [SOMEBODY]);
+        assert_eq!(self.fake.lease_ids(), [OTHER_CLIENT]);
         assert_eq!(self.fake.ingests(), Vec::<String>::new());
         for snapshotter in [self.snapshotter, OVERLAYFS] {
             for snapshot in self.fake.all(snapshotter) {
@@ -45,12 +45,13 @@ impl Node {
         }
     }
 
-    /// What the sweep does not see either is without a parent, which it cannot harm, and garbage.
+    /// Asserts that only garbage remains: temporary snapshots that the sweep does not find have no parent, so they keep
+    /// no other layer.
     fn assert_only_garbage_left(&self, fault: Fault, call: &str) {
-        assert_eq!(self.fake.lease_ids(), [SOMEBODY], "{call}");
-        // What is not finished has no other way than to go with its lease.
-        let hindered = fault.hinders_tidying(call);
-        assert!(hindered || self.fake.ingests().is_empty(), "{call}");
+        assert_eq!(self.fake.lease_ids(), [OTHER_CLIENT], "{call}");
+        // An unfinished blob is removed only with its lease.
+        let prevented = fault.prevents_cleanup(call);
+        assert!(prevented || self.fake.ingests().is_empty(), "{call}");
         for snapshotter in [self.snapshotter, OVERLAYFS] {
             for snapshot in self.fake.all(snapshotter) {
                 let temporary = is_temporary(&snapshot.name);
@@ -62,8 +63,8 @@ impl Node {
         }
     }
 
-    /// What an `ensure` of one image may change: only that image's chain, of which nothing may be
-    /// taken away that something else stands on, or that another image needs.
+    /// Asserts that an `ensure` of one image has changed only that image's chain, and removed no layer that another
+    /// snapshot or another image needs.
     fn assert_only_touched(&self, world: &World, image: usize, before: &Snapshots) {
         let after = self.snapshots();
         let (_, manifest) = &self.images[image];
@@ -79,8 +80,8 @@ impl Node {
                 }
                 Some(is) => assert_eq!(is, was),
                 None => {
-                    assert!(is_mine, "{was:?} was taken away");
-                    // Garbage collection asks for labels, not for images.
+                    assert!(is_mine, "{was:?} was removed");
+                    // Garbage collection follows labels, not images.
                     let collected = world.collected.is_some();
                     assert!(collected || !self.ends_another(image, name), "{was:?}");
                     assert!(collected || !is_proxied(&was.labels), "{was:?}");
@@ -88,7 +89,7 @@ impl Node {
                     for user in users {
                         let stays = after.get(&user.name);
                         let stays = stays.is_some_and(|stays| stays.created_at == user.created_at);
-                        assert!(!stays, "{was:?} was taken away below {user:?}");
+                        assert!(!stays, "{was:?} was removed below {user:?}");
                     }
                 }
             }
@@ -97,32 +98,32 @@ impl Node {
             let parent = snapshot.parent.as_ref();
             assert!(
                 parent.is_none_or(|parent| after.contains_key(parent)),
-                "{snapshot:?} stands on nothing"
+                "the parent of {snapshot:?} does not exist"
             );
             let active = snapshot.kind != SnapshotKind::Committed;
             assert!(!active || before.contains_key(&snapshot.name));
         }
     }
 
-    /// Whether something else than the image itself holds the top of its chain.
+    /// Whether a snapshot, a lease or another image holds the top layer of an image's chain.
     async fn is_top_held(&self, image: usize, before: &Snapshots) -> bool {
         let Some(top) = self.images[image].1.chain_id() else {
             return false;
         };
-        let stands = before.values().any(|s| s.parent.as_deref() == Some(top));
-        // Where the chain has to be collected to go.
-        let leased = self.fake.lease_resources(SOMEBODY).await.unwrap();
-        stands || self.ends_another(image, top) || leased.iter().any(|held| held.id == top)
+        let has_children = before.values().any(|s| s.parent.as_deref() == Some(top));
+        // Another client's lease keeps the chain from garbage collection.
+        let leased = self.fake.lease_resources(OTHER_CLIENT).await.unwrap();
+        has_children || self.ends_another(image, top) || leased.iter().any(|held| held.id == top)
     }
 
-    /// Whether another image than this ends at the layer.
+    /// Whether the layer is the top layer of another image.
     fn ends_another(&self, image: usize, chain_id: &str) -> bool {
         let others = self.images.iter().enumerate();
         let mut others = others.filter(|(other, _)| *other != image);
         others.any(|(_, (_, other))| other.chain_id() == Some(chain_id))
     }
 
-    /// Whether the world is as the error says.
+    /// Asserts that the error describes the node correctly.
     async fn assert_justified(
         &self,
         world: &World,
@@ -136,9 +137,11 @@ impl Node {
         let is_replaced = world.nydus || world.repair == Some(Repair::Replace);
         match error {
             Error::InUse {
-                state: said, onto, ..
+                state: reported,
+                onto,
+                ..
             } => {
-                assert_eq!(*said, state, "{error}");
+                assert_eq!(*reported, state, "{error}");
                 assert!(is_replaced && self.is_top_held(image, before).await);
                 let now = self.snapshots();
                 for layer in &manifest.layers {
@@ -163,7 +166,7 @@ impl Node {
         }
     }
 
-    /// That the layer has to be unpacked, and no means is there for it.
+    /// Asserts that the layer has to be unpacked, and that no configured fallback has its content.
     fn assert_unavailable(
         &self,
         manifest: &Manifest,
@@ -174,22 +177,22 @@ impl Node {
     ) {
         let chain_id = &manifest.layers[i].chain_id;
         if before.contains_key(chain_id) {
-            assert!(is_replaced, "it was there");
+            assert!(is_replaced, "the layer existed");
             let now = self.snapshots();
             for layer in &manifest.layers {
                 assert_eq!(now.get(&layer.chain_id), before.get(&layer.chain_id));
             }
             return;
         }
-        let elsewhere = self.fake.all(OVERLAYFS);
-        let is_elsewhere = elsewhere.iter().any(|layer| layer.name == *chain_id);
-        assert!(!(world.can_pull() || world.can_rebuild() && is_elsewhere));
+        let in_overlayfs = self.fake.all(OVERLAYFS);
+        let is_in_overlayfs = in_overlayfs.iter().any(|layer| layer.name == *chain_id);
+        assert!(!(world.can_pull() || world.can_rebuild() && is_in_overlayfs));
     }
 
-    /// `ensure`, and all that has to hold after it.
+    /// Runs `ensure` and asserts everything that has to hold after it.
     async fn ensure_and_check(&self, world: &World, image: usize) {
         if world.collected.is_some() {
-            // To replace a chain may take a garbage collection: what is garbage now is not its affair.
+            // A replacement may run garbage collection, so existing garbage is collected before.
             self.fake.collect_garbage();
         }
         let (before, ready) = (self.snapshots(), self.ready().await);
@@ -220,9 +223,9 @@ impl Node {
 }
 
 proptest! {
-    /// One image after the other, on the same node.
+    /// Runs `ensure` for one image after another on the same node.
     #[test]
-    fn ensure_makes_ready_what_can_be(world in worlds()) {
+    fn ensure_makes_an_image_ready_or_returns_a_correct_error(world in worlds()) {
         run(async {
             let node = world.build().await;
             for image in 0..node.images.len() {
@@ -234,9 +237,9 @@ proptest! {
         });
     }
 
-    /// All images at the same time, on a node where every kind of call takes another time.
+    /// Runs `ensure` for all images at the same time. Each kind of call has another duration.
     #[test]
-    fn those_who_share_layers_do_not_get_into_each_others_way(
+    fn images_that_share_layers_can_be_made_ready_at_the_same_time(
         world in worlds(),
         times in vec(0..9_u64, KNOWN_CALLS),
     ) {
@@ -257,9 +260,9 @@ proptest! {
         });
     }
 
-    /// A fault in any call leaves nothing, and the next `ensure` ends as the first would have.
+    /// After a fault in any call nothing is left, and the next `ensure` has the outcome of one without a fault.
     #[test]
-    fn whatever_fails_the_next_ensure_finishes(
+    fn an_ensure_after_a_fault_has_the_outcome_of_one_without_a_fault(
         world in worlds(),
         image in any::<Index>(),
         in_a_write in any::<bool>(),
@@ -268,18 +271,18 @@ proptest! {
     ) {
         let image = image.index(world.images.len());
         run(async {
-            let unharmed = world.build().await;
-            let expected = unharmed.ensure(image).await;
-            let calls = unharmed.fake.calls();
+            let without_fault = world.build().await;
+            let expected = without_fault.ensure(image).await;
+            let calls = without_fault.fake.calls();
             let nth = nth_of(&calls, in_a_write, nth);
             let call = &calls[nth];
 
             let node = world.build().await;
             let before = node.snapshots();
-            fault.at(&node.fake, &calls[..nth], call);
+            fault.inject(&node.fake, &calls[..nth], call);
             let broken = node.ensure(image).await;
             node.fake.heal();
-            if fault.hinders_tidying(call) {
+            if fault.prevents_cleanup(call) {
                 node.engine.sweep().await.unwrap();
             }
             node.assert_only_garbage_left(fault, call);
@@ -298,7 +301,7 @@ proptest! {
                 _ => panic!("{call} {nth}: {expected:?}; {broken:?}; {second:?}"),
             }
             node.fake.collect_garbage();
-            if !fault.hinders_tidying(call) {
+            if !fault.prevents_cleanup(call) {
                 node.assert_nothing_left();
             }
             if second.is_ok() {

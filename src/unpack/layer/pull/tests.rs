@@ -16,7 +16,7 @@ use crate::unpack::schedule::priority::Urgency;
 use crate::unpack::schedule::progress::Outcome;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::target::request::{Request, Want};
-use crate::unpack::tests::{PARALLEL, usual};
+use crate::unpack::tests::{PARALLEL, default_policy};
 
 const EROFS: &str = "erofs";
 const NAME: &str = "r.example/app:1";
@@ -48,12 +48,18 @@ impl Bench {
             credentials: credentials.map(PathBuf::from),
         };
         // The fallback that fails comes before the one that succeeds.
-        let missing = ContentFallback::new(
+        let fallback = ContentFallback::new(
             vec![FallbackSource::Rebuild, FallbackSource::Pull],
             registries,
         );
         Self {
-            engine: Engine::new(fake.clone(), Role::Daemon, PARALLEL, usual(), missing),
+            engine: Engine::new(
+                fake.clone(),
+                Role::Daemon,
+                PARALLEL,
+                default_policy(),
+                fallback,
+            ),
             fake,
             manifest,
             before,

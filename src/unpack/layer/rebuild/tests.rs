@@ -260,14 +260,14 @@ impl Bench {
         let image = fake.image(NAME, 3);
         let manifests = Manifests::new(Platform::of_this_node());
         let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let missing = ContentFallback::new(vec![FallbackSource::Rebuild], Registries::default());
+        let fallback = ContentFallback::new(vec![FallbackSource::Rebuild], Registries::default());
         let bench = Self {
             engine: Engine::new(
                 fake.clone(),
                 Role::Daemon,
                 crate::unpack::tests::PARALLEL,
-                crate::unpack::tests::usual(),
-                missing,
+                crate::unpack::tests::default_policy(),
+                fallback,
             ),
             fake,
             manifest,

@@ -1,4 +1,4 @@
-//! What can happen to a call of containerd, and to which one it does.
+//! Faults of calls to containerd.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -6,7 +6,7 @@ use proptest::sample::Index;
 use crate::containerd::ErrorKind;
 use crate::containerd::fake::{Fake, WRITES};
 
-/// What else may be asked.
+/// The calls that change nothing.
 const READS: [&str; 9] = [
     "get image",
     "list images",
@@ -21,24 +21,24 @@ const READS: [&str; 9] = [
 
 pub(super) const KNOWN_CALLS: usize = WRITES.len() + READS.len();
 
-/// More calls than a flight makes after containerd has stopped answering.
-const CALLS_INTO_THE_VOID: usize = 60;
+/// More calls than a flight makes after containerd has stopped.
+const CALLS_AFTER_A_STOP: usize = 60;
 
-/// All of them.
+/// Returns the names of all calls.
 pub(super) fn known_calls() -> impl Iterator<Item = &'static str> {
     WRITES.into_iter().chain(READS)
 }
 
-/// What happens to one call.
+/// A fault of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It fails.
+    /// The call fails.
     Fails(ErrorKind),
-    /// It does its work, and the answer gets lost.
+    /// The call succeeds, but its answer is lost.
     Lost,
-    /// It fails, and what should be taken away then cannot be.
-    Untidied,
-    /// It fails, and so does every later one.
+    /// The call fails, and the removal of snapshots fails afterwards.
+    WithoutCleanup,
+    /// This call and all later calls fail.
     Down,
 }
 
@@ -47,40 +47,40 @@ pub(super) fn faults() -> impl Strategy<Value = Fault> {
         Just(Fault::Fails(ErrorKind::Other)),
         Just(Fault::Fails(ErrorKind::Unreachable)),
         Just(Fault::Lost),
-        Just(Fault::Untidied),
+        Just(Fault::WithoutCleanup),
         Just(Fault::Down),
     ]
 }
 
 impl Fault {
-    /// Puts the fault at the call after these.
-    pub(super) fn at(self, fake: &Fake, before: &[String], call: &str) {
+    /// Injects the fault into `call`, after the calls in `before`.
+    pub(super) fn inject(self, fake: &Fake, before: &[String], call: &str) {
         for name in known_calls() {
             let after = before.iter().filter(|call| *call == name).count();
             match self {
                 Self::Down => {
-                    for _ in 0..CALLS_INTO_THE_VOID {
+                    for _ in 0..CALLS_AFTER_A_STOP {
                         fake.fail(name, after, ErrorKind::Unreachable);
                     }
                 }
                 Self::Fails(kind) if name == call => fake.fail(name, after, kind),
                 Self::Lost if name == call => fake.lose(name, after),
-                Self::Untidied if name == call || name == "remove snapshot" => {
+                Self::WithoutCleanup if name == call || name == "remove snapshot" => {
                     fake.fail(name, after, ErrorKind::Other);
                 }
-                Self::Fails(_) | Self::Lost | Self::Untidied => {}
+                Self::Fails(_) | Self::Lost | Self::WithoutCleanup => {}
             }
         }
     }
 
-    /// Whether something cannot be tidied up at once, and is left to the sweep.
-    pub(super) fn hinders_tidying(self, call: &str) -> bool {
-        let tidies = ["remove snapshot", "delete lease", "abort write"];
-        matches!(self, Self::Down | Self::Untidied) || tidies.contains(&call)
+    /// Whether the flight cannot clean up, so that a sweep has to.
+    pub(super) fn prevents_cleanup(self, call: &str) -> bool {
+        let cleanup = ["remove snapshot", "delete lease", "abort write"];
+        matches!(self, Self::Down | Self::WithoutCleanup) || cleanup.contains(&call)
     }
 }
 
-/// One of all calls, or of those that change something: most only ask.
+/// Returns the index of a call: of any call, or of one that changes something, since most calls only read.
 pub(super) fn nth_of(calls: &[String], in_a_write: bool, nth: Index) -> usize {
     let wanted = |call: &String| !in_a_write || WRITES.contains(&call.as_str());
     let wanted: Vec<_> = (0..calls.len()).filter(|i| wanted(&calls[*i])).collect();

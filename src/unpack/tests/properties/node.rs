@@ -1,4 +1,4 @@
-//! A world as a node: containerd in memory, and the engine on it.
+//! Builds a node from its description: the in-memory containerd and an engine.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use super::super::super::{
     ContentFallback, Engine, LabelPolicy, Labelling, Outcome, Profile, Registries, Repair, Request,
     Role, State, Urgency, Want,
 };
-use super::super::{PARALLEL, elsewhere};
-use super::world::{At, Chain, Looks, MAX_LAYERS, World};
+use super::super::{PARALLEL, other_ctr};
+use super::world::{At, Chain, LayerKind, MAX_LAYERS, World};
 
 pub(super) const OVERLAYFS: &str = "overlayfs";
 
 /// The lease of another client.
-pub(super) const SOMEBODY: &str = "somebody";
+pub(super) const OTHER_CLIENT: &str = "other-client";
 
-/// A world that was built.
+/// A node that was built from a world.
 pub(super) struct Node {
     pub(super) fake: Arc<Fake>,
     pub(super) engine: Arc<Engine>,
@@ -34,13 +34,13 @@ pub(super) struct Node {
     directory: TempDir,
 }
 
-/// What there is in the snapshotter.
+/// The snapshots of a snapshotter, by name.
 pub(super) type Snapshots = HashMap<String, Snapshot>;
 
 impl World {
     pub(super) async fn build(&self) -> Node {
         let fake = Arc::new(Fake::default());
-        let policy = Wanted {
+        let policy = WorldPolicy {
             labelling: Labelling {
                 cri: true,
                 required: self.required,
@@ -48,7 +48,7 @@ impl World {
             extra: ExtraLabels::default(),
             repair: self.repair,
         };
-        let missing = ContentFallback::new(self.means.clone(), Registries::default());
+        let fallback = ContentFallback::new(self.fallbacks.clone(), Registries::default());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "content").unwrap();
         let node = Node {
@@ -57,7 +57,7 @@ impl World {
                 Role::Daemon,
                 PARALLEL,
                 Box::new(policy),
-                missing,
+                fallback,
             ),
             snapshotter: if self.nydus { "nydus" } else { "erofs" },
             images: self.tagged(&fake).await,
@@ -68,7 +68,7 @@ impl World {
         for ((_, manifest), chain) in node.images.iter().zip(&self.images) {
             node.commit(manifest, chain).await;
         }
-        self.used(&node).await;
+        self.add_users(&node).await;
         for ((_, manifest), chain) in node.images.iter().zip(&self.images) {
             let layers = manifest.layers.iter().zip(&chain.gone);
             for (layer, _) in layers.filter(|(_, gone)| **gone) {
@@ -81,7 +81,7 @@ impl World {
         node
     }
 
-    /// The images, in the image store and in the content store.
+    /// Adds the images to the image store and the content store.
     async fn tagged(&self, fake: &Fake) -> Vec<(Image, Arc<Manifest>)> {
         let manifests = Manifests::new(Platform::of_this_node());
         let mut images = vec![];
@@ -97,20 +97,20 @@ impl World {
         images
     }
 
-    async fn used(&self, node: &Node) {
+    async fn add_users(&self, node: &Node) {
         for (i, at) in self.containers.iter().enumerate() {
             if let Some(layer) = node.committed_at(*at).await {
                 let key = format!("container {i}");
                 node.fake.activate(node.snapshotter, &key, &layer);
             }
         }
-        let elsewhere = node.fake.all(OVERLAYFS);
-        let held = elsewhere
+        let in_overlayfs = node.fake.all(OVERLAYFS);
+        let held = in_overlayfs
             .iter()
             .map(|layer| Resource::snapshot(OVERLAYFS, &layer.name));
         let mut held: Vec<_> = held.collect();
         if self.nydus {
-            // A look, which makes no call for it, sees by it that the guest pulls.
+            // A check, which makes no probe, learns from this layer that the guest pulls.
             let proxied = profile::tests::proxied(Labels::new());
             node.fake.put(node.snapshotter, "another", None, proxied);
             held.push(Resource::snapshot(node.snapshotter, "another"));
@@ -120,7 +120,7 @@ impl World {
         {
             held.push(Resource::snapshot(node.snapshotter, &layer));
         }
-        node.fake.lease(SOMEBODY, Labels::new(), &held);
+        node.fake.lease(OTHER_CLIENT, Labels::new(), &held);
         if let Some(at) = self.collected
             && let Some(layer) = node.committed_at(at).await
         {
@@ -170,10 +170,10 @@ impl Node {
         let mut parent = None;
         for (i, layer) in manifest.layers.iter().enumerate() {
             let chain_id = layer.chain_id.as_str();
-            if let Some(looks) = chain.committed.get(i)
+            if let Some(kind) = chain.committed.get(i)
                 && self.fake.stat(self.snapshotter, chain_id).await.is_err()
             {
-                let labels = self.labels(*looks, labels[i].clone());
+                let labels = self.labels(*kind, labels[i].clone());
                 self.fake.put(self.snapshotter, chain_id, parent, labels);
             }
             if i < chain.in_overlayfs && self.fake.stat(OVERLAYFS, chain_id).await.is_err() {
@@ -190,15 +190,15 @@ impl Node {
         }
     }
 
-    fn labels(&self, looks: Looks, mut labels: Labels) -> Labels {
-        match looks {
-            Looks::Bare => return Labels::new(),
-            Looks::Half => drop(labels.pop_first()),
-            Looks::Proxied if self.snapshotter == "nydus" => {
+    fn labels(&self, kind: LayerKind, mut labels: Labels) -> Labels {
+        match kind {
+            LayerKind::Bare => return Labels::new(),
+            LayerKind::Half => drop(labels.pop_first()),
+            LayerKind::Proxied if self.snapshotter == "nydus" => {
                 return profile::tests::proxied(labels);
             }
-            Looks::Labelled | Looks::Proxied => {}
-            Looks::GoesOn => {
+            LayerKind::Labelled | LayerKind::Proxied => {}
+            LayerKind::Lower => {
                 let listed = "sha256:a,sha256:b".to_owned();
                 labels.insert(IMAGE_LAYERS.to_owned(), listed);
             }
@@ -206,7 +206,7 @@ impl Node {
         labels
     }
 
-    /// The layer at this place, if it is committed.
+    /// Returns the chain id of this layer, if it is committed.
     async fn committed_at(&self, (image, layer): At) -> Option<String> {
         let (_, manifest) = &self.images[image % self.images.len()];
         let layer = layer.checked_rem(manifest.layers.len())?;
@@ -228,8 +228,8 @@ impl Node {
         let (image, _) = &self.images[image];
         let names = [image.name.clone()];
         let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let look = self.engine.look(image, &names, &listing).await;
-        look.unwrap().state
+        let status = self.engine.image_status(image, &names, &listing).await;
+        status.unwrap().state
     }
 
     pub(super) async fn ready(&self) -> Vec<usize> {
@@ -248,20 +248,20 @@ impl Node {
             .collect()
     }
 
-    /// What a blob's labels are.
+    /// Returns the labels of a blob.
     pub(super) async fn labels_of(&self, digest: &str) -> Labels {
         self.fake.blob(digest).await.unwrap().labels
     }
 }
 
-/// One policy for all images.
-struct Wanted {
+/// A policy that is the same for all images.
+struct WorldPolicy {
     labelling: Labelling,
     extra: ExtraLabels,
     repair: Option<Repair>,
 }
 
-impl LabelPolicy for Wanted {
+impl LabelPolicy for WorldPolicy {
     fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
         Some(self.labelling)
     }
@@ -279,6 +279,6 @@ impl LabelPolicy for Wanted {
     }
 
     fn ctr(&self) -> Ctr {
-        elsewhere()
+        other_ctr()
     }
 }

@@ -1,4 +1,4 @@
-//! The plan alone, executed by a model: a chain in any state ends `ready`.
+//! Property tests of the plan, with a model of containerd: a chain in any state becomes `ready`.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,19 +6,19 @@ use proptest::prelude::*;
 use crate::containerd::Labels;
 
 use super::super::super::chain::plan::{Step, plan};
-use super::super::super::chain::state::{Rules, tests as sights};
+use super::super::super::chain::state::{Rules, tests as statuses};
 use super::super::super::{ChainStatus, Repair, State};
 
-/// A replacement, the unpack over what it left, and a last look.
+/// A replacement, the unpack of the removed layers, and a last check.
 const ROUNDS: usize = 3;
 
-/// A chain, the rules for it, and how many layers a replacement could not take away.
+/// Returns chains, their rules, and the number of layers that a replacement cannot remove.
 fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
     let layer = |i| match i {
-        0 => sights::bare(),
-        1 => sights::labelled(),
-        2 => sights::of_lower_layer(),
-        3 => sights::proxied(),
+        0 => statuses::bare(),
+        1 => statuses::labelled(),
+        2 => statuses::of_lower_layer(),
+        3 => statuses::proxied(),
         _ => Some(Labels::from([("a".to_owned(), "other".to_owned())])),
     };
     let layers = prop_oneof![
@@ -26,7 +26,7 @@ fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
         (0..5, 0..9_usize).prop_map(move |(i, count)| vec![layer(i); count]),
     ];
     let missing = prop_oneof![Just(0), 0..9_usize];
-    // A snapshotter that leaves images to the guest has no other repair.
+    // With guest pull, a chain can only be replaced.
     let repair = prop_oneof![
         Just((true, Repair::Replace)),
         Just((false, Repair::Replace)),
@@ -35,20 +35,20 @@ fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
     (layers, missing, any::<bool>(), repair, 0..9_usize).prop_map(
         |(mut layers, missing, anchored, (guest_pulls, repair), kept)| {
             layers.extend(vec![None; missing]);
-            let mut rules = sights::rules(layers.len(), guest_pulls);
+            let mut rules = statuses::rules(layers.len(), guest_pulls);
             rules.repair = repair;
             (ChainStatus { layers, anchored }, rules, kept)
         },
     )
 }
 
-/// What containerd shows after these steps.
-fn act(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize) {
-    // What it has left to the guest once, with labels, it does again.
+/// Changes the status as containerd would after these steps.
+fn execute(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize) {
+    // A snapshotter that has guest-pulled layers commits labelled layers without content.
     let unpacked = if rules.guest_pulls || status.has_guest_layers() {
-        sights::proxied()
+        statuses::proxied()
     } else {
-        sights::labelled()
+        statuses::labelled()
     };
     for step in steps {
         match *step {
@@ -58,11 +58,14 @@ fn act(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize) {
             }
             Step::Unpack(i) => {
                 let below = i.checked_sub(1).map(|below| &status.layers[below]);
-                assert!(below.is_none_or(Option::is_some), "{i} over nothing");
+                assert!(
+                    below.is_none_or(Option::is_some),
+                    "layer {i} without a parent"
+                );
                 status.layers[i..].fill(unpacked.clone());
             }
             Step::Replace => {
-                // The top layer goes, or it is an error; what is below may be held.
+                // The top layer is removed, or the step fails. Lower layers may be held.
                 let kept = kept.min(status.layers.len() - 1);
                 status.layers[kept..].fill(None);
             }
@@ -76,7 +79,7 @@ fn act(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize) {
 
 proptest! {
     #[test]
-    fn no_step_is_for_nothing((status, rules, _) in chains()) {
+    fn every_planned_step_is_needed((status, rules, _) in chains()) {
         let (state, steps) = (status.state(&rules), plan(&status, &rules));
         prop_assert_eq!(steps.is_empty(), state == State::Ready, "{:?}", steps);
         if steps.contains(&Step::Replace) {
@@ -106,10 +109,10 @@ proptest! {
     }
 
     #[test]
-    fn every_chain_ends_ready((mut status, rules, kept) in chains()) {
+    fn every_chain_becomes_ready((mut status, rules, kept) in chains()) {
         for _ in 0..ROUNDS {
             let steps = plan(&status, &rules);
-            act(&mut status, &rules, &steps, kept);
+            execute(&mut status, &rules, &steps, kept);
         }
         prop_assert_eq!(status.state(&rules), State::Ready, "{:?}", status);
         prop_assert_eq!(plan(&status, &rules), vec![]);

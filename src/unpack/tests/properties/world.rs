@@ -1,90 +1,91 @@
-//! Descriptions of random nodes: images that share layers, how their chains stand, who uses them,
-//! and what is gone. Nothing but data, so that the same node can be built twice.
+//! Descriptions of random nodes: images that share layers, the state of their chains, their users, and missing blobs.
+//! They are plain data, so that the same node can be built twice.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::super::{FallbackSource, Repair};
 
-/// More would only take longer.
+/// The maximum number of layers of an image. More layers only make the tests slower.
 pub(super) const MAX_LAYERS: usize = 8;
 
-/// How a committed layer looks.
+/// The labels of a committed layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Looks {
+pub(super) enum LayerKind {
+    /// No labels.
     Bare,
-    /// Some of its labels are absent.
+    /// Some labels are missing.
     Half,
+    /// All labels.
     Labelled,
-    /// Labelled as a layer over which an image goes on.
-    GoesOn,
-    /// Left to the guest, where the snapshotter does so.
+    /// The labels of a layer that has layers above it.
+    Lower,
+    /// A guest-pulled layer, if the snapshotter has guest pull; otherwise all labels.
     Proxied,
 }
 
 /// An image and its chain.
 #[derive(Clone, Debug)]
 pub(super) struct Chain {
-    /// Layers that are those of the image before it.
+    /// The number of layers that it shares with the image before it.
     pub(super) shared: usize,
-    /// Layers of its own above them.
+    /// The number of its own layers above them.
     pub(super) own: usize,
-    /// What is committed, bottom first.
-    pub(super) committed: Vec<Looks>,
+    /// The committed layers, bottom first.
+    pub(super) committed: Vec<LayerKind>,
     pub(super) anchored: bool,
-    /// Whether its blobs are gone, bottom first; those that are not listed are there.
+    /// Whether each blob is gone, bottom first. Blobs that are not listed exist.
     pub(super) gone: Vec<bool>,
-    /// How many of its layers overlayfs has as well.
+    /// The number of its layers that overlayfs also has.
     pub(super) in_overlayfs: usize,
 }
 
-/// A layer: an image and a position in it, both counted round.
+/// A layer: the index of an image and of its layer, each modulo their number.
 pub(super) type At = (usize, usize);
 
 /// A node.
 #[derive(Clone, Debug)]
 pub(super) struct World {
-    /// The snapshotter leaves images to the guest.
+    /// The snapshotter has guest pull.
     pub(super) nydus: bool,
     pub(super) repair: Option<Repair>,
     pub(super) required: bool,
-    pub(super) means: Vec<FallbackSource>,
+    pub(super) fallbacks: Vec<FallbackSource>,
     pub(super) images: Vec<Chain>,
-    /// On which layers containers stand.
+    /// The layers that containers are based on.
     pub(super) containers: Vec<At>,
-    /// What another client's lease holds.
+    /// The layer that another client's lease holds.
     pub(super) leased: Option<At>,
-    /// On which layer a container stood that garbage collection has taken: it cannot be removed any
-    /// more.
+    /// The layer of a container that garbage collection has removed: `Remove` fails for this layer.
     pub(super) collected: Option<At>,
 }
 
 impl World {
     pub(super) fn can_pull(&self) -> bool {
-        self.means.contains(&FallbackSource::Pull)
+        self.fallbacks.contains(&FallbackSource::Pull)
     }
 
     pub(super) fn can_rebuild(&self) -> bool {
-        self.means.contains(&FallbackSource::Rebuild)
+        self.fallbacks.contains(&FallbackSource::Rebuild)
     }
 }
 
-fn looks() -> impl Strategy<Value = Looks> {
-    use Looks::*;
+fn kinds() -> impl Strategy<Value = LayerKind> {
+    use LayerKind::*;
     prop_oneof![
         Just(Bare),
         Just(Half),
         Just(Labelled),
-        Just(GoesOn),
+        Just(Lower),
         Just(Proxied)
     ]
 }
 
 fn chain() -> impl Strategy<Value = Chain> {
-    // Whole chains of one kind would hardly come up among independent layers.
-    let alike = (looks(), 0..=MAX_LAYERS).prop_map(|(looks, count)| vec![looks; count]);
-    let whole = looks().prop_map(|looks| vec![looks; MAX_LAYERS]);
-    let committed = prop_oneof![Just(vec![]), vec(looks(), 0..=MAX_LAYERS), alike, whole];
+    // Independent layers would rarely make a whole chain of one kind.
+    let alike = (kinds(), 0..=MAX_LAYERS).prop_map(|(kind, count)| vec![kind; count]);
+    let whole = kinds().prop_map(|kind| vec![kind; MAX_LAYERS]);
+    let committed = prop_oneof![Just(vec![]), vec(kinds(), 0..=MAX_LAYERS), alike, whole];
     let gone = prop_oneof![Just(vec![]), vec(any::<bool>(), 0..=MAX_LAYERS)];
     let counts = (0..=5_usize, 0..=4_usize, 0..=MAX_LAYERS);
     (counts, committed, any::<bool>(), gone).prop_map(
@@ -99,10 +100,10 @@ fn chain() -> impl Strategy<Value = Chain> {
     )
 }
 
-/// Any, and rather often one whose layers have to come from elsewhere.
+/// Returns random nodes. One in five has layers that have to be rebuilt from overlayfs.
 pub(super) fn worlds() -> impl Strategy<Value = World> {
     let rebuilt = any_world().prop_map(|mut world| {
-        (world.nydus, world.means) = (false, vec![FallbackSource::Rebuild]);
+        (world.nydus, world.fallbacks) = (false, vec![FallbackSource::Rebuild]);
         for chain in &mut world.images {
             chain.committed.truncate(2);
             chain.gone.resize(MAX_LAYERS, true);
@@ -120,7 +121,7 @@ fn any_world() -> impl Strategy<Value = World> {
         1 => Just(Some(Repair::Relabel)),
         2 => Just(Some(Repair::Replace)),
     ];
-    let means = prop_oneof![
+    let fallbacks = prop_oneof![
         3 => Just(vec![]),
         1 => Just(vec![FallbackSource::Rebuild]),
         1 => Just(vec![FallbackSource::Pull]),
@@ -133,16 +134,16 @@ fn any_world() -> impl Strategy<Value = World> {
         any::<bool>(),
         repair,
         required,
-        means,
+        fallbacks,
         vec(chain(), 1..=3),
         users,
     )
         .prop_map(
-            |(nydus, repair, required, means, images, (containers, leased, collected))| World {
+            |(nydus, repair, required, fallbacks, images, (containers, leased, collected))| World {
                 nydus,
                 repair,
                 required,
-                means,
+                fallbacks,
                 images,
                 containers,
                 leased,

@@ -1,4 +1,4 @@
-//! The paths that `install` uses, and which files there belong to this plugin.
+//! The paths that `install` uses, and the check whether a file there belongs to this plugin.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::handlers::{FileConfig, NRI_TABLE};
 
 use super::Error;
 
-/// The configuration where systemd starts the plugin.
+/// The configuration file if systemd starts the plugin.
 pub(super) const CONFIG: &str = Config::DEFAULT_PATH;
 
 /// The unit that `install` writes.
@@ -31,7 +31,7 @@ pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 /// The directory of the plugins' configurations, unless containerd's configuration names another.
 const PLUGIN_CONFIGS: &str = "/etc/nri/conf.d";
 
-/// The name of the program. In NRI's directories its index precedes it.
+/// The name of the program. In NRI's directories an index precedes it.
 const PROGRAM: &str = "nri-unpack";
 
 /// The root directory below which all paths lie: of an image or a package, or `None` for the node itself.
@@ -46,7 +46,7 @@ pub(super) struct Nri {
 }
 
 impl Root {
-    /// Returns where an absolute path of the node lies.
+    /// Returns an absolute path of the node below the root.
     pub(super) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         match &self.0 {
@@ -140,7 +140,7 @@ pub(super) fn is_ours(path: &Path) -> bool {
     named(path) || target(path).is_some_and(|target| named(&target))
 }
 
-/// Whether it is a link to this program, as `install` makes them.
+/// Whether a path is a link to this program, as `install` makes it.
 pub(super) fn is_our_link(path: &Path) -> bool {
     let target = target(path);
     target.is_some_and(|target| target.file_name() == Some(OsStr::new(PROGRAM)))
