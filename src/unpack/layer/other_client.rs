@@ -1,6 +1,9 @@
 //! Another client of containerd that unpacks the same image into the same snapshotter: most often containerd
 //! itself, inside the creation of a container. It cannot be held up, and it unpacks each layer that is not
 //! committed yet. Two unpacks of one layer take longer than one, so this program waits.
+//!
+//! The wait is before `Prepare`, which copies all layers below in some snapshotters (native). A proxy plugin may
+//! commit a labelled layer without its content, which takes no time: there, nothing waits.
 
 use std::time::Duration;
 
@@ -23,7 +26,9 @@ impl Unpack<'_> {
     /// Waits while another client of containerd unpacks a layer of this image. Returns whether it has committed this
     /// one.
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
-        if !self.is_unpacked_by_other_client().await {
+        let capabilities = &self.layers.capabilities;
+        let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
+        if !capabilities.applies || !self.is_unpacked_by_other_client().await {
             return Ok(false);
         }
         let chain_id = self.layer.chain_id.as_str();

@@ -164,18 +164,22 @@ impl Unpack<'_> {
 
     /// Commits the layer under its chain id, with this content. No extraction snapshot remains on any path.
     pub(crate) async fn unpack(&self, content: &Content) -> Result<Committed, Failure> {
+        if self.is_committed_by_other_client().await? {
+            return Ok(Committed::Existed);
+        }
         let Some((key, mounts)) = self.prepare(content, self.parent).await? else {
             return Ok(Committed::Existed);
         };
-        match self.fill(key, Join::AtPrepare, mounts, content).await? {
-            Some(filled) => self.settle(filled, content).await,
-            None => Ok(Committed::Existed),
-        }
+        let filled = self.fill(key, Join::AtPrepare, mounts, content).await?;
+        self.settle(filled, content).await
     }
 
     /// Fills a snapshot without a parent with the layer's content. The layer below need not exist yet:
     /// [`Unpack::settle`] sets it as the parent.
     pub(crate) async fn fill_apart(&self, content: &Content) -> Result<Apart, Failure> {
+        if self.is_committed_by_other_client().await? {
+            return Ok(Apart::Exists);
+        }
         let Some((key, mut mounts)) = self.prepare(content, None).await? else {
             return Ok(Apart::Exists);
         };
@@ -187,38 +191,26 @@ impl Unpack<'_> {
             mounts = overlay;
         }
         match self.fill(key, Join::AtCommit, mounts, content).await {
-            Ok(Some(filled)) => Ok(Apart::Filled(filled)),
-            Ok(None) => Ok(Apart::Exists),
+            Ok(filled) => Ok(Apart::Filled(filled)),
             Err(Failure::NoBlob(_) | Failure::Encrypted(_)) => Ok(Apart::NeedsBelow),
             Err(failure) => Err(failure),
         }
     }
 
-    /// Fills the snapshot; `None` if the layer exists meanwhile.
     async fn fill(
         &self,
         key: String,
         join: Join,
         mounts: Vec<Mount>,
         content: &Content,
-    ) -> Result<Option<Filled>, Failure> {
+    ) -> Result<Filled, Failure> {
         let staged = mounts::are_staged(&mounts);
         let filled = Filled { key, join, staged };
         if staged {
-            return Ok(Some(filled));
+            return Ok(filled);
         }
-        let applied = async {
-            if self.is_committed_by_other_client().await? {
-                return Ok(false);
-            }
-            self.apply(mounts, content).await.map(|()| true)
-        };
-        match applied.await {
-            Ok(true) => Ok(Some(filled)),
-            Ok(false) => {
-                self.abort(filled).await;
-                Ok(None)
-            }
+        match self.apply(mounts, content).await {
+            Ok(()) => Ok(filled),
             Err(failure) => {
                 self.abort(filled).await;
                 Err(failure)
