@@ -10,12 +10,15 @@ use super::inventory::Inventory;
 /// The plugins that serve CRI, each before those that depend on it. [`CRI`] itself exists in all versions.
 const PARTS: [&str; 3] = [IMAGES, RUNTIME, CRI];
 
+/// The transfer service. CRI pulls by it from containerd 2.1 on.
+pub(super) const TRANSFER: &str = "io.containerd.transfer.v1.local";
+
 /// Other plugins that CRI depends on. If CRI fails and one of these failed, that is the cause. Without a failure of
 /// CRI, the error of a differ or a snapshotter only means that it does not work on this node.
 const NEEDED: [&str; 4] = [
     "io.containerd.differ.v1.erofs",
     "io.containerd.service.v1.diff-service",
-    "io.containerd.transfer.v1.local",
+    TRANSFER,
     "io.containerd.metadata.v1.bolt",
 ];
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::config::MissingContent;
 use crate::containerd::Snapshotter;
 
+use super::cri::TRANSFER;
 use super::finding::{Finding, Severity};
 use super::inventory::{Inventory, PULL_HANDLER, Seen};
 
@@ -142,11 +143,7 @@ fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bo
 /// Checks that the transfer service, by which CRI pulls from 2.1 on, unpacks for the default snapshotter. It does so by
 /// default; `unpack_config` may name others.
 fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
-    const KEYS: [&str; 3] = [
-        "plugins",
-        "io.containerd.transfer.v1.local",
-        "unpack_config",
-    ];
+    const KEYS: [&str; 3] = ["plugins", TRANSFER, "unpack_config"];
     let (configs, path) = inventory.files.settings().find(&KEYS)?;
     let default = seen.handlers.default_name()?;
     let configs = configs.as_array()?.iter();
@@ -165,7 +162,7 @@ fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         path.display()
     );
     let lines = format!(
-        "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"{default}\""
+        "[[plugins.\"{TRANSFER}\".unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"{default}\""
     );
     Some(
         Finding::new(
