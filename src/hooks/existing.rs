@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use nri::{Container, Pod};
 
 use crate::ahead::Existing;
+use crate::config::Config;
+use crate::handlers::Handlers;
 
 use super::{PodSnapshotter, Session, image_name};
 
@@ -20,12 +22,8 @@ impl Session {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
-                let pod_snapshotter = PodSnapshotter::of(&config, handlers, pod).ok()?;
-                if pod_snapshotter.left_to_containerd {
-                    return None;
-                }
                 Some(Existing {
-                    snapshotter: pod_snapshotter.snapshotter,
+                    snapshotter: snapshotter_of(&config, handlers, pod)?,
                     image: image_name(&container).map(str::to_owned),
                     id: container.id,
                 })
@@ -57,13 +55,9 @@ impl Session {
                     runtime_handler: container.runtime_handler,
                     ..Pod::default()
                 };
-                let pod_snapshotter = PodSnapshotter::of(&config, &handlers, &pod).ok()?;
-                if pod_snapshotter.left_to_containerd {
-                    return None;
-                }
                 Some(Existing {
                     id: container.id,
-                    snapshotter: pod_snapshotter.snapshotter,
+                    snapshotter: snapshotter_of(&config, &handlers, &pod)?,
                     image: Some(container.image),
                 })
             });
@@ -71,4 +65,10 @@ impl Session {
             ahead.check_existing(|_| existing);
         });
     }
+}
+
+/// Returns the snapshotter of a pod; `None` if the pod is left to containerd or its handler is not known.
+fn snapshotter_of(config: &Config, handlers: &Handlers, pod: &Pod) -> Option<String> {
+    let pod = PodSnapshotter::of(config, handlers, pod).ok()?;
+    (!pod.left_to_containerd).then_some(pod.snapshotter)
 }
