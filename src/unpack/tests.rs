@@ -1,6 +1,8 @@
 //! Tests of the engine with the in-memory containerd: every state, a fault in every call, and what a fault leaves
 //! behind.
 
+mod faults;
+mod flights;
 mod guest;
 mod labelling;
 mod other_client;
@@ -149,6 +151,14 @@ impl Bench {
     }
 }
 
+impl Bench {
+    async fn config(&self) -> String {
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(self.fake.as_ref(), &self.image).await;
+        manifest.unwrap().config.clone()
+    }
+}
+
 fn request(want: Want) -> Request {
     Request {
         want,
@@ -238,275 +248,6 @@ async fn an_unanchored_chain_is_anchored() {
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Anchored, 0));
     assert_eq!(bench.state().await, State::Ready);
-}
-
-impl Bench {
-    async fn config(&self) -> String {
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(self.fake.as_ref(), &self.image).await;
-        manifest.unwrap().config.clone()
-    }
-}
-
-#[tokio::test]
-async fn after_a_fault_in_any_call_nothing_is_left_and_the_next_ensure_succeeds() {
-    let calls = [
-        "list images",
-        "read blob",
-        "stat snapshot",
-        "look up blob",
-        "create lease",
-        "add to lease",
-        "prepare snapshot",
-        "apply layer",
-        "commit snapshot",
-        "label blob",
-    ];
-    for call in calls {
-        for after in 0..2 {
-            for kind in [
-                ErrorKind::Other,
-                ErrorKind::Unreachable,
-                ErrorKind::TimedOut,
-            ] {
-                let bench = Bench::new(3).await;
-                bench.fake.fail(call, after, kind);
-                let first = bench.ensure().await;
-                bench.assert_nothing_left();
-                bench.fake.heal();
-                let second = bench.ensure().await;
-                assert!(
-                    second.is_ok(),
-                    "{call} {after} {kind:?}: {first:?}, {second:?}"
-                );
-                assert_eq!(bench.state().await, State::Ready);
-                bench.assert_nothing_left();
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_sweep_removes_what_a_failed_cleanup_left() {
-    for (call, kind) in [
-        ("remove snapshot", ErrorKind::Unreachable),
-        ("delete lease", ErrorKind::TimedOut),
-    ] {
-        let bench = Bench::new(3).await;
-        bench.fake.fail("apply layer", 1, ErrorKind::Unreachable);
-        bench.fake.fail(call, 0, kind);
-        bench.ensure().await.unwrap_err();
-        // The sweep finds an extraction snapshot by its lease; without a lease, garbage collection removes it.
-        bench.engine.sweep().await.unwrap();
-        bench.fake.collect_garbage();
-        bench.assert_nothing_left();
-        assert_eq!(bench.ensure().await.unwrap().action, Action::Unpacked);
-        bench.assert_nothing_left();
-    }
-}
-
-#[tokio::test]
-async fn a_layer_with_a_wrong_diff_id_is_not_committed() {
-    let bench = Bench::new(3).await;
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests
-        .read(bench.fake.as_ref(), &bench.image)
-        .await
-        .unwrap();
-    bench
-        .fake
-        .applies_as(&manifest.layers[1].blob.digest, &sha256(b"something else"));
-
-    let error = bench.ensure().await.unwrap_err();
-    let Error::WrongDiffId {
-        position,
-        layers,
-        expected,
-        ..
-    } = &*error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!(
-        (*position, *layers, expected),
-        (2, 3, &manifest.layers[1].diff_id)
-    );
-    bench.assert_nothing_left();
-    assert_eq!(bench.fake.all(EROFS).len(), 1);
-}
-
-#[tokio::test]
-async fn the_error_names_the_missing_blob() {
-    let bench = Bench::new(2).await;
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests
-        .read(bench.fake.as_ref(), &bench.image)
-        .await
-        .unwrap();
-    let digest = &manifest.layers[1].blob.digest;
-    bench.fake.discard(digest);
-    let message = bench.ensure().await.unwrap_err().to_string();
-    assert!(
-        message.contains("layer 2 of 2") && message.contains(digest),
-        "{message}"
-    );
-    bench.assert_nothing_left();
-}
-
-/// Returns the resources of all leases.
-async fn held(fake: &Fake) -> Vec<Resource> {
-    let mut held = vec![];
-    for lease in fake.lease_ids() {
-        held.extend(fake.lease_resources(&lease).await.unwrap());
-    }
-    held
-}
-
-#[tokio::test]
-async fn a_lease_holds_the_blobs_that_the_manifest_does_not_keep() {
-    for kept in [false, true] {
-        let bench = Bench::new(20).await;
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(bench.fake.as_ref(), &bench.image).await;
-        let manifest = manifest.unwrap();
-        let last = &manifest.layers.last().unwrap().blob.digest;
-        if kept {
-            let label = ("containerd.io/gc.ref.content.l.19".to_owned(), last.clone());
-            let labelled = bench.fake.label_blob(&manifest.digest, [label].into());
-            labelled.await.unwrap();
-        }
-        let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
-        while ticket.progress().ready_layers < 2 {
-            assert!(ticket.changed().await);
-        }
-        let held = held(&bench.fake).await;
-        assert_eq!(held.contains(&Resource::blob(last)), !kept, "{held:?}");
-        ticket.outcome().await.unwrap();
-        bench.assert_nothing_left();
-    }
-}
-
-#[tokio::test]
-async fn requests_for_the_same_image_share_one_flight() {
-    let bench = Bench::new(4).await;
-    let tickets: Vec<_> = (0..20)
-        .map(|_| bench.engine.ensure(request(Want::Image(NAME.to_owned()))))
-        .collect();
-    for mut ticket in tickets {
-        assert_eq!(ticket.outcome().await.unwrap().action, Action::Unpacked);
-        assert_eq!(ticket.progress().ready_layers, 4);
-    }
-    let calls = bench.fake.calls();
-    let applied = calls.iter().filter(|call| *call == "apply layer").count();
-    assert_eq!(applied, 4);
-}
-
-/// Fifty images share their three lowest layers, and none is unpacked.
-#[tokio::test(start_paused = true)]
-async fn shared_base_layers_are_unpacked_once() {
-    for rebases in [false, true] {
-        let bench = Bench::new(3).await;
-        if rebases {
-            bench.fake.can_rebase(EROFS, "2.2.0");
-        }
-        let name = |n: usize| format!("r.example/child:{n}");
-        for n in 0..50 {
-            // The first three layers are the same in all images.
-            bench.fake.image(&name(n), 4 + n % 3);
-        }
-        bench.fake.calls();
-        let ask = |n| bench.engine.ensure(request(Want::Image(name(n))));
-        for mut ticket in (0..50).map(ask).collect::<Vec<_>>() {
-            ticket.outcome().await.unwrap();
-        }
-        let calls = bench.fake.calls();
-        let applied = calls.iter().filter(|call| *call == "apply layer").count();
-        assert_eq!(applied, 6, "rebases: {rebases}");
-        bench.assert_nothing_left();
-    }
-}
-
-/// A lease protects a layer from garbage collection, but not from a client that replaces the chain.
-#[tokio::test(start_paused = true)]
-async fn a_layer_that_is_removed_during_the_flight_is_unpacked_again() {
-    let bench = Bench::new(3).await;
-    bench.commit_without_labels(1);
-    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
-    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    // The layer is relabelled, and the layer above it is about to be prepared.
-    bench.fake.remove(EROFS, &bench.chain_ids[0]).await.unwrap();
-    let done = ticket.outcome().await.unwrap();
-    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 3));
-    assert_eq!(bench.state().await, State::Ready);
-    bench.assert_nothing_left();
-}
-
-/// The layer does not exist when its child is prepared, and exists again when the flight reads the status.
-#[tokio::test(start_paused = true)]
-async fn a_layer_that_is_replaced_during_the_flight_is_used_as_parent() {
-    let bench = Bench::new(2).await;
-    bench.commit_without_labels(1);
-    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
-    bench.fake.slow("remove snapshot", Duration::from_secs(1));
-    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    bench.fake.forget(EROFS, &bench.chain_ids[0]);
-    // The prepare has failed, and its key is being removed.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    bench.commit_without_labels(1);
-    ticket.outcome().await.unwrap();
-    assert_eq!(bench.state().await, State::Ready);
-    bench.assert_nothing_left();
-}
-
-/// If the pull fails, only this lease keeps the manifest and the config.
-#[tokio::test(start_paused = true)]
-async fn the_lease_holds_the_documents_of_an_image_that_is_being_pulled() {
-    let bench = Bench::new(1).await;
-    let image = bench.fake.image("r.example/arrives:1", 3);
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests.read(bench.fake.as_ref(), &image).await.unwrap();
-    bench.fake.slow("prepare snapshot", Duration::from_secs(60));
-    let mut ticket = bench.engine.ensure(request(Want::Arriving(image)));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let [lease] = &bench.fake.lease_ids()[..] else {
-        panic!("expected one lease");
-    };
-    let held = bench.fake.lease_resources(lease).await.unwrap();
-    for digest in [&manifest.digest, &manifest.config] {
-        assert!(held.contains(&Resource::blob(digest)), "{digest}: {held:?}");
-    }
-    ticket.outcome().await.unwrap();
-    bench.assert_nothing_left();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_flight_continues_without_its_caller() {
-    let bench = Bench::new(3).await;
-    drop(bench.engine.ensure(request(Want::Image(NAME.to_owned()))));
-    // No other caller asks.
-    let ready = async {
-        while bench.state().await != State::Ready {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let ready = tokio::time::timeout(Duration::from_secs(60), ready).await;
-    assert!(ready.is_ok(), "the flight ended with its caller");
-}
-
-#[tokio::test]
-async fn close_stops_a_flight_and_cleans_up() {
-    let bench = Bench::new(50).await;
-    let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));
-    while ticket.progress().ready_layers < 5 {
-        assert!(ticket.changed().await);
-    }
-    bench.engine.close().await;
-    let error = ticket.outcome().await.unwrap_err();
-    assert!(matches!(*error, Error::Stopped(_)), "{error}");
-    bench.assert_nothing_left();
-    assert_eq!(bench.state().await, State::Partial);
 }
 
 #[tokio::test]
