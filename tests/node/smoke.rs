@@ -114,8 +114,10 @@ impl Node {
         let output = Log::new(self.lab.path("smoke.out")).from_now();
         let mut file = std::fs::File::options();
         let file = file.create(true).append(true).open(output.path())?;
-        let mut command = Command::new(SHELL);
-        command.arg(SCRIPT).arg("--config").arg(config);
+        // The tests may run in the background of a shell, which ignores the signal; a script cannot undo that.
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--default-signal=INT", SHELL, SCRIPT]);
+        command.arg("--config").arg(config);
         command.arg("--cgroup-parent").arg(self.lab.cgroup());
         command.arg("--runtime-endpoint").arg(socket);
         command.args(arguments).env("PATH", path).process_group(0);
