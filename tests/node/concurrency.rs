@@ -101,7 +101,7 @@ async fn the_same_image(version: Version) -> Result<()> {
 }
 
 /// An image that shares no layer with another.
-fn of_its_own(name: &str, layers: usize) -> Image {
+pub(crate) fn of_its_own(name: &str, layers: usize) -> Image {
     let file = |n: usize| {
         let content = format!("{n} of {name}\n").repeat(1 << 17);
         Layer::new().file("f", 0o644, content)

@@ -21,6 +21,7 @@ mod doctor_images;
 mod doctor_remedies;
 mod encrypted;
 mod ensure;
+mod faults;
 mod generate;
 mod guest_pull;
 mod image_labels;

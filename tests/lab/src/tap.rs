@@ -1,9 +1,11 @@
-//! A proxy in front of containerd's socket. It records the calls of its clients, and can hold or drop a call.
+//! A proxy in front of containerd's socket. It records the calls of its clients, can hold or drop a call, and and
+//! can put a fault into one.
 //!
 //! It forwards HTTP/2 streams unchanged and does not parse their messages.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use h2::client::SendRequest;
@@ -29,6 +31,20 @@ pub struct Call {
     pub message: String,
 }
 
+/// A fault of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The call never reaches containerd, which seems to answer with an error.
+    Error,
+    /// containerd serves the call, and its answer is lost.
+    AnswerLost,
+    /// The call reaches containerd after this time.
+    Delay(Duration),
+}
+
+/// gRPC's code of an error that is not known.
+const UNKNOWN: &str = "2";
+
 /// The proxy of a containerd. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct Tap {
@@ -41,6 +57,8 @@ pub struct Tap {
 struct Observer {
     calls: Mutex<Vec<Call>>,
     traps: Mutex<Vec<Trigger>>,
+    /// The next fault, and the number of the call that it is for.
+    fault: Mutex<Option<(usize, Fault)>>,
 }
 
 /// Waits for one call.
@@ -87,6 +105,12 @@ impl Tap {
         lock(&self.observer.calls).clone()
     }
 
+    /// Puts a fault into the call after the next `calls` calls. It replaces a fault that has not occurred.
+    pub fn fail(&self, calls: usize, fault: Fault) {
+        let before = lock(&self.observer.calls).len();
+        *lock(&self.observer.fault) = Some((before + calls, fault));
+    }
+
     /// Holds the next call that matches `which`, and only that one.
     pub fn hold(&self, which: impl Fn(&Call) -> bool + Send + 'static) -> Held {
         let (came, has_come) = oneshot::channel();
@@ -122,21 +146,39 @@ impl Held {
     }
 }
 
+/// What becomes of a call.
+enum Passage {
+    Forwarded,
+    Dropped,
+    Failed(Fault),
+}
+
 impl Observer {
-    /// Waits while the call is held; returns `false` if it is to be dropped.
-    async fn pass(&self, call: Call) -> bool {
-        lock(&self.calls).push(call.clone());
+    /// Waits while the call is held.
+    async fn pass(&self, call: Call) -> Passage {
+        let number = {
+            let mut calls = lock(&self.calls);
+            calls.push(call.clone());
+            calls.len() - 1
+        };
+        let fault = lock(&self.fault).take_if(|(at, _)| *at == number);
+        if let Some((_, fault)) = fault {
+            return Passage::Failed(fault);
+        }
         let trap = {
             let mut traps = lock(&self.traps);
             let at = traps.iter().position(|trap| (trap.which)(&call));
             at.map(|at| traps.remove(at))
         };
         match trap {
-            None => true,
+            None => Passage::Forwarded,
             Some(trap) => {
                 // This fails if the test has dropped the receiver.
                 let _ = trap.came.send(call);
-                trap.go.await.is_ok()
+                match trap.go.await {
+                    Ok(()) => Passage::Forwarded,
+                    Err(_) => Passage::Dropped,
+                }
             }
         }
     }
@@ -205,9 +247,24 @@ async fn forward(
         path,
         message: String::from_utf8_lossy(&message).into_owned(),
     };
-    if !observer.pass(call).await {
-        respond.send_reset(Reason::CANCEL);
-        return Ok(());
+    let mut is_answered = true;
+    match observer.pass(call).await {
+        Passage::Forwarded => {}
+        Passage::Dropped => {
+            respond.send_reset(Reason::CANCEL);
+            return Ok(());
+        }
+        Passage::Failed(Fault::Error) => {
+            let answer = tonic::codegen::http::Response::builder()
+                .header("content-type", "application/grpc")
+                .header("grpc-status", UNKNOWN)
+                .header("grpc-message", "a fault of the test")
+                .body(())?;
+            respond.send_response(answer, true)?;
+            return Ok(());
+        }
+        Passage::Failed(Fault::AnswerLost) => is_answered = false,
+        Passage::Failed(Fault::Delay(time)) => tokio::time::sleep(time).await,
     }
     let mut containerd = containerd.ready().await?;
     let (response, mut up) = containerd.send_request(Request::from_parts(head, ()), false)?;
@@ -218,7 +275,14 @@ async fn forward(
         }
     };
     let downwards = async {
-        let (head, body) = response.await?.into_parts();
+        let (head, mut body) = response.await?.into_parts();
+        if !is_answered {
+            while let Some(data) = body.data().await {
+                release_capacity(&mut body, data?)?;
+            }
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            return Ok(());
+        }
         let ends = body.is_end_stream();
         let head = tonic::codegen::http::Response::from_parts(head, ());
         let down = respond.send_response(head, ends)?;

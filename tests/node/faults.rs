@@ -1,0 +1,212 @@
+//! A fault in each call of an `ensure`: containerd answers with an error, its answer is lost, or it is slow. The command
+//! ends, and the next one makes the image ready and leaves nothing behind.
+//!
+//! Without `NRI_UNPACK_FAULTS` a part of the calls is tried, chosen by `NRI_UNPACK_SEED`; with it each call.
+
+use std::collections::BTreeSet;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Fault, Options, Remote, Tap, Version};
+
+use crate::concurrency::of_its_own;
+use crate::guest_pull::NYDUS;
+use crate::support::{CRI_LABELS, Node, handler};
+
+const FAULTS: [Fault; 3] = [
+    Fault::Error,
+    Fault::AnswerLost,
+    Fault::Delay(Duration::from_millis(300)),
+];
+
+/// One of so many calls gets a fault in a short run. A layer takes five calls: a multiple of five would meet the same
+/// call of each.
+const SHARE: usize = 7;
+
+/// The longest time that a command with a fault may take.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The calls that change something: a run that never makes one of them tests nothing.
+const CHANGES: [&str; 7] = [
+    "Leases/Create",
+    "Leases/Delete",
+    "Snapshots/Prepare",
+    "Snapshots/Commit",
+    "Snapshots/Remove",
+    "Content/Update",
+    "Diff/Apply",
+];
+
+/// The state of the chain before each `ensure`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Missing,
+    /// Unpacked by containerd without labels, where the snapshotter needs them when a snapshot is prepared.
+    Unlabelled,
+}
+
+struct Bench {
+    node: Node,
+    snapshotter: &'static str,
+    before: Before,
+}
+
+impl Bench {
+    async fn start(version: Version, snapshotter: &'static str, before: Before) -> Result<Self> {
+        let mut options = Options::new(version);
+        if snapshotter == NYDUS {
+            options.remotes = vec![Remote::Nydus];
+        }
+        let mut node = Node::start_with(version, options).await?;
+        if before == Before::Unlabelled {
+            // An image that the guest pulls shows the behaviour of the snapshotter.
+            node.ensure_ready(&node.image, snapshotter)?;
+        }
+        node.image = of_its_own("faults", 4);
+        node.tap = Some(Tap::start(&node.lab)?);
+        Ok(Self {
+            node,
+            snapshotter,
+            before,
+        })
+    }
+
+    fn tap(&self) -> Result<&Tap> {
+        self.node.tap.as_ref().context("no tap")
+    }
+
+    /// Brings the chain into the state before an `ensure`.
+    async fn reset(&mut self) -> Result<()> {
+        let name = self.node.image.name().to_owned();
+        self.node.cri.remove_image(&name).await?;
+        self.node.store.collect_garbage().await?;
+        let chain = self
+            .node
+            .store
+            .chain(self.snapshotter, &self.node.image)
+            .await?;
+        ensure!(chain.is_empty(), "{} layers are left", chain.len());
+        self.node.store.put_image(&self.node.image).await?;
+        if self.before == Before::Unlabelled {
+            // The handler has the name of its snapshotter.
+            let pod = self.node.cri.run_pod(self.snapshotter, &[]).await?;
+            let cri = &mut self.node.cri;
+            cri.create_container(&pod, &name, &[], &[]).await?;
+            cri.remove_pod(&pod).await?;
+            let state = self
+                .node
+                .state_of(&self.node.image, self.snapshotter)
+                .await?;
+            ensure!(state == "unlabelled", "{state}");
+        }
+        Ok(())
+    }
+
+    fn ensure(&self) -> Result<Output> {
+        let arguments = [
+            "ensure",
+            self.node.image.name(),
+            "--snapshotter",
+            self.snapshotter,
+        ];
+        tokio::task::block_in_place(|| self.node.command(&arguments))
+    }
+
+    async fn assert_ready(&self) -> Result<()> {
+        let output = self.ensure()?;
+        ensure!(output.status.success(), "{output:?}");
+        match self.before {
+            Before::Missing => self.node.assert_labelled(self.snapshotter).await?,
+            // The mount of a guest pull depends on the top layer alone.
+            Before::Unlabelled => {
+                let chain = self
+                    .node
+                    .store
+                    .chain(self.snapshotter, &self.node.image)
+                    .await?;
+                let top = chain.last().context("no layer")?;
+                let name = top.labels.get(CRI_LABELS[0]);
+                ensure!(
+                    name.is_some_and(|name| name == self.node.image.name()),
+                    "{top:?}"
+                );
+            }
+        }
+        self.node.nothing_left(self.snapshotter).await
+    }
+}
+
+/// Returns the numbers of the calls that get a fault.
+fn chosen(calls: usize) -> Vec<usize> {
+    if std::env::var_os("NRI_UNPACK_FAULTS").is_some() {
+        return (0..calls).collect();
+    }
+    let seed = std::env::var("NRI_UNPACK_SEED").ok();
+    let seed = seed.and_then(|seed| seed.parse().ok());
+    let seed: usize = seed.unwrap_or_else(|| std::process::id() as usize);
+    println!("NRI_UNPACK_SEED={seed}");
+    (seed % SHARE..calls).step_by(SHARE).collect()
+}
+
+async fn every_call(version: Version, snapshotter: &'static str, before: Before) -> Result<()> {
+    let mut bench = Bench::start(version, snapshotter, before).await?;
+    bench.reset().await?;
+    let earlier = bench.tap()?.calls().len();
+    bench.assert_ready().await?;
+    let made: Vec<_> = bench.tap()?.calls().split_off(earlier);
+    let changes = CHANGES.into_iter().filter(|change| {
+        let is_skipped = match before {
+            Before::Missing => *change == "Snapshots/Remove",
+            // A labelled `Prepare` commits the layer itself, and the chain is anchored already.
+            Before::Unlabelled => {
+                ["Snapshots/Commit", "Content/Update", "Diff/Apply"].contains(change)
+            }
+        };
+        !is_skipped && !made.iter().any(|call| call.path.ends_with(change))
+    });
+    let changes: BTreeSet<_> = changes.collect();
+    ensure!(changes.is_empty(), "never called: {changes:?}");
+
+    for call in chosen(made.len()) {
+        for fault in FAULTS {
+            bench.reset().await?;
+            bench.tap()?.fail(call, fault);
+            let began = Instant::now();
+            let output = bench.ensure()?;
+            let took = began.elapsed();
+            let of = &made[call].path;
+            let case = format!("{fault:?} in call {call}, {of}: {took:?}");
+            println!("{case}: {:?}", output.status.code());
+            ensure!(took < LONGEST, "{case}");
+            ensure!(
+                matches!(output.status.code(), Some(0 | 1 | 3)),
+                "{case}: {output:?}"
+            );
+            bench.assert_ready().await.context(case)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_unpack_on_2_1() -> Result<()> {
+    let version = Version::V2_1;
+    every_call(version, handler(version), Before::Missing).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_unpack_on_1_7() -> Result<()> {
+    let version = Version::V1_7;
+    every_call(version, handler(version), Before::Missing).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_replacement_on_2_1() -> Result<()> {
+    every_call(Version::V2_1, NYDUS, Before::Unlabelled).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_replacement_on_1_7() -> Result<()> {
+    every_call(Version::V1_7, NYDUS, Before::Unlabelled).await
+}
