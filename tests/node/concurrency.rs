@@ -21,6 +21,13 @@ const APPLY: &str = "Diff/Apply";
 const LARGE: &str = "registry.test/lab/large:1";
 
 impl Node {
+    /// Whether containerd has an extraction snapshot of its own.
+    async fn is_unpacked_by_containerd(&self, snapshotter: &str) -> Result<bool> {
+        let snapshots = self.store.snapshots(snapshotter).await?;
+        let mut keys = snapshots.iter().map(|s| s.key.as_str());
+        Ok(keys.any(|key| key.starts_with("extract-") && !key.starts_with("extract-nri-unpack")))
+    }
+
     /// How often a method was called through the tap.
     fn called(&self, method: &str) -> usize {
         let calls = self.tap.as_ref().map(Tap::calls).unwrap_or_default();
@@ -203,24 +210,35 @@ async fn with_containerd_for_a_guest_on_1_7() -> Result<()> {
     with_containerd_for_a_guest(Version::V1_7).await
 }
 
-/// containerd begins to unpack an image that the plugin is unpacking: the plugin leaves it the layers that are not
-/// committed then.
+/// containerd begins to unpack an image while the plugin unpacks its first layer: the plugin leaves the other layers
+/// to containerd.
 async fn begun_by_containerd(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     node.image = images::large(LARGE, 8, 32 << 20)?;
     node.store.put_image(&node.image).await?;
-    node.tap = Some(Tap::start(&node.lab)?);
-    node.hooks = "[hooks]\nwait = \"300ms\"";
+    let tap = Tap::start(&node.lab)?;
+    let mut first = tap.hold(|call| call.path.ends_with(APPLY));
+    node.tap = Some(tap);
+    // The pause image is not made ready ahead, so that the first layer is one of this image.
+    node.hooks = "[snapshotters.default]\neager = \"none\"\n[hooks]\nwait = \"300ms\"";
     node.serve("").await?;
     let handler = handler(version);
-    let pod = node
-        .cri
-        .run_pod(handler, &[("nri-unpack/images", LARGE)])
-        .await?;
-    node.cri.create_container(&pod, LARGE, &[], &[]).await?;
+    let annotation = [("nri-unpack/images", LARGE)];
+    let pod = node.cri.run_pod(handler, &annotation).await?;
+    tokio::time::timeout(PATIENCE, first.came()).await??;
+    let mut cri = node.cri.clone();
+    let creation = tokio::spawn(async move { cri.create_container(&pod, LARGE, &[], &[]).await });
+    let begun = async {
+        while !node.is_unpacked_by_containerd(handler).await? {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, begun).await??;
+    first.release();
+    creation.await??;
     node.wait_labelled(handler).await?;
     let (ours, layers) = (node.called(APPLY), node.image.layers.len());
-    ensure!(ours > 0, "the plugin unpacked nothing");
     ensure!(ours <= layers / 2, "the plugin unpacked {ours} of {layers}");
     node.assert_nothing_left(handler).await
 }
