@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::containerd::Snapshot;
 use crate::unpack::snapshotter::lease;
 
@@ -19,12 +21,12 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The time in which the other client goes on to its next layer.
-const BETWEEN_LAYERS: Duration = Duration::from_millis(50);
+/// The time without an extraction snapshot after which the other client has given up. A snapshot is not listed before
+/// its `Prepare` has ended, which takes long in native.
+const BETWEEN_LAYERS: Duration = Duration::from_secs(2);
 
 impl Unpack<'_> {
-    /// Waits while another client of containerd unpacks a layer of this image. Returns whether it has committed this
-    /// one.
+    /// Waits while another client of containerd unpacks layers of this image. Returns whether it has committed this one.
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
         let capabilities = &self.layers.capabilities;
         let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
@@ -41,20 +43,15 @@ impl Unpack<'_> {
         }
     }
 
-    /// Waits until this layer is committed or no layer is being unpacked; returns which.
+    /// Waits until the whole image is committed or no layer is being unpacked. Returns whether this layer is committed.
     async fn other_client_ends(&self) -> Result<bool, Failure> {
-        let mut looks_without = 0;
-        while looks_without < 2 {
-            if self.is_committed().await? {
-                return Ok(true);
-            }
+        let top = self.manifest.chain_id().unwrap_or(&self.layer.chain_id);
+        let mut last_seen = Instant::now();
+        while last_seen.elapsed() < BETWEEN_LAYERS && !self.exists(top).await? {
             if self.is_unpacked_by_other_client().await {
-                looks_without = 0;
-                tokio::time::sleep(LOOK).await;
-            } else {
-                looks_without += 1;
-                tokio::time::sleep(BETWEEN_LAYERS).await;
+                last_seen = Instant::now();
             }
+            tokio::time::sleep(LOOK).await;
         }
         Ok(self.is_committed().await?)
     }

@@ -410,7 +410,7 @@ impl Unpack<'_> {
         self.exists(&self.layer.chain_id).await
     }
 
-    async fn exists(&self, chain_id: &str) -> Result<bool, containerd::Error> {
+    pub(super) async fn exists(&self, chain_id: &str) -> Result<bool, containerd::Error> {
         match self.containerd.stat(self.snapshotter, chain_id).await {
             Ok(_) => Ok(true),
             Err(e) if e.is_not_found() => Ok(false),
