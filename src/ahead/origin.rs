@@ -8,10 +8,7 @@
 use std::collections::BTreeSet;
 
 use crate::containerd::{Containerd, Error, Image, Labels};
-use crate::image::{IMAGE_REF, MANIFEST_DIGEST, hostname, is_pullable, repository};
-
-/// The one registry whose name never has a port.
-const DOCKER_HUB: &str = "docker.io";
+use crate::image::{DOCKER_HUB, IMAGE_REF, MANIFEST_DIGEST, hostname, is_pullable, repository};
 
 /// A layer that containerd is extracting.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ pub use labels::{
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;
+pub(crate) use reference::DOCKER_HUB;
 pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, normal, repository};
 
 /// Why an image cannot be read.

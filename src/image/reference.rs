@@ -10,6 +10,7 @@ mod grammar;
 use crate::containerd::{Containerd, Image};
 
 use super::Error;
+pub(crate) use grammar::DOCKER_HUB;
 use grammar::Reference;
 
 /// Hex digits of a sha256 digest.

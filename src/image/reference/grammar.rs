@@ -7,7 +7,8 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-const DEFAULT_REGISTRY: &str = "docker.io";
+/// The default registry, the only one whose name never has a port.
+pub(crate) const DOCKER_HUB: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
 
 /// The default registry's former name.
@@ -36,15 +37,20 @@ pub(super) struct Reference<'a> {
 impl<'a> Reference<'a> {
     /// Returns `None` if `text` is not a reference.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
-        let (text, digest) = split_before(text, '@');
-        let path_start = text.rfind('/').map_or(0, |slash| slash + 1);
-        let tag_start = text[path_start..].find(':').map(|colon| path_start + colon);
-        let (name, tag) = match tag_start {
-            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
+        let (text, digest) = match text.split_once('@') {
+            Some((text, digest)) => (text, Some(digest)),
+            None => (text, None),
+        };
+        let last_part = text.rfind('/').unwrap_or(0);
+        let (name, tag) = match text[last_part..].find(':') {
+            Some(colon) => (
+                &text[..last_part + colon],
+                Some(&text[last_part + colon + 1..]),
+            ),
             None => (text, None),
         };
         let (registry, repository) = split_registry(name)?;
-        let namespace = registry == DEFAULT_REGISTRY && !repository.contains('/');
+        let namespace = registry == DOCKER_HUB && !repository.contains('/');
         let valid = repository.len() <= LONGEST_REPOSITORY
             && repository.split('/').all(is_path_component)
             && tag.is_none_or(is_tag)
@@ -86,14 +92,6 @@ impl fmt::Display for Reference<'_> {
     }
 }
 
-/// Returns the text before the first `separator`, and the text after it if there is one.
-fn split_before(text: &str, separator: char) -> (&str, Option<&str>) {
-    match text.split_once(separator) {
-        Some((before, after)) => (before, Some(after)),
-        None => (text, None),
-    }
-}
-
 /// Splits a name into registry and repository. Its first part is a registry if it has a dot, a port or an upper-case
 /// letter, or is `localhost`.
 fn split_registry(name: &str) -> Option<(&str, &str)> {
@@ -102,28 +100,28 @@ fn split_registry(name: &str) -> Option<(&str, &str)> {
         Some((first, rest)) if first == "localhost" || first.contains(marks) => {
             let valid = is_registry(first) || is_path_component(first);
             let former = first == FORMER_REGISTRY;
-            let registry = if former { DEFAULT_REGISTRY } else { first };
+            let registry = if former { DOCKER_HUB } else { first };
             valid.then_some((registry, rest))
         }
-        _ => Some((DEFAULT_REGISTRY, name)),
+        _ => Some((DOCKER_HUB, name)),
     }
 }
 
 /// Whether it is a host name or an address, with or without a port. An IPv6 address is in brackets.
 fn is_registry(text: &str) -> bool {
     let bracketed = text.strip_prefix('[').and_then(|t| t.split_once(']'));
-    let (valid, port) = match bracketed {
-        Some((address, "")) => (address.parse::<Ipv6Addr>().is_ok(), None),
-        Some((address, port)) => (
-            address.parse::<Ipv6Addr>().is_ok(),
-            port.strip_prefix(':').or(Some("")),
-        ),
+    let (is_host, port) = match bracketed {
+        Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
         None => {
-            let (host, port) = split_before(text, ':');
+            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
             (host.split('.').all(is_host_label), port)
         }
     };
-    valid && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn is_host_label(text: &str) -> bool {
@@ -147,16 +145,16 @@ fn is_tag(text: &str) -> bool {
 
 /// Whether it is a digest of an algorithm that containerd knows.
 fn is_digest(text: &str) -> bool {
-    let digits = match text.split_once(':') {
-        Some(("sha256", digits)) => digits.len() == 64,
-        Some(("sha384", digits)) => digits.len() == 96,
-        Some(("sha512", digits)) => digits.len() == 128,
-        _ => false,
+    let Some((algorithm, digits)) = text.split_once(':') else {
+        return false;
     };
-    digits
-        && text
-            .split_once(':')
-            .is_some_and(|(_, digits)| super::is_hex(digits))
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => return false,
+    };
+    digits.len() == length && super::is_hex(digits)
 }
 
 #[cfg(test)]
