@@ -73,8 +73,9 @@ impl Unpack<'_> {
     }
 }
 
-/// One whose age is unknown is recent.
+/// Returns `false` if the age is not known or the clock was set back: each layer would wait for a snapshot that a
+/// killed containerd left.
 fn is_recent(extraction: &Snapshot) -> bool {
     let age = extraction.created_at.and_then(|time| time.elapsed().ok());
-    age.is_none_or(|age| age < LONGEST)
+    age.is_some_and(|age| age < LONGEST)
 }

@@ -10,6 +10,7 @@ async fn after_a_fault_in_any_call_nothing_is_left_and_the_next_ensure_succeeds(
         "stat snapshot",
         "look up blob",
         "create lease",
+        "list extraction snapshots of",
         "add to lease",
         "prepare snapshot",
         "apply layer",

@@ -88,6 +88,9 @@ async fn what_a_killed_containerd_left_and_other_images_are_not_waited_for() {
     let old = SystemTime::now() - Duration::from_secs(61);
     let left = format!("extract-1-abcd {}", bench.chain_ids[0]);
     bench.fake.extract(EROFS, &left, None, old);
+    let later = format!("extract-3-abcd {}", bench.chain_ids[1]);
+    let tomorrow = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
+    bench.fake.extract(EROFS, &later, None, tomorrow);
     let other = format!("extract-2-abcd sha256:{}", "0".repeat(64));
     bench.fake.extract(EROFS, &other, None, SystemTime::now());
     let began = tokio::time::Instant::now();
