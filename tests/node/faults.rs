@@ -175,9 +175,11 @@ async fn every_call(version: Version, snapshotter: &'static str, before: Before)
             let began = Instant::now();
             let output = bench.ensure()?;
             let took = began.elapsed();
+            let has_occurred = bench.tap()?.heal();
             let of = &made[call].path;
             let case = format!("{fault:?} in call {call}, {of}: {took:?}");
             println!("{case}: {:?}", output.status.code());
+            ensure!(has_occurred, "{case}: the command made fewer calls");
             ensure!(took < LONGEST, "{case}");
             ensure!(
                 matches!(output.status.code(), Some(0 | 1 | 3)),

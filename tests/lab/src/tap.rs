@@ -1,4 +1,4 @@
-//! A proxy in front of containerd's socket. It records the calls of its clients, can hold or drop a call, and and
+//! A proxy in front of containerd's socket. It records the calls of its clients, can hold or drop a call, and
 //! can put a fault into one.
 //!
 //! It forwards HTTP/2 streams unchanged and does not parse their messages.
@@ -105,10 +105,15 @@ impl Tap {
         lock(&self.observer.calls).clone()
     }
 
-    /// Puts a fault into the call after the next `calls` calls. It replaces a fault that has not occurred.
+    /// Puts a fault into the call after the next `calls` calls, until [`Self::heal`].
     pub fn fail(&self, calls: usize, fault: Fault) {
         let before = lock(&self.observer.calls).len();
         *lock(&self.observer.fault) = Some((before + calls, fault));
+    }
+
+    /// Ends the fault. Returns whether it has occurred.
+    pub fn heal(&self) -> bool {
+        lock(&self.observer.fault).take().is_none()
     }
 
     /// Holds the next call that matches `which`, and only that one.
@@ -146,7 +151,7 @@ impl Held {
     }
 }
 
-/// What becomes of a call.
+/// How a call continues.
 enum Passage {
     Forwarded,
     Dropped,
