@@ -257,7 +257,9 @@ impl Node {
     pub(crate) async fn wait_image(&self, image: &Image, snapshotter: &str) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let state = self.state_of(image, snapshotter).await?;
+            // containerd reconnects to a killed snapshotter only after a pause: until then `check` lists nothing.
+            let state = self.state_of(image, snapshotter).await;
+            let state = state.unwrap_or_else(|error| error.to_string());
             if state == "ready" {
                 return Ok(());
             }

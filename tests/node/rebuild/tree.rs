@@ -98,7 +98,8 @@ pub(crate) async fn of(node: &Node, snapshotter: &str) -> Result<Tree> {
     fs::create_dir_all(&at)?;
     mount(&view.mounts, &at)?;
     let tree = walk(&at);
-    run(Command::new("umount").arg(&at))?;
+    // A process that another test is starting holds a file of the tree until it executes its program.
+    run(Command::new("umount").arg("--lazy").arg(&at))?;
     let request = RemoveSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: VIEW.to_owned(),
