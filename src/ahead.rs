@@ -10,6 +10,7 @@ mod choice;
 mod demand;
 mod eager;
 mod existing;
+mod lost;
 mod origin;
 mod pulls;
 mod queue;
@@ -36,7 +37,7 @@ use crate::config::Labels;
 use crate::containerd::Image;
 use crate::handlers::Handlers;
 use crate::node::Node;
-use crate::unpack::{Error, Outcome, Request, Urgency, Want};
+use crate::unpack::{Error, Outcome, Request, State, Urgency, Want};
 
 pub use choice::MAX_SNAPSHOTS;
 use demand::Demand;
@@ -66,6 +67,8 @@ pub struct Ahead {
     unready: Unready,
     demand: Demand,
     snapshot_counts: SnapshotCounts,
+    /// The snapshotters that have lost their state since the last reconcile began.
+    lost: Mutex<HashSet<String>>,
     /// Notified when an image was removed.
     removals: Notify,
     /// Whether the last reconcile left images because a snapshotter holds too many snapshots.
@@ -85,11 +88,13 @@ impl Ahead {
             unready: Unready::default(),
             demand: Demand::default(),
             snapshot_counts: SnapshotCounts::default(),
+            lost: Mutex::default(),
             removals: Notify::new(),
             left: AtomicBool::default(),
         });
         node.in_session(watch::run(ahead.clone()));
         node.in_session(removals::run(ahead.clone()));
+        node.in_session(lost::run(ahead.clone()));
         for arrivals in comes_out {
             node.in_session(arrivals::run(ahead.clone(), arrivals));
         }
@@ -245,7 +250,8 @@ impl Ahead {
 /// Whether a failure to make an image ready ahead is logged as a warning. Excluded, stopped and removed
 /// images are no failures, a chain in use is replaced later, and a snapshotter that does not answer is logged once.
 fn is_news(error: &Error) -> bool {
-    let goes_on = matches!(error, Error::Stopped(_) | Error::InUse { .. });
+    let is_replaced_later = matches!(error, Error::InUse { .. }) && !is_lost(error);
+    let goes_on = matches!(error, Error::Stopped(_)) || is_replaced_later;
     !error.is_left_to_containerd()
         && !error.has_no_image()
         && !goes_on
@@ -255,5 +261,9 @@ fn is_news(error: &Error) -> bool {
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in
 /// use does not count: the engine replaces it later.
 fn may_pass(error: &Error) -> bool {
-    error.may_pass() && !matches!(error, Error::InUse { .. })
+    error.may_pass() && (!matches!(error, Error::InUse { .. }) || is_lost(error))
+}
+
+fn is_lost(error: &Error) -> bool {
+    error.state() == Some(State::Lost)
 }

@@ -45,6 +45,7 @@ mod tests {
     fn a_snapshotter_that_holds_many_gets_repairs_only() {
         let status = |state, committed| ImageStatus {
             manifest: String::new(),
+            chain: None,
             state,
             is_excluded: false,
             layers: 5,

@@ -200,12 +200,15 @@ async fn scan<'a>(
         .iter()
         .flat_map(|k| managed.iter().map(move |s| (k, s)));
     let everywhere: Vec<_> = everywhere.collect();
+    // Pinned images come first, so they show the loss before the other images are looked at.
+    let mut lost = std::mem::take(&mut *ahead.lost.lock());
     for (store_image, snapshotter) in everywhere {
         let name = snapshotter.name.as_str();
         let Some((listing, held)) = listings.get_mut(name) else {
             continue;
         };
-        if !eager::is_eager(&node.config(), snapshotter, store_image.is_pinned) {
+        let is_eager = eager::is_eager(&node.config(), snapshotter, store_image.is_pinned);
+        if !is_eager && !lost.contains(name) {
             continue;
         }
         let status = match node
@@ -220,7 +223,13 @@ async fn scan<'a>(
                 continue;
             }
         };
-        if store_image.is_pinned {
+        let is_lost = status.state == State::Lost;
+        if is_lost {
+            lost.insert(name.to_owned());
+        } else if !is_eager {
+            continue;
+        }
+        if store_image.is_pinned && is_eager {
             let key = (store_image.image.name.as_str(), name);
             scan.pinned.insert(key, status.state);
             continue;
@@ -231,7 +240,8 @@ async fn scan<'a>(
             Choice::TooMany => summary.left(name, Some(status.state)),
             Choice::Make { more } => {
                 let config = node.config();
-                let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
+                let is_lazy =
+                    more > 0 && !is_lost && eager::is_without_content(&config, snapshotter, false);
                 let is_certain = !is_lazy || ahead.takes_any_name(name);
                 // An image that may not be made ready is counted only when it is made.
                 *held += if is_certain { more } else { 0 };

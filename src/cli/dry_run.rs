@@ -111,6 +111,7 @@ fn spelled(step: &Planned) -> String {
         StepKind::Relabel => format!("put the labels on {}", layer()),
         StepKind::Unpack => format!("unpack {} with its labels", layer()),
         StepKind::Replace => "remove the chain, from the top down to the first layer that something else uses, and unpack it again".to_owned(),
+        StepKind::Remove => "remove the records of the layers that the snapshotter has lost".to_owned(),
         StepKind::Anchor => "keep the chain from garbage collection, by a label on the config blob".to_owned(),
     }
 }

@@ -71,6 +71,9 @@ pub trait Containerd: Send + Sync {
 
     /// Returns one snapshot.
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot>;
+    /// Whether containerd's metadata has a snapshot of this name, also if the snapshotter has lost it. [`Containerd::stat`]
+    /// and [`Containerd::snapshots`] do not show a lost snapshot.
+    async fn has_record(&self, snapshotter: &str, name: &str) -> Result<bool>;
     /// Lists all snapshots of a snapshotter.
     async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;
     /// Lists the extraction snapshots of a snapshotter, those of this program among them: the active snapshots into
@@ -158,6 +161,8 @@ pub trait Containerd: Send + Sync {
     /// Returns the mount point of CRI's first image file system, which is the default snapshotter's
     /// directory; `None` if CRI lists none.
     async fn image_file_system(&self) -> Result<Option<String>>;
+    /// Lists CRI's pods: the id of each, which is also the key of its sandbox's snapshot, and `namespace/name`.
+    async fn cri_pods(&self) -> Result<Vec<(String, String)>>;
     /// Lists CRI's containers whose pods CRI lists.
     async fn cri_containers(&self) -> Result<Vec<CriContainer>>;
 }

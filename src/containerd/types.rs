@@ -190,6 +190,8 @@ pub struct ListedPlugin {
 pub struct CriContainer {
     /// The id, which is also the key of the container's snapshot.
     pub id: String,
+    /// The id of its pod.
+    pub pod_id: String,
     /// The image as the container's creator named it.
     pub image: String,
     /// The pod's runtime handler; empty for the default one.

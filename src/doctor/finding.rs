@@ -66,8 +66,11 @@ pub struct Remedy {
 /// A safe remedy: it removes nothing that is in use.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cure {
-    /// Make an image ready.
-    Ensure { image: String, snapshotter: String },
+    /// Make images ready.
+    Ensure {
+        images: Vec<String>,
+        snapshotter: String,
+    },
     /// Remove what a crash has left.
     Sweep,
 }

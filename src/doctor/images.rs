@@ -277,16 +277,17 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
         .advise("make it ready; a running plugin does so by itself, unless its configuration excludes it")
         .run(ensure(&[name], snapshotter))
         .cure(Cure::Ensure {
-            image: name.to_owned(),
+            images: vec![name.to_owned()],
             snapshotter: snapshotter.to_owned(),
         }),
     )
 }
 
-/// Returns the id of the finding for a state. A ready or missing image is no finding.
+/// Returns the id of the finding for a state; `None` if the state is no finding of this check.
 fn id(state: State) -> Option<&'static str> {
     match state {
-        State::Ready | State::Missing => None,
+        // The check of lost snapshots reports them.
+        State::Ready | State::Missing | State::Lost => None,
         State::Unavailable => Some("images-unavailable"),
         State::Partial => Some("images-partial"),
         State::Unlabelled => Some("images-unlabelled"),

@@ -11,13 +11,13 @@ mod images;
 mod instances;
 mod inventory;
 mod leftovers;
+mod lost;
 mod nri;
 mod permissions;
 mod pulls;
 mod reach;
 mod required;
 mod snapshotters;
-mod split;
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
         permissions::check(&inventory),
         snapshotters::check(&inventory),
         pulls::check(&inventory),
-        split::check(&inventory).await,
+        lost::check(&inventory).await,
         images::check(&inventory).await,
         guest_layers::check(&inventory).await,
         leftovers::check(&inventory).await,
@@ -71,11 +71,24 @@ impl Examination {
         for finding in &mut self.findings {
             finding.fixed = match &finding.cure {
                 None => None,
-                Some(Cure::Ensure { image, snapshotter }) => ensure(node, image, snapshotter).await,
+                Some(Cure::Ensure {
+                    images,
+                    snapshotter,
+                }) => ensure_all(node, images, snapshotter).await,
                 Some(Cure::Sweep) => sweep(node).await,
             };
         }
     }
+}
+
+/// Makes images ready. Returns what was done; `None` if one of them failed, and the finding stays open.
+async fn ensure_all(node: &Arc<Node>, images: &[String], snapshotter: &str) -> Option<String> {
+    let mut done = Vec::new();
+    for image in images {
+        done.push(ensure(node, image, snapshotter).await);
+    }
+    let done: Option<Vec<_>> = done.into_iter().collect();
+    Some(done?.join("; "))
 }
 
 /// Makes an image ready. Returns what was done; `None` if it failed, and the finding stays open.

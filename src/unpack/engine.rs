@@ -18,6 +18,7 @@ use super::serve::Serve;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::Planned;
 use crate::unpack::chain::profile::Profile;
+use crate::unpack::chain::state::State;
 use crate::unpack::flight::runner::FlightRunner;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::replacements::Replacements;
@@ -30,7 +31,9 @@ use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::snapshotter::listing::Listing;
+use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::content_needs::NeedContent;
+use crate::unpack::target::images::Images;
 use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
@@ -43,6 +46,7 @@ pub struct Engine {
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     need_content: NeedContent,
+    sentinels: Arc<Sentinels>,
     runner: Arc<FlightRunner>,
     replacements: Replacements,
     tasks: TaskTracker,
@@ -60,13 +64,12 @@ impl Engine {
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
         let capabilities = Arc::new(CapabilityCache::default());
-        let resolver = Resolver::new(
-            containerd.clone(),
-            leases.clone(),
-            policy,
-            capabilities.clone(),
-        );
+        let images = Arc::new(Images::new(containerd.clone()));
+        let resolver = Resolver::new(images.clone(), leases.clone(), policy, capabilities.clone());
+        let sentinels = Arc::new(Sentinels::default());
         let runner = FlightRunner::new(
+            images,
+            sentinels.clone(),
             containerd.clone(),
             leases.clone(),
             fallback,
@@ -79,6 +82,7 @@ impl Engine {
             swap_cost: swap::Cost::default(),
             leases,
             need_content: NeedContent::default(),
+            sentinels,
             tasks: runner.tasks.clone(),
             stop: runner.stop.clone(),
             runner: Arc::new(runner),
@@ -178,7 +182,24 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<ImageStatus, Error> {
-        inspect::image_status(&self.resolver, image, names, listing).await
+        let status = inspect::image_status(&self.resolver, image, names, listing).await?;
+        if status.committed == status.layers
+            && let Some(chain) = &status.chain
+        {
+            self.sentinels.saw(&listing.snapshotter, chain);
+        }
+        Ok(status)
+    }
+
+    /// Whether the snapshotter has lost its state: a chain that it had is gone, and containerd's metadata still has it.
+    /// Returns `true` once for each loss.
+    pub async fn has_lost(&self, snapshotter: &str) -> Result<bool, crate::containerd::Error> {
+        let containerd = self.containerd.as_ref();
+        let has_lost = self.sentinels.has_lost(containerd, snapshotter).await?;
+        if has_lost {
+            self.runner.ready_cache.forget();
+        }
+        Ok(has_lost)
     }
 
     /// Returns the steps that [`Engine::ensure`] would run for an image, in order; none for an excluded image.
@@ -189,15 +210,6 @@ impl Engine {
         listing: &Listing,
     ) -> Result<Vec<Planned>, Error> {
         inspect::planned(&self.resolver, image, names, listing).await
-    }
-
-    /// Returns the missing layers of an image: the position of each, from 0 at the bottom, and its chain id.
-    pub async fn missing_layers(
-        &self,
-        image: &Image,
-        listing: &Listing,
-    ) -> Result<Vec<(usize, String)>, Error> {
-        inspect::missing_layers(&self.resolver, image, listing).await
     }
 
     /// Returns the chain ids of an image's layers, bottom first.
@@ -255,9 +267,13 @@ impl Engine {
     /// Starts to replace the chain of this error in the background, if the error is [`Error::InUse`]. The chain is
     /// replaced when nothing uses it any more.
     pub fn replace_if_in_use(self: &Arc<Self>, error: &Error, snapshotter: &str) {
-        let Error::InUse { image, .. } = error else {
+        // A lost chain is no chain to replace: the next reconcile tries again.
+        let Error::InUse { image, state, .. } = error else {
             return;
         };
+        if *state == State::Lost {
+            return;
+        }
         let Some(replacement) = self.replacements.begin(image, snapshotter) else {
             return;
         };

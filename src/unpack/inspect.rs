@@ -13,6 +13,8 @@ use crate::unpack::target::resolve::Resolver;
 pub struct ImageStatus {
     /// The digest of the manifest for this platform.
     pub manifest: String,
+    /// The chain id of the top layer; `None` for an image without layers.
+    pub chain: Option<String>,
     /// The state of the image's chain.
     pub state: State,
     /// The image is excluded, and so needs no labels.
@@ -37,7 +39,8 @@ pub(crate) async fn image_status(
         Ok(resolved) => resolved,
         Err(e) => return Err(resolver.images.unless_removed(e).await),
     };
-    let status = target.status_in(listing);
+    let containerd = resolver.images.containerd();
+    let status = target.status_in(containerd, listing).await?;
     let mut state = status.state(&target.rules);
     // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
     let may_proxy = target.supports_guest_pull || resolver.profile(&listing.snapshotter).may_proxy;
@@ -50,6 +53,7 @@ pub(crate) async fn image_status(
     }
     Ok(ImageStatus {
         manifest: target.manifest.digest.clone(),
+        chain: target.manifest.chain_id().map(str::to_owned),
         state,
         is_excluded,
         layers: status.layers.len(),
@@ -69,26 +73,13 @@ pub(crate) async fn planned(
     if is_excluded {
         return Ok(vec![]);
     }
-    let status = target.status_in(listing);
+    let containerd = resolver.images.containerd();
+    let status = target.status_in(containerd, listing).await?;
     if let Some(refused) = target.refused(&status) {
         return Err(refused);
     }
     let steps = plan(&status, &target.rules);
     Ok(spelled_out(&steps, &target.manifest.layers))
-}
-
-/// Returns the missing layers of an image: the position of each, from 0 at the bottom, and its chain id.
-pub(crate) async fn missing_layers(
-    resolver: &Resolver,
-    image: &Image,
-    listing: &Listing,
-) -> Result<Vec<(usize, String)>, Error> {
-    let (target, _) = resolver.target_in(image, &[], listing).await?;
-    let layers = target.manifest.layers.iter().enumerate();
-    let missing = layers.filter(|(_, layer)| listing.snapshot(&layer.chain_id).is_none());
-    Ok(missing
-        .map(|(i, layer)| (i, layer.chain_id.clone()))
-        .collect())
 }
 
 /// Returns the chain ids of an image's layers, bottom first.

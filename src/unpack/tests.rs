@@ -5,6 +5,7 @@ mod faults;
 mod flights;
 mod guest;
 mod labelling;
+mod lost;
 mod other_client;
 mod parallel;
 mod properties;

@@ -46,6 +46,7 @@ pub(super) fn reason(status: &ImageStatus) -> String {
             "labels name another image, or a registry that this image is not from".to_owned()
         }
         State::Unanchored => "complete, but not protected from garbage collection".to_owned(),
+        State::Lost => "containerd has records of layers that the snapshotter has lost".to_owned(),
         State::Unavailable => "the blob of a layer that has to be unpacked is gone".to_owned(),
     }
 }
@@ -187,7 +188,7 @@ fn colour(state: State) -> Style {
         State::Ready => Style::Good,
         State::Missing | State::Partial | State::Unanchored => Style::Attention,
         State::Unlabelled | State::Foreign => Style::Attention,
-        State::Mixed | State::Unavailable => Style::Bad,
+        State::Mixed | State::Lost | State::Unavailable => Style::Bad,
     }
 }
 

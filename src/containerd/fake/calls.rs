@@ -13,7 +13,7 @@ use super::super::{
 };
 use super::Fake;
 use super::store::Store;
-use super::types::{Effect, at};
+use super::types::Effect;
 
 /// The snapshotters that the fake lists.
 const SNAPSHOTTERS: [&str; 4] = ["erofs", "native", "nydus", "overlayfs"];
@@ -130,8 +130,13 @@ impl Containerd for Fake {
     }
 
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        let effect = |store: &mut Store| found(store.snapshots.get(&at(snapshotter, key)).cloned());
+        let effect = |store: &mut Store| found(store.snapshot(snapshotter, key).cloned());
         self.call("stat snapshot", key, effect).await
+    }
+
+    async fn has_record(&self, snapshotter: &str, name: &str) -> Result<bool> {
+        let effect = |store: &mut Store| Ok(store.has_record(snapshotter, name));
+        self.call("look up record of snapshot", name, effect).await
     }
 
     async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
@@ -306,6 +311,10 @@ impl Containerd for Fake {
     async fn version(&self) -> Result<String> {
         self.call("ask version", "", |_| Ok(())).await?;
         Ok(self.state().version.clone())
+    }
+
+    async fn cri_pods(&self) -> Result<Vec<(String, String)>> {
+        self.call("list", "pods", |_| Ok(vec![])).await
     }
 
     async fn cri_containers(&self) -> Result<Vec<CriContainer>> {

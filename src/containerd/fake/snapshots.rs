@@ -87,6 +87,11 @@ impl Fake {
         self.state().store.forget(snapshotter, name);
     }
 
+    /// Makes the snapshotter lose its snapshots. containerd's metadata keeps their records.
+    pub(crate) fn lose_snapshots(&self, snapshotter: &str) {
+        self.state().store.lose(snapshotter);
+    }
+
     /// Adds a container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         self.state().store.activate(snapshotter, key, parent);
@@ -115,7 +120,8 @@ impl Fake {
     pub(crate) fn all(&self, snapshotter: &str) -> Vec<Snapshot> {
         let state = self.state();
         let of = |(key, snapshot): (&(String, String), &Snapshot)| {
-            (key.0 == snapshotter).then(|| snapshot.clone())
+            let is_listed = key.0 == snapshotter && state.store.snapshot(&key.0, &key.1).is_some();
+            is_listed.then(|| snapshot.clone())
         };
         state.store.snapshots.iter().filter_map(of).collect()
     }

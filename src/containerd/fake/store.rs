@@ -49,6 +49,8 @@ pub(super) struct Store {
     /// The bytes of unfinished blobs, by reference.
     pub(super) ingests: BTreeMap<String, Vec<u8>>,
     pub(super) snapshots: BTreeMap<At, Snapshot>,
+    /// The snapshots that the snapshotter has lost.
+    lost: BTreeSet<At>,
     /// The directories of the snapshots that were prepared here.
     directories: Directories,
     /// The snapshotters with the capability `rebase`.
@@ -91,6 +93,7 @@ impl Store {
             self.children
                 .insert((at(snapshotter, parent), key.to_owned()));
         }
+        self.lost.remove(&at(snapshotter, key));
         self.snapshots.insert(at(snapshotter, key), snapshot);
     }
 
@@ -137,6 +140,22 @@ impl Store {
         self.shown.remove(&at(snapshotter, key));
     }
 
+    pub(super) fn lose(&mut self, snapshotter: &str) {
+        let keys = self.snapshots.keys().filter(|(of, _)| of == snapshotter);
+        self.lost.extend(keys.cloned());
+    }
+
+    pub(super) fn has_record(&self, snapshotter: &str, key: &str) -> bool {
+        self.snapshots.contains_key(&at(snapshotter, key))
+    }
+
+    /// Returns a snapshot that the snapshotter has.
+    pub(super) fn snapshot(&self, snapshotter: &str, key: &str) -> Option<&Snapshot> {
+        let here = at(snapshotter, key);
+        let snapshot = self.snapshots.get(&here);
+        snapshot.filter(|_| !self.lost.contains(&here))
+    }
+
     fn take(&mut self, snapshotter: &str, key: &str) -> Effect<Snapshot> {
         let taken = self.snapshots.remove(&at(snapshotter, key));
         let taken = taken.ok_or(ErrorKind::NotFound)?;
@@ -163,7 +182,7 @@ impl Store {
             self.hold(lease, Resource::snapshot(snapshotter, target))?;
             return Err(ErrorKind::AlreadyExists);
         }
-        if parent.is_some_and(|parent| !exists(parent)) {
+        if parent.is_some_and(|parent| self.snapshot(snapshotter, parent).is_none()) {
             return Err(ErrorKind::NotFound);
         }
         if exists(key) {

@@ -115,6 +115,10 @@ impl Containerd for Grpc {
         snapshots::commit(self, lease, snapshotter, name, key, parent, labels).await
     }
 
+    async fn has_record(&self, snapshotter: &str, name: &str) -> Result<bool> {
+        snapshots::has_record(self, snapshotter, name).await
+    }
+
     async fn remove(&self, snapshotter: &str, key: &str) -> Result<()> {
         snapshots::remove(self, snapshotter, key).await
     }
@@ -182,6 +186,10 @@ impl Containerd for Grpc {
 
     async fn image_file_system(&self) -> Result<Option<String>> {
         cri::image_file_system(self).await
+    }
+
+    async fn cri_pods(&self) -> Result<Vec<(String, String)>> {
+        cri::pods(self).await
     }
 
     async fn cri_containers(&self) -> Result<Vec<CriContainer>> {

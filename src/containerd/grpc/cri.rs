@@ -71,6 +71,19 @@ pub(super) async fn image_file_system(grpc: &Grpc) -> Result<Option<String>> {
     Ok(first.and_then(|first| first.fs_id).map(|id| id.mountpoint))
 }
 
+pub(super) async fn pods(grpc: &Grpc) -> Result<Vec<(String, String)>> {
+    let request = grpc.ask(cri::ListPodSandboxRequest::default());
+    let pods = client(grpc).list_pod_sandbox(request).await;
+    let pods = pods.map_err(failed("list", "pods"))?.into_inner().items;
+    let pods = pods.into_iter().map(|pod| {
+        let cri::PodSandboxMetadata {
+            namespace, name, ..
+        } = pod.metadata.unwrap_or_default();
+        (pod.id, format!("{namespace}/{name}"))
+    });
+    Ok(pods.collect())
+}
+
 pub(super) async fn containers(grpc: &Grpc) -> Result<Vec<CriContainer>> {
     let mut cri = client(grpc);
     let request = grpc.ask(cri::ListPodSandboxRequest::default());
@@ -88,6 +101,7 @@ pub(super) async fn containers(grpc: &Grpc) -> Result<Vec<CriContainer>> {
         let pod = pods.get(&container.pod_sandbox_id)?;
         Some(CriContainer {
             id: container.id,
+            pod_id: container.pod_sandbox_id,
             image: container.image.unwrap_or_default().image,
             runtime_handler: pod.runtime_handler.clone(),
             pod_annotations: pod.annotations.clone().into_iter().collect(),

@@ -115,6 +115,27 @@ pub(super) async fn commit(
     committed.map_err(failed("commit snapshot", name))
 }
 
+/// The key of a snapshot that does not exist.
+const NOTHING: &str = "nri-unpack nothing";
+
+/// Only a commit reads the metadata before it asks the snapshotter. A commit of a snapshot that does not exist always
+/// fails, and changes nothing: with *AlreadyExists* if there is a record of this name (`core/metadata/snapshot.go`).
+pub(super) async fn has_record(grpc: &Grpc, snapshotter: &str, name: &str) -> Result<bool> {
+    let request = CommitSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        name: name.to_owned(),
+        key: NOTHING.to_owned(),
+        ..Default::default()
+    };
+    let committed = commit::call(grpc.channel.clone(), grpc.ask(request)).await;
+    match committed.map_err(failed("look up record of snapshot", name)) {
+        Err(e) if e.already_exists() => Ok(true),
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e),
+        Ok(()) => Ok(false),
+    }
+}
+
 pub(super) async fn remove(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<()> {
     let request = grpc.ask(snap::RemoveSnapshotRequest {
         snapshotter: snapshotter.to_owned(),

@@ -12,6 +12,8 @@ pub(crate) enum Step {
     Relabel(usize),
     /// Remove the layers of the chain from the top down, as far as nothing else uses them.
     Replace,
+    /// Remove the records of the lost layers from containerd's metadata.
+    RemoveRecords,
     /// Prepare, apply, verify and commit this layer and all layers above it.
     Unpack(usize),
     /// Set the anchor: the label on the image's config blob that keeps the chain from garbage collection.
@@ -19,10 +21,13 @@ pub(crate) enum Step {
 }
 
 /// Returns the fewest steps that make the chain ready, in their order: the chain is anchored when it is complete.
-/// A [`Step::Replace`] is the only step of its plan, since the next steps depend on how many layers it could remove.
-/// Empty for a ready chain.
+/// A [`Step::Replace`] or [`Step::RemoveRecords`] is the only step of its plan, since the next steps depend on how many
+/// layers it could remove. Empty for a ready chain.
 pub(crate) fn plan(status: &ChainStatus, rules: &Rules) -> Vec<Step> {
     let state = status.state(rules);
+    if state == State::Lost {
+        return vec![Step::RemoveRecords];
+    }
     let is_replaced = match state {
         State::Mixed => true,
         State::Unlabelled => rules.repair == Repair::Replace,
@@ -68,6 +73,8 @@ pub enum StepKind {
     Relabel,
     /// Remove the chain as far as nothing else uses it, and plan again.
     Replace,
+    /// Remove the records of layers that the snapshotter has lost, and plan again.
+    Remove,
     /// Unpack the layer, with its labels.
     Unpack,
     /// Set the anchor.
@@ -91,6 +98,7 @@ pub(crate) fn spelled_out(steps: &[Step], layers: &[Layer]) -> Vec<Planned> {
     let spell = |step: &Step| match *step {
         Step::Relabel(i) => vec![one(StepKind::Relabel, i)],
         Step::Replace => vec![whole(StepKind::Replace)],
+        Step::RemoveRecords => vec![whole(StepKind::Remove)],
         Step::Unpack(from) => (from..layers.len())
             .map(|i| one(StepKind::Unpack, i))
             .collect(),
@@ -109,7 +117,11 @@ mod tests {
     fn assert_plans(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, Vec<Step>)>) {
         for (layers, anchored, steps) in cases {
             let rules = rules(layers.len(), guest_pulls);
-            let status = ChainStatus { layers, anchored };
+            let status = ChainStatus {
+                layers,
+                anchored,
+                is_lost: false,
+            };
             assert_eq!(plan(&status, &rules), steps, "{status:?}");
         }
     }

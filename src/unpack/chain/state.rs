@@ -27,13 +27,16 @@ pub enum State {
     Foreign,
     /// The chain is complete, and nothing keeps it from garbage collection.
     Unanchored,
+    /// containerd's metadata has a snapshot of the chain that the snapshotter has lost: its directory was deleted, or it
+    /// was installed again.
+    Lost,
     /// The image, or a blob that has to be applied, cannot be read.
     Unavailable,
 }
 
 impl State {
     /// All states.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ready,
         Self::Missing,
         Self::Partial,
@@ -41,6 +44,7 @@ impl State {
         Self::Mixed,
         Self::Foreign,
         Self::Unanchored,
+        Self::Lost,
         Self::Unavailable,
     ];
 
@@ -54,6 +58,7 @@ impl State {
             Self::Mixed => "mixed",
             Self::Foreign => "foreign",
             Self::Unanchored => "unanchored",
+            Self::Lost => "lost",
             Self::Unavailable => "unavailable",
         }
     }
@@ -110,6 +115,9 @@ pub struct ChainStatus {
     /// Whether the chain has its anchor: a label on the image's config blob that keeps the chain from garbage
     /// collection.
     pub anchored: bool,
+    /// The lowest layer without a snapshot has a record in containerd's metadata: the snapshotter has lost it, and what
+    /// was on it.
+    pub is_lost: bool,
 }
 
 impl ChainStatus {
@@ -190,6 +198,9 @@ impl ChainStatus {
 
     /// Returns the state.
     pub fn state(&self, rules: &Rules) -> State {
+        if self.is_lost {
+            return State::Lost;
+        }
         let Some(top) = self.top() else {
             return match self.committed() {
                 // An image without layers has nothing to unpack, label or lose.
@@ -260,6 +271,7 @@ pub(crate) mod tests {
             let status = ChainStatus {
                 layers,
                 anchored: true,
+                is_lost: false,
             };
             assert_eq!(status.kept_layers(&rules), kept, "{status:?}");
         }
@@ -268,7 +280,11 @@ pub(crate) mod tests {
     fn assert_states(guest_pulls: bool, cases: Vec<(Vec<Option<Labels>>, bool, State, usize)>) {
         for (layers, anchored, state, ready) in cases {
             let rules = rules(layers.len(), guest_pulls);
-            let status = ChainStatus { layers, anchored };
+            let status = ChainStatus {
+                layers,
+                anchored,
+                is_lost: false,
+            };
             assert_eq!(status.state(&rules), state, "{status:?}");
             assert_eq!(status.ready_layers(&rules), ready, "{status:?}");
         }
@@ -337,6 +353,7 @@ pub(crate) mod tests {
             let status = ChainStatus {
                 layers,
                 anchored: true,
+                is_lost: false,
             };
             assert_eq!(status.state(&rules), state, "{status:?}");
         }
@@ -388,6 +405,7 @@ pub(crate) mod tests {
             let status = ChainStatus {
                 layers,
                 anchored: true,
+                is_lost: false,
             };
             let found: Vec<_> = status.foreign(&rules).collect();
             assert_eq!(found, foreign, "{status:?}");
@@ -411,6 +429,7 @@ pub(crate) mod tests {
             let status = ChainStatus {
                 layers,
                 anchored: true,
+                is_lost: false,
             };
             assert_eq!(status.state(&rules), State::Ready);
         }

@@ -18,10 +18,12 @@ use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::target::Target;
+use crate::unpack::target::images::Images;
 
 /// The target, and what is needed to change it.
 pub(crate) struct FlightContext<'a> {
     pub(crate) target: &'a Target,
+    pub(crate) images: &'a Images,
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) leases: &'a Arc<Leases>,
     /// Bounds the images that are unpacked at the same time. Other steps need no permit.

@@ -13,10 +13,11 @@ use super::context::{FlightContext, Work};
 use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::Step;
-use crate::unpack::chain::state::ChainStatus;
+use crate::unpack::chain::state::{ChainStatus, State};
 use crate::unpack::layer::parallel;
 use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
-use crate::unpack::repair::in_use::in_use;
+use crate::unpack::repair::in_use::{self, in_use};
+use crate::unpack::repair::lost::{LostLayers, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::permits::Permit;
 use crate::unpack::snapshotter::lease::Lease;
@@ -50,8 +51,10 @@ impl<'a> PlanExecutor<'a> {
 
     /// Executes the steps. Ends early if the chain is no longer in the state that the plan was made for.
     pub(crate) async fn act(mut self, steps: &[Step]) -> Result<(), Error> {
-        if steps == [Step::Replace] {
-            return self.replace().await;
+        match steps {
+            [Step::Replace] => return self.replace().await,
+            [Step::RemoveRecords] => return self.remove_records(self.status.committed()).await,
+            _ => {}
         }
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
         let held = self.hold(unpacks).await;
@@ -73,8 +76,8 @@ impl<'a> PlanExecutor<'a> {
                     }
                 }
                 Step::Anchor => self.anchor().await?,
-                // A replacement is the only step of its plan: the next plan depends on its result.
-                Step::Replace => {}
+                // Such a step is the only one of its plan: the next plan depends on its result.
+                Step::Replace | Step::RemoveRecords => {}
             }
         }
         Ok(())
@@ -152,7 +155,7 @@ impl<'a> PlanExecutor<'a> {
                 Ok(_lock) => self.context.fallback.unpack(&layer).await,
                 Err(failure) => Err(failure),
             };
-            match self.settled(i, outcome)? {
+            match self.settled(i, outcome).await? {
                 Some(action) => self.did(i, action),
                 None => return Ok(false),
             }
@@ -200,7 +203,10 @@ impl<'a> PlanExecutor<'a> {
         }
         match failed {
             None => Ok(true),
-            Some((i, failure)) => self.settled(i, Err(failure)).map(|action| action.is_some()),
+            Some((i, failure)) => {
+                let action = self.settled(i, Err(failure)).await?;
+                Ok(action.is_some())
+            }
         }
     }
 
@@ -230,16 +236,35 @@ impl<'a> PlanExecutor<'a> {
     }
 
     /// Converts a layer's result; `None` if the status has to be read again.
-    fn settled(
-        &self,
+    async fn settled(
+        &mut self,
         i: usize,
         outcome: Result<Committed, Failure>,
     ) -> Result<Option<Action>, Error> {
         match outcome {
             Ok(committed) => Ok(Some(committed.into())),
             Err(Failure::ParentGone) => Ok(None),
+            Err(Failure::Lost) => self.remove_records(i).await.map(|()| None),
             Err(failure) => Err(self.context.target.layer_failed(i, failure)),
         }
+    }
+
+    /// Removes the records of the layers that the snapshotter has lost, from this one to the top.
+    async fn remove_records(&mut self, from: usize) -> Result<(), Error> {
+        let context = self.context;
+        let lost = LostLayers {
+            containerd: context.containerd,
+            images: context.images,
+            layer_locks: &context.layers.layer_locks,
+            priority: context.priority,
+            target: context.target,
+            from,
+        };
+        match lost.remove_records().await? {
+            Removed::Gone => self.work.did(Action::Replaced),
+            Removed::InUse => return Err(in_use::error(context.target, State::Lost, 1, None)),
+        }
+        Ok(())
     }
 
     /// Sets the anchor: the gc label on the config blob that keeps the chain from garbage collection.

@@ -23,10 +23,14 @@ use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
+use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::Target;
+use crate::unpack::target::images::Images;
 
 /// The flights of one engine, and what they share.
 pub(crate) struct FlightRunner {
+    images: Arc<Images>,
+    sentinels: Arc<Sentinels>,
     pub(crate) containerd: Arc<dyn Containerd>,
     pub(crate) leases: Arc<Leases>,
     fallback: ContentFallback,
@@ -42,6 +46,8 @@ pub(crate) struct FlightRunner {
 impl FlightRunner {
     /// A runner without flights.
     pub(crate) fn new(
+        images: Arc<Images>,
+        sentinels: Arc<Sentinels>,
         containerd: Arc<dyn Containerd>,
         leases: Arc<Leases>,
         fallback: ContentFallback,
@@ -49,6 +55,8 @@ impl FlightRunner {
         capabilities: Arc<CapabilityCache>,
     ) -> Self {
         Self {
+            images,
+            sentinels,
             containerd,
             leases,
             fallback,
@@ -127,6 +135,7 @@ impl FlightGuard {
         };
         let context = FlightContext {
             target,
+            images: &runner.images,
             containerd: runner.containerd.as_ref(),
             leases: &runner.leases,
             permits: &runner.permits,
@@ -143,6 +152,9 @@ impl FlightGuard {
         let (snapshotter, chain) = &self.token.key;
         if done.action != Action::None {
             metrics::unpacked(snapshotter, began.elapsed());
+        }
+        if target.manifest.chain_id().is_some() {
+            runner.sentinels.saw(snapshotter, chain);
         }
         // If the image is still being pulled, its labels have to be checked again when it has a name.
         if !target.arrives {

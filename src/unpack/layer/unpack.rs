@@ -85,6 +85,9 @@ pub(crate) enum Failure {
     /// The parent was removed meanwhile: another client replaces the chain.
     #[error("the layer below it was removed")]
     ParentGone,
+    /// containerd's metadata has a record of the layer, and the snapshotter has lost it.
+    #[error("the snapshotter has lost it")]
+    Lost,
     #[error("stopped")]
     Stopped,
 }
@@ -286,6 +289,15 @@ impl Unpack<'_> {
                     }
                 }
             }
+        }
+        let is_record_in_the_way = last.as_ref().is_some_and(containerd::Error::already_exists);
+        if is_record_in_the_way
+            && self
+                .containerd
+                .has_record(self.snapshotter, chain_id)
+                .await?
+        {
+            return Err(Failure::Lost);
         }
         Err(last.map_or(Failure::Stopped, Failure::Containerd))
     }

@@ -1,6 +1,7 @@
 //! Changes to existing chains: replace a chain, retag its layers, move a container, fill a volume.
 
 pub(crate) mod in_use;
+pub(crate) mod lost;
 pub(crate) mod replace;
 pub(crate) mod replacements;
 pub(crate) mod retag;

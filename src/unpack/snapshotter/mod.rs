@@ -7,3 +7,4 @@ pub(crate) mod lease;
 pub(crate) mod lease_owner;
 pub(crate) mod listing;
 pub(crate) mod mounts;
+pub(crate) mod sentinels;

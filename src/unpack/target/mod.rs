@@ -152,15 +152,23 @@ impl Target {
         status.map_err(|e| self.failed(e))
     }
 
-    /// Returns the status of the chain from a listing, without a call.
-    pub(crate) fn status_in(&self, listing: &Listing) -> ChainStatus {
+    /// Returns the status of the chain from a listing. Asks containerd only whether a part of the chain is lost.
+    pub(crate) async fn status_in(
+        &self,
+        containerd: &dyn Containerd,
+        listing: &Listing,
+    ) -> Result<ChainStatus, Error> {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
         let config = listing.blob(&self.manifest.config);
-        ChainStatus {
+        let mut status = ChainStatus {
             anchored: config.is_some_and(|config| self.is_anchored(&config.labels)),
             layers: without_gaps(snapshots),
-        }
+            is_lost: false,
+        };
+        let is_lost = self.is_lost(containerd, &status).await;
+        status.is_lost = is_lost.map_err(|e| self.failed(e))?;
+        Ok(status)
     }
 
     /// Whether the listing has the blobs of all layers that have to be unpacked.
@@ -181,11 +189,30 @@ impl Target {
         let snapshots = snapshots?;
         let top = snapshots.last().and_then(Option::as_ref);
         let created_at = top.and_then(|snapshot| snapshot.created_at);
-        let status = ChainStatus {
+        let mut status = ChainStatus {
             anchored: self.is_anchored(&config?.labels),
             layers: without_gaps(snapshots),
+            is_lost: false,
         };
+        status.is_lost = self.is_lost(containerd, &status).await?;
         Ok((status, created_at))
+    }
+
+    /// Whether the snapshotter has lost the lowest layer without a snapshot, and all layers above it. Not asked for a
+    /// chain without its anchor: the next garbage collection removes its records.
+    async fn is_lost(
+        &self,
+        containerd: &dyn Containerd,
+        status: &ChainStatus,
+    ) -> Result<bool, containerd::Error> {
+        match self.manifest.layers.get(status.committed()) {
+            Some(lowest) if status.anchored => {
+                containerd
+                    .has_record(&self.snapshotter, &lowest.chain_id)
+                    .await
+            }
+            _ => Ok(false),
+        }
     }
 
     async fn stat(
@@ -225,7 +252,7 @@ impl Target {
         let digest = layers[i].blob.digest.clone();
         match failure {
             Failure::Containerd(source) => self.failed(source),
-            Failure::Stopped | Failure::ParentGone => Error::Stopped(image),
+            Failure::Stopped | Failure::ParentGone | Failure::Lost => Error::Stopped(image),
             Failure::NoBlob(tried) => self.unavailable(i, tried),
             Failure::Encrypted(e) => Error::Encrypted {
                 image,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::containerd::{self, Containerd, Image};
+use crate::containerd::{self, Image};
 use crate::ctr::Ctr;
 use crate::image::{self, LayerLabels, Manifest};
 
@@ -26,7 +26,7 @@ use crate::unpack::snapshotter::listing::Listing;
 
 /// Resolves requests to targets, for one engine.
 pub(crate) struct Resolver {
-    pub(crate) images: Images,
+    pub(crate) images: Arc<Images>,
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
     capabilities: Arc<CapabilityCache>,
@@ -38,13 +38,13 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     pub(crate) fn new(
-        containerd: Arc<dyn Containerd>,
+        images: Arc<Images>,
         leases: Arc<Leases>,
         policy: Box<dyn LabelPolicy>,
         capabilities: Arc<CapabilityCache>,
     ) -> Self {
         Self {
-            images: Images::new(containerd),
+            images,
             leases,
             policy,
             capabilities,

@@ -9,8 +9,8 @@ use super::super::super::chain::plan::{Step, plan};
 use super::super::super::chain::state::{Rules, tests as statuses};
 use super::super::super::{ChainStatus, Repair, State};
 
-/// A replacement, the unpack of the removed layers, and a last check.
-const ROUNDS: usize = 3;
+/// A removal of records, a replacement, the unpack of the removed layers, and a last check.
+const ROUNDS: usize = 4;
 
 /// Returns chains, their rules, and the number of layers that a replacement cannot remove.
 fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
@@ -32,12 +32,21 @@ fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
         Just((false, Repair::Replace)),
         Just((false, Repair::Relabel)),
     ];
-    (layers, missing, any::<bool>(), repair, 0..9_usize).prop_map(
-        |(mut layers, missing, anchored, (guest_pulls, repair), kept)| {
+    (layers, missing, any::<(bool, bool)>(), repair, 0..9_usize).prop_map(
+        |(mut layers, missing, (anchored, lost), (guest_pulls, repair), kept)| {
             layers.extend(vec![None; missing]);
             let mut rules = statuses::rules(layers.len(), guest_pulls);
             rules.repair = repair;
-            (ChainStatus { layers, anchored }, rules, kept)
+            let is_lost = lost && missing > 0;
+            (
+                ChainStatus {
+                    layers,
+                    anchored,
+                    is_lost,
+                },
+                rules,
+                kept,
+            )
         },
     )
 }
@@ -69,6 +78,7 @@ fn execute(status: &mut ChainStatus, rules: &Rules, steps: &[Step], kept: usize)
                 let kept = kept.min(status.layers.len() - 1);
                 status.layers[kept..].fill(None);
             }
+            Step::RemoveRecords => status.is_lost = false,
             Step::Anchor => {
                 assert_eq!(status.committed(), status.layers.len());
                 status.anchored = true;
@@ -82,6 +92,10 @@ proptest! {
     fn every_planned_step_is_needed((status, rules, _) in chains()) {
         let (state, steps) = (status.state(&rules), plan(&status, &rules));
         prop_assert_eq!(steps.is_empty(), state == State::Ready, "{:?}", steps);
+        prop_assert_eq!(state == State::Lost, steps == [Step::RemoveRecords]);
+        if state == State::Lost {
+            return Ok(());
+        }
         if steps.contains(&Step::Replace) {
             prop_assert_eq!(&steps, &[Step::Replace]);
             prop_assert!(matches!(state, State::Unlabelled | State::Mixed), "{}", state);

@@ -1,0 +1,87 @@
+//! Sentinels: chains that a snapshotter is known to have. If one of them is gone although containerd's metadata has a
+//! record of it, the snapshotter has lost its state.
+
+use std::collections::{HashMap, VecDeque};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::containerd::{self, Containerd};
+
+/// The number of sentinels of one snapshotter: the images of some may be removed. The first ones are the pinned images,
+/// which the kubelet does not remove.
+const MAX_SENTINELS: usize = 8;
+
+/// The sentinels, by snapshotter.
+#[derive(Debug, Default)]
+pub(crate) struct Sentinels(Mutex<HashMap<String, VecDeque<String>>>);
+
+impl Sentinels {
+    /// Records that a snapshotter has the chain with this id.
+    pub(crate) fn saw(&self, snapshotter: &str, chain: &str) {
+        let mut all = self.lock();
+        let chains = match all.get_mut(snapshotter) {
+            Some(chains) => chains,
+            None => all.entry(snapshotter.to_owned()).or_default(),
+        };
+        if chains.len() < MAX_SENTINELS && !chains.iter().any(|known| known == chain) {
+            chains.push_back(chain.to_owned());
+        }
+    }
+
+    /// Whether the snapshotter has lost its state, as far as one chain shows it. Takes one call while it has not.
+    pub(crate) async fn has_lost(
+        &self,
+        containerd: &dyn Containerd,
+        snapshotter: &str,
+    ) -> Result<bool, containerd::Error> {
+        while let Some(chain) = self.first(snapshotter) {
+            match containerd.stat(snapshotter, &chain).await {
+                Ok(_) => return Ok(false),
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e),
+            }
+            let is_lost = containerd.has_record(snapshotter, &chain).await?;
+            self.forget(snapshotter, &chain);
+            if is_lost {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn first(&self, snapshotter: &str) -> Option<String> {
+        self.lock().get(snapshotter)?.front().cloned()
+    }
+
+    fn forget(&self, snapshotter: &str, chain: &str) {
+        if let Some(chains) = self.lock().get_mut(snapshotter) {
+            chains.retain(|known| known != chain);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<String>>> {
+        self.0.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containerd::fake::Fake;
+
+    #[tokio::test]
+    async fn only_a_chain_with_a_record_shows_a_loss() {
+        let (fake, sentinels) = (Fake::default(), Sentinels::default());
+        let has_lost = async || sentinels.has_lost(&fake, "erofs").await.unwrap();
+        for chain in ["sha256:a", "sha256:b"] {
+            fake.commit_unlabelled("erofs", chain, None);
+            sentinels.saw("erofs", chain);
+        }
+        assert!(!has_lost().await);
+        fake.forget("erofs", "sha256:a");
+        assert!(!has_lost().await, "an image was removed");
+        fake.lose_snapshots("erofs");
+        assert!(has_lost().await);
+        assert!(!has_lost().await, "it is reported once");
+    }
+}

@@ -1,0 +1,123 @@
+//! A snapshotter that has lost its state: what is removed, what stays, and a fault in every call.
+
+use super::*;
+use crate::containerd::Descriptor;
+
+/// An image whose layers are the lowest two of the bench's image and one of its own.
+const OTHER: &str = "r.example/other:1";
+
+const MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// Makes a bench with a second image on the same base. Both images are ready, and then lost.
+async fn lost() -> Bench {
+    let bench = Bench::new(3).await;
+    let layers = ["layer 0", "layer 1", "the other's own layer"];
+    let layers = layers.map(|content| bench.fake.document(MEDIA_TYPE, content.as_bytes()));
+    let _: Image = bench.fake.image_from(OTHER, &layers as &[Descriptor]);
+    bench.ensure().await.unwrap();
+    ensure_other(&bench).await.unwrap();
+    bench.fake.lose_snapshots(EROFS);
+    bench
+}
+
+async fn ensure_other(bench: &Bench) -> Outcome {
+    let request = request(Want::Image(OTHER.to_owned()));
+    bench.engine.ensure(request).outcome().await
+}
+
+#[tokio::test]
+async fn a_lost_chain_is_made_again_although_another_image_has_the_same_base() {
+    let bench = lost().await;
+    assert_eq!(bench.state().await, State::Lost);
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.found, done.action), (State::Lost, Action::Replaced));
+    assert_eq!((done.layers_done, bench.state().await), (3, State::Ready));
+    let done = ensure_other(&bench).await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Unpacked, 1));
+    bench.assert_nothing_left();
+    assert_eq!(bench.fake.all(EROFS).len(), 4);
+}
+
+/// A chain without its anchor counts as missing until `Prepare` finds the record.
+#[tokio::test]
+async fn a_lost_chain_without_its_anchor_is_made_again() {
+    let bench = lost().await;
+    let key = format!("containerd.io/gc.ref.snapshot.{EROFS}");
+    let none = [(key, String::new())].into();
+    let config = bench.config().await;
+    bench.fake.label_blob(&config, none).await.unwrap();
+    assert_eq!(bench.state().await, State::Missing);
+    let done = bench.ensure().await.unwrap();
+    assert_eq!((done.action, done.layers_done), (Action::Replaced, 3));
+    assert_eq!(bench.state().await, State::Ready);
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn below_a_container_the_records_stay_until_it_is_gone() {
+    let bench = lost().await;
+    let top = bench.chain_ids.last().unwrap();
+    bench.fake.activate(EROFS, "container", top);
+    bench.fake.lose_snapshots(EROFS);
+    for _ in 0..2 {
+        let error = bench.ensure().await.unwrap_err();
+        assert!(
+            matches!(
+                &*error,
+                Error::InUse {
+                    state: State::Lost,
+                    onto: None,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(bench.state().await, State::Lost);
+    }
+    bench.fake.remove(EROFS, "container").await.unwrap();
+    assert_eq!(bench.ensure().await.unwrap().action, Action::Replaced);
+    ensure_other(&bench).await.unwrap();
+    bench.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_made_again_meanwhile_stays() {
+    let bench = lost().await;
+    bench.ensure().await.unwrap();
+    let before = bench.fake.all(EROFS);
+    ensure_other(&bench).await.unwrap();
+    let after = bench.fake.all(EROFS);
+    assert!(before.iter().all(|snapshot| after.contains(snapshot)));
+}
+
+#[tokio::test]
+async fn after_a_fault_in_any_call_the_next_ensure_heals() {
+    let calls = [
+        "list images",
+        "stat snapshot",
+        "look up record of snapshot",
+        "remove snapshot",
+        "create lease",
+        "prepare snapshot",
+        "commit snapshot",
+        "label blob",
+    ];
+    for call in calls {
+        for after in 0..4 {
+            for kind in [ErrorKind::Other, ErrorKind::TimedOut] {
+                let bench = lost().await;
+                bench.fake.fail(call, after, kind);
+                let first = bench.ensure().await;
+                bench.fake.heal();
+                let second = bench.ensure().await;
+                assert!(
+                    second.is_ok(),
+                    "{call} {after} {kind:?}: {first:?}, {second:?}"
+                );
+                ensure_other(&bench).await.unwrap();
+                assert_eq!(bench.state().await, State::Ready);
+                bench.assert_nothing_left();
+            }
+        }
+    }
+}
