@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use crate::unpack::Look;
+
 use super::Ahead;
 
 /// The pause between two looks. The kubelet tries a failed sandbox again after some ten seconds.
@@ -21,9 +23,10 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
 }
 
 async fn look(ahead: &Ahead, snapshotter: &str) {
-    match ahead.node.engine.has_lost(snapshotter).await {
-        Ok(false) => {}
-        Ok(true) => {
+    match ahead.node.engine.look(snapshotter).await {
+        Ok(Look::Kept) => {}
+        Ok(Look::Removed) => ahead.queue.reconcile_later(),
+        Ok(Look::Lost) => {
             log::warn!(snapshotter; "snapshotter has lost its snapshots: the plugin removes their records and makes the images again");
             ahead.lost.lock().insert(snapshotter.to_owned());
             ahead.queue.reconcile();

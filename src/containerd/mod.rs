@@ -139,6 +139,8 @@ pub trait Containerd: Send + Sync {
     async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>>;
     /// Adds a resource to a lease.
     async fn hold(&self, lease: &str, resource: Resource) -> Result<()>;
+    /// Takes a resource out of a lease.
+    async fn release(&self, lease: &str, resource: Resource) -> Result<()>;
 
     /// Subscribes to containerd's events of these topics. The call returns when the first event
     /// arrives, and the stream has every event since the call began. It ends with the connection.

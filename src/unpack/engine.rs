@@ -31,7 +31,7 @@ use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::snapshotter::listing::Listing;
-use crate::unpack::snapshotter::sentinels::Sentinels;
+use crate::unpack::snapshotter::sentinels::{Look, Sentinels};
 use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::label_policy::LabelPolicy;
@@ -191,15 +191,14 @@ impl Engine {
         Ok(status)
     }
 
-    /// Whether the snapshotter has lost its state: a chain that it had is gone, and containerd's metadata still has it.
-    /// Returns `true` once for each loss.
-    pub async fn has_lost(&self, snapshotter: &str) -> Result<bool, crate::containerd::Error> {
+    /// Looks whether the snapshotter still has a chain that it had. [`Look::Lost`] is returned at least once for each loss.
+    pub async fn look(&self, snapshotter: &str) -> Result<Look, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
-        let has_lost = self.sentinels.has_lost(containerd, snapshotter).await?;
-        if has_lost {
+        let look = self.sentinels.look(containerd, snapshotter).await?;
+        if look == Look::Lost {
             self.runner.ready_cache.forget();
         }
-        Ok(has_lost)
+        Ok(look)
     }
 
     /// Returns the steps that [`Engine::ensure`] would run for an image, in order; none for an excluded image.

@@ -34,6 +34,7 @@ mod kubernetes;
 mod labels;
 mod launched;
 mod left_alone;
+mod lost;
 mod main_job;
 mod metrics;
 mod odd_documents;

@@ -273,6 +273,11 @@ impl Containerd for Fake {
         self.call("add to lease", lease, effect).await
     }
 
+    async fn release(&self, lease: &str, resource: Resource) -> Result<()> {
+        let effect = |store: &mut Store| store.release(lease, resource);
+        self.call("remove from lease", lease, effect).await
+    }
+
     async fn events(&self, _topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.call("subscribe to", "events", |_| Ok(())).await?;

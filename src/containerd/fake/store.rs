@@ -329,6 +329,12 @@ impl Store {
         Ok(())
     }
 
+    pub(super) fn release(&mut self, lease: &str, resource: Resource) -> Effect {
+        let (_, held) = self.leases.get_mut(lease).ok_or(ErrorKind::NotFound)?;
+        held.remove(&(resource.kind, resource.id));
+        Ok(())
+    }
+
     pub(super) fn publish(&mut self) {
         let blobs = self.blobs.iter();
         self.published = blobs

@@ -156,6 +156,10 @@ impl Containerd for Grpc {
         leases::hold(self, lease, resource).await
     }
 
+    async fn release(&self, lease: &str, resource: Resource) -> Result<()> {
+        leases::release(self, lease, resource).await
+    }
+
     async fn events(&self, topics: &[&str]) -> Result<BoxStream<'static, Result<Event>>> {
         events::subscribe(self, topics).await
     }

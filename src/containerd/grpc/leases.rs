@@ -63,6 +63,18 @@ pub(super) async fn hold(grpc: &Grpc, lease: &str, resource: Resource) -> Result
     reply.map_err(failed("add to lease", lease)).map(drop)
 }
 
+pub(super) async fn release(grpc: &Grpc, lease: &str, resource: Resource) -> Result<()> {
+    let request = grpc.ask(api::DeleteResourceRequest {
+        id: lease.to_owned(),
+        resource: Some(api::Resource {
+            id: resource.id,
+            r#type: resource.kind,
+        }),
+    });
+    let reply = client(grpc).delete_resource(request).await;
+    reply.map_err(failed("remove from lease", lease)).map(drop)
+}
+
 fn client(grpc: &Grpc) -> api::leases_client::LeasesClient<Channel> {
     api::leases_client::LeasesClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)

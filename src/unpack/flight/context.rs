@@ -12,6 +12,7 @@ use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::fallback::ContentFallback;
+use crate::unpack::repair::lost::LastCollections;
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::permits::PrioritySemaphore;
 use crate::unpack::schedule::priority::Priority;
@@ -31,6 +32,7 @@ pub(crate) struct FlightContext<'a> {
     pub(crate) layers: &'a Layers,
     pub(crate) priority: &'a Priority,
     pub(crate) fallback: &'a ContentFallback,
+    pub(crate) last_collections: &'a LastCollections,
     pub(crate) reporter: &'a Reporter,
     /// Checks whether the image still has a record.
     pub(crate) record: &'a Record<'a>,

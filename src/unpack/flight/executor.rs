@@ -17,7 +17,7 @@ use crate::unpack::chain::state::{ChainStatus, State};
 use crate::unpack::layer::parallel;
 use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
 use crate::unpack::repair::in_use::{self, in_use};
-use crate::unpack::repair::lost::{LostLayers, Removed};
+use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::permits::Permit;
 use crate::unpack::snapshotter::lease::Lease;
@@ -53,7 +53,7 @@ impl<'a> PlanExecutor<'a> {
     pub(crate) async fn act(mut self, steps: &[Step]) -> Result<(), Error> {
         match steps {
             [Step::Replace] => return self.replace().await,
-            [Step::RemoveRecords] => return self.remove_records(self.status.committed()).await,
+            [Step::RemoveRecords] => return self.remove_records().await,
             _ => {}
         }
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
@@ -244,21 +244,21 @@ impl<'a> PlanExecutor<'a> {
         match outcome {
             Ok(committed) => Ok(Some(committed.into())),
             Err(Failure::ParentGone) => Ok(None),
-            Err(Failure::Lost) => self.remove_records(i).await.map(|()| None),
+            Err(Failure::Lost) => self.remove_records().await.map(|()| None),
             Err(failure) => Err(self.context.target.layer_failed(i, failure)),
         }
     }
 
-    /// Removes the records of the layers that the snapshotter has lost, from this one to the top.
-    async fn remove_records(&mut self, from: usize) -> Result<(), Error> {
+    /// Removes the records of this and of all other images that the snapshotter has lost.
+    async fn remove_records(&mut self) -> Result<(), Error> {
         let context = self.context;
-        let lost = LostLayers {
+        let lost = LostImages {
             containerd: context.containerd,
             images: context.images,
-            layer_locks: &context.layers.layer_locks,
-            priority: context.priority,
+            leases: context.leases,
+            lease: self.lease,
+            last: context.last_collections,
             target: context.target,
-            from,
         };
         match lost.remove_records().await? {
             Removed::Gone => self.work.did(Action::Replaced),

@@ -17,6 +17,7 @@ use super::removal::{Record, Removals};
 use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
+use crate::unpack::repair::lost::LastCollections;
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
 use crate::unpack::schedule::priority::Priority;
@@ -34,6 +35,7 @@ pub(crate) struct FlightRunner {
     pub(crate) containerd: Arc<dyn Containerd>,
     pub(crate) leases: Arc<Leases>,
     fallback: ContentFallback,
+    last_collections: LastCollections,
     pub(crate) ready_cache: ReadyCache,
     pub(crate) flights: Flights,
     pub(crate) removals: Removals,
@@ -60,6 +62,7 @@ impl FlightRunner {
             containerd,
             leases,
             fallback,
+            last_collections: LastCollections::default(),
             ready_cache: ReadyCache::default(),
             flights: Flights::default(),
             removals: Removals::default(),
@@ -142,6 +145,7 @@ impl FlightGuard {
             layers: &runner.layers,
             priority,
             fallback: &runner.fallback,
+            last_collections: &runner.last_collections,
             reporter,
             record: &record,
             stop: &self.token.stop,

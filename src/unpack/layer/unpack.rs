@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads};
+use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads, Resource};
 use crate::image::{Layer, Manifest};
 use crate::metrics;
 
@@ -297,6 +297,9 @@ impl Unpack<'_> {
                 .has_record(self.snapshotter, chain_id)
                 .await?
         {
+            // `Prepare` has put the record under the lease, which would keep it.
+            let record = Resource::snapshot(self.snapshotter, chain_id);
+            self.containerd.release(self.lease.id(), record).await?;
             return Err(Failure::Lost);
         }
         Err(last.map_or(Failure::Stopped, Failure::Containerd))

@@ -11,6 +11,17 @@ use crate::containerd::{self, Containerd};
 /// which the kubelet does not remove.
 const MAX_SENTINELS: usize = 8;
 
+/// What a look at a snapshotter shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It has what it had.
+    Kept,
+    /// A chain was removed: with its image, or by another process.
+    Removed,
+    /// It has lost its state: containerd's metadata has a chain that the snapshotter does not have.
+    Lost,
+}
+
 /// The sentinels, by snapshotter.
 #[derive(Debug, Default)]
 pub(crate) struct Sentinels(Mutex<HashMap<String, VecDeque<String>>>);
@@ -28,25 +39,26 @@ impl Sentinels {
         }
     }
 
-    /// Whether the snapshotter has lost its state, as far as one chain shows it. Takes one call while it has not.
-    pub(crate) async fn has_lost(
+    /// Looks at one chain of the snapshotter. Takes one call while it is there.
+    pub(crate) async fn look(
         &self,
         containerd: &dyn Containerd,
         snapshotter: &str,
-    ) -> Result<bool, containerd::Error> {
-        while let Some(chain) = self.first(snapshotter) {
-            match containerd.stat(snapshotter, &chain).await {
-                Ok(_) => return Ok(false),
-                Err(e) if e.is_not_found() => {}
-                Err(e) => return Err(e),
-            }
-            let is_lost = containerd.has_record(snapshotter, &chain).await?;
-            self.forget(snapshotter, &chain);
-            if is_lost {
-                return Ok(true);
-            }
+    ) -> Result<Look, containerd::Error> {
+        let Some(chain) = self.first(snapshotter) else {
+            return Ok(Look::Kept);
+        };
+        match containerd.stat(snapshotter, &chain).await {
+            Ok(_) => return Ok(Look::Kept),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e),
         }
-        Ok(false)
+        let is_lost = containerd.has_record(snapshotter, &chain).await?;
+        self.forget(snapshotter, &chain);
+        Ok(match is_lost {
+            true => Look::Lost,
+            false => Look::Removed,
+        })
     }
 
     fn first(&self, snapshotter: &str) -> Option<String> {
@@ -72,16 +84,17 @@ mod tests {
     #[tokio::test]
     async fn only_a_chain_with_a_record_shows_a_loss() {
         let (fake, sentinels) = (Fake::default(), Sentinels::default());
-        let has_lost = async || sentinels.has_lost(&fake, "erofs").await.unwrap();
+        let look = async || sentinels.look(&fake, "erofs").await.unwrap();
+        assert_eq!(look().await, Look::Kept);
         for chain in ["sha256:a", "sha256:b"] {
             fake.commit_unlabelled("erofs", chain, None);
             sentinels.saw("erofs", chain);
         }
-        assert!(!has_lost().await);
+        assert_eq!(look().await, Look::Kept);
         fake.forget("erofs", "sha256:a");
-        assert!(!has_lost().await, "an image was removed");
+        assert_eq!(look().await, Look::Removed);
         fake.lose_snapshots("erofs");
-        assert!(has_lost().await);
-        assert!(!has_lost().await, "it is reported once");
+        assert_eq!(look().await, Look::Lost);
+        assert_eq!(look().await, Look::Kept, "it is reported once");
     }
 }

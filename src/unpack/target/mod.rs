@@ -228,11 +228,8 @@ impl Target {
     }
 
     fn is_anchored(&self, labels: &Labels) -> bool {
-        let anchor = format!("{ANCHOR}{}", self.snapshotter);
         labels.iter().any(|(key, value)| {
-            let suffix = key.strip_prefix(&anchor);
-            suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
-                && Some(value.as_str()) == self.manifest.chain_id()
+            is_anchor(key, &self.snapshotter) && Some(value.as_str()) == self.manifest.chain_id()
         })
     }
 
@@ -284,6 +281,13 @@ impl Target {
             ctr: Box::new(self.ctr.clone()),
         }
     }
+}
+
+/// Whether a label of a config blob keeps a chain of its image in this snapshotter. An image may have several.
+pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
+    let key = key.strip_prefix(ANCHOR);
+    let suffix = key.and_then(|key| key.strip_prefix(snapshotter));
+    suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
 }
 
 /// Drops the layers above the first missing one. Each layer is read with its own call, so if another client unpacks the
