@@ -37,7 +37,9 @@ pub(crate) async fn image_status(
         Ok(resolved) => resolved,
         Err(e) => return Err(resolver.images.unless_removed(e).await),
     };
+    let containerd = resolver.images.containerd();
     let status = target.status_in(listing);
+    let status = target.without_false_marks(containerd, status).await;
     let mut state = status.state(&target.rules);
     // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
     let may_proxy = target.supports_guest_pull || resolver.profile(&listing.snapshotter).may_proxy;
@@ -69,7 +71,9 @@ pub(crate) async fn planned(
     if is_excluded {
         return Ok(vec![]);
     }
+    let containerd = resolver.images.containerd();
     let status = target.status_in(listing);
+    let status = target.without_false_marks(containerd, status).await;
     if let Some(refused) = target.refused(&status) {
         return Err(refused);
     }
