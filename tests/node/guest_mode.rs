@@ -22,10 +22,12 @@ impl Node {
     async fn restart_nydus(&self, mode: &str) -> Result<()> {
         let path = self.lab.path("nydus.toml");
         let config = std::fs::read_to_string(&path)?;
-        let lines = config.lines().map(|line| match line.starts_with("fs_driver") {
-            true => format!("fs_driver = {mode:?}"),
-            false => line.to_owned(),
-        });
+        let lines = config
+            .lines()
+            .map(|line| match line.starts_with("fs_driver") {
+                true => format!("fs_driver = {mode:?}"),
+                false => line.to_owned(),
+            });
         std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
         let nydus = self.lab.remote(Remote::Nydus);
         nydus.kill();
@@ -78,7 +80,9 @@ async fn the_mode_of_a_restarted_nydus_is_found_out(version: Version) -> Result<
     let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.cri.start_container(&container).await?;
     ensure!(node.cri.cat(&container, "/data/three").await? == "three\n");
-    let found = node.log.lines_with("found out whether the guest pulls images");
+    let found = node
+        .log
+        .lines_with("found out whether the guest pulls images");
     ensure!(found.len() == 3, "{found:#?}");
     node.assert_nothing_left(NYDUS).await
 }
@@ -136,4 +140,39 @@ async fn the_mode_of_a_restarted_nydus_is_found_out_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mode_of_a_restarted_nydus_is_found_out_on_1_7() -> Result<()> {
     the_mode_of_a_restarted_nydus_is_found_out(Version::V1_7).await
+}
+
+/// The name says nydus, but the host unpacks: a container whose image is not ready in time is only slow.
+async fn nydus_on_the_host_rejects_nothing(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    node.hooks = "[hooks]\nwait = \"1ms\"";
+    node.restart_nydus(ON_HOST).await?;
+    node.serve(ON_DEMAND).await?;
+    let found = "found out whether the guest pulls images";
+    node.log.wait_for(found, PATIENCE).await?;
+    let image = node.image.name().to_owned();
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let container = node.cri.create_container(&pod, &image, &[], &[]).await?;
+    node.cri.start_container(&container).await?;
+    node.wait_labelled(NYDUS).await?;
+    ensure!(node.log.lines_with("verdict=let_pass").len() == 1);
+
+    // A guest must not run it.
+    node.restart_nydus(PROXY).await?;
+    let next = node.cri.create_container(&pod, &image, &[], &[]).await;
+    ensure!(
+        next.is_err(),
+        "a container on the host's unpack was allowed"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_the_host_rejects_nothing_on_2_1() -> Result<()> {
+    nydus_on_the_host_rejects_nothing(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nydus_on_the_host_rejects_nothing_on_1_7() -> Result<()> {
+    nydus_on_the_host_rejects_nothing(Version::V1_7).await
 }

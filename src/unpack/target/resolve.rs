@@ -306,6 +306,11 @@ impl Resolver {
         if self.findings.last(snapshotter) != Some(pulls) {
             log::info!(snapshotter, pulls; "found out whether the guest pulls images");
         }
+        let process = match pulls || Profile::of(snapshotter).is_some() {
+            true => process,
+            // Most snapshotters never leave images to a guest, and a list of their snapshots takes long.
+            false => process.if_seen(),
+        };
         self.findings.record(snapshotter, pulls, process);
         Ok(pulls)
     }

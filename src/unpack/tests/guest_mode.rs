@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::Fake;
-use crate::containerd::{Containerd, Image, Labels};
+use crate::containerd::{Image, Labels};
 use crate::ctr::Ctr;
 use crate::image::{Manifest, Manifests, PROXY_MODE, Platform, layer_labels};
 
