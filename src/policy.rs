@@ -60,7 +60,7 @@ impl LabelPolicy for Labels {
 
     fn profile(&self, snapshotter: &str) -> Option<Profile> {
         match self.0.now().snapshotter(snapshotter).profile {
-            config::Profile::Auto => Profile::of(snapshotter),
+            config::Profile::Auto => None,
             config::Profile::Nydus => Some(Profile::NYDUS),
             config::Profile::Complete => Some(Profile::COMPLETE),
         }
@@ -179,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn the_profile_is_configured_or_the_names_or_found_out() {
+    fn the_profile_is_configured_or_found_out() {
         let labels = Labels(Live::new(config(
             "[snapshotters.proxy]\nprofile = \"nydus\"\n[snapshotters.nydus]\nprofile = \"complete\"\n",
         )));
         for (snapshotter, profile) in [
-            ("nydus-cc", Some(Profile::NYDUS)),
+            ("nydus-cc", None),
             ("proxy", Some(Profile::NYDUS)),
             ("nydus", Some(Profile::COMPLETE)),
             ("soci", None),

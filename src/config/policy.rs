@@ -76,9 +76,9 @@ impl Default for SnapshotterPolicy {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// Determined from its name.
+    /// Found out; until then determined from its name.
     Auto,
-    /// nydus, which may have another name.
+    /// nydus in proxy mode, which may have another name.
     Nydus,
     /// A snapshotter that holds the complete content of every layer, under any name.
     Complete,

@@ -98,6 +98,8 @@ pub trait Containerd: Send + Sync {
         key: &str,
         parent: &str,
     ) -> Result<Vec<Mount>>;
+    /// Returns the mounts of an active snapshot or a view.
+    async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>>;
     /// Returns the number of inodes (files, directories and others) in a snapshot, without its
     /// parents. For a committed snapshot it is what the snapshotter counted at the commit.
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64>;

@@ -25,14 +25,19 @@ const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 /// The chain id of the layer below. Set by containerd 2.3 and later.
 pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 
+/// The label by which nydus-snapshotter marks a layer that it has not unpacked, since the guest pulls the image.
+pub const PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+
 /// The prefix of a layer's annotations that its snapshot inherits as labels.
 const INHERITED: &str = "containerd.io/snapshot/";
 
 /// Annotations that a snapshot does not inherit. The runtime chooses user id mappings; an image that set them
-/// could choose the owner of its files.
-const NEVER_INHERITED: [&str; 2] = [
+/// could choose the owner of its files. The snapshotter says which layers the guest pulls; an image that said so
+/// would look as if its content were not there.
+const NEVER_INHERITED: [&str; 3] = [
     "containerd.io/snapshot/uidmapping",
     "containerd.io/snapshot/gidmapping",
+    PROXY_MODE,
 ];
 
 /// Returns the labels of every layer of `manifest`. `reference` is the name that the image is pulled by.
@@ -181,13 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn annotations_are_inherited_except_user_id_mappings() {
+    fn annotations_are_inherited_except_what_an_image_must_not_choose() {
         let mut manifest = manifest(1);
         let annotation = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         manifest.layers[0].blob.annotations = HashMap::from([
             annotation("containerd.io/snapshot/nydus-bootstrap", "true"),
             annotation("containerd.io/snapshot/uidmapping", "0:0:1"),
             annotation("containerd.io/snapshot/gidmapping", "0:0:1"),
+            annotation(PROXY_MODE, "true"),
             annotation("containerd.io/snapshot/cri.layer-digest", "sha256:forged"),
             annotation("org.example.other", "x"),
             annotation("containerd.io/snapshot/empty", ""),
@@ -206,6 +212,7 @@ mod tests {
             layers in 1..130_usize,
             keys in proptest::collection::vec(
                 prop_oneof!["containerd\\.io/snapshot/[a-z./-]{0,20}", Just(NEVER_INHERITED[0].to_owned()),
+                    Just(PROXY_MODE.to_owned()),
                     Just(IMAGE_REF.to_owned()), Just(SNAPSHOT_REF.to_owned()), ".{0,20}"],
                 0..4,
             ),

@@ -21,7 +21,7 @@ pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;
 pub use labels::{
     IMAGE_LAYERS, IMAGE_REF, LAYER_DIGEST, LayerLabels, MANIFEST_DIGEST, PARENT_CHAIN_ID,
-    SNAPSHOT_REF, is_from_the_pull, layer_labels, lineage_labels,
+    PROXY_MODE, SNAPSHOT_REF, is_from_the_pull, layer_labels, lineage_labels,
 };
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;

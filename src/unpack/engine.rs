@@ -125,9 +125,17 @@ impl Engine {
         left_to_containerd: bool,
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
+        let guest_pulls = self.resolver.guest_pull_now(snapshotter);
         self.runner
             .ready_cache
-            .parent_chain(containerd, snapshotter, key, name, left_to_containerd)
+            .parent_chain(
+                containerd,
+                snapshotter,
+                key,
+                name,
+                left_to_containerd,
+                guest_pulls,
+            )
             .await
     }
 
@@ -136,14 +144,15 @@ impl Engine {
         self.resolver.profile(snapshotter)
     }
 
-    /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request.
+    /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request. Takes no call if it is
+    /// known of the snapshotter's process.
     pub async fn find_out(&self, snapshotter: &str) {
         if let Err(e) = self.resolver.find_out(snapshotter).await {
             log::debug!(snapshotter, error:% = e; "whether the guest pulls images could not be found out: the next request of the snapshotter tries again");
         }
     }
 
-    /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
+    /// Whether the guest pulls the labelled images of the snapshotter, as far as that is configured or found out.
     pub fn supports_guest_pull(&self, snapshotter: &str) -> bool {
         self.resolver.supports_guest_pull(snapshotter)
     }

@@ -39,39 +39,37 @@ pub(crate) struct ReadyCache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// The creation time of the top layer, by snapshotter and chain id.
-    ready: HashMap<(String, String), SystemTime>,
+    /// The top layers of ready chains, by snapshotter and chain id.
+    ready: HashMap<(String, String), Top>,
     /// The same for chains from which a container can start, but whose labels were not checked.
-    sound: HashMap<(String, String), SystemTime>,
+    sound: HashMap<(String, String), Top>,
     /// The chain id, by snapshotter and by the image name in a container's annotation. It is a guess that saves a round
     /// trip, and is always verified.
     chains: HashMap<(String, String), String>,
 }
 
+/// The top layer of a chain, and the mode of the snapshotter in which the chain is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Top {
+    pub(crate) created_at: SystemTime,
+    /// Whether the guest pulls the snapshotter's images.
+    pub(crate) guest_pulls: bool,
+}
+
 impl ReadyCache {
     /// Records that a chain is ready.
-    pub(crate) fn record_ready(
-        &self,
-        snapshotter: &str,
-        chain: &str,
-        created_at: Option<SystemTime>,
-    ) {
-        if let Some(created_at) = created_at {
+    pub(crate) fn record_ready(&self, snapshotter: &str, chain: &str, top: Option<Top>) {
+        if let Some(top) = top {
             let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.entries().ready).insert(key, created_at);
+            bounded(&mut self.entries().ready).insert(key, top);
         }
     }
 
     /// Records that a container can start from a chain, whose labels were not checked.
-    pub(crate) fn record_sound(
-        &self,
-        snapshotter: &str,
-        chain: &str,
-        created_at: Option<SystemTime>,
-    ) {
-        if let Some(created_at) = created_at {
+    pub(crate) fn record_sound(&self, snapshotter: &str, chain: &str, top: Option<Top>) {
+        if let Some(top) = top {
             let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.entries().sound).insert(key, created_at);
+            bounded(&mut self.entries().sound).insert(key, top);
         }
     }
 
@@ -96,7 +94,9 @@ impl ReadyCache {
     }
 
     /// Returns the chain that the snapshot `key` of a container is based on. Reads that snapshot and its probable parent
-    /// at the same time. With `left_to_containerd`, it is enough that a container can start from the chain.
+    /// at the same time. With `left_to_containerd`, it is enough that a container can start from the chain. A chain that
+    /// was ready in another mode of the snapshotter than `guest_pulls` has to be looked at; every chain, if the mode is
+    /// not known.
     pub(crate) async fn parent_chain(
         &self,
         containerd: &dyn Containerd,
@@ -104,6 +104,7 @@ impl ReadyCache {
         key: &str,
         name: Option<&str>,
         left_to_containerd: bool,
+        guest_pulls: Option<bool>,
     ) -> Result<ParentChain, Error> {
         let guess = name.and_then(|name| {
             let at = (snapshotter.to_owned(), name.to_owned());
@@ -123,7 +124,9 @@ impl ReadyCache {
             return Ok(ParentChain::Ready);
         }
         let at = (snapshotter.to_owned(), chain);
-        let Some(created_at) = self.created_at(&at, left_to_containerd) else {
+        let known = self.known(&at, left_to_containerd);
+        let known = known.filter(|known| Some(known.guest_pulls) == guest_pulls);
+        let Some(Top { created_at, .. }) = known else {
             return Ok(ParentChain::Unknown { chain: at.1 });
         };
         let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
@@ -133,8 +136,8 @@ impl ReadyCache {
         Ok(compare(at.1, &top, created_at))
     }
 
-    /// Returns the creation time of the top layer of a known chain.
-    fn created_at(&self, at: &(String, String), left_to_containerd: bool) -> Option<SystemTime> {
+    /// Returns the top layer of a known chain.
+    fn known(&self, at: &(String, String), left_to_containerd: bool) -> Option<Top> {
         let entries = self.entries();
         let sound = entries.sound.get(at).filter(|_| left_to_containerd);
         entries.ready.get(at).or(sound).copied()

@@ -65,7 +65,13 @@ impl Serve<'_> {
                     }
                     NextStep::Flight => {
                         let flight = self.runner.flight_of(target, priority).await;
-                        reporter.follow(flight).await;
+                        let outcome = reporter.watch(flight, true).await;
+                        if let Err(e) = &outcome
+                            && e.contradicts_guest_pull()
+                        {
+                            self.resolver.doubt(&self.request.snapshotter);
+                        }
+                        reporter.end(outcome);
                     }
                 }
             }
@@ -90,9 +96,10 @@ impl Serve<'_> {
     fn leave_alone(&self, target: &Target, created_at: Option<SystemTime>, reporter: Reporter) {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &self.request.want {
+            let top = created_at.map(|created_at| target.top(created_at));
             self.runner
                 .ready_cache
-                .record_sound(&snapshotter, chain, created_at);
+                .record_sound(&snapshotter, chain, top);
         }
         let error = match self.request.want.is_left_to_containerd() {
             true => Error::LeftToContainerd { image, snapshotter },

@@ -4,6 +4,7 @@
 mod faults;
 mod flights;
 mod guest;
+mod guest_mode;
 mod labelling;
 mod lost;
 mod other_client;
@@ -46,8 +47,8 @@ impl LabelPolicy for FixedPolicy {
         self.1.clone()
     }
 
-    fn profile(&self, snapshotter: &str) -> Option<Profile> {
-        Profile::of(snapshotter)
+    fn profile(&self, _: &str) -> Option<Profile> {
+        None
     }
 
     fn repair(&self, _: &str) -> Option<Repair> {

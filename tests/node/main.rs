@@ -23,6 +23,7 @@ mod encrypted;
 mod ensure;
 mod faults;
 mod generate;
+mod guest_mode;
 mod guest_pull;
 mod image_labels;
 mod image_volume;

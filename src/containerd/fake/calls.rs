@@ -176,8 +176,13 @@ impl Containerd for Fake {
         self.call("view snapshot", parent, effect).await
     }
 
+    async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
+        let effect = |store: &mut Store| store.mounts_of(snapshotter, key);
+        self.call("ask mounts of snapshot", key, effect).await
+    }
+
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
-        let effect = |store: &mut Store| store.shown(snapshotter, key).map(|(_, inodes)| inodes);
+        let effect = |store: &mut Store| store.inodes(snapshotter, key);
         self.call("ask usage of snapshot", key, effect).await
     }
 
@@ -298,8 +303,12 @@ impl Containerd for Fake {
                 },
                 exports: {
                     let root = ("root".to_owned(), format!("/{name}"));
-                    let address = store.lazy.contains_key(name);
-                    let address = address.then(|| ("address".to_owned(), format!("/{name}.sock")));
+                    let address = store
+                        .lazy
+                        .contains_key(name)
+                        .then(|| format!("/{name}.sock"));
+                    let address = store.sockets.get(name).cloned().or(address);
+                    let address = address.map(|address| ("address".to_owned(), address));
                     std::iter::once(root).chain(address).collect()
                 },
                 ..Snapshotter::default()

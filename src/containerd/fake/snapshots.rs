@@ -1,6 +1,7 @@
 //! The snapshots, leases and properties of snapshotters that a test sets in the fake and reads back.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -29,6 +30,28 @@ impl Fake {
         lazy.entry(snapshotter.to_owned())
             .or_default()
             .extend(digests);
+    }
+
+    /// Restarts the snapshotter, a proxy plugin that listens at this socket, in a mode in which it leaves labelled layers
+    /// to the guest, or in another one.
+    pub(crate) fn restart(&self, snapshotter: &str, socket: &Path, guest_pulls: bool) {
+        self.set_mode(snapshotter, guest_pulls);
+        let path = socket.to_str().unwrap().to_owned();
+        let name = snapshotter.to_owned();
+        self.state().store.sockets.insert(name, path);
+        let _ = std::fs::remove_file(socket);
+        drop(UnixListener::bind(socket).unwrap());
+    }
+
+    /// Sets whether the snapshotter leaves labelled layers to the guest.
+    pub(crate) fn set_mode(&self, snapshotter: &str, guest_pulls: bool) {
+        let name = snapshotter.to_owned();
+        self.state().store.guest_pulls.insert(name, guest_pulls);
+    }
+
+    /// Marks a layer as one that holds files.
+    pub(crate) fn fill(&self, snapshotter: &str, name: &str) {
+        self.state().store.full.insert(at(snapshotter, name));
     }
 
     /// Makes the snapshotter fill the snapshot that is prepared for the chain id with the content of this

@@ -15,7 +15,7 @@ use super::directories::{Change, Directories};
 use super::sha256;
 use super::types::{At, Effect, at};
 
-/// The snapshotter whose layers the guest pulls.
+/// The snapshotter whose layers the guest pulls, unless a test restarts it in another mode.
 const GUEST_PULLS: &str = "nydus";
 
 /// The label by which a `Prepare` names the committed snapshot that it is for.
@@ -26,6 +26,10 @@ const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 
 /// The label that nydus puts on a guest-pulled layer.
 const PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+
+/// The option of a mount whose image the guest pulls: `{"volume_type":"image_guest_pull"}`.
+const KATA_VOLUME: &str =
+    "io.katacontainers.volume=eyJ2b2x1bWVfdHlwZSI6ImltYWdlX2d1ZXN0X3B1bGwifQ==";
 
 /// The prefix of a blob's label that keeps a snapshot. The snapshotter follows, and for further snapshots a
 /// slash and any word.
@@ -59,6 +63,12 @@ pub(super) struct Store {
     pub(super) staged: HashMap<At, String>,
     /// The proxy plugins, and the blobs that each mounts lazily.
     pub(super) lazy: BTreeMap<String, BTreeSet<String>>,
+    /// Whether the snapshotters that a test has restarted leave layers to the guest.
+    pub(super) guest_pulls: HashMap<String, bool>,
+    /// The sockets of proxy plugins that exist as files.
+    pub(super) sockets: HashMap<String, String>,
+    /// The layers that hold files.
+    pub(super) full: BTreeSet<At>,
     /// The mounts of a view of a snapshot, and the snapshot's number of inodes.
     pub(super) shown: HashMap<At, (Vec<Mount>, u64)>,
     /// Parents with their children. The removal of a child removes its entry. A child that was collected
@@ -198,7 +208,7 @@ impl Store {
             self.add(snapshotter, target, parent, SnapshotKind::Committed, labels);
             return Err(ErrorKind::AlreadyExists);
         }
-        match target.filter(|_| snapshotter == GUEST_PULLS) {
+        match target.filter(|_| self.leaves_to_guest(snapshotter)) {
             Some(_) if !labels.contains_key(LAYER_DIGEST) => Err(ErrorKind::Other),
             Some(target) => {
                 self.hold(lease, Resource::snapshot(snapshotter, &target))?;
@@ -267,6 +277,40 @@ impl Store {
         let shown = self.shown.get(&here).cloned();
         let shown = shown.filter(|_| self.snapshots.contains_key(&here));
         shown.ok_or(ErrorKind::NotFound)
+    }
+
+    /// Whether the snapshotter leaves labelled layers to the guest.
+    fn leaves_to_guest(&self, snapshotter: &str) -> bool {
+        let set = self.guest_pulls.get(snapshotter);
+        set.copied().unwrap_or(snapshotter == GUEST_PULLS)
+    }
+
+    /// Returns the mounts of an active snapshot. nydus decides by the label of its parent.
+    pub(super) fn mounts_of(&self, snapshotter: &str, key: &str) -> Effect<Vec<Mount>> {
+        let own = self.snapshots.get(&at(snapshotter, key));
+        let parent = own.ok_or(ErrorKind::NotFound)?.parent.as_deref();
+        let parent = parent.and_then(|parent| self.snapshots.get(&at(snapshotter, parent)));
+        let is_marked = parent.is_some_and(|parent| parent.labels.contains_key(PROXY_MODE));
+        match (is_marked, self.leaves_to_guest(snapshotter)) {
+            (true, false) => Err(ErrorKind::Other),
+            (true, true) => Ok(vec![Mount {
+                r#type: "fuse.nydus-overlayfs".to_owned(),
+                options: vec![KATA_VOLUME.to_owned()],
+                ..Default::default()
+            }]),
+            (false, _) => Ok(vec![]),
+        }
+    }
+
+    /// Returns the number of inodes of a snapshot: its own directory, if nothing else is known of it.
+    pub(super) fn inodes(&self, snapshotter: &str, key: &str) -> Effect<u64> {
+        let here = at(snapshotter, key);
+        match self.shown(snapshotter, key) {
+            Err(_) if self.snapshots.contains_key(&here) => {
+                Ok(if self.full.contains(&here) { 2 } else { 1 })
+            }
+            shown => shown.map(|(_, inodes)| inodes),
+        }
     }
 
     pub(super) fn commit(

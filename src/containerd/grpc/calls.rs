@@ -99,6 +99,10 @@ impl Containerd for Grpc {
         snapshots::view(self, lease, snapshotter, key, parent).await
     }
 
+    async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
+        snapshots::mounts(self, snapshotter, key).await
+    }
+
     async fn inodes(&self, snapshotter: &str, key: &str) -> Result<u64> {
         snapshots::inodes(self, snapshotter, key).await
     }

@@ -85,6 +85,16 @@ pub(super) async fn view(
     Ok(reply.into_inner().mounts)
 }
 
+pub(super) async fn mounts(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
+    let request = grpc.ask(snap::MountsRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+    });
+    let reply = client(grpc).mounts(request).await;
+    let reply = reply.map_err(failed("ask mounts of snapshot", key))?;
+    Ok(reply.into_inner().mounts)
+}
+
 pub(super) async fn inodes(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<u64> {
     let request = grpc.ask(snap::UsageRequest {
         snapshotter: snapshotter.to_owned(),

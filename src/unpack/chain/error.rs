@@ -67,6 +67,16 @@ pub enum Error {
         /// The chain's state.
         state: super::state::State,
     },
+    /// The snapshotter asks for a layer's content, although the guest is to pull the image.
+    #[error(
+        "image {image} in {snapshotter}: the guest should pull it, but the snapshotter has its layers unpacked on this host: it was restarted in another mode, and is asked again with the next try; or `profile` in the configuration is wrong for it"
+    )]
+    NotLeftToGuest {
+        /// The image's name.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+    },
     /// A container is based on a layer of the host over guest-pulled layers, and no private chain could be made
     /// for it.
     #[error(
@@ -233,7 +243,15 @@ impl Error {
 
     /// Whether a later attempt may succeed without a change by the user.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::InUse { .. } | Self::Unsettled { .. }) || self.unreachable().is_some()
+        matches!(
+            self,
+            Self::InUse { .. } | Self::Unsettled { .. } | Self::NotLeftToGuest { .. }
+        ) || self.unreachable().is_some()
+    }
+
+    /// Whether the snapshotter behaved as in another mode: whether the guest pulls its images has to be found out again.
+    pub(crate) fn contradicts_guest_pull(&self) -> bool {
+        matches!(self, Self::NotLeftToGuest { .. } | Self::Unsettled { .. })
     }
 
     /// Whether the chain is broken and not only unready: no container may start from it, under any

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::containerd::Labels;
+use crate::image::PROXY_MODE;
 
-/// nydus-snapshotter's own label on a layer that it has not unpacked, since the guest pulls the image. Its `Mounts`
-/// reads the label of the top layer only.
-const NYDUS_PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+/// The names of snapshotters that mount labelled layers lazily from a registry.
+const LAZY: [&str; 3] = ["stargz", "soci", "overlaybd"];
 
 /// How a chain without labels is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Repair {
 /// The properties of a kind of snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// The guest may pull the images, depending on the snapshotter's own configuration: a probe finds out.
+    /// The guest may pull the images, depending on the snapshotter's own configuration.
     pub may_proxy: bool,
     /// A container must not start on an image that is not ready: its root file system would be wrong, not only
     /// slow.
@@ -46,18 +46,22 @@ impl Profile {
     };
 
     /// Returns the profile that the name implies; `None` for any other name. Users choose the names of proxy
-    /// plugins, so a probe finds out what a snapshotter with another name does.
+    /// plugins, so it counts only until it is found out what the snapshotter does. A lazy one is left alone: the name
+    /// decides.
     pub fn of(snapshotter: &str) -> Option<Self> {
-        let is_nydus = snapshotter.split('-').next() == Some("nydus");
-        is_nydus.then_some(Self::NYDUS)
+        match snapshotter.split('-').next() {
+            Some("nydus") => Some(Self::NYDUS),
+            Some(name) if LAZY.contains(&name) => Some(Self::COMPLETE),
+            _ => None,
+        }
     }
 }
 
-/// Whether this is a guest-pulled layer: the snapshotter committed it without content, since the guest pulls it.
+/// Whether this is a guest-pulled layer: the snapshotter committed it without content, since the guest pulls it. Its
+/// mounts depend on the label of the top layer only. In a snapshotter that does not leave images to a guest, the label
+/// may come from an annotation of the image.
 pub(crate) fn is_proxied(labels: &Labels) -> bool {
-    labels
-        .get(NYDUS_PROXY_MODE)
-        .is_some_and(|value| value == "true")
+    labels.get(PROXY_MODE).is_some_and(|value| value == "true")
 }
 
 impl fmt::Display for Repair {
@@ -75,18 +79,18 @@ pub(crate) mod tests {
 
     /// The labels of a guest-pulled layer of nydus.
     pub(crate) fn proxied(mut labels: Labels) -> Labels {
-        labels.insert(NYDUS_PROXY_MODE.to_owned(), "true".to_owned());
+        labels.insert(PROXY_MODE.to_owned(), "true".to_owned());
         labels
     }
 
     #[test]
-    fn a_name_that_begins_with_nydus_implies_guest_pull() {
+    fn some_names_imply_a_profile() {
         for (snapshotter, profile) in [
             ("nydus", Some(Profile::NYDUS)),
             ("nydus-cc", Some(Profile::NYDUS)),
             ("erofs", None),
-            ("soci", None),
-            ("stargz", None),
+            ("soci", Some(Profile::COMPLETE)),
+            ("stargz-2", Some(Profile::COMPLETE)),
             ("nydusx", None),
             ("guest-pull", None),
         ] {

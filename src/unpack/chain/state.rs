@@ -20,7 +20,8 @@ pub enum State {
     /// Every layer is committed, and at least one lacks labels.
     Unlabelled,
     /// A layer that was unpacked on the host lies over guest-pulled layers, which the snapshotter committed
-    /// without content: a broken root file system.
+    /// without content: a broken root file system. Or a layer is guest-pulled, and the snapshotter does not leave
+    /// images to the guest any more.
     Mixed,
     /// The labels name another image: those of the top layer an image that has more layers above it, or those
     /// of any layer this image in a registry or repository that it is not from.
@@ -83,6 +84,9 @@ pub struct Rules {
     /// The guest pulls the image: the chain counts as labelled if its top layer is a guest-pulled layer. The
     /// layers below do not matter.
     pub guest_pulls: bool,
+    /// The guest pulls the labelled images of the snapshotter. If it does not, guest-pulled layers are left from the
+    /// time when it did, and no container can start from them.
+    pub supports_guest_pull: bool,
 }
 
 /// The manifest of an image and the repositories in its names.
@@ -201,6 +205,10 @@ impl ChainStatus {
         if self.is_lost {
             return State::Lost;
         }
+        if !rules.supports_guest_pull && self.has_guest_layers() {
+            // Left from another mode of the snapshotter: they have no content, and no guest pulls it.
+            return State::Mixed;
+        }
         let Some(top) = self.top() else {
             return match self.committed() {
                 // An image without layers has nothing to unpack, label or lose.
@@ -257,6 +265,7 @@ pub(crate) mod tests {
                 Repair::Relabel
             },
             guest_pulls,
+            supports_guest_pull: guest_pulls,
         }
     }
 
@@ -343,6 +352,7 @@ pub(crate) mod tests {
             origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,
+            supports_guest_pull: true,
         };
         for (layers, state) in [
             (vec![proxied(), bare()], State::Mixed),
@@ -357,6 +367,20 @@ pub(crate) mod tests {
             };
             assert_eq!(status.state(&rules), state, "{status:?}");
         }
+    }
+
+    /// The snapshotter was restarted and does not leave images to a guest any more.
+    #[test]
+    fn guest_pulled_layers_are_mixed_where_no_guest_pulls() {
+        assert_states(
+            false,
+            vec![
+                (vec![proxied(), proxied()], true, State::Mixed, 2),
+                (vec![labelled(), proxied()], true, State::Mixed, 2),
+                (vec![proxied(), labelled()], true, State::Mixed, 2),
+                (vec![proxied(), None], true, State::Mixed, 1),
+            ],
+        );
     }
 
     #[test]
@@ -424,6 +448,7 @@ pub(crate) mod tests {
             origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,
+            supports_guest_pull: false,
         };
         for layers in [vec![bare()], vec![of_lower_layer()]] {
             let status = ChainStatus {

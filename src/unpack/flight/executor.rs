@@ -228,6 +228,7 @@ impl<'a> PlanExecutor<'a> {
                 .checked_sub(1)
                 .map(|below| layers[below].chain_id.as_str()),
             labels: &target.labels[i],
+            is_for_guest: target.is_for_guest(),
             layers: context.layers,
             reporter: context.reporter,
             priority: context.priority,
@@ -307,6 +308,7 @@ impl<'a> PlanExecutor<'a> {
             snapshotter: &target.snapshotter,
             manifest: &target.manifest,
             anchor: &target.anchor(),
+            guest_layers_stay: target.supports_guest_pull,
         };
         match replace.run().await.map_err(|e| target.failed(e))? {
             Replaced::Gone => self.work.did(Action::Replaced),

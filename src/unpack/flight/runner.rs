@@ -162,9 +162,8 @@ impl FlightGuard {
         }
         // If the image is still being pulled, its labels have to be checked again when it has a name.
         if !target.arrives {
-            runner
-                .ready_cache
-                .record_ready(snapshotter, chain, created_at);
+            let top = created_at.map(|created_at| target.top(created_at));
+            runner.ready_cache.record_ready(snapshotter, chain, top);
         }
         Ok(done)
     }

@@ -82,6 +82,9 @@ pub(crate) enum Failure {
     /// The content has this digest instead of the layer's diff id.
     #[error("it unpacks to {0}")]
     WrongDiffId(String),
+    /// The snapshotter asks for the content, although the guest is to pull the image.
+    #[error("the snapshotter does not leave it to the guest")]
+    NotLeftToGuest,
     /// The parent was removed meanwhile: another client replaces the chain.
     #[error("the layer below it was removed")]
     ParentGone,
@@ -104,6 +107,8 @@ pub(crate) struct Unpack<'a> {
     /// The chain id of the layer below.
     pub(crate) parent: Option<&'a str>,
     pub(crate) labels: &'a Labels,
+    /// The guest pulls the image: the snapshotter needs no content.
+    pub(crate) is_for_guest: bool,
     /// The locks of the layers, and the semaphore of the applies.
     pub(crate) layers: &'a Layers,
     pub(crate) reporter: &'a Reporter,
@@ -272,6 +277,10 @@ impl Unpack<'_> {
                 return Err(Failure::Stopped);
             };
             match prepared {
+                Ok(_) if self.is_for_guest => {
+                    self.remove(&key).await;
+                    return Err(Failure::NotLeftToGuest);
+                }
                 Ok(mounts) => return Ok(Some((key, mounts))),
                 Err(e) if e.already_exists() => {
                     if self.is_committed().await? {

@@ -27,17 +27,20 @@ pub(crate) struct Replace<'a> {
     pub(crate) others: &'a HashSet<String>,
     /// The key of the anchor.
     pub(crate) anchor: &'a str,
+    /// The guest pulls the images of the snapshotter: guest-pulled layers are right, and stay.
+    pub(crate) guest_layers_stay: bool,
 }
 
 impl Replace<'_> {
     /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
-    /// guest-pulled layer.
+    /// guest-pulled layer that stays.
     pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
         // Leases are read before the list of snapshots: a container whose snapshot was made meanwhile is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
         let snapshots = self.containerd.snapshots(self.snapshotter).await?;
         let children = children(&snapshots);
-        let proxied = snapshots.iter().filter(|s| is_proxied(&s.labels));
+        let proxied = snapshots.iter();
+        let proxied = proxied.filter(|s| self.guest_layers_stay && is_proxied(&s.labels));
         let proxied: HashSet<_> = proxied.map(|s| s.name.as_str()).collect();
         let mut above = None;
         for layer in self.manifest.layers.iter().rev() {

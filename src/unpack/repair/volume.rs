@@ -85,6 +85,7 @@ impl Volume<'_> {
     async fn apply(&self, i: usize, lease: &Lease, priority: &Priority) -> Result<(), Failure> {
         let layer = &self.layers()[i];
         let unpack = Unpack {
+            is_for_guest: false,
             containerd: self.containerd,
             snapshotter: &self.target.snapshotter,
             lease,

@@ -140,12 +140,6 @@ impl Reporter {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
 
-    /// Forwards the progress of other work until its end, and ends with the same result.
-    pub(crate) async fn follow(self, other: Ticket) {
-        let outcome = self.watch(other, true).await;
-        self.end(outcome);
-    }
-
     /// Forwards the progress of other work until its end, and returns its result. The state that the other work found
     /// is forwarded only with `found_counts`.
     pub(crate) async fn watch(&self, mut other: Ticket, found_counts: bool) -> Outcome {

@@ -1,6 +1,8 @@
 //! The capabilities of snapshotters, as containerd lists them.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -14,7 +16,7 @@ const REBASE: &str = "rebase";
 const SINCE: (u64, u64) = (2, 2);
 
 /// The capabilities of a snapshotter; all `false` while they are not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Capabilities {
     /// The snapshotter takes the parent of a layer at its commit, so the layers of a chain can be applied at the same
     /// time.
@@ -24,6 +26,8 @@ pub(crate) struct Capabilities {
     pub(crate) applies: bool,
     /// The snapshotter is a proxy plugin, which may treat labels in its own way.
     pub(crate) is_proxy: bool,
+    /// The socket at which the proxy plugin listens.
+    pub(crate) socket: Option<Arc<Path>>,
 }
 
 /// The known capabilities, by snapshotter.
@@ -34,11 +38,12 @@ impl CapabilityCache {
     /// Returns the capabilities of a snapshotter. Asks containerd once; after an error the next call asks again.
     pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Capabilities {
         if let Some(cached) = self.cached().get(snapshotter) {
-            return *cached;
+            return cached.clone();
         }
         match ask(containerd, snapshotter).await {
             Ok(answer) => {
-                self.cached().insert(snapshotter.to_owned(), answer);
+                let known = answer.clone();
+                self.cached().insert(snapshotter.to_owned(), known);
                 answer
             }
             Err(e) => {
@@ -70,11 +75,13 @@ async fn ask(
         let version = containerd.version().await?;
         containerd::numbers(&version).is_some_and(|numbers| numbers >= SINCE)
     };
-    let is_proxy = listed.proxy_address().is_some();
+    let address = listed.proxy_address();
+    let socket = address.map(|address| address.trim_start_matches("unix://"));
     Ok(Capabilities {
         rebases,
-        applies: !is_proxy,
-        is_proxy,
+        applies: address.is_none(),
+        is_proxy: address.is_some(),
+        socket: socket.map(|socket| Path::new(socket).into()),
     })
 }
 

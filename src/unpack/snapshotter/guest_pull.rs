@@ -5,7 +5,9 @@
 //! whole image. The snapshotter answers *AlreadyExists*, and has committed a snapshot without content under the name
 //! in the label `containerd.io/snapshot.ref`.
 
-use crate::containerd::{self, Containerd, Labels};
+use std::time::SystemTime;
+
+use crate::containerd::{self, Containerd, Labels, Snapshot, SnapshotKind};
 use crate::image::{
     IMAGE_REF, LAYER_DIGEST, Manifest, PARENT_CHAIN_ID, SNAPSHOT_REF, is_from_the_pull,
 };
@@ -44,8 +46,9 @@ pub(crate) fn chain_id_of(name: &str) -> &str {
     name.strip_prefix(ON_HOST).unwrap_or(name)
 }
 
-/// Probes whether the guest pulls the labelled images of a snapshotter. The probe leaves nothing behind and names no
-/// image, so a snapshotter that mounts labelled layers from a registry sends no request to it.
+/// Probes whether the guest pulls the labelled images of a snapshotter: what the snapshotter itself says of a layer that
+/// it commits. The probe leaves nothing behind and names no image, so a snapshotter that mounts labelled layers from a
+/// registry sends no request to it.
 pub(crate) async fn pulls(
     containerd: &dyn Containerd,
     snapshotter: &str,
@@ -60,6 +63,33 @@ pub(crate) async fn pulls(
     };
     let labels = probe.takes().await?;
     Ok(labels.is_some_and(|labels| is_proxied(&labels)))
+}
+
+/// Whether the snapshotter needs the content of labelled layers: its newest layer that was prepared with labels is one
+/// that it did not leave to a guest. Layers before `since` do not count, since the snapshotter may have run in another
+/// mode then.
+pub(crate) fn needs_content(snapshots: &[Snapshot], since: Option<SystemTime>) -> bool {
+    let is_labelled = |s: &&Snapshot| {
+        s.kind == SnapshotKind::Committed
+            && [SNAPSHOT_REF, LAYER_DIGEST]
+                .iter()
+                .all(|key| s.labels.contains_key(*key))
+            && since.is_none_or(|since| s.created_at.is_some_and(|at| at > since))
+    };
+    let labelled = snapshots.iter().filter(is_labelled);
+    let newest = labelled.max_by_key(|snapshot| snapshot.created_at);
+    newest.is_some_and(|newest| !is_proxied(&newest.labels))
+}
+
+/// Whether a committed layer holds nothing but its own directory, as a guest-pulled layer does. An error counts as
+/// `true`: a layer that may have no content is not taken for one that has.
+pub(crate) async fn is_empty(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    chain_id: &str,
+) -> bool {
+    let inodes = containerd.inodes(snapshotter, chain_id).await;
+    inodes.map_or(true, |inodes| inodes <= 1)
 }
 
 /// Returns the name of the private chain of the image whose own chain has the id `chain_id`.

@@ -61,6 +61,23 @@ impl Listing {
         incomplete.map(|snapshot| snapshot.name.as_str())
     }
 
+    /// Returns the key of an active snapshot whose parent is marked as guest-pulled.
+    pub(crate) fn directly_on_guest_layer(&self) -> Option<&str> {
+        let mut active = self.all().filter(|s| s.kind == SnapshotKind::Active);
+        let is_on = |s: &&Snapshot| {
+            let parent = s.parent.as_deref().and_then(|parent| self.snapshot(parent));
+            parent.is_some_and(|parent| is_proxied(&parent.labels))
+        };
+        active.find(is_on).map(|snapshot| snapshot.name.as_str())
+    }
+
+    /// Returns the newest layer that is marked as guest-pulled.
+    pub(crate) fn newest_guest_layer(&self) -> Option<&str> {
+        let marked = self.all().filter(|s| is_proxied(&s.labels));
+        let newest = marked.max_by_key(|snapshot| snapshot.created_at);
+        newest.map(|snapshot| snapshot.name.as_str())
+    }
+
     fn is_above_guest_layer(&self, snapshot: &Snapshot) -> bool {
         let parent = |s: &&Snapshot| self.snapshot(s.parent.as_deref()?);
         let mut below = std::iter::successors(parent(&snapshot), parent);

@@ -1,6 +1,9 @@
 //! The mounts of an extraction snapshot, and how a layer is applied through mounts that lack the layers below it.
 //! The rules are those of containerd's own unpacker (`core/unpack/unpacker.go`).
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::containerd::Mount;
 
 /// The snapshotters whose snapshots are upper directories of overlayfs, or are treated as such by their differ.
@@ -10,6 +13,23 @@ const OVERLAYS: [&str; 2] = ["overlayfs", "erofs"];
 pub(crate) fn are_staged(mounts: &[Mount]) -> bool {
     let options = mounts.last().map(|mount| mount.options.as_slice());
     options.is_some_and(|options| options.iter().any(|option| option == "ro"))
+}
+
+/// The option by which nydus-snapshotter describes to the Kata runtime what a mount stands for.
+const KATA_VOLUME: &str = "io.katacontainers.volume=";
+
+/// The kind of such a mount whose image the guest pulls.
+const GUEST_PULL: &str = "image_guest_pull";
+
+/// Whether these mounts of a container stand for an image that the guest pulls, and not for directories of the host.
+pub(crate) fn are_of_guest(mounts: &[Mount]) -> bool {
+    let options = mounts.iter().flat_map(|mount| &mount.options);
+    let mut volumes = options.filter_map(|option| option.strip_prefix(KATA_VOLUME));
+    volumes.any(|volume| {
+        let json = STANDARD.decode(volume).unwrap_or_default();
+        let volume = serde_json::from_slice::<serde_json::Value>(&json);
+        volume.is_ok_and(|volume| volume["volume_type"] == GUEST_PULL)
+    })
 }
 
 /// Returns the mounts through which a layer that has layers below it is applied, made from the mounts of a snapshot
@@ -70,6 +90,27 @@ mod tests {
         ];
         for (snapshotter, mounts) in others {
             assert_eq!(with_whiteouts(snapshotter, &mounts), None, "{mounts:?}");
+        }
+    }
+
+    #[test]
+    fn a_volume_for_the_guest_is_one_that_it_pulls() {
+        let volume = |json: &str| format!("{KATA_VOLUME}{}", STANDARD.encode(json));
+        let pulled =
+            volume(r#"{"volume_type": "image_guest_pull", "image_pull": {"metadata": {}}}"#);
+        let block = volume(r#"{"volume_type": "image_raw_block"}"#);
+        for (option, expected) in [
+            (pulled.as_str(), true),
+            (&block, false),
+            ("io.katacontainers.volume=%", false),
+            ("lowerdir=/a:/b", false),
+        ] {
+            let mounts = [mount(
+                "fuse.nydus-overlayfs",
+                "overlay",
+                &["lowerdir=/a", option],
+            )];
+            assert_eq!(are_of_guest(&mounts), expected, "{option}");
         }
     }
 

@@ -20,7 +20,7 @@ pub trait LabelPolicy: Send + Sync {
     fn labelling(&self, snapshotter: &str, names: &[String]) -> Option<Labelling>;
     /// Returns the extra labels of each layer.
     fn extra_labels(&self, snapshotter: &str) -> ExtraLabels;
-    /// Returns the kind of snapshotter; `None` if only a probe can find it out.
+    /// Returns the configured kind of snapshotter; `None` if it is to be found out.
     fn profile(&self, snapshotter: &str) -> Option<Profile>;
     /// Returns how missing labels are repaired; `None` for the default of the snapshotter's profile.
     fn repair(&self, snapshotter: &str) -> Option<Repair>;

@@ -60,6 +60,7 @@ pub(crate) fn rules(
         origin,
         repair,
         guest_pulls: labelling.required && guest_pulls && repair == Repair::Replace,
+        supports_guest_pull: false,
     }
 }
 

@@ -18,11 +18,12 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot};
 use crate::ctr::Ctr;
-use crate::image::{LAYER_DIGEST, LayerLabels, Manifest};
+use crate::image::{LAYER_DIGEST, LayerLabels, Manifest, PROXY_MODE};
 use crate::unpack::chain::error::Error;
-use crate::unpack::chain::profile::Repair;
+use crate::unpack::chain::profile::{Repair, is_proxied};
 use crate::unpack::chain::state::{ChainStatus, Rules, State};
 use crate::unpack::layer::unpack::Failure;
+use crate::unpack::ready_cache::Top;
 use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::listing::Listing;
 
@@ -55,6 +56,8 @@ pub(crate) struct Target {
     pub(crate) arrives: bool,
     /// The guest pulls the labelled images of the snapshotter.
     pub(crate) supports_guest_pull: bool,
+    /// The snapshotter may have guest-pulled layers, also if it does not leave images to a guest now.
+    pub(crate) may_have_guest_layers: bool,
     /// The container is based on a copy of the chain, in which the files have other owners. containerd makes it for a
     /// user namespace where the snapshotter has no id-mapped mounts.
     pub(crate) is_copied: bool,
@@ -101,16 +104,26 @@ impl Target {
                 origin: None,
                 repair: Repair::Relabel,
                 guest_pulls: false,
+                supports_guest_pull: self.supports_guest_pull,
             },
             others: HashSet::new(),
             in_use: false,
             is_sandbox: false,
             arrives: false,
             supports_guest_pull: self.supports_guest_pull,
+            may_have_guest_layers: self.may_have_guest_layers,
             is_copied: false,
             left_to_containerd: false,
             snapshotter: self.snapshotter.clone(),
             ctr: self.ctr.clone(),
+        }
+    }
+
+    /// Returns what is remembered of this chain when it is ready.
+    pub(crate) fn top(&self, created_at: SystemTime) -> Top {
+        Top {
+            created_at,
+            guest_pulls: self.supports_guest_pull,
         }
     }
 
@@ -132,6 +145,8 @@ impl Target {
     pub(crate) fn refused(&self, status: &ChainStatus) -> Option<Error> {
         let state = status.state(&self.rules);
         let is_refused = match state {
+            // They are left from another mode of the snapshotter, and are replaced.
+            _ if !self.supports_guest_pull => false,
             State::Mixed => !self.is_for_guest(),
             State::Partial => status.has_guest_layers() && !self.is_for_guest(),
             _ => false,
@@ -152,6 +167,31 @@ impl Target {
         status.map_err(|e| self.failed(e))
     }
 
+    /// Returns the status without nydus's mark on layers that hold content. Where no guest pulls, an annotation of the
+    /// image may have brought it.
+    pub(crate) async fn without_false_marks(
+        &self,
+        containerd: &dyn Containerd,
+        mut status: ChainStatus,
+    ) -> ChainStatus {
+        if self.supports_guest_pull {
+            return status;
+        }
+        let layers = self.manifest.layers.iter().zip(&mut status.layers);
+        for (layer, labels) in layers {
+            let Some(labels) = labels.as_mut().filter(|labels| is_proxied(labels)) else {
+                continue;
+            };
+            let (snapshotter, chain_id) = (&self.snapshotter, &layer.chain_id);
+            let is_left = self.may_have_guest_layers
+                && guest_pull::is_empty(containerd, snapshotter, chain_id).await;
+            if !is_left {
+                labels.remove(PROXY_MODE);
+            }
+        }
+        status
+    }
+
     /// Returns the status of the chain from a listing. Asks containerd only whether a part of the chain is lost.
     pub(crate) async fn status_in(
         &self,
@@ -161,11 +201,12 @@ impl Target {
         let layers = self.manifest.layers.iter();
         let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
         let config = listing.blob(&self.manifest.config);
-        let mut status = ChainStatus {
+        let status = ChainStatus {
             anchored: config.is_some_and(|config| self.is_anchored(&config.labels)),
             layers: without_gaps(snapshots),
             is_lost: false,
         };
+        let mut status = self.without_false_marks(containerd, status).await;
         let is_lost = self.is_lost(containerd, &status).await;
         status.is_lost = is_lost.map_err(|e| self.failed(e))?;
         Ok(status)
@@ -189,11 +230,12 @@ impl Target {
         let snapshots = snapshots?;
         let top = snapshots.last().and_then(Option::as_ref);
         let created_at = top.and_then(|snapshot| snapshot.created_at);
-        let mut status = ChainStatus {
+        let status = ChainStatus {
             anchored: self.is_anchored(&config?.labels),
             layers: without_gaps(snapshots),
             is_lost: false,
         };
+        let mut status = self.without_false_marks(containerd, status).await;
         status.is_lost = self.is_lost(containerd, &status).await?;
         Ok((status, created_at))
     }
@@ -250,6 +292,10 @@ impl Target {
         match failure {
             Failure::Containerd(source) => self.failed(source),
             Failure::Stopped | Failure::ParentGone | Failure::Lost => Error::Stopped(image),
+            Failure::NotLeftToGuest => Error::NotLeftToGuest {
+                image,
+                snapshotter: self.snapshotter.clone(),
+            },
             Failure::NoBlob(tried) => self.unavailable(i, tried),
             Failure::Encrypted(e) => Error::Encrypted {
                 image,

@@ -1,7 +1,7 @@
 //! Resolves a request to its target: the image's record, its manifest, the labels of its layers, and the rules under
 //! which its chain is ready.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -17,12 +17,14 @@ use super::label_policy::{LabelPolicy, Labelling};
 use super::labelling::{self, EXCLUDED};
 use super::request::{Request, Want};
 use crate::unpack::chain::error::Error;
-use crate::unpack::chain::profile::{Profile, Repair, is_proxied};
+use crate::unpack::chain::profile::{Profile, Repair};
 use crate::unpack::chain::state::{Origin, Rules};
-use crate::unpack::snapshotter::capabilities::CapabilityCache;
+use crate::unpack::snapshotter::capabilities::{Capabilities, CapabilityCache};
+use crate::unpack::snapshotter::findings::{Findings, Process};
 use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
+use crate::unpack::snapshotter::mounts;
 
 /// Resolves requests to targets, for one engine.
 pub(crate) struct Resolver {
@@ -30,8 +32,8 @@ pub(crate) struct Resolver {
     leases: Arc<Leases>,
     policy: Box<dyn LabelPolicy>,
     capabilities: Arc<CapabilityCache>,
-    /// Whether the guest pulls the images of a snapshotter, for the snapshotters that were probed.
-    guests: Mutex<HashMap<String, bool>>,
+    /// Whether the guest pulls the images of a snapshotter, where that had to be found out.
+    findings: Findings,
     /// Whether this containerd sets lineage labels; `None` while its version is not known.
     labels_lineage: Mutex<Option<bool>>,
 }
@@ -48,41 +50,68 @@ impl Resolver {
             leases,
             policy,
             capabilities,
-            guests: Mutex::default(),
+            findings: Findings::default(),
             labels_lineage: Mutex::default(),
         }
     }
 
-    /// Forgets all probes and the version, since containerd or a snapshotter may have been restarted with another
-    /// version or configuration.
+    /// Forgets all findings and the version, since containerd may have been restarted with another version or
+    /// configuration.
     pub(crate) fn forget(&self) {
-        self.guests().clear();
+        self.findings.forget();
         *self.lineage() = None;
     }
 
-    /// Returns the kind of snapshotter, as far as it is known now.
+    /// Returns the kind of snapshotter. The configuration decides before what was found out, and that before the name.
+    /// If the snapshotter was restarted since the guest pulled its images, it counts as such until the next finding.
     pub(crate) fn profile(&self, snapshotter: &str) -> Profile {
-        self.policy
-            .profile(snapshotter)
-            .unwrap_or_else(|| match self.guests().get(snapshotter) {
-                Some(true) => Profile::NYDUS,
-                _ => Profile::COMPLETE,
-            })
+        if let Some(configured) = self.policy.profile(snapshotter) {
+            return configured;
+        }
+        let by_name = || Profile::of(snapshotter).unwrap_or(Profile::COMPLETE);
+        match self.findings.current(snapshotter) {
+            Some(true) => Profile::NYDUS,
+            Some(false) => Profile::COMPLETE,
+            None if self.findings.last(snapshotter) == Some(true) => Profile::NYDUS,
+            None => by_name(),
+        }
     }
 
-    /// Whether a probe found that the guest pulls the labelled images of the snapshotter.
+    /// Whether the guest pulls the labelled images of the snapshotter, as far as that is configured or found out.
     pub(crate) fn supports_guest_pull(&self, snapshotter: &str) -> bool {
-        self.guests().get(snapshotter) == Some(&true)
+        self.guest_pull_now(snapshotter) == Some(true)
+    }
+
+    /// Returns the same without a call; `None` if the snapshotter was restarted since it was found out.
+    pub(crate) fn guest_pull_now(&self, snapshotter: &str) -> Option<bool> {
+        match (
+            self.policy.profile(snapshotter),
+            self.findings.last(snapshotter),
+        ) {
+            (Some(configured), _) => Some(configured.may_proxy),
+            (None, None) => Some(false),
+            (None, Some(_)) => self.findings.current(snapshotter),
+        }
+    }
+
+    /// Has it found out again whether the guest pulls the snapshotter's images, since what the snapshotter did
+    /// contradicts the finding.
+    pub(crate) fn doubt(&self, snapshotter: &str) {
+        self.findings.doubt(snapshotter);
     }
 
     /// Resolves a request to its target.
     pub(crate) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();
+        let found = self.images.find(request).await;
         let Found {
             image,
             requested,
             is_copied,
-        } = self.images.find(request).await?;
+        } = match found {
+            Ok(found) => found,
+            Err(e) => return Err(self.without_foreign_state(snapshotter, e).await),
+        };
         let names = self.images.names(&image).await?;
         let is_sandbox = matches!(request.want, Want::Sandbox { .. });
         let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
@@ -102,15 +131,8 @@ impl Resolver {
         }
         let manifest = self.images.manifest(&image).await?;
         let reference = reference.as_deref();
-        let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
-            Some(known) => known,
-            // The probe writes; if the chain has a guest-pulled layer on top, no probe is needed.
-            None if self.is_guest_pulled(&image, &manifest, snapshotter).await? => true,
-            None => {
-                let probed = self.probe(snapshotter).await;
-                probed.map_err(|e| failed(&image, snapshotter, e))?
-            }
-        };
+        let found_out = self.find_out(snapshotter).await;
+        let supports_guest_pull = found_out.map_err(|e| failed(&image, snapshotter, e))?;
         if wanted.is_none() && !supports_guest_pull {
             return Err(excluded(&image, snapshotter));
         }
@@ -122,7 +144,8 @@ impl Resolver {
         }
         let origin = labelling::origin(&manifest, labelling, &names);
         let guest_pulls = supports_guest_pull && labelling.cri;
-        let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
+        let mut rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
+        rules.supports_guest_pull = supports_guest_pull;
         let mut target = target(
             &image,
             snapshotter,
@@ -134,11 +157,13 @@ impl Resolver {
         target.in_use = in_use;
         target.is_sandbox = is_sandbox;
         target.supports_guest_pull = supports_guest_pull;
+        target.may_have_guest_layers = self.may_proxy(snapshotter).await;
         target.is_copied = is_copied;
         target.left_to_containerd = wanted.is_none() || request.want.is_left_to_containerd();
         target.arrives = matches!(request.want, Want::Arriving(_));
         // Other images with the same chain do not matter for a chain in use, nor for a volume.
-        let may_replace = supports_guest_pull || target.rules.repair == Repair::Replace;
+        let by_name = Profile::of(snapshotter).is_some_and(|profile| profile.may_proxy);
+        let may_replace = supports_guest_pull || by_name || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
             target.others = self.images.others(&target.manifest).await?;
@@ -160,14 +185,16 @@ impl Resolver {
         let wanted = self.policy.labelling(snapshotter, names);
         let labelling = wanted.unwrap_or(EXCLUDED);
         let reference = Some(image.name.as_str());
-        let known = self.guest_pull_if_known(snapshotter).await;
-        let supports_guest_pull =
-            known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
+        let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
+            Some(known) => known,
+            None => self.seems_to_pull(snapshotter, listing).await,
+        };
         let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         let origin = labelling::origin(&manifest, labelling, names);
         let guest_pulls = supports_guest_pull && labelling.cri;
-        let rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
+        let mut rules = self.rules(snapshotter, labelling, required, guest_pulls, origin);
+        rules.supports_guest_pull = supports_guest_pull;
         let mut target = target(
             image,
             snapshotter,
@@ -177,6 +204,7 @@ impl Resolver {
             self.policy.ctr(),
         );
         target.supports_guest_pull = supports_guest_pull;
+        target.may_have_guest_layers = self.may_proxy(snapshotter).await;
         Ok((target, wanted.is_none()))
     }
 
@@ -231,65 +259,90 @@ impl Resolver {
         }
     }
 
-    /// Whether the guest pulls the snapshotter's images, as far as that is known without a probe. `false` for a
-    /// snapshotter that is a part of containerd.
+    /// Whether the guest pulls the snapshotter's images, as far as that is known without a look at its snapshots.
+    /// `false` for a snapshotter that is a part of containerd, and for a lazy one.
     async fn guest_pull_if_known(&self, snapshotter: &str) -> Option<bool> {
-        let may = match self.policy.profile(snapshotter) {
-            Some(profile) => profile.may_proxy,
-            None => {
-                let capabilities = self.capabilities.of(self.images.containerd(), snapshotter);
-                capabilities.await.is_proxy
-            }
-        };
-        if !may {
+        if let Some(configured) = self.policy.profile(snapshotter) {
+            return Some(configured.may_proxy);
+        }
+        if !self.may_proxy(snapshotter).await {
             return Some(false);
         }
-        self.guests().get(snapshotter).copied()
+        self.findings.current(snapshotter)
     }
 
-    /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request.
+    /// Whether the snapshotter may leave images to a guest: by its configuration or its name, or as a proxy plugin.
+    async fn may_proxy(&self, snapshotter: &str) -> bool {
+        let configured = self.policy.profile(snapshotter);
+        match configured.or_else(|| Profile::of(snapshotter)) {
+            Some(profile) => profile.may_proxy,
+            None => self.capabilities(snapshotter).await.is_proxy,
+        }
+    }
+
+    async fn capabilities(&self, snapshotter: &str) -> Capabilities {
+        let containerd = self.images.containerd();
+        self.capabilities.of(containerd, snapshotter).await
+    }
+
+    /// Finds out whether the guest pulls the snapshotter's images, if it is not known of the process that runs now.
+    /// A snapshotter whose name says nothing is not probed if its own snapshots show that it is a lazy one.
     pub(crate) async fn find_out(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
-        match self.guest_pull_if_known(snapshotter).await {
-            Some(known) => Ok(known),
-            None => self.probe(snapshotter).await,
+        if let Some(known) = self.guest_pull_if_known(snapshotter).await {
+            return Ok(known);
         }
-    }
-
-    /// Whether the top layer of this image's chain is a guest-pulled layer. The result is not cached, since the
-    /// snapshotter's configuration may have changed after that layer was made.
-    async fn is_guest_pulled(
-        &self,
-        image: &Image,
-        manifest: &Manifest,
-        snapshotter: &str,
-    ) -> Result<bool, Error> {
-        let Some(top) = manifest.chain_id() else {
-            return Ok(false);
+        let containerd = self.images.containerd();
+        let process = Process::at(self.capabilities(snapshotter).await.socket);
+        let is_lazy = Profile::of(snapshotter).is_none() && {
+            let snapshots = containerd.snapshots(snapshotter).await?;
+            guest_pull::needs_content(&snapshots, process.since())
         };
-        match self.images.containerd().stat(snapshotter, top).await {
-            Ok(top) => Ok(is_proxied(&top.labels)),
-            Err(e) if e.is_not_found() => Ok(false),
-            Err(e) => Err(failed(image, snapshotter, e)),
+        let pulls = !is_lazy && {
+            let lease = self.leases.take(containerd).await?;
+            let pulls = guest_pull::pulls(containerd, snapshotter, &lease).await;
+            lease.release(containerd).await;
+            pulls?
+        };
+        if self.findings.last(snapshotter) != Some(pulls) {
+            log::info!(snapshotter, pulls; "found out whether the guest pulls images");
+        }
+        let process = match pulls || Profile::of(snapshotter).is_some() {
+            true => process,
+            // Most snapshotters never leave images to a guest, and a list of their snapshots takes long.
+            false => process.if_seen(),
+        };
+        self.findings.record(snapshotter, pulls, process);
+        Ok(pulls)
+    }
+
+    /// Returns what the existing snapshots show of it, without a change: the mounts of a container on a layer that may
+    /// be guest-pulled, or else whether such a layer holds nothing.
+    async fn seems_to_pull(&self, snapshotter: &str, listing: &Listing) -> bool {
+        let containerd = self.images.containerd();
+        if let Some(key) = listing.directly_on_guest_layer() {
+            let mounts = containerd.mounts(snapshotter, key).await;
+            return mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts));
+        }
+        match listing.newest_guest_layer() {
+            Some(layer) => guest_pull::is_empty(containerd, snapshotter, layer).await,
+            None => false,
         }
     }
 
-    /// Probes whether the guest pulls the labelled images of the snapshotter. Its behaviour decides, not its name.
-    async fn probe(&self, snapshotter: &str) -> Result<bool, containerd::Error> {
-        let lease = self.leases.take(self.images.containerd()).await?;
-        let pulls = guest_pull::pulls(self.images.containerd(), snapshotter, &lease).await;
-        lease.release(self.images.containerd()).await;
-        let pulls = pulls?;
-        log::info!(snapshotter, pulls; "found out whether the guest pulls images");
-        self.guests().insert(snapshotter.to_owned(), pulls);
-        Ok(pulls)
+    /// Returns the error of a chain without an image, without a state that only a label shows: in a snapshotter that
+    /// leaves no image to a guest, the label comes from an image's annotation.
+    async fn without_foreign_state(&self, snapshotter: &str, mut error: Error) -> Error {
+        if let Error::NoImage { state, .. } = &mut error
+            && state.is_some()
+            && self.guest_pull_if_known(snapshotter).await == Some(false)
+        {
+            *state = None;
+        }
+        error
     }
 
     fn lineage(&self) -> MutexGuard<'_, Option<bool>> {
         self.labels_lineage.lock()
-    }
-
-    fn guests(&self) -> MutexGuard<'_, HashMap<String, bool>> {
-        self.guests.lock()
     }
 }
 
@@ -312,6 +365,7 @@ fn target(
         is_sandbox: false,
         arrives: false,
         supports_guest_pull: false,
+        may_have_guest_layers: false,
         is_copied: false,
         left_to_containerd: false,
         snapshotter: snapshotter.to_owned(),

@@ -209,7 +209,8 @@ async fn without_the_rebase_capability_layers_are_unpacked_sequentially() {
     bench.assert_ready("not listed").await;
 
     let bench = Bench::new(4).await;
-    // The first call asks for the kind of the snapshotter, the second for its capabilities.
+    // The first two calls ask for the kind of the snapshotter, the third for its capabilities.
+    bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.ensure().await.unwrap();

@@ -32,11 +32,19 @@ fn chains() -> impl Strategy<Value = (ChainStatus, Rules, usize)> {
         Just((false, Repair::Replace)),
         Just((false, Repair::Relabel)),
     ];
-    (layers, missing, any::<(bool, bool)>(), repair, 0..9_usize).prop_map(
-        |(mut layers, missing, (anchored, lost), (guest_pulls, repair), kept)| {
+    let rules = (repair, any::<bool>());
+    (layers, missing, any::<(bool, bool)>(), rules, 0..9_usize).prop_map(
+        |(mut layers, missing, (anchored, lost), ((guest_pulls, repair), supports), mut kept)| {
             layers.extend(vec![None; missing]);
             let mut rules = statuses::rules(layers.len(), guest_pulls);
             rules.repair = repair;
+            rules.supports_guest_pull |= supports;
+            let is_guest_pulled = |layer: &Option<Labels>| *layer == statuses::proxied();
+            let first = layers.iter().position(is_guest_pulled);
+            // Where no guest pulls, a chain with a guest-pulled layer that is held cannot become ready.
+            if let Some(first) = first.filter(|_| !rules.supports_guest_pull) {
+                kept = kept.min(first);
+            }
             let is_lost = lost && missing > 0;
             (
                 ChainStatus {

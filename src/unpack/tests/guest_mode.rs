@@ -1,0 +1,314 @@
+//! Whether the guest pulls: found out of what the snapshotter does, again after it was restarted in another mode, and
+//! not of its name or of a label that an image brings.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use crate::config::ExtraLabels;
+use crate::containerd::fake::Fake;
+use crate::containerd::{Image, Labels};
+use crate::ctr::Ctr;
+use crate::image::{Manifest, Manifests, PROXY_MODE, Platform, layer_labels};
+
+use super::super::chain::profile::is_proxied;
+use super::super::{
+    Action, ContentFallback, Engine, Error, LabelPolicy, Labelling, Outcome, ParentChain, Profile,
+    Repair, Request, Role, State, Urgency, Want,
+};
+use super::{NAME, PARALLEL, default_policy, other_ctr};
+
+const NYDUS: &str = "nydus";
+
+/// A snapshotter whose name says nothing.
+const OTHER: &str = "native";
+
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    image: Image,
+    manifest: Arc<Manifest>,
+    snapshotter: &'static str,
+    directory: TempDir,
+}
+
+/// The configuration of `profile` for all snapshotters.
+struct Configured(Profile);
+
+impl LabelPolicy for Configured {
+    fn labelling(&self, _: &str, _: &[String]) -> Option<Labelling> {
+        Some(Labelling {
+            cri: true,
+            required: true,
+        })
+    }
+
+    fn extra_labels(&self, _: &str) -> ExtraLabels {
+        ExtraLabels::default()
+    }
+
+    fn profile(&self, _: &str) -> Option<Profile> {
+        Some(self.0)
+    }
+
+    fn repair(&self, _: &str) -> Option<Repair> {
+        None
+    }
+
+    fn ctr(&self) -> Ctr {
+        other_ctr()
+    }
+}
+
+impl Bench {
+    async fn new(snapshotter: &'static str) -> Self {
+        let fake = Arc::new(Fake::default());
+        let image = fake.image(NAME, 3);
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
+        let mut bench = Self {
+            engine: engine(&fake, default_policy()),
+            fake,
+            image,
+            manifest,
+            snapshotter,
+            directory: tempfile::tempdir().unwrap(),
+        };
+        bench.another_engine(default_policy());
+        bench
+    }
+
+    fn another_engine(&mut self, policy: Box<dyn LabelPolicy>) {
+        self.engine = engine(&self.fake, policy);
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("s.sock")
+    }
+
+    fn restart(&self, guest_pulls: bool) {
+        self.fake
+            .restart(self.snapshotter, &self.socket(), guest_pulls);
+    }
+
+    async fn ensure(&self) -> Outcome {
+        let request = Request {
+            want: Want::Image(NAME.to_owned()),
+            snapshotter: self.snapshotter.to_owned(),
+            urgency: Urgency::Asked,
+        };
+        self.engine.ensure(request).outcome().await
+    }
+
+    async fn state(&self) -> State {
+        let names = [self.image.name.clone()];
+        let listing = self.engine.list(self.snapshotter).await.unwrap();
+        let status = self
+            .engine
+            .image_status(&self.image, &names, &listing)
+            .await;
+        status.unwrap().state
+    }
+
+    async fn parent_of(&self, key: &str) -> ParentChain {
+        let parent = self
+            .engine
+            .parent_chain(self.snapshotter, key, Some(NAME), false);
+        parent.await.unwrap()
+    }
+
+    fn top(&self) -> &str {
+        self.manifest.chain_id().unwrap()
+    }
+
+    /// Commits the image's layers with all labels, as a labelled unpack on the host does. The image marks each layer as
+    /// guest-pulled with an annotation, if `marked`.
+    fn unpack_on_host(&self, marked: bool) {
+        let labels = layer_labels(&self.manifest, Some(NAME));
+        let mut parent: Option<&str> = None;
+        for (layer, mut labels) in self.manifest.layers.iter().zip(labels) {
+            if marked {
+                labels.insert(PROXY_MODE.to_owned(), "true".to_owned());
+            }
+            let chain_id = layer.chain_id.as_str();
+            self.fake.put(self.snapshotter, chain_id, parent, labels);
+            self.fake.fill(self.snapshotter, chain_id);
+            parent = Some(chain_id);
+        }
+    }
+
+    fn proxied(&self) -> usize {
+        let all = self.fake.all(self.snapshotter);
+        all.iter().filter(|s| is_proxied(&s.labels)).count()
+    }
+
+    fn prepares(&self) -> usize {
+        self.fake.subjects("prepare snapshot").len()
+    }
+}
+
+fn engine(fake: &Arc<Fake>, policy: Box<dyn LabelPolicy>) -> Arc<Engine> {
+    let fallback = ContentFallback::default();
+    Engine::new(fake.clone(), Role::Daemon, PARALLEL, policy, fallback)
+}
+
+/// What the host unpacked does not count as ready once the guest pulls, and empty layers not once it does not.
+#[tokio::test]
+async fn a_snapshotter_that_is_restarted_in_another_mode_is_asked_again() {
+    for snapshotter in [NYDUS, OTHER] {
+        let bench = Bench::new(snapshotter).await;
+        bench.restart(false);
+        bench.ensure().await.unwrap();
+        assert_eq!(bench.proxied(), 0, "{snapshotter}");
+        assert!(!bench.engine.profile(snapshotter).fails_closed);
+        bench.fake.activate(snapshotter, "c1", bench.top());
+        assert_eq!(bench.parent_of("c1").await, ParentChain::Ready);
+
+        bench.restart(true);
+        let unknown = ParentChain::Unknown {
+            chain: bench.top().to_owned(),
+        };
+        assert_eq!(bench.parent_of("c1").await, unknown, "{snapshotter}");
+        bench.fake.collect_container(snapshotter, "c1");
+        let done = bench.ensure().await.unwrap();
+        assert_eq!(
+            (done.found, done.action),
+            (State::Unlabelled, Action::Replaced)
+        );
+        assert_eq!(bench.proxied(), 3, "{snapshotter}");
+        assert!(bench.engine.profile(snapshotter).fails_closed);
+        bench.fake.activate(snapshotter, "c2", bench.top());
+        assert_eq!(bench.parent_of("c2").await, ParentChain::Ready);
+
+        bench.restart(false);
+        assert_eq!(bench.parent_of("c2").await, unknown, "{snapshotter}");
+        // Until it is known better, nothing starts from a wrong chain.
+        assert!(bench.engine.profile(snapshotter).fails_closed);
+        bench.fake.collect_container(snapshotter, "c2");
+        let done = bench.ensure().await.unwrap();
+        assert_eq!((done.found, done.action), (State::Mixed, Action::Replaced));
+        assert_eq!(bench.proxied(), 0, "{snapshotter}");
+        assert_eq!(bench.state().await, State::Ready, "{snapshotter}");
+        assert!(!bench.engine.profile(snapshotter).fails_closed);
+    }
+}
+
+/// One such image would make all others look unlabelled.
+#[tokio::test]
+async fn an_annotation_marks_no_layer_as_guest_pulled() {
+    for snapshotter in [NYDUS, "erofs"] {
+        let bench = Bench::new(snapshotter).await;
+        if snapshotter == NYDUS {
+            bench.restart(false);
+        }
+        bench.unpack_on_host(false);
+        let marked = Labels::from([(PROXY_MODE.to_owned(), "true".to_owned())]);
+        bench.fake.put(snapshotter, "another", None, marked);
+        bench.fake.fill(snapshotter, "another");
+        // A command has found out nothing.
+        assert_eq!(bench.state().await, State::Unanchored, "{snapshotter}");
+
+        let bench = Bench::new(snapshotter).await;
+        if snapshotter == NYDUS {
+            bench.restart(false);
+        }
+        bench.unpack_on_host(true);
+        assert_eq!(bench.state().await, State::Unanchored, "{snapshotter}");
+        let done = bench.ensure().await.unwrap();
+        assert_eq!(done.action, Action::Anchored, "{snapshotter}");
+        assert!(!bench.engine.supports_guest_pull(snapshotter));
+    }
+}
+
+/// A command sees from the mounts of a container that the guest pulls, and from the emptiness of a layer.
+#[tokio::test]
+async fn a_command_finds_out_without_a_change() {
+    for (restarted, with_container, expected) in [
+        (false, true, State::Ready),
+        (false, false, State::Ready),
+        (true, true, State::Mixed),
+    ] {
+        let mut bench = Bench::new(NYDUS).await;
+        bench.restart(true);
+        bench.ensure().await.unwrap();
+        if restarted {
+            bench.restart(false);
+        }
+        if with_container {
+            bench.fake.activate(NYDUS, "c", bench.top());
+        }
+        bench.another_engine(default_policy());
+        bench.fake.calls();
+        assert_eq!(
+            bench.state().await,
+            expected,
+            "{restarted} {with_container}"
+        );
+        assert!(!Fake::writes(&bench.fake.calls()));
+    }
+}
+
+#[tokio::test]
+async fn a_lazy_snapshotter_with_labelled_layers_is_not_probed() {
+    let bench = Bench::new(OTHER).await;
+    let lazy: Vec<_> = bench
+        .manifest
+        .layers
+        .iter()
+        .map(|l| l.blob.clone())
+        .collect();
+    bench.fake.is_lazy(OTHER, &lazy);
+    bench.unpack_on_host(false);
+    bench.fake.calls();
+    bench.engine.find_out(OTHER).await;
+    assert_eq!(bench.prepares(), 0);
+    assert!(!bench.engine.profile(OTHER).fails_closed);
+}
+
+/// The restart was not seen, for example since the socket is the same.
+#[tokio::test]
+async fn a_layer_that_is_not_left_to_the_guest_contradicts_the_finding() {
+    let bench = Bench::new(NYDUS).await;
+    bench.restart(true);
+    bench.engine.find_out(NYDUS).await;
+    bench.fake.set_mode(NYDUS, false);
+    let error = bench.ensure().await.unwrap_err();
+    assert!(matches!(*error, Error::NotLeftToGuest { .. }), "{error}");
+    assert!(bench.fake.all(NYDUS).is_empty());
+    assert!(bench.fake.lease_ids().is_empty());
+    bench.ensure().await.unwrap();
+    assert_eq!(bench.state().await, State::Ready);
+
+    // The other way round.
+    bench.fake.set_mode(NYDUS, true);
+    for chain in bench.manifest.layers.iter().rev() {
+        bench.fake.forget(NYDUS, &chain.chain_id);
+    }
+    let error = bench.ensure().await.unwrap_err();
+    assert!(matches!(*error, Error::Unsettled { .. }), "{error}");
+    bench.ensure().await.unwrap();
+    assert_eq!(bench.proxied(), 3);
+    assert_eq!(bench.state().await, State::Ready);
+}
+
+#[tokio::test]
+async fn the_configured_profile_decides_before_the_name_and_the_finding() {
+    let mut bench = Bench::new(NYDUS).await;
+    bench.another_engine(Box::new(Configured(Profile::COMPLETE)));
+    bench.fake.set_mode(NYDUS, false);
+    bench.fake.calls();
+    bench.engine.find_out(NYDUS).await;
+    assert_eq!(bench.prepares(), 0);
+    assert!(!bench.engine.profile(NYDUS).fails_closed);
+    bench.ensure().await.unwrap();
+
+    let mut bench = Bench::new(OTHER).await;
+    bench.another_engine(Box::new(Configured(Profile::NYDUS)));
+    bench.unpack_on_host(false);
+    assert_eq!(bench.state().await, State::Unlabelled);
+    assert!(bench.engine.profile(OTHER).fails_closed);
+    bench.fake.set_mode(OTHER, true);
+    bench.ensure().await.unwrap();
+    assert_eq!(bench.proxied(), 3);
+}
