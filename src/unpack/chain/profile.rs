@@ -6,7 +6,7 @@ use crate::containerd::Labels;
 
 /// nydus-snapshotter's own label on a layer that it has not unpacked, since the guest pulls the image. Its `Mounts`
 /// reads the label of the top layer only.
-const NYDUS_PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
+pub(crate) const NYDUS_PROXY_MODE: &str = "containerd.io/snapshot/nydus-proxy-mode";
 
 /// How a chain without labels is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

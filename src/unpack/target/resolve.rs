@@ -162,7 +162,7 @@ impl Resolver {
         let reference = Some(image.name.as_str());
         let known = self.guest_pull_if_known(snapshotter).await;
         let supports_guest_pull =
-            known.unwrap_or_else(|| listing.all().any(|s| is_proxied(&s.labels)));
+            known.unwrap_or_else(|| listing.has_guest_layers());
         let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         let origin = labelling::origin(&manifest, labelling, names);
