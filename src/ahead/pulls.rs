@@ -76,8 +76,10 @@ impl Pulls {
         Ok(None)
     }
 
-    /// Forgets all chain ids when an image was removed: when it is pulled again, it is found again by its layers.
+    /// Forgets all manifests and chain ids when an image was removed: when it is pulled again, it is found again by its
+    /// layers.
     pub(super) fn forget(&self) {
+        self.manifests.forget();
         let mut found_chains = self.found_chains();
         found_chains.since.clear();
         found_chains.removals += 1;
