@@ -8,6 +8,7 @@ pub(crate) mod label_policy;
 pub(crate) mod labelling;
 pub(crate) mod request;
 pub(crate) mod resolve;
+pub(crate) mod store_images;
 pub(crate) mod stuck;
 
 use std::collections::HashSet;

@@ -16,6 +16,7 @@ use super::images::Images;
 use super::label_policy::{LabelPolicy, Labelling};
 use super::labelling::{self, EXCLUDED};
 use super::request::{Request, Want};
+use super::store_images::RequestImages;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Profile, Repair, is_proxied};
 use crate::unpack::chain::state::{Origin, Rules};
@@ -78,12 +79,13 @@ impl Resolver {
     /// Resolves a request to its target.
     pub(crate) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();
+        let list = RequestImages::default();
         let Found {
             image,
             requested,
             is_copied,
-        } = self.images.find(request).await?;
-        let names = self.images.names(&image).await?;
+        } = self.images.find(request, &list).await?;
+        let names = self.images.names(&image, &list).await?;
         let is_sandbox = matches!(request.want, Want::Sandbox { .. });
         let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
         let wanted = self.policy.labelling(snapshotter, &names);
@@ -141,7 +143,7 @@ impl Resolver {
         let may_replace = supports_guest_pull || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
-            target.others = self.images.others(&target.manifest).await?;
+            target.others = self.images.others(&target.manifest, &list).await?;
         }
         Ok(target)
     }
