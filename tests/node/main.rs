@@ -35,6 +35,7 @@ mod labels;
 mod launched;
 mod left_alone;
 mod main_job;
+mod memory;
 mod metrics;
 mod odd_documents;
 mod policy;
