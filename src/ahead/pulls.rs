@@ -64,10 +64,7 @@ impl Pulls {
         if self.is_known(chain) {
             return Ok(None);
         }
-        let mut blobs = containerd.manifests().await?;
-        blobs.sort_by_key(|blob| std::cmp::Reverse(blob.created_at));
-        for blob in blobs.into_iter().take(MAX_READ) {
-            let Some(image) = image(blob) else { continue };
+        for image in newest(containerd).await? {
             let Ok(manifest) = self.manifests.read(containerd, &image).await else {
                 continue;
             };
@@ -79,8 +76,10 @@ impl Pulls {
         Ok(None)
     }
 
-    /// Forgets all chain ids when an image was removed: when it is pulled again, it is found again by its layers.
+    /// Forgets all manifests and chain ids when an image was removed: when it is pulled again, it is found again by its
+    /// layers.
     pub(super) fn forget(&self) {
+        self.manifests.forget();
         let mut found_chains = self.found_chains();
         found_chains.since.clear();
         found_chains.removals += 1;
@@ -112,6 +111,24 @@ impl Pulls {
     fn found_chains(&self) -> MutexGuard<'_, FoundChains> {
         self.found_chains.lock()
     }
+}
+
+/// Returns the images of the newest manifests, at most [`MAX_READ`], the newest first.
+async fn newest(containerd: &dyn Containerd) -> Result<Vec<Image>, containerd::Error> {
+    let keep_newest = |images: &mut Vec<Image>| {
+        images.sort_by_key(|image| std::cmp::Reverse(image.created_at));
+        images.truncate(MAX_READ);
+    };
+    let mut images = Vec::new();
+    let each = &mut |blob| {
+        images.extend(image(blob));
+        if images.len() == 2 * MAX_READ {
+            keep_newest(&mut images);
+        }
+    };
+    containerd.manifests(each).await?;
+    keep_newest(&mut images);
+    Ok(images)
 }
 
 /// Returns the image of a manifest's blob; `None` if it was not pulled but imported.

@@ -180,10 +180,11 @@ async fn scan<'a>(
     summary: &mut ReconcileSummary,
 ) -> Scan<'a> {
     let node = &ahead.node;
+    let mut lists = node.engine.lists();
     let mut listings: HashMap<&str, (Listing, usize)> = HashMap::new();
     for snapshotter in managed {
         let name = snapshotter.name.as_str();
-        match node.engine.list(name).await {
+        match lists.read(name).await {
             Ok(listing) => {
                 let held = listing.len();
                 ahead.snapshot_counts.listed(name, held);

@@ -116,9 +116,10 @@ async fn listings<'a>(
     node: &Node,
     snapshotters: &'a [String],
 ) -> Result<(Vec<(&'a str, Listing)>, Vec<String>), Failure> {
+    let mut lists = node.engine.lists();
     let (mut listings, mut silent) = (Vec::new(), Vec::new());
     for snapshotter in snapshotters {
-        match node.engine.list(snapshotter).await {
+        match lists.read(snapshotter).await {
             Ok(listing) => listings.push((snapshotter.as_str(), listing)),
             Err(source) => {
                 // containerd returns a snapshotter's error as its own. If containerd does not answer either,

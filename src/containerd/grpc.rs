@@ -19,7 +19,6 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::stream::TryStreamExt;
 use prost_types::FieldMask;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -142,19 +141,19 @@ fn empty<'a>(call: &'static str, subject: &'a str) -> impl Fn() -> Error + use<'
 
 /// Reads a stream of answers to its end within [`METADATA_DEADLINE`], since the request's own deadline
 /// covers only the first message.
-async fn drain<T, U>(
+async fn drain<T>(
     call: &'static str,
     subject: &str,
-    stream: tonic::Streaming<T>,
-    mut take: impl FnMut(&mut Vec<U>, T) -> Result<()>,
-) -> Result<Vec<U>> {
-    let all = stream
-        .map_err(failed(call, subject))
-        .try_fold(Vec::new(), |mut all, part| {
-            let taken = take(&mut all, part);
-            async move { taken.map(|()| all) }
-        });
-    tokio::time::timeout(METADATA_DEADLINE, all)
+    mut stream: tonic::Streaming<T>,
+    mut take: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    let read = async {
+        while let Some(part) = stream.message().await.map_err(failed(call, subject))? {
+            take(part)?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(METADATA_DEADLINE, read)
         .await
         .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
 }

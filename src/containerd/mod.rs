@@ -23,6 +23,9 @@ pub use types::{
 };
 pub use version::{labels_lineage, numbers};
 
+/// Takes the records of a long list one by one, so that only what is used of them has to be held.
+pub type Each<'a, T> = &'a mut (dyn FnMut(T) + Send);
+
 /// containerd, in one namespace.
 ///
 /// Every call has its own deadline. A failed call returns an [`Error`] that names the call and its
@@ -42,11 +45,11 @@ pub trait Containerd: Send + Sync {
 
     /// Returns the content store's record of a blob.
     async fn blob(&self, digest: &str) -> Result<Blob>;
-    /// Lists the records of all blobs in the content store.
-    async fn blobs(&self) -> Result<Vec<Blob>>;
-    /// Lists the blobs that refer to a config: all manifests, also those of images that are still
-    /// being pulled.
-    async fn manifests(&self) -> Result<Vec<Blob>>;
+    /// Passes the records of all blobs in the content store to `each`, as they arrive.
+    async fn blobs(&self, each: Each<'_, Blob>) -> Result<()>;
+    /// Passes the blobs that refer to a config to `each`, as they arrive: all manifests, also those of images
+    /// that are still being pulled.
+    async fn manifests(&self, each: Each<'_, Blob>) -> Result<()>;
     /// Reads a whole blob, for documents. A blob of more than `limit` bytes is an error.
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>>;
     /// Writes a blob under `reference`, which no other writer may use; the lease holds the blob.
@@ -74,8 +77,8 @@ pub trait Containerd: Send + Sync {
     /// Whether containerd's metadata has a snapshot of this name, also if the snapshotter has lost it. [`Containerd::stat`]
     /// and [`Containerd::snapshots`] do not show a lost snapshot.
     async fn has_record(&self, snapshotter: &str, name: &str) -> Result<bool>;
-    /// Lists all snapshots of a snapshotter.
-    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;
+    /// Passes all snapshots of a snapshotter to `each`, as they arrive.
+    async fn snapshots(&self, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()>;
     /// Lists the extraction snapshots of a snapshotter, those of this program among them: the active snapshots into
     /// which layers are being unpacked. Their keys have the form `extract-<unique> <chain id>`.
     async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;

@@ -14,7 +14,7 @@ use crate::image::{Distinct, distinct};
 use crate::node::Node;
 use crate::peer;
 use crate::policy;
-use crate::unpack::Listing;
+use crate::unpack::{Listing, Lists};
 
 /// The deadline for the listing of a snapshotter. A healthy one takes milliseconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(4);
@@ -94,11 +94,11 @@ impl Seen {
         let handlers = node.resolve().await?;
         let snapshotters = containerd.snapshotters().await?;
         let images = distinct(containerd.images().await?);
-        let mut listings = BTreeMap::new();
+        let (mut lists, mut listings) = (node.engine.lists(), BTreeMap::new());
         for name in handlers.snapshotters() {
             let is_up = |s: &&Snapshotter| s.name == name && s.init_error.is_none();
             if snapshotters.iter().any(|s| is_up(&s)) {
-                listings.insert(name.to_owned(), list(node, name).await);
+                listings.insert(name.to_owned(), list(&mut lists, name).await);
             }
         }
         Ok(Self {
@@ -149,8 +149,8 @@ impl Seen {
     }
 }
 
-async fn list(node: &Node, snapshotter: &str) -> Result<Listing, String> {
-    let list = node.engine.list(snapshotter);
+async fn list(lists: &mut Lists<'_>, snapshotter: &str) -> Result<Listing, String> {
+    let list = lists.read(snapshotter);
     match tokio::time::timeout(LIST_DEADLINE, list).await {
         Ok(listed) => listed.map_err(|e| e.message),
         Err(_) => Err(format!("no answer within {LIST_DEADLINE:?}")),

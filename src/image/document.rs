@@ -20,9 +20,11 @@ use shape::Shape;
 /// The largest number of layers that is accepted. overlayfs mounts at most 500.
 const MAX_LAYERS: usize = 4096;
 
-/// The prefixes of a layer's annotations that are kept: those that containerd, its snapshotters and the stream
-/// processors for encrypted layers read.
-const ANNOTATIONS: [&str; 2] = ["containerd.io/", "org.opencontainers.image.enc."];
+/// The prefix of the annotations that containerd and its snapshotters read.
+const CONTAINERD: &str = "containerd.io/";
+
+/// The prefix of the annotations that the stream processors for encrypted layers read.
+const ENCRYPTION: &str = "org.opencontainers.image.enc.";
 
 /// Why a document cannot be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -185,6 +187,13 @@ impl PlatformFields {
     }
 }
 
+/// Whether an annotation of a layer is kept. One of containerd becomes a label, so one that is too long for a label has
+/// no effect.
+fn is_used(key: &str, value: &str) -> bool {
+    let is_label = key.starts_with(CONTAINERD) && key.len() + value.len() <= containerd::MAX_LABEL;
+    is_label || key.starts_with(ENCRYPTION)
+}
+
 /// Checks a digest against OCI's grammar, `algorithm:encoded`, since digests become names of snapshots and
 /// values of labels.
 fn digest(text: String) -> Result<String, String> {
@@ -249,7 +258,6 @@ impl Object for Config {
 
 impl Object for Described {
     fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
-        let is_used = |key: &str| ANNOTATIONS.iter().any(|used| key.starts_with(used));
         match name {
             "mediatype" => map.next_value_seed(Text(&mut self.media_type)),
             "digest" => map.next_value_seed(Text(&mut self.digest)),

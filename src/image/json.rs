@@ -62,10 +62,10 @@ pub(super) struct Text<'a>(pub(super) &'a mut String);
 /// A whole number.
 pub(super) struct Number<'a>(pub(super) &'a mut i64);
 
-/// An object of strings; those are kept whose key the function accepts.
+/// An object of strings; those are kept whose key and value the function accepts.
 pub(super) struct Texts<'a>(
     pub(super) &'a mut HashMap<String, String>,
-    pub(super) fn(&str) -> bool,
+    pub(super) fn(&str, &str) -> bool,
 );
 
 /// An array of objects.
@@ -165,7 +165,7 @@ or_null!(
             while let Some(key) = map.next_key_seed(Key(text))? {
                 let mut value = String::new();
                 map.next_value_seed(Text(&mut value))?;
-                if (self.1)(&key) {
+                if (self.1)(&key, &value) {
                     self.0.insert(key, value);
                 }
             }

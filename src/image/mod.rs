@@ -3,6 +3,7 @@
 //!
 //! Reads from containerd and changes nothing. Knows neither snapshotters nor hooks.
 
+mod cache;
 mod distinct;
 mod document;
 mod extra;
@@ -10,12 +11,14 @@ mod json;
 mod labels;
 mod manifest;
 mod media;
+mod packed;
 mod platform;
 mod read;
 mod reference;
 
 use crate::containerd;
 
+pub use cache::Ends;
 pub(crate) use distinct::by_target;
 pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;

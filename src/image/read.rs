@@ -1,17 +1,19 @@
 //! Reads an image's manifest for this node, from its record through index, manifest and config.
 //!
-//! A digest identifies its document, so a manifest that was read once is kept.
+//! A digest identifies its document, so a manifest that was read once is kept, in few bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{Containerd, Descriptor, Image};
 
+use super::cache::{Cache, Ends};
 use super::document::{self, Config, Index, Refusal};
 use super::manifest::{Manifest, chain, sha256};
 use super::media::{Document, is_config};
+use super::packed::Digest;
 use super::{Error, Platform};
 
 /// The largest index, manifest or config that is read, in bytes: twice the 4 MiB that registries allow
@@ -22,15 +24,11 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 /// impossible, since no document contains its own digest, but a long chain is possible.
 const MAX_DOCUMENTS: usize = 8;
 
-/// The limit of remembered manifests, above the number of images on a large node. At about 300 bytes for
-/// each layer they take a few megabytes.
-const MAX_REMEMBERED: usize = 1024;
-
 /// Reads manifests, and remembers them by the digest of the image's target.
 #[derive(Debug)]
 pub struct Manifests {
     platform: Platform,
-    cache: Mutex<HashMap<String, Arc<Manifest>>>,
+    cache: Mutex<Cache>,
 }
 
 impl Manifests {
@@ -48,8 +46,10 @@ impl Manifests {
         containerd: &dyn Containerd,
         image: &Image,
     ) -> Result<Arc<Manifest>, Error> {
-        if let Some(manifest) = self.cache().get(&image.target.digest) {
-            return Ok(manifest.clone());
+        let key = Digest::of(&image.target.digest);
+        let known = self.cache().packed(&key);
+        if let Some(manifest) = known.and_then(|packed| packed.manifest()) {
+            return Ok(Arc::new(manifest));
         }
         let reader = Reader {
             containerd,
@@ -57,21 +57,32 @@ impl Manifests {
             platform: &self.platform,
         };
         let manifest = Arc::new(reader.manifest(image.target.clone()).await?);
-        let mut cache = self.cache();
-        if cache.len() >= MAX_REMEMBERED {
-            cache.clear();
-        }
-        cache.insert(image.target.digest.clone(), manifest.clone());
+        self.cache().insert(key, &manifest);
         Ok(manifest)
+    }
+
+    /// Returns the ends of `image`. For a remembered image it takes less time than [`Self::read`].
+    pub async fn ends(&self, containerd: &dyn Containerd, image: &Image) -> Result<Ends, Error> {
+        let key = Digest::of(&image.target.digest);
+        let known = self.cache().ends(&key);
+        match known {
+            Some(ends) => Ok(ends),
+            None => Ok(Ends::of(&*self.read(containerd, image).await?)),
+        }
     }
 
     /// Forgets all manifests except those of these targets.
     pub fn keep(&self, records: &HashSet<&str>) {
-        self.cache()
-            .retain(|digest, _| records.contains(digest.as_str()));
+        let kept: HashSet<_> = records.iter().map(|digest| Digest::of(digest)).collect();
+        self.cache().retain(|target| kept.contains(target));
     }
 
-    fn cache(&self) -> MutexGuard<'_, HashMap<String, Arc<Manifest>>> {
+    /// Forgets all manifests.
+    pub fn forget(&self) {
+        *self.cache() = Cache::default();
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock()
     }
 }

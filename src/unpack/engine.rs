@@ -30,7 +30,7 @@ use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, outcome_label
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
-use crate::unpack::snapshotter::listing::Listing;
+use crate::unpack::snapshotter::listing::{Listing, Lists};
 use crate::unpack::snapshotter::sentinels::{Look, Sentinels};
 use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::images::Images;
@@ -181,7 +181,12 @@ impl Engine {
 
     /// Reads all snapshots of a snapshotter, and all blobs.
     pub async fn list(&self, snapshotter: &str) -> Result<Listing, crate::containerd::Error> {
-        Listing::read(self.containerd.as_ref(), snapshotter).await
+        self.lists().read(snapshotter).await
+    }
+
+    /// Returns what reads the listings of several snapshotters.
+    pub fn lists(&self) -> Lists<'_> {
+        Lists::new(self.containerd.as_ref())
     }
 
     /// Returns the status of the image with these names, from a listing. Changes nothing.

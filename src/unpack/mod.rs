@@ -37,7 +37,7 @@ pub use schedule::priority::Urgency;
 pub use schedule::progress::{Done, Outcome, Progress, Ticket};
 pub use snapshotter::guest_pull::is_on_host;
 pub use snapshotter::lease_owner::Role;
-pub use snapshotter::listing::Listing;
+pub use snapshotter::listing::{Listing, Lists};
 pub use snapshotter::sentinels::Look;
 pub use target::label_policy::{LabelPolicy, Labelling};
 pub use target::request::{Move, Request, Want};

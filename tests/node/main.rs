@@ -37,6 +37,7 @@ mod launched;
 mod left_alone;
 mod lost;
 mod main_job;
+mod memory;
 mod metrics;
 mod odd_documents;
 mod policy;

@@ -8,8 +8,9 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::{
-    Blob, BlobChunk, Containerd, CriContainer, Descriptor, ErrorKind, Event, Image, Labels, Lease,
-    ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, SnapshotKind, Snapshotter, Source,
+    Blob, BlobChunk, Containerd, CriContainer, Descriptor, Each, ErrorKind, Event, Image, Labels,
+    Lease, ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, SnapshotKind, Snapshotter,
+    Source,
 };
 use super::Fake;
 use super::store::Store;
@@ -67,18 +68,22 @@ impl Containerd for Fake {
         self.call("look up blob", digest, effect).await
     }
 
-    async fn blobs(&self) -> Result<Vec<Blob>> {
+    async fn blobs(&self, each: Each<'_, Blob>) -> Result<()> {
         let effect = |store: &mut Store| Ok(store.blobs_that(|_| true));
-        self.call("list", "content", effect).await
+        let blobs = self.call("list", "content", effect).await?;
+        blobs.into_iter().for_each(each);
+        Ok(())
     }
 
-    async fn manifests(&self) -> Result<Vec<Blob>> {
+    async fn manifests(&self, each: Each<'_, Blob>) -> Result<()> {
         let is_manifest = |bytes: &[u8]| {
             serde_json::from_slice::<serde_json::Value>(bytes)
                 .is_ok_and(|document| document.get("layers").is_some())
         };
         let effect = |store: &mut Store| Ok(store.blobs_that(is_manifest));
-        self.call("list manifests of", "content", effect).await
+        let manifests = self.call("list manifests of", "content", effect).await?;
+        manifests.into_iter().for_each(each);
+        Ok(())
     }
 
     async fn read(&self, digest: &str, _limit: u64) -> Result<Vec<u8>> {
@@ -139,10 +144,11 @@ impl Containerd for Fake {
         self.call("look up record of snapshot", name, effect).await
     }
 
-    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
+    async fn snapshots(&self, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()> {
         let call = "list snapshots of";
         self.call(call, snapshotter, |_| Ok(())).await?;
-        Ok(self.all(snapshotter))
+        self.all(snapshotter).into_iter().for_each(each);
+        Ok(())
     }
 
     async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 
 use super::{Grpc, content, cri, diff, events, images, introspection, leases, snapshots};
 use crate::containerd::{
-    Blob, BlobChunk, Containerd, CriContainer, Descriptor, Event, Image, Labels, Lease,
+    Blob, BlobChunk, Containerd, CriContainer, Descriptor, Each, Event, Image, Labels, Lease,
     ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, Snapshotter, Source,
 };
 
@@ -33,12 +33,12 @@ impl Containerd for Grpc {
         content::info(self, digest).await
     }
 
-    async fn blobs(&self) -> Result<Vec<Blob>> {
-        content::list(self).await
+    async fn blobs(&self, each: Each<'_, Blob>) -> Result<()> {
+        content::list(self, each).await
     }
 
-    async fn manifests(&self) -> Result<Vec<Blob>> {
-        content::list_manifests(self).await
+    async fn manifests(&self, each: Each<'_, Blob>) -> Result<()> {
+        content::list_manifests(self, each).await
     }
 
     async fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
@@ -70,12 +70,15 @@ impl Containerd for Grpc {
         snapshots::stat(self, snapshotter, key).await
     }
 
-    async fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        snapshots::list(self, snapshotter, vec![]).await
+    async fn snapshots(&self, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()> {
+        snapshots::list(self, snapshotter, vec![], each).await
     }
 
     async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        snapshots::list(self, snapshotter, vec![snapshots::EXTRACTIONS.to_owned()]).await
+        let filters = vec![snapshots::EXTRACTIONS.to_owned()];
+        let mut all = Vec::new();
+        snapshots::list(self, snapshotter, filters, &mut |it| all.push(it)).await?;
+        Ok(all)
     }
 
     async fn prepare(

@@ -6,7 +6,7 @@ use containerd_client::services::v1 as api;
 use tonic::transport::Channel;
 
 use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
-use crate::containerd::{Blob, Error, Labels, Result};
+use crate::containerd::{Blob, Each, Error, Labels, Result};
 
 /// The label by which a manifest keeps its config from garbage collection.
 const CONFIG_OF: &str = "containerd.io/gc.ref.content.config";
@@ -21,13 +21,13 @@ pub(super) async fn info(grpc: &Grpc, digest: &str) -> Result<Blob> {
     info.map(blob).ok_or_else(empty(call, digest))
 }
 
-pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Blob>> {
-    list_by(grpc, "list", vec![]).await
+pub(super) async fn list(grpc: &Grpc, each: Each<'_, Blob>) -> Result<()> {
+    list_by(grpc, "list", vec![], each).await
 }
 
-pub(super) async fn list_manifests(grpc: &Grpc) -> Result<Vec<Blob>> {
+pub(super) async fn list_manifests(grpc: &Grpc, each: Each<'_, Blob>) -> Result<()> {
     let filter = format!("labels.{CONFIG_OF:?}");
-    list_by(grpc, "list manifests of", vec![filter]).await
+    list_by(grpc, "list manifests of", vec![filter], each).await
 }
 
 pub(super) async fn read(grpc: &Grpc, digest: &str, limit: u64) -> Result<Vec<u8>> {
@@ -39,7 +39,8 @@ pub(super) async fn read(grpc: &Grpc, digest: &str, limit: u64) -> Result<Vec<u8
     });
     let reply = client(grpc).read(request).await;
     let stream = reply.map_err(failed(call, digest))?.into_inner();
-    drain(call, digest, stream, |bytes, part| {
+    let mut bytes = Vec::new();
+    drain(call, digest, stream, |part| {
         bytes.extend(part.data);
         if bytes.len() as u64 > limit {
             let message = format!("larger than the limit of {limit} bytes for such a document");
@@ -47,7 +48,8 @@ pub(super) async fn read(grpc: &Grpc, digest: &str, limit: u64) -> Result<Vec<u8
         }
         Ok(())
     })
-    .await
+    .await?;
+    Ok(bytes)
 }
 
 pub(super) async fn abort_write(grpc: &Grpc, reference: &str) -> Result<()> {
@@ -71,12 +73,17 @@ pub(super) async fn label(grpc: &Grpc, digest: &str, labels: Labels) -> Result<(
     reply.map_err(failed("label blob", digest)).map(drop)
 }
 
-async fn list_by(grpc: &Grpc, call: &'static str, filters: Vec<String>) -> Result<Vec<Blob>> {
+async fn list_by(
+    grpc: &Grpc,
+    call: &'static str,
+    filters: Vec<String>,
+    each: Each<'_, Blob>,
+) -> Result<()> {
     let request = grpc.ask(api::ListContentRequest { filters });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, "content"))?.into_inner();
-    drain(call, "content", stream, |all, part| {
-        all.extend(part.info.into_iter().map(blob));
+    drain(call, "content", stream, |part| {
+        part.info.into_iter().map(blob).for_each(&mut *each);
         Ok(())
     })
     .await

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 
 use super::commit::{self, CommitSnapshotRequest};
 use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
-use crate::containerd::{Labels, Mount, Result, Snapshot, SnapshotKind};
+use crate::containerd::{Each, Labels, Mount, Result, Snapshot, SnapshotKind};
 
 pub(super) async fn stat(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<Snapshot> {
     let call = "stat snapshot";
@@ -27,7 +27,8 @@ pub(super) async fn list(
     grpc: &Grpc,
     snapshotter: &str,
     filters: Vec<String>,
-) -> Result<Vec<Snapshot>> {
+    each: Each<'_, Snapshot>,
+) -> Result<()> {
     let call = "list snapshots of";
     let request = grpc.ask(snap::ListSnapshotsRequest {
         snapshotter: snapshotter.to_owned(),
@@ -35,8 +36,8 @@ pub(super) async fn list(
     });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, snapshotter))?.into_inner();
-    drain(call, snapshotter, stream, |all, part| {
-        all.extend(part.info.into_iter().map(snapshot));
+    drain(call, snapshotter, stream, |part| {
+        part.info.into_iter().map(snapshot).for_each(&mut *each);
         Ok(())
     })
     .await

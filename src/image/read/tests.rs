@@ -279,6 +279,26 @@ async fn a_manifest_is_read_once() {
 }
 
 #[tokio::test]
+async fn a_manifest_is_forgotten_with_its_record() {
+    let fake = Fake::default();
+    let [kept, removed] = ["a:1", "b:1"].map(|name| fake.image(name, 3));
+    let manifests = on("linux/amd64");
+    for image in [&kept, &removed] {
+        let read = manifests.read(&fake, image).await.unwrap();
+        assert_eq!(manifests.ends(&fake, image).await.unwrap(), Ends::of(&read));
+    }
+    fake.calls();
+    manifests.keep(&HashSet::from([kept.target.digest.as_str()]));
+    manifests.read(&fake, &kept).await.unwrap();
+    assert!(fake.calls().is_empty());
+    manifests.ends(&fake, &removed).await.unwrap();
+    assert_eq!(fake.calls(), ["read blob", "read blob"]);
+    manifests.forget();
+    manifests.read(&fake, &kept).await.unwrap();
+    assert_eq!(fake.calls(), ["read blob", "read blob"]);
+}
+
+#[tokio::test]
 async fn blobs_that_are_not_layers_are_skipped() {
     let fake = Fake::default();
     let config = json!({"rootfs": {"diff_ids": ["sha256:00", "sha256:01"]}});

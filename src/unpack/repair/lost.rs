@@ -19,6 +19,7 @@ use crate::image::{Layer, Manifest};
 use crate::unpack::chain::error::Error;
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::images::Images;
+use crate::unpack::target::store_images::RequestImages;
 use crate::unpack::target::{Target, is_anchor};
 
 /// The pause between two collections for one snapshotter. A container that is in the way goes with its pod.
@@ -96,8 +97,9 @@ impl LostImages<'_> {
         let mut by_config = HashMap::new();
         let own = self.target.manifest.clone();
         by_config.insert(own.config.clone(), own);
-        for image in self.images.all().await? {
-            if let Some(manifest) = self.images.readable(&image).await? {
+        let list = RequestImages::default();
+        for image in self.images.all(&list).await? {
+            if let Some(manifest) = self.images.readable(image).await? {
                 by_config.insert(manifest.config.clone(), manifest);
             }
         }

@@ -2,6 +2,7 @@
 //! the config blob that keeps the chain from garbage collection.
 
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use crate::containerd::{self, Containerd, ErrorKind, Labels, Snapshot};
 use crate::image::Manifest;
@@ -31,22 +32,34 @@ pub(crate) struct Replace<'a> {
     pub(crate) guest_layers_stay: bool,
 }
 
+/// What the list of all snapshots shows of the chain.
+#[derive(Default)]
+struct Listed {
+    /// The snapshot of each layer that has one.
+    layers: HashMap<String, ListedLayer>,
+    /// The names of the snapshots on each layer.
+    children: HashMap<String, Vec<String>>,
+}
+
+struct ListedLayer {
+    created_at: Option<SystemTime>,
+    is_proxied: bool,
+}
+
 impl Replace<'_> {
     /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
     /// guest-pulled layer that stays.
     pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
         // Leases are read before the list of snapshots: a container whose snapshot was made meanwhile is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
-        let snapshots = self.containerd.snapshots(self.snapshotter).await?;
-        let children = children(&snapshots);
-        let proxied = snapshots.iter();
-        let proxied = proxied.filter(|s| self.guest_layers_stay && is_proxied(&s.labels));
-        let proxied: HashSet<_> = proxied.map(|s| s.name.as_str()).collect();
+        let listed = self.listed().await?;
         let mut above = None;
         for layer in self.manifest.layers.iter().rev() {
             let chain_id = layer.chain_id.as_str();
-            let holders = children.get(chain_id).into_iter().flatten();
-            let holders = holders.filter(|child| Some(**child) != above).count();
+            let holders = listed.children.get(chain_id).into_iter().flatten();
+            let holders = holders
+                .filter(|child| Some(child.as_str()) != above)
+                .count();
             if above.is_none() && holders > 0 {
                 return Ok(Replaced::InUse(holders));
             }
@@ -54,10 +67,12 @@ impl Replace<'_> {
             if above.is_none() && is_kept {
                 return Ok(Replaced::InUse(1));
             }
-            if holders > 0 || is_kept || proxied.contains(chain_id) {
+            let layer = listed.layers.get(chain_id);
+            let stays = layer.is_some_and(|layer| layer.is_proxied && self.guest_layers_stay);
+            if holders > 0 || is_kept || stays {
                 break;
             }
-            if self.is_another(chain_id, &snapshots).await? {
+            if self.is_another(chain_id, layer).await? {
                 // Another client has replaced it since the list was read.
                 return Ok(Replaced::Gone);
             }
@@ -76,18 +91,38 @@ impl Replace<'_> {
         Ok(Replaced::Gone)
     }
 
+    /// Reads which snapshots the layers have, and which are on them.
+    async fn listed(&self) -> Result<Listed, containerd::Error> {
+        let layers = self.manifest.layers.iter();
+        let chain: HashSet<_> = layers.map(|layer| layer.chain_id.as_str()).collect();
+        let mut listed = Listed::default();
+        let each = &mut |snapshot: Snapshot| {
+            let name = snapshot.name;
+            if let Some(parent) = snapshot.parent.filter(|it| chain.contains(it.as_str())) {
+                let children = listed.children.entry(parent).or_default();
+                children.push(name.clone());
+            }
+            if chain.contains(name.as_str()) {
+                let layer = ListedLayer {
+                    created_at: snapshot.created_at,
+                    is_proxied: is_proxied(&snapshot.labels),
+                };
+                listed.layers.insert(name, layer);
+            }
+        };
+        self.containerd.snapshots(self.snapshotter, each).await?;
+        Ok(listed)
+    }
+
     /// Whether the snapshot of this name is not the one in the list any more, since another process replaced the
     /// same chain.
     async fn is_another(
         &self,
         chain_id: &str,
-        listed: &[Snapshot],
+        listed: Option<&ListedLayer>,
     ) -> Result<bool, containerd::Error> {
         match self.containerd.stat(self.snapshotter, chain_id).await {
-            Ok(current) => {
-                let listed = listed.iter().find(|s| s.name == chain_id);
-                Ok(listed.is_none_or(|listed| listed.created_at != current.created_at))
-            }
+            Ok(now) => Ok(listed.is_none_or(|listed| listed.created_at != now.created_at)),
             // It was removed, not replaced: the removal below handles that.
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),
@@ -127,15 +162,4 @@ impl Replace<'_> {
             .label_blob(&self.manifest.config, label)
             .await
     }
-}
-
-/// Returns the names of the children of each snapshot.
-fn children(snapshots: &[Snapshot]) -> HashMap<&str, Vec<&str>> {
-    let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
-    for snapshot in snapshots {
-        if let Some(parent) = &snapshot.parent {
-            children.entry(parent).or_default().push(&snapshot.name);
-        }
-    }
-    children
 }

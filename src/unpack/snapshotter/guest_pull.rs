@@ -68,17 +68,26 @@ pub(crate) async fn pulls(
 /// Whether the snapshotter needs the content of labelled layers: its newest layer that was prepared with labels is one
 /// that it did not leave to a guest. Layers before `since` do not count, since the snapshotter may have run in another
 /// mode then.
-pub(crate) fn needs_content(snapshots: &[Snapshot], since: Option<SystemTime>) -> bool {
-    let is_labelled = |s: &&Snapshot| {
+pub(crate) async fn needs_content(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    since: Option<SystemTime>,
+) -> Result<bool, containerd::Error> {
+    let is_labelled = |s: &Snapshot| {
         s.kind == SnapshotKind::Committed
             && [SNAPSHOT_REF, LAYER_DIGEST]
                 .iter()
                 .all(|key| s.labels.contains_key(*key))
             && since.is_none_or(|since| s.created_at.is_some_and(|at| at > since))
     };
-    let labelled = snapshots.iter().filter(is_labelled);
-    let newest = labelled.max_by_key(|snapshot| snapshot.created_at);
-    newest.is_some_and(|newest| !is_proxied(&newest.labels))
+    let mut newest = None;
+    let each = &mut |snapshot: Snapshot| {
+        if is_labelled(&snapshot) {
+            newest = newest.max(Some((snapshot.created_at, is_proxied(&snapshot.labels))));
+        }
+    };
+    containerd.snapshots(snapshotter, each).await?;
+    Ok(newest.is_some_and(|(_, is_proxied)| !is_proxied))
 }
 
 /// Whether a committed layer holds nothing but its own directory, as a guest-pulled layer does. An error counts as

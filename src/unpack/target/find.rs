@@ -5,6 +5,7 @@ use crate::image;
 
 use super::images::Images;
 use super::request::{Request, Want};
+use super::store_images::RequestImages;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::chain::state::State;
@@ -23,7 +24,11 @@ pub(crate) struct Found {
 
 impl Images {
     /// Finds the image of a request.
-    pub(crate) async fn find(&self, request: &Request) -> Result<Found, Error> {
+    pub(crate) async fn find(
+        &self,
+        request: &Request,
+        list: &RequestImages,
+    ) -> Result<Found, Error> {
         let named = |image, requested: &String| Found {
             image,
             requested: Some(requested.clone()),
@@ -46,9 +51,11 @@ impl Images {
             } => (key, chain, name),
             Want::Sandbox { key, chain } => (key, chain, &None),
             Want::Volume { image: target, .. } => {
-                let mut images = self.all().await?.into_iter();
+                let mut images = self.all(list).await?.iter();
                 let image = images.find(|image| image.target.digest == *target);
-                let image = image.ok_or_else(|| image::Error::NotFound(target.clone()))?;
+                let image = image
+                    .cloned()
+                    .ok_or_else(|| image::Error::NotFound(target.clone()))?;
                 let requested = image.name.clone();
                 return Ok(named(image, &requested));
             }
@@ -58,12 +65,12 @@ impl Images {
             requested: name.clone(),
             is_copied,
         };
-        if let Some(image) = self.of_chain(chain, name.as_deref()).await? {
+        if let Some(image) = self.of_chain(chain, name.as_deref(), list).await? {
             return Ok(found(image, false));
         }
         let original = self.original(&request.snapshotter, key, chain).await?;
         if let Some(original) = &original
-            && let Some(image) = self.of_chain(original, name.as_deref()).await?
+            && let Some(image) = self.of_chain(original, name.as_deref(), list).await?
         {
             log::debug!(container = key.as_str(), copy = chain.as_str(), image = image.name.as_str(); "container is based on a copy of its image's chain, made for a user namespace");
             return Ok(found(image, true));
@@ -159,7 +166,12 @@ impl Images {
     }
 
     /// Returns the image with the chain id `chain`: the image with this name if it has that chain, else any.
-    async fn of_chain(&self, chain: &str, name: Option<&str>) -> Result<Option<Image>, Error> {
+    async fn of_chain(
+        &self,
+        chain: &str,
+        name: Option<&str>,
+        list: &RequestImages,
+    ) -> Result<Option<Image>, Error> {
         if let Some(name) = name {
             match image::find(self.containerd(), name).await {
                 Ok(image) if self.has_chain(&image, chain).await? => return Ok(Some(image)),
@@ -167,16 +179,16 @@ impl Images {
                 Err(e) => return Err(e.into()),
             }
         }
-        for image in self.all().await? {
-            if self.has_chain(&image, chain).await? {
-                return Ok(Some(image));
+        for image in self.all(list).await? {
+            if self.has_chain(image, chain).await? {
+                return Ok(Some(image.clone()));
             }
         }
         Ok(None)
     }
 
     async fn has_chain(&self, image: &Image, chain: &str) -> Result<bool, Error> {
-        let manifest = self.readable(image).await?;
-        Ok(manifest.is_some_and(|manifest| manifest.chain_id() == Some(chain)))
+        let ends = self.ends(image).await?;
+        Ok(ends.is_some_and(|ends| ends.chain.as_deref() == Some(chain)))
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::store_images::{RequestImages, StoreImages};
 use crate::containerd::{Containerd, Image};
-use crate::image::{self, Manifest, Manifests, Platform};
+use crate::image::{self, Ends, Manifest, Manifests, Platform};
 use crate::unpack::chain::error::Error;
 
 /// Reads images, for one engine.
 pub(crate) struct Images {
     containerd: Arc<dyn Containerd>,
     manifests: Manifests,
+    store: StoreImages,
 }
 
 impl Images {
@@ -18,6 +20,7 @@ impl Images {
         Self {
             containerd,
             manifests: Manifests::new(Platform::of_this_node()),
+            store: StoreImages::default(),
         }
     }
 
@@ -29,7 +32,8 @@ impl Images {
     /// Returns the name for an image's labels, found by any reference to the image.
     pub(crate) async fn best_name(&self, reference: &str) -> Option<String> {
         let image = image::find(self.containerd(), reference).await.ok()?;
-        let names = self.names(&image).await.ok()?;
+        let list = RequestImages::default();
+        let names = self.names(&image, &list).await.ok()?;
         image::name_for_labels(None, &names)
     }
 
@@ -39,12 +43,16 @@ impl Images {
     }
 
     /// Returns the chain ids of all other images.
-    pub(crate) async fn others(&self, manifest: &Manifest) -> Result<HashSet<String>, Error> {
+    pub(crate) async fn others(
+        &self,
+        manifest: &Manifest,
+        list: &RequestImages,
+    ) -> Result<HashSet<String>, Error> {
         let mut others = HashSet::new();
-        for image in self.all().await? {
-            let other = self.readable(&image).await?;
+        for image in self.all(list).await? {
+            let other = self.ends(image).await?;
             let other = other.filter(|other| other.config != manifest.config);
-            others.extend(other.and_then(|other| other.chain_id().map(str::to_owned)));
+            others.extend(other.and_then(|other| other.chain));
         }
         Ok(others)
     }
@@ -52,13 +60,12 @@ impl Images {
     /// Reads an image's manifest; `None` if the image is broken or has no manifest for this node. An error if containerd
     /// does not answer, since the image may be fine then.
     pub(crate) async fn readable(&self, image: &Image) -> Result<Option<Arc<Manifest>>, Error> {
-        match self.manifests.read(self.containerd(), image).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
-                Err(image::Error::Containerd { image, source }.into())
-            }
-            Err(_) => Ok(None),
-        }
+        unless_broken(self.manifests.read(self.containerd(), image).await)
+    }
+
+    /// Like [`Self::readable`], where the config and the top of the chain are enough.
+    pub(crate) async fn ends(&self, image: &Image) -> Result<Option<Ends>, Error> {
+        unless_broken(self.manifests.ends(self.containerd(), image).await)
     }
 
     /// Returns [`Error::Removed`] in place of this error if the image was removed: its documents may have been collected
@@ -74,13 +81,17 @@ impl Images {
     }
 
     /// Returns all names of an image's target. The image's own name is one of them, even if it was removed meanwhile.
-    pub(crate) async fn names(&self, image: &Image) -> Result<Vec<String>, Error> {
-        let images = self.all().await?;
-        Ok(image::names_of(image, &images))
+    pub(crate) async fn names(
+        &self,
+        image: &Image,
+        list: &RequestImages,
+    ) -> Result<Vec<String>, Error> {
+        Ok(image::names_of(image, self.all(list).await?))
     }
 
-    pub(crate) async fn all(&self) -> Result<Vec<Image>, Error> {
-        let images = self.containerd.images().await;
+    /// Returns all image records. They are read once for each request.
+    pub(crate) async fn all<'a>(&self, list: &'a RequestImages) -> Result<&'a [Image], Error> {
+        let images = list.get(&self.store, self.containerd()).await;
         images.map_err(|source| {
             let image = "(all images)".to_owned();
             Error::Image(image::Error::Containerd { image, source })
@@ -89,5 +100,15 @@ impl Images {
 
     pub(crate) fn containerd(&self) -> &dyn Containerd {
         self.containerd.as_ref()
+    }
+}
+
+fn unless_broken<T>(read: Result<T, image::Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(image::Error::Containerd { image, source }) if !source.is_not_found() => {
+            Err(image::Error::Containerd { image, source }.into())
+        }
+        Err(_) => Ok(None),
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod label_policy;
 pub(crate) mod labelling;
 pub(crate) mod request;
 pub(crate) mod resolve;
+pub(crate) mod store_images;
 pub(crate) mod stuck;
 
 use std::collections::HashSet;
@@ -25,11 +26,7 @@ use crate::unpack::chain::state::{ChainStatus, Rules, State};
 use crate::unpack::layer::unpack::Failure;
 use crate::unpack::ready_cache::Top;
 use crate::unpack::snapshotter::guest_pull;
-use crate::unpack::snapshotter::listing::Listing;
-
-/// The prefix of the anchor: the label on the image's config blob that keeps a chain from garbage collection. The name
-/// of the snapshotter follows.
-const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
+use crate::unpack::snapshotter::listing::{ANCHOR, Listing};
 
 /// The number of `Stat` calls at the same time: enough to hide the round trips, few enough for other clients.
 const PARALLEL_STATS: usize = 16;
@@ -199,11 +196,11 @@ impl Target {
         listing: &Listing,
     ) -> Result<ChainStatus, Error> {
         let layers = self.manifest.layers.iter();
-        let snapshots = layers.map(|l| listing.snapshot(&l.chain_id).cloned());
-        let config = listing.blob(&self.manifest.config);
+        let snapshots = layers.map(|layer| listing.snapshot(&layer.chain_id));
+        let anchors = listing.anchors(&self.manifest.config);
         let status = ChainStatus {
-            anchored: config.is_some_and(|config| self.is_anchored(&config.labels)),
-            layers: without_gaps(snapshots),
+            anchored: anchors.is_some_and(|anchors| self.is_anchored(anchors)),
+            layers: without_gaps(snapshots.map(|s| s.map(|s| (*s.labels).clone()))),
             is_lost: false,
         };
         let mut status = self.without_false_marks(containerd, status).await;
@@ -215,7 +212,7 @@ impl Target {
     /// Whether the listing has the blobs of all layers that have to be unpacked.
     pub(crate) fn has_blobs_in(&self, listing: &Listing, status: &ChainStatus) -> bool {
         let mut missing = self.manifest.layers.iter().skip(status.committed());
-        missing.all(|layer| listing.blob(&layer.blob.digest).is_some())
+        missing.all(|layer| listing.has_blob(&layer.blob.digest))
     }
 
     async fn status(
@@ -232,7 +229,7 @@ impl Target {
         let created_at = top.and_then(|snapshot| snapshot.created_at);
         let status = ChainStatus {
             anchored: self.is_anchored(&config?.labels),
-            layers: without_gaps(snapshots),
+            layers: without_gaps(snapshots.into_iter().map(|s| s.map(|s| s.labels))),
             is_lost: false,
         };
         let mut status = self.without_false_marks(containerd, status).await;
@@ -338,11 +335,11 @@ pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
 
 /// Drops the layers above the first missing one. Each layer is read with its own call, so if another client unpacks the
 /// chain meanwhile, a lower layer may have been read as missing and a higher one as committed.
-fn without_gaps(snapshots: impl IntoIterator<Item = Option<Snapshot>>) -> Vec<Option<Labels>> {
+fn without_gaps(layers: impl Iterator<Item = Option<Labels>>) -> Vec<Option<Labels>> {
     let mut gap = false;
-    let layers = snapshots.into_iter().map(|snapshot| {
-        gap |= snapshot.is_none();
-        snapshot.filter(|_| !gap).map(|snapshot| snapshot.labels)
+    let layers = layers.map(|labels| {
+        gap |= labels.is_none();
+        labels.filter(|_| !gap)
     });
     layers.collect()
 }

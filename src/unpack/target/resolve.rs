@@ -16,6 +16,7 @@ use super::images::Images;
 use super::label_policy::{LabelPolicy, Labelling};
 use super::labelling::{self, EXCLUDED};
 use super::request::{Request, Want};
+use super::store_images::RequestImages;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Profile, Repair};
 use crate::unpack::chain::state::{Origin, Rules};
@@ -103,7 +104,8 @@ impl Resolver {
     /// Resolves a request to its target.
     pub(crate) async fn target(&self, request: &Request) -> Result<Target, Error> {
         let snapshotter = request.snapshotter.as_str();
-        let found = self.images.find(request).await;
+        let list = RequestImages::default();
+        let found = self.images.find(request, &list).await;
         let Found {
             image,
             requested,
@@ -112,7 +114,7 @@ impl Resolver {
             Ok(found) => found,
             Err(e) => return Err(self.without_foreign_state(snapshotter, e).await),
         };
-        let names = self.images.names(&image).await?;
+        let names = self.images.names(&image, &list).await?;
         let is_sandbox = matches!(request.want, Want::Sandbox { .. });
         let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
         let wanted = self.policy.labelling(snapshotter, &names);
@@ -166,7 +168,7 @@ impl Resolver {
         let may_replace = supports_guest_pull || by_name || target.rules.repair == Repair::Replace;
         let is_volume = matches!(request.want, Want::Volume { .. });
         if may_replace && !target.in_use && !is_volume {
-            target.others = self.images.others(&target.manifest).await?;
+            target.others = self.images.others(&target.manifest, &list).await?;
         }
         Ok(target)
     }
@@ -293,10 +295,8 @@ impl Resolver {
         }
         let containerd = self.images.containerd();
         let process = Process::at(self.capabilities(snapshotter).await.socket);
-        let is_lazy = Profile::of(snapshotter).is_none() && {
-            let snapshots = containerd.snapshots(snapshotter).await?;
-            guest_pull::needs_content(&snapshots, process.since())
-        };
+        let is_lazy = Profile::of(snapshotter).is_none()
+            && guest_pull::needs_content(containerd, snapshotter, process.since()).await?;
         let pulls = !is_lazy && {
             let lease = self.leases.take(containerd).await?;
             let pulls = guest_pull::pulls(containerd, snapshotter, &lease).await;

@@ -8,6 +8,7 @@ use crate::containerd::{self, Containerd, Image};
 use crate::image::{self, Manifest};
 
 use super::images::Images;
+use super::store_images::RequestImages;
 use crate::unpack::chain::error::Error;
 use crate::unpack::layer::kept_blobs::kept_by;
 
@@ -21,7 +22,8 @@ pub(crate) async fn with_layer(
     snapshotter: &str,
     chain: &str,
 ) -> Result<Vec<Image>, Error> {
-    let mut known_images = image::distinct(images.all().await?);
+    let list = RequestImages::default();
+    let mut known_images = image::distinct(images.all(&list).await?.to_vec());
     known_images.sort_by_key(|known| Reverse(known.image.created_at));
     let mut stuck = Vec::new();
     let mut looked_at = 0;

@@ -1,0 +1,186 @@
+//! Measures the resident memory of the plugin, and the cost of `check`, with many images in the store.
+//!
+//! Run `cargo test --release --test node memory -- --ignored --nocapture --test-threads 1`. `NRI_UNPACK_PROGRAM` names
+//! another program to measure, or several, separated by `:`; they are measured in turn on the same node.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Handler, Log, Options, Plugin, Remote, Version};
+
+use crate::after_pull::image;
+use crate::ahead_cost::median;
+use crate::guest_pull::NYDUS;
+use crate::support::{DEFAULT_HOOKS, Node, PROGRAM};
+
+/// The environment variable with the programs to measure.
+const PROGRAMS: &str = "NRI_UNPACK_PROGRAM";
+
+/// The number of layers of each image. No two images share one.
+const LAYERS: usize = 20;
+
+/// The number of images that are made ready with one command.
+const STEP: usize = 25;
+
+/// The number of comparisons of `check` with the lists that it reads.
+const ROUNDS: usize = 10;
+
+/// A look at thousands of snapshots takes seconds on a busy machine.
+const LOOK: Duration = Duration::from_secs(120);
+
+/// The plugin frees what it needed for the look, and rests.
+const REST: Duration = Duration::from_secs(5);
+
+/// The resident memory of a process, in KiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// All of it, including the pages of the program that were used.
+    pub(crate) resident: u64,
+    /// The heap and the stacks.
+    pub(crate) anonymous: u64,
+    /// The peak of [`Self::resident`].
+    pub(crate) peak: u64,
+}
+
+impl Memory {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kilobytes = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next());
+            Ok(number.with_context(|| name.to_owned())?.parse()?)
+        };
+        Ok(Self {
+            resident: kilobytes("VmRSS:")?,
+            anonymous: kilobytes("RssAnon:")?,
+            peak: kilobytes("VmHWM:")?,
+        })
+    }
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let megabytes = |kilobytes: u64| (kilobytes << 10) as f64 / 1e6;
+        write!(
+            f,
+            "{:5.1} MB resident, {:5.1} anonymous, {:5.1} peak",
+            megabytes(self.resident),
+            megabytes(self.anonymous),
+            megabytes(self.peak)
+        )
+    }
+}
+
+fn programs() -> Vec<PathBuf> {
+    let programs = std::env::var_os(PROGRAMS).unwrap_or_else(|| PROGRAM.into());
+    std::env::split_paths(&programs).collect()
+}
+
+/// Starts a node with four handlers, each with a snapshotter of its own, and fills nydus with the layers of so many
+/// images.
+async fn start(images: usize) -> Result<Node> {
+    let mut options = Options::new(Version::V2_1);
+    options
+        .handlers
+        .push(Handler::new("blockfile", "blockfile"));
+    options.remotes = vec![Remote::Nydus];
+    let mut node = Node::start_with(Version::V2_1, options).await?;
+    node.hooks = DEFAULT_HOOKS;
+    for step in 0..images.div_ceil(STEP) {
+        let images: Vec<_> = (0..STEP).map(|n| image(LAYERS, step * STEP + n)).collect();
+        for image in &images {
+            node.store.put_image(image).await?;
+        }
+        let mut words = vec!["ensure", "--snapshotter", NYDUS];
+        words.extend(images.iter().map(lab::Image::name));
+        let output = node.command(&words)?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    Ok(node)
+}
+
+/// Prints the memory of each program in each phase of its start, and after it.
+async fn measure(node: &Node, images: usize) -> Result<()> {
+    for program in programs() {
+        let log = Log::new(node.lab.path("plugin.log")).from_now();
+        let mut plugin = Plugin::start(&node.lab, &program, &node.config(""))?;
+        let pid = plugin.pid().context("the plugin does not run")?;
+        let show = |phase: &str| -> Result<()> {
+            let memory = Memory::of(pid)?;
+            println!(
+                "{images} images, {phase:10} {memory}  {}",
+                program.display()
+            );
+            Ok(())
+        };
+        log.wait_for("", LOOK).await?;
+        show("start")?;
+        log.wait_for("handler resolved", LOOK).await?;
+        show("handlers")?;
+        log.wait_for("reconcile finished", LOOK).await?;
+        show("look")?;
+        tokio::time::sleep(REST).await;
+        show("after it")?;
+        plugin.stop().await?;
+    }
+    Ok(())
+}
+
+/// Prints how long `check` of all images takes in these four snapshotters, and how long containerd takes for the lists.
+async fn measure_check(node: &Node, images: usize) -> Result<()> {
+    let config = node.lab.path("check.toml");
+    std::fs::write(&config, node.config(""))?;
+    let mut lists = Vec::new();
+    let mut checks = vec![Vec::new(); programs().len()];
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        for snapshotter in ["blockfile", "erofs", "native", NYDUS] {
+            node.store.snapshots(snapshotter).await?;
+        }
+        node.store.images().await?;
+        node.store.content().await?;
+        lists.push(began.elapsed());
+        for (program, took) in programs().iter().zip(&mut checks) {
+            let mut check = Command::new(program);
+            check.arg("check").arg("--config").arg(&config);
+            let began = Instant::now();
+            let status = check.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+            took.push(began.elapsed());
+            ensure!(status.code() == Some(1), "{program:?}: {status}");
+        }
+    }
+    let lists = median(&lists);
+    for (program, took) in programs().iter().zip(&checks) {
+        let took = median(took);
+        println!(
+            "{images} images, check {took:?}, containerd's lists {lists:?}: {:?} beyond  {}",
+            took.saturating_sub(lists),
+            program.display()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn memory_of_one_image() -> Result<()> {
+    let node = start(0).await?;
+    measure(&node, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of minutes"]
+async fn memory_of_300_images() -> Result<()> {
+    let node = start(300).await?;
+    measure(&node, 300).await?;
+    measure_check(&node, 300).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of many minutes"]
+async fn memory_of_1000_images() -> Result<()> {
+    let node = start(1000).await?;
+    measure(&node, 1000).await
+}
