@@ -24,19 +24,22 @@ pub struct Existing {
 /// snapshotter are checked one after another, so that a full snapshotter does not delay the containers of others.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
-    let managed = ahead.managed().await;
+    let workers = ahead.workers().await;
     let mut by_snapshotter: BTreeMap<String, Vec<Existing>> = BTreeMap::new();
     for container in existing(&handlers) {
-        if let Some(image) = &container.image {
-            ahead.demand.uses(&container.snapshotter, image);
-        }
         let those = by_snapshotter.entry(container.snapshotter.clone());
         those.or_default().push(container);
     }
     let checks = by_snapshotter.into_iter().map(|(snapshotter, containers)| {
-        let managed = managed.iter().find(|s| s.name == snapshotter);
-        let root = managed.and_then(|managed| managed.root.as_deref());
+        let worker = workers.iter().find(|worker| worker.name() == snapshotter);
         async move {
+            let root = worker.and_then(|worker| worker.snapshotter.root.as_deref());
+            let images = containers
+                .iter()
+                .filter_map(|container| container.image.as_deref());
+            if let Some(worker) = worker {
+                images.for_each(|image| worker.demand.uses(image));
+            }
             for container in containers {
                 ahead.node.free_space.wait_until_enough(root).await;
                 check_one(ahead, container).await;

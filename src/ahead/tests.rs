@@ -6,6 +6,7 @@ mod eager;
 mod limits;
 mod pulls;
 mod schedule;
+mod workers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
 use crate::free_space;
 use crate::hooks::Hooks;
 use crate::image::IMAGE_REF;
-use crate::unpack::{Action, ParentChain, Role, State};
+use crate::unpack::{Action, ParentChain, Request, Role, State};
 
 use super::*;
 

@@ -76,24 +76,16 @@ async fn a_snapshotter_at_its_limit_gets_no_images_until_some_are_removed() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshotter_is_listed_again_when_its_count_reaches_the_limit() {
     let bench = Bench::on(Fake::default(), ALL).await;
-    bench.ahead.snapshot_counts.more("erofs", MAX_SNAPSHOTS);
-    assert!(
-        !bench.ahead.is_at_limit("erofs"),
-        "no image was skipped yet"
-    );
+    let erofs = bench.ahead.worker("erofs").unwrap();
+    erofs.count.more(MAX_SNAPSHOTS);
+    assert!(!erofs.is_at_limit(), "no image was skipped yet");
     settle().await;
-    assert_eq!(
-        bench.ahead.snapshot_counts.is_at_limit("erofs"),
-        Some(false)
-    );
+    assert_eq!(erofs.count.is_at_limit(), Some(false));
 
-    bench.ahead.snapshot_counts.listed("erofs", MAX_SNAPSHOTS);
-    assert!(bench.ahead.is_at_limit("erofs"));
+    erofs.count.listed(MAX_SNAPSHOTS);
+    assert!(erofs.is_at_limit());
     settle().await;
-    assert_eq!(
-        bench.ahead.snapshot_counts.is_at_limit("erofs"),
-        Some(false)
-    );
+    assert_eq!(erofs.count.is_at_limit(), Some(false));
 }
 
 /// The first container's snapshotter has too little free space.
