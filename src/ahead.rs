@@ -17,6 +17,7 @@ mod pulls;
 mod queue;
 mod reconcile;
 mod removals;
+mod retries;
 mod schedule;
 mod snapshot_count;
 mod summary;
@@ -151,10 +152,25 @@ impl Ahead {
         let engine = &self.node.engine;
         let mut ticket = worker.begin(engine, entry.want(), urgency).await;
         let outcome = ticket.outcome().await;
+        let image = entry.want().name();
         match &outcome {
-            Ok(done) => worker.count.more(done.layers_done),
-            Err(e) if e.has_no_image() => removals::missing(self, worker, entry, e).await,
-            Err(e) => engine.replace_if_in_use(e, worker.name()),
+            Ok(done) => {
+                worker.count.more(done.layers_done);
+                if worker.retries.forget(image) {
+                    // Updates the metrics.
+                    worker.reconcile.notify_one();
+                }
+            }
+            Err(e) if e.has_no_image() => {
+                worker.retries.forget(image);
+                removals::missing(self, worker, entry, e).await;
+            }
+            Err(e) => {
+                if is_tried_again(e) {
+                    worker.retries.failed(image);
+                }
+                engine.replace_if_in_use(e, worker.name());
+            }
         }
         outcome
     }
@@ -226,6 +242,11 @@ fn is_news(error: &Error) -> bool {
         && !error.has_no_image()
         && !goes_on
         && error.unreachable().is_none()
+}
+
+/// Whether the image is tried again by itself. What [`may_pass`] is found by a reconcile, and an artifact is no image.
+fn is_tried_again(error: &Error) -> bool {
+    is_news(error) && !may_pass(error) && !error.is_of_artifact()
 }
 
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in

@@ -42,24 +42,34 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     if !image::is_pullable(name) {
         return;
     }
+    match look_at(ahead, name).await {
+        Ok(Some(arrived)) => {
+            let arrived = Arc::new(arrived);
+            for worker in ahead.workers().await {
+                worker.push(Job::Arrived(arrived.clone()));
+            }
+            ahead.count_queued();
+        }
+        Ok(None) => {}
+        Err(e) => not_looked_at(ahead, name, &e).await,
+    }
+}
+
+/// Reads the record of an image; `None` if it was removed.
+pub(super) async fn look_at(
+    ahead: &Ahead,
+    name: &str,
+) -> Result<Option<Arrived>, containerd::Error> {
     let record = match ahead.node.containerd.image(name).await {
         Ok(record) => record,
-        Err(e) if e.is_not_found() => return,
-        Err(e) => return not_looked_at(ahead, name, &e).await,
+        Err(e) if e.is_not_found() => return Ok(None),
+        Err(e) => return Err(e),
     };
-    let name = match name_for_labels(ahead, &record).await {
-        Ok(name) => name,
-        Err(e) => return not_looked_at(ahead, name, &e).await,
-    };
-    let arrived = Arc::new(Arrived {
+    Ok(Some(Arrived {
+        name: name_for_labels(ahead, &record).await?,
         is_pinned: eager::is_pinned(&record) || is_sandbox(ahead, &record).await,
         record,
-        name,
-    });
-    for worker in ahead.workers().await {
-        worker.push(Job::Arrived(arrived.clone()));
-    }
-    ahead.count_queued();
+    }))
 }
 
 /// Logs the error and schedules a reconcile, which finds the image.

@@ -9,6 +9,8 @@ use crate::containerd::Image;
 pub(super) enum Job {
     /// Make an image ready whose record was created or updated.
     Arrived(Arc<Arrived>),
+    /// Try an image again that could not be made ready.
+    Again(String),
     /// Make an image ready that is being pulled.
     Pulled(Arc<Image>),
     /// Make the images of a layer ready that containerd failed to extract: a container may wait for one of them.

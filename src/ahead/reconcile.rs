@@ -1,5 +1,5 @@
 //! The reconcile of a worker: looks at all images of the store and makes those of the snapshotter's eager set ready
-//! that are not, one after another and with pauses between them.
+//! that are not, one after another and with pauses between them: pinned images, repairs, images without content, unpacks.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::logs;
 use crate::unpack::{Action, Outcome, State, Urgency, Want};
 
 use super::Ahead;
-use super::choice::{Choice, choice};
+use super::choice::{Choice, Kind, choice};
 use super::eager::{self, StoreImage};
 use super::summary::{LastReported, ReconcileSummary, Rest};
 use super::unready::PendingGuard;
@@ -33,6 +33,9 @@ struct WorkItem<'a> {
     created_at: Option<SystemTime>,
     /// The state of its chain when it was read; `None` if it was not read.
     state: Option<State>,
+    kind: Kind,
+    /// The estimated space that it takes, in bytes.
+    bytes: u64,
     /// Whether it is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
     /// `None` while it is not known whether the image is made ready at all: then a pod does not raise its priority,
@@ -49,7 +52,7 @@ struct Worked {
 }
 
 enum Ended {
-    /// Not begun: too little free space.
+    /// Not begun: too little free space for its layers.
     NoFreeSpace,
     /// Not begun: the snapshotter has reached its limit of snapshots.
     TooMany,
@@ -95,7 +98,7 @@ pub(super) async fn run(
 
 fn count(summary: &mut ReconcileSummary<'_>, reported: &LastReported, worked: Worked) {
     match worked.ended {
-        Ended::NoFreeSpace => summary.no_room(worked.state),
+        Ended::NoFreeSpace => summary.no_room(worked.image, worked.state),
         Ended::TooMany => summary.left(worked.state),
         Ended::NeedsContent => summary.needs_content(worked.state),
         Ended::Tried(Ok(done)) if done.action == Action::None => summary.ready(),
@@ -127,7 +130,7 @@ fn pinned<'a>(ahead: &Ahead, worker: &'a Worker, store_images: &[StoreImage]) ->
     }
     let pinned = store_images.iter().filter(|image| image.is_pinned);
     let items = pinned.map(|image| {
-        let mut item = WorkItem::new(image, None, false);
+        let mut item = WorkItem::new(image);
         item.pending = Some(item.enter(worker));
         item
     });
@@ -135,13 +138,16 @@ fn pinned<'a>(ahead: &Ahead, worker: &'a Worker, store_images: &[StoreImage]) ->
 }
 
 impl<'a> WorkItem<'a> {
-    fn new(store_image: &StoreImage, state: Option<State>, is_lazy: bool) -> Self {
+    /// Work that takes no space.
+    fn new(store_image: &StoreImage) -> Self {
         Self {
             image: store_image.image.name.clone(),
             record: store_image.image.target.digest.clone(),
             created_at: store_image.created_at,
-            state,
-            is_lazy,
+            state: None,
+            kind: Kind::Repair,
+            bytes: 0,
+            is_lazy: false,
             pending: None,
         }
     }
@@ -206,15 +212,21 @@ async fn scan<'a>(
             scan.pinned.insert(image.name.clone(), status.state);
             continue;
         }
-        match choice(&status, held) {
+        let is_lazy = eager::is_without_content(&config, snapshotter, false);
+        match choice(&status, held, is_lazy) {
             Choice::Excluded => {}
             Choice::Ready => summary.ready(),
             Choice::TooMany => summary.left(Some(status.state)),
-            Choice::Make { more } => {
-                let is_lazy = more > 0 && eager::is_without_content(&config, snapshotter, false);
-                let mut item = WorkItem::new(store_image, Some(status.state), is_lazy);
+            Choice::Make { kind, more, bytes } => {
+                let mut item = WorkItem {
+                    state: Some(status.state),
+                    kind,
+                    bytes,
+                    is_lazy: is_lazy && more > 0,
+                    ..WorkItem::new(store_image)
+                };
                 // An image that may not be made ready is counted only when it is made.
-                if !is_lazy || worker.takes_any_name(node) {
+                if !item.is_lazy || worker.takes_any_name(node) {
                     held += more;
                     item.pending = Some(item.enter(worker));
                 }
@@ -222,6 +234,8 @@ async fn scan<'a>(
             }
         }
     }
+    // Images of one kind keep their order.
+    scan.items.sort_by_key(|item| item.kind);
     scan
 }
 
@@ -238,18 +252,20 @@ async fn work<'a>(ahead: &Ahead, worker: &'a Worker, items: Vec<WorkItem<'a>>) -
 
 async fn work_on<'a>(ahead: &Ahead, worker: &'a Worker, mut item: WorkItem<'a>) -> Worked {
     let (node, want) = (&ahead.node, item.want());
-    let root = worker.snapshotter.root.as_deref();
     // A full file system does not delay the images of others: a reconcile follows when it has enough free space.
-    let ended = if !node.free_space.is_enough(root) {
-        Ended::NoFreeSpace
-    } else if item.pending.is_none() && worker.count.is_at_limit() != Some(false) {
+    let ended = if item.pending.is_none() && worker.count.is_at_limit() != Some(false) {
         Ended::TooMany
     } else if item.is_lazy && worker.needs_content(node, &want).await {
         Ended::NeedsContent
     } else {
-        let pending = item.pending.take();
-        let pending = pending.unwrap_or_else(|| item.enter(worker));
-        Ended::Tried(make(ahead, worker, pending).await)
+        match worker.room(node, &want, item.bytes).await {
+            None => Ended::NoFreeSpace,
+            Some(_room) => {
+                let pending = item.pending.take();
+                let pending = pending.unwrap_or_else(|| item.enter(worker));
+                Ended::Tried(make(ahead, worker, pending).await)
+            }
+        }
     };
     Worked {
         image: item.image,

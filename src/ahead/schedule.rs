@@ -1,4 +1,4 @@
-//! The schedule of a worker's reconciles: on request, at the configured interval, and after a pause when something failed.
+//! The schedule of a worker's reconciles: on request, at the configured interval, and after a pause when something did not answer.
 
 use std::time::Duration;
 
@@ -11,10 +11,6 @@ use super::{Ahead, reconcile};
 
 /// The longest pause between reconciles while something does not answer: a reconcile reads the whole store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// The pause before the next reconcile while images cannot be made ready: what they lack may have come back
-/// without an event, and the metrics show that they still fail.
-const FAILED: Duration = Duration::from_secs(10 * 60);
 
 /// Runs the scheduled reconciles, until it is dropped.
 pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
@@ -32,12 +28,6 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
         };
         match result {
             Ok(Rest::Nothing) => later = Later::new(),
-            Ok(Rest::Failed) => {
-                later = Later {
-                    at_last: Some(FAILED),
-                    ..Later::new()
-                };
-            }
             Ok(Rest::Unanswered) => later.again(),
             Err(e) => {
                 log::debug!(snapshotter = worker.name(), error:% = e; "reconcile failed: trying again");
@@ -47,13 +37,11 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
     }
 }
 
-/// When to reconcile again after something failed.
+/// When to reconcile again after something did not answer.
 struct Later {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
     /// The pause after something did not answer.
     next: Option<Duration>,
-    /// The pause after images could not be made ready, unless a reconcile is scheduled before.
-    at_last: Option<Duration>,
 }
 
 impl Later {
@@ -61,7 +49,6 @@ impl Later {
         Self {
             pauses: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
             next: None,
-            at_last: None,
         }
     }
 
@@ -73,8 +60,7 @@ impl Later {
 /// Waits until a reconcile is requested or due.
 async fn wanted(ahead: &Ahead, worker: &Worker, later: &mut Later) {
     let every = ahead.node.config().unpack.reconcile_every;
-    let every = every.map(Interval::as_duration).into_iter();
-    let every = every.chain(later.at_last).min();
+    let every = every.map(Interval::as_duration);
     let elapsed = async {
         match every {
             Some(every) => tokio::time::sleep(every).await,

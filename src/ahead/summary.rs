@@ -11,21 +11,23 @@ use crate::unpack::{Error, State};
 use super::choice::MAX_SNAPSHOTS;
 use super::is_news;
 
+/// The limit of names in the log line of the images that rest.
+const MAX_NAMED: usize = 8;
+
 /// What earlier reconciles have logged and still holds.
 #[derive(Debug, Default)]
 pub(super) struct LastReported {
     silent: bool,
     failed: BTreeSet<String>,
     left: usize,
-    no_room: usize,
+    no_room: BTreeSet<String>,
 }
 
 /// What a reconcile leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
+    /// Nothing, or images that are tried again by themselves.
     Nothing,
-    /// Images that cannot be made ready as they are: an operator has to act.
-    Failed,
     /// Something did not answer.
     Unanswered,
 }
@@ -40,7 +42,7 @@ pub(super) struct ReconcileSummary<'a> {
     /// Not begun: the snapshotter holds too many snapshots.
     left: usize,
     /// Not begun: too little free space.
-    no_room: usize,
+    no_room: BTreeSet<String>,
     /// Whether the snapshotter did not answer.
     silent: bool,
     /// Whether a failure may pass by itself.
@@ -57,7 +59,7 @@ impl<'a> ReconcileSummary<'a> {
             made: 0,
             failed: BTreeSet::new(),
             left: 0,
-            no_room: 0,
+            no_room: BTreeSet::new(),
             silent: false,
             again: false,
             states: BTreeMap::new(),
@@ -81,8 +83,8 @@ impl<'a> ReconcileSummary<'a> {
         }
     }
 
-    pub(super) fn no_room(&mut self, state: Option<State>) {
-        self.no_room += 1;
+    pub(super) fn no_room(&mut self, image: String, state: Option<State>) {
+        self.no_room.insert(image);
         if let Some(state) = state {
             self.count(state);
         }
@@ -153,13 +155,14 @@ impl<'a> ReconcileSummary<'a> {
             ready,
             made,
             left,
-            no_room,
             again,
             ..
         } = self;
-        let (failed, took_ms) = (self.failed.len(), logs::milliseconds(started.elapsed()));
-        let is_new =
-            self.failed != reported.failed || left != reported.left || no_room != reported.no_room;
+        let (failed, no_room) = (self.failed.len(), self.no_room.len());
+        let took_ms = logs::milliseconds(started.elapsed());
+        let is_new = self.failed != reported.failed
+            || left != reported.left
+            || self.no_room != reported.no_room;
         if made == 0 && !is_new {
             log::debug!(snapshotter, ready, failed, left, no_room, took_ms; "reconcile finished");
         } else {
@@ -168,18 +171,22 @@ impl<'a> ReconcileSummary<'a> {
         if left > 0 && reported.left == 0 {
             log::warn!(snapshotter, left, max_snapshots = MAX_SNAPSHOTS; "a snapshotter holds max_snapshots or more: the oldest images are not unpacked ahead, but when a pod needs them");
         }
+        if !self.no_room.is_subset(&reported.no_room) {
+            let images = self.no_room.iter().take(MAX_NAMED).cloned();
+            let images = images.collect::<Vec<_>>().join(", ");
+            log::info!(snapshotter, no_room, images; "images rest until there is enough free space: they are unpacked when a pod needs them");
+        }
         let states = self.states.iter();
         metrics::reconciled(snapshotter, states.map(|(state, count)| (*state, *count)));
         *reported = LastReported {
             silent: self.silent,
             failed: self.failed,
             left,
-            no_room,
+            no_room: self.no_room,
         };
-        match (again, failed) {
-            (true, _) => Rest::Unanswered,
-            (false, 0) => Rest::Nothing,
-            (false, _) => Rest::Failed,
+        match again {
+            true => Rest::Unanswered,
+            false => Rest::Nothing,
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Labels;
+use crate::free_space::Reservation;
 use crate::metrics;
 use crate::node::Node;
 use crate::unpack::{Engine, Request, Ticket, Urgency, Want};
@@ -15,6 +16,7 @@ use crate::unpack::{Engine, Request, Ticket, Urgency, Want};
 use super::demand::Demand;
 use super::eager::ManagedSnapshotter;
 use super::job::Job;
+use super::retries::Retries;
 use super::snapshot_count::SnapshotCount;
 use super::unready::Unready;
 
@@ -34,6 +36,7 @@ pub(super) struct Worker {
     pub(super) unready: Unready,
     pub(super) demand: Demand,
     pub(super) count: SnapshotCount,
+    pub(super) retries: Retries,
     /// Whether the last reconcile left images because the snapshotter holds too many snapshots.
     pub(super) left: AtomicBool,
     /// Notified when a reconcile is requested.
@@ -79,6 +82,7 @@ impl Worker {
             unready: Unready::default(),
             demand: Demand::default(),
             count: SnapshotCount::default(),
+            retries: Retries::default(),
             left: AtomicBool::default(),
             reconcile: Notify::new(),
             reconcile_later: Notify::new(),
@@ -179,6 +183,28 @@ impl Worker {
                 false
             }
         }
+    }
+
+    /// Reserves the estimated space of an unpack in bytes, and returns the reservation, which is empty for work that takes
+    /// no space; `None` if there is too little.
+    pub(super) async fn room<'a>(
+        &'a self,
+        node: &'a Node,
+        want: &Want,
+        bytes: u64,
+    ) -> Option<Option<Reservation<'a>>> {
+        if bytes == 0 {
+            return Some(None);
+        }
+        let reserved = node
+            .free_space
+            .reserve(self.snapshotter.root.as_deref(), bytes);
+        if reserved.is_some() {
+            return Some(reserved);
+        }
+        // A snapshotter that mounts the layers from elsewhere takes no space.
+        let takes_none = self.snapshotter.is_proxy && !self.needs_content(node, want).await;
+        takes_none.then_some(None)
     }
 
     /// Whether the snapshotter has reached the limit for unpacking ahead. Does not wait, since a container may be about

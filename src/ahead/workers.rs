@@ -107,6 +107,7 @@ fn start(
             tokio::join!(
                 run_jobs(&ahead, &it, jobs),
                 run_jobs(&ahead, &it, asked),
+                run_retries(&it),
                 schedule::run(&ahead, &it)
             );
         };
@@ -125,4 +126,13 @@ async fn run_jobs(ahead: &Ahead, worker: &Worker, jobs: mpsc::Receiver<Job>) {
     let jobs = stream::unfold(jobs, next);
     let work = jobs.for_each_concurrent(MAX_JOBS, |job| work::run(ahead, worker, job));
     work.await;
+}
+
+/// Has each image tried again that could not be made ready.
+async fn run_retries(worker: &Worker) {
+    loop {
+        for image in worker.retries.due().await {
+            worker.push(Job::Again(image));
+        }
+    }
 }
