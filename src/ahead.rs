@@ -1,5 +1,5 @@
 //! Makes images ready before a pod needs them: a reconcile covers the images of the store, and events
-//! add the images that arrive afterwards.
+//! add the images that arrive afterwards. Each managed snapshotter has a worker of its own, with its own queue.
 //!
 //! A hook comes too late for the pause image, and blocks the whole node while it waits. So most of the
 //! work is done here, in the background: pinned images first, then each snapshotter's eager set. This
@@ -10,46 +10,50 @@ mod choice;
 mod demand;
 mod eager;
 mod existing;
+mod failed;
+mod job;
 mod lost;
 mod origin;
 mod pulls;
 mod queue;
 mod reconcile;
 mod removals;
+mod retries;
 mod schedule;
-mod snapshot_counts;
+mod snapshot_count;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod unready;
 mod volumes;
 mod watch;
+mod work;
+mod worker;
+mod workers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use tokio::sync::{Notify, watch as latest};
 
-use crate::config::Labels;
 use crate::containerd::Image;
 use crate::handlers::Handlers;
+use crate::metrics;
 use crate::node::Node;
-use crate::unpack::{Error, Outcome, Request, State, Urgency, Want};
+use crate::unpack::{Error, Outcome, State, Urgency, Want};
 
 pub use choice::MAX_SNAPSHOTS;
-use demand::Demand;
-use eager::ManagedSnapshotter;
 pub(crate) use eager::is_pinned;
 pub use existing::Existing;
+use job::Job;
 use pulls::Pulls;
-use queue::{Arrival, Queue};
+use queue::Queue;
 pub use removals::watch_removals;
-use snapshot_counts::SnapshotCounts;
-use unready::{PendingGuard, Unready};
+use unready::PendingGuard;
 pub use volumes::{ImageVolume, image_volume};
+use worker::Worker;
 
 /// The limit of remembered names of images that containers use: more than a node has. Beyond it all names
 /// are forgotten, which affects only the order of the work.
@@ -60,45 +64,31 @@ pub struct Ahead {
     node: Arc<Node>,
     queue: Queue,
     pulls: Pulls,
-    /// The result of the last reconcile; `None` before the first.
-    managed: latest::Sender<Option<Vec<ManagedSnapshotter>>>,
+    /// The worker of each managed snapshotter; `None` before they are known.
+    workers: latest::Sender<Option<Vec<Arc<Worker>>>>,
     /// The names of the images that containers use, from the containers' annotations.
     used: Mutex<HashSet<String>>,
-    unready: Unready,
-    demand: Demand,
-    snapshot_counts: SnapshotCounts,
-    /// The snapshotters that have lost their state since the last reconcile began.
-    lost: Mutex<HashSet<String>>,
     /// Notified when an image was removed.
     removals: Notify,
-    /// Whether the last reconcile left images because a snapshotter holds too many snapshots.
-    left: AtomicBool,
 }
 
 impl Ahead {
     /// Starts the work, which runs until the node's next session begins.
     pub fn begin(node: &Arc<Node>) -> Arc<Self> {
-        let (queue, comes_out) = queue::bounded();
+        let (queue, arrivals) = queue::bounded();
         let ahead = Arc::new(Self {
             node: node.clone(),
             queue,
             pulls: Pulls::default(),
-            managed: latest::Sender::new(None),
+            workers: latest::Sender::new(None),
             used: Mutex::default(),
-            unready: Unready::default(),
-            demand: Demand::default(),
-            snapshot_counts: SnapshotCounts::default(),
-            lost: Mutex::default(),
             removals: Notify::new(),
-            left: AtomicBool::default(),
         });
         node.in_session(watch::run(ahead.clone()));
         node.in_session(removals::run(ahead.clone()));
         node.in_session(lost::run(ahead.clone()));
-        for arrivals in comes_out {
-            node.in_session(arrivals::run(ahead.clone(), arrivals));
-        }
-        node.in_session(schedule::run(ahead.clone()));
+        node.in_session(arrivals::run(ahead.clone(), arrivals));
+        node.in_session(workers::run(ahead.clone()));
         ahead
     }
 
@@ -115,11 +105,7 @@ impl Ahead {
 
     /// Makes an image that a container mounts as a volume ready for later containers, in the background.
     pub fn volume(&self, snapshotter: &str, target: String) {
-        let snapshotter = snapshotter.to_owned();
-        self.queue.push(Arrival::Volume {
-            snapshotter,
-            target,
-        });
+        self.push(snapshotter, Job::Volume { target });
     }
 
     /// Raises the priority of images that a container uses.
@@ -133,83 +119,98 @@ impl Ahead {
 
     /// Records a pod of this snapshotter that was started and has no container yet.
     pub fn pod_waits(&self, snapshotter: &str, pod: &str) {
-        self.demand.pod_waits(snapshotter, pod);
+        if let Some(worker) = self.worker(snapshotter) {
+            worker.demand.pod_waits(pod);
+        }
     }
 
     /// Records that a container of this pod is being created from an image of this name.
     pub fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
-        self.demand.container_comes(snapshotter, pod, image);
+        if let Some(worker) = self.worker(snapshotter) {
+            worker.demand.container_comes(pod, image);
+        }
     }
 
     /// Returns the images of a snapshotter's eager set that are known not to be ready yet, newest first.
     pub fn unready_in(&self, snapshotter: &str) -> Vec<Want> {
-        self.unready.newest_in(snapshotter)
+        let worker = self.worker(snapshotter);
+        worker.map_or_else(Vec::new, |worker| worker.unready.newest())
     }
 
     /// Removes an image that is ready from the images that are not.
     pub fn is_ready(&self, snapshotter: &str, image: &str) {
-        self.unready.remove(snapshotter, image);
+        if let Some(worker) = self.worker(snapshotter) {
+            worker.unready.remove(image);
+        }
     }
 
-    /// Makes one image ready in one snapshotter.
-    async fn make_ready(&self, entry: &PendingGuard<'_>, urgency: Urgency) -> Outcome {
-        let snapshotter = entry.snapshotter();
-        let request = Request {
-            want: entry.want().clone(),
-            snapshotter: snapshotter.to_owned(),
-            urgency,
-        };
-        let outcome = self.node.engine.ensure(request).outcome().await;
+    /// Makes one image ready in the snapshotter of a worker.
+    async fn make_ready(
+        &self,
+        worker: &Worker,
+        entry: &PendingGuard<'_>,
+        urgency: Urgency,
+    ) -> Outcome {
+        let engine = &self.node.engine;
+        let mut ticket = worker.begin(engine, entry.want(), urgency).await;
+        let outcome = ticket.outcome().await;
+        let image = entry.want().name();
         match &outcome {
-            Ok(done) => self.snapshot_counts.more(snapshotter, done.layers_done),
-            Err(e) if e.has_no_image() => removals::missing(self, entry, e).await,
-            Err(e) => self.node.engine.replace_if_in_use(e, snapshotter),
+            Ok(done) => {
+                worker.count.more(done.layers_done);
+                if worker.retries.forget(image) {
+                    // Updates the metrics.
+                    worker.reconcile.notify_one();
+                }
+            }
+            Err(e) if e.has_no_image() => {
+                worker.retries.forget(image);
+                removals::missing(self, worker, entry, e).await;
+            }
+            Err(e) => {
+                if is_tried_again(e) {
+                    worker.retries.failed(image);
+                }
+                engine.replace_if_in_use(e, worker.name());
+            }
         }
         outcome
     }
 
-    /// Whether an image may be prepared here under a name without its registry's port, until the image's record
-    /// gives the right name. Only a snapshotter with guest pull sends no request to a registry at `Prepare`; another
-    /// one would send it to a registry that does not have the image.
-    fn takes_any_name(&self, snapshotter: &str) -> bool {
-        self.node.engine.profile(snapshotter).may_proxy
-    }
-
-    /// Whether the snapshotter has to unpack the image in full.
-    async fn needs_content(&self, want: &Want, snapshotter: &str) -> bool {
-        let config = self.node.config();
-        let policy = config.snapshotter(snapshotter);
-        let all_are_labelled = policy.is_nameless() && policy.labels == Labels::Cri;
-        // A container may be about to be created, and the check below takes several calls.
-        if all_are_labelled && self.node.engine.supports_guest_pull(snapshotter) {
-            return false;
-        }
-        let request = Request {
-            want: want.clone(),
-            snapshotter: snapshotter.to_owned(),
-            urgency: Urgency::Background,
-        };
-        match self.node.engine.needs_content(&request).await {
-            Ok(true) => {
-                log::debug!(image = want.name(), snapshotter; "image not made ready ahead: the snapshotter needs its content");
-                true
-            }
-            Ok(false) => false,
-            Err(e) => {
-                // The unpack that follows fails for the same reason, and counts the failure.
-                log::debug!(image = want.name(), snapshotter, error:% = e; "could not find out whether the snapshotter needs the image's content");
-                false
-            }
+    /// Gives a job to the worker of a snapshotter, if that is managed.
+    fn push(&self, snapshotter: &str, job: Job) {
+        if let Some(worker) = self.worker(snapshotter) {
+            worker.push(job);
+            self.count_queued();
         }
     }
 
-    /// Waits until the managed snapshotters are known, and returns them.
-    async fn managed(&self) -> Vec<ManagedSnapshotter> {
-        let mut managed = self.managed.subscribe();
-        let known = managed.wait_for(Option::is_some).await;
+    /// Updates the metric of the events and jobs that wait.
+    fn count_queued(&self) {
+        let workers = self.known_workers();
+        let jobs: usize = workers.iter().map(|worker| worker.length()).sum();
+        metrics::queued(self.queue.length() + jobs);
+    }
+
+    /// Returns the worker of a snapshotter; `None` if it is not managed, or not known yet.
+    fn worker(&self, snapshotter: &str) -> Option<Arc<Worker>> {
+        let workers = self.workers.borrow();
+        let mut workers = workers.iter().flatten();
+        workers.find(|w| w.name() == snapshotter).cloned()
+    }
+
+    /// Returns the workers; none before the managed snapshotters are known.
+    fn known_workers(&self) -> Vec<Arc<Worker>> {
+        self.workers.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits until the managed snapshotters are known, and returns their workers.
+    async fn workers(&self) -> Vec<Arc<Worker>> {
+        let mut workers = self.workers.subscribe();
+        let known = workers.wait_for(Option::is_some).await;
         known
             .ok()
-            .and_then(|managed| managed.clone())
+            .and_then(|workers| workers.clone())
             .unwrap_or_default()
     }
 
@@ -221,28 +222,16 @@ impl Ahead {
         used.clone()
     }
 
-    /// Whether a snapshotter has reached the limit for unpacking ahead. Does not wait, since a container may be about to be
-    /// created. Unless the snapshotter is certainly below the limit, schedules a reconcile, which lists its snapshots
-    /// again and logs the images that are not unpacked ahead.
-    fn is_at_limit(&self, snapshotter: &str) -> bool {
-        let is_at_limit = self.snapshot_counts.is_at_limit(snapshotter);
-        if is_at_limit != Some(false) {
-            self.queue.reconcile_later();
-        }
-        is_at_limit == Some(true)
-    }
-
-    /// Handles the removal of an image of this name: images that exceeded the limit of snapshots may fit now.
+    /// Handles the removal of an image of this name.
     fn image_removed(&self, name: &str) {
         // An image that is pulled again while a container runs has its chain, but not its anchor: the gc label
         // on the config blob.
         self.node.engine.image_removed(name);
-        self.demand.image_removed();
         self.pulls.forget();
         self.used.lock().remove(name);
         self.removals.notify_one();
-        if self.left.load(Ordering::Relaxed) {
-            self.queue.reconcile_later();
+        for worker in self.known_workers() {
+            worker.image_removed();
         }
     }
 }
@@ -256,6 +245,11 @@ fn is_news(error: &Error) -> bool {
         && !error.has_no_image()
         && !goes_on
         && error.unreachable().is_none()
+}
+
+/// Whether the image is tried again by itself. What [`may_pass`] is found by a reconcile, and an artifact is no image.
+fn is_tried_again(error: &Error) -> bool {
+    is_news(error) && !may_pass(error) && !error.is_of_artifact()
 }
 
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in

@@ -1,7 +1,7 @@
 //! The check of free space: unpacking ahead is paused while a file system is nearly full, so that space remains for the
-//! images that pods need.
+//! images that pods need. An unpack reserves the space that it will take, so that several do not count on the same space.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,90 +15,163 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// containerd's default root directory.
 const DEFAULT_ROOT: &str = "/var/lib/containerd";
 
-/// Reads how much of a directory's file system is free, in percent.
-pub(crate) type Free = fn(&str) -> rustix::io::Result<u64>;
+/// The space of a file system in bytes, as users other than root see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// What is free.
+    pub(crate) free: u64,
+    /// What is used, and what is free.
+    pub(crate) total: u64,
+}
+
+impl Space {
+    /// Returns what is free in percent, as `df` computes it.
+    fn percent(self) -> u64 {
+        percent(self.free, self.total)
+    }
+}
+
+fn percent(part: u64, total: u64) -> u64 {
+    let percent = u128::from(part) * 100;
+    let percent = percent.checked_div(total.into()).unwrap_or(100);
+    percent.try_into().unwrap_or(100)
+}
+
+/// Reads the space of a directory's file system.
+pub(crate) type Measure = fn(&str) -> rustix::io::Result<Space>;
 
 /// The check of free space. Logs each change once.
 #[derive(Debug)]
 pub(crate) struct FreeSpace {
     config: Live,
-    free: Free,
-    /// The directories with too little free space.
-    too_little: Mutex<HashSet<String>>,
-    /// The directories whose free space could not be read.
-    unreadable: Mutex<HashSet<String>>,
+    measure: Measure,
+    roots: Mutex<Roots>,
     /// Notified when a directory has enough free space again.
     recovered: Notify,
 }
 
-/// A change of a directory, in percent.
+/// What is known of the directories.
+#[derive(Debug, Default)]
+struct Roots {
+    /// The space that unpacks have reserved, in bytes.
+    reserved: HashMap<String, u64>,
+    /// The directories with too little free space, and the smallest unpack that waits for more, in bytes.
+    too_little: HashMap<String, u64>,
+    /// The directories whose free space could not be read.
+    unreadable: HashSet<String>,
+}
+
+/// A change of a directory.
 #[derive(Debug, PartialEq)]
 enum Change {
     Unreadable(rustix::io::Errno),
-    TooLittle { free: u64, min_free: u64 },
-    Enough { free: u64 },
+    /// Less than the minimum is free, in percent.
+    TooLittle {
+        free: u64,
+        min_free: u64,
+    },
+    /// An unpack of so many bytes would leave less than the minimum free.
+    TooLarge {
+        bytes: u64,
+        free: u64,
+        min_free: u64,
+    },
+    Enough {
+        free: u64,
+    },
+}
+
+/// The space that an unpack has reserved, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<'a> {
+    of: &'a FreeSpace,
+    root: &'a str,
+    bytes: u64,
 }
 
 impl FreeSpace {
-    /// Creates the check. The minimum is in the configuration; `free` reads the free space.
-    pub(crate) fn new(config: Live, free: Free) -> Self {
+    /// Creates the check. The minimum is in the configuration; `measure` reads the space.
+    pub(crate) fn new(config: Live, measure: Measure) -> Self {
         Self {
             config,
-            free,
-            too_little: Mutex::default(),
-            unreadable: Mutex::default(),
+            measure,
+            roots: Mutex::default(),
             recovered: Notify::new(),
         }
     }
 
-    /// Whether there is enough free space for work that uses this directory. `true` if it cannot be read, for example in
-    /// a container without the host's directory.
-    pub(crate) fn is_enough(&self, root: Option<&str>) -> bool {
+    /// Reserves space for an unpack into this directory. Returns `None` if less than the minimum would be free after it.
+    /// Succeeds if the free space cannot be read, for example in a container without the host's directory.
+    pub(crate) fn reserve<'a>(
+        &'a self,
+        root: Option<&'a str>,
+        bytes: u64,
+    ) -> Option<Reservation<'a>> {
         let root = root.unwrap_or(DEFAULT_ROOT);
-        let (is_enough, change) = self.check(root);
-        match change {
-            None => {}
-            Some(Change::Unreadable(e)) => {
-                log::warn!(root, error:% = e; "free space cannot be read: unpacking ahead goes on without the limit of unpack.min_free");
-            }
-            Some(Change::TooLittle { free, min_free }) => {
-                log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "free space is below unpack.min_free: unpacking ahead is paused; images that a pod needs are still unpacked");
-            }
-            Some(Change::Enough { free }) => {
-                log::info!(root, free:% = format_args!("{free}%"); "free space is no longer below unpack.min_free: unpacking ahead goes on");
-            }
+        let (is_enough, change) = self.check(root, bytes);
+        if let Some(change) = change {
+            change.log(root);
         }
-        is_enough
+        is_enough.then(|| {
+            *self
+                .roots
+                .lock()
+                .reserved
+                .entry(root.to_owned())
+                .or_default() += bytes;
+            Reservation {
+                of: self,
+                root,
+                bytes,
+            }
+        })
     }
 
-    /// Returns whether there is enough free space, and the change since the last check.
-    fn check(&self, root: &str) -> (bool, Option<Change>) {
+    /// Returns whether there is enough free space for so many bytes more, and the change since the last check.
+    fn check(&self, root: &str, bytes: u64) -> (bool, Option<Change>) {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
-        match (self.free)(root) {
-            Ok(free) if free < min_free => {
-                let is_new = self.too_little.lock().insert(root.to_owned());
-                (
-                    false,
-                    is_new.then_some(Change::TooLittle { free, min_free }),
-                )
-            }
-            Ok(free) => (
-                true,
-                self.record_enough(root).then_some(Change::Enough { free }),
-            ),
+        let measured = (self.measure)(root);
+        let mut roots = self.roots.lock();
+        let space = match measured {
+            Ok(space) => space,
             Err(e) => {
-                self.record_enough(root);
-                let is_new = self.unreadable.lock().insert(root.to_owned());
-                (true, is_new.then_some(Change::Unreadable(e)))
+                if roots.too_little.remove(root).is_some() {
+                    self.recovered.notify_one();
+                }
+                let is_new = roots.unreadable.insert(root.to_owned());
+                return (true, is_new.then_some(Change::Unreadable(e)));
             }
+        };
+        let reserved = roots.reserved.get(root).copied().unwrap_or_default();
+        let left = space.free.saturating_sub(reserved).saturating_sub(bytes);
+        let free = space.percent();
+        if percent(left, space.total) < min_free {
+            let smallest = roots.too_little.get(root).copied();
+            roots.too_little.insert(
+                root.to_owned(),
+                smallest.map_or(bytes, |smallest| smallest.min(bytes)),
+            );
+            let change = if free < min_free {
+                Change::TooLittle { free, min_free }
+            } else {
+                Change::TooLarge {
+                    bytes,
+                    free,
+                    min_free,
+                }
+            };
+            return (false, smallest.is_none().then_some(change));
         }
-    }
-
-    /// Waits until there is enough free space for work that uses this directory.
-    pub(crate) async fn wait_until_enough(&self, root: Option<&str>) {
-        while !self.is_enough(root) {
-            tokio::time::sleep(CHECK_INTERVAL).await;
+        // A smaller unpack than those that wait says nothing about them.
+        let has_recovered = roots
+            .too_little
+            .get(root)
+            .is_some_and(|waits| bytes >= *waits);
+        if has_recovered {
+            roots.too_little.remove(root);
+            self.recovered.notify_one();
         }
+        (true, has_recovered.then_some(Change::Enough { free }))
     }
 
     /// Waits until a directory has enough free space again. Only one task may wait here.
@@ -106,9 +179,12 @@ impl FreeSpace {
         let checks = async {
             loop {
                 tokio::time::sleep(CHECK_INTERVAL).await;
-                let too_little: Vec<_> = self.too_little.lock().iter().cloned().collect();
-                for root in too_little {
-                    self.is_enough(Some(&root));
+                let too_little = self.roots.lock().too_little.clone();
+                for (root, bytes) in too_little {
+                    let (_, change) = self.check(&root, bytes);
+                    if let Some(change) = change {
+                        change.log(&root);
+                    }
                 }
             }
         };
@@ -117,23 +193,49 @@ impl FreeSpace {
             () = checks => {}
         }
     }
+}
 
-    /// Records that a directory has enough free space. Returns whether it had too little before.
-    fn record_enough(&self, root: &str) -> bool {
-        let had_too_little = self.too_little.lock().remove(root);
-        if had_too_little {
-            self.recovered.notify_one();
+impl Change {
+    fn log(&self, root: &str) {
+        match self {
+            Self::Unreadable(e) => {
+                log::warn!(root, error:% = e; "free space cannot be read: unpacking ahead goes on without the limit of unpack.min_free");
+            }
+            Self::TooLittle { free, min_free } => {
+                log::warn!(root, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "free space is below unpack.min_free: unpacking ahead is paused; images that a pod needs are still unpacked");
+            }
+            Self::TooLarge {
+                bytes,
+                free,
+                min_free,
+            } => {
+                log::warn!(root, bytes, free:% = format_args!("{free}%"), min_free:% = format_args!("{min_free}%"); "free space would fall below unpack.min_free: an image that takes bytes is not unpacked ahead until there is more space, but when a pod needs it");
+            }
+            Self::Enough { free } => {
+                log::info!(root, free:% = format_args!("{free}%"); "free space is no longer below unpack.min_free: unpacking ahead goes on");
+            }
         }
-        had_too_little
     }
 }
 
-/// Returns the free space in percent for users other than root, as `df` computes it.
-pub(crate) fn free_percent(directory: &str) -> rustix::io::Result<u64> {
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut roots = self.of.roots.lock();
+        if let Some(reserved) = roots.reserved.get_mut(self.root) {
+            *reserved = reserved.saturating_sub(self.bytes);
+        }
+    }
+}
+
+/// Returns the space of a directory's file system for users other than root.
+pub(crate) fn measure(directory: &str) -> rustix::io::Result<Space> {
     let stat = rustix::fs::statvfs(directory)?;
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
-    let usable = used + stat.f_bavail;
-    Ok((stat.f_bavail * 100).checked_div(usable).unwrap_or(100))
+    let usable = used.saturating_add(stat.f_bavail);
+    Ok(Space {
+        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: usable.saturating_mul(stat.f_frsize),
+    })
 }
 
 #[cfg(test)]
@@ -143,17 +245,26 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    const GB: u64 = 1 << 30;
+
     fn config(min_free: &str) -> Live {
         let text = format!("[unpack]\nmin_free = {min_free:?}\n");
         Live::new(Config::from_toml(&text, "test").unwrap())
     }
 
+    fn free(gigabytes: u64) -> rustix::io::Result<Space> {
+        Ok(Space {
+            free: gigabytes * GB,
+            total: 100 * GB,
+        })
+    }
+
     #[test]
     fn too_little_free_space_stops_work_and_unknown_free_space_does_not() {
-        assert!(free_percent("/").unwrap() <= 100);
+        assert!(measure("/").unwrap().percent() <= 100);
         let free_space = FreeSpace::new(config("15%"), |root| match root {
-            "/full" => Ok(14),
-            "/enough" => Ok(15),
+            "/full" => free(14),
+            "/enough" => free(15),
             _ => Err(rustix::io::Errno::NOENT),
         });
         for (root, enough) in [
@@ -162,33 +273,57 @@ mod tests {
             (Some("/elsewhere"), true),
             (None, true),
         ] {
-            assert_eq!(free_space.is_enough(root), enough, "{root:?}");
+            assert_eq!(free_space.reserve(root, 0).is_some(), enough, "{root:?}");
         }
-        assert!(FreeSpace::new(config("0%"), |_| Ok(0)).is_enough(Some("/")));
+        let unlimited = FreeSpace::new(config("0%"), |_| free(0));
+        assert!(unlimited.reserve(Some("/"), 9 * GB).is_some());
+    }
+
+    #[test]
+    fn unpacks_do_not_count_on_the_same_space() {
+        let free_space = FreeSpace::new(config("15%"), |_| free(20));
+        let reserve = |bytes| free_space.reserve(None, bytes);
+        assert!(reserve(6 * GB).is_none());
+        let first = reserve(3 * GB);
+        assert!(first.is_some() && reserve(3 * GB).is_none());
+        let second = reserve(2 * GB);
+        assert!(second.is_some() && reserve(1).is_none());
+        drop(first);
+        assert!(reserve(3 * GB).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_change_is_reported_once() {
         use std::sync::atomic::{AtomicU64, Ordering};
         static FREE: AtomicU64 = AtomicU64::new(3);
-        let free_space = FreeSpace::new(config("15%"), |_| Ok(FREE.load(Ordering::Relaxed)));
+        let free_space = FreeSpace::new(config("15%"), |_| free(FREE.load(Ordering::Relaxed)));
+        let check = |bytes| free_space.check(DEFAULT_ROOT, bytes);
         let too_little = Change::TooLittle {
             free: 3,
             min_free: 15,
         };
-        assert_eq!(free_space.check(DEFAULT_ROOT), (false, Some(too_little)));
-        assert_eq!(free_space.check(DEFAULT_ROOT), (false, None));
-        let minute = tokio::time::timeout(Duration::from_secs(60), free_space.recovered());
-        assert!(minute.await.is_err());
+        assert_eq!(check(GB), (false, Some(too_little)));
+        assert_eq!(check(0), (false, None));
+        let recovers = || tokio::time::timeout(Duration::from_secs(60), free_space.recovered());
+        assert!(recovers().await.is_err());
         FREE.store(20, Ordering::Relaxed);
         // The next check reports the change.
-        assert_eq!(
-            free_space.check(DEFAULT_ROOT),
-            (true, Some(Change::Enough { free: 20 }))
-        );
-        assert_eq!(free_space.check(DEFAULT_ROOT), (true, None));
+        assert_eq!(check(0), (true, Some(Change::Enough { free: 20 })));
+        assert_eq!(check(0), (true, None));
         assert!(free_space.recovered().now_or_never().is_some());
-        let minute = tokio::time::timeout(Duration::from_secs(60), free_space.recovered());
-        assert!(minute.await.is_err());
+        assert!(recovers().await.is_err());
+
+        let too_large = Change::TooLarge {
+            bytes: 9 * GB,
+            free: 20,
+            min_free: 15,
+        };
+        assert_eq!(check(9 * GB), (false, Some(too_large)));
+        // A smaller one says nothing about it.
+        assert_eq!(check(GB), (true, None));
+        assert!(recovers().await.is_err());
+        FREE.store(30, Ordering::Relaxed);
+        assert!(recovers().await.is_ok());
+        assert_eq!(check(9 * GB), (true, None));
     }
 }

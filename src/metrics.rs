@@ -7,10 +7,12 @@
 mod server;
 mod text;
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -44,6 +46,8 @@ struct Metrics {
     queued: Gauge,
     not_queued: Counter,
     images: Family<OfImages, Gauge>,
+    /// The states that `images` has, by snapshotter.
+    states: Mutex<BTreeMap<String, Vec<&'static str>>>,
     sessions: Counter,
     last_reconcile: Gauge<f64, AtomicU64>,
     registered: Gauge,
@@ -84,6 +88,7 @@ impl Metrics {
             queued: Gauge::default(),
             not_queued: Counter::default(),
             images: Family::default(),
+            states: Mutex::default(),
             sessions: Counter::default(),
             last_reconcile: Gauge::default(),
             registered: Gauge::<i64, AtomicI64>::default(),
@@ -119,10 +124,14 @@ impl Metrics {
             Unit::Bytes,
             self.bytes.clone(),
         );
-        to.register("queue_length", "Events in the queue", self.queued.clone());
+        to.register(
+            "queue_length",
+            "Events and jobs in the queues",
+            self.queued.clone(),
+        );
         to.register(
             "queue_left_out",
-            "Events that were dropped because the queue was full; a reconcile replaces them",
+            "Events and jobs that were dropped because the queue was full; a reconcile replaces them",
             self.not_queued.clone(),
         );
         to.register(
@@ -178,30 +187,44 @@ pub fn layer_applied(snapshotter: &str, bytes: u64) {
     METRICS.bytes.get_or_create(&of(snapshotter)).inc_by(bytes);
 }
 
-/// Records the length of the event queue.
+/// Records the number of events and jobs that wait.
 pub fn queued(length: usize) {
     METRICS.queued.set(length.try_into().unwrap_or(i64::MAX));
 }
 
-/// Records an event that did not fit into the queue.
+/// Records an event or a job that did not fit into its queue.
 pub fn dropped() {
     METRICS.not_queued.inc();
 }
 
-/// Records a reconcile: the number of images by snapshotter and state. Earlier numbers are removed.
-pub fn reconciled<'a>(images: impl Iterator<Item = (&'a str, &'static str, usize)>) {
-    METRICS.images.clear();
-    for (snapshotter, state, count) in images {
-        let labels = OfImages {
-            snapshotter: snapshotter.to_owned(),
-            state,
-        };
-        let gauge = METRICS.images.get_or_create(&labels);
+/// Records a reconcile in a snapshotter: the number of images by state. Its earlier numbers are removed.
+pub fn reconciled(snapshotter: &str, images: impl Iterator<Item = (&'static str, usize)>) {
+    let states = images.map(|(state, count)| {
+        let gauge = METRICS.images.get_or_create(&of_images(snapshotter, state));
         gauge.set(count.try_into().unwrap_or(i64::MAX));
+        state
+    });
+    let states: Vec<_> = states.collect();
+    let before = METRICS
+        .states
+        .lock()
+        .insert(snapshotter.to_owned(), states.clone());
+    for state in before.into_iter().flatten() {
+        if !states.contains(&state) {
+            METRICS.images.remove(&of_images(snapshotter, state));
+        }
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_secs_f64();
     METRICS.last_reconcile.set(now);
+}
+
+/// Removes the numbers of a snapshotter that is no longer managed.
+pub fn unmanaged(snapshotter: &str) {
+    let states = METRICS.states.lock().remove(snapshotter);
+    for state in states.into_iter().flatten() {
+        METRICS.images.remove(&of_images(snapshotter, state));
+    }
 }
 
 /// Records the begin of a session with the runtime.
@@ -223,6 +246,13 @@ pub fn is_registered() -> bool {
 fn set_registered(registered: bool) {
     REGISTERED.store(registered, Ordering::Relaxed);
     METRICS.registered.set(registered.into());
+}
+
+fn of_images(snapshotter: &str, state: &'static str) -> OfImages {
+    OfImages {
+        snapshotter: snapshotter.to_owned(),
+        state,
+    }
 }
 
 fn of(snapshotter: &str) -> In {

@@ -60,15 +60,15 @@ impl Node {
 
     /// Makes a node on this containerd, which may be a fake.
     pub fn with(config: Config, role: Role, containerd: Arc<dyn Containerd>) -> Arc<Self> {
-        Self::seeing(config, role, containerd, free_space::free_percent)
+        Self::seeing(config, role, containerd, free_space::measure)
     }
 
-    /// Makes a node with another source of free space.
+    /// Makes a node that measures free space in another way.
     pub(crate) fn seeing(
         config: Config,
         role: Role,
         containerd: Arc<dyn Containerd>,
-        free: free_space::Free,
+        measure: free_space::Measure,
     ) -> Arc<Self> {
         let parallel = Parallel {
             images: config.unpack.parallel_images.count().get(),
@@ -84,7 +84,7 @@ impl Node {
                 Box::new(policy::Labels(live.clone())),
                 policy::content_fallback(&live.now()),
             ),
-            free_space: FreeSpace::new(live.clone(), free),
+            free_space: FreeSpace::new(live.clone(), measure),
             config: live,
             reloaded: Notify::new(),
             containerd,

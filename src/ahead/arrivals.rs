@@ -1,49 +1,39 @@
-//! Makes images ready as they arrive.
+//! Looks at events, and gives the jobs that they cause to the workers of the snapshotters. A look is quick, and asks
+//! no snapshotter that a pod waits for.
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
 use crate::containerd::{self, Image};
 use crate::image;
-use crate::logs;
-use crate::metrics;
-use crate::unpack::{Action, Outcome, Urgency, Want};
 
+use super::job::{Arrived, Job};
 use super::origin::{self, Extraction};
 use super::queue::Arrival;
-use super::{Ahead, ManagedSnapshotter, demand, eager, is_news, may_pass, reconcile, volumes};
+use super::{Ahead, eager, reconcile};
 
-/// The limit of arrivals that are handled at the same time. Most need only a look at the store, and the
-/// engine limits the unpacks.
+/// The limit of events that are looked at at the same time.
 const AT_ONCE: usize = 16;
 
 /// Runs until it is dropped.
 pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
-    let queue = &ahead.queue;
+    let ahead = &ahead;
     let next = |mut arrivals: mpsc::Receiver<Arrival>| async move {
         let arrival = arrivals.recv().await?;
-        metrics::queued(queue.length());
+        ahead.count_queued();
         Some((arrival, arrivals))
     };
     let arrivals = stream::unfold(arrivals, next);
-    let work = |arrival| arrived(ahead.clone(), arrival);
-    arrivals.for_each_concurrent(AT_ONCE, work).await;
+    let looks = arrivals.for_each_concurrent(AT_ONCE, |arrival| look(ahead, arrival));
+    looks.await;
 }
 
-async fn arrived(ahead: Arc<Ahead>, arrival: Arrival) {
+async fn look(ahead: &Ahead, arrival: Arrival) {
     match arrival {
-        Arrival::Image(name) => image_arrived(&ahead, &name).await,
-        Arrival::Layer(extraction) => layer_arrives(&ahead, &extraction).await,
-        Arrival::Failed { snapshotter, chain } => {
-            demand::unpack_failed(&ahead, &snapshotter, &chain).await;
-        }
-        Arrival::Volume {
-            snapshotter,
-            target,
-        } => volumes::make_ready(&ahead, &snapshotter, &target).await,
+        Arrival::Image(name) => image_arrived(ahead, &name).await,
+        Arrival::Layer(extraction) => layer_arrives(ahead, &extraction).await,
     }
 }
 
@@ -52,61 +42,42 @@ async fn image_arrived(ahead: &Ahead, name: &str) {
     if !image::is_pullable(name) {
         return;
     }
-    let image = match ahead.node.containerd.image(name).await {
-        Ok(image) => image,
-        Err(e) if e.is_not_found() => return,
-        Err(e) => return not_looked_at(ahead, name, &e),
-    };
-    let name = match name_for_labels(ahead, &image).await {
-        Ok(name) => name,
-        Err(e) => return not_looked_at(ahead, name, &e),
-    };
-    let is_pinned = eager::is_pinned(&image) || is_sandbox(ahead, &image).await;
-    let want = Want::Image(name.clone());
-    let (managed, config) = (ahead.managed().await, ahead.node.config());
-    let work = managed.iter().map(|snapshotter| async {
-        let is_eager = eager::is_eager(&config, snapshotter, is_pinned);
-        if !is_eager && !demand::is_wanted(ahead, snapshotter, &image).await {
-            return;
-        }
-        if !is_pinned && ahead.is_at_limit(&snapshotter.name) {
-            return;
-        }
-        let is_lazy = eager::is_without_content(&config, snapshotter, is_pinned);
-        let arrived = arrive(ahead, snapshotter, want.clone(), &image, is_lazy);
-        let Some(arrived) = arrived.await else {
-            return;
-        };
-        match arrived {
-            Ok(_) if eager::is_eager_in_a_pull(&config, snapshotter) => {
-                name_layers(ahead, &name, &snapshotter.name).await;
+    match look_at(ahead, name).await {
+        Ok(Some(arrived)) => {
+            let arrived = Arc::new(arrived);
+            for worker in ahead.workers().await {
+                worker.push(Job::Arrived(arrived.clone()));
             }
-            Err(e) if is_news(&e) => {
-                log::warn!(image = name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that arrived could not be made ready ahead");
-            }
-            _ => {}
+            ahead.count_queued();
         }
-    });
-    join_all(work).await;
-}
-
-/// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.
-async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
-    match ahead.node.engine.name_layers(image, snapshotter).await {
-        Ok(0) => {}
-        Ok(layers) => {
-            log::debug!(image, snapshotter, layers; "labels name the image by the tag that it was pulled by")
-        }
-        Err(e) => {
-            log::debug!(image, snapshotter, error:% = e; "labels keep the image's name by digest: its tag could not be set")
-        }
+        Ok(None) => {}
+        Err(e) => not_looked_at(ahead, name, &e).await,
     }
 }
 
+/// Reads the record of an image; `None` if it was removed.
+pub(super) async fn look_at(
+    ahead: &Ahead,
+    name: &str,
+) -> Result<Option<Arrived>, containerd::Error> {
+    let record = match ahead.node.containerd.image(name).await {
+        Ok(record) => record,
+        Err(e) if e.is_not_found() => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    Ok(Some(Arrived {
+        name: name_for_labels(ahead, &record).await?,
+        is_pinned: eager::is_pinned(&record) || is_sandbox(ahead, &record).await,
+        record,
+    }))
+}
+
 /// Logs the error and schedules a reconcile, which finds the image.
-fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
+async fn not_looked_at(ahead: &Ahead, image: &str, error: &containerd::Error) {
     log::debug!(image, error:% = error; "image that arrived could not be looked up");
-    ahead.queue.reconcile_later();
+    for worker in ahead.workers().await {
+        worker.reconcile_later.notify_one();
+    }
 }
 
 /// Whether the image is the pause image, which need not be pinned.
@@ -129,18 +100,17 @@ async fn name_for_labels(ahead: &Ahead, image: &Image) -> Result<String, contain
     Ok(image::name_for_labels(None, &names).unwrap_or_else(|| image.name.clone()))
 }
 
-/// Makes the image of a layer ready while it is being pulled. A failure is logged at debug only: the pull may
-/// fail as well, and when it ends, the image arrives.
+/// Has the image of a layer made ready while it is being pulled.
 async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
     let node = &ahead.node;
     let chain = extraction.chain.as_str();
     let Some(handlers) = node.handlers_now() else {
         return;
     };
-    let mut managed = ahead.managed().await;
-    managed.retain(|snapshotter| eager::is_eager_in_a_pull(&node.config(), snapshotter));
+    let mut workers = ahead.workers().await;
+    workers.retain(|worker| eager::is_eager_in_a_pull(&node.config(), &worker.snapshotter));
     let default = handlers.default_name();
-    if Some(extraction.snapshotter.as_str()) != default || managed.is_empty() {
+    if Some(extraction.snapshotter.as_str()) != default || workers.is_empty() {
         return;
     }
     let found = ahead
@@ -160,48 +130,11 @@ async fn layer_arrives(ahead: &Ahead, extraction: &Extraction) {
         }
     };
     log::debug!(image = image.name.as_str(), chain; "found the image of a layer that is being pulled");
-    managed.retain(|snapshotter| is_known || ahead.takes_any_name(&snapshotter.name));
-    managed.retain(|snapshotter| !ahead.is_at_limit(&snapshotter.name));
-    let work = managed.iter().map(|snapshotter| async {
-        let want = Want::Arriving(image.clone());
-        // During a pull the content may not be there yet; this holds for each value of `eager`.
-        let arrived = arrive(ahead, snapshotter, want, &image, true);
-        if let Some(Err(e)) = arrived.await {
-            log::debug!(image = image.name.as_str(), snapshotter = snapshotter.name.as_str(), error:% = e; "image that is being pulled is not ready yet");
-        }
-    });
-    join_all(work).await;
-}
-
-/// Makes an arriving image ready. Returns `None` if there is too little free space (a reconcile follows when there
-/// is enough), or if the image is wanted only without its content (`is_lazy`) and the snapshotter needs the content.
-async fn arrive(
-    ahead: &Ahead,
-    snapshotter: &ManagedSnapshotter,
-    want: Want,
-    record: &Image,
-    is_lazy: bool,
-) -> Option<Outcome> {
-    if !ahead.node.free_space.is_enough(snapshotter.root.as_deref()) {
-        return None;
+    workers.retain(|worker| is_known || worker.takes_any_name(node));
+    workers.retain(|worker| !worker.is_at_limit());
+    let image = Arc::new(image);
+    for worker in workers {
+        worker.push(Job::Pulled(image.clone()));
     }
-    let (image, name) = (want.name().to_owned(), snapshotter.name.as_str());
-    if is_lazy && ahead.needs_content(&want, name).await {
-        return None;
-    }
-    let started = tokio::time::Instant::now();
-    let digest = &record.target.digest;
-    let entry = ahead.unready.enter(name, want, digest, record.created_at);
-    let outcome = ahead.make_ready(&entry, Urgency::Arrived).await;
-    match &outcome {
-        Ok(done) if done.action == Action::None => {
-            log::debug!(image, snapshotter = name, action:% = done.action; "image that arrives is ready already");
-        }
-        Ok(done) => {
-            log::info!(image, snapshotter = name, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
-        }
-        Err(e) if may_pass(e) => ahead.queue.reconcile_later(),
-        Err(_) => {}
-    }
-    Some(outcome)
+    ahead.count_queued();
 }

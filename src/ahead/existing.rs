@@ -20,27 +20,25 @@ pub struct Existing {
     pub image: Option<String>,
 }
 
-/// Checks the containers when the handlers are known, and while there is enough free space. Containers of one
-/// snapshotter are checked one after another, so that a full snapshotter does not delay the containers of others.
+/// Checks the containers when the handlers are known. Containers of one snapshotter are checked one after another, and
+/// those of several at the same time. Their layers are there: a repair needs no free space.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
-    let managed = ahead.managed().await;
+    let workers = ahead.workers().await;
     let mut by_snapshotter: BTreeMap<String, Vec<Existing>> = BTreeMap::new();
     for container in existing(&handlers) {
-        if let Some(image) = &container.image {
-            ahead.demand.uses(&container.snapshotter, image);
+        let worker = workers
+            .iter()
+            .find(|worker| worker.name() == container.snapshotter);
+        if let (Some(worker), Some(image)) = (worker, &container.image) {
+            worker.demand.uses(image);
         }
         let those = by_snapshotter.entry(container.snapshotter.clone());
         those.or_default().push(container);
     }
-    let checks = by_snapshotter.into_iter().map(|(snapshotter, containers)| {
-        let managed = managed.iter().find(|s| s.name == snapshotter);
-        let root = managed.and_then(|managed| managed.root.as_deref());
-        async move {
-            for container in containers {
-                ahead.node.free_space.wait_until_enough(root).await;
-                check_one(ahead, container).await;
-            }
+    let checks = by_snapshotter.into_values().map(|containers| async {
+        for container in containers {
+            check_one(ahead, container).await;
         }
     });
     join_all(checks).await;

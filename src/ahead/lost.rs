@@ -2,6 +2,7 @@
 //! event comes: so the plugin looks at regular intervals.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -9,6 +10,7 @@ use futures::future::join_all;
 use crate::unpack::Look;
 
 use super::Ahead;
+use super::worker::Worker;
 
 /// The pause between two looks. The kubelet tries a failed sandbox again after some ten seconds.
 const LOOK: Duration = Duration::from_secs(5);
@@ -17,19 +19,20 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) async fn run(ahead: Arc<Ahead>) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let managed = ahead.managed().await;
-        join_all(managed.iter().map(|managed| look(&ahead, &managed.name))).await;
+        let workers = ahead.workers().await;
+        join_all(workers.iter().map(|worker| look(&ahead, worker))).await;
     }
 }
 
-async fn look(ahead: &Ahead, snapshotter: &str) {
+async fn look(ahead: &Ahead, worker: &Worker) {
+    let snapshotter = worker.name();
     match ahead.node.engine.look(snapshotter).await {
         Ok(Look::Kept) => {}
-        Ok(Look::Removed) => ahead.queue.reconcile_later(),
+        Ok(Look::Removed) => worker.reconcile_later.notify_one(),
         Ok(Look::Lost) => {
             log::warn!(snapshotter; "snapshotter has lost its snapshots: the plugin removes their records and makes the images again");
-            ahead.lost.lock().insert(snapshotter.to_owned());
-            ahead.queue.reconcile();
+            worker.lost.store(true, Ordering::Relaxed);
+            worker.reconcile.notify_one();
         }
         Err(e) => {
             log::debug!(snapshotter, error:% = e; "whether the snapshotter has lost its snapshots could not be looked up");

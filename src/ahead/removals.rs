@@ -1,6 +1,6 @@
 //! Images that are removed while they are made ready: ends the work on them, and logs that once for each.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::unpack;
 
 use super::Ahead;
 use super::unready::PendingGuard;
+use super::worker::Worker;
 
 /// CRI removes all names of an image, one after another: the removals in this time are handled together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -23,11 +24,17 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     loop {
         ahead.removals.notified().await;
         tokio::time::sleep(GATHER).await;
-        let next = ahead.unready.next();
+        let workers = ahead.known_workers();
+        let workers: Vec<_> = workers.iter().map(|w| (w, w.unready.next())).collect();
         match ahead.node.engine.end_removed().await {
             Ok(images) => {
-                let names = ahead.unready.take_removed(&records(&images), next);
-                names.iter().for_each(|name| say(name));
+                let kept = records(&images);
+                let gone = workers
+                    .into_iter()
+                    .flat_map(|(worker, next)| worker.unready.take_removed(&kept, next));
+                // An image may wait in several snapshotters.
+                let gone: BTreeMap<_, _> = gone.collect();
+                gone.values().for_each(|name| say(name));
             }
             Err(e) => {
                 log::debug!(error:% = e; "images could not be listed after a removal: work on removed images is not stopped early")
@@ -58,7 +65,12 @@ async fn watch(node: &Node) -> Result<(), Error> {
 
 /// Handles work that ended because the store has no image of this name. If the image has another name, a reconcile
 /// is scheduled, which finds it.
-pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unpack::Error) {
+pub(super) async fn missing(
+    ahead: &Ahead,
+    worker: &Worker,
+    entry: &PendingGuard<'_>,
+    error: &unpack::Error,
+) {
     let is_gone = match error {
         unpack::Error::Removed(_) => true,
         _ => match ahead.node.containerd.images().await {
@@ -67,8 +79,13 @@ pub(super) async fn missing(ahead: &Ahead, entry: &PendingGuard<'_>, error: &unp
         },
     };
     if !is_gone {
-        ahead.queue.reconcile_later();
-    } else if let Some(name) = entry.take_removed() {
+        return worker.reconcile_later.notify_one();
+    }
+    let workers = ahead.known_workers();
+    let gone = workers
+        .iter()
+        .filter_map(|worker| worker.unready.take_record(entry.record()));
+    if let Some(name) = gone.last() {
         say(&name);
     }
 }

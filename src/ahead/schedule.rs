@@ -1,59 +1,47 @@
-//! The schedule of reconciles: on request, at the configured interval, and after a pause when something failed.
+//! The schedule of a worker's reconciles: on request, at the configured interval, and after a pause when something did not answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Interval;
 use crate::retry;
 
 use super::summary::{LastReported, Rest};
+use super::worker::Worker;
 use super::{Ahead, reconcile};
 
 /// The longest pause between reconciles while something does not answer: a reconcile reads the whole store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The pause before the next reconcile while images cannot be made ready: what they lack may have come back
-/// without an event, and the metrics show that they still fail.
-const FAILED: Duration = Duration::from_secs(10 * 60);
-
 /// Runs the scheduled reconciles, until it is dropped.
-pub(super) async fn run(ahead: Arc<Ahead>) {
+pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
     let mut reported = LastReported::default();
     let mut later = Later::new();
     loop {
-        wanted(&ahead, &mut later).await;
+        wanted(ahead, worker, &mut later).await;
         let result = tokio::select! {
-            result = reconcile::run(&ahead, &mut reported) => result,
-            () = ahead.node.reloaded() => {
+            result = reconcile::run(ahead, worker, &mut reported) => result,
+            () = worker.restart.notified() => {
                 // The reconcile starts again with the new configuration. Flights that have begun go on.
-                ahead.queue.reconcile();
+                worker.reconcile.notify_one();
                 continue;
             }
         };
         match result {
             Ok(Rest::Nothing) => later = Later::new(),
-            Ok(Rest::Failed) => {
-                later = Later {
-                    at_last: Some(FAILED),
-                    ..Later::new()
-                };
-            }
             Ok(Rest::Unanswered) => later.again(),
             Err(e) => {
-                log::debug!(error:% = e; "reconcile failed: trying again");
+                log::debug!(snapshotter = worker.name(), error:% = e; "reconcile failed: trying again");
                 later.again();
             }
         }
     }
 }
 
-/// When to reconcile again after something failed.
+/// When to reconcile again after something did not answer.
 struct Later {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
     /// The pause after something did not answer.
     next: Option<Duration>,
-    /// The pause after images could not be made ready, unless a reconcile is scheduled before.
-    at_last: Option<Duration>,
 }
 
 impl Later {
@@ -61,7 +49,6 @@ impl Later {
         Self {
             pauses: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
             next: None,
-            at_last: None,
         }
     }
 
@@ -71,10 +58,9 @@ impl Later {
 }
 
 /// Waits until a reconcile is requested or due.
-async fn wanted(ahead: &Ahead, later: &mut Later) {
+async fn wanted(ahead: &Ahead, worker: &Worker, later: &mut Later) {
     let every = ahead.node.config().unpack.reconcile_every;
-    let every = every.map(Interval::as_duration).into_iter();
-    let every = every.chain(later.at_last).min();
+    let every = every.map(Interval::as_duration);
     let elapsed = async {
         match every {
             Some(every) => tokio::time::sleep(every).await,
@@ -83,15 +69,14 @@ async fn wanted(ahead: &Ahead, later: &mut Later) {
     };
     let again = async {
         if later.next.is_none() {
-            ahead.queue.later_reconcile_requested().await;
+            worker.reconcile_later.notified().await;
             later.again();
         }
         tokio::time::sleep(later.next.unwrap_or(LONGEST_PAUSE)).await;
     };
     tokio::select! {
-        () = ahead.queue.reconcile_requested() => {}
-        () = ahead.node.reloaded() => {}
-        () = ahead.node.free_space.recovered() => {}
+        () = worker.reconcile.notified() => {}
+        () = worker.restart.notified() => {}
         () = again => {}
         () = elapsed => {}
     }

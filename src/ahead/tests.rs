@@ -6,6 +6,7 @@ mod eager;
 mod limits;
 mod pulls;
 mod schedule;
+mod workers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,10 +20,10 @@ use nri::{Container, Plugin, Pod, RuntimeInfo};
 use crate::config::Config;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
-use crate::free_space;
+use crate::free_space::{Measure, Space};
 use crate::hooks::Hooks;
 use crate::image::IMAGE_REF;
-use crate::unpack::{Action, ParentChain, Role, State};
+use crate::unpack::{Action, ParentChain, Request, Role, State};
 
 use super::*;
 
@@ -39,21 +40,21 @@ struct Bench {
 impl Bench {
     /// Begins a session on this containerd, and waits until all images have been checked.
     async fn on(fake: Fake, config: &str) -> Self {
-        Self::with_free(fake, config, |_| Ok(100)).await
+        Self::with_free(fake, config, |_| percent(100)).await
     }
 
     /// Does the same with this free space.
-    async fn with_free(fake: Fake, config: &str, free: free_space::Free) -> Self {
-        let bench = Self::begun(fake, config, free);
+    async fn with_free(fake: Fake, config: &str, measure: Measure) -> Self {
+        let bench = Self::begun(fake, config, measure);
         settle().await;
         bench
     }
 
     /// Begins a session, and does not wait.
-    fn begun(fake: Fake, config: &str, free: free_space::Free) -> Self {
+    fn begun(fake: Fake, config: &str, measure: Measure) -> Self {
         let fake = Arc::new(fake);
         let config = Config::from_toml(&format!("{CONFIG}{config}"), "test").unwrap();
-        let node = Node::seeing(config, Role::Daemon, fake.clone(), free);
+        let node = Node::seeing(config, Role::Daemon, fake.clone(), measure);
         node.refresh();
         let ahead = Ahead::begin(&node);
         Self { fake, node, ahead }
@@ -118,6 +119,14 @@ impl Bench {
             },
         });
     }
+}
+
+/// Returns the space of a large file system of which so much is free.
+fn percent(free: u64) -> rustix::io::Result<Space> {
+    Ok(Space {
+        free: free << 30,
+        total: 100 << 30,
+    })
 }
 
 /// Waits longer than all pauses.

@@ -1,17 +1,18 @@
-//! The images that are being made ready ahead, or wait for it. A new pod raises the priority of the newest of them.
+//! The images of a snapshotter that are being made ready ahead, or wait for it. A new pod raises the priority of the
+//! newest of them.
 
 use parking_lot::Mutex;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use crate::unpack::Want;
 
-/// The limit of images of a snapshotter whose priority a new pod raises, newest first. A pod has a handful of
-/// containers, so it does not need the others.
+/// The limit of images whose priority a new pod raises, newest first. A pod has a handful of containers, so it does
+/// not need the others.
 const MAX_PUSHED: usize = 8;
 
-/// All such images: at most one entry per image and managed snapshotter for a reconcile, and one per arrival.
+/// All such images of one snapshotter: at most one entry per image for a reconcile, and one per job.
 #[derive(Debug, Default)]
 pub(super) struct Unready(Mutex<Waiting>);
 
@@ -24,7 +25,6 @@ struct Waiting {
 #[derive(Debug)]
 struct PendingImage {
     id: u64,
-    snapshotter: String,
     want: Want,
     /// The target digest of the image's record.
     record: String,
@@ -37,7 +37,6 @@ struct PendingImage {
 pub(super) struct PendingGuard<'a> {
     unready: &'a Unready,
     id: u64,
-    snapshotter: String,
     want: Want,
     record: String,
 }
@@ -45,7 +44,6 @@ pub(super) struct PendingGuard<'a> {
 impl Unready {
     pub(super) fn enter(
         &self,
-        snapshotter: &str,
         want: Want,
         record: &str,
         came: Option<SystemTime>,
@@ -55,7 +53,6 @@ impl Unready {
         waiting.next += 1;
         waiting.images.push(PendingImage {
             id,
-            snapshotter: snapshotter.to_owned(),
             want: want.clone(),
             record: record.to_owned(),
             came,
@@ -63,7 +60,6 @@ impl Unready {
         PendingGuard {
             unready: self,
             id,
-            snapshotter: snapshotter.to_owned(),
             want,
             record: record.to_owned(),
         }
@@ -74,32 +70,30 @@ impl Unready {
         self.0.lock().next
     }
 
-    /// Removes the images with a number below `next` that had a record and have none any more. Returns the name of
-    /// each image once.
-    pub(super) fn take_removed(&self, records: &HashSet<&str>, next: u64) -> Vec<String> {
+    /// Removes the images with a number below `next` that had a record and have none any more. Returns the record and
+    /// the name of each.
+    pub(super) fn take_removed(&self, records: &HashSet<&str>, next: u64) -> Vec<(String, String)> {
         self.take(|p| p.id < next && !records.contains(p.record.as_str()))
     }
 
-    fn take(&self, is_gone: impl Fn(&PendingImage) -> bool) -> Vec<String> {
-        let is_gone = |p: &PendingImage| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
-        let mut waiting = self.0.lock();
-        let (gone, left) = std::mem::take(&mut waiting.images)
-            .into_iter()
-            .partition(is_gone);
-        waiting.images = left;
-        let gone: Vec<PendingImage> = gone;
-        let by_record = gone
-            .into_iter()
-            .map(|p| (p.record, p.want.name().to_owned()));
-        let by_record: BTreeMap<_, _> = by_record.collect();
-        by_record.into_values().collect()
+    /// Removes an image that is gone from the store. Returns its name if it was still here.
+    pub(super) fn take_record(&self, record: &str) -> Option<String> {
+        self.take(|p| p.record == record)
+            .pop()
+            .map(|(_, name)| name)
     }
 
-    /// Returns the images of a snapshotter, newest first, up to [`MAX_PUSHED`].
-    pub(super) fn newest_in(&self, snapshotter: &str) -> Vec<Want> {
+    fn take(&self, is_gone: impl Fn(&PendingImage) -> bool) -> Vec<(String, String)> {
+        let mut waiting = self.0.lock();
+        let is_gone = |p: &mut PendingImage| !matches!(p.want, Want::Arriving(_)) && is_gone(p);
+        let gone = waiting.images.extract_if(.., is_gone);
+        gone.map(|p| (p.record, p.want.name().to_owned())).collect()
+    }
+
+    /// Returns the images, newest first, up to [`MAX_PUSHED`].
+    pub(super) fn newest(&self) -> Vec<Want> {
         let waiting = self.0.lock();
-        let images = waiting.images.iter();
-        let mut here: Vec<_> = images.filter(|p| p.snapshotter == snapshotter).collect();
+        let mut here: Vec<_> = waiting.images.iter().collect();
         here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
         // An image may be here twice: from its arrival and from a reconcile.
         let mut wants = Vec::new();
@@ -112,28 +106,19 @@ impl Unready {
     }
 
     /// Removes an image: it is ready.
-    pub(super) fn remove(&self, snapshotter: &str, image: &str) {
-        let is_meant = |p: &PendingImage| p.snapshotter == snapshotter && p.want.name() == image;
+    pub(super) fn remove(&self, image: &str) {
+        let is_meant = |p: &PendingImage| p.want.name() == image;
         self.0.lock().images.retain(|piece| !is_meant(piece));
     }
 }
 
 impl PendingGuard<'_> {
-    pub(super) fn snapshotter(&self) -> &str {
-        &self.snapshotter
-    }
-
     pub(super) fn want(&self) -> &Want {
         &self.want
     }
 
     pub(super) fn record(&self) -> &str {
         &self.record
-    }
-
-    /// Removes an image that is gone from the store, for each snapshotter. Returns its name if it was still here.
-    pub(super) fn take_removed(&self) -> Option<String> {
-        self.unready.take(|p| p.record == self.record).pop()
     }
 }
 
@@ -152,31 +137,25 @@ mod tests {
     #[test]
     fn the_newest_images_come_first() {
         let unready = Unready::default();
-        let enter = |snapshotter, name: &str, came: u64| {
+        let enter = |name: &str, came: u64| {
             let came = SystemTime::UNIX_EPOCH + Duration::from_secs(came);
-            unready.enter(snapshotter, Want::Image(name.to_owned()), name, Some(came))
+            unready.enter(Want::Image(name.to_owned()), name, Some(came))
         };
-        let mut entries = vec![enter("erofs", "middle", 2), enter("erofs", "newest", 3)];
-        entries.push(enter("erofs", "oldest", 1));
-        entries.push(enter("nydus", "elsewhere", 9));
+        let mut entries = vec![enter("middle", 2), enter("newest", 3), enter("oldest", 1)];
         let names = || {
-            let wants = unready.newest_in("erofs");
+            let wants = unready.newest();
             wants
                 .iter()
                 .map(|w| w.name().to_owned())
                 .collect::<Vec<_>>()
         };
         assert_eq!(names(), ["newest", "middle", "oldest"]);
-        unready.remove("erofs", "newest");
+        unready.remove("newest");
         assert_eq!(names(), ["middle", "oldest"]);
-        entries.push(enter("erofs", "oldest", 4));
+        entries.push(enter("oldest", 4));
         assert_eq!(names(), ["oldest", "middle"]);
         let more: Vec<_> = (10..20).map(|n| n.to_string()).collect();
-        entries.extend(
-            more.iter()
-                .zip(10..)
-                .map(|(n, came)| enter("erofs", n, came)),
-        );
+        entries.extend(more.iter().zip(10..).map(|(n, came)| enter(n, came)));
         let newest: Vec<_> = more.iter().rev().take(MAX_PUSHED).collect();
         assert_eq!(names().iter().collect::<Vec<_>>(), newest);
         entries.clear();
@@ -186,16 +165,14 @@ mod tests {
     #[test]
     fn a_removed_image_is_returned_once() {
         let unready = Unready::default();
-        let enter = |snapshotter, name: &str, record| {
-            unready.enter(snapshotter, Want::Image(name.to_owned()), record, None)
-        };
-        let entries = [enter("erofs", "a", "1"), enter("nydus", "a", "1")];
-        let kept = enter("erofs", "b", "2");
+        let enter = |name: &str, record| unready.enter(Want::Image(name.to_owned()), record, None);
+        let _entries = [enter("a", "1"), enter("b", "2")];
         let next = unready.next();
-        let later = enter("erofs", "c", "3");
-        assert_eq!(unready.take_removed(&HashSet::from(["2"]), next), ["a"]);
-        assert_eq!(entries[1].take_removed(), None);
-        assert_eq!(kept.take_removed().as_deref(), Some("b"));
-        assert_eq!(later.take_removed().as_deref(), Some("c"));
+        let _later = enter("c", "3");
+        let gone = unready.take_removed(&HashSet::from(["2"]), next);
+        assert_eq!(gone, [("1".to_owned(), "a".to_owned())]);
+        assert_eq!(unready.take_record("1"), None);
+        assert_eq!(unready.take_record("2").as_deref(), Some("b"));
+        assert_eq!(unready.take_record("3").as_deref(), Some("c"));
     }
 }

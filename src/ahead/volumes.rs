@@ -9,6 +9,7 @@ use std::path::{Component, Path};
 use crate::image;
 use crate::unpack::{Action, Urgency, Want};
 
+use super::worker::Worker;
 use super::{Ahead, is_news};
 
 /// containerd mounts a volume's image at `<state>/image-volumes/<sandbox>/<digest of its target>`
@@ -47,7 +48,8 @@ pub fn image_volume(source: &str) -> Option<ImageVolume> {
     })
 }
 
-pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
+pub(super) async fn make_ready(ahead: &Ahead, worker: &Worker, target: &str) {
+    let snapshotter = worker.name();
     let images = match ahead.node.containerd.images().await {
         Ok(images) => images,
         Err(e) => return log::debug!(error:% = e; "image of a volume could not be looked up"),
@@ -60,9 +62,9 @@ pub(super) async fn make_ready(ahead: &Ahead, snapshotter: &str, target: &str) {
         return;
     };
     let want = Want::Image(name.clone());
-    let entry = ahead.unready.enter(snapshotter, want, target, None);
+    let entry = worker.unready.enter(want, target, None);
     // A pod needs it.
-    match ahead.make_ready(&entry, Urgency::Asked).await {
+    match ahead.make_ready(worker, &entry, Urgency::Asked).await {
         Ok(done) if done.action == Action::None => {}
         Ok(done) => {
             log::info!(image = name, snapshotter, state:% = done.found, action:% = done.action; "image of a volume is ready for the next pod");

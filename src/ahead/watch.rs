@@ -12,6 +12,7 @@ use crate::containerd::events::{self, StoreEvent};
 use crate::retry;
 
 use super::Ahead;
+use super::job::Job;
 use super::origin::Extraction;
 use super::queue::Arrival;
 
@@ -69,9 +70,16 @@ async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
         match StoreEvent::of(&event) {
             // Handled at once, not through the queue: a chain of the image must no longer count as ready.
             Some(StoreEvent::ImageRemoved(name)) => ahead.image_removed(&name),
+            // An extraction that succeeds is committed, and not removed.
+            Some(StoreEvent::Removed { snapshotter, key }) => {
+                if let Some(chain) = extracted(&key) {
+                    ahead.push(&snapshotter, Job::Failed { chain });
+                }
+            }
             Some(event) => {
                 if let Some(arrival) = arrival(event, ahead.pulls.removals()) {
                     ahead.queue.push(arrival);
+                    ahead.count_queued();
                 }
             }
             None => {}
@@ -80,11 +88,10 @@ async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the arrival of an event, which came after so many removals of images; `None` if it is not relevant.
+/// Returns the arrival of an event, which came after so many removals of images; `None` if it is not looked at.
 fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
     match event {
         StoreEvent::Image(name) => Some(Arrival::Image(name)),
-        StoreEvent::ImageRemoved(_) => None,
         StoreEvent::Prepared { snapshotter, key } => {
             let chain = extracted(&key)?;
             Some(Arrival::Layer(Extraction {
@@ -94,11 +101,7 @@ fn arrival(event: StoreEvent, removals: u64) -> Option<Arrival> {
                 removals,
             }))
         }
-        // An extraction that succeeds is committed, and not removed.
-        StoreEvent::Removed { snapshotter, key } => {
-            let chain = extracted(&key)?;
-            Some(Arrival::Failed { snapshotter, chain })
-        }
+        StoreEvent::ImageRemoved(_) | StoreEvent::Removed { .. } => None,
     }
 }
 
@@ -167,19 +170,13 @@ mod tests {
             chain: "sha256:c".to_owned(),
             removals: 7,
         });
-        let failed = Arrival::Failed {
-            snapshotter: "erofs".to_owned(),
-            chain: "sha256:c".to_owned(),
-        };
         for (event, expected) in [
             (event(CREATED, &created), Some(Arrival::Image(name))),
             (event("/images/delete", &created), None),
             (prepared("extract-12-ab sha256:c"), Some(layer)),
             (prepared("extract-nri-unpack-1-2-3.0 sha256:c"), None),
             (prepared("a-container"), None),
-            (removed("extract-12-ab sha256:c"), Some(failed)),
-            (removed("extract-nri-unpack-1-2-3.0 sha256:c"), None),
-            (removed("a-container"), None),
+            (removed("extract-12-ab sha256:c"), None),
             (event("/tasks/start", &created), None),
         ] {
             assert_eq!(arrival_of(&event), expected, "{event:?}");

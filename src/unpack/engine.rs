@@ -230,6 +230,11 @@ impl Engine {
         inspect::chain(&self.resolver, image).await
     }
 
+    /// Returns the size of the (compressed) blobs of an image's layers, in bytes.
+    pub async fn bytes(&self, image: &Image) -> Result<u64, Error> {
+        inspect::bytes(&self.resolver, image).await
+    }
+
     /// Returns the images that have the layer `chain` and that containerd cannot unpack by itself in a snapshotter, the
     /// newest first.
     pub async fn stuck_at(&self, snapshotter: &str, chain: &str) -> Result<Vec<Image>, Error> {

@@ -2,6 +2,7 @@
 //! Changes nothing.
 
 use crate::containerd::Image;
+use crate::image::Layer;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::{Planned, plan, spelled_out};
 use crate::unpack::chain::state::State;
@@ -25,6 +26,8 @@ pub struct ImageStatus {
     pub ready_layers: usize,
     /// Layers that are committed.
     pub committed: usize,
+    /// The size of the (compressed) blobs that have to be applied, in bytes. 0 if the guest pulls the image.
+    pub bytes_to_apply: u64,
 }
 
 /// Returns the status of the image with these names, from a listing.
@@ -51,7 +54,10 @@ pub(crate) async fn image_status(
     {
         state = State::Unavailable;
     }
+    let missing = target.manifest.layers.iter().skip(status.committed());
+    let missing = missing.map(Layer::bytes).fold(0, u64::saturating_add);
     Ok(ImageStatus {
+        bytes_to_apply: if target.rules.guest_pulls { 0 } else { missing },
         manifest: target.manifest.digest.clone(),
         chain: target.manifest.chain_id().map(str::to_owned),
         state,
@@ -87,4 +93,11 @@ pub(crate) async fn chain(resolver: &Resolver, image: &Image) -> Result<Vec<Stri
     let manifest = resolver.images.manifest(image).await?;
     let layers = manifest.layers.iter();
     Ok(layers.map(|layer| layer.chain_id.clone()).collect())
+}
+
+/// Returns the size of the (compressed) blobs of an image's layers, in bytes.
+pub(crate) async fn bytes(resolver: &Resolver, image: &Image) -> Result<u64, Error> {
+    let manifest = resolver.images.manifest(image).await?;
+    let layers = manifest.layers.iter();
+    Ok(layers.map(Layer::bytes).fold(0, u64::saturating_add))
 }

@@ -167,7 +167,7 @@ async fn races_on(
         node.hooks = DEFAULT_HOOKS;
     }
     node.serve(config).await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(snapshotter).await?;
     let old_pod = node.cri.run_pod(snapshotter, &[]).await?;
     for layers in LAYERS {
         let mut results = Results {

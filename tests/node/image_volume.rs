@@ -7,7 +7,7 @@ use lab::{Image, Layer, Pod, Version};
 
 use crate::ahead_volume::mounting;
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{Node, PATIENCE};
+use crate::support::Node;
 
 /// Returns an image of three layers: the second replaces a file of the first and hides another, the third adds
 /// one.
@@ -53,7 +53,7 @@ impl Node {
 async fn an_image_volume_has_all_files() -> Result<()> {
     let mut node = start(Version::V2_1).await?;
     node.serve("").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(NYDUS).await?;
     let (image, volume) = (node.image.clone(), volume());
     node.registry.push(&volume).await?;
     node.cri.pull_image(volume.name()).await?;

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use lab::{Image, Version, images};
 
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{Node, PATIENCE};
+use crate::support::Node;
 
 /// Shares its two lowest layers with [`Node::image`].
 const EXCLUDED: &str = "registry.test/lab/excluded:1";
@@ -49,7 +49,7 @@ impl Node {
 async fn excluded_images_get_a_complete_chain(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve(EXCLUDE).await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(NYDUS).await?;
     node.assert_proxied().await?;
     let image = images::own_layers(EXCLUDED, 1)?;
     let alone = {

@@ -9,6 +9,7 @@ mod ahead_in_the_way;
 mod ahead_kills;
 mod ahead_race;
 mod ahead_volume;
+mod ahead_workers;
 mod bad_input;
 mod check;
 mod concurrency;

@@ -84,7 +84,7 @@ async fn metrics_are_counted(version: Version) -> Result<()> {
     node.wait_status(&socket, "/readyz", 200).await?;
     node.wait_status(&socket, "/elsewhere", 404).await?;
     node.wait_labelled(handler).await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(handler).await?;
 
     let pod = node.cri.run_pod(handler, &[]).await?;
     let name = node.image.name().to_owned();
@@ -234,7 +234,7 @@ async fn examples_name_existing_metrics() -> Result<()> {
     drop(taken);
     node.log.wait_for("metrics are served", PATIENCE).await?;
     node.wait_labelled("erofs").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled("erofs").await?;
     let pod = node.cri.run_pod("erofs", &[]).await?;
     let name = node.image.name().to_owned();
     node.cri.create_container(&pod, &name, &[], &[]).await?;

@@ -17,7 +17,7 @@ async fn port_in_labels(version: Version) -> Result<()> {
     let registry = Registry::start_by_address().await?;
     node.lab.use_registry(&registry)?;
     node.serve("").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(NYDUS).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let host = registry.address().to_owned();
     // Nothing names the port of the first image; for the second image the plugin uses the port of the first.
@@ -61,7 +61,7 @@ async fn port_of_a_labelled_pull(version: Version) -> Result<()> {
     let registry = Registry::start_by_address().await?;
     node.lab.use_registry(&registry)?;
     node.serve("").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(NYDUS).await?;
     let image = layered(&registry.image("lab/first:1"), LAYERS);
     registry.push(&image).await?;
     let log = node.log.from_now();

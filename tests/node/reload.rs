@@ -16,7 +16,7 @@ async fn reload(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let handler = handler(version);
     node.serve("").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled(handler).await?;
     ensure!(node.store.chain(handler, &node.image).await?.is_empty());
 
     let log = node.log.from_now();
@@ -46,7 +46,10 @@ async fn reload(version: Version) -> Result<()> {
     let plain = layered("registry.test/lab/plain:1", 1);
     node.registry.push(&plain).await?;
     node.cri.pull_image(plain.name()).await?;
-    let ready = format!("image is ready ahead image={} ", plain.name());
+    let ready = format!(
+        "image is ready ahead image={} snapshotter={handler} ",
+        plain.name()
+    );
     log.wait_for(&ready, PATIENCE).await?;
     let chain = node.store.chain(handler, &plain).await?;
     let is_bare = |s: &lab::Snapshot| !s.labels.contains_key(CRI_LABELS[0]);

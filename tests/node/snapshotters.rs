@@ -116,7 +116,7 @@ async fn soci_mounts(version: Version) -> Result<()> {
     node.cri.remove_image(next.name()).await?;
     node.store.collect_garbage().await?;
     node.serve("").await?;
-    node.log.wait_for("reconcile finished", PATIENCE).await?;
+    node.wait_reconciled("soci").await?;
     node.cri.pull_image(next.name()).await?;
     let shared = next.layers.len() - 2;
     node.wait_named_in("soci", &next, shared).await?;

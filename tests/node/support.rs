@@ -287,6 +287,13 @@ impl Drop for Node {
 }
 
 impl Node {
+    /// Waits until the plugin has finished a reconcile in this snapshotter.
+    pub(crate) async fn wait_reconciled(&self, snapshotter: &str) -> Result<()> {
+        let finished = format!("reconcile finished snapshotter={snapshotter} ");
+        self.log.wait_for(&finished, PATIENCE).await?;
+        Ok(())
+    }
+
     /// Waits until the plugin has logged that many lines with these words.
     pub(crate) async fn wait_for_lines(&self, words: &str, count: usize) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;

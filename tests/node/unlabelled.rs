@@ -76,7 +76,7 @@ async fn a_hook_with_a_ready_image_makes_one_round_trip() -> Result<()> {
         let (handler, image) = (handler(version), node.image.name().to_owned());
         let pod = node.cri.run_pod(handler, &[]).await?;
         node.cri.create_container(&pod, &image, &[], &[]).await?;
-        node.log.wait_for("reconcile finished", PATIENCE).await?;
+        node.wait_reconciled(handler).await?;
         node.assert_nothing_left(handler).await?;
         let calls = || node.tap.as_ref().map(Tap::calls).unwrap_or_default();
         // Wait until the work for the first container has ended.

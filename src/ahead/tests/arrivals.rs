@@ -75,7 +75,7 @@ async fn the_labels_have_the_tag_although_the_digest_record_arrives_first() {
 async fn the_first_event_triggers_a_reconcile() {
     let fake = Fake::default();
     fake.slow("subscribe to", Duration::from_secs(5));
-    let bench = Bench::begun(fake, ALL, |_| Ok(100));
+    let bench = Bench::begun(fake, ALL, |_| percent(100));
     tokio::time::sleep(Duration::from_secs(1)).await;
     // The first reconcile has ended, and the subscription has not begun yet.
     let image = bench.fake.image(NAME, 2);
@@ -142,7 +142,7 @@ async fn a_pause_image_without_the_pinned_label_is_made_ready() {
     let fake = Arc::new(Fake::default());
     let config = CONFIG.replace("/nonexistent/config.toml", file.path().to_str().unwrap());
     let config = Config::from_toml(&config, "test").unwrap();
-    let node = Node::seeing(config, Role::Daemon, fake.clone(), |_| Ok(100));
+    let node = Node::seeing(config, Role::Daemon, fake.clone(), |_| percent(100));
     node.refresh();
     let ahead = Ahead::begin(&node);
     settle().await;

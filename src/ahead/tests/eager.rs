@@ -109,7 +109,7 @@ async fn used_images_come_after_pinned_ones_and_before_new_ones() {
     let (new, pause) = (image("r.example/new:1", 3), image("r.example/pause:1", 0));
     fake.label_image(&pause, pinned());
     fake.slow("prepare snapshot", Duration::from_secs(1));
-    let bench = Bench::begun(fake, ALL, |_| Ok(100));
+    let bench = Bench::begun(fake, ALL, |_| percent(100));
     bench.ahead.is_used("r.example/used:1");
     let began = tokio::time::Instant::now();
     let names = [

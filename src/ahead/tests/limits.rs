@@ -7,7 +7,7 @@ async fn with_too_little_free_space_only_requested_images_are_unpacked() {
     static FREE: AtomicU64 = AtomicU64::new(3);
     let fake = Fake::default();
     let image = fake.image(NAME, 2);
-    let free = |_: &str| Ok(FREE.load(Ordering::Relaxed));
+    let free = |_: &str| percent(FREE.load(Ordering::Relaxed));
     let bench = Bench::with_free(fake, ALL, free).await;
     let later = bench.fake.image("r.example/later:1", 3);
     bench.emit_created(&later.name);
@@ -33,14 +33,15 @@ async fn too_little_space_for_one_snapshotter_does_not_stop_another() {
     let pause = fake.image("r.example/pause:1", 1);
     fake.label_image(&pause, pinned());
     let config = "[snapshotters.default]\neager = \"all\"\n[unpack]\nparallel_images = 1\n";
-    let free = |root: &str| Ok(if root == "/erofs" { 3 } else { 50 });
+    let free = |root: &str| percent(if root == "/erofs" { 3 } else { 50 });
     let bench = Bench::with_free(fake, config, free).await;
-    assert_eq!(bench.state(&pause, "erofs").await, State::Missing);
+    assert_eq!(bench.state(&pause, "erofs").await, State::Ready);
     assert_eq!(bench.state(&pause, "nydus").await, State::Ready);
     // The next reconcile also continues with the other snapshotter.
     bench.fake.hang_up();
-    let later = bench.fake.image("r.example/later:1", 2);
+    let later = image_with_own_layer(&bench.fake, "r.example/later:1");
     settle().await;
+    assert_eq!(bench.state(&later, "erofs").await, State::Missing);
     assert_eq!(bench.state(&later, "nydus").await, State::Ready);
 }
 
@@ -76,47 +77,120 @@ async fn a_snapshotter_at_its_limit_gets_no_images_until_some_are_removed() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshotter_is_listed_again_when_its_count_reaches_the_limit() {
     let bench = Bench::on(Fake::default(), ALL).await;
-    bench.ahead.snapshot_counts.more("erofs", MAX_SNAPSHOTS);
-    assert!(
-        !bench.ahead.is_at_limit("erofs"),
-        "no image was skipped yet"
-    );
+    let erofs = bench.ahead.worker("erofs").unwrap();
+    erofs.count.more(MAX_SNAPSHOTS);
+    assert!(!erofs.is_at_limit(), "no image was skipped yet");
     settle().await;
-    assert_eq!(
-        bench.ahead.snapshot_counts.is_at_limit("erofs"),
-        Some(false)
-    );
+    assert_eq!(erofs.count.is_at_limit(), Some(false));
 
-    bench.ahead.snapshot_counts.listed("erofs", MAX_SNAPSHOTS);
-    assert!(bench.ahead.is_at_limit("erofs"));
+    erofs.count.listed(MAX_SNAPSHOTS);
+    assert!(erofs.is_at_limit());
     settle().await;
-    assert_eq!(
-        bench.ahead.snapshot_counts.is_at_limit("erofs"),
-        Some(false)
-    );
+    assert_eq!(erofs.count.is_at_limit(), Some(false));
 }
 
-/// The first container's snapshotter has too little free space.
 #[tokio::test(start_paused = true)]
-async fn too_little_space_for_one_container_does_not_delay_another() {
+async fn what_applies_no_layer_needs_no_free_space() {
+    let fake = Fake::default();
+    // A proxy plugin whose images the guest pulls.
+    fake.is_lazy("nydus", &[]);
+    let image = |name| image_with_own_layer(&fake, name);
+    let (pause, plain) = (image("r.example/pause:1"), image("r.example/plain:1"));
+    let unlabelled = image("r.example/labels:1");
+    fake.label_image(&pause, pinned());
+    fake.commit_unlabelled("erofs", &only_chain(&unlabelled), None);
+    let bench = Bench::with_free(fake, ALL, |_| percent(3)).await;
+    let arrives = image_with_own_layer(&bench.fake, "r.example/arrives:1");
+    bench
+        .fake
+        .commit_unlabelled("erofs", &only_chain(&arrives), None);
+    bench.emit_created(&arrives.name);
+    settle().await;
+    for (image, snapshotter, state) in [
+        (&pause, "erofs", State::Ready),
+        (&unlabelled, "erofs", State::Ready),
+        (&arrives, "erofs", State::Ready),
+        (&plain, "nydus", State::Ready),
+        (&plain, "erofs", State::Missing),
+    ] {
+        let found = bench.state(image, snapshotter).await;
+        assert_eq!(found, state, "{} in {snapshotter}", image.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn existing_containers_are_checked_without_free_space() {
     let fake = Fake::default();
     let image = image_with_own_layer(&fake, NAME);
     let top = only_chain(&image);
-    for snapshotter in ["nydus", "erofs"] {
-        fake.commit_unlabelled(snapshotter, &top, None);
-        fake.activate(snapshotter, &format!("in-{snapshotter}"), &top);
-    }
-    let free = |root: &str| Ok(if root == "/nydus" { 0 } else { 100 });
-    let bench = Bench::with_free(fake, "", free).await;
+    fake.commit_unlabelled("erofs", &top, None);
+    fake.activate("erofs", "c", &top);
+    let bench = Bench::with_free(fake, "", |_| percent(0)).await;
     bench.ahead.check_existing(|_| {
-        let existing = |snapshotter: &str| Existing {
-            id: format!("in-{snapshotter}"),
-            snapshotter: snapshotter.to_owned(),
+        vec![Existing {
+            id: "c".to_owned(),
+            snapshotter: "erofs".to_owned(),
             image: Some(NAME.to_owned()),
-        };
-        vec![existing("nydus"), existing("erofs")]
+        }]
     });
     settle().await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
-    assert_eq!(bench.state(&image, "nydus").await, State::Unlabelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repairs_do_not_wait_behind_unpacks() {
+    let fake = Fake::default();
+    for n in 0..5 {
+        let unpacked = image_with_own_layer(&fake, &format!("r.example/unpacked:{n}"));
+        fake.came(&unpacked, 10 + n);
+    }
+    let repaired = image_with_own_layer(&fake, NAME);
+    fake.came(&repaired, 1);
+    fake.commit_unlabelled("erofs", &only_chain(&repaired), None);
+    fake.slow("apply layer", Duration::from_secs(60));
+    let bench = Bench::on(fake, ALL).await;
+    assert_eq!(bench.state(&repaired, "erofs").await, State::Ready);
+}
+
+/// 16 % of the file system are free. The layer of each image is estimated to take 3 % of it.
+#[tokio::test(start_paused = true)]
+async fn the_size_of_an_image_is_counted() {
+    static FREE: AtomicU64 = AtomicU64::new(16_000);
+    let space = |_: &str| {
+        Ok(Space {
+            free: FREE.load(Ordering::Relaxed),
+            total: 100_000,
+        })
+    };
+    let fake = Fake::default();
+    let image = |name: &str| {
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let blob = name.repeat(1000).into_bytes();
+        let layer = fake.document(media_type, &blob[..1000]);
+        fake.image_from(name, &[layer])
+    };
+    let first = image("r.example/first:1");
+    let bench = Bench::with_free(fake, ALL, space).await;
+    assert_eq!(bench.state(&first, "erofs").await, State::Missing);
+    FREE.store(20_000, Ordering::Relaxed);
+    settle().await;
+    assert_eq!(bench.state(&first, "erofs").await, State::Ready);
+}
+
+/// No event follows, and no other image fails.
+#[tokio::test(start_paused = true)]
+async fn a_failed_image_is_tried_again_by_itself() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    // The first event triggers a reconcile, which ends before the image arrives.
+    bench.emit_created("r.example/none:1");
+    settle().await;
+    let image = image_with_own_layer(&bench.fake, NAME);
+    // As without space.
+    bench.fake.fail("apply layer", 0, ErrorKind::Other);
+    bench.fake.fail("apply layer", 0, ErrorKind::Other);
+    bench.emit_created(NAME);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }

@@ -1,0 +1,48 @@
+//! Tests of the workers: slow work delays neither other snapshotters nor quick work.
+
+use super::*;
+
+/// More permits than places, so that the engine does not limit the unpacks.
+const MANY: &str =
+    "[unpack]\nparallel_images = 64\nparallel_layers = 64\n[snapshotters.erofs]\neager = \"all\"\n";
+
+/// More images than one worker looks at at the same time.
+const SLOW_IMAGES: usize = 20;
+
+/// Begins a session in which images are being unpacked in erofs, for longer than the test.
+async fn with_slow_unpacks() -> Bench {
+    let fake = Fake::default();
+    // A proxy plugin.
+    fake.is_lazy("nydus", &[]);
+    let bench = Bench::on(fake, MANY).await;
+    bench.fake.slow("apply layer", Duration::from_secs(3600));
+    for n in 0..SLOW_IMAGES {
+        let name = format!("r.example/slow:{n}");
+        image_with_own_layer(&bench.fake, &name);
+        bench.emit_created(&name);
+    }
+    settle().await;
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_unpacks_in_one_snapshotter_do_not_delay_another() {
+    let bench = with_slow_unpacks().await;
+    let image = image_with_own_layer(&bench.fake, NAME);
+    bench.emit_created(NAME);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.state(&image, "nydus").await, State::Ready);
+    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_unpacks_do_not_delay_a_repair_in_the_same_snapshotter() {
+    let bench = with_slow_unpacks().await;
+    let image = image_with_own_layer(&bench.fake, NAME);
+    bench
+        .fake
+        .commit_unlabelled("erofs", &only_chain(&image), None);
+    bench.emit_created(NAME);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+}

@@ -1,0 +1,150 @@
+//! Does the jobs of a worker: makes the image of an event ready in the worker's snapshotter.
+
+use crate::containerd::Image;
+use crate::logs;
+use crate::unpack::{Action, Outcome, Urgency, Want};
+
+use super::choice::EXPANSION;
+use super::job::{Arrived, Job};
+use super::worker::Worker;
+use super::{Ahead, arrivals, eager, failed, is_news, may_pass, volumes};
+
+pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
+    match job {
+        Job::Arrived(arrived) => image_arrived(ahead, worker, &arrived).await,
+        Job::Again(image) => try_again(ahead, worker, &image).await,
+        Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
+        Job::Failed { chain } => failed::unpack_failed(ahead, worker, &chain).await,
+        Job::Volume { target } => volumes::make_ready(ahead, worker, &target).await,
+    }
+}
+
+async fn image_arrived(ahead: &Ahead, worker: &Worker, arrived: &Arrived) {
+    let (image, snapshotter) = (arrived.name.as_str(), worker.name());
+    match make_ready(ahead, worker, arrived, Urgency::Arrived).await {
+        Some(Ok(_)) if eager::is_eager_in_a_pull(&ahead.node.config(), &worker.snapshotter) => {
+            name_layers(ahead, image, snapshotter).await;
+        }
+        Some(Err(e)) if is_news(&e) => {
+            log::warn!(image, snapshotter, error:% = e; "image that arrived could not be made ready ahead: the plugin tries again");
+        }
+        _ => {}
+    }
+}
+
+/// Tries an image again. The first failure was logged.
+async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
+    let snapshotter = worker.name();
+    match arrivals::look_at(ahead, image).await {
+        Ok(Some(arrived)) => {
+            let outcome = make_ready(ahead, worker, &arrived, Urgency::Background).await;
+            if let Some(Err(e)) = outcome {
+                log::debug!(image, snapshotter, error:% = e; "image could not be made ready ahead: the plugin tries again");
+            }
+        }
+        Ok(None) => {}
+        Err(e) => {
+            log::debug!(image, snapshotter, error:% = e; "image could not be looked up: a reconcile finds it");
+            worker.reconcile_later.notify_one();
+        }
+    }
+    worker.retries.tried(image);
+}
+
+/// Makes an image ready if it is wanted ahead. Returns `None` if it is not tried.
+async fn make_ready(
+    ahead: &Ahead,
+    worker: &Worker,
+    arrived: &Arrived,
+    urgency: Urgency,
+) -> Option<Outcome> {
+    let Arrived {
+        record,
+        name,
+        is_pinned,
+    } = arrived;
+    let (node, config) = (&ahead.node, ahead.node.config());
+    let snapshotter = &worker.snapshotter;
+    let is_eager = eager::is_eager(&config, snapshotter, *is_pinned);
+    if !is_eager && !failed::is_wanted(ahead, worker, record).await {
+        return None;
+    }
+    let want = Want::Image(name.clone());
+    if *is_pinned {
+        return Some(arrive(ahead, worker, want, record, urgency).await);
+    }
+    if worker.is_at_limit() {
+        return None;
+    }
+    if eager::is_without_content(&config, snapshotter, false) {
+        if worker.needs_content(node, &want).await {
+            return None;
+        }
+        return Some(arrive(ahead, worker, want, record, urgency).await);
+    }
+    // At most: some layers may be there. A reconcile, which has a list of them, decides on what does not fit.
+    let bytes = match node.engine.supports_guest_pull(worker.name()) {
+        true => 0,
+        false => node.engine.bytes(record).await.unwrap_or_default(),
+    };
+    let Some(_room) = worker
+        .room(node, &want, bytes.saturating_mul(EXPANSION))
+        .await
+    else {
+        worker.reconcile_later.notify_one();
+        return None;
+    };
+    Some(arrive(ahead, worker, want, record, urgency).await)
+}
+
+/// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.
+async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
+    match ahead.node.engine.name_layers(image, snapshotter).await {
+        Ok(0) => {}
+        Ok(layers) => {
+            log::debug!(image, snapshotter, layers; "labels name the image by the tag that it was pulled by")
+        }
+        Err(e) => {
+            log::debug!(image, snapshotter, error:% = e; "labels keep the image's name by digest: its tag could not be set")
+        }
+    }
+}
+
+/// Makes an image ready while it is being pulled. A failure is logged at debug only: the pull may fail as well, and
+/// when it ends, the image arrives.
+async fn image_arrives(ahead: &Ahead, worker: &Worker, image: &Image) {
+    let want = Want::Arriving(image.clone());
+    // During a pull the content may not be there yet; this holds for each value of `eager`.
+    if worker.needs_content(&ahead.node, &want).await {
+        return;
+    }
+    if let Err(e) = arrive(ahead, worker, want, image, Urgency::Arrived).await {
+        log::debug!(image = image.name.as_str(), snapshotter = worker.name(), error:% = e; "image that is being pulled is not ready yet");
+    }
+}
+
+/// Makes an arriving image ready.
+async fn arrive(
+    ahead: &Ahead,
+    worker: &Worker,
+    want: Want,
+    record: &Image,
+    urgency: Urgency,
+) -> Outcome {
+    let (image, snapshotter) = (want.name().to_owned(), worker.name());
+    let started = tokio::time::Instant::now();
+    let digest = &record.target.digest;
+    let entry = worker.unready.enter(want, digest, record.created_at);
+    let outcome = ahead.make_ready(worker, &entry, urgency).await;
+    match &outcome {
+        Ok(done) if done.action == Action::None => {
+            log::debug!(image, snapshotter, action:% = done.action; "image that arrives is ready already");
+        }
+        Ok(done) => {
+            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
+        }
+        Err(e) if may_pass(e) => worker.reconcile_later.notify_one(),
+        Err(_) => {}
+    }
+    outcome
+}
