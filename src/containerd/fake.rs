@@ -52,6 +52,7 @@ struct State {
     store: Store,
     faults: Vec<Fault>,
     slow: HashMap<&'static str, Duration>,
+    slow_prepares: HashMap<&'static str, Duration>,
     /// How long it takes to apply a blob, for blobs that differ from the default.
     apply: HashMap<String, Duration>,
     /// For each blob that was applied, the stream processors that got a payload.
@@ -113,6 +114,11 @@ impl Fake {
     /// Delays all calls of this name by `time`.
     pub(crate) fn slow(&self, call: &'static str, time: Duration) {
         self.state().slow.insert(call, time);
+    }
+
+    /// Makes each `Prepare` in this snapshotter take `time`.
+    pub(crate) fn prepares_in(&self, snapshotter: &'static str, time: Duration) {
+        self.state().slow_prepares.insert(snapshotter, time);
     }
 
     /// Makes `apply` take `time` for this blob.

@@ -9,6 +9,7 @@ mod labelling;
 mod lost;
 mod other_client;
 mod parallel;
+mod priorities;
 mod properties;
 
 use std::sync::Arc;

@@ -167,6 +167,10 @@ impl Containerd for Fake {
         parent: Option<&str>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
+        let slow = self.state().slow_prepares.get(snapshotter).copied();
+        if let Some(time) = slow {
+            tokio::time::sleep(time).await;
+        }
         let effect = |store: &mut Store| store.prepare(lease, snapshotter, key, parent, labels);
         self.call("prepare snapshot", key, effect).await
     }

@@ -14,7 +14,7 @@ use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::lost::LastCollections;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::PrioritySemaphore;
+use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Leases;
@@ -27,8 +27,8 @@ pub(crate) struct FlightContext<'a> {
     pub(crate) images: &'a Images,
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) leases: &'a Arc<Leases>,
-    /// Bounds the images that are unpacked at the same time. Other steps need no permit.
-    pub(crate) permits: &'a PrioritySemaphore,
+    /// Bounds the images that are unpacked at the same time. Other steps need no place.
+    pub(crate) places: &'a Places,
     pub(crate) layers: &'a Layers,
     pub(crate) priority: &'a Priority,
     pub(crate) fallback: &'a ContentFallback,

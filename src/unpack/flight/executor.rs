@@ -19,7 +19,7 @@ use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
 use crate::unpack::repair::in_use::{self, in_use};
 use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
-use crate::unpack::schedule::permits::Permit;
+use crate::unpack::schedule::place::Place;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::target::gc_protect;
 
@@ -59,10 +59,9 @@ impl<'a> PlanExecutor<'a> {
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
         let held = self.hold(unpacks).await;
         held.map_err(|e| self.context.target.failed(e))?;
-        let _permit = if unpacks {
-            Some(self.permit().await?)
-        } else {
-            None
+        let place = match unpacks {
+            true => Some(self.place().await?),
+            false => None,
         };
         for step in steps {
             if self.context.stop.is_cancelled() {
@@ -71,7 +70,11 @@ impl<'a> PlanExecutor<'a> {
             match *step {
                 Step::Relabel(i) => self.relabel(i).await?,
                 Step::Unpack(from) => {
-                    if !self.unpack(from).await? {
+                    let unpacked = match &place {
+                        Some(place) => place.during(self.unpack(from, place)).await?,
+                        None => false,
+                    };
+                    if !unpacked {
                         return Ok(());
                     }
                 }
@@ -111,17 +114,19 @@ impl<'a> PlanExecutor<'a> {
         self.context.reporter.bytes(bytes);
     }
 
-    /// Waits for a permit to unpack.
-    async fn permit(&self) -> Result<Permit, Error> {
-        let permit = self.context.permits.acquire(self.context.priority);
-        let permit = self.context.stop.run_until_cancelled(permit).await;
-        let permit = permit.flatten();
-        let permit = permit.ok_or_else(|| self.context.stopped())?;
+    /// Waits for a place among the images that are unpacked at the same time.
+    async fn place(&self) -> Result<Place<'a>, Error> {
+        let context = self.context;
+        let snapshotter = &context.target.snapshotter;
+        let place = context.places.acquire(snapshotter, context.priority);
+        let place = context.stop.run_until_cancelled(place).await;
+        let place = place.flatten();
+        let place = place.ok_or_else(|| context.stopped())?;
         // The wait may have been long, and the image removed meanwhile.
-        if self.context.record.is_gone().await {
-            return Err(self.context.removed());
+        if context.record.is_gone().await {
+            return Err(context.removed());
         }
-        Ok(permit)
+        Ok(place)
     }
 
     /// Puts the labels on a committed layer. If the layer is gone, the next status shows it as missing.
@@ -141,16 +146,16 @@ impl<'a> PlanExecutor<'a> {
 
     /// Unpacks the layers from this one to the top. `false` if a layer below was removed meanwhile: the next status shows
     /// it as missing.
-    async fn unpack(&mut self, from: usize) -> Result<bool, Error> {
+    async fn unpack(&mut self, from: usize, place: &Place<'_>) -> Result<bool, Error> {
         let missing = from..self.context.target.manifest.layers.len();
         if self.is_parallel(missing.len()).await {
-            return self.unpack_at_once(missing).await;
+            return self.unpack_at_once(missing, place).await;
         }
         for i in missing {
             if self.context.stop.is_cancelled() {
                 return Err(self.context.stopped());
             }
-            let layer = self.layer(i, self.context.stop);
+            let layer = self.layer(i, place, self.context.stop);
             let outcome = match layer.lock().await {
                 Ok(_lock) => self.context.fallback.unpack(&layer).await,
                 Err(failure) => Err(failure),
@@ -184,10 +189,14 @@ impl<'a> PlanExecutor<'a> {
 
     /// Unpacks the layers at the same time. If several fail, the failure of the lowest layer counts, as if they had been
     /// unpacked one after another.
-    async fn unpack_at_once(&mut self, missing: Range<usize>) -> Result<bool, Error> {
+    async fn unpack_at_once(
+        &mut self,
+        missing: Range<usize>,
+        place: &Place<'_>,
+    ) -> Result<bool, Error> {
         let stops = parallel::stops(self.context.stop, missing.len());
         let layers = missing.clone().zip(&stops);
-        let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, stop)).collect();
+        let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, place, stop)).collect();
         let window = Semaphore::new(self.context.layers.at_once);
         let mut outcomes = pin!(parallel::unpack(&layers, self.context.fallback, &window));
         let mut failed: Option<(usize, Failure)> = None;
@@ -210,7 +219,7 @@ impl<'a> PlanExecutor<'a> {
         }
     }
 
-    fn layer<'b>(&self, i: usize, stop: &'b CancellationToken) -> Unpack<'b>
+    fn layer<'b>(&self, i: usize, place: &'b Place<'_>, stop: &'b CancellationToken) -> Unpack<'b>
     where
         'a: 'b,
     {
@@ -232,6 +241,7 @@ impl<'a> PlanExecutor<'a> {
             layers: context.layers,
             reporter: context.reporter,
             priority: context.priority,
+            place: Some(place),
             stop,
         }
     }

@@ -19,7 +19,8 @@ use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
 use crate::unpack::repair::lost::LastCollections;
 use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
+use crate::unpack::schedule::permits::Parallel;
+use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
@@ -39,7 +40,7 @@ pub(crate) struct FlightRunner {
     pub(crate) ready_cache: ReadyCache,
     pub(crate) flights: Flights,
     pub(crate) removals: Removals,
-    permits: PrioritySemaphore,
+    places: Places,
     pub(crate) layers: Layers,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -66,7 +67,7 @@ impl FlightRunner {
             ready_cache: ReadyCache::default(),
             flights: Flights::default(),
             removals: Removals::default(),
-            permits: PrioritySemaphore::new(parallel.images),
+            places: Places::new(parallel.images),
             layers: Layers::new(parallel.layers, capabilities),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -92,7 +93,8 @@ impl FlightRunner {
     fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
         let joined = self.flights.join(target, priority, &self.stop);
         let Joined::First(ticket, reporter, token) = joined else {
-            self.permits.wake();
+            self.layers.layer_locks.inherit();
+            self.places.wake();
             self.layers.permits.wake();
             return joined;
         };
@@ -108,7 +110,7 @@ impl FlightRunner {
     /// Takes each lock that the flights need and releases it.
     pub(crate) fn probe_locks(&self) {
         self.flights.probe_locks();
-        self.permits.probe_locks();
+        self.places.probe_locks();
         self.layers.permits.probe_locks();
     }
 }
@@ -141,7 +143,7 @@ impl FlightGuard {
             images: &runner.images,
             containerd: runner.containerd.as_ref(),
             leases: &runner.leases,
-            permits: &runner.permits,
+            places: &runner.places,
             layers: &runner.layers,
             priority,
             fallback: &runner.fallback,

@@ -22,6 +22,7 @@ use super::decryption;
 use crate::unpack::chain::action::Action;
 use crate::unpack::schedule::layer_locks::LayerLock;
 use crate::unpack::schedule::limits::Layers;
+use crate::unpack::schedule::place::Place;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::process_lock::{ProcessLock, process_lock};
 use crate::unpack::schedule::progress::Reporter;
@@ -113,6 +114,8 @@ pub(crate) struct Unpack<'a> {
     pub(crate) layers: &'a Layers,
     pub(crate) reporter: &'a Reporter,
     pub(crate) priority: &'a Priority,
+    /// The flight's place among the images that are unpacked at the same time; `None` outside of a flight.
+    pub(crate) place: Option<&'a Place<'a>>,
     pub(crate) stop: &'a CancellationToken,
 }
 
@@ -341,6 +344,10 @@ impl Unpack<'_> {
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let payloads = self.payloads(content);
         let apply = async {
+            let _applying = match self.place {
+                Some(place) => Some(place.apply().await),
+                None => None,
+            };
             let _permit = self.layers.permits.acquire(self.priority).await;
             let began = Instant::now();
             let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));

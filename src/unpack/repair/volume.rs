@@ -97,6 +97,7 @@ impl Volume<'_> {
             layers: self.layers,
             reporter: self.reporter,
             priority,
+            place: None,
             stop: self.stop,
         };
         let mount = Mount {

@@ -1,6 +1,6 @@
 //! Locks of layers within this process. Images share base layers, and each image has its own flight: the first flight
-//! locks a shared layer and unpacks it, the others wait and find it committed. A waiter passes its priority on to the
-//! flight that holds the lock.
+//! locks a shared layer and unpacks it, the others wait and find it committed. The flight that holds a lock inherits the
+//! highest priority of all that wait for it, also when that is raised later.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -23,8 +23,30 @@ type Key = (String, String);
 #[derive(Debug, Default)]
 struct Layer {
     mutex: Arc<tokio::sync::Mutex<()>>,
-    /// The priority of the flight that holds the lock.
-    holder: Mutex<Option<Priority>>,
+    flights: Mutex<Flights>,
+}
+
+/// The priorities of the flights at a lock.
+#[derive(Debug, Default)]
+struct Flights {
+    holder: Option<Priority>,
+    waiters: Vec<Priority>,
+}
+
+/// A flight that waits for a lock, until it is dropped.
+struct Waiter<'a> {
+    layer: &'a Layer,
+    priority: &'a Priority,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.layer.flights();
+        let this = flights.waiters.iter().position(|it| it.is(self.priority));
+        if let Some(this) = this {
+            flights.waiters.swap_remove(this);
+        }
+    }
 }
 
 /// The held lock of a layer, until it is dropped.
@@ -36,13 +58,13 @@ pub(crate) struct LayerLock {
 
 impl Drop for LayerLock {
     fn drop(&mut self) {
-        *self.layer.holder() = None;
+        self.layer.flights().holder = None;
     }
 }
 
 impl LayerLocks {
-    /// Locks a layer. If another flight holds the lock, that flight's priority is raised and `raised` is called, before
-    /// the wait.
+    /// Locks a layer. If another flight holds the lock, that flight inherits the priority and `raised` is called, before
+    /// the wait. Cancel safe.
     pub(crate) async fn lock(
         &self,
         snapshotter: &str,
@@ -61,23 +83,55 @@ impl LayerLocks {
                 layer
             })
         };
-        let holder = layer.holder().clone();
-        if let Some(holder) = holder {
-            holder.raise_to(priority);
+        layer.flights().waiters.push(priority.clone());
+        let waiter = Waiter {
+            layer: &layer,
+            priority,
+        };
+        if layer.flights().holder.is_some() {
+            self.inherit();
             raised();
         }
         let guard = layer.mutex.clone().lock_owned().await;
-        *layer.holder() = Some(priority.clone());
+        drop(waiter);
+        layer.flights().holder = Some(priority.clone());
         LayerLock {
             _guard: guard,
             layer,
         }
     }
+
+    /// Raises the priority of each flight that holds a lock to that of the flights that wait for it. To be called when a
+    /// priority was raised. A holder may wait for another lock, so this is repeated until nothing changes.
+    pub(crate) fn inherit(&self) {
+        let layers: Vec<_> = {
+            let layer_locks = self.0.lock();
+            layer_locks.values().filter_map(Weak::upgrade).collect()
+        };
+        while layers
+            .iter()
+            .fold(false, |any, layer| layer.inherit() | any)
+        {}
+    }
 }
 
 impl Layer {
-    fn holder(&self) -> MutexGuard<'_, Option<Priority>> {
-        self.holder.lock()
+    /// Returns whether the holder's priority was raised.
+    fn inherit(&self) -> bool {
+        let flights = self.flights();
+        let Some(holder) = &flights.holder else {
+            return false;
+        };
+        let before = holder.now();
+        flights
+            .waiters
+            .iter()
+            .for_each(|waiter| holder.raise_to(waiter));
+        holder.now() > before
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock()
     }
 }
 
@@ -109,6 +163,33 @@ mod tests {
         drop(layer_locks.lock("erofs", "sha256:a", &next, || ()).await);
         drop(layer_locks.lock("erofs", "sha256:a", &waiter, || ()).await);
         assert_eq!(next.now(), before);
+    }
+
+    /// A creation joins a flight that already waits, and the flight that it waits for waits itself.
+    #[tokio::test]
+    async fn a_holder_inherits_a_priority_that_is_raised_later() {
+        let layer_locks = LayerLocks::default();
+        let background = || Priority::new(Urgency::Background);
+        let (first, second, third) = (background(), background(), background());
+        let _base = layer_locks.lock("erofs", "sha256:a", &first, || ()).await;
+        let _above = layer_locks.lock("erofs", "sha256:b", &second, || ()).await;
+        let mut second_waits = Box::pin(layer_locks.lock("erofs", "sha256:a", &second, || ()));
+        assert!(second_waits.as_mut().now_or_never().is_none());
+        let mut third_waits = Box::pin(layer_locks.lock("erofs", "sha256:b", &third, || ()));
+        assert!(third_waits.as_mut().now_or_never().is_none());
+        let creation = Priority::new(Urgency::Creation);
+        third.raise_to(&creation);
+        layer_locks.inherit();
+        assert_eq!(
+            (first.now(), second.now()),
+            (creation.now(), creation.now())
+        );
+
+        // A flight that no longer waits passes nothing on.
+        drop(third_waits);
+        third.raise_to(&Priority::new(Urgency::Creation));
+        layer_locks.inherit();
+        assert_eq!(second.now(), creation.now());
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 pub(crate) mod layer_locks;
 pub(crate) mod limits;
 pub(crate) mod permits;
+pub(crate) mod place;
 pub(crate) mod priority;
 pub(crate) mod process_lock;
 pub(crate) mod progress;

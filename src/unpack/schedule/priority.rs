@@ -59,6 +59,11 @@ impl Priority {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Whether both are the priority of one flight.
+    pub(crate) fn is(&self, other: &Priority) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether this is work ahead: no caller waits for it.
     pub(crate) fn is_ahead(&self) -> bool {
         self.now() >> ORDER_BITS <= Urgency::Arrived as u64

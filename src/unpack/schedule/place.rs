@@ -1,0 +1,192 @@
+//! The place of a flight among the images that are unpacked at the same time. A flight whose calls do not answer gives
+//! its place of the whole process to another flight, so that a snapshotter that hangs holds up only itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::permits::{Permit, PrioritySemaphore};
+use super::priority::Priority;
+
+/// The time without an apply after which a flight gives its place to another one. A `Prepare` takes milliseconds, but in
+/// native, which copies all layers below.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// The places of images: a number for the whole process, and the same number for each snapshotter.
+#[derive(Debug)]
+pub(crate) struct Places {
+    number: usize,
+    all: PrioritySemaphore,
+    by_snapshotter: Mutex<HashMap<String, Arc<PrioritySemaphore>>>,
+}
+
+/// The place of one flight, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    places: &'a Places,
+    priority: &'a Priority,
+    _of_snapshotter: Permit,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The permit of the whole process; `None` after it was given to another flight.
+    permit: Option<Permit>,
+    /// The number of running applies.
+    applies: usize,
+    /// The end of the last apply.
+    since: Instant,
+}
+
+/// An apply of a flight, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Applying<'a>(&'a Mutex<State>);
+
+impl Drop for Applying<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.applies -= 1;
+        state.since = Instant::now();
+    }
+}
+
+impl Places {
+    pub(crate) fn new(number: usize) -> Self {
+        Self {
+            number,
+            all: PrioritySemaphore::new(number),
+            by_snapshotter: Mutex::default(),
+        }
+    }
+
+    /// Waits for a place. Cancel safe.
+    pub(crate) async fn acquire<'a>(
+        &'a self,
+        snapshotter: &str,
+        priority: &'a Priority,
+    ) -> Option<Place<'a>> {
+        let of_snapshotter = self.of(snapshotter).acquire(priority).await?;
+        let state = State {
+            permit: Some(self.all.acquire(priority).await?),
+            applies: 0,
+            since: Instant::now(),
+        };
+        Some(Place {
+            places: self,
+            priority,
+            _of_snapshotter: of_snapshotter,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Looks at the waiters again, since the priority of one may have been raised.
+    pub(crate) fn wake(&self) {
+        self.all.wake();
+        let all: Vec<_> = self.by_snapshotter.lock().values().cloned().collect();
+        all.iter().for_each(|permits| permits.wake());
+    }
+
+    /// Takes each lock and releases it.
+    pub(crate) fn probe_locks(&self) {
+        self.all.probe_locks();
+        drop(self.by_snapshotter.lock());
+    }
+
+    fn of(&self, snapshotter: &str) -> Arc<PrioritySemaphore> {
+        let mut all = self.by_snapshotter.lock();
+        let permits = all
+            .entry(snapshotter.to_owned())
+            .or_insert_with(|| Arc::new(PrioritySemaphore::new(self.number)));
+        permits.clone()
+    }
+}
+
+impl Place<'_> {
+    /// Marks the begin of an apply. Waits for a place of the whole process, if this one was given to another flight.
+    pub(crate) async fn apply(&self) -> Applying<'_> {
+        let is_held = |state: &mut State| {
+            state.applies += usize::from(state.permit.is_some());
+            state.permit.is_some()
+        };
+        if !is_held(&mut self.state.lock()) {
+            let permit = self.places.all.acquire(self.priority).await;
+            let mut state = self.state.lock();
+            // Another layer of this flight may have taken it back.
+            if state.permit.is_none() {
+                state.permit = permit;
+            }
+            state.applies += 1;
+        }
+        Applying(&self.state)
+    }
+
+    /// Does the work of the flight. While it applies nothing for [`IDLE`], its place is given to another flight.
+    pub(crate) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let waited = tokio::time::timeout(IDLE, work.as_mut()).await;
+            match waited {
+                Ok(done) => return done,
+                Err(_) => self.give_if_idle(),
+            }
+        }
+    }
+
+    fn give_if_idle(&self) {
+        let given = {
+            let mut state = self.state.lock();
+            let is_idle = state.applies == 0 && state.since.elapsed() >= IDLE;
+            if is_idle { state.permit.take() } else { None }
+        };
+        // Dropped without the lock: the next flight is woken.
+        drop(given);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::unpack::schedule::priority::Urgency;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_whose_calls_hang_holds_up_only_its_snapshotter() {
+        let places = Places::new(1);
+        let asked = || Priority::new(Urgency::Asked);
+        let (hanging, other, same) = (asked(), asked(), asked());
+        let place = places.acquire("nydus", &hanging).await.unwrap();
+        assert!(places.acquire("erofs", &other).now_or_never().is_none());
+        let hangs = tokio::time::timeout(2 * IDLE, place.during(std::future::pending::<()>()));
+        hangs.await.unwrap_err();
+        let elsewhere = places.acquire("erofs", &other).now_or_never().flatten();
+        assert!(places.acquire("nydus", &same).now_or_never().is_none());
+
+        // The call answers: the flight waits for a place before it applies.
+        assert!(place.apply().now_or_never().is_none());
+        drop(elsewhere);
+        let applying = place.apply().now_or_never();
+        assert!(applying.is_some());
+        assert!(places.acquire("erofs", &other).now_or_never().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_that_applies_keeps_its_place() {
+        let places = Places::new(1);
+        let (first, other) = (Priority::new(Urgency::Asked), Priority::new(Urgency::Asked));
+        let place = places.acquire("erofs", &first).await.unwrap();
+        let work = async {
+            let _applying = place.apply().await;
+            tokio::time::sleep(10 * IDLE).await;
+        };
+        let looks = async {
+            tokio::time::sleep(5 * IDLE).await;
+            assert!(places.acquire("native", &other).now_or_never().is_none());
+        };
+        tokio::join!(place.during(work), looks);
+    }
+}
