@@ -9,12 +9,10 @@ mod existing;
 mod pod_images;
 mod pod_snapshotter;
 mod sandbox;
-mod swap;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
-use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,13 +27,13 @@ use crate::handlers::FileConfig;
 use crate::logs;
 use crate::metrics;
 use crate::node::Node;
-use crate::policy::{Doubt, Strictness};
+use crate::policy::Strictness;
 use crate::unpack::{
-    Error, LEAST_WAIT, Move, ParentChain, Request, State, SwapDeadlines, Ticket, Urgency, Want,
+    Candidate, CandidateKind, LEAST_WAIT, Request, SwapDeadlines, Ticket, Urgency, Want,
 };
 
 use creation::Creation;
-use decision::{Hook, NOTHING, Subject, Verdict, found};
+use decision::{Hook, NOTHING, Subject, Verdict};
 use pod_snapshotter::{PodSnapshotter, is_skipped};
 
 /// CRI's annotation with the image's name: on containerd 2 the name in the request, on 1.7 the first of
@@ -253,72 +251,25 @@ impl Session {
         // The container's own chain is looked at after this, in the time that is left.
         let volumes_by = started + (deadline - started) / 2;
         volumes::judge(self, &creation, volumes_by).await?;
-        let chain = match self.unknown_chain(&creation, deadline).await {
-            ControlFlow::Continue(chain) => chain,
-            ControlFlow::Break(answer) => return answer,
-        };
-        let want = Want::Container {
+        let candidate = Candidate {
+            snapshotter: snapshotter.to_owned(),
             key: container.id.clone(),
-            chain: chain.clone(),
-            name: image_name(container).map(str::to_owned),
-            left_to_containerd: pod_snapshotter.left_to_containerd,
+            kind: CandidateKind::Container {
+                image: image_name(container).map(str::to_owned),
+                left_to_containerd: pod_snapshotter.left_to_containerd,
+                may_move: self.node.config().hooks.swap,
+            },
         };
-        let mut ticket = self.ensure(want, snapshotter, Urgency::Creation);
-        let outcome = ticket.outcome_by(deadline).await;
-        let Some(Err(error)) = &outcome else {
-            return creation.verdict(outcome, &ticket);
-        };
-        self.node.engine.replace_if_in_use(error, snapshotter);
-        match &**error {
-            Error::InUse {
-                onto: Some(onto), ..
-            } if self.node.config().hooks.swap => {
-                let wanted = Move {
-                    snapshotter: snapshotter.to_owned(),
-                    key: container.id.clone(),
-                    from: chain,
-                    onto: onto.clone(),
-                };
-                let until = SwapDeadlines {
-                    usual: deadline,
-                    last: started + bounded_wait(Duration::MAX, self.request_timeout),
-                };
-                let state = found(&ticket, &outcome);
-                self.moved(&creation, wanted, until, state).await
-            }
-            _ => creation.verdict(outcome, &ticket),
-        }
+        let until = self.deadlines(started, deadline);
+        creation.verdict(self.node.engine.admit(&candidate, until).await)
     }
 
-    /// Returns the chain of the container's own snapshot if it is not known to be ready; otherwise the hook's answer.
-    /// A containerd that does not answer in time is not treated as one that cannot be reached.
-    async fn unknown_chain(
-        &self,
-        creation: &Creation<'_>,
-        deadline: Instant,
-    ) -> ControlFlow<HandlerResult, String> {
-        let container = creation.container;
-        let engine = &self.node.engine;
-        let parent_chain = engine.parent_chain(
-            creation.snapshotter,
-            &container.id,
-            image_name(container),
-            creation.strictness.left_to_containerd,
-        );
-        ControlFlow::Break(
-            match tokio::time::timeout_at(deadline, parent_chain).await {
-                Ok(Ok(ParentChain::Unknown { chain })) => return ControlFlow::Continue(chain),
-                Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => {
-                    creation.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
-                    Ok(())
-                }
-                Ok(Err(e)) => creation.doubted(Doubt::Unseen, None, &e.to_string()),
-                Err(_) => {
-                    let why = "containerd did not answer in time";
-                    creation.doubted(Doubt::Unready, None, why)
-                }
-            },
-        )
+    /// Returns the deadlines of a hook that was called at `started`.
+    fn deadlines(&self, started: Instant, deadline: Instant) -> SwapDeadlines {
+        SwapDeadlines {
+            usual: deadline,
+            last: started + bounded_wait(Duration::MAX, self.request_timeout),
+        }
     }
 
     fn ensure(&self, want: Want, snapshotter: &str, urgency: Urgency) -> Ticket {

@@ -22,7 +22,8 @@ const FLOORS: [&[&str]; 14] = [
 ];
 
 /// The same for the rooms of `src/unpack`.
-const UNPACK: [&[&str]; 9] = [
+const UNPACK: [&[&str]; 10] = [
+    &["admit"],
     &["engine"],
     &["serve"],
     &["flight", "inspect"],

@@ -5,9 +5,9 @@ use tokio::time::Instant;
 
 use crate::policy::{Doubt, Strictness, Unready};
 use crate::printable::printable_within;
-use crate::unpack::{Error, Outcome, Progress, State, Ticket};
+use crate::unpack::{Admission, Answer, Error, State};
 
-use super::decision::{Did, NOTHING, Subject, Verdict, done_is, found, what};
+use super::decision::{Did, NOTHING, Subject, Verdict, done_is, what};
 
 /// The limit of the error of a rejected container, in bytes: Kubernetes cuts events at 1,024 characters.
 const MAX_REJECTION: usize = 1024;
@@ -37,30 +37,38 @@ impl Creation<'_> {
         Subject::creation(self.pod, self.container, self.snapshotter, self.started)
     }
 
-    /// Answers for this outcome of the request; `None` is an unpack that goes on.
-    pub(super) fn verdict(&self, outcome: Option<Outcome>, ticket: &Ticket) -> HandlerResult {
-        let state = found(ticket, &outcome);
-        let doubt = doubt(&outcome, state);
-        let why = match outcome {
-            Some(Ok(done)) => {
+    /// Answers for this admission. The only place with a verdict on the container's own image.
+    pub(super) fn verdict(&self, admission: Admission) -> HandlerResult {
+        let Admission { state, answer } = admission;
+        let doubt = doubt(&answer, state);
+        let why = match answer {
+            Answer::Known => {
+                self.say(Verdict::Ready, Some(State::Ready), NOTHING, "known");
+                return Ok(());
+            }
+            Answer::Ready(done) => {
                 self.say(done_is(&done), state, Did::Chain(done.action), &what(&done));
                 return Ok(());
             }
-            Some(Err(e)) if e.is_left_to_containerd() => {
-                self.say(Verdict::LeftToContainerd, state, NOTHING, &e.to_string());
+            Answer::Moved { on_host } => {
+                self.say(Verdict::Moved, state, Did::Swapped, cause(state, on_host));
                 return Ok(());
             }
-            Some(Err(e)) => e.to_string(),
-            None => match ticket.progress() {
-                Progress { layers: 0, .. } => "the unpack has not begun yet".to_owned(),
-                Progress {
-                    ready_layers,
-                    layers,
-                    ..
-                } => {
-                    format!("{ready_layers} of {layers} layers are ready, the unpack goes on")
-                }
-            },
+            Answer::Failed { error, .. } if error.is_left_to_containerd() => {
+                let why = error.to_string();
+                self.say(Verdict::LeftToContainerd, state, NOTHING, &why);
+                return Ok(());
+            }
+            Answer::NotMoved { on_host, why } => format!("{}; {why}", cause(state, on_host)),
+            Answer::WithoutSnapshot => "its snapshot was lost in the swap".to_owned(),
+            Answer::GoesOn { layers: 0, .. } => "the unpack has not begun yet".to_owned(),
+            Answer::GoesOn {
+                ready_layers,
+                layers,
+            } => format!("{ready_layers} of {layers} layers are ready, the unpack goes on"),
+            Answer::Failed { error, .. } => error.to_string(),
+            Answer::Unseen(error) => error.to_string(),
+            Answer::NoAnswer => "containerd did not answer in time".to_owned(),
         };
         self.doubted(doubt, state, &why)
     }
@@ -91,13 +99,15 @@ impl Creation<'_> {
 }
 
 /// Returns the doubt about a container whose image is not ready, with this state.
-fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
-    match outcome {
+fn doubt(answer: &Answer, state: Option<State>) -> Doubt {
+    match answer {
+        Answer::WithoutSnapshot => Doubt::Broken,
+        Answer::Unseen(_) => Doubt::Unseen,
         _ if state == Some(State::Mixed) => Doubt::Broken,
-        Some(Err(e)) if e.is_broken() => Doubt::Broken,
+        Answer::Failed { error, .. } if error.is_broken() => Doubt::Broken,
         // The image is not the cause.
-        Some(Err(e)) if e.unreachable().is_some() => Doubt::Unseen,
-        Some(Err(e)) => match &**e {
+        Answer::Failed { error, .. } if error.unreachable().is_some() => Doubt::Unseen,
+        Answer::Failed { error, .. } => match &**error {
             Error::Stopped(_) => Doubt::Unseen,
             Error::NoImage {
                 is_copied: true, ..
@@ -108,6 +118,18 @@ fn doubt(outcome: &Option<Outcome>, state: Option<State>) -> Doubt {
             _ => Doubt::Unready,
         },
         _ => Doubt::Unready,
+    }
+}
+
+/// Returns why a container is moved onto another chain, which may be `on_host`.
+fn cause(state: Option<State>, on_host: bool) -> &'static str {
+    match (state == Some(State::Mixed), on_host) {
+        (true, true) => {
+            "its chain had host-unpacked layers on guest-pulled layers of another image; the guest does not \
+             pull this image: the host has unpacked it again from the lowest layer"
+        }
+        (true, false) => "its chain had host-unpacked layers on guest-pulled layers",
+        (false, _) => "it was unpacked on the host, and is in use",
     }
 }
 

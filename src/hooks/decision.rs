@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::logs;
 use crate::metrics;
-use crate::unpack::{Action, Done, Outcome, State, Ticket};
+use crate::unpack::{Action, Done, State};
 
 use super::image_name;
 
@@ -130,15 +130,6 @@ impl Verdict {
             (Self::Rejected, RunPodSandbox) => (Level::Warn, "sandbox is broken; rejected"),
         }
     }
-}
-
-/// Returns the state of the chain before the work on it.
-pub(super) fn found(ticket: &Ticket, outcome: &Option<Outcome>) -> Option<State> {
-    let failed = || match outcome {
-        Some(Err(e)) => e.state(),
-        _ => None,
-    };
-    ticket.progress().found.or_else(failed)
 }
 
 pub(super) fn done_is(done: &Done) -> Verdict {

@@ -4,10 +4,10 @@ use nri::Pod;
 use tokio::time::Instant;
 
 use crate::policy;
-use crate::unpack::{Outcome, Urgency, Want};
+use crate::unpack::{Outcome, Urgency, Want, found};
 
 use super::Session;
-use super::decision::{Did, NOTHING, Name, Subject, Verdict, done_is, found, what};
+use super::decision::{Did, NOTHING, Name, Subject, Verdict, done_is, what};
 
 impl Session {
     /// Makes the pod's images ready, and waits for them until the deadline.

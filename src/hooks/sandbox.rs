@@ -4,7 +4,7 @@
 use nri::{HandlerResult, Pod};
 use tokio::time::Instant;
 
-use crate::unpack::{Error, ParentChain, SANDBOX, Urgency, Want};
+use crate::unpack::{Answer, Candidate, CandidateKind, Error};
 
 use super::creation::rejection;
 use super::decision::{NOTHING, Subject, Verdict};
@@ -24,34 +24,26 @@ pub(super) async fn judge(
     if !engine.profile(snapshotter).may_proxy {
         return None;
     }
-    let parent_chain = engine.parent_chain(snapshotter, &pod.id, Some(SANDBOX), true);
-    let chain = match tokio::time::timeout_at(deadline, parent_chain).await {
-        Ok(Ok(ParentChain::Unknown { chain })) => chain,
-        Ok(Ok(ParentChain::Ready | ParentChain::Scratch)) => return None,
-        Err(_) => {
+    let candidate = Candidate {
+        snapshotter: snapshotter.to_owned(),
+        key: pod.id.clone(),
+        kind: CandidateKind::Sandbox,
+    };
+    let until = session.deadlines(started, deadline);
+    let (error, is_held) = match engine.admit(&candidate, until).await.answer {
+        Answer::Failed { error, is_held } if error.is_broken() => (error, is_held),
+        Answer::NoAnswer => {
             log::warn!(sandbox = pod.id.as_str(), snapshotter; "sandbox not looked at in time; allowed");
             return None;
         }
-        Ok(Err(e)) => {
+        Answer::Unseen(e) => {
             log::debug!(sandbox = pod.id.as_str(), error:% = e; "sandbox's snapshot could not be looked up; allowed");
             return None;
         }
+        _ => return None,
     };
-    let want = Want::Sandbox {
-        key: pod.id.clone(),
-        chain,
-    };
-    let mut ticket = session.ensure(want, snapshotter, Urgency::Creation);
-    let Some(Err(error)) = ticket.outcome_by(deadline).await else {
-        return None;
-    };
-    if !error.is_broken() {
-        return None;
-    }
     // Other sandboxes may use the chain for as long as they run: then the next try would be rejected as well. The same
     // holds for a chain that is left to containerd.
-    let is_held = engine.is_held(&error, snapshotter);
-    engine.replace_if_in_use(&error, snapshotter);
     let is_healed = matches!(*error, Error::InUse { .. }) && !is_held;
     let why = match is_held {
         true => format!(

@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use crate::ahead::image_volume;
 use crate::policy::Doubt;
-use crate::unpack::{Action, Outcome, Ticket, Urgency, Want};
+use crate::unpack::{Action, Outcome, Ticket, Urgency, Want, found};
 
 use super::Session;
 use super::creation::Creation;
-use super::decision::{Did, Verdict, found};
+use super::decision::{Did, Verdict};
 
 /// Fills the volumes of a container, and may reject it if one lacks layers. On a snapshotter without guest pull, makes
 /// their images ready for later pods, in the background.

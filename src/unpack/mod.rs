@@ -4,6 +4,7 @@
 //! [`State`] and the plan do no I/O. A flight runs the plan. The [`Engine`] runs one flight per snapshotter and chain;
 //! the flight continues without its callers. This part knows nothing of NRI.
 
+mod admit;
 mod chain;
 mod engine;
 mod flight;
@@ -18,6 +19,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use admit::{Admission, Answer, Candidate, CandidateKind, found};
 pub use chain::action::Action;
 pub use chain::error::Error;
 pub use chain::plan::{Planned, StepKind};
@@ -30,12 +32,11 @@ pub use inspect::ImageStatus;
 pub use layer::fallback::{ContentFallback, FallbackSource};
 pub use layer::pull::Registries;
 pub(crate) use layer::rebuild::{SOURCE as REBUILT_FROM, attributes_are_seen};
-pub use ready_cache::{ParentChain, SANDBOX};
+pub use ready_cache::ParentChain;
 pub use repair::swap::{LEAST_WAIT, SwapDeadlines, SwapOutcome};
 pub use schedule::permits::Parallel;
 pub use schedule::priority::Urgency;
 pub use schedule::progress::{Done, Outcome, Progress, Ticket};
-pub use snapshotter::guest_pull::is_on_host;
 pub use snapshotter::lease_owner::Role;
 pub use snapshotter::listing::{Listing, Lists};
 pub use snapshotter::sentinels::Look;

@@ -14,7 +14,7 @@ use crate::unpack::snapshotter::guest_pull;
 const MAX_ENTRIES: usize = 4096;
 
 /// The image name under which the cache keeps the chain of a snapshotter's sandboxes, which all have the pause image.
-pub const SANDBOX: &str = "";
+pub(crate) const SANDBOX: &str = "";
 
 /// The chain that a container's own snapshot is based on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -338,8 +338,18 @@ impl Unpack<'_> {
         prepared
     }
 
-    /// Waits for a permit, then applies the content and verifies it.
+    /// Applies the content and verifies it. A blob that was gone may be back already, since another flight has fetched it.
     pub(crate) async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
+        match self.try_apply(mounts.clone(), content).await {
+            Err(Failure::Containerd(e)) if e.is_not_found() => {
+                self.try_apply(mounts, content).await
+            }
+            applied => applied,
+        }
+    }
+
+    /// Waits for a permit, then applies the content once.
+    async fn try_apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let (blob, throughput) = (&content.blob, &self.layers.throughput);
         let bytes: u64 = blob.size.try_into().unwrap_or_default();
         let payloads = self.payloads(content);

@@ -32,7 +32,7 @@ pub(crate) fn is_private(chain: &str) -> bool {
 }
 
 /// Whether this is the name of a private chain that was unpacked on the host.
-pub fn is_on_host(chain: &str) -> bool {
+pub(crate) fn is_on_host(chain: &str) -> bool {
     chain.starts_with(ON_HOST)
 }
 
