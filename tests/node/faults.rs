@@ -1,7 +1,11 @@
-//! A fault in each call of an `ensure`: containerd answers with an error, its answer is lost, or it is slow. The command
+//! A fault in each call of an `ensure`, and of commands that only read: containerd answers with an error, its answer is lost, or it is slow. The command
 //! ends, and the next one makes the image ready and leaves nothing behind.
 //!
 //! Without `NRI_UNPACK_FAULTS` a part of the calls is tried, chosen by `NRI_UNPACK_SEED`; with it each call.
+//! [`met`] fails if a method of the trait `Containerd` is in no run.
+
+mod met;
+mod swap;
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -24,26 +28,57 @@ const FAULTS: [Fault; 3] = [
 /// call of each.
 const SHARE: usize = 7;
 
+/// The same where each run takes long.
+const SMALL_SHARE: usize = 37;
+
 /// The longest time that a command with a fault may take.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The calls that change something: a run that never makes one of them tests nothing.
-const CHANGES: [&str; 7] = [
+/// The calls of an unpack that change something.
+const UNPACK: [&str; 6] = [
     "Leases/Create",
     "Leases/Delete",
     "Snapshots/Prepare",
     "Snapshots/Commit",
-    "Snapshots/Remove",
     "Content/Update",
     "Diff/Apply",
 ];
 
 /// The state of the chain before each `ensure`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Missing,
     /// Unpacked by containerd without labels, where the snapshotter needs them when a snapshot is prepared.
     Unlabelled,
+    /// The blobs are missing, and overlayfs has the layers.
+    Unpacked,
+    /// The blobs are missing, and the registry has them.
+    Pulled,
+}
+
+impl Before {
+    /// Returns the calls without which a run tests nothing.
+    fn calls(self) -> Vec<&'static str> {
+        let more: &[&str] = match self {
+            // A labelled `Prepare` commits the layer itself, and the chain is anchored already.
+            Self::Unlabelled => {
+                let changes = ["Leases/Create", "Leases/Delete", "Prepare", "Remove"];
+                return changes.to_vec();
+            }
+            Self::Missing => &[],
+            Self::Unpacked => &["View", "Usage", "Content/Write", "Snapshots/Remove"],
+            Self::Pulled => &["Transfer/Transfer"],
+        };
+        [&UNPACK, more].concat()
+    }
+
+    /// Returns which share of the calls gets a fault in a short run.
+    fn share(self) -> usize {
+        match self {
+            Self::Missing | Self::Unlabelled => SHARE,
+            Self::Unpacked | Self::Pulled => SMALL_SHARE,
+        }
+    }
 }
 
 struct Bench {
@@ -63,7 +98,14 @@ impl Bench {
             // An image that the guest pulls shows the behaviour of the snapshotter.
             node.ensure_ready(&node.image, snapshotter)?;
         }
-        node.image = of_its_own("faults", 4);
+        match before {
+            Before::Missing | Before::Unlabelled => node.image = of_its_own("faults", 4),
+            Before::Unpacked | Before::Pulled => node.image = of_its_own("faults", 2),
+        }
+        if before == Before::Pulled {
+            node.registry.push(&node.image).await?;
+            node.hooks = met::pulling(&node);
+        }
         node.tap = Some(Tap::start(&node.lab)?);
         Ok(Self {
             node,
@@ -87,7 +129,16 @@ impl Bench {
             .chain(self.snapshotter, &self.node.image)
             .await?;
         ensure!(chain.is_empty(), "{} layers are left", chain.len());
-        self.node.store.put_image(&self.node.image).await?;
+        match self.before {
+            // It unpacks the image in overlayfs.
+            Before::Unpacked => self.node.lab.import(&self.node.image).await?,
+            _ => self.node.store.put_image(&self.node.image).await?,
+        }
+        if [Before::Unpacked, Before::Pulled].contains(&self.before) {
+            for layer in &self.node.image.layers {
+                self.node.store.delete_content(&layer.digest).await?;
+            }
+        }
         if self.before == Before::Unlabelled {
             // The handler has the name of its snapshotter.
             let pod = self.node.cri.run_pod(self.snapshotter, &[]).await?;
@@ -118,6 +169,12 @@ impl Bench {
         ensure!(output.status.success(), "{output:?}");
         match self.before {
             Before::Missing => self.node.assert_labelled(self.snapshotter).await?,
+            Before::Unpacked | Before::Pulled => {
+                self.node.assert_labelled(self.snapshotter).await?;
+                self.node
+                    .assert_nothing_rebuilding(self.snapshotter)
+                    .await?;
+            }
             // The mount of a guest pull depends on the top layer alone.
             Before::Unlabelled => {
                 let chain = self
@@ -137,16 +194,22 @@ impl Bench {
     }
 }
 
-/// Returns the numbers of the calls that get a fault.
-fn chosen(calls: usize) -> Vec<usize> {
-    if std::env::var_os("NRI_UNPACK_FAULTS").is_some() {
+/// Whether each call gets a fault.
+fn is_complete() -> bool {
+    std::env::var_os("NRI_UNPACK_FAULTS").is_some()
+}
+
+/// Returns the numbers of the calls that get a fault: in a short run one of so many.
+fn chosen(calls: usize, share: usize) -> Vec<usize> {
+    if is_complete() {
         return (0..calls).collect();
     }
     let seed = std::env::var("NRI_UNPACK_SEED").ok();
     let seed = seed.and_then(|seed| seed.parse().ok());
     let seed: usize = seed.unwrap_or_else(|| std::process::id() as usize);
     println!("NRI_UNPACK_SEED={seed}");
-    (seed % SHARE..calls).step_by(SHARE).collect()
+    let first = seed % share.min(calls.max(1));
+    (first..calls).step_by(share).collect()
 }
 
 async fn every_call(version: Version, snapshotter: &'static str, before: Before) -> Result<()> {
@@ -155,20 +218,12 @@ async fn every_call(version: Version, snapshotter: &'static str, before: Before)
     let earlier = bench.tap()?.calls().len();
     bench.assert_ready().await?;
     let made: Vec<_> = bench.tap()?.calls().split_off(earlier);
-    let changes = CHANGES.into_iter().filter(|change| {
-        let is_skipped = match before {
-            Before::Missing => *change == "Snapshots/Remove",
-            // A labelled `Prepare` commits the layer itself, and the chain is anchored already.
-            Before::Unlabelled => {
-                ["Snapshots/Commit", "Content/Update", "Diff/Apply"].contains(change)
-            }
-        };
-        !is_skipped && !made.iter().any(|call| call.path.ends_with(change))
-    });
-    let changes: BTreeSet<_> = changes.collect();
-    ensure!(changes.is_empty(), "never called: {changes:?}");
+    let expected = before.calls().into_iter();
+    let absent = expected.filter(|name| !made.iter().any(|call| call.path.ends_with(name)));
+    let absent: BTreeSet<_> = absent.collect();
+    ensure!(absent.is_empty(), "never called: {absent:?}");
 
-    for call in chosen(made.len()) {
+    for call in chosen(made.len(), before.share()) {
         for fault in FAULTS {
             bench.reset().await?;
             bench.tap()?.fail(call, fault);
@@ -189,6 +244,52 @@ async fn every_call(version: Version, snapshotter: &'static str, before: Before)
         }
     }
     Ok(())
+}
+
+/// Commands that only read end with every fault.
+async fn in_commands(version: Version) -> Result<()> {
+    let mut bench = Bench::start(version, handler(version), Before::Missing).await?;
+    bench.reset().await?;
+    for words in [["check"], ["doctor"]] {
+        let run = |bench: &Bench| tokio::task::block_in_place(|| bench.node.command(&words));
+        let earlier = bench.tap()?.calls().len();
+        run(&bench)?;
+        let made: Vec<_> = bench.tap()?.calls().split_off(earlier);
+        for call in chosen(made.len(), SHARE) {
+            for fault in FAULTS {
+                bench.tap()?.fail(call, fault);
+                let began = Instant::now();
+                let output = run(&bench)?;
+                let took = began.elapsed();
+                let has_occurred = bench.tap()?.heal();
+                let case = format!("{words:?}, {fault:?} in call {call}: {took:?}");
+                println!("{case}: {:?}", output.status.code());
+                ensure!(has_occurred, "{case}: the command made fewer calls");
+                ensure!(took < LONGEST, "{case}");
+                let code = output.status.code();
+                ensure!(matches!(code, Some(0..=3)), "{case}: {output:?}");
+                bench.node.nothing_left(bench.snapshotter).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_commands_on_2_1() -> Result<()> {
+    in_commands(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other version is tested in each run"]
+async fn in_commands_on_1_7() -> Result<()> {
+    in_commands(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_pull_on_2_1() -> Result<()> {
+    let version = Version::V2_1;
+    every_call(version, handler(version), Before::Pulled).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

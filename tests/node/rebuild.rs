@@ -245,7 +245,7 @@ impl Node {
     }
 
     /// Checks that no lease, no temporary snapshot and no unfinished blob of the plugin remains.
-    async fn assert_nothing_rebuilding(&self, snapshotter: &str) -> Result<()> {
+    pub(crate) async fn assert_nothing_rebuilding(&self, snapshotter: &str) -> Result<()> {
         self.assert_nothing_left(snapshotter).await?;
         let sources = self.store.snapshots("overlayfs").await?;
         let views: Vec<_> = sources.iter().filter(|s| s.kind == Kind::View).collect();

@@ -106,7 +106,7 @@ impl Node {
 }
 
 /// Whether containerd's own unpack found a layer that was removed meanwhile.
-fn is_removed_below(error: &tonic::Status) -> bool {
+pub(crate) fn is_removed_below(error: &tonic::Status) -> bool {
     let message = error.message();
     message.contains("failed to prepare extraction snapshot") && message.contains("does not exist")
 }

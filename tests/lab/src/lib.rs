@@ -57,4 +57,4 @@ pub use shared::Shared;
 pub use signals::interrupted;
 pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};
 pub use systemd::Systemd;
-pub use tap::{Call, Fault, Held, Tap};
+pub use tap::{Call, Fault, Held, Stalled, Tap};

@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
 use crate::containerd::Lab;
 use crate::log::Log;
@@ -75,7 +76,7 @@ impl Plugin {
             anyhow::bail!("the plugin does not run")
         };
         fs::write(&self.config, config)?;
-        process.hang_up()
+        process.signal(Signal::HUP)
     }
 
     /// Kills it with SIGKILL.

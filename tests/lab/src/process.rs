@@ -55,10 +55,9 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends SIGHUP.
-    pub(crate) fn hang_up(&self) -> Result<()> {
-        let pid = Pid::from_child(&self.child);
-        Ok(kill_process(pid, Signal::HUP)?)
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// Polls `ready` until it returns true.
@@ -118,7 +117,8 @@ impl Process {
 
     /// Sends SIGTERM and waits until it has ended. If that takes too long, it is killed, and an error returned.
     pub(crate) async fn terminate(&mut self) -> Result<std::process::ExitStatus> {
-        self.signal(Signal::TERM);
+        // The process is not reaped yet, so the ID is still its own; an error means that it has just ended.
+        let _ = self.signal(Signal::TERM);
         let ended = self.wait(TERM_GRACE).await;
         if ended.is_err() {
             self.kill();
@@ -130,11 +130,6 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The process is not reaped yet, so the ID is still its own; an error means that it has just ended.
-        let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use crate::log::Log;
 use crate::options::Remote;
@@ -83,6 +84,31 @@ impl ProxySnapshotter {
         self.process().take();
     }
 
+    /// Stops it with SIGSTOP: it takes connections and calls, and never answers.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on with SIGCONT.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let process = self.process();
+        let name = self.remote.name();
+        let process = process.as_ref();
+        process
+            .with_context(|| format!("the {name} snapshotter does not run"))?
+            .signal(signal)
+    }
+
     /// Returns its table in containerd's configuration.
     pub(crate) fn table(&self) -> String {
         format!(
@@ -95,6 +121,11 @@ impl ProxySnapshotter {
     /// Returns which snapshotter this is.
     pub fn remote(&self) -> Remote {
         self.remote
+    }
+
+    /// Returns the socket on which it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Returns its log, over all restarts.

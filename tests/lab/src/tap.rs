@@ -1,33 +1,30 @@
-//! A proxy in front of containerd's socket. It records the calls of its clients, can hold or drop a call, and
-//! can put a fault into one.
+//! A proxy in front of the socket of containerd or of a snapshotter. It records the calls of its clients, can hold or
+//! drop a call, can hold all calls of a kind, and can put a fault into one.
 //!
 //! It forwards HTTP/2 streams unchanged and does not parse their messages.
 
+mod forward;
+
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use h2::client::SendRequest;
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, JoinSet};
-use tonic::codegen::Bytes;
-use tonic::codegen::http::Request;
+use tokio::net::UnixListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::containerd::Lab;
+use crate::proxy::ProxySnapshotter;
 
-/// The calls whose message is read before they are forwarded; each has a single message.
-const READ: &str = "/containerd.services.snapshots.v1.Snapshots/";
-
-/// A call to containerd.
+/// A call to the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The service and method: `/containerd.services.snapshots.v1.Snapshots/Prepare`.
     pub path: String,
-    /// The message as text, for calls to the snapshots service; keys and labels can be found in it.
+    /// The message as text, for calls to the snapshots service, for lists of content and of plugins: keys, labels and
+    /// filters can be found in it.
     pub message: String,
 }
 
@@ -42,10 +39,7 @@ pub enum Fault {
     Delay(Duration),
 }
 
-/// gRPC's code of an error that is not known.
-const UNKNOWN: &str = "2";
-
-/// The proxy of a containerd. Dropping it closes all connections.
+/// The proxy of a socket. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct Tap {
     socket: PathBuf,
@@ -57,13 +51,19 @@ pub struct Tap {
 struct Observer {
     calls: Mutex<Vec<Call>>,
     traps: Mutex<Vec<Trigger>>,
-    /// The next fault, and the number of the call that it is for.
-    fault: Mutex<Option<(usize, Fault)>>,
+    stalls: Mutex<Vec<Stall>>,
+    /// The next fault, and the call that it is for.
+    fault: Mutex<Option<(NumberedFilter, Fault)>>,
 }
+
+type Filter = Box<dyn Fn(&Call) -> bool + Send>;
+
+/// Gets also the number of the call.
+type NumberedFilter = Box<dyn Fn(usize, &Call) -> bool + Send>;
 
 /// Waits for one call.
 struct Trigger {
-    which: Box<dyn Fn(&Call) -> bool + Send>,
+    which: Filter,
     came: oneshot::Sender<Call>,
     /// Sends when the call may continue; the call is dropped when the sender is dropped.
     go: oneshot::Receiver<()>,
@@ -77,17 +77,49 @@ pub struct Held {
     go: oneshot::Sender<()>,
 }
 
+/// Holds calls until it ends.
+struct Stall {
+    which: Filter,
+    held: Arc<AtomicUsize>,
+    /// Fails when [`Stalled`] is dropped.
+    end: watch::Receiver<()>,
+}
+
+/// All calls that match [`Tap::stall`]. They are forwarded when it is dropped.
+#[derive(Debug)]
+pub struct Stalled {
+    held: Arc<AtomicUsize>,
+    _end: watch::Sender<()>,
+}
+
 impl Tap {
     /// Listens in front of this containerd, which may restart.
     ///
     /// # Errors
     /// If the socket cannot be opened.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let socket = lab.socket_path("tap.sock")?;
+        Self::between(lab.socket_path("tap.sock")?, lab.socket())
+    }
+
+    /// Listens in front of this snapshotter, which may restart. containerd has to be configured for it.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened.
+    pub fn of_snapshotter(lab: &Lab, snapshotter: &ProxySnapshotter) -> Result<Self> {
+        let name = format!("{}-tap.sock", snapshotter.remote().name());
+        Self::between(lab.socket_path(&name)?, snapshotter.socket())
+    }
+
+    /// Listens on `socket`, and forwards to `server`.
+    fn between(socket: PathBuf, server: &Path) -> Result<Self> {
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("listening on {}", socket.display()))?;
         let observer = Arc::<Observer>::default();
-        let task = tokio::spawn(serve(listener, lab.socket().to_owned(), observer.clone()));
+        let task = tokio::spawn(forward::serve(
+            listener,
+            server.to_owned(),
+            observer.clone(),
+        ));
         Ok(Self {
             socket,
             observer,
@@ -95,7 +127,7 @@ impl Tap {
         })
     }
 
-    /// Returns the socket to use instead of containerd's.
+    /// Returns the socket to use instead of the server's.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -107,8 +139,17 @@ impl Tap {
 
     /// Puts a fault into the call after the next `calls` calls, until [`Self::heal`].
     pub fn fail(&self, calls: usize, fault: Fault) {
-        let before = lock(&self.observer.calls).len();
-        *lock(&self.observer.fault) = Some((before + calls, fault));
+        let at = lock(&self.observer.calls).len() + calls;
+        self.set_fault(Box::new(move |number, _| number == at), fault);
+    }
+
+    /// Puts a fault into the next call that matches `which`, and only that one, until [`Self::heal`].
+    pub fn fail_when(&self, which: impl Fn(&Call) -> bool + Send + 'static, fault: Fault) {
+        self.set_fault(Box::new(move |_, call| which(call)), fault);
+    }
+
+    fn set_fault(&self, which: NumberedFilter, fault: Fault) {
+        *lock(&self.observer.fault) = Some((which, fault));
     }
 
     /// Ends the fault. Returns whether it has occurred.
@@ -126,6 +167,25 @@ impl Tap {
             go: may_go,
         });
         Held { came: has_come, go }
+    }
+
+    /// Holds all calls that match `which`: the server seems to work on them, and never to answer.
+    pub fn stall(&self, which: impl Fn(&Call) -> bool + Send + 'static) -> Stalled {
+        let held = Arc::<AtomicUsize>::default();
+        let (sender, end) = watch::channel(());
+        lock(&self.observer.stalls).push(Stall {
+            which: Box::new(which),
+            held: held.clone(),
+            end,
+        });
+        Stalled { held, _end: sender }
+    }
+}
+
+impl Stalled {
+    /// Returns how many calls have been held so far.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -166,10 +226,11 @@ impl Observer {
             calls.push(call.clone());
             calls.len() - 1
         };
-        let fault = lock(&self.fault).take_if(|(at, _)| *at == number);
+        let fault = lock(&self.fault).take_if(|(which, _)| which(number, &call));
         if let Some((_, fault)) = fault {
             return Passage::Failed(fault);
         }
+        self.wait_while_stalled(&call).await;
         let trap = {
             let mut traps = lock(&self.traps);
             let at = traps.iter().position(|trap| (trap.which)(&call));
@@ -189,6 +250,24 @@ impl Observer {
     }
 }
 
+impl Observer {
+    async fn wait_while_stalled(&self, call: &Call) {
+        let end = {
+            let mut stalls = lock(&self.stalls);
+            stalls.retain(|stall| stall.end.has_changed().is_ok());
+            let stall = stalls.iter().find(|stall| (stall.which)(call));
+            stall.map(|stall| {
+                stall.held.fetch_add(1, Ordering::Relaxed);
+                stall.end.clone()
+            })
+        };
+        if let Some(mut end) = end {
+            // Nothing is ever sent: this waits for the sender's end.
+            let _ = end.changed().await;
+        }
+    }
+}
+
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} calls", lock(&self.calls).len())
@@ -197,127 +276,4 @@ impl std::fmt::Debug for Observer {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Accepts connections; they end with this task.
-async fn serve(listener: UnixListener, containerd: PathBuf, observer: Arc<Observer>) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let (containerd, observer) = (containerd.clone(), observer.clone());
-        // The client and containerd see an error as a broken connection.
-        connections.spawn(async move { drop(connection(stream, &containerd, observer).await) });
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-/// Serves one client's connection, with a connection of its own to containerd.
-async fn connection(client: UnixStream, containerd: &Path, observer: Arc<Observer>) -> Result<()> {
-    let server = UnixStream::connect(containerd).await?;
-    let (containerd, server) = h2::client::handshake(server).await?;
-    let mut client = h2::server::handshake(client).await?;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { Ok(server.await?) });
-    loop {
-        tokio::select! {
-            request = client.accept() => {
-                let Some(request) = request else { return Ok(()) };
-                let (request, respond) = request?;
-                tasks.spawn(forward(request, respond, containerd.clone(), observer.clone()));
-            }
-            // containerd has ended, so the connection ends. A broken stream ends only itself.
-            Some(_) = tasks.join_next() => {
-                if containerd.clone().ready().await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
-async fn forward(
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    containerd: SendRequest<Bytes>,
-    observer: Arc<Observer>,
-) -> Result<()> {
-    let (head, mut body) = request.into_parts();
-    let path = head.uri.path().to_owned();
-    let mut message = Vec::new();
-    if path.starts_with(READ) {
-        while let Some(data) = body.data().await {
-            message.extend_from_slice(&release_capacity(&mut body, data?)?);
-        }
-    }
-    let call = Call {
-        path,
-        message: String::from_utf8_lossy(&message).into_owned(),
-    };
-    let mut is_answered = true;
-    match observer.pass(call).await {
-        Passage::Forwarded => {}
-        Passage::Dropped => {
-            respond.send_reset(Reason::CANCEL);
-            return Ok(());
-        }
-        Passage::Failed(Fault::Error) => {
-            let answer = tonic::codegen::http::Response::builder()
-                .header("content-type", "application/grpc")
-                .header("grpc-status", UNKNOWN)
-                .header("grpc-message", "a fault of the test")
-                .body(())?;
-            respond.send_response(answer, true)?;
-            return Ok(());
-        }
-        Passage::Failed(Fault::AnswerLost) => is_answered = false,
-        Passage::Failed(Fault::Delay(time)) => tokio::time::sleep(time).await,
-    }
-    let mut containerd = containerd.ready().await?;
-    let (response, mut up) = containerd.send_request(Request::from_parts(head, ()), false)?;
-    let upwards = async {
-        match up.send_data(message.into(), false) {
-            Ok(()) => copy(body, up).await,
-            Err(_) => Ok(()),
-        }
-    };
-    let downwards = async {
-        let (head, mut body) = response.await?.into_parts();
-        if !is_answered {
-            while let Some(data) = body.data().await {
-                release_capacity(&mut body, data?)?;
-            }
-            respond.send_reset(Reason::INTERNAL_ERROR);
-            return Ok(());
-        }
-        let ends = body.is_end_stream();
-        let head = tonic::codegen::http::Response::from_parts(head, ());
-        let down = respond.send_response(head, ends)?;
-        if !ends {
-            copy(body, down).await?;
-        }
-        Ok(())
-    };
-    tokio::try_join!(upwards, downwards)?;
-    Ok(())
-}
-
-/// Copies all data and the trailers. A receiver may stop early, as containerd does when it responds before the
-/// end of the request; the other direction continues.
-async fn copy(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<()> {
-    while let Some(data) = from.data().await {
-        let data = release_capacity(&mut from, data?)?;
-        if to.send_data(data, false).is_err() {
-            return Ok(());
-        }
-    }
-    let _ = match from.trailers().await? {
-        Some(trailers) => to.send_trailers(trailers),
-        None => to.send_data(Bytes::new(), true),
-    };
-    Ok(())
-}
-
-/// Returns the capacity of this data to the sender.
-fn release_capacity(from: &mut RecvStream, data: Bytes) -> Result<Bytes> {
-    from.flow_control().release_capacity(data.len())?;
-    Ok(data)
 }
