@@ -86,7 +86,6 @@ impl Ahead {
         });
         node.in_session(watch::run(ahead.clone()));
         node.in_session(removals::run(ahead.clone()));
-        node.in_session(lost::run(ahead.clone()));
         node.in_session(arrivals::run(ahead.clone(), arrivals));
         node.in_session(workers::run(ahead.clone()));
         ahead

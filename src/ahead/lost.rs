@@ -1,11 +1,8 @@
 //! Notices that a snapshotter has lost its state. Each pod of its handler fails then before a hook is called, and no
 //! event comes: so the plugin looks at regular intervals.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use futures::future::join_all;
 
 use crate::unpack::Look;
 
@@ -16,11 +13,10 @@ use super::worker::Worker;
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Runs until it is dropped.
-pub(super) async fn run(ahead: Arc<Ahead>) {
+pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let workers = ahead.workers().await;
-        join_all(workers.iter().map(|worker| look(&ahead, worker))).await;
+        look(ahead, worker).await;
     }
 }
 

@@ -189,10 +189,10 @@ async fn scan<'a>(
             return scan;
         }
     };
-    let mut held = listing.len();
-    worker.count.listed(held);
     // Pinned images come first, so they show the loss before the other images are looked at.
     let mut has_lost = worker.lost.swap(false, Ordering::Relaxed);
+    let mut held = listing.len();
+    worker.count.listed(held);
     for store_image in store_images {
         let config = node.config();
         let (image, snapshotter) = (&store_image.image, &worker.snapshotter);
@@ -213,7 +213,7 @@ async fn scan<'a>(
         };
         let is_lost = status.state == State::Lost;
         has_lost |= is_lost;
-        if !is_eager && !is_lost {
+        if !is_lost && !is_eager {
             continue;
         }
         if store_image.is_pinned && is_eager {

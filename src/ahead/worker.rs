@@ -39,7 +39,7 @@ pub(super) struct Worker {
     pub(super) retries: Retries,
     /// Whether the last reconcile left images because the snapshotter holds too many snapshots.
     pub(super) left: AtomicBool,
-    /// Whether the snapshotter has lost its state since the last reconcile.
+    /// Whether the snapshotter has lost its state since the last reconcile began.
     pub(super) lost: AtomicBool,
     /// Notified when a reconcile is requested.
     pub(super) reconcile: Notify,

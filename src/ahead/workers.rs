@@ -13,7 +13,7 @@ use crate::retry;
 use super::eager::{self, ManagedSnapshotter};
 use super::job::Job;
 use super::worker::{MAX_JOBS, Worker};
-use super::{Ahead, schedule, work};
+use super::{Ahead, lost, schedule, work};
 
 /// The longest pause before the snapshotters are listed again while containerd does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -107,6 +107,7 @@ fn start(
             tokio::join!(
                 run_jobs(&ahead, &it, jobs),
                 run_jobs(&ahead, &it, asked),
+                lost::run(&ahead, &it),
                 run_retries(&it),
                 schedule::run(&ahead, &it)
             );

@@ -7,6 +7,7 @@ mod ahead_fill;
 mod ahead_gaps;
 mod ahead_in_the_way;
 mod ahead_kills;
+mod ahead_limits;
 mod ahead_race;
 mod ahead_volume;
 mod ahead_workers;
