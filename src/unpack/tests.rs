@@ -9,6 +9,7 @@ mod labelling;
 mod other_client;
 mod parallel;
 mod properties;
+mod silent;
 
 use std::sync::Arc;
 use std::time::Duration;
