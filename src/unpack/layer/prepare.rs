@@ -28,6 +28,10 @@ const LAST: Duration = Duration::from_secs(5);
 /// The time after which a `Prepare` runs long, and it is looked whether another client has committed the layer.
 const FIRST_LOOK: Duration = Duration::from_millis(300);
 
+/// The same if it may wait for a registry that did not answer before. A `Prepare` of a layer that exists is answered
+/// sooner.
+const FIRST_LOOK_IF_SILENT: Duration = Duration::from_millis(50);
+
 /// The time between further looks.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -100,20 +104,27 @@ impl Unpack<'_> {
 
     /// Calls `Prepare`, until the unpack is stopped or another client has committed the layer.
     async fn try_prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Prepared {
+        let prepared = self.await_prepare(key, parent, labels).await;
+        self.reporter.stalls(false);
+        prepared
+    }
+
+    async fn await_prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Prepared {
         let registry = self.registry(&labels).await;
         let silent = &self.layers.silent_registries;
-        if let Some(registry) = &registry
-            && let Some(until) = silent.until(self.snapshotter, registry)
-        {
-            self.reporter.not_before(until);
-        }
+        let is_silent = registry
+            .as_ref()
+            .is_some_and(|registry| silent.has(self.snapshotter, registry));
         let began = Instant::now();
         let id = self.lease.id();
         let prepare = self
             .containerd
             .prepare(id, self.snapshotter, key, parent, labels);
         let mut prepare = pin!(prepare);
-        let mut pause = FIRST_LOOK;
+        let mut pause = match is_silent {
+            true => FIRST_LOOK_IF_SILENT,
+            false => FIRST_LOOK,
+        };
         loop {
             let look = async {
                 tokio::time::sleep(pause).await;
@@ -129,14 +140,7 @@ impl Unpack<'_> {
                     }
                     return Prepared::Stopped;
                 }
-                answer = prepare.as_mut() => {
-                    if let Some(registry) = &registry
-                        && began.elapsed() < SILENT
-                    {
-                        silent.answered(self.snapshotter, registry);
-                    }
-                    return Prepared::Answered(answer);
-                }
+                answer = prepare.as_mut() => return Prepared::Answered(answer),
                 committed = look => {
                     if let Some(registry) = &registry
                         && began.elapsed() >= SILENT
@@ -146,6 +150,9 @@ impl Unpack<'_> {
                     // An error counts as `false`: `Prepare` reports what does not work.
                     if committed.unwrap_or(false) {
                         return Prepared::Committed;
+                    }
+                    if is_silent {
+                        self.reporter.stalls(true);
                     }
                 }
             }
