@@ -64,6 +64,9 @@ impl Serve<'_> {
                             .await
                     }
                     NextStep::Flight => {
+                        if target.in_use {
+                            reporter.all_committed();
+                        }
                         let flight = self.runner.flight_of(target, priority).await;
                         let outcome = reporter.watch(flight, true).await;
                         if let Err(e) = &outcome

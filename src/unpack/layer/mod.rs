@@ -6,6 +6,7 @@ pub(crate) mod fallback;
 pub(crate) mod kept_blobs;
 pub(crate) mod other_client;
 pub(crate) mod parallel;
+mod prepare;
 pub(crate) mod pull;
 pub(crate) mod rebuild;
 pub(crate) mod unpack;

@@ -1,6 +1,6 @@
 //! Unpacks one layer: prepare, apply, verify, commit; or abort. The steps and their order are those of
 //! containerd's own unpacker, so that both can work on one chain at the same time. A layer that containerd is at is
-//! left to it: see `other_client`.
+//! left to it: see `other_client`. `prepare` has the first step.
 //!
 //! The parent is named when the snapshot is prepared, and must exist at that time. If the snapshotter can
 //! rebase, the parent is named at the commit instead. The unpack fails if the layer's blob is gone: this file
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads, Resource};
+use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads};
 use crate::image::{Layer, Manifest};
 use crate::metrics;
 
@@ -28,19 +28,6 @@ use crate::unpack::schedule::process_lock::{ProcessLock, process_lock};
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::snapshotter::{guest_pull, mounts};
-
-/// The number of attempts to prepare a snapshot. *AlreadyExists* although the chain id does not exist, or
-/// *NotFound* although the parent exists, means that another client unpacks or removes the chain at the same
-/// time. containerd's own unpacker tries three times without a pause; a replacement by another process takes
-/// longer.
-const PREPARE_TRIES: u32 = 5;
-
-/// The pause before the second attempt. It doubles before each further one.
-const PREPARE_PAUSE: Duration = Duration::from_millis(10);
-
-/// How long a stopped unpack waits for a `Prepare` that is running: well within the time that the daemon
-/// has for its own cleanup.
-const LAST_PREPARE: Duration = Duration::from_secs(5);
 
 /// The time after which an apply is expected to run. An apply whose blob is gone fails sooner.
 const REFUSED: Duration = Duration::from_millis(20);
@@ -261,83 +248,6 @@ impl Unpack<'_> {
         }
     }
 
-    /// Prepares an active snapshot to unpack into; `None` if the layer exists already.
-    async fn prepare(
-        &self,
-        content: &Content,
-        parent: Option<&str>,
-    ) -> Result<Option<(String, Vec<Mount>)>, Failure> {
-        let chain_id = &self.layer.chain_id;
-        let mut last = None;
-        for n in 0..PREPARE_TRIES {
-            if n > 0 {
-                tokio::time::sleep(PREPARE_PAUSE * 2_u32.pow(n - 1)).await;
-            }
-            let key = self.lease.extraction_key(chain_id);
-            let labels = content.labels(self.labels);
-            let Some(prepared) = self.try_prepare(&key, parent, labels).await else {
-                self.remove(&key).await;
-                return Err(Failure::Stopped);
-            };
-            match prepared {
-                Ok(_) if self.is_for_guest => {
-                    self.remove(&key).await;
-                    return Err(Failure::NotLeftToGuest);
-                }
-                Ok(mounts) => return Ok(Some((key, mounts))),
-                Err(e) if e.already_exists() => {
-                    if self.is_committed().await? {
-                        return Ok(None);
-                    }
-                    last = Some(e);
-                }
-                Err(e) => {
-                    // If only the answer was lost, the snapshot exists.
-                    self.remove(&key).await;
-                    match self.unless_gone(parent, e).await {
-                        // The client that removed the parent may have made it again since.
-                        Failure::Containerd(e) if e.is_not_found() => last = Some(e),
-                        failure => return Err(failure),
-                    }
-                }
-            }
-        }
-        let is_record_in_the_way = last.as_ref().is_some_and(containerd::Error::already_exists);
-        if is_record_in_the_way
-            && self
-                .containerd
-                .has_record(self.snapshotter, chain_id)
-                .await?
-        {
-            // `Prepare` has put the record under the lease, which would keep it.
-            let record = Resource::snapshot(self.snapshotter, chain_id);
-            self.containerd.release(self.lease.id(), record).await?;
-            return Err(Failure::Lost);
-        }
-        Err(last.map_or(Failure::Stopped, Failure::Containerd))
-    }
-
-    /// Calls `Prepare`; `None` if the unpack is stopped first.
-    async fn try_prepare(
-        &self,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-    ) -> Option<Result<Vec<Mount>, containerd::Error>> {
-        let id = self.lease.id();
-        let prepare = self
-            .containerd
-            .prepare(id, self.snapshotter, key, parent, labels);
-        let mut prepare = pin!(prepare);
-        let prepared = self.stop.run_until_cancelled(prepare.as_mut()).await;
-        // If containerd makes the snapshot after the removal, it remains: the lease is kept, so that the
-        // sweep removes it.
-        if prepared.is_none() && tokio::time::timeout(LAST_PREPARE, prepare).await.is_err() {
-            self.lease.keep();
-        }
-        prepared
-    }
-
     /// Applies the content and verifies it. A blob that was gone may be back already, since another flight has fetched it.
     pub(crate) async fn apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         match self.try_apply(mounts.clone(), content).await {
@@ -436,7 +346,11 @@ impl Unpack<'_> {
     }
 
     /// Returns the failure of a call: *NotFound* may mean that the parent was removed.
-    async fn unless_gone(&self, parent: Option<&str>, error: containerd::Error) -> Failure {
+    pub(super) async fn unless_gone(
+        &self,
+        parent: Option<&str>,
+        error: containerd::Error,
+    ) -> Failure {
         match parent {
             Some(parent) if error.is_not_found() => match self.exists(parent).await {
                 Ok(true) => error.into(),
@@ -471,7 +385,7 @@ impl Unpack<'_> {
         self.remove(&filled.key).await;
     }
 
-    async fn remove(&self, key: &str) {
+    pub(super) async fn remove(&self, key: &str) {
         self.lease
             .remove(self.containerd, self.snapshotter, key)
             .await;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::layer_locks::LayerLocks;
 use super::permits::PrioritySemaphore;
+use super::silent_registries::SilentRegistries;
 use super::throughput::Throughput;
 use crate::unpack::snapshotter::capabilities::CapabilityCache;
 
@@ -17,6 +18,8 @@ pub(crate) struct Layers {
     pub(crate) capabilities: Arc<CapabilityCache>,
     /// The locks that let a layer of several chains be unpacked once.
     pub(crate) layer_locks: LayerLocks,
+    /// The registries for which no hook waits.
+    pub(crate) silent_registries: SilentRegistries,
     /// The measured throughput.
     pub(crate) throughput: Throughput,
     /// Whether stream processors that decrypt a layer get the payload that CRI passes to them.
@@ -31,6 +34,7 @@ impl Layers {
             permits: PrioritySemaphore::new(at_once),
             capabilities,
             layer_locks: LayerLocks::default(),
+            silent_registries: SilentRegistries::default(),
             throughput: Throughput::default(),
             // The default of containerd.
             hands_keys_over: AtomicBool::new(true),

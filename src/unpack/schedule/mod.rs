@@ -7,4 +7,5 @@ pub(crate) mod place;
 pub(crate) mod priority;
 pub(crate) mod process_lock;
 pub(crate) mod progress;
+pub(crate) mod silent_registries;
 pub(crate) mod throughput;

@@ -59,6 +59,10 @@ pub struct Progress {
     pub bytes: u64,
     /// The estimated earliest end of the work.
     pub earliest: Option<Instant>,
+    /// The work waits for something that did not answer before.
+    pub is_stalled: bool,
+    /// Every layer was committed before the work, which notices that soon.
+    pub is_committed: bool,
     /// The result; `None` while the work is running.
     pub outcome: Option<Outcome>,
 }
@@ -79,9 +83,12 @@ impl Ticket {
     }
 
     /// Waits for the end of the work until `deadline`; `None` if the work is still running then. Returns `None` at once
-    /// if the estimated earliest end is later than `deadline`.
+    /// if the estimated earliest end is later than `deadline`, or if the work is stalled and layers are missing.
     pub async fn outcome_by(&mut self, deadline: Instant) -> Option<Outcome> {
-        let ends_later = |p: &Progress| p.earliest.is_some_and(|earliest| earliest > deadline);
+        let ends_later = |p: &Progress| {
+            let is_stalled = p.is_stalled && !p.is_committed;
+            is_stalled || p.earliest.is_some_and(|earliest| earliest > deadline)
+        };
         let changed = self
             .progress
             .wait_for(|p| p.outcome.is_some() || ends_later(p));
@@ -136,6 +143,19 @@ impl Reporter {
             .send_modify(|p| p.earliest = p.earliest.max(Some(earliest)));
     }
 
+    /// Reports whether the work waits for something that did not answer before.
+    pub(crate) fn stalls(&self, is_stalled: bool) {
+        self.0.send_if_modified(|p| {
+            let was_stalled = std::mem::replace(&mut p.is_stalled, is_stalled);
+            was_stalled != is_stalled
+        });
+    }
+
+    /// Reports that every layer is committed, so that the work lacks only labels.
+    pub(crate) fn all_committed(&self) {
+        self.0.send_modify(|p| p.is_committed = true);
+    }
+
     pub(crate) fn end(self, outcome: Outcome) {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
@@ -150,6 +170,7 @@ impl Reporter {
             }
             self.layers(progress.ready_layers, progress.layers);
             self.bytes(progress.bytes);
+            self.stalls(progress.is_stalled);
             if let Some(earliest) = progress.earliest {
                 self.not_before(earliest);
             }

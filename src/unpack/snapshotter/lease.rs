@@ -68,6 +68,7 @@ impl Leases {
         let lease = Lease {
             id: format!("{PREFIX}{}-{nanos}-{n}", self.owner.pid),
             keys: AtomicU64::default(),
+            later: Mutex::default(),
             kept: AtomicBool::default(),
             leases: self.clone(),
         };
@@ -213,6 +214,8 @@ pub(crate) fn is_of_another_client(extraction: &str) -> bool {
 pub(crate) struct Lease {
     id: String,
     keys: AtomicU64,
+    /// Temporary snapshots that the snapshotter may still make, with their snapshotter.
+    later: Mutex<Vec<(String, String)>>,
     /// Whether the lease stays, since the sweep has to remove one of its snapshots.
     kept: AtomicBool,
     leases: Arc<Leases>,
@@ -263,6 +266,12 @@ impl Lease {
         gone_is_fine(containerd.delete_lease(&self.id, true).await)
     }
 
+    /// Makes [`Lease::release`] remove a temporary snapshot that may not exist yet. Once the lease is gone, containerd
+    /// makes no snapshot under it.
+    pub(crate) fn remove_later(&self, snapshotter: &str, key: String) {
+        self.later.lock().push((snapshotter.to_owned(), key));
+    }
+
     /// Makes [`Lease::release`] leave the lease and its snapshots to the sweep.
     pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
@@ -270,6 +279,10 @@ impl Lease {
 
     /// Deletes the lease. If that fails, the sweep deletes it.
     pub(crate) async fn release(self, containerd: &dyn Containerd) {
+        let later = std::mem::take(&mut *self.later.lock());
+        for (snapshotter, key) in later {
+            self.remove(containerd, &snapshotter, &key).await;
+        }
         if self.kept.load(Ordering::Relaxed) {
             return;
         }

@@ -548,9 +548,10 @@ async fn a_layer_that_the_snapshotter_already_has_is_committed_without_an_apply(
 #[tokio::test(start_paused = true)]
 async fn layers_that_exist_at_the_prepare_are_used() {
     let bench = Bench::new(5).await;
-    bench.fake.slow("prepare snapshot", Duration::from_secs(1));
+    let short = Duration::from_millis(250);
+    bench.fake.slow("prepare snapshot", short);
     let mut ticket = bench.ask(NAME);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(short / 2).await;
     let chain_ids = bench.chain_ids();
     bench.fake.commit_unlabelled(OVERLAYFS, &chain_ids[0], None);
     let below = Some(chain_ids[0].as_str());
