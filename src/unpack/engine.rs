@@ -6,8 +6,6 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::containerd::{Containerd, Image};
 use crate::metrics;
@@ -19,7 +17,8 @@ use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::Planned;
 use crate::unpack::chain::profile::Profile;
 use crate::unpack::chain::state::State;
-use crate::unpack::flight::runner::FlightRunner;
+use crate::unpack::flight::worker::Shared;
+use crate::unpack::flight::workers::Workers;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::replacements::Replacements;
 use crate::unpack::repair::retag::name_layers;
@@ -31,7 +30,7 @@ use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::snapshotter::listing::{Listing, Lists};
-use crate::unpack::snapshotter::sentinels::{Look, Sentinels};
+use crate::unpack::snapshotter::sentinels::Look;
 use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::label_policy::LabelPolicy;
@@ -46,11 +45,9 @@ pub struct Engine {
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
     need_content: NeedContent,
-    sentinels: Arc<Sentinels>,
-    runner: Arc<FlightRunner>,
+    shared: Arc<Shared>,
+    workers: Workers,
     replacements: Replacements,
-    tasks: TaskTracker,
-    stop: CancellationToken,
 }
 
 impl Engine {
@@ -66,26 +63,22 @@ impl Engine {
         let capabilities = Arc::new(CapabilityCache::default());
         let images = Arc::new(Images::new(containerd.clone()));
         let resolver = Resolver::new(images.clone(), leases.clone(), policy, capabilities.clone());
-        let sentinels = Arc::new(Sentinels::default());
-        let runner = FlightRunner::new(
+        let shared = Arc::new(Shared::new(
             images,
-            sentinels.clone(),
             containerd.clone(),
             leases.clone(),
             fallback,
             parallel,
             capabilities,
-        );
+        ));
         Arc::new(Self {
             resolver,
             containerd,
             swap_cost: swap::Cost::default(),
             leases,
             need_content: NeedContent::default(),
-            sentinels,
-            tasks: runner.tasks.clone(),
-            stop: runner.stop.clone(),
-            runner: Arc::new(runner),
+            workers: Workers::new(shared.clone()),
+            shared,
             replacements: Replacements::default(),
         })
     }
@@ -97,13 +90,10 @@ impl Engine {
         let priority = Priority::new(urgency);
         let engine = self.clone();
         let mut own_ticket = ticket.clone();
-        self.tasks.spawn(async move {
-            let Engine {
-                resolver, runner, ..
-            } = &*engine;
+        self.shared.tasks.spawn(async move {
             Serve {
-                resolver,
-                runner,
+                resolver: &engine.resolver,
+                worker: &engine.workers.of(&request.snapshotter),
                 request: &request,
             }
             .run(priority, reporter)
@@ -126,7 +116,8 @@ impl Engine {
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
         let guest_pulls = self.resolver.guest_pull_now(snapshotter);
-        self.runner
+        self.workers
+            .of(snapshotter)
             .ready_cache
             .parent_chain(
                 containerd,
@@ -200,7 +191,7 @@ impl Engine {
         if status.committed == status.layers
             && let Some(chain) = &status.chain
         {
-            self.sentinels.saw(&listing.snapshotter, chain);
+            self.workers.of(&listing.snapshotter).sentinels.saw(chain);
         }
         Ok(status)
     }
@@ -208,9 +199,10 @@ impl Engine {
     /// Looks whether the snapshotter still has a chain that it had. [`Look::Lost`] is returned at least once for each loss.
     pub async fn look(&self, snapshotter: &str) -> Result<Look, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
-        let look = self.sentinels.look(containerd, snapshotter).await?;
+        let worker = self.workers.of(snapshotter);
+        let look = worker.sentinels.look(containerd, snapshotter).await?;
         if look == Look::Lost {
-            self.runner.ready_cache.forget();
+            worker.ready_cache.forget();
         }
         Ok(look)
     }
@@ -253,7 +245,7 @@ impl Engine {
         let (answer, answered) = oneshot::channel();
         let inner = until.before_answer();
         let engine = self.clone();
-        self.tasks.spawn(async move {
+        self.shared.tasks.spawn(async move {
             let containerd = engine.containerd.as_ref();
             let lease = swap::in_time(inner.usual, engine.leases.take(containerd)).await;
             let lease = match lease {
@@ -296,9 +288,9 @@ impl Engine {
             return;
         };
         let (engine, image, snapshotter) = (self.clone(), image.clone(), snapshotter.to_owned());
-        self.tasks.spawn(async move {
+        self.shared.tasks.spawn(async move {
             let attempts = replacement.run(|| engine.replace(&image, &snapshotter));
-            engine.stop.run_until_cancelled(attempts).await;
+            engine.shared.stop.run_until_cancelled(attempts).await;
         });
     }
 
@@ -329,34 +321,41 @@ impl Engine {
     /// Forgets which chains are ready, after an image was removed. A container may keep the chain of the image, but the
     /// chain has lost its anchor (the gc label on the config blob) when the image is pulled again.
     pub fn image_removed(&self, name: &str) {
-        self.runner.removals.count();
-        self.runner.ready_cache.image_removed(name);
+        self.shared.removals.count();
+        for worker in self.workers.all() {
+            worker.ready_cache.image_removed(name);
+        }
         self.need_content.forget();
     }
 
     /// Ends the flights of images that were removed, and forgets their documents. Returns the images of the store.
     pub async fn end_removed(&self) -> Result<Vec<Image>, crate::containerd::Error> {
-        let moment = self.runner.flights.now();
+        let workers = self.workers.all();
+        let moments: Vec<_> = workers.iter().map(|worker| worker.flights.now()).collect();
         let images = self.containerd.images().await?;
         let records = images.iter().map(|image| image.target.digest.as_str());
         let records = records.collect();
-        self.runner.flights.end_without(&records, &moment);
+        for (worker, moment) in workers.iter().zip(&moments) {
+            worker.flights.end_without(&records, moment);
+        }
         self.resolver.images.keep(&records);
         Ok(images)
     }
 
     /// Forgets what was cached, since containerd was restarted or the policy has changed.
     pub fn forget(&self) {
-        self.runner.ready_cache.forget();
+        for worker in self.workers.all() {
+            worker.ready_cache.forget();
+        }
         self.resolver.forget();
-        self.runner.layers.capabilities.forget();
+        self.shared.limits.capabilities.forget();
         self.need_content.forget();
     }
 
     /// Sets whether stream processors that decrypt a layer get the payload that CRI passes to them if the keys belong to
     /// the node (`image_decryption.key_model`).
     pub fn hand_keys_over(&self, hand_over: bool) {
-        let keys = &self.runner.layers.hands_keys_over;
+        let keys = &self.shared.limits.hands_keys_over;
         keys.store(hand_over, Ordering::Relaxed);
     }
 
@@ -372,14 +371,16 @@ impl Engine {
 
     /// Stops all work and waits until it has cleaned up.
     pub async fn close(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
     }
 
     /// Takes each lock that all work needs and releases it.
     pub fn probe_locks(&self) {
-        self.runner.probe_locks();
+        for worker in self.workers.all() {
+            worker.probe_locks();
+        }
         self.replacements.probe_locks();
     }
 }

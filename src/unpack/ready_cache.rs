@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::containerd::{Containerd, Error, Snapshot};
 use crate::unpack::snapshotter::guest_pull;
 
-/// The size of each map, more entries than a node has chains. A full map is cleared; its chains are found ready again
+/// The size of each map, more entries than a snapshotter has chains. A full map is cleared; its chains are found ready again
 /// by the next request.
 const MAX_ENTRIES: usize = 4096;
 
@@ -30,7 +30,7 @@ pub enum ParentChain {
     Scratch,
 }
 
-/// The chains that were found ready.
+/// The chains of one snapshotter that were found ready.
 ///
 /// If another client removes a chain and makes it again without labels, the creation time of its top layer changes. A
 /// parent cannot be removed while it has a child, so the creation time of the top layer covers all layers.
@@ -39,13 +39,13 @@ pub(crate) struct ReadyCache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// The top layers of ready chains, by snapshotter and chain id.
-    ready: HashMap<(String, String), Top>,
+    /// The top layers of ready chains, by chain id.
+    ready: HashMap<String, Top>,
     /// The same for chains from which a container can start, but whose labels were not checked.
-    sound: HashMap<(String, String), Top>,
-    /// The chain id, by snapshotter and by the image name in a container's annotation. It is a guess that saves a round
-    /// trip, and is always verified.
-    chains: HashMap<(String, String), String>,
+    sound: HashMap<String, Top>,
+    /// The chain id, by the image name in a container's annotation. It is a guess that saves a round trip, and is always
+    /// verified.
+    chains: HashMap<String, String>,
 }
 
 /// The top layer of a chain, and the mode of the snapshotter in which the chain is ready.
@@ -58,18 +58,16 @@ pub(crate) struct Top {
 
 impl ReadyCache {
     /// Records that a chain is ready.
-    pub(crate) fn record_ready(&self, snapshotter: &str, chain: &str, top: Option<Top>) {
+    pub(crate) fn record_ready(&self, chain: &str, top: Option<Top>) {
         if let Some(top) = top {
-            let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.entries().ready).insert(key, top);
+            bounded(&mut self.entries().ready).insert(chain.to_owned(), top);
         }
     }
 
     /// Records that a container can start from a chain, whose labels were not checked.
-    pub(crate) fn record_sound(&self, snapshotter: &str, chain: &str, top: Option<Top>) {
+    pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>) {
         if let Some(top) = top {
-            let key = (snapshotter.to_owned(), chain.to_owned());
-            bounded(&mut self.entries().sound).insert(key, top);
+            bounded(&mut self.entries().sound).insert(chain.to_owned(), top);
         }
     }
 
@@ -84,13 +82,12 @@ impl ReadyCache {
     pub(crate) fn image_removed(&self, name: &str) {
         let mut entries = self.entries();
         entries.ready.clear();
-        entries.chains.retain(|(_, of), _| of != name);
+        entries.chains.remove(name);
     }
 
     /// Records that a container with this image name is based on this chain.
-    pub(crate) fn record_parent(&self, snapshotter: &str, name: &str, chain: &str) {
-        let key = (snapshotter.to_owned(), name.to_owned());
-        bounded(&mut self.entries().chains).insert(key, chain.to_owned());
+    pub(crate) fn record_parent(&self, name: &str, chain: &str) {
+        bounded(&mut self.entries().chains).insert(name.to_owned(), chain.to_owned());
     }
 
     /// Returns the chain that the snapshot `key` of a container is based on. Reads that snapshot and its probable parent
@@ -106,10 +103,7 @@ impl ReadyCache {
         left_to_containerd: bool,
         guest_pulls: Option<bool>,
     ) -> Result<ParentChain, Error> {
-        let guess = name.and_then(|name| {
-            let at = (snapshotter.to_owned(), name.to_owned());
-            self.entries().chains.get(&at).cloned()
-        });
+        let guess = name.and_then(|name| self.entries().chains.get(name).cloned());
         let guessed = async {
             match &guess {
                 Some(chain) => containerd.stat(snapshotter, chain).await.ok(),
@@ -123,24 +117,23 @@ impl ReadyCache {
         if guest_pull::is_private(&chain) {
             return Ok(ParentChain::Ready);
         }
-        let at = (snapshotter.to_owned(), chain);
-        let known = self.known(&at, left_to_containerd);
+        let known = self.known(&chain, left_to_containerd);
         let known = known.filter(|known| Some(known.guest_pulls) == guest_pulls);
         let Some(Top { created_at, .. }) = known else {
-            return Ok(ParentChain::Unknown { chain: at.1 });
+            return Ok(ParentChain::Unknown { chain });
         };
-        let top = match guessed.filter(|snapshot| snapshot.name == at.1) {
+        let top = match guessed.filter(|snapshot| snapshot.name == chain) {
             Some(top) => top,
-            None => containerd.stat(snapshotter, &at.1).await?,
+            None => containerd.stat(snapshotter, &chain).await?,
         };
-        Ok(compare(at.1, &top, created_at))
+        Ok(compare(chain, &top, created_at))
     }
 
     /// Returns the top layer of a known chain.
-    fn known(&self, at: &(String, String), left_to_containerd: bool) -> Option<Top> {
+    fn known(&self, chain: &str, left_to_containerd: bool) -> Option<Top> {
         let entries = self.entries();
-        let sound = entries.sound.get(at).filter(|_| left_to_containerd);
-        entries.ready.get(at).or(sound).copied()
+        let sound = entries.sound.get(chain).filter(|_| left_to_containerd);
+        entries.ready.get(chain).or(sound).copied()
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -157,7 +150,7 @@ fn compare(chain: String, top: &Snapshot, created_at: SystemTime) -> ParentChain
     }
 }
 
-fn bounded<K, V>(map: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
+fn bounded<V>(map: &mut HashMap<String, V>) -> &mut HashMap<String, V> {
     if map.len() >= MAX_ENTRIES {
         map.clear();
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::ready_cache::SANDBOX;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
-use crate::unpack::flight::runner::FlightRunner;
+use crate::unpack::flight::worker::Worker;
 use crate::unpack::repair::in_use::{self, NextStep, next_step};
 use crate::unpack::repair::volume::Volume;
 use crate::unpack::schedule::priority::Priority;
@@ -18,7 +18,7 @@ use crate::unpack::target::resolve::Resolver;
 /// A request, and the parts of the engine that serve it.
 pub(crate) struct Serve<'a> {
     pub(crate) resolver: &'a Resolver,
-    pub(crate) runner: &'a Arc<FlightRunner>,
+    pub(crate) worker: &'a Arc<Worker>,
     pub(crate) request: &'a Request,
 }
 
@@ -37,24 +37,19 @@ impl Serve<'_> {
                     ..
                 } = &self.request.want
                 {
-                    self.runner
-                        .ready_cache
-                        .record_parent(&self.request.snapshotter, name, chain);
+                    self.worker.ready_cache.record_parent(name, chain);
                 }
                 if let Want::Sandbox { chain, .. } = &self.request.want {
-                    self.runner.ready_cache.record_parent(
-                        &self.request.snapshotter,
-                        SANDBOX,
-                        chain,
-                    );
+                    self.worker.ready_cache.record_parent(SANDBOX, chain);
                 }
                 if let Want::Volume { path, .. } = &self.request.want {
                     let filled = self.fill(path, &target, &reporter).await;
                     return reporter.end(filled.map_err(Arc::new));
                 }
-                let layer_locks = &self.runner.layers.layer_locks;
-                let containerd = self.runner.containerd.as_ref();
-                match next_step(containerd, &self.runner.leases, layer_locks, &target).await {
+                let layer_locks = &self.worker.layers.layer_locks;
+                let containerd = self.worker.shared.containerd.as_ref();
+                match next_step(containerd, &self.worker.shared.leases, layer_locks, &target).await
+                {
                     NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
                     NextStep::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
@@ -67,7 +62,7 @@ impl Serve<'_> {
                         if target.in_use {
                             reporter.all_committed();
                         }
-                        let flight = self.runner.flight_of(target, priority).await;
+                        let flight = self.worker.flight_of(target, priority).await;
                         let outcome = reporter.watch(flight, true).await;
                         if let Err(e) = &outcome
                             && e.contradicts_guest_pull()
@@ -84,10 +79,10 @@ impl Serve<'_> {
     /// Applies the image's layers into a volume that is based on guest-pulled layers.
     async fn fill(&self, path: &str, target: &Target, reporter: &Reporter) -> Result<Done, Error> {
         let volume = Volume {
-            containerd: self.runner.containerd.as_ref(),
-            leases: &self.runner.leases,
-            layers: &self.runner.layers,
-            stop: &self.runner.stop,
+            containerd: self.worker.shared.containerd.as_ref(),
+            leases: &self.worker.shared.leases,
+            layers: &self.worker.layers,
+            stop: &self.worker.shared.stop,
             reporter,
             target,
             path,
@@ -100,9 +95,7 @@ impl Serve<'_> {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &self.request.want {
             let top = created_at.map(|created_at| target.top(created_at));
-            self.runner
-                .ready_cache
-                .record_sound(&snapshotter, chain, top);
+            self.worker.ready_cache.record_sound(chain, top);
         }
         let error = match self.request.want.is_left_to_containerd() {
             true => Error::LeftToContainerd { image, snapshotter },
@@ -120,7 +113,7 @@ impl Serve<'_> {
         reporter: Reporter,
     ) {
         let chain = private.manifest.chain_id().map(str::to_owned);
-        let flight = self.runner.flight_of(private, priority).await;
+        let flight = self.worker.flight_of(private, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
         reporter.end(Err(Arc::new(match outcome {

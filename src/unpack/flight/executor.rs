@@ -117,8 +117,7 @@ impl<'a> PlanExecutor<'a> {
     /// Waits for a place among the images that are unpacked at the same time.
     async fn place(&self) -> Result<Place<'a>, Error> {
         let context = self.context;
-        let snapshotter = &context.target.snapshotter;
-        let place = context.places.acquire(snapshotter, context.priority);
+        let place = context.places.acquire(context.priority);
         let place = context.stop.run_until_cancelled(place).await;
         let place = place.flatten();
         let place = place.ok_or_else(|| context.stopped())?;
@@ -178,9 +177,10 @@ impl<'a> PlanExecutor<'a> {
             ..
         } = *self.context;
         missing > 1
-            && layers.at_once > 1
+            && layers.limits.at_once > 1
             && !target.rules.guest_pulls
             && layers
+                .limits
                 .capabilities
                 .of(containerd, &target.snapshotter)
                 .await
@@ -197,7 +197,7 @@ impl<'a> PlanExecutor<'a> {
         let stops = parallel::stops(self.context.stop, missing.len());
         let layers = missing.clone().zip(&stops);
         let layers: Vec<_> = layers.map(|(i, stop)| self.layer(i, place, stop)).collect();
-        let window = Semaphore::new(self.context.layers.at_once);
+        let window = Semaphore::new(self.context.layers.limits.at_once);
         let mut outcomes = pin!(parallel::unpack(&layers, self.context.fallback, &window));
         let mut failed: Option<(usize, Failure)> = None;
         while let Some((i, outcome)) = outcomes.next().await {
@@ -268,7 +268,7 @@ impl<'a> PlanExecutor<'a> {
             images: context.images,
             leases: context.leases,
             lease: self.lease,
-            last: context.last_collections,
+            last: context.last_collection,
             target: context.target,
         };
         match lost.remove_records().await? {

@@ -4,7 +4,8 @@ pub(crate) mod context;
 pub(crate) mod executor;
 pub(crate) mod registry;
 pub(crate) mod removal;
-pub(crate) mod runner;
+pub(crate) mod worker;
+pub(crate) mod workers;
 
 use std::time::{Duration, SystemTime};
 
@@ -88,14 +89,17 @@ impl Flight<'_> {
         };
         let sizes = missing.iter().map(Layer::bytes);
         let bytes = sizes.fold(0, u64::saturating_add);
-        let all = layers.throughput.least(&target.snapshotter, bytes);
+        let all = layers.throughput.least(bytes);
         if all < LEAST_REPORTED || missing.iter().any(Layer::is_encrypted) {
             return;
         }
-        let capabilities = layers.capabilities.of(containerd, &target.snapshotter);
+        let capabilities = layers
+            .limits
+            .capabilities
+            .of(containerd, &target.snapshotter);
         let least = match capabilities.await {
             Capabilities { applies: false, .. } => return,
-            Capabilities { rebases: true, .. } => all.div_f64(layers.at_once as f64),
+            Capabilities { rebases: true, .. } => all.div_f64(layers.limits.at_once as f64),
             Capabilities { rebases: false, .. } => all,
         };
         let earliest = Instant::now() + least;

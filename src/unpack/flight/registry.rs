@@ -10,16 +10,13 @@ use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Reporter, Ticket};
 use crate::unpack::target::Target;
 
-/// A snapshotter and a chain id.
-pub(crate) type FlightKey = (String, String);
-
-/// All running flights.
+/// The running flights of one snapshotter, by chain id.
 #[derive(Default)]
 pub(crate) struct Flights(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    flights: HashMap<FlightKey, ActiveFlight>,
+    flights: HashMap<String, ActiveFlight>,
     /// The number of callers of all flights so far: numbers the next caller.
     callers: u64,
 }
@@ -51,9 +48,9 @@ pub(crate) enum Joined {
     First(Ticket, Reporter, FlightToken),
 }
 
-/// The key of a flight's entry.
+/// The entry of a flight.
 pub(crate) struct FlightToken {
-    pub(crate) key: FlightKey,
+    pub(crate) chain: String,
     /// Stops this flight, when the engine stops or its images are removed.
     pub(crate) stop: CancellationToken,
     caller: u64,
@@ -70,7 +67,7 @@ pub(crate) enum Wanted {
 }
 
 /// The last caller of each flight at one moment.
-pub(crate) struct Moment(HashMap<FlightKey, u64>);
+pub(crate) struct Moment(HashMap<String, u64>);
 
 impl Flights {
     /// Joins the flight of this target's chain, or adds one. `stop` also stops a new flight.
@@ -82,11 +79,10 @@ impl Flights {
     ) -> Joined {
         let chain = target.manifest.chain_id();
         let chain = chain.unwrap_or(&target.manifest.digest);
-        let key = (target.snapshotter.clone(), chain.to_owned());
         let mut inner = self.lock();
         inner.callers += 1;
         let caller = inner.callers;
-        if let Some(flight) = inner.flights.get_mut(&key) {
+        if let Some(flight) = inner.flights.get_mut(chain) {
             flight.priority.raise_to(priority);
             let ticket = flight.ticket.clone();
             if flight.config != target.manifest.config {
@@ -114,23 +110,27 @@ impl Flights {
             last_caller: caller,
             stop: stop.clone(),
         };
-        inner.flights.insert(key.clone(), flight);
-        let token = FlightToken { key, stop, caller };
+        inner.flights.insert(chain.to_owned(), flight);
+        let token = FlightToken {
+            chain: chain.to_owned(),
+            stop,
+            caller,
+        };
         Joined::First(ticket, reporter, token)
     }
 
     /// Removes the flight's entry, if it is still there.
     pub(crate) fn leave(&self, token: &FlightToken) {
         let mut inner = self.lock();
-        if inner.flights.get(&token.key).is_some_and(|f| f.is(token)) {
-            inner.flights.remove(&token.key);
+        if inner.flights.get(&token.chain).is_some_and(|f| f.is(token)) {
+            inner.flights.remove(&token.chain);
         }
     }
 
     /// The images that a flight is for.
     pub(crate) fn wanted(&self, token: &FlightToken) -> Wanted {
         let inner = self.lock();
-        match inner.flights.get(&token.key).filter(|f| f.is(token)) {
+        match inner.flights.get(&token.chain).filter(|f| f.is(token)) {
             None => Wanted::Nothing,
             Some(flight) if flight.arrives => Wanted::Arriving(flight.records.clone()),
             Some(flight) => Wanted::Records(flight.records.clone()),

@@ -132,7 +132,7 @@ impl Unpack<'_> {
         let silent = &self.layers.silent_registries;
         let is_silent = registry
             .as_ref()
-            .is_some_and(|registry| silent.has(self.snapshotter, registry));
+            .is_some_and(|registry| silent.has(registry));
         let began = Instant::now();
         let id = self.lease.id();
         let prepare = self
@@ -181,7 +181,7 @@ impl Unpack<'_> {
     /// Returns the registry that the snapshotter may ask for a layer with these labels.
     async fn registry(&self, labels: &Labels) -> Option<String> {
         let name = labels.get(IMAGE_REF).filter(|_| !self.is_for_guest)?;
-        let capabilities = &self.layers.capabilities;
+        let capabilities = &self.layers.limits.capabilities;
         let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
         let repository = image::repository(name).filter(|_| capabilities.is_proxy)?;
         let (registry, _) = repository.split_once('/')?;

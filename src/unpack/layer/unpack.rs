@@ -146,11 +146,9 @@ impl Unpack<'_> {
     pub(crate) async fn lock(&self) -> Result<LayerGuard, Failure> {
         let (snapshotter, chain_id) = (self.snapshotter, &self.layer.chain_id);
         let guard = async {
-            let wake = || self.layers.permits.wake();
+            let wake = || self.layers.limits.permits.wake();
             let layer_locks = &self.layers.layer_locks;
-            let layer_lock = layer_locks
-                .lock(snapshotter, chain_id, self.priority, wake)
-                .await;
+            let layer_lock = layer_locks.lock(chain_id, self.priority, wake).await;
             LayerGuard {
                 _process: process_lock(self.containerd, snapshotter, chain_id).await,
                 _flight: layer_lock,
@@ -268,19 +266,19 @@ impl Unpack<'_> {
                 Some(place) => Some(place.apply().await),
                 None => None,
             };
-            let _permit = self.layers.permits.acquire(self.priority).await;
+            let _permit = self.layers.limits.permits.acquire(self.priority).await;
             let began = Instant::now();
             let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));
             let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
                 Ok(applied) => applied,
                 Err(_) => {
-                    let least = throughput.least(self.snapshotter, bytes);
+                    let least = throughput.least(bytes);
                     self.reporter.not_before(began + least);
                     apply.await
                 }
             };
             if applied.is_ok() {
-                throughput.measured(self.snapshotter, bytes, began.elapsed());
+                throughput.measured(bytes, began.elapsed());
             }
             applied
         };
@@ -310,7 +308,7 @@ impl Unpack<'_> {
     /// Returns what containerd passes to the program that decrypts the content.
     fn payloads(&self, content: &Content) -> Payloads {
         let is_encrypted = self.layer.is_encrypted() && content.rebuilt_from.is_none();
-        match is_encrypted && self.layers.hands_keys_over.load(Ordering::Relaxed) {
+        match is_encrypted && self.layers.limits.hands_keys_over.load(Ordering::Relaxed) {
             true => decryption::payloads(&content.blob),
             false => Payloads::new(),
         }

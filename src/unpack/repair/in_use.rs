@@ -91,7 +91,7 @@ pub(crate) async fn in_use(
                 labels,
             };
             let (name, priority) = (private_name(chain_id), Priority::new(Urgency::Creation));
-            let _lock = layer_locks.lock(snapshotter, &name, &priority, || ()).await;
+            let _lock = layer_locks.lock(&name, &priority, || ()).await;
             match guest.private_chain(&target.manifest).await {
                 Ok(onto) => onto,
                 Err(e) => return no_private(target, state, target.failed(e)),

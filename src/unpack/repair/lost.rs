@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::containerd::{self, Containerd, Labels, Resource};
@@ -34,18 +33,8 @@ pub(crate) enum Removed {
     InUse,
 }
 
-/// The end of the last collection that has left records of lost images, by snapshotter. The lock is held during one.
-#[derive(Debug, Default)]
-pub(crate) struct LastCollections(Mutex<HashMap<String, LastCollection>>);
-
-type LastCollection = Arc<tokio::sync::Mutex<Option<Instant>>>;
-
-impl LastCollections {
-    fn of(&self, snapshotter: &str) -> LastCollection {
-        let mut all = self.0.lock();
-        all.entry(snapshotter.to_owned()).or_default().clone()
-    }
-}
+/// The end of the last collection that has left records of lost images of one snapshotter. The lock is held during one.
+pub(crate) type LastCollection = tokio::sync::Mutex<Option<Instant>>;
 
 /// The removal of the records of all lost images in a snapshotter, for the flight of one of them.
 pub(crate) struct LostImages<'a> {
@@ -53,7 +42,7 @@ pub(crate) struct LostImages<'a> {
     pub(crate) images: &'a Images,
     pub(crate) leases: &'a Arc<Leases>,
     pub(crate) lease: &'a Lease,
-    pub(crate) last: &'a LastCollections,
+    pub(crate) last: &'a LastCollection,
     pub(crate) target: &'a Target,
 }
 
@@ -69,8 +58,7 @@ struct LostImage {
 impl LostImages<'_> {
     /// Removes the records.
     pub(crate) async fn remove_records(&self) -> Result<Removed, Error> {
-        let last = self.last.of(&self.target.snapshotter);
-        let mut last = last.lock().await;
+        let mut last = self.last.lock().await;
         let is_lost = async || {
             let lowest = self.lowest_lost(&self.target.manifest).await;
             let lowest = lowest.map_err(|e| self.target.failed(e))?;

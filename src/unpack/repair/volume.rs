@@ -39,12 +39,9 @@ impl Volume<'_> {
     /// Fills the volume unless it has all its layers.
     pub(crate) async fn fill(&self) -> Result<Done, Error> {
         let priority = Priority::new(Urgency::Creation);
-        let snapshotter = self.target.snapshotter.as_str();
         let layer_locks = &self.layers.layer_locks;
         // Two containers of a pod may need the same volume at the same time.
-        let _lock = layer_locks
-            .lock(snapshotter, self.path, &priority, || ())
-            .await;
+        let _lock = layer_locks.lock(self.path, &priority, || ()).await;
         let (status, _) = self.target.read_status(self.containerd).await?;
         if !status.has_guest_layers() || self.is_filled().await? {
             return Ok(self.done(State::Ready, Action::None, 0));

@@ -10,14 +10,11 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::priority::Priority;
 
-/// The layers that are being unpacked in this process, by snapshotter and chain id.
+/// The layers that are being unpacked by this process in one snapshotter, by chain id.
 ///
 /// A flight that holds a lock never waits for a layer above the locked one, so a deadlock is not possible.
 #[derive(Debug, Default)]
-pub(crate) struct LayerLocks(Mutex<HashMap<Key, Weak<Layer>>>);
-
-/// A snapshotter and a chain id.
-type Key = (String, String);
+pub(crate) struct LayerLocks(Mutex<HashMap<String, Weak<Layer>>>);
 
 /// The lock of one layer.
 #[derive(Debug, Default)]
@@ -67,7 +64,6 @@ impl LayerLocks {
     /// the wait. Cancel safe.
     pub(crate) async fn lock(
         &self,
-        snapshotter: &str,
         chain_id: &str,
         priority: &Priority,
         raised: impl FnOnce(),
@@ -75,8 +71,7 @@ impl LayerLocks {
         let layer: Arc<Layer> = {
             let mut layer_locks = self.0.lock();
             layer_locks.retain(|_, layer| layer.strong_count() > 0);
-            let key = (snapshotter.to_owned(), chain_id.to_owned());
-            let entry = layer_locks.entry(key).or_default();
+            let entry = layer_locks.entry(chain_id.to_owned()).or_default();
             entry.upgrade().unwrap_or_else(|| {
                 let layer = Arc::default();
                 *entry = Arc::downgrade(&layer);
@@ -150,8 +145,8 @@ mod tests {
             Priority::new(Urgency::Background),
             Priority::new(Urgency::Creation),
         );
-        let lock = layer_locks.lock("erofs", "sha256:a", &holder, || ()).await;
-        let mut waits = Box::pin(layer_locks.lock("erofs", "sha256:a", &waiter, || ()));
+        let lock = layer_locks.lock("sha256:a", &holder, || ()).await;
+        let mut waits = Box::pin(layer_locks.lock("sha256:a", &waiter, || ()));
         assert!(waits.as_mut().now_or_never().is_none());
         assert_eq!(holder.now(), waiter.now());
 
@@ -160,8 +155,8 @@ mod tests {
         drop(waits.await);
         let next = Priority::new(Urgency::Background);
         let before = next.now();
-        drop(layer_locks.lock("erofs", "sha256:a", &next, || ()).await);
-        drop(layer_locks.lock("erofs", "sha256:a", &waiter, || ()).await);
+        drop(layer_locks.lock("sha256:a", &next, || ()).await);
+        drop(layer_locks.lock("sha256:a", &waiter, || ()).await);
         assert_eq!(next.now(), before);
     }
 
@@ -171,11 +166,11 @@ mod tests {
         let layer_locks = LayerLocks::default();
         let background = || Priority::new(Urgency::Background);
         let (first, second, third) = (background(), background(), background());
-        let _base = layer_locks.lock("erofs", "sha256:a", &first, || ()).await;
-        let _above = layer_locks.lock("erofs", "sha256:b", &second, || ()).await;
-        let mut second_waits = Box::pin(layer_locks.lock("erofs", "sha256:a", &second, || ()));
+        let _base = layer_locks.lock("sha256:a", &first, || ()).await;
+        let _above = layer_locks.lock("sha256:b", &second, || ()).await;
+        let mut second_waits = Box::pin(layer_locks.lock("sha256:a", &second, || ()));
         assert!(second_waits.as_mut().now_or_never().is_none());
-        let mut third_waits = Box::pin(layer_locks.lock("erofs", "sha256:b", &third, || ()));
+        let mut third_waits = Box::pin(layer_locks.lock("sha256:b", &third, || ()));
         assert!(third_waits.as_mut().now_or_never().is_none());
         let creation = Priority::new(Urgency::Creation);
         third.raise_to(&creation);
@@ -198,11 +193,11 @@ mod tests {
         let background = || Priority::new(Urgency::Background);
         let _other = permits.acquire(&background()).await;
         let holder = background();
-        let _lock = layer_locks.lock("erofs", "sha256:a", &holder, || ()).await;
+        let _lock = layer_locks.lock("sha256:a", &holder, || ()).await;
         let mut enters = Box::pin(permits.acquire(&holder));
         assert!(enters.as_mut().now_or_never().is_none());
         let waiter = Priority::new(Urgency::Creation);
-        let waits = layer_locks.lock("erofs", "sha256:a", &waiter, || permits.wake());
+        let waits = layer_locks.lock("sha256:a", &waiter, || permits.wake());
         assert!(waits.now_or_never().is_none());
         assert!(enters.now_or_never().flatten().is_some());
     }
@@ -210,30 +205,23 @@ mod tests {
     #[tokio::test]
     async fn a_layer_has_one_lock_at_a_time_and_leaves_no_entry() {
         let (layer_locks, priority) = (LayerLocks::default(), &Priority::new(Urgency::Background));
-        let first = layer_locks.lock("erofs", "sha256:a", priority, || ()).await;
+        let first = layer_locks.lock("sha256:a", priority, || ()).await;
         assert!(
             layer_locks
-                .lock("erofs", "sha256:a", priority, || ())
+                .lock("sha256:a", priority, || ())
                 .now_or_never()
                 .is_none()
         );
-        let others = [("native", "sha256:a"), ("erofs", "sha256:b")];
-        for (snapshotter, chain_id) in others {
-            assert!(
-                layer_locks
-                    .lock(snapshotter, chain_id, priority, || ())
-                    .now_or_never()
-                    .is_some()
-            );
-        }
+        let other = layer_locks.lock("sha256:b", priority, || ());
+        assert!(other.now_or_never().is_some());
         drop(first);
         assert!(
             layer_locks
-                .lock("erofs", "sha256:a", priority, || ())
+                .lock("sha256:a", priority, || ())
                 .now_or_never()
                 .is_some()
         );
-        drop(layer_locks.lock("erofs", "sha256:c", priority, || ()).await);
+        drop(layer_locks.lock("sha256:c", priority, || ()).await);
         let left = layer_locks
             .0
             .lock()

@@ -1,7 +1,6 @@
 //! The place of a flight among the images that are unpacked at the same time. A flight whose calls do not answer gives
 //! its place of the whole process to another flight, so that a snapshotter that hangs holds up only itself.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +14,11 @@ use super::priority::Priority;
 /// native, which copies all layers below.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// The places of images: a number for the whole process, and the same number for each snapshotter.
+/// The places of images in one snapshotter: a number for the snapshotter, and a number for the whole process.
 #[derive(Debug)]
 pub(crate) struct Places {
-    number: usize,
-    all: PrioritySemaphore,
-    by_snapshotter: Mutex<HashMap<String, Arc<PrioritySemaphore>>>,
+    here: PrioritySemaphore,
+    all: Arc<PrioritySemaphore>,
 }
 
 /// The place of one flight, until it is dropped.
@@ -28,7 +26,7 @@ pub(crate) struct Places {
 pub(crate) struct Place<'a> {
     places: &'a Places,
     priority: &'a Priority,
-    _of_snapshotter: Permit,
+    _here: Permit,
     state: Mutex<State>,
 }
 
@@ -55,21 +53,17 @@ impl Drop for Applying<'_> {
 }
 
 impl Places {
-    pub(crate) fn new(number: usize) -> Self {
+    /// Places for a snapshotter. `all` is shared by all snapshotters.
+    pub(crate) fn new(number: usize, all: Arc<PrioritySemaphore>) -> Self {
         Self {
-            number,
-            all: PrioritySemaphore::new(number),
-            by_snapshotter: Mutex::default(),
+            here: PrioritySemaphore::new(number),
+            all,
         }
     }
 
     /// Waits for a place. Cancel safe.
-    pub(crate) async fn acquire<'a>(
-        &'a self,
-        snapshotter: &str,
-        priority: &'a Priority,
-    ) -> Option<Place<'a>> {
-        let of_snapshotter = self.of(snapshotter).acquire(priority).await?;
+    pub(crate) async fn acquire<'a>(&'a self, priority: &'a Priority) -> Option<Place<'a>> {
+        let here = self.here.acquire(priority).await?;
         let state = State {
             permit: Some(self.all.acquire(priority).await?),
             applies: 0,
@@ -78,30 +72,21 @@ impl Places {
         Some(Place {
             places: self,
             priority,
-            _of_snapshotter: of_snapshotter,
+            _here: here,
             state: Mutex::new(state),
         })
     }
 
     /// Looks at the waiters again, since the priority of one may have been raised.
     pub(crate) fn wake(&self) {
+        self.here.wake();
         self.all.wake();
-        let all: Vec<_> = self.by_snapshotter.lock().values().cloned().collect();
-        all.iter().for_each(|permits| permits.wake());
     }
 
     /// Takes each lock and releases it.
     pub(crate) fn probe_locks(&self) {
+        self.here.probe_locks();
         self.all.probe_locks();
-        drop(self.by_snapshotter.lock());
-    }
-
-    fn of(&self, snapshotter: &str) -> Arc<PrioritySemaphore> {
-        let mut all = self.by_snapshotter.lock();
-        let permits = all
-            .entry(snapshotter.to_owned())
-            .or_insert_with(|| Arc::new(PrioritySemaphore::new(self.number)));
-        permits.clone()
     }
 }
 
@@ -154,38 +139,45 @@ mod tests {
     use super::*;
     use crate::unpack::schedule::priority::Urgency;
 
+    /// Returns the places of two snapshotters, of which one image is unpacked at a time.
+    fn two() -> [Places; 2] {
+        let all = Arc::new(PrioritySemaphore::new(1));
+        [Places::new(1, all.clone()), Places::new(1, all)]
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_flight_whose_calls_hang_holds_up_only_its_snapshotter() {
-        let places = Places::new(1);
+        let [nydus, erofs] = two();
         let asked = || Priority::new(Urgency::Asked);
         let (hanging, other, same) = (asked(), asked(), asked());
-        let place = places.acquire("nydus", &hanging).await.unwrap();
-        assert!(places.acquire("erofs", &other).now_or_never().is_none());
+        let place = nydus.acquire(&hanging).await.unwrap();
+        assert!(erofs.acquire(&other).now_or_never().is_none());
         let hangs = tokio::time::timeout(2 * IDLE, place.during(std::future::pending::<()>()));
         hangs.await.unwrap_err();
-        let elsewhere = places.acquire("erofs", &other).now_or_never().flatten();
-        assert!(places.acquire("nydus", &same).now_or_never().is_none());
+        let elsewhere = erofs.acquire(&other).now_or_never().flatten();
+        assert!(elsewhere.is_some());
+        assert!(nydus.acquire(&same).now_or_never().is_none());
 
         // The call answers: the flight waits for a place before it applies.
         assert!(place.apply().now_or_never().is_none());
         drop(elsewhere);
         let applying = place.apply().now_or_never();
         assert!(applying.is_some());
-        assert!(places.acquire("erofs", &other).now_or_never().is_none());
+        assert!(erofs.acquire(&other).now_or_never().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flight_that_applies_keeps_its_place() {
-        let places = Places::new(1);
+        let [erofs, native] = two();
         let (first, other) = (Priority::new(Urgency::Asked), Priority::new(Urgency::Asked));
-        let place = places.acquire("erofs", &first).await.unwrap();
+        let place = erofs.acquire(&first).await.unwrap();
         let work = async {
             let _applying = place.apply().await;
             tokio::time::sleep(10 * IDLE).await;
         };
         let looks = async {
             tokio::time::sleep(5 * IDLE).await;
-            assert!(places.acquire("native", &other).now_or_never().is_none());
+            assert!(native.acquire(&other).now_or_never().is_none());
         };
         tokio::join!(place.during(work), looks);
     }

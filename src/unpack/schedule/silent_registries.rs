@@ -13,9 +13,9 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 /// The limit of registries: more than a node uses. A full map is cleared.
 const MAX_ENTRIES: usize = 64;
 
-/// The time until which each registry counts as silent, by snapshotter and registry.
+/// The time until which each registry counts as silent for one snapshotter.
 #[derive(Debug, Default)]
-pub(crate) struct SilentRegistries(Mutex<HashMap<(String, String), Instant>>);
+pub(crate) struct SilentRegistries(Mutex<HashMap<String, Instant>>);
 
 impl SilentRegistries {
     /// Records that a registry does not answer this snapshotter.
@@ -25,19 +25,20 @@ impl SilentRegistries {
             until.clear();
         }
         let now = Instant::now();
-        let key = (snapshotter.to_owned(), registry.to_owned());
-        if until.insert(key, now + REMEMBERED).is_none() {
+        if until
+            .insert(registry.to_owned(), now + REMEMBERED)
+            .is_none()
+        {
             log::info!(snapshotter, registry; "registry does not answer the snapshotter: for a minute no hook waits for layers from it");
         }
     }
 
     /// Whether the registry counts as silent.
-    pub(crate) fn has(&self, snapshotter: &str, registry: &str) -> bool {
-        let key = (snapshotter.to_owned(), registry.to_owned());
-        self.until_each().contains_key(&key)
+    pub(crate) fn has(&self, registry: &str) -> bool {
+        self.until_each().contains_key(registry)
     }
 
-    fn until_each(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
+    fn until_each(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         let mut until = self.0.lock();
         let now = Instant::now();
         until.retain(|_, until| *until > now);
@@ -53,10 +54,9 @@ mod tests {
     async fn a_registry_is_silent_for_a_minute() {
         let silent = SilentRegistries::default();
         silent.found("stargz", "r.example");
-        assert!(silent.has("stargz", "r.example"));
-        assert!(!silent.has("soci", "r.example"));
+        assert!(silent.has("r.example"));
         tokio::time::advance(REMEMBERED).await;
-        assert!(!silent.has("stargz", "r.example"));
+        assert!(!silent.has("r.example"));
         for n in 0..10 * MAX_ENTRIES {
             silent.found("stargz", &n.to_string());
         }

@@ -1,9 +1,9 @@
 //! Sentinels: chains that a snapshotter is known to have. If one of them is gone although containerd's metadata has a
 //! record of it, the snapshotter has lost its state.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::containerd::{self, Containerd};
 
@@ -22,18 +22,14 @@ pub enum Look {
     Lost,
 }
 
-/// The sentinels, by snapshotter.
+/// The sentinels of one snapshotter.
 #[derive(Debug, Default)]
-pub(crate) struct Sentinels(Mutex<HashMap<String, VecDeque<String>>>);
+pub(crate) struct Sentinels(Mutex<VecDeque<String>>);
 
 impl Sentinels {
-    /// Records that a snapshotter has the chain with this id.
-    pub(crate) fn saw(&self, snapshotter: &str, chain: &str) {
-        let mut all = self.lock();
-        let chains = match all.get_mut(snapshotter) {
-            Some(chains) => chains,
-            None => all.entry(snapshotter.to_owned()).or_default(),
-        };
+    /// Records that the snapshotter has the chain with this id.
+    pub(crate) fn saw(&self, chain: &str) {
+        let mut chains = self.0.lock();
         if chains.len() < MAX_SENTINELS && !chains.iter().any(|known| known == chain) {
             chains.push_back(chain.to_owned());
         }
@@ -45,7 +41,8 @@ impl Sentinels {
         containerd: &dyn Containerd,
         snapshotter: &str,
     ) -> Result<Look, containerd::Error> {
-        let Some(chain) = self.first(snapshotter) else {
+        let first = self.0.lock().front().cloned();
+        let Some(chain) = first else {
             return Ok(Look::Kept);
         };
         match containerd.stat(snapshotter, &chain).await {
@@ -54,25 +51,11 @@ impl Sentinels {
             Err(e) => return Err(e),
         }
         let is_lost = containerd.has_record(snapshotter, &chain).await?;
-        self.forget(snapshotter, &chain);
+        self.0.lock().retain(|known| *known != chain);
         Ok(match is_lost {
             true => Look::Lost,
             false => Look::Removed,
         })
-    }
-
-    fn first(&self, snapshotter: &str) -> Option<String> {
-        self.lock().get(snapshotter)?.front().cloned()
-    }
-
-    fn forget(&self, snapshotter: &str, chain: &str) {
-        if let Some(chains) = self.lock().get_mut(snapshotter) {
-            chains.retain(|known| known != chain);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<String>>> {
-        self.0.lock()
     }
 }
 
@@ -88,7 +71,7 @@ mod tests {
         assert_eq!(look().await, Look::Kept);
         for chain in ["sha256:a", "sha256:b"] {
             fake.commit_unlabelled("erofs", chain, None);
-            sentinels.saw("erofs", chain);
+            sentinels.saw(chain);
         }
         assert_eq!(look().await, Look::Kept);
         fake.forget("erofs", "sha256:a");

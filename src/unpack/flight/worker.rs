@@ -1,5 +1,5 @@
-//! Runs the flights: starts or joins the one flight of a chain, passes it what all flights share, and removes its entry
-//! when it ends.
+//! The worker of a snapshotter: starts or joins the one flight of a chain, passes it what all flights share, and removes
+//! its entry when it ends.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use super::removal::{Record, Removals};
 use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
-use crate::unpack::repair::lost::LastCollections;
-use crate::unpack::schedule::limits::Layers;
-use crate::unpack::schedule::permits::Parallel;
+use crate::unpack::repair::lost::LastCollection;
+use crate::unpack::schedule::limits::{Layers, Limits};
+use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
 use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
@@ -29,28 +29,25 @@ use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
 
-/// The flights of one engine, and what they share.
-pub(crate) struct FlightRunner {
-    images: Arc<Images>,
-    sentinels: Arc<Sentinels>,
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) images: Arc<Images>,
     pub(crate) containerd: Arc<dyn Containerd>,
     pub(crate) leases: Arc<Leases>,
-    fallback: ContentFallback,
-    last_collections: LastCollections,
-    pub(crate) ready_cache: ReadyCache,
-    pub(crate) flights: Flights,
+    pub(crate) fallback: ContentFallback,
     pub(crate) removals: Removals,
-    places: Places,
-    pub(crate) layers: Layers,
+    /// The number of images that are unpacked at the same time in one snapshotter.
+    images_at_once: usize,
+    /// The same number for the whole process.
+    places: Arc<PrioritySemaphore>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
-impl FlightRunner {
-    /// A runner without flights.
+impl Shared {
     pub(crate) fn new(
         images: Arc<Images>,
-        sentinels: Arc<Sentinels>,
         containerd: Arc<dyn Containerd>,
         leases: Arc<Leases>,
         fallback: ContentFallback,
@@ -59,18 +56,44 @@ impl FlightRunner {
     ) -> Self {
         Self {
             images,
-            sentinels,
             containerd,
             leases,
             fallback,
-            last_collections: LastCollections::default(),
-            ready_cache: ReadyCache::default(),
-            flights: Flights::default(),
             removals: Removals::default(),
-            places: Places::new(parallel.images),
-            layers: Layers::new(parallel.layers, capabilities),
+            images_at_once: parallel.images,
+            places: Arc::new(PrioritySemaphore::new(parallel.images)),
+            limits: Arc::new(Limits::new(parallel.layers, capabilities)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+        }
+    }
+}
+
+/// The worker of one snapshotter: its flights, and what is known of its chains. A snapshotter that hangs holds up only
+/// its own worker.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    snapshotter: String,
+    pub(crate) flights: Flights,
+    pub(crate) ready_cache: ReadyCache,
+    pub(crate) sentinels: Sentinels,
+    last_collection: LastCollection,
+    places: Places,
+    pub(crate) layers: Layers,
+}
+
+impl Worker {
+    /// A worker without flights.
+    pub(crate) fn new(shared: Arc<Shared>, snapshotter: &str) -> Self {
+        Self {
+            snapshotter: snapshotter.to_owned(),
+            flights: Flights::default(),
+            ready_cache: ReadyCache::default(),
+            sentinels: Sentinels::default(),
+            last_collection: LastCollection::default(),
+            places: Places::new(shared.images_at_once, shared.places.clone()),
+            layers: Layers::new(shared.limits.clone()),
+            shared,
         }
     }
 
@@ -91,18 +114,19 @@ impl FlightRunner {
 
     /// Joins the flight of this chain. Starts it if there is none.
     fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
-        let joined = self.flights.join(target, priority, &self.stop);
+        let joined = self.flights.join(target, priority, &self.shared.stop);
         let Joined::First(ticket, reporter, token) = joined else {
             self.layers.layer_locks.inherit();
             self.places.wake();
-            self.layers.permits.wake();
+            self.shared.limits.permits.wake();
             return joined;
         };
         let guard = FlightGuard {
-            runner: self.clone(),
+            worker: self.clone(),
             token,
         };
-        self.tasks
+        self.shared
+            .tasks
             .spawn(guard.fly(target.clone(), priority.clone(), reporter));
         Joined::Ours(ticket)
     }
@@ -111,13 +135,13 @@ impl FlightRunner {
     pub(crate) fn probe_locks(&self) {
         self.flights.probe_locks();
         self.places.probe_locks();
-        self.layers.permits.probe_locks();
+        self.shared.limits.permits.probe_locks();
     }
 }
 
 /// A running flight. Its entry is removed when it ends, even by a panic.
 struct FlightGuard {
-    runner: Arc<FlightRunner>,
+    worker: Arc<Worker>,
     token: FlightToken,
 }
 
@@ -130,24 +154,25 @@ impl FlightGuard {
     }
 
     async fn run(&self, target: &Target, priority: &Priority, reporter: &Reporter) -> Outcome {
-        let runner = &*self.runner;
+        let worker = &*self.worker;
+        let shared = &*worker.shared;
         let record = Record {
-            containerd: runner.containerd.as_ref(),
+            containerd: shared.containerd.as_ref(),
             image: &target.image,
-            flights: &runner.flights,
+            flights: &worker.flights,
             token: &self.token,
-            removals: &runner.removals,
+            removals: &shared.removals,
         };
         let context = FlightContext {
             target,
-            images: &runner.images,
-            containerd: runner.containerd.as_ref(),
-            leases: &runner.leases,
-            places: &runner.places,
-            layers: &runner.layers,
+            images: &shared.images,
+            containerd: shared.containerd.as_ref(),
+            leases: &shared.leases,
+            places: &worker.places,
+            layers: &worker.layers,
             priority,
-            fallback: &runner.fallback,
-            last_collections: &runner.last_collections,
+            fallback: &shared.fallback,
+            last_collection: &worker.last_collection,
             reporter,
             record: &record,
             stop: &self.token.stop,
@@ -155,17 +180,17 @@ impl FlightGuard {
         let flight = Flight { context: &context };
         let began = Instant::now();
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
-        let (snapshotter, chain) = &self.token.key;
+        let chain = &self.token.chain;
         if done.action != Action::None {
-            metrics::unpacked(snapshotter, began.elapsed());
+            metrics::unpacked(&worker.snapshotter, began.elapsed());
         }
         if target.manifest.chain_id().is_some() {
-            runner.sentinels.saw(snapshotter, chain);
+            worker.sentinels.saw(chain);
         }
         // If the image is still being pulled, its labels have to be checked again when it has a name.
         if !target.arrives {
             let top = created_at.map(|created_at| target.top(created_at));
-            runner.ready_cache.record_ready(snapshotter, chain, top);
+            worker.ready_cache.record_ready(chain, top);
         }
         Ok(done)
     }
@@ -173,6 +198,6 @@ impl FlightGuard {
 
 impl Drop for FlightGuard {
     fn drop(&mut self) {
-        self.runner.flights.leave(&self.token);
+        self.worker.flights.leave(&self.token);
     }
 }
