@@ -6,12 +6,15 @@
 //! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. To repeat the same
 //! moments, set `NRI_UNPACK_SEED` to the number that was printed.
 
+mod at_once;
+mod restart;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
-use lab::{Cri, Image, PAUSE, Remote, Store, Version, images};
+use lab::{Cri, Image, Remote, Store, Version, images};
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
@@ -66,10 +69,17 @@ impl Random {
     }
 }
 
+/// Returns the number of rounds from the environment, or this default.
+fn count(default: usize) -> Result<usize> {
+    match std::env::var(COUNT) {
+        Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}")),
+        Err(_) => Ok(default),
+    }
+}
+
 /// Whether the error is a fault of nydus-snapshotter, which the plugin does not cause. After a restart
 /// nydus-snapshotter 0.13.4 in proxy mode does not find its instances: it creates no container on a chain that
-/// an earlier container used, such as the chain of the pause image. The last tests of this file show it without
-/// the plugin.
+/// an earlier container used, such as the chain of the pause image. [`restart`] shows it without the plugin.
 fn is_nydus_fault(error: &tonic::Status) -> bool {
     let message = error.message();
     message.contains("create instance") && message.contains("already exists")
@@ -285,10 +295,7 @@ fn images_for(handler: &str, round: usize) -> Result<Vec<Image>> {
 }
 
 async fn kills(version: Version, handler: &'static str, config: &str) -> Result<()> {
-    let count = match std::env::var(COUNT) {
-        Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}"))?,
-        Err(_) => 1,
-    };
+    let count = count(1)?;
     let mut random = Random::new()?;
     let mut victims = vec![Victim::Plugin, Victim::Containerd];
     if handler == NYDUS {
@@ -319,60 +326,6 @@ async fn kills(version: Version, handler: &'static str, config: &str) -> Result<
         println!("{version:?}, {handler}: {victim:?} killed {count} times: {all:?}; all ready");
     }
     Ok(())
-}
-
-/// Creates a pod on nydus. containerd reconnects to a snapshotter only after a pause.
-async fn run_pod(cri: &mut Cri) -> Result<Result<lab::Pod, tonic::Status>> {
-    for _ in 0..TRIES {
-        match cri.run_pod(NYDUS, &[]).await {
-            Err(error) if error.message().contains("connection refused") => {
-                tokio::time::sleep(BETWEEN_TRIES).await;
-            }
-            other => return Ok(other),
-        }
-    }
-    anyhow::bail!("containerd does not reach the snapshotter again")
-}
-
-/// Without the plugin: after a restart of nydus-snapshotter a ready image stays ready, but no second pod can be
-/// created of it until the documented remedy is applied. A running pod keeps running, and can be removed.
-async fn nydus_restart(version: Version) -> Result<()> {
-    let mut node = start(version).await?;
-    for image in [images::pause(&[PAUSE])?, node.image.clone()] {
-        node.ensure_ready(&image, NYDUS)?;
-    }
-    let running = node.cri.run_pod(NYDUS, &[]).await?;
-    let nydus = node.lab.remote(Remote::Nydus);
-    nydus.kill();
-    nydus.restart().await?;
-    let error = match run_pod(&mut node.cri).await? {
-        Err(error) if is_nydus_fault(&error) => error,
-        other => anyhow::bail!("{other:?}"),
-    };
-    node.play(NYDUS, error.message()).await?;
-    let name = node.image.name().to_owned();
-    for _ in 0..2 {
-        let pod = run_pod(&mut node.cri).await??;
-        let container = node.cri.create_container(&pod, &name, &[], &[]).await?;
-        node.assert_guest_pulls(&container).await?;
-    }
-    let list = ListPodSandboxRequest::default();
-    let pods = node.cri.runtime.list_pod_sandbox(list).await?.into_inner();
-    let ready = k8s_cri::v1::PodSandboxState::SandboxReady as i32;
-    let runs = |pod: &k8s_cri::v1::PodSandbox| pod.id == running.id && pod.state == ready;
-    ensure!(pods.items.iter().any(runs), "{pods:#?}");
-    node.remove_pods().await?;
-    node.assert_nothing_left(NYDUS).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_documented_remedy_mends_a_restarted_nydus_on_2_1() -> Result<()> {
-    nydus_restart(Version::V2_1).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_documented_remedy_mends_a_restarted_nydus_on_1_7() -> Result<()> {
-    nydus_restart(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,135 @@
+//! The plugin is killed several times while images arrive and pods of them start, both at the same time. Afterwards
+//! every image is ready and labelled, and no lease, temporary snapshot, unfinished blob or mount is left.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Image, Version};
+use tokio::sync::mpsc;
+
+use super::{Counts, LAYERS, Pods, Random, Victim, count, images_for};
+use crate::guest_pull::{NYDUS, start};
+use crate::support::{ALL, CRI_LABELS, Node, handler};
+
+/// The kills of each round.
+const KILLS: usize = 3;
+
+/// The longest time between two kills. A round takes some seconds.
+const BETWEEN_KILLS: Duration = Duration::from_millis(900);
+
+/// The rounds of a short run; a round has as many images as [`images_for`] returns for two rounds of pods.
+const ROUNDS: usize = 1;
+
+impl Node {
+    /// Pulls the images, creates a pod of each that has arrived, and kills the plugin meanwhile.
+    async fn kill_amid_arrivals(
+        &mut self,
+        handler: &'static str,
+        images: &[Image],
+        random: &mut Random,
+    ) -> Result<Counts> {
+        for image in images {
+            self.registry.push(image).await?;
+        }
+        let mut pods = Pods {
+            store: self.lab.store().await?,
+            cri: self.lab.cri().await?,
+            handler,
+        };
+        let (mut cri, mut counts) = (self.lab.cri().await?, Counts::default());
+        let (arrived, mut arrivals) = mpsc::unbounded_channel();
+        let arrive = async {
+            for image in images {
+                cri.pull_image(image.name()).await?;
+                ensure!(arrived.send(image).is_ok(), "no pods are created");
+            }
+            drop(arrived);
+            anyhow::Ok(())
+        };
+        let create = async {
+            while let Some(image) = arrivals.recv().await {
+                pods.create(image, &mut counts).await?;
+            }
+            anyhow::Ok(())
+        };
+        let kill = async {
+            for _ in 0..KILLS {
+                let pause = random.below(BETWEEN_KILLS.as_micros() as usize);
+                tokio::time::sleep(Duration::from_micros(pause as u64)).await;
+                self.kill(Victim::Plugin).await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::try_join!(arrive, create, kill)?;
+        ensure!(counts.failed_tries == 0, "{counts:?}");
+        Ok(counts)
+    }
+
+    /// Checks that the labels of the image's own layers name it; the lower ones may be labelled for another image.
+    async fn assert_own_layers_labelled(&self, image: &Image, snapshotter: &str) -> Result<()> {
+        let chain = self.store.chain(snapshotter, image).await?;
+        let names = chain.iter().rev().take(LAYERS);
+        let names: Vec<_> = names.map(|s| s.labels.get(CRI_LABELS[0])).collect();
+        // During the pull only the digest is known, and a plugin that was killed then has not replaced it by the tag.
+        let repository = image.name().rsplit_once(':').map_or("", |(name, _)| name);
+        let by_digest = format!("{repository}@{}", image.target.digest);
+        let is_right = |name: &&String| *name == image.name() || **name == by_digest;
+        let right = names.iter().flatten().filter(|name| is_right(name)).count();
+        ensure!(right == LAYERS, "{}: {names:?}", image.name());
+        Ok(())
+    }
+
+    /// Checks that nothing temporary is left, of the plugin or of a call that it did not finish.
+    async fn assert_nothing_temporary(&mut self, snapshotter: &str) -> Result<()> {
+        self.assert_nothing_rebuilding(snapshotter).await?;
+        self.store.collect_garbage().await?;
+        self.assert_no_lost_snapshot(snapshotter).await?;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let of_run = self.lab.root().display().to_string();
+        let is_left = |line: &&str| line.contains(&of_run) && line.contains("containerd-mount");
+        let left: Vec<_> = mounts.lines().filter(is_left).collect();
+        ensure!(left.is_empty(), "mounts left: {left:#?}");
+        Ok(())
+    }
+}
+
+async fn kills_amid_arrivals(version: Version, handler: &'static str, config: &str) -> Result<()> {
+    let mut random = Random::new()?;
+    let mut node = start(version).await?;
+    node.serve(config).await?;
+    for round in 0..count(ROUNDS)? {
+        let images = [2 * round, 2 * round + 1].map(|round| images_for(handler, round));
+        let images: Vec<_> = images.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        let made = node.kill_amid_arrivals(handler, &images, &mut random);
+        let made = made.await?;
+        node.assert_all_ready(&images, handler).await?;
+        for image in &images {
+            node.assert_own_layers_labelled(image, handler).await?;
+        }
+        node.assert_nothing_temporary(handler).await?;
+        println!("{version:?}, {handler}: killed {KILLS} times: {made:?}; all ready");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guest_pulls_on_2_1() -> Result<()> {
+    kills_amid_arrivals(Version::V2_1, NYDUS, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other version is tested in each run"]
+async fn guest_pulls_on_1_7() -> Result<()> {
+    kills_amid_arrivals(Version::V1_7, NYDUS, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other version is tested in each run"]
+async fn erofs_on_2_1() -> Result<()> {
+    kills_amid_arrivals(Version::V2_1, handler(Version::V2_1), ALL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_on_1_7() -> Result<()> {
+    kills_amid_arrivals(Version::V1_7, handler(Version::V1_7), ALL).await
+}

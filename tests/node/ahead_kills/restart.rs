@@ -1,0 +1,62 @@
+//! nydus-snapshotter is restarted on a node without the plugin: its own fault, and the documented remedy.
+
+use anyhow::{Result, ensure};
+use k8s_cri::v1::ListPodSandboxRequest;
+use lab::{Cri, PAUSE, Remote, Version, images};
+
+use super::{BETWEEN_TRIES, TRIES, is_nydus_fault};
+use crate::guest_pull::{NYDUS, start};
+
+/// Creates a pod on nydus. containerd reconnects to a snapshotter only after a pause.
+async fn run_pod(cri: &mut Cri) -> Result<Result<lab::Pod, tonic::Status>> {
+    for _ in 0..TRIES {
+        match cri.run_pod(NYDUS, &[]).await {
+            Err(error) if error.message().contains("connection refused") => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            other => return Ok(other),
+        }
+    }
+    anyhow::bail!("containerd does not reach the snapshotter again")
+}
+
+/// Without the plugin: after a restart of nydus-snapshotter a ready image stays ready, but no second pod can be
+/// created of it until the documented remedy is applied. A running pod keeps running, and can be removed.
+async fn nydus_restart(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    for image in [images::pause(&[PAUSE])?, node.image.clone()] {
+        node.ensure_ready(&image, NYDUS)?;
+    }
+    let running = node.cri.run_pod(NYDUS, &[]).await?;
+    let nydus = node.lab.remote(Remote::Nydus);
+    nydus.kill();
+    nydus.restart().await?;
+    let error = match run_pod(&mut node.cri).await? {
+        Err(error) if is_nydus_fault(&error) => error,
+        other => anyhow::bail!("{other:?}"),
+    };
+    node.play(NYDUS, error.message()).await?;
+    let name = node.image.name().to_owned();
+    for _ in 0..2 {
+        let pod = run_pod(&mut node.cri).await??;
+        let container = node.cri.create_container(&pod, &name, &[], &[]).await?;
+        node.assert_guest_pulls(&container).await?;
+    }
+    let list = ListPodSandboxRequest::default();
+    let pods = node.cri.runtime.list_pod_sandbox(list).await?.into_inner();
+    let ready = k8s_cri::v1::PodSandboxState::SandboxReady as i32;
+    let runs = |pod: &k8s_cri::v1::PodSandbox| pod.id == running.id && pod.state == ready;
+    ensure!(pods.items.iter().any(runs), "{pods:#?}");
+    node.remove_pods().await?;
+    node.assert_nothing_left(NYDUS).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_remedy_mends_a_restarted_nydus_on_2_1() -> Result<()> {
+    nydus_restart(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_remedy_mends_a_restarted_nydus_on_1_7() -> Result<()> {
+    nydus_restart(Version::V1_7).await
+}
