@@ -55,6 +55,7 @@ mod states;
 mod stuck;
 mod support;
 mod swap;
+mod two_builds;
 mod unlabelled;
 mod untrusted;
 mod user_namespace;
