@@ -24,6 +24,7 @@ mod ensure;
 mod faults;
 mod generate;
 mod guest_pull;
+mod hanging;
 mod image_labels;
 mod image_volume;
 mod images;
