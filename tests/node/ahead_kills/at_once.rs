@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Image, Version};
+use lab::{Call, Image, Tap, Version};
 use tokio::sync::mpsc;
 
 use super::{Counts, LAYERS, Pods, Random, Victim, count, images_for};
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{ALL, CRI_LABELS, Node, handler};
+use crate::support::{ALL, CRI_LABELS, Node, PATIENCE, handler};
 
 /// The kills of each round.
 const KILLS: usize = 3;
@@ -132,4 +132,34 @@ async fn erofs_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn native_on_1_7() -> Result<()> {
     kills_amid_arrivals(Version::V1_7, handler(Version::V1_7), ALL).await
+}
+
+/// The plugin is killed while it replaces the name from the pull in the labels of the layers. Its next run ends that.
+async fn killed_while_it_names_layers(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let tap = Tap::start(&node.lab)?;
+    node.image = images_for(NYDUS, 0)?.swap_remove(0);
+    let name = node.image.name().to_owned();
+    let names =
+        move |call: &Call| call.path.ends_with("Snapshots/Update") && call.message.contains(&name);
+    let mut held = tap.hold(names);
+    node.tap = Some(tap);
+    node.serve("").await?;
+    let image = node.image.clone();
+    node.pull(&image).await?;
+    tokio::time::timeout(PATIENCE, held.came()).await??;
+    node.kill(Victim::Plugin).await?;
+    drop(held);
+    node.wait_image(&image, NYDUS).await?;
+    node.wait_named().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_names_layers_on_2_1() -> Result<()> {
+    killed_while_it_names_layers(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_names_layers_on_1_7() -> Result<()> {
+    killed_while_it_names_layers(Version::V1_7).await
 }
