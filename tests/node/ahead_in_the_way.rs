@@ -13,7 +13,7 @@ use crate::after_pull::{percentiles, took};
 use crate::ahead_cost::{at, median};
 use crate::support::{APP, DEFAULT_HOOKS, Node, handler};
 
-const BIG: &str = "registry.test/lab/big:1";
+pub(crate) const BIG: &str = "registry.test/lab/big:1";
 /// Few: `native` copies all that lies below into each.
 const LAYERS: usize = 4;
 const BYTES: usize = 256 << 20;
@@ -46,7 +46,11 @@ async fn start(version: Version, request_timeout: Duration) -> Result<Node> {
 impl Node {
     /// Pods of the default handler while the image is unpacked for another: how long each took, and
     /// their median.
-    async fn beside(&mut self, big: &Image, times: &mut Vec<Duration>) -> Result<Duration> {
+    pub(crate) async fn beside(
+        &mut self,
+        big: &Image,
+        times: &mut Vec<Duration>,
+    ) -> Result<Duration> {
         let handler = handler(self.lab.version());
         self.store.put_image(big).await?;
         let (mut cri, is_served) = (self.cri.clone(), self.plugin.is_some());

@@ -3,7 +3,7 @@
 //! image is ready, and no lease or extraction snapshot remains.
 //!
 //! The tests kill each process once. To kill each process twenty times, in runs of sixty pods, run
-//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --nocapture --test-threads 1`. To repeat the same
+//! `NRI_UNPACK_KILLS=20 cargo test --test node ahead_kills -- --include-ignored --nocapture --test-threads 1`. To repeat the same
 //! moments, set `NRI_UNPACK_SEED` to the number that was printed.
 
 mod at_once;

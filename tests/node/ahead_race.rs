@@ -231,7 +231,7 @@ impl Node {
     }
 
     /// Waits until the labels of all layers name the tag. During the pull only the digest is known.
-    async fn wait_named(&self) -> Result<()> {
+    pub(crate) async fn wait_named(&self) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let chain = self.store.chain(NYDUS, &self.image).await?;

@@ -293,6 +293,19 @@ async fn in_a_pull_on_2_1() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_a_rebuild_on_2_1() -> Result<()> {
+    let version = Version::V2_1;
+    every_call(version, handler(version), Before::Unpacked).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other version is tested in each run"]
+async fn in_a_rebuild_on_1_7() -> Result<()> {
+    let version = Version::V1_7;
+    every_call(version, handler(version), Before::Unpacked).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_an_unpack_on_2_1() -> Result<()> {
     let version = Version::V2_1;
     every_call(version, handler(version), Before::Missing).await

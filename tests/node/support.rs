@@ -1,5 +1,6 @@
 //! Shared helpers: a node with an image that was pulled for overlayfs only, and the plugin on it.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,6 +10,14 @@ use lab::{Cri, Image, Lab, Log, Options, Plugin, Registry, Store, Tap, Version, 
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nri-unpack");
+
+/// The environment variable with the program that measurements run instead.
+const OTHER_PROGRAM: &str = "NRI_UNPACK_PROGRAM";
+
+/// Returns the program that a node runs: the one that the environment names, or the one under test.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os(OTHER_PROGRAM).map_or_else(|| PROGRAM.into(), PathBuf::from)
+}
 
 /// The name of an image of five layers, one of which hides a file of another layer.
 pub(crate) const APP: &str = "registry.test/lab/app:1";
@@ -54,6 +63,8 @@ pub(crate) enum LaunchedBy {
 /// A containerd, a registry, an image that was pulled for the default snapshotter, and the plugin.
 pub(crate) struct Node {
     pub(crate) plugin: Option<Plugin>,
+    /// The program of the plugin and of the commands.
+    pub(crate) program: PathBuf,
     /// The plugin's log, for each [`LaunchedBy`].
     pub(crate) log: Log,
     pub(crate) cri: Cri,
@@ -103,6 +114,7 @@ impl Node {
         cri.pull_image(image.name()).await?;
         Ok(Self {
             plugin: None,
+            program: program(),
             log: Log::new(lab.path("launched.log")),
             cri,
             store: lab.store().await?,
@@ -139,7 +151,7 @@ impl Node {
 
     /// Like [`Self::serve`], with this whole configuration.
     pub(crate) async fn serve_config(&mut self, config: &str) -> Result<()> {
-        let plugin = Plugin::start(&self.lab, PROGRAM, config)?;
+        let plugin = Plugin::start(&self.lab, &self.program, config)?;
         self.log = plugin.log().clone();
         self.plugin = Some(plugin);
         self.log.wait_for(RESOLVED, PATIENCE).await?;
@@ -149,7 +161,7 @@ impl Node {
     /// Puts the plugin into containerd's plugin directory and restarts containerd.
     pub(crate) async fn launch(&mut self) -> Result<()> {
         let link = self.lab.path("nri/plugins/10-nri-unpack");
-        std::os::unix::fs::symlink(PROGRAM, link)?;
+        std::os::unix::fs::symlink(&self.program, link)?;
         let config = self.config("") + &format!("file = {:?}\n", self.log.path());
         std::fs::write(self.lab.path("nri/conf.d/10-nri-unpack.conf"), config)?;
         self.restart_containerd().await?;
@@ -197,7 +209,7 @@ impl Node {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let config = self.lab.path(&format!("command-{count}.toml"));
         std::fs::write(&config, self.config(""))?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&self.program);
         command.args(arguments).arg("--config").arg(config);
         Ok(command)
     }

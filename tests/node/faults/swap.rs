@@ -333,3 +333,14 @@ async fn in_the_hook_on_2_1() -> Result<()> {
 async fn in_the_hook_on_1_7() -> Result<()> {
     every_call(Version::V1_7, Part::Hook).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_replacement_on_2_1() -> Result<()> {
+    every_call(Version::V2_1, Part::Replacement).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other version is tested in each run"]
+async fn in_the_replacement_on_1_7() -> Result<()> {
+    every_call(Version::V1_7, Part::Replacement).await
+}
