@@ -18,7 +18,7 @@ use super::labelling::{self, EXCLUDED};
 use super::request::{Request, Want};
 use super::store_images::RequestImages;
 use crate::unpack::chain::error::Error;
-use crate::unpack::chain::profile::{Profile, Repair};
+use crate::unpack::chain::profile::{Profile, Repair, is_proxied};
 use crate::unpack::chain::state::{Origin, Rules};
 use crate::unpack::snapshotter::capabilities::{Capabilities, CapabilityCache};
 use crate::unpack::snapshotter::findings::{Findings, Process};
@@ -133,8 +133,13 @@ impl Resolver {
         }
         let manifest = self.images.manifest(&image).await?;
         let reference = reference.as_deref();
-        let found_out = self.find_out(snapshotter).await;
-        let supports_guest_pull = found_out.map_err(|e| failed(&image, snapshotter, e))?;
+        let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
+            Some(known) => known,
+            None => {
+                let found_out = self.find_out_from(&manifest, snapshotter).await;
+                found_out.map_err(|e| failed(&image, snapshotter, e))?
+            }
+        };
         if wanted.is_none() && !supports_guest_pull {
             return Err(excluded(&image, snapshotter));
         }
@@ -285,6 +290,35 @@ impl Resolver {
     async fn capabilities(&self, snapshotter: &str) -> Capabilities {
         let containerd = self.images.containerd();
         self.capabilities.of(containerd, snapshotter).await
+    }
+
+    /// Finds out whether the guest pulls the snapshotter's images, without a write if the top layer of this image shows
+    /// it: its process has marked it as guest-pulled, and it is empty.
+    async fn find_out_from(
+        &self,
+        manifest: &Manifest,
+        snapshotter: &str,
+    ) -> Result<bool, containerd::Error> {
+        let containerd = self.images.containerd();
+        let process = Process::at(self.capabilities(snapshotter).await.socket);
+        let Some(chain_id) = manifest.chain_id() else {
+            return self.find_out(snapshotter).await;
+        };
+        let top = match containerd.stat(snapshotter, chain_id).await {
+            Ok(top) => top,
+            Err(e) if e.is_not_found() => return self.find_out(snapshotter).await,
+            Err(e) => return Err(e),
+        };
+        let since = process.since();
+        let is_of_process = since.is_none_or(|since| top.created_at.is_some_and(|at| at > since));
+        let is_marked = is_of_process && is_proxied(&top.labels);
+        if !is_marked || !guest_pull::is_empty(containerd, snapshotter, chain_id).await {
+            return self.find_out(snapshotter).await;
+        }
+        if since.is_some() {
+            self.findings.record(snapshotter, true, process);
+        }
+        Ok(true)
     }
 
     /// Finds out whether the guest pulls the snapshotter's images, if it is not known of the process that runs now.
