@@ -5,6 +5,7 @@ mod demand;
 mod eager;
 mod limits;
 mod pulls;
+mod replacements;
 mod schedule;
 mod workers;
 
