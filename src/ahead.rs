@@ -42,7 +42,7 @@ use crate::containerd::Image;
 use crate::handlers::Handlers;
 use crate::metrics;
 use crate::node::Node;
-use crate::unpack::{Error, Outcome, State, Urgency, Want};
+use crate::unpack::{Error, Outcome, State, Urgency};
 
 pub use choice::MAX_SNAPSHOTS;
 pub(crate) use eager::is_pinned;
@@ -130,10 +130,14 @@ impl Ahead {
         }
     }
 
-    /// Returns the images of a snapshotter's eager set that are known not to be ready yet, newest first.
-    pub fn unready_in(&self, snapshotter: &str) -> Vec<Want> {
-        let worker = self.worker(snapshotter);
-        worker.map_or_else(Vec::new, |worker| worker.unready.newest())
+    /// Raises the priority of the newest images of a snapshotter's eager set that are known not to be ready yet: a new pod
+    /// may need them. Does not wait.
+    pub fn raise(&self, snapshotter: &str) {
+        if let Some(worker) = self.worker(snapshotter) {
+            let wants = worker.unready.raise_newest().into_iter();
+            wants.for_each(|want| worker.push(Job::Raised(want)));
+            self.count_queued();
+        }
     }
 
     /// Removes an image that is ready from the images that are not.

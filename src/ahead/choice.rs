@@ -81,6 +81,7 @@ mod tests {
             is_excluded: false,
             layers: 5,
             ready_layers: 0,
+            layers_kept: 0,
             committed,
             bytes_to_apply: 100 * (5 - committed as u64),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::containerd::Image;
+use crate::unpack::Want;
 
 /// A job for the worker of one snapshotter.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(super) enum Job {
     Again(String),
     /// Make an image ready that is being pulled.
     Pulled(Arc<Image>),
+    /// Make an image ready that is on its way, with the priority of a pod that may need it.
+    Raised(Want),
     /// Make the images of a layer ready that containerd failed to extract: a container may wait for one of them.
     Failed {
         /// The layer's chain id.
@@ -37,6 +40,9 @@ pub(super) struct Arrived {
 impl Job {
     /// Whether a pod waits for it.
     pub(super) fn is_asked(&self) -> bool {
-        matches!(self, Self::Failed { .. } | Self::Volume { .. })
+        matches!(
+            self,
+            Self::Raised(_) | Self::Failed { .. } | Self::Volume { .. }
+        )
     }
 }

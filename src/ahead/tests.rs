@@ -5,6 +5,7 @@ mod demand;
 mod eager;
 mod limits;
 mod pulls;
+mod replacements;
 mod schedule;
 mod workers;
 
@@ -23,7 +24,7 @@ use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
 use crate::free_space::{Measure, Space};
 use crate::hooks::Hooks;
 use crate::image::IMAGE_REF;
-use crate::unpack::{Action, ParentChain, Request, Role, State};
+use crate::unpack::{Action, ParentChain, Request, Role, State, Want};
 
 use super::*;
 

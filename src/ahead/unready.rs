@@ -30,6 +30,8 @@ struct PendingImage {
     record: String,
     /// When the image was created in the store.
     came: Option<SystemTime>,
+    /// Whether a pod has raised its priority.
+    is_raised: bool,
 }
 
 /// Keeps an image in [`Unready`] until it is dropped.
@@ -56,6 +58,7 @@ impl Unready {
             want: want.clone(),
             record: record.to_owned(),
             came,
+            is_raised: false,
         });
         PendingGuard {
             unready: self,
@@ -90,19 +93,29 @@ impl Unready {
         gone.map(|p| (p.record, p.want.name().to_owned())).collect()
     }
 
-    /// Returns the images, newest first, up to [`MAX_PUSHED`].
-    pub(super) fn newest(&self) -> Vec<Want> {
-        let waiting = self.0.lock();
-        let mut here: Vec<_> = waiting.images.iter().collect();
-        here.sort_by_key(|piece| Reverse((piece.came, piece.id)));
+    /// Returns the newest images, up to [`MAX_PUSHED`], without those that it has returned before: their priority is
+    /// raised already.
+    pub(super) fn raise_newest(&self) -> Vec<Want> {
+        let mut waiting = self.0.lock();
+        waiting
+            .images
+            .sort_by_key(|image| Reverse((image.came, image.id)));
         // An image may be here twice: from its arrival and from a reconcile.
-        let mut wants = Vec::new();
-        for piece in here {
-            if wants.len() < MAX_PUSHED && !wants.contains(&piece.want) {
-                wants.push(piece.want.clone());
+        let mut newest: Vec<Want> = Vec::new();
+        let mut raised = Vec::new();
+        for image in &mut waiting.images {
+            let is_new = !newest.contains(&image.want);
+            if is_new && newest.len() == MAX_PUSHED {
+                break;
+            }
+            if is_new {
+                newest.push(image.want.clone());
+            }
+            if !std::mem::replace(&mut image.is_raised, true) && is_new {
+                raised.push(image.want.clone());
             }
         }
-        wants
+        raised
     }
 
     /// Removes an image: it is ready.
@@ -135,31 +148,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_images_come_first() {
+    fn the_newest_images_are_raised_once() {
         let unready = Unready::default();
         let enter = |name: &str, came: u64| {
             let came = SystemTime::UNIX_EPOCH + Duration::from_secs(came);
             unready.enter(Want::Image(name.to_owned()), name, Some(came))
         };
         let mut entries = vec![enter("middle", 2), enter("newest", 3), enter("oldest", 1)];
-        let names = || {
-            let wants = unready.newest();
-            wants
-                .iter()
-                .map(|w| w.name().to_owned())
-                .collect::<Vec<_>>()
+        let raised = || {
+            let wants = unready.raise_newest();
+            let names = wants.iter().map(|want| want.name().to_owned());
+            names.collect::<Vec<_>>()
         };
-        assert_eq!(names(), ["newest", "middle", "oldest"]);
-        unready.remove("newest");
-        assert_eq!(names(), ["middle", "oldest"]);
+        assert_eq!(raised(), ["newest", "middle", "oldest"]);
+        assert_eq!(raised(), [""; 0]);
+        // The same image arrives again.
         entries.push(enter("oldest", 4));
-        assert_eq!(names(), ["oldest", "middle"]);
+        assert_eq!(raised(), ["oldest"]);
         let more: Vec<_> = (10..20).map(|n| n.to_string()).collect();
         entries.extend(more.iter().zip(10..).map(|(n, came)| enter(n, came)));
-        let newest: Vec<_> = more.iter().rev().take(MAX_PUSHED).collect();
-        assert_eq!(names().iter().collect::<Vec<_>>(), newest);
-        entries.clear();
-        assert_eq!(names(), [""; 0]);
+        unready.remove("19");
+        let newest: Vec<_> = more[..9].iter().rev().take(MAX_PUSHED).collect();
+        assert_eq!(raised().iter().collect::<Vec<_>>(), newest);
+        assert_eq!(raised(), [""; 0]);
+        drop(entries.pop());
+        drop(entries.pop());
+        assert_eq!(raised(), ["10"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
         Job::Arrived(arrived) => image_arrived(ahead, worker, &arrived).await,
         Job::Again(image) => try_again(ahead, worker, &image).await,
         Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
+        Job::Raised(want) => raise(ahead, worker, &want).await,
         Job::Failed { chain } => failed::unpack_failed(ahead, worker, &chain).await,
         Job::Volume { target } => volumes::make_ready(ahead, worker, &target).await,
     }
@@ -95,6 +96,16 @@ async fn make_ready(
         return None;
     };
     Some(arrive(ahead, worker, want, record, urgency).await)
+}
+
+/// Joins the work on an image that is on its way, with a higher priority, or begins it.
+async fn raise(ahead: &Ahead, worker: &Worker, want: &Want) {
+    let engine = &ahead.node.engine;
+    let mut ticket = worker.begin(engine, want, Urgency::Asked).await;
+    match ticket.outcome().await {
+        Ok(_) => worker.unready.remove(want.name()),
+        Err(e) => engine.replace_if_in_use(&e, worker.name()),
+    }
 }
 
 /// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.

@@ -1,10 +1,12 @@
 //! `ensure`: makes images ready in a snapshotter. It has no time limit.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use futures::stream::{FuturesOrdered, StreamExt};
+use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use crate::ahead;
@@ -12,11 +14,14 @@ use crate::config::Config;
 use crate::daemon;
 use crate::node::Node;
 use crate::printable::printable;
-use crate::unpack::{Action, Outcome, Request, Role, State, Urgency, Want};
+use crate::unpack::{Action, Done, Error, Listing, Outcome, Request, Role, State, Urgency, Want};
 
 use super::bars::Bars;
 use super::scope::{self, Asked, Where};
 use super::{Exit, Failure, Output, dry_run};
+
+/// The number of images at the same time for each one that the engine unpacks: repairs do not wait for unpacks.
+const AT_ONCE: usize = 8;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -124,20 +129,23 @@ async fn in_snapshotter(
     output: Output,
 ) -> Result<Vec<Row>, Failure> {
     let bars = Bars::new();
+    let listing = match asked.iter().any(|asked| !asked.by_name) {
+        true => Some(node.engine.list(snapshotter).await?),
+        false => None,
+    };
     let work = asked.iter().map(|asked| {
-        let bars = &bars;
+        let (bars, listing) = (&bars, listing.as_ref());
         async move {
             let started = Instant::now();
-            let mut ticket = node.engine.ensure(Request {
-                want: Want::Image(asked.name.clone()),
-                snapshotter: snapshotter.to_owned(),
-                urgency: Urgency::Asked,
-            });
-            bars.follow(&asked.name, &mut ticket).await;
-            (asked, ticket.outcome().await, started.elapsed())
+            let outcome = match seen(node, asked, snapshotter, listing).await {
+                Some(outcome) => outcome,
+                None => make_ready(node, asked, snapshotter, bars).await,
+            };
+            (asked, outcome, started.elapsed())
         }
     });
-    let mut work: FuturesOrdered<_> = work.collect();
+    let at_once = node.config().unpack.parallel_images.count().get() * AT_ONCE;
+    let mut work = pin!(stream::iter(work).buffered(at_once));
     let mut rows = Vec::new();
     while let Some((asked, outcome, took)) = work.next().await {
         let is_not_covered =
@@ -152,6 +160,46 @@ async fn in_snapshotter(
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// Returns the outcome for an image that is ready in the listing, or that the configuration excludes; `None` if it has to
+/// be looked at. An image that an argument names is always looked at.
+async fn seen(
+    node: &Node,
+    asked: &Asked,
+    snapshotter: &str,
+    listing: Option<&Listing>,
+) -> Option<Outcome> {
+    let (false, Some(listing), Ok(image)) = (asked.by_name, listing, &asked.image) else {
+        return None;
+    };
+    let status = node.engine.image_status(image, &asked.names, listing);
+    let status = status.await.ok()?;
+    if status.is_excluded {
+        return Some(Err(Arc::new(Error::Excluded {
+            image: asked.name.clone(),
+            snapshotter: snapshotter.to_owned(),
+        })));
+    }
+    let done = Done {
+        image: asked.name.clone(),
+        found: status.state,
+        action: Action::None,
+        layers_done: 0,
+        layers_kept: status.layers_kept,
+        layers: status.layers,
+    };
+    (status.state == State::Ready).then_some(Ok(done))
+}
+
+async fn make_ready(node: &Node, asked: &Asked, snapshotter: &str, bars: &Bars) -> Outcome {
+    let mut ticket = node.engine.ensure(Request {
+        want: Want::Image(asked.name.clone()),
+        snapshotter: snapshotter.to_owned(),
+        urgency: Urgency::Asked,
+    });
+    bars.follow(&asked.name, &mut ticket).await;
+    ticket.outcome().await
 }
 
 async fn row(
@@ -181,7 +229,10 @@ async fn row(
             if let Some(source) = e.unreachable() {
                 return Err(source.clone().into());
             }
-            row.state = state_now(node, asked, snapshotter).await;
+            row.state = match e.state() {
+                Some(state) => state,
+                None => state_now(node, asked, snapshotter).await,
+            };
             // An excluded image that is ready is no error.
             let is_no_error = e.is_left_to_containerd() && row.state == State::Ready;
             row.error = (!is_no_error).then(|| printable(&e));

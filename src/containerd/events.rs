@@ -1,6 +1,6 @@
-//! What containerd's events say of images and snapshots.
+//! What containerd's events say of images, snapshots and containers.
 
-use containerd_client::events::{SnapshotPrepare, SnapshotRemove};
+use containerd_client::events::{ContainerDelete, SnapshotPrepare, SnapshotRemove};
 use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate};
 use prost::Message;
 
@@ -11,14 +11,22 @@ const UPDATED: &str = "/images/update";
 const DELETED: &str = "/images/delete";
 const PREPARED: &str = "/snapshot/prepare";
 const REMOVED: &str = "/snapshot/remove";
+const CONTAINER_DELETED: &str = "/containers/delete";
 
 /// The topics of all events that [`StoreEvent::of`] reads.
-pub(crate) const ALL: [&str; 5] = [CREATED, UPDATED, DELETED, PREPARED, REMOVED];
+pub(crate) const ALL: [&str; 6] = [
+    CREATED,
+    UPDATED,
+    DELETED,
+    PREPARED,
+    REMOVED,
+    CONTAINER_DELETED,
+];
 
 /// The topics of removed images.
 pub(crate) const REMOVALS: [&str; 1] = [DELETED];
 
-/// A change of containerd's images or snapshots.
+/// A change of containerd's images, snapshots or containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StoreEvent {
     /// The image record of this name was created or updated.
@@ -39,6 +47,8 @@ pub(crate) enum StoreEvent {
         /// Its key.
         key: String,
     },
+    /// The container with this id was removed: its snapshot is removed soon, possibly without an event.
+    ContainerRemoved(String),
 }
 
 impl StoreEvent {
@@ -65,6 +75,10 @@ impl StoreEvent {
             REMOVED => {
                 let SnapshotRemove { key, snapshotter } = SnapshotRemove::decode(payload).ok()?;
                 Some(Self::Removed { snapshotter, key })
+            }
+            CONTAINER_DELETED => {
+                let deleted = ContainerDelete::decode(payload).ok()?;
+                Some(Self::ContainerRemoved(deleted.id))
             }
             _ => None,
         }

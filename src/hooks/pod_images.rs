@@ -1,4 +1,4 @@
-//! Makes the images that a new pod may need ready, before its containers are created.
+//! Makes the images that a new pod needs ready, before its containers are created.
 
 use nri::Pod;
 use tokio::time::Instant;
@@ -10,7 +10,8 @@ use super::Session;
 use super::decision::{Did, NOTHING, Name, Subject, Verdict, done_is, what};
 
 impl Session {
-    /// Makes the pod's images ready, and waits for them until the deadline.
+    /// Makes the images ready that the pod names, and waits for them until the deadline. The pod may need images that are
+    /// on their way as well: their priority is raised, and the hook does not wait for them.
     pub(super) async fn make_ready(
         &self,
         pod: &Pod,
@@ -18,13 +19,13 @@ impl Session {
         started: Instant,
         deadline: Instant,
     ) -> Verdict {
-        let wants = self.wants(pod, snapshotter);
         let ask = |want: Want| {
             let name = want.name().to_owned();
             (name, self.ensure(want, snapshotter, Urgency::Asked))
         };
         // All requests are sent before the first is waited for.
-        let tickets: Vec<_> = wants.into_iter().map(ask).collect();
+        let tickets: Vec<_> = named(pod).into_iter().map(ask).collect();
+        self.ahead.raise(snapshotter);
         let mut verdict = Verdict::Ready;
         for (image, mut ticket) in tickets {
             let outcome = ticket.outcome_by(deadline).await;
@@ -42,18 +43,17 @@ impl Session {
         }
         verdict
     }
+}
 
-    /// Returns the images that a new pod may need: those that its annotation names, then the newest of those that are
-    /// being made ready in its snapshotter.
-    fn wants(&self, pod: &Pod, snapshotter: &str) -> Vec<Want> {
-        let annotation = pod.annotations.get(policy::IMAGES);
-        let (names, ignored) = policy::annotated_images(annotation.map_or("", String::as_str));
-        if ignored > 0 {
-            log::warn!(pod:% = Name(pod), left_out = ignored; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
-        }
-        let named = names.into_iter().map(|name| Want::Image(name.to_owned()));
-        named.chain(self.ahead.unready_in(snapshotter)).collect()
+/// Returns the images that the pod's annotation names.
+fn named(pod: &Pod) -> Vec<Want> {
+    let annotation = pod.annotations.get(policy::IMAGES);
+    let (names, ignored) = policy::annotated_images(annotation.map_or("", String::as_str));
+    if ignored > 0 {
+        log::warn!(pod:% = Name(pod), left_out = ignored; "annotation {} has too many names, or names that are no image reference: these are ignored", policy::IMAGES);
     }
+    let names = names.into_iter();
+    names.map(|name| Want::Image(name.to_owned())).collect()
 }
 
 /// Returns the verdict on one of a pod's images at the deadline.

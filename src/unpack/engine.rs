@@ -20,7 +20,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Shared;
 use crate::unpack::flight::workers::Workers;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::repair::replacements::Replacements;
+use crate::unpack::repair::replacements::{Replacements, Source};
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::schedule::permits::Parallel;
@@ -284,26 +284,38 @@ impl Engine {
         if *state == State::Lost {
             return;
         }
-        let Some(replacement) = self.replacements.begin(image, snapshotter) else {
+        let Some(queue) = self.replacements.add(image, snapshotter) else {
             return;
         };
-        let (engine, image, snapshotter) = (self.clone(), image.clone(), snapshotter.to_owned());
+        let (engine, snapshotter) = (self.clone(), snapshotter.to_owned());
         self.shared.tasks.spawn(async move {
-            let attempts = replacement.run(|| engine.replace(&image, &snapshotter));
-            engine.shared.stop.run_until_cancelled(attempts).await;
+            let source = Source {
+                containerd: engine.containerd.as_ref(),
+                images: &engine.resolver.images,
+                snapshotter: &snapshotter,
+            };
+            let replace = |image: String| engine.replace(image, &snapshotter);
+            let rounds = queue.run(&source, replace);
+            engine.shared.stop.run_until_cancelled(rounds).await;
         });
     }
 
-    /// Whether several attempts to replace the chain of this error have failed: its user is not a short-lived one.
+    /// Has the chains replaced soon that a snapshot of this key used. The snapshot, or a container with this id, was removed.
+    pub fn user_removed(&self, key: &str) {
+        self.replacements.user_removed(key);
+    }
+
+    /// Whether the chain of this error was still in use some seconds after its first error: its user is not a short-lived
+    /// one.
     pub fn is_held(&self, error: &Error, snapshotter: &str) -> bool {
         matches!(error, Error::InUse { image, .. } if self.replacements.is_held(image, snapshotter))
     }
 
     /// Makes one attempt to replace the chain of an image.
-    async fn replace(self: &Arc<Self>, image: &str, snapshotter: &str) -> Outcome {
+    async fn replace(self: &Arc<Self>, image: String, snapshotter: &str) -> Outcome {
         // At the time of the request the image may have had no name but its digest.
-        let name = self.resolver.images.best_name(image).await;
-        let name = name.unwrap_or_else(|| image.to_owned());
+        let name = self.resolver.images.best_name(&image).await;
+        let name = name.unwrap_or(image);
         let request = Request {
             want: Want::Image(name.clone()),
             snapshotter: snapshotter.to_owned(),

@@ -24,6 +24,8 @@ pub struct ImageStatus {
     pub layers: usize,
     /// Layers that are committed with their labels.
     pub ready_layers: usize,
+    /// Host-unpacked layers of a guest-pulled chain that stayed, as in [`Done`](crate::unpack::Done).
+    pub layers_kept: usize,
     /// Layers that are committed.
     pub committed: usize,
     /// The size of the (compressed) blobs that have to be applied, in bytes. 0 if the guest pulls the image.
@@ -64,6 +66,7 @@ pub(crate) async fn image_status(
         is_excluded,
         layers: status.layers.len(),
         ready_layers: status.ready_layers(&target.rules),
+        layers_kept: status.kept_layers(&target.rules),
         committed: status.committed(),
     })
 }

@@ -18,7 +18,8 @@ async fn only_layers_need_free_space(version: Version) -> Result<()> {
     let handler = handler(version);
     // containerd unpacks it without labels.
     let unlabelled = image(3, 0);
-    node.store.put_image(&unlabelled).await?;
+    node.registry.push(&unlabelled).await?;
+    node.cri.pull_image(unlabelled.name()).await?;
     let pod = node.cri.run_pod(handler, &[]).await?;
     let created = node.cri.create_container(&pod, unlabelled.name(), &[], &[]);
     created.await?;

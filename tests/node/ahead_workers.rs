@@ -68,3 +68,26 @@ async fn slow_unpacks_delay_no_other_snapshotter_on_1_7() -> Result<()> {
 async fn slow_unpacks_delay_no_other_snapshotter_on_2_1() -> Result<()> {
     slow_unpacks_delay_no_other_work(Version::V2_1).await
 }
+
+/// The hook would wait for 8 s.
+async fn a_pod_does_not_wait_for_images_on_their_way(version: Version) -> Result<()> {
+    let (mut node, held) = with_slow_unpacks(version).await?;
+    let began = Instant::now();
+    let pod = node.cri.run_pod(handler(version), &[]).await?;
+    let took = began.elapsed();
+    println!("{version:?}: a pod with {SLOW_IMAGES} images on their way took {took:?}");
+    ensure!(took < SOON, "{took:?}");
+    held.into_iter().for_each(Held::release);
+    node.cri.remove_pod(&pod).await?;
+    node.assert_nothing_left(handler(version)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_does_not_wait_for_images_on_their_way_on_1_7() -> Result<()> {
+    a_pod_does_not_wait_for_images_on_their_way(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_does_not_wait_for_images_on_their_way_on_2_1() -> Result<()> {
+    a_pod_does_not_wait_for_images_on_their_way(Version::V2_1).await
+}

@@ -4,10 +4,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Options, Remote, Version, images};
+use lab::{Call, Held, Options, Remote, Tap, Version, images};
 use serde_json::Value;
 
-use crate::support::{Node, PATIENCE, PROGRAM};
+use crate::after_pull;
+use crate::support::{Node, PATIENCE, PROGRAM, handler};
 
 /// The dry run shows the later steps, and writes nothing.
 #[tokio::test(flavor = "multi_thread")]
@@ -184,4 +185,58 @@ async fn a_terminal_gets_a_progress_bar() -> Result<()> {
     let output = node.command(&["ensure", large.name(), "--handler", "erofs"])?;
     ensure!(output.stderr.is_empty(), "{output:?}");
     Ok(())
+}
+
+/// More images than are made ready at the same time.
+const MANY: usize = 30;
+
+/// `ensure --all` reads the lists of images and snapshots once for all images, and begins a bounded number.
+async fn all_from_one_listing(version: Version) -> Result<()> {
+    let mut node = Node::start(version).await?;
+    let handler = handler(version);
+    for n in 0..MANY {
+        node.store.put_image(&after_pull::image(1, n)).await?;
+    }
+    node.tap = Some(Tap::start(&node.lab)?);
+    let tap = node.tap.as_ref().context("no tap")?;
+    let held: Vec<_> = (0..2 * MANY)
+        .map(|_| tap.hold(|call| call.path.ends_with("Diff/Apply")))
+        .collect();
+    let all = ["ensure", "--all", "--snapshotter", handler];
+    let mut command = node.command_of(&all)?.spawn()?;
+    let count = |calls: &[Call], method: &str| {
+        let of = calls.iter().filter(|call| call.path.ends_with(method));
+        of.count()
+    };
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let begun = count(&tap.calls(), "Leases/Create");
+    held.into_iter().for_each(Held::release);
+    let status = tokio::task::spawn_blocking(move || command.wait()).await??;
+    ensure!(status.success(), "{status}");
+    ensure!((1..=16).contains(&begun), "{begun} images at the same time");
+
+    let before = tap.calls().len();
+    let output = node.command(&all)?;
+    ensure!(output.status.success(), "{output:?}");
+    let calls = tap.calls().split_off(before);
+    let images = count(&calls, "Images/List") + count(&calls, "Images/Get");
+    let snapshots = count(&calls, "Snapshots/List") + count(&calls, "Snapshots/Stat");
+    println!(
+        "{version:?}: {begun} of {MANY} images at the same time; all ready: {images} calls for images, {snapshots} for snapshots"
+    );
+    ensure!(
+        images <= 3 && snapshots <= 3,
+        "{images} calls for images, {snapshots} for snapshots"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_from_one_listing_on_1_7() -> Result<()> {
+    all_from_one_listing(Version::V1_7).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_from_one_listing_on_2_1() -> Result<()> {
+    all_from_one_listing(Version::V2_1).await
 }

@@ -51,6 +51,7 @@ mod registry_port;
 mod release;
 mod reload;
 mod removed;
+mod replacements;
 mod screens;
 mod service;
 mod shared_layers;

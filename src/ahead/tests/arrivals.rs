@@ -39,23 +39,6 @@ async fn images_whose_events_were_dropped_are_made_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unready_images_are_listed_newest_first() {
-    let bench = Bench::on(Fake::default(), ALL).await;
-    bench.fake.slow("prepare snapshot", Duration::from_secs(60));
-    for name in [NAME, "r.example/second:1"] {
-        bench.fake.image(name, 1);
-        bench.emit_created(name);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let wants = bench.ahead.unready_in("erofs");
-    let names: Vec<_> = wants.iter().map(Want::name).collect();
-    assert_eq!(names, ["r.example/second:1", NAME]);
-    assert_eq!(bench.ahead.unready_in("nydus"), []);
-    tokio::time::sleep(Duration::from_secs(200)).await;
-    assert_eq!(bench.ahead.unready_in("erofs"), []);
-}
-
-#[tokio::test(start_paused = true)]
 async fn the_labels_have_the_tag_although_the_digest_record_arrives_first() {
     let bench = Bench::on(Fake::default(), ALL).await;
     let image = bench.fake.image(NAME, 2);

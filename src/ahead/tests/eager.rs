@@ -56,7 +56,8 @@ async fn a_proxy_plugin_gets_images_that_it_mounts_without_their_content() {
     bench.fake.hang_up();
     settle().await;
     assert_eq!(bench.fake.subjects("prepare snapshot"), [""; 0]);
-    assert_eq!(bench.ahead.unready_in("erofs"), []);
+    let erofs = bench.ahead.worker("erofs").unwrap();
+    assert_eq!(erofs.unready.raise_newest(), []);
     // A request of a pod unpacks the image.
     let asked = Request {
         want: Want::Image(plain.name.clone()),
@@ -183,6 +184,43 @@ async fn a_pod_raises_the_priority_of_images_that_wait_in_the_reconcile() {
     let order = bench.prepared(&named);
     // The first image is being unpacked already. The newest of the others follow in order, without pauses.
     assert_eq!(order[..6], names[1..7]);
+}
+
+/// The hook waits only for the images that the pod names.
+#[tokio::test(start_paused = true)]
+async fn a_pod_does_not_wait_for_images_that_are_on_their_way() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.node.refresh();
+    for n in 0..20 {
+        image_with_own_layer(&bench.fake, &format!("r.example/app:{n}"));
+    }
+    bench.fake.slow("apply layer", Duration::from_secs(60));
+    let hooks = bench.hooks().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pod = |annotations: &[(&str, &str)]| Pod {
+        runtime_handler: "local".to_owned(),
+        annotations: annotations
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..Pod::default()
+    };
+    for (annotations, expected) in [
+        (&[][..], Duration::ZERO),
+        (
+            &[(crate::policy::IMAGES, "r.example/app:7")],
+            Duration::from_millis(500),
+        ),
+    ] {
+        let began = tokio::time::Instant::now();
+        hooks.run_pod_sandbox(pod(annotations)).await.unwrap();
+        let took = began.elapsed();
+        let late = took.saturating_sub(expected);
+        assert!(
+            took >= expected && late < Duration::from_millis(10),
+            "{took:?}, {annotations:?}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

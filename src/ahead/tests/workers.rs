@@ -46,3 +46,38 @@ async fn slow_unpacks_do_not_delay_a_repair_in_the_same_snapshotter() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
+
+/// A hook runs between two looks, also where no look waits for containerd.
+#[tokio::test]
+async fn a_reconcile_lets_other_tasks_run() {
+    let fake = Fake::default();
+    for n in 0..200 {
+        image_with_own_layer(&fake, &format!("r.example/app:{n}"));
+    }
+    let config = "[snapshotters.erofs]\neager = \"all\"\nexclude = [\"*\"]\n";
+    let bench = Bench::begun(fake, config, |_| percent(100));
+    let workers = bench.ahead.workers().await;
+    let worker = workers.iter().find(|worker| worker.name() == "erofs");
+    let worker = worker.unwrap().clone();
+    let reconcile = || async {
+        let mut reported = summary::LastReported::default();
+        let done = reconcile::run(&bench.ahead, &worker, &mut reported).await;
+        done.unwrap();
+    };
+    // The first one reads the manifests.
+    reconcile().await;
+    let turns = Arc::new(AtomicU64::default());
+    let counted = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::task::yield_now().await;
+    let before = turns.load(Ordering::Relaxed);
+    reconcile().await;
+    let turns = turns.load(Ordering::Relaxed) - before;
+    other.abort();
+    assert!(turns >= 200 / 16, "{turns} turns in 200 looks");
+}

@@ -16,7 +16,7 @@ use crate::unpack::chain::plan::Step;
 use crate::unpack::chain::state::{ChainStatus, State};
 use crate::unpack::layer::parallel;
 use crate::unpack::layer::unpack::{Committed, Failure, Unpack};
-use crate::unpack::repair::in_use::{self, in_use};
+use crate::unpack::repair::in_use;
 use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::place::Place;
@@ -303,7 +303,7 @@ impl<'a> PlanExecutor<'a> {
         } = *self.context;
         if target.in_use {
             // On a node with many images, a list of all snapshots takes longer than a hook may wait.
-            return Err(self.in_use(1).await);
+            return Err(self.in_use().await);
         }
         if !target.is_for_guest() {
             let missing = gc_protect::all_blobs(containerd, self.lease, target).await;
@@ -322,12 +322,16 @@ impl<'a> PlanExecutor<'a> {
         };
         match replace.run().await.map_err(|e| target.failed(e))? {
             Replaced::Gone => self.work.did(Action::Replaced),
-            Replaced::InUse(holders) => return Err(self.in_use(holders).await),
+            // No container is being created, so none needs a private chain.
+            Replaced::InUse(holders) => {
+                let state = self.status.state(&target.rules);
+                return Err(in_use::error(target, state, holders, None));
+            }
         }
         Ok(())
     }
 
-    async fn in_use(&self, holders: usize) -> Error {
+    async fn in_use(&self) -> Error {
         let FlightContext {
             target,
             containerd,
@@ -335,14 +339,6 @@ impl<'a> PlanExecutor<'a> {
             ..
         } = *self.context;
         let state = self.status.state(&target.rules);
-        in_use(
-            containerd,
-            self.lease,
-            &layers.layer_locks,
-            target,
-            state,
-            holders,
-        )
-        .await
+        in_use::in_use(containerd, self.lease, &layers.layer_locks, target, state).await
     }
 }

@@ -66,20 +66,19 @@ pub(crate) async fn next_step(
         Ok(lease) => lease,
         Err(e) => return NextStep::Fail(target.failed(e)),
     };
-    let error = in_use(containerd, &lease, layer_locks, target, state, 1).await;
+    let error = in_use(containerd, &lease, layer_locks, target, state).await;
     lease.release(containerd).await;
     NextStep::Fail(error)
 }
 
-/// Returns the error for a chain in use. If the guest pulls the image, makes a private chain first, onto which a
-/// container that is being created can be moved.
+/// Returns the error for a chain under a container that is being created. If the guest pulls the image, makes a private
+/// chain first, onto which the container can be moved.
 pub(crate) async fn in_use(
     containerd: &dyn Containerd,
     lease: &Lease,
     layer_locks: &LayerLocks,
     target: &Target,
     state: State,
-    holders: usize,
 ) -> Error {
     let snapshotter = target.snapshotter.as_str();
     let onto = match (target.manifest.chain_id(), target.labels.last()) {
@@ -99,7 +98,7 @@ pub(crate) async fn in_use(
         }
         _ => None,
     };
-    error(target, state, holders, onto)
+    error(target, state, 1, onto)
 }
 
 /// Returns the error for a chain in use. `onto` is the chain onto which a container that is being created can be

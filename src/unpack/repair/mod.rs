@@ -6,4 +6,5 @@ pub(crate) mod replace;
 pub(crate) mod replacements;
 pub(crate) mod retag;
 pub(crate) mod swap;
+pub(crate) mod users;
 pub(crate) mod volume;

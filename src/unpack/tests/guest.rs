@@ -87,6 +87,21 @@ impl Bench {
         self.engine.ensure(request).outcome().await
     }
 
+    /// Asks for the image of a container that is being created on this chain.
+    async fn ensure_for(&self, key: &str, chain: &str, image: &str) -> Outcome {
+        let request = Request {
+            want: Want::Container {
+                key: key.to_owned(),
+                chain: chain.to_owned(),
+                name: Some(image.to_owned()),
+                left_to_containerd: false,
+            },
+            snapshotter: NYDUS.to_owned(),
+            urgency: Urgency::Creation,
+        };
+        self.engine.ensure(request).outcome().await
+    }
+
     async fn state(&self, image: &Image) -> State {
         let names = [image.name.clone()];
         let listing = self.engine.list(NYDUS).await.unwrap();
@@ -110,7 +125,7 @@ impl Bench {
         self.unpack_on_the_host(4).await;
         let from = self.chain_ids[3].clone();
         self.fake.activate(NYDUS, key, &from);
-        let error = self.ensure(UPPER).await.unwrap_err();
+        let error = self.ensure_for(key, &from, UPPER).await.unwrap_err();
         let Error::InUse {
             onto: Some(onto), ..
         } = &*error
@@ -218,8 +233,14 @@ async fn the_guest_pulls_both_images_that_share_layers() {
         }
         assert_eq!(bench.state(&bench.upper).await, State::Ready, "{order:?}");
         bench.assert_guest_pulls(&bench.upper).await;
-        // The upper image is based on the lower image's layers: they stay, and the lower image gets a private chain.
+        // The upper image is based on the lower image's layers: they stay, and a container of the
+        // lower image gets a private chain.
         let error = bench.ensure(LOWER).await.unwrap_err();
+        let without_a_chain = matches!(&*error, Error::InUse { onto: None, .. });
+        assert!(without_a_chain, "{order:?}: {error}");
+        let lower = bench.chain_ids[1].as_str();
+        bench.fake.activate(NYDUS, "c", lower);
+        let error = bench.ensure_for("c", lower, LOWER).await.unwrap_err();
         let Error::InUse {
             onto: Some(onto), ..
         } = &*error
@@ -452,7 +473,8 @@ async fn twenty_containers_of_one_image_are_all_moved() {
         bench.fake.activate(NYDUS, key, &bench.chain_ids[3]);
     }
     let moves = keys.iter().map(|key| async {
-        let error = bench.ensure(UPPER).await.unwrap_err();
+        let error = bench.ensure_for(key, &bench.chain_ids[3], UPPER).await;
+        let error = error.unwrap_err();
         let Error::InUse {
             onto: Some(onto), ..
         } = &*error

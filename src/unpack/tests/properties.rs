@@ -147,12 +147,8 @@ impl Node {
                 for layer in &manifest.layers {
                     assert_eq!(now.get(&layer.chain_id), before.get(&layer.chain_id));
                 }
-                assert_eq!(onto.is_some(), world.nydus, "{error}");
-                let anchors = self.labels_of(&manifest.config).await;
-                if let Some(onto) = onto {
-                    assert!(is_proxied(&now[onto].labels), "{onto}");
-                    assert!(anchors.values().any(|anchored| anchored == onto));
-                }
+                // No container is being created.
+                assert_eq!(*onto, None, "{error}");
             }
             Error::Unavailable {
                 digest, position, ..
