@@ -42,12 +42,13 @@ use crate::containerd::Image;
 use crate::handlers::Handlers;
 use crate::metrics;
 use crate::node::Node;
-use crate::unpack::{Error, Outcome, State, Urgency};
+use crate::unpack::{Error, Outcome, Urgency};
 
 pub use choice::MAX_SNAPSHOTS;
 pub(crate) use eager::is_pinned;
 pub use existing::Existing;
 use job::Job;
+use lost::is_lost;
 use pulls::Pulls;
 use queue::Queue;
 pub use removals::watch_removals;
@@ -171,6 +172,7 @@ impl Ahead {
                 removals::missing(self, worker, entry, e).await;
             }
             Err(e) => {
+                worker.loss.failed(e);
                 if is_tried_again(e) {
                     worker.retries.failed(image);
                 }
@@ -200,6 +202,15 @@ impl Ahead {
         let workers = self.workers.borrow();
         let mut workers = workers.iter().flatten();
         workers.find(|w| w.name() == snapshotter).cloned()
+    }
+
+    /// Handles the removal of a snapshot, or of a container with this id: it may have used a chain that has to be replaced
+    /// or is lost.
+    fn user_removed(&self, key: &str) {
+        self.node.engine.user_removed(key);
+        for worker in self.known_workers() {
+            worker.loss.user_removed();
+        }
     }
 
     /// Returns the workers; none before the managed snapshotters are known.
@@ -259,8 +270,4 @@ fn is_tried_again(error: &Error) -> bool {
 /// use does not count: the engine replaces it later.
 fn may_pass(error: &Error) -> bool {
     error.may_pass() && (!matches!(error, Error::InUse { .. }) || is_lost(error))
-}
-
-fn is_lost(error: &Error) -> bool {
-    error.state() == Some(State::Lost)
 }

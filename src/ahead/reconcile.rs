@@ -193,7 +193,7 @@ async fn scan<'a>(
         }
     };
     // Pinned images come first, so they show the loss before the other images are looked at.
-    let mut has_lost = worker.lost.swap(false, Ordering::Relaxed);
+    let mut has_lost = worker.loss.take();
     let mut held = listing.len();
     worker.count.listed(held);
     for (n, store_image) in store_images.iter().enumerate() {

@@ -72,12 +72,12 @@ async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
             Some(StoreEvent::ImageRemoved(name)) => ahead.image_removed(&name),
             // An extraction that succeeds is committed, and not removed.
             Some(StoreEvent::Removed { snapshotter, key }) => {
-                ahead.node.engine.user_removed(&key);
+                ahead.user_removed(&key);
                 if let Some(chain) = extracted(&key) {
                     ahead.push(&snapshotter, Job::Failed { chain });
                 }
             }
-            Some(StoreEvent::ContainerRemoved(id)) => ahead.node.engine.user_removed(&id),
+            Some(StoreEvent::ContainerRemoved(id)) => ahead.user_removed(&id),
             Some(event) => {
                 if let Some(arrival) = arrival(event, ahead.pulls.removals()) {
                     ahead.queue.push(arrival);

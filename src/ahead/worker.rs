@@ -16,6 +16,7 @@ use crate::unpack::{Engine, Request, Ticket, Urgency, Want};
 use super::demand::Demand;
 use super::eager::ManagedSnapshotter;
 use super::job::Job;
+use super::lost::Loss;
 use super::retries::Retries;
 use super::snapshot_count::SnapshotCount;
 use super::unready::Unready;
@@ -39,8 +40,7 @@ pub(super) struct Worker {
     pub(super) retries: Retries,
     /// Whether the last reconcile left images because the snapshotter holds too many snapshots.
     pub(super) left: AtomicBool,
-    /// Whether the snapshotter has lost its state since the last reconcile began.
-    pub(super) lost: AtomicBool,
+    pub(super) loss: Loss,
     /// Notified when a reconcile is requested.
     pub(super) reconcile: Notify,
     /// Notified when a reconcile is requested after a pause, because something did not answer.
@@ -86,7 +86,7 @@ impl Worker {
             count: SnapshotCount::default(),
             retries: Retries::default(),
             left: AtomicBool::default(),
-            lost: AtomicBool::default(),
+            loss: Loss::default(),
             reconcile: Notify::new(),
             reconcile_later: Notify::new(),
             restart: Notify::new(),

@@ -22,7 +22,7 @@ use crate::unpack::target::store_images::RequestImages;
 use crate::unpack::target::{Target, is_anchor};
 
 /// The pause between two collections for one snapshotter. A container that is in the way goes with its pod.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// The outcome of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
