@@ -320,11 +320,11 @@ impl Resolver {
     async fn seems_to_pull(&self, snapshotter: &str, listing: &Listing) -> bool {
         let containerd = self.images.containerd();
         if let Some(key) = listing.directly_on_guest_layer() {
-            let mounts = containerd.mounts(snapshotter, key).await;
+            let mounts = containerd.mounts(snapshotter, &key).await;
             return mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts));
         }
         match listing.newest_guest_layer() {
-            Some(layer) => guest_pull::is_empty(containerd, snapshotter, layer).await,
+            Some(layer) => guest_pull::is_empty(containerd, snapshotter, &layer).await,
             None => false,
         }
     }
