@@ -9,6 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::OnceCell;
+
 use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
 use crate::image::Digest;
 use crate::unpack::chain::profile::is_proxied;
@@ -34,6 +36,8 @@ pub struct Listing {
     labels: LabelPool,
     blobs: Arc<Blobs>,
     newest_guest_layer: Option<(Option<SystemTime>, Digest)>,
+    /// Whether the snapshots show that the guest pulls images: it is found out once for all images.
+    pub(crate) seems_to_pull: OnceCell<bool>,
 }
 
 /// What is kept of a snapshot.
@@ -76,6 +80,7 @@ impl<'a> Lists<'a> {
             labels: LabelPool::default(),
             blobs: Arc::default(),
             newest_guest_layer: None,
+            seems_to_pull: OnceCell::new(),
         };
         let each = &mut |snapshot| listing.add(snapshot);
         let blobs = async {

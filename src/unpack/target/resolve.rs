@@ -189,7 +189,10 @@ impl Resolver {
         let reference = Some(image.name.as_str());
         let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
             Some(known) => known,
-            None => self.seems_to_pull(snapshotter, listing).await,
+            None => {
+                let seems = || self.seems_to_pull(snapshotter, listing);
+                *listing.seems_to_pull.get_or_init(seems).await
+            }
         };
         let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
