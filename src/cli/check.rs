@@ -62,7 +62,10 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     let Meant { usable, unusable } = arguments.scope.snapshotters(&node).await?;
     let asked = scope::images(&node, &arguments.images).await?;
     let nothing_meant = usable.is_empty() && unusable.is_empty();
-    let (listings, silent) = listings(&node, &usable).await?;
+    let readable = asked.iter().filter_map(|asked| asked.image.as_ref().ok());
+    let manifests = node.engine.read_manifests(readable);
+    let (listed, ()) = futures::join!(listings(&node, &usable), manifests);
+    let (listings, silent) = listed?;
     let mut images = Vec::new();
     for asked in &asked {
         for (snapshotter, listing) in &listings {

@@ -40,7 +40,7 @@ pub trait Containerd: Send + Sync {
 
     /// Returns the image record with exactly this name.
     async fn image(&self, name: &str) -> Result<Image>;
-    /// Lists all image records.
+    /// Lists all image records, without the label that CRI puts on each of them.
     async fn images(&self) -> Result<Vec<Image>>;
 
     /// Returns the content store's record of a blob.

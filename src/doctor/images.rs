@@ -35,8 +35,8 @@ struct Shared<'a> {
     whole: HashSet<&'a str>,
     /// The layers of ready images, which garbage collection keeps.
     anchored: HashSet<&'a str>,
-    /// The layers that can be rebuilt from overlayfs.
-    rebuilt: HashSet<&'a str>,
+    /// The snapshotter that layers can be rebuilt from.
+    rebuilt: Option<&'a Listing>,
     /// Whether missing blobs are fetched again when they are needed.
     are_pulled: bool,
 }
@@ -120,7 +120,7 @@ impl<'a> Shared<'a> {
         Self {
             whole: layers(&|status| status.committed == status.layers),
             anchored: layers(&|status| status.state == State::Ready),
-            rebuilt: source.into_iter().flat_map(Listing::names).collect(),
+            rebuilt: source,
             are_pulled: means.contains(&MissingContent::Pull)
                 && inventory
                     .version()
@@ -142,7 +142,8 @@ impl<'a> Shared<'a> {
                 .is_some_and(|top| self.anchored.contains(top)),
             State::Unavailable => {
                 let mut missing = it.layers().skip(it.status.committed);
-                self.are_pulled || missing.all(|layer| self.rebuilt.contains(layer))
+                let is_rebuilt = |layer| self.rebuilt.is_some_and(|source| source.has(layer));
+                self.are_pulled || missing.all(is_rebuilt)
             }
             _ => false,
         }

@@ -16,7 +16,7 @@ pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     let listings = seen.listings.values().flatten();
     let of_ours = |name: &str| leases.iter().any(|lease| name.contains(lease.as_str()));
     let snapshots: usize = listings
-        .map(|listing| listing.names().filter(|name| of_ours(name)).count())
+        .map(|listing| listing.other_names().filter(|name| of_ours(name)).count())
         .sum();
     vec![
         Finding::new(

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::digest::Digest;
 use super::manifest::Manifest;
-use super::packed::{Digest, Packed};
+use super::packed::Packed;
 
 /// The limit of the cache in bytes: at about 120 bytes for each layer, the manifests of 3,000 images of 20 layers.
 const LIMIT: usize = 8 << 20;
@@ -50,6 +51,9 @@ impl Cache {
 
     /// Adds a manifest, unless it is very large. If the limit is reached, all others are forgotten.
     pub(super) fn insert(&mut self, target: Digest, manifest: &Manifest) {
+        if annotations(manifest) > LARGEST {
+            return;
+        }
         let entry = Entry {
             config: Digest::of(&manifest.config),
             chain: manifest.chain_id().map(Digest::of),
@@ -72,6 +76,15 @@ impl Cache {
         self.entries.shrink_to_fit();
         self.size = self.entries.values().map(Entry::size).sum();
     }
+}
+
+/// Returns the size of all annotations in bytes. Nothing else in a manifest can be large.
+fn annotations(manifest: &Manifest) -> usize {
+    let layers = manifest.layers.iter();
+    let annotations = layers.flat_map(|layer| &layer.blob.annotations);
+    annotations
+        .map(|(key, value)| key.len() + value.len())
+        .sum()
 }
 
 impl Entry {

@@ -4,6 +4,7 @@
 //! Reads from containerd and changes nothing. Knows neither snapshotters nor hooks.
 
 mod cache;
+mod digest;
 mod distinct;
 mod document;
 mod extra;
@@ -19,6 +20,7 @@ mod reference;
 use crate::containerd;
 
 pub use cache::Ends;
+pub(crate) use digest::Digest;
 pub(crate) use distinct::by_target;
 pub use distinct::{Distinct, distinct};
 pub use extra::extra_labels;

@@ -10,10 +10,10 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::containerd::{Containerd, Descriptor, Image};
 
 use super::cache::{Cache, Ends};
+use super::digest::Digest;
 use super::document::{self, Config, Index, Refusal};
 use super::manifest::{Manifest, chain, sha256};
 use super::media::{Document, is_config};
-use super::packed::Digest;
 use super::{Error, Platform};
 
 /// The largest index, manifest or config that is read, in bytes: twice the 4 MiB that registries allow

@@ -217,6 +217,12 @@ impl Engine {
         inspect::planned(&self.resolver, image, names, listing).await
     }
 
+    /// Reads the manifests of many images at the same time, so that those who ask for them next do not wait. Errors are
+    /// theirs to meet.
+    pub async fn read_manifests(&self, images: impl Iterator<Item = &Image>) {
+        self.resolver.images.read_ahead(images).await;
+    }
+
     /// Returns the chain ids of an image's layers, bottom first.
     pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
         inspect::chain(&self.resolver, image).await

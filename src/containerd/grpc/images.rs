@@ -8,6 +8,9 @@ use tonic::transport::Channel;
 use super::{Grpc, MAX_MESSAGE, empty, failed};
 use crate::containerd::{Image, Result};
 
+/// The label that CRI puts on each image. A list leaves it out: most images have no other.
+const MANAGED: &str = "io.cri-containerd.image";
+
 pub(super) async fn get(grpc: &Grpc, name: &str) -> Result<Image> {
     let call = "get image";
     let request = grpc.ask(api::GetImageRequest {
@@ -21,7 +24,10 @@ pub(super) async fn get(grpc: &Grpc, name: &str) -> Result<Image> {
 pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Image>> {
     let request = grpc.ask(api::ListImagesRequest { filters: vec![] });
     let reply = client(grpc).list(request).await;
-    let images = reply.map_err(failed("list", "images"))?.into_inner().images;
+    let mut images = reply.map_err(failed("list", "images"))?.into_inner().images;
+    for image in &mut images {
+        image.labels.remove(MANAGED);
+    }
     Ok(images.into_iter().filter_map(image_record).collect())
 }
 

@@ -1,16 +1,20 @@
 //! All snapshots of a snapshotter and all blobs, read with two calls: a check of many images needs no call for each
 //! layer.
 //!
-//! A node has tens of thousands of them. The lists are read as a stream, only what a check uses is kept, and equal
-//! strings and sets of labels are held once.
+//! A node has tens of thousands of them. The lists are read as a stream, and only what a check uses is kept.
+
+mod kept;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::OnceCell;
+
 use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
-use crate::image::{IMAGE_LAYERS, IMAGE_REF, MANIFEST_DIGEST, PROXY_MODE};
+use crate::image::Digest;
 use crate::unpack::chain::profile::is_proxied;
+use kept::{KeptLabels, LabelPool};
 
 /// The label of the snapshot of an image volume into which all layers were applied.
 pub(crate) const FILLED: &str = "nri-unpack/volume";
@@ -19,39 +23,38 @@ pub(crate) const FILLED: &str = "nri-unpack/volume";
 /// of the snapshotter follows.
 pub(crate) const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
 
-/// The labels of snapshots whose values are kept. Of all others only the keys are.
-const VALUES: [&str; 3] = [IMAGE_REF, MANIFEST_DIGEST, PROXY_MODE];
-
 /// Whether all layers were applied into the image volume whose snapshot has these labels.
 pub(crate) fn is_filled(labels: &Labels) -> bool {
     labels.contains_key(FILLED)
 }
 
 /// The snapshots of a snapshotter and the blobs of the content store, at the time of the call.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Listing {
     pub(crate) snapshotter: String,
-    snapshots: HashMap<Arc<str>, Listed>,
+    snapshots: HashMap<Digest, Listed>,
+    labels: LabelPool,
     blobs: Arc<Blobs>,
+    newest_guest_layer: Option<(Option<SystemTime>, Digest)>,
+    /// Whether the snapshots show that the guest pulls images: it is found out once for all images.
+    pub(crate) seems_to_pull: OnceCell<bool>,
 }
 
 /// What is kept of a snapshot.
-#[derive(Clone, Debug)]
-pub(crate) struct Listed {
-    parent: Option<Arc<str>>,
+#[derive(Debug)]
+struct Listed {
+    parent: Option<Digest>,
     kind: SnapshotKind,
-    created_at: Option<SystemTime>,
-    /// Every key, but only the values of [`VALUES`]. Of [`IMAGE_LAYERS`] only a comma is kept, if it lists more than
-    /// one layer.
-    pub(crate) labels: Arc<Labels>,
+    is_filled: bool,
+    labels: KeptLabels,
 }
 
 /// What is kept of the blobs of the content store.
 #[derive(Debug, Default)]
 struct Blobs {
-    digests: HashSet<Box<str>>,
+    digests: HashSet<Digest>,
     /// The anchors of each blob that has one.
-    anchors: HashMap<Box<str>, Labels>,
+    anchors: HashMap<Digest, Labels>,
 }
 
 /// Reads the listings of several snapshotters. All of them share one list of blobs, which is read with the first.
@@ -74,10 +77,12 @@ impl<'a> Lists<'a> {
         let mut listing = Listing {
             snapshotter: snapshotter.to_owned(),
             snapshots: HashMap::new(),
+            labels: LabelPool::default(),
             blobs: Arc::default(),
+            newest_guest_layer: None,
+            seems_to_pull: OnceCell::new(),
         };
-        let mut known = Known::default();
-        let each = &mut |snapshot| listing.add(snapshot, &mut known);
+        let each = &mut |snapshot| listing.add(snapshot);
         let blobs = async {
             match &self.blobs {
                 Some(blobs) => Ok(blobs.clone()),
@@ -88,6 +93,7 @@ impl<'a> Lists<'a> {
         let ((), blobs) = futures::try_join!(snapshots, blobs)?;
         self.blobs = Some(blobs.clone());
         listing.blobs = blobs;
+        listing.labels.complete();
         Ok(listing)
     }
 }
@@ -101,7 +107,7 @@ impl Blobs {
 
     fn add(&mut self, mut blob: Blob) {
         blob.labels.retain(|key, _| key.starts_with(ANCHOR));
-        let digest = blob.digest.into_boxed_str();
+        let digest = Digest::of(&blob.digest);
         if !blob.labels.is_empty() {
             self.anchors.insert(digest.clone(), blob.labels);
         }
@@ -110,18 +116,17 @@ impl Blobs {
 }
 
 impl Listing {
-    fn add(&mut self, snapshot: Snapshot, known: &mut Known) {
-        let is_layer = snapshot.kind == SnapshotKind::Committed;
+    fn add(&mut self, snapshot: Snapshot) {
+        let name = Digest::of(&snapshot.name);
+        if is_proxied(&snapshot.labels) {
+            let newest = (snapshot.created_at, name.clone());
+            self.newest_guest_layer = self.newest_guest_layer.take().max(Some(newest));
+        }
         let listed = Listed {
-            parent: snapshot.parent.map(|parent| known.name(parent)),
+            parent: snapshot.parent.as_deref().map(Digest::of),
             kind: snapshot.kind,
-            created_at: snapshot.created_at,
-            labels: known.labels(snapshot.labels),
-        };
-        let name = match is_layer {
-            true => known.name(snapshot.name),
-            // No other snapshot names it.
-            false => snapshot.name.into(),
+            is_filled: is_filled(&snapshot.labels),
+            labels: self.labels.keep(snapshot.labels),
         };
         self.snapshots.insert(name, listed);
     }
@@ -136,90 +141,60 @@ impl Listing {
         self.snapshots.is_empty()
     }
 
-    /// Returns the keys of all snapshots.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.snapshots.keys().map(|name| &**name)
+    /// Returns the keys of the snapshots that are not named by a chain id.
+    pub fn other_names(&self) -> impl Iterator<Item = &str> {
+        self.snapshots.keys().filter_map(Digest::other)
+    }
+
+    /// Whether there is a snapshot of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.snapshots.contains_key(&Digest::of(name))
+    }
+
+    /// Returns what a check uses of the labels of a snapshot: every key, but only the values that
+    /// [`KeptLabels`] has; `None` if there is no such snapshot.
+    pub(crate) fn labels(&self, name: &str) -> Option<Labels> {
+        let listed = self.snapshots.get(&Digest::of(name))?;
+        Some(self.labels.labels(&listed.labels))
     }
 
     /// Returns the keys of the active snapshots on guest-pulled layers, without image volumes into which the layers
     /// were applied.
     pub fn on_guest_layers(&self) -> impl Iterator<Item = &str> {
-        let active = self.snapshots.iter();
-        let active = active.filter(|(_, s)| s.kind == SnapshotKind::Active);
-        let incomplete =
-            active.filter(|(_, s)| !is_filled(&s.labels) && self.is_above_guest_layer(s));
-        incomplete.map(|(name, _)| &**name)
+        let all = self.snapshots.iter();
+        let active = all.filter(|(_, s)| s.kind == SnapshotKind::Active);
+        let incomplete = active.filter(|(_, s)| !s.is_filled && self.is_above_guest_layer(s));
+        incomplete.filter_map(|(name, _)| name.other())
     }
 
     /// Returns the key of an active snapshot whose parent is marked as guest-pulled.
-    pub(crate) fn directly_on_guest_layer(&self) -> Option<&str> {
+    pub(crate) fn directly_on_guest_layer(&self) -> Option<String> {
         let mut active = self.snapshots.iter();
-        let is_on = |(_, s): &(&Arc<str>, &Listed)| {
-            let parent = s.parent.as_deref().and_then(|parent| self.snapshot(parent));
-            s.kind == SnapshotKind::Active && parent.is_some_and(|p| is_proxied(&p.labels))
+        let is_on = |(_, s): &(&Digest, &Listed)| {
+            let parent = s.parent.as_ref().and_then(|it| self.snapshots.get(it));
+            s.kind == SnapshotKind::Active && parent.is_some_and(|it| it.labels.is_proxied())
         };
-        active.find(is_on).map(|(name, _)| &**name)
+        active.find(is_on).map(|(name, _)| name.text())
     }
 
     /// Returns the newest layer that is marked as guest-pulled.
-    pub(crate) fn newest_guest_layer(&self) -> Option<&str> {
-        let marked = self.snapshots.iter().filter(|(_, s)| is_proxied(&s.labels));
-        let newest = marked.max_by_key(|(_, snapshot)| snapshot.created_at);
-        newest.map(|(name, _)| &**name)
+    pub(crate) fn newest_guest_layer(&self) -> Option<String> {
+        self.newest_guest_layer.as_ref().map(|(_, name)| name.text())
     }
 
     fn is_above_guest_layer(&self, snapshot: &Listed) -> bool {
-        let parent = |s: &&Listed| self.snapshot(s.parent.as_deref()?);
+        let parent = |s: &&Listed| self.snapshots.get(s.parent.as_ref()?);
         let mut below = std::iter::successors(parent(&snapshot), parent);
-        below.any(|layer| is_proxied(&layer.labels))
-    }
-
-    pub(crate) fn snapshot(&self, name: &str) -> Option<&Listed> {
-        self.snapshots.get(name)
+        below.any(|layer| layer.labels.is_proxied())
     }
 
     pub(crate) fn has_blob(&self, digest: &str) -> bool {
-        self.blobs.digests.contains(digest)
+        self.blobs.digests.contains(&Digest::of(digest))
     }
 
     /// Returns the anchors of a blob.
     pub(crate) fn anchors(&self, digest: &str) -> Option<&Labels> {
-        self.blobs.anchors.get(digest)
-    }
-}
-
-/// The strings and the sets of labels that were met in a list.
-#[derive(Default)]
-struct Known {
-    names: HashSet<Arc<str>>,
-    labels: HashSet<Arc<Labels>>,
-}
-
-impl Known {
-    fn name(&mut self, name: String) -> Arc<str> {
-        if let Some(known) = self.names.get(name.as_str()) {
-            return known.clone();
-        }
-        let name: Arc<str> = name.into();
-        self.names.insert(name.clone());
-        name
-    }
-
-    /// The layers of one image differ only in values that are not kept.
-    fn labels(&mut self, mut labels: Labels) -> Arc<Labels> {
-        for (key, value) in &mut labels {
-            match key.as_str() {
-                IMAGE_LAYERS if value.contains(',') => *value = ",".to_owned(),
-                key if VALUES.contains(&key) => {}
-                _ => *value = String::new(),
-            }
-        }
-        if let Some(known) = self.labels.get(&labels) {
-            return known.clone();
-        }
-        let labels = Arc::new(labels);
-        self.labels.insert(labels.clone());
-        labels
+        self.blobs.anchors.get(&Digest::of(digest))
     }
 }
 
@@ -227,41 +202,8 @@ impl Known {
 mod tests {
     use super::*;
     use crate::containerd::fake::Fake;
-    use crate::image::{LAYER_DIGEST, SNAPSHOT_REF};
 
     const NYDUS: &str = "nydus";
-
-    fn labels(layer: &str, layers: &str) -> Labels {
-        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        Labels::from([
-            label(SNAPSHOT_REF, layer),
-            label(LAYER_DIGEST, layer),
-            label(IMAGE_LAYERS, layers),
-            label(IMAGE_REF, "r.example/app:1"),
-            label(PROXY_MODE, "true"),
-        ])
-    }
-
-    #[tokio::test]
-    async fn the_layers_of_an_image_share_their_strings() {
-        let fake = Fake::default();
-        fake.put(NYDUS, "a", None, labels("a", "a,b,c"));
-        fake.put(NYDUS, "b", Some("a"), labels("b", "b,c"));
-        fake.put(NYDUS, "c", Some("b"), labels("c", "c"));
-        let listing = Lists::new(&fake).read(NYDUS).await.unwrap();
-        let [a, b, c] = ["a", "b", "c"].map(|name| listing.snapshot(name).unwrap());
-        assert!(Arc::ptr_eq(&a.labels, &b.labels));
-        assert!(!Arc::ptr_eq(&b.labels, &c.labels));
-        let names = listing.snapshots.get_key_value("b").unwrap().0;
-        assert!(Arc::ptr_eq(c.parent.as_ref().unwrap(), names));
-
-        let kept = |listed: &Listed, key: &str| listed.labels.get(key).cloned();
-        assert_eq!(kept(b, IMAGE_REF).as_deref(), Some("r.example/app:1"));
-        assert_eq!(kept(b, IMAGE_LAYERS).as_deref(), Some(","));
-        assert_eq!(kept(c, IMAGE_LAYERS).as_deref(), Some(""));
-        assert_eq!(kept(c, LAYER_DIGEST).as_deref(), Some(""));
-        assert!(is_proxied(&c.labels) && listing.newest_guest_layer().is_some());
-    }
 
     #[tokio::test]
     async fn listings_of_several_snapshotters_share_the_blobs() {
@@ -275,5 +217,21 @@ mod tests {
         assert!(native.newest_guest_layer().is_none());
         let calls = ["list snapshots of", "list", "list snapshots of"];
         assert_eq!(fake.calls(), calls);
+    }
+
+    #[tokio::test]
+    async fn snapshots_are_found_by_their_names() {
+        let fake = Fake::default();
+        let chain = format!("sha256:{}", "0a".repeat(32));
+        let label = |key: &str, value: &str| Labels::from([(key.to_owned(), value.to_owned())]);
+        fake.put(NYDUS, &chain, None, label("a", "b"));
+        fake.put(NYDUS, "private", Some(&chain), Labels::new());
+        let listing = Lists::new(&fake).read(NYDUS).await.unwrap();
+        assert!(listing.has(&chain) && listing.has("private") && !listing.has("sha256:0"));
+        assert_eq!(listing.len(), 2);
+        assert_eq!(listing.other_names().collect::<Vec<_>>(), ["private"]);
+        assert_eq!(listing.labels(&chain), Some(label("a", "")));
+        assert_eq!(listing.labels("private"), Some(Labels::new()));
+        assert_eq!(listing.labels("sha256:0"), None);
     }
 }

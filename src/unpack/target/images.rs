@@ -3,10 +3,15 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use futures::stream::{self, StreamExt};
+
 use super::store_images::{RequestImages, StoreImages};
 use crate::containerd::{Containerd, Image};
 use crate::image::{self, Ends, Manifest, Manifests, Platform};
 use crate::unpack::chain::error::Error;
+
+/// The number of manifests that are read at the same time: enough to hide the round trips, few enough for other clients.
+const PARALLEL_READS: usize = 8;
 
 /// Reads images, for one engine.
 pub(crate) struct Images {
@@ -40,6 +45,16 @@ impl Images {
     /// Reads an image's manifest for the platform of this node.
     pub(crate) async fn manifest(&self, image: &Image) -> Result<Arc<Manifest>, Error> {
         Ok(self.manifests.read(self.containerd(), image).await?)
+    }
+
+    /// Reads the manifests of many images, several at the same time.
+    pub(crate) async fn read_ahead(&self, images: impl Iterator<Item = &Image>) {
+        let images = stream::iter(images);
+        let read = images.for_each_concurrent(PARALLEL_READS, async |image| {
+            // The caller that needs the manifest gets the error.
+            let _ = self.manifests.ends(self.containerd(), image).await;
+        });
+        read.await;
     }
 
     /// Returns the chain ids of all other images.
@@ -110,5 +125,27 @@ fn unless_broken<T>(read: Result<T, image::Error>) -> Result<Option<T>, Error> {
             Err(image::Error::Containerd { image, source }.into())
         }
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containerd::fake::Fake;
+
+    #[tokio::test]
+    async fn manifests_that_were_read_ahead_are_not_read_again() {
+        let fake = Arc::new(Fake::default());
+        let names = ["r.example/a:1", "r.example/b:1", "r.example/gone:1"];
+        let images = names.map(|name| fake.image(name, 2));
+        fake.discard(&images[2].target.digest);
+        let reader = Images::new(fake.clone());
+        reader.read_ahead(images.iter()).await;
+        assert_eq!(fake.subjects("read blob").len(), 5);
+        fake.calls();
+        for (image, is_readable) in images.iter().zip([true, true, false]) {
+            assert_eq!(reader.readable(image).await.unwrap().is_some(), is_readable);
+        }
+        assert_eq!(fake.subjects("read blob").len(), 1);
     }
 }

@@ -196,11 +196,11 @@ impl Target {
         listing: &Listing,
     ) -> Result<ChainStatus, Error> {
         let layers = self.manifest.layers.iter();
-        let snapshots = layers.map(|layer| listing.snapshot(&layer.chain_id));
+        let layers = layers.map(|layer| listing.labels(&layer.chain_id));
         let anchors = listing.anchors(&self.manifest.config);
         let status = ChainStatus {
             anchored: anchors.is_some_and(|anchors| self.is_anchored(anchors)),
-            layers: without_gaps(snapshots.map(|s| s.map(|s| (*s.labels).clone()))),
+            layers: without_gaps(layers),
             is_lost: false,
         };
         let mut status = self.without_false_marks(containerd, status).await;

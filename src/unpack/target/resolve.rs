@@ -194,7 +194,10 @@ impl Resolver {
         let reference = Some(image.name.as_str());
         let supports_guest_pull = match self.guest_pull_if_known(snapshotter).await {
             Some(known) => known,
-            None => self.seems_to_pull(snapshotter, listing).await,
+            None => {
+                let seems = || self.seems_to_pull(snapshotter, listing);
+                *listing.seems_to_pull.get_or_init(seems).await
+            }
         };
         let is_bare = self.is_bare(snapshotter, labelling, supports_guest_pull);
         let (labels, required) = self.labels(&manifest, snapshotter, labelling, reference, is_bare);
@@ -354,11 +357,11 @@ impl Resolver {
     async fn seems_to_pull(&self, snapshotter: &str, listing: &Listing) -> bool {
         let containerd = self.images.containerd();
         if let Some(key) = listing.directly_on_guest_layer() {
-            let mounts = containerd.mounts(snapshotter, key).await;
+            let mounts = containerd.mounts(snapshotter, &key).await;
             return mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts));
         }
         match listing.newest_guest_layer() {
-            Some(layer) => guest_pull::is_empty(containerd, snapshotter, layer).await,
+            Some(layer) => guest_pull::is_empty(containerd, snapshotter, &layer).await,
             None => false,
         }
     }

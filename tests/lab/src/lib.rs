@@ -11,6 +11,7 @@
 
 mod apt;
 mod blockfile;
+mod chains;
 mod config;
 mod containerd;
 mod cri;

@@ -58,6 +58,8 @@ impl Plugin {
         );
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(&self.config);
+        // As its unit does.
+        command.env("MALLOC_ARENA_MAX", "1");
         self.process = Some(Process::spawn(command, &self.run, self.log.clone())?);
         Ok(())
     }

@@ -249,7 +249,7 @@ impl Store {
     }
 
     /// Creates a lease with an ID that containerd chooses.
-    async fn lease(&self) -> Result<String, Status> {
+    pub(crate) async fn lease(&self) -> Result<String, Status> {
         let request = namespaced(api::CreateRequest::default());
         let lease = self
             .client
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// Deletes a lease; with `sync` it waits for the following garbage collection.
-    async fn end_lease(&self, id: String, sync: bool) -> Result<(), Status> {
+    pub(crate) async fn end_lease(&self, id: String, sync: bool) -> Result<(), Status> {
         self.client
             .leases()
             .delete(namespaced(api::DeleteRequest { id, sync }))
