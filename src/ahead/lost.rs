@@ -1,57 +1,15 @@
 //! Notices that a snapshotter has lost its state. Each pod of its handler fails then before a hook is called, and no
-//! event comes: so the plugin looks at regular intervals. Images below a container stay lost until it is removed.
+//! event comes: so the plugin looks at regular intervals.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::unpack::{Error, Look, State};
+use crate::unpack::Look;
 
 use super::Ahead;
 use super::worker::Worker;
 
 /// The pause between two looks. The kubelet tries a failed sandbox again after some ten seconds.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// What is known of a loss of one snapshotter.
-#[derive(Debug, Default)]
-pub(super) struct Loss {
-    /// A loss was noticed since the last reconcile.
-    noticed: AtomicBool,
-    /// Images stay lost, since containers use them.
-    remains: AtomicBool,
-    /// A container or a snapshot was removed since the last look.
-    user_removed: AtomicBool,
-}
-
-impl Loss {
-    /// Returns whether a loss was noticed since the last call.
-    pub(super) fn take(&self) -> bool {
-        self.remains.store(false, Ordering::Relaxed);
-        self.noticed.swap(false, Ordering::Relaxed)
-    }
-
-    /// Records that an image could not be made ready.
-    pub(super) fn failed(&self, error: &Error) {
-        if is_lost(error) {
-            self.remains.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Records that a container or a snapshot was removed: it may have stood on lost images.
-    pub(super) fn user_removed(&self) {
-        self.user_removed.store(true, Ordering::Relaxed);
-    }
-
-    fn may_heal(&self) -> bool {
-        let was_removed = self.user_removed.swap(false, Ordering::Relaxed);
-        was_removed && self.remains.load(Ordering::Relaxed)
-    }
-}
-
-/// Whether an image is lost, and containers use it.
-pub(super) fn is_lost(error: &Error) -> bool {
-    error.state() == Some(State::Lost)
-}
 
 /// Runs until it is dropped.
 pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
@@ -71,7 +29,7 @@ async fn look(ahead: &Ahead, worker: &Worker) {
         Ok(Look::Removed) => worker.reconcile_later.notify_one(),
         Ok(Look::Lost) => {
             log::warn!(snapshotter; "snapshotter has lost its snapshots: the plugin removes their records and makes the images again");
-            worker.loss.noticed.store(true, Ordering::Relaxed);
+            worker.loss.notice();
             worker.reconcile.notify_one();
         }
         Err(e) => {

@@ -16,7 +16,7 @@ use crate::unpack::{Engine, Request, Ticket, Urgency, Want};
 use super::demand::Demand;
 use super::eager::ManagedSnapshotter;
 use super::job::Job;
-use super::lost::Loss;
+use super::loss::Loss;
 use super::retries::Retries;
 use super::snapshot_count::SnapshotCount;
 use super::unready::Unready;

@@ -179,7 +179,9 @@ impl Listing {
 
     /// Returns the newest layer that is marked as guest-pulled.
     pub(crate) fn newest_guest_layer(&self) -> Option<String> {
-        self.newest_guest_layer.as_ref().map(|(_, name)| name.text())
+        self.newest_guest_layer
+            .as_ref()
+            .map(|(_, name)| name.text())
     }
 
     fn is_above_guest_layer(&self, snapshot: &Listed) -> bool {
