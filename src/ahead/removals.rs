@@ -82,10 +82,11 @@ pub(super) async fn missing(
         return worker.reconcile_later.notify_one();
     }
     let workers = ahead.known_workers();
-    let gone = workers
-        .iter()
-        .filter_map(|worker| worker.unready.take_record(entry.record()));
-    if let Some(name) = gone.last() {
+    // It may wait in several snapshotters.
+    let gone = workers.iter().fold(None, |name, worker| {
+        worker.unready.take_record(entry.record()).or(name)
+    });
+    if let Some(name) = gone {
         say(&name);
     }
 }
