@@ -20,7 +20,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Shared;
 use crate::unpack::flight::workers::Workers;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::repair::replacements::{Replacements, Source};
+use crate::unpack::repair::replacements::Source;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::schedule::permits::Parallel;
@@ -31,7 +31,6 @@ use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::snapshotter::listing::{Listing, Lists};
 use crate::unpack::snapshotter::sentinels::Look;
-use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
@@ -44,10 +43,8 @@ pub struct Engine {
     resolver: Resolver,
     swap_cost: swap::Cost,
     leases: Arc<Leases>,
-    need_content: NeedContent,
     shared: Arc<Shared>,
     workers: Workers,
-    replacements: Replacements,
 }
 
 impl Engine {
@@ -76,10 +73,8 @@ impl Engine {
             containerd,
             swap_cost: swap::Cost::default(),
             leases,
-            need_content: NeedContent::default(),
             workers: Workers::new(shared.clone()),
             shared,
-            replacements: Replacements::default(),
         })
     }
 
@@ -153,7 +148,9 @@ impl Engine {
     pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {
         let target = self.resolver.target(request).await?;
         let containerd = self.containerd.as_ref();
-        self.need_content
+        let worker = self.workers.of(&request.snapshotter);
+        worker
+            .need_content
             .ask(containerd, &self.leases, &target)
             .await
     }
@@ -290,9 +287,10 @@ impl Engine {
         if *state == State::Lost {
             return;
         }
-        let Some(queue) = self.replacements.add(image, snapshotter) else {
+        let worker = self.workers.of(snapshotter);
+        if !worker.replacements.add(image) {
             return;
-        };
+        }
         let (engine, snapshotter) = (self.clone(), snapshotter.to_owned());
         self.shared.tasks.spawn(async move {
             let source = Source {
@@ -301,20 +299,22 @@ impl Engine {
                 snapshotter: &snapshotter,
             };
             let replace = |image: String| engine.replace(image, &snapshotter);
-            let rounds = queue.run(&source, replace);
+            let rounds = worker.replacements.run(&source, replace);
             engine.shared.stop.run_until_cancelled(rounds).await;
         });
     }
 
     /// Has the chains replaced soon that a snapshot of this key used. The snapshot, or a container with this id, was removed.
     pub fn user_removed(&self, key: &str) {
-        self.replacements.user_removed(key);
+        for worker in self.workers.all() {
+            worker.replacements.user_removed(key);
+        }
     }
 
     /// Whether the chain of this error was still in use some seconds after its first error: its user is not a short-lived
     /// one.
     pub fn is_held(&self, error: &Error, snapshotter: &str) -> bool {
-        matches!(error, Error::InUse { image, .. } if self.replacements.is_held(image, snapshotter))
+        matches!(error, Error::InUse { image, .. } if self.workers.of(snapshotter).replacements.is_held(image))
     }
 
     /// Makes one attempt to replace the chain of an image.
@@ -342,8 +342,8 @@ impl Engine {
         self.shared.removals.count();
         for worker in self.workers.all() {
             worker.ready_cache.image_removed(name);
+            worker.need_content.forget();
         }
-        self.need_content.forget();
     }
 
     /// Ends the flights of images that were removed, and forgets their documents. Returns the images of the store.
@@ -364,10 +364,10 @@ impl Engine {
     pub fn forget(&self) {
         for worker in self.workers.all() {
             worker.ready_cache.forget();
+            worker.need_content.forget();
         }
         self.resolver.forget();
         self.shared.limits.capabilities.forget();
-        self.need_content.forget();
     }
 
     /// Sets whether stream processors that decrypt a layer get the payload that CRI passes to them if the keys belong to
@@ -399,6 +399,5 @@ impl Engine {
         for worker in self.workers.all() {
             worker.probe_locks();
         }
-        self.replacements.probe_locks();
     }
 }

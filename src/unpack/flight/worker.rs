@@ -18,6 +18,7 @@ use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
 use crate::unpack::repair::lost::LastCollection;
+use crate::unpack::repair::replacements::ReplacementQueue;
 use crate::unpack::schedule::limits::{Layers, Limits};
 use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
 use crate::unpack::schedule::place::Places;
@@ -27,6 +28,7 @@ use crate::unpack::snapshotter::capabilities::CapabilityCache;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::Target;
+use crate::unpack::target::content_needs::NeedContent;
 use crate::unpack::target::images::Images;
 
 /// What all workers share.
@@ -78,6 +80,8 @@ pub(crate) struct Worker {
     pub(crate) ready_cache: ReadyCache,
     pub(crate) sentinels: Sentinels,
     last_collection: LastCollection,
+    pub(crate) replacements: ReplacementQueue,
+    pub(crate) need_content: NeedContent,
     places: Places,
     pub(crate) layers: Layers,
 }
@@ -91,6 +95,8 @@ impl Worker {
             ready_cache: ReadyCache::default(),
             sentinels: Sentinels::default(),
             last_collection: LastCollection::default(),
+            replacements: ReplacementQueue::default(),
+            need_content: NeedContent::default(),
             places: Places::new(shared.images_at_once, shared.places.clone()),
             layers: Layers::new(shared.limits.clone()),
             shared,
@@ -135,6 +141,7 @@ impl Worker {
     pub(crate) fn probe_locks(&self) {
         self.flights.probe_locks();
         self.places.probe_locks();
+        self.replacements.probe_locks();
         self.shared.limits.permits.probe_locks();
     }
 }

@@ -2,8 +2,7 @@
 //! all snapshots once, and tries only the images whose chain nothing uses any more. A round runs when a user of such a
 //! chain is removed, and on a timer.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,10 +43,6 @@ const SHORT_LIVED: Duration = Duration::from_secs(3);
 /// [`LATER_PAUSE`].
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
-/// The chains that have to be replaced, by snapshotter.
-#[derive(Debug, Default)]
-pub(crate) struct Replacements(Mutex<HashMap<String, Arc<ReplacementQueue>>>);
-
 /// The chains of one snapshotter that have to be replaced.
 #[derive(Debug, Default)]
 pub(crate) struct ReplacementQueue {
@@ -87,39 +82,9 @@ pub(crate) struct Source<'a> {
     pub(crate) snapshotter: &'a str,
 }
 
-impl Replacements {
-    /// Adds an image. Returns its queue if the queue's task has to be started.
-    pub(crate) fn add(&self, image: &str, snapshotter: &str) -> Option<Arc<ReplacementQueue>> {
-        let mut queues = self.0.lock();
-        let queue = queues.entry(snapshotter.to_owned()).or_default();
-        queue.add(image).then(|| queue.clone())
-    }
-
-    /// Whether the chain was still in use some seconds after it was added: its user is not a short-lived one.
-    pub(crate) fn is_held(&self, image: &str, snapshotter: &str) -> bool {
-        let queue = self.0.lock().get(snapshotter).cloned();
-        queue.is_some_and(|queue| {
-            let state = queue.state.lock();
-            state.images.get(image).is_some_and(|image| image.is_held)
-        })
-    }
-
-    /// Handles the removal of a snapshot, or of a container with this id.
-    pub(crate) fn user_removed(&self, key: &str) {
-        let queues: Vec<_> = self.0.lock().values().cloned().collect();
-        queues.iter().for_each(|queue| queue.user_removed(key));
-    }
-
-    /// Takes each lock and releases it.
-    pub(crate) fn probe_locks(&self) {
-        let queues: Vec<_> = self.0.lock().values().cloned().collect();
-        queues.iter().for_each(|queue| drop(queue.state.lock()));
-    }
-}
-
 impl ReplacementQueue {
     /// Adds an image, and schedules a round. Returns whether the task has to be started.
-    fn add(&self, image: &str) -> bool {
+    pub(crate) fn add(&self, image: &str) -> bool {
         let mut state = self.state.lock();
         let now = Instant::now();
         let waiting = state.images.entry(image.to_owned());
@@ -130,7 +95,19 @@ impl ReplacementQueue {
         !std::mem::replace(&mut state.runs, true)
     }
 
-    fn user_removed(&self, key: &str) {
+    /// Whether the chain was still in use some seconds after it was added: its user is not a short-lived one.
+    pub(crate) fn is_held(&self, image: &str) -> bool {
+        let state = self.state.lock();
+        state.images.get(image).is_some_and(|image| image.is_held)
+    }
+
+    /// Takes the lock and releases it.
+    pub(crate) fn probe_locks(&self) {
+        drop(self.state.lock());
+    }
+
+    /// Handles the removal of a snapshot, or of a container with this id.
+    pub(crate) fn user_removed(&self, key: &str) {
         let mut state = self.state.lock();
         let is_user = state.users.as_ref().is_none_or(|users| users.contains(key));
         if is_user && !state.images.is_empty() {

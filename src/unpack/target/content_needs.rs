@@ -22,9 +22,9 @@ use crate::unpack::snapshotter::lease::Leases;
 /// lazily looks like one that needs its content.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
-/// The layers that need their content, by snapshotter and chain id.
+/// The layers that need their content in one snapshotter, by chain id.
 #[derive(Debug, Default)]
-pub(crate) struct NeedContent(Mutex<HashMap<(String, String), Instant>>);
+pub(crate) struct NeedContent(Mutex<HashMap<String, Instant>>);
 
 impl NeedContent {
     /// Returns whether the missing layers of this image have to be applied.
@@ -43,8 +43,7 @@ impl NeedContent {
         let Some((layer, labels)) = missing.max_by_key(|(layer, _)| layer.bytes()) else {
             return Ok(false);
         };
-        let key = (target.snapshotter.clone(), layer.chain_id.clone());
-        if self.cached().contains_key(&key) {
+        if self.cached().contains_key(&layer.chain_id) {
             return Ok(true);
         }
         let lease = leases.take(containerd).await;
@@ -60,7 +59,8 @@ impl NeedContent {
         let needs_content = labels.map_err(|e| target.failed(e))?.is_none();
         // While an image is pulled, the port in its name is not known: the name may be of another registry.
         if needs_content && !target.arrives {
-            self.cached().insert(key, Instant::now());
+            let chain_id = layer.chain_id.clone();
+            self.cached().insert(chain_id, Instant::now());
         }
         Ok(needs_content)
     }
@@ -70,7 +70,7 @@ impl NeedContent {
         self.cached().clear();
     }
 
-    fn cached(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
+    fn cached(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         let mut cached = self.0.lock();
         cached.retain(|_, since| since.elapsed() < REMEMBERED);
         cached
