@@ -53,7 +53,7 @@ impl Node {
     }
 
     /// nydus-snapshotter is killed and starts with an empty directory.
-    async fn lose_nydus(&self) -> Result<()> {
+    pub(crate) async fn lose_nydus(&self) -> Result<()> {
         let nydus = self.lab.remote(Remote::Nydus);
         nydus.kill();
         std::fs::remove_dir_all(self.lab.path("nydus"))?;

@@ -82,7 +82,7 @@ impl Row {
 }
 
 /// In the order of the trait.
-const TABLE: [Row; 34] = [
+const TABLE: [Row; 38] = [
     row("image", &["Images/Get"]),
     row("images", &["Images/List"]),
     row("blob", &["Content/Info"]),
@@ -94,12 +94,14 @@ const TABLE: [Row; 34] = [
     row("fetch", &["Transfer/Transfer"]),
     row("label_blob", &["Content/Update"]),
     row("stat", &["Snapshots/Stat"]),
+    row("has_record", &["Snapshots/Commit"]).with("nri-unpack nothing"),
     row("snapshots", &["Snapshots/List"]).without("^extract-"),
     row("extractions", &["Snapshots/List"]).with("^extract-"),
     row("prepare", &["Snapshots/Prepare"]),
     row("view", &["Snapshots/View"]),
+    row("mounts", &["Snapshots/Mounts"]),
     row("inodes", &["Snapshots/Usage"]),
-    row("commit", &["Snapshots/Commit"]),
+    row("commit", &["Snapshots/Commit"]).without("nri-unpack nothing"),
     row("remove", &["Snapshots/Remove"]),
     row("label_snapshot", &["Snapshots/Update"]),
     row("apply", &["Diff/Apply"]),
@@ -108,6 +110,7 @@ const TABLE: [Row; 34] = [
     row("leases", &["Leases/List"]),
     row("lease_resources", &["Leases/ListResources"]),
     row("hold", &["Leases/AddResource"]),
+    row("release", &["Leases/DeleteResource"]),
     row("events", &["Events/Subscribe"]),
     row("snapshotters", &["Introspection/Plugins"]).with("snapshotter.v1"),
     row("plugins", &["Introspection/Plugins"]).without("snapshotter.v1"),
@@ -124,6 +127,8 @@ const TABLE: [Row; 34] = [
     // `doctor` lists the pods for this as well: the calls of both methods are equal.
     row("pod_annotation", &["RuntimeService/ListPodSandbox"]).only_in(Run::Doctor),
     row("image_file_system", &["ImageService/ImageFsInfo"]),
+    // The calls of `cri_state_bytes` are among them.
+    row("cri_pods", &["RuntimeService/ListPodSandbox"]).only_in(Run::Doctor),
     row(
         "cri_containers",
         &[
@@ -242,6 +247,19 @@ impl Bench {
         Ok(())
     }
 
+    /// nydus has lost what containerd has a record of, and the chain is not anchored.
+    async fn ensure_lost(&mut self) -> Result<()> {
+        let lost = of_its_own("missing", 1);
+        // No garbage collection of what was removed before takes the record away.
+        self.node.store.collect_garbage().await?;
+        self.node.lose_nydus().await?;
+        let anchor = "containerd.io/gc.ref.snapshot.nydus=";
+        let words = ["content", "label", &lost.config.digest, anchor];
+        self.node.lab.ctr(&words).await?;
+        self.node.ensure_ready(&lost, NYDUS)?;
+        Ok(())
+    }
+
     async fn lose_blobs(&self, image: &Image) -> Result<()> {
         for layer in &image.layers {
             self.node.store.delete_content(&layer.digest).await?;
@@ -287,10 +305,19 @@ async fn each_method_is_called() -> Result<()> {
     bench.ensure().await?;
     bench.ensure_without_blobs().await?;
     bench.ran(Run::Ensure)?;
+    let (pod, name) = (
+        bench.node.cri.run_pod(NYDUS, &[]).await?,
+        of_its_own("missing", 1),
+    );
+    let container = bench.node.cri.create_container(&pod, name.name(), &[], &[]);
+    container.await?;
     bench.node.command(&["check"])?;
     bench.ran(Run::Check)?;
     bench.node.command(&["doctor"])?;
     bench.ran(Run::Doctor)?;
+    bench.node.cri.remove_pod(&pod).await?;
+    bench.ensure_lost().await?;
+    bench.ran(Run::Ensure)?;
     bench.serve().await?;
     bench.ran(Run::Serve)?;
     bench.calls.extend(launched().await?);
