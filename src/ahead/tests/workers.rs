@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// More permits than places, so that the engine does not limit the unpacks.
+/// More places than the workers have, so that the engine does not limit the unpacks.
 const MANY: &str =
     "[unpack]\nparallel_images = 64\nparallel_layers = 64\n[snapshotters.erofs]\neager = \"all\"\n";
 
@@ -10,11 +10,11 @@ const MANY: &str =
 const SLOW_IMAGES: usize = 20;
 
 /// Begins a session in which images are being unpacked in erofs, for longer than the test.
-async fn with_slow_unpacks() -> Bench {
+async fn with_slow_unpacks(config: &str) -> Bench {
     let fake = Fake::default();
     // A proxy plugin.
     fake.is_lazy("nydus", &[]);
-    let bench = Bench::on(fake, MANY).await;
+    let bench = Bench::on(fake, config).await;
     bench.fake.slow("apply layer", Duration::from_secs(3600));
     for n in 0..SLOW_IMAGES {
         let name = format!("r.example/slow:{n}");
@@ -27,24 +27,29 @@ async fn with_slow_unpacks() -> Bench {
 
 #[tokio::test(start_paused = true)]
 async fn slow_unpacks_in_one_snapshotter_do_not_delay_another() {
-    let bench = with_slow_unpacks().await;
-    let image = image_with_own_layer(&bench.fake, NAME);
-    bench.emit_created(NAME);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(bench.state(&image, "nydus").await, State::Ready);
-    assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+    for config in [MANY, ALL] {
+        let bench = with_slow_unpacks(config).await;
+        let image = image_with_own_layer(&bench.fake, NAME);
+        bench.emit_created(NAME);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let state = bench.state(&image, "nydus").await;
+        assert_eq!(state, State::Ready, "{config}");
+        assert_eq!(bench.state(&image, "erofs").await, State::Missing);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_unpacks_do_not_delay_a_repair_in_the_same_snapshotter() {
-    let bench = with_slow_unpacks().await;
-    let image = image_with_own_layer(&bench.fake, NAME);
-    bench
-        .fake
-        .commit_unlabelled("erofs", &only_chain(&image), None);
-    bench.emit_created(NAME);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
+    for config in [MANY, ALL] {
+        let bench = with_slow_unpacks(config).await;
+        let image = image_with_own_layer(&bench.fake, NAME);
+        let chain = only_chain(&image);
+        bench.fake.commit_unlabelled("erofs", &chain, None);
+        bench.emit_created(NAME);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let state = bench.state(&image, "erofs").await;
+        assert_eq!(state, State::Ready, "{config}");
+    }
 }
 
 /// A hook runs between two looks, also where no look waits for containerd.

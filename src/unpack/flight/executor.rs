@@ -117,7 +117,8 @@ impl<'a> PlanExecutor<'a> {
     /// Waits for a place among the images that are unpacked at the same time.
     async fn place(&self) -> Result<Place<'a>, Error> {
         let context = self.context;
-        let place = context.places.acquire(context.priority);
+        let applies = !context.target.rules.guest_pulls;
+        let place = context.places.acquire(context.priority, applies);
         let place = context.stop.run_until_cancelled(place).await;
         let place = place.flatten();
         let place = place.ok_or_else(|| context.stopped())?;

@@ -32,7 +32,7 @@ pub(crate) struct Place<'a> {
 
 #[derive(Debug)]
 struct State {
-    /// The permit of the whole process; `None` after it was given to another flight.
+    /// The permit of the whole process; `None` if none was needed, and after it was given to another flight.
     permit: Option<Permit>,
     /// The number of running applies.
     applies: usize,
@@ -61,11 +61,19 @@ impl Places {
         }
     }
 
-    /// Waits for a place. Cancel safe.
-    pub(crate) async fn acquire<'a>(&'a self, priority: &'a Priority) -> Option<Place<'a>> {
+    /// Waits for a place. Cancel safe. A flight that `applies` no layer needs a place in its snapshotter only: its calls
+    /// take milliseconds, and the unpacks of other snapshotters do not delay them.
+    pub(crate) async fn acquire<'a>(
+        &'a self,
+        priority: &'a Priority,
+        applies: bool,
+    ) -> Option<Place<'a>> {
         let here = self.here.acquire(priority).await?;
         let state = State {
-            permit: Some(self.all.acquire(priority).await?),
+            permit: match applies {
+                true => Some(self.all.acquire(priority).await?),
+                false => None,
+            },
             applies: 0,
             since: Instant::now(),
         };
@@ -150,35 +158,54 @@ mod tests {
         let [nydus, erofs] = two();
         let asked = || Priority::new(Urgency::Asked);
         let (hanging, other, same) = (asked(), asked(), asked());
-        let place = nydus.acquire(&hanging).await.unwrap();
-        assert!(erofs.acquire(&other).now_or_never().is_none());
+        let place = nydus.acquire(&hanging, true).await.unwrap();
+        assert!(erofs.acquire(&other, true).now_or_never().is_none());
         let hangs = tokio::time::timeout(2 * IDLE, place.during(std::future::pending::<()>()));
         hangs.await.unwrap_err();
-        let elsewhere = erofs.acquire(&other).now_or_never().flatten();
+        let elsewhere = erofs.acquire(&other, true).now_or_never().flatten();
         assert!(elsewhere.is_some());
-        assert!(nydus.acquire(&same).now_or_never().is_none());
+        assert!(nydus.acquire(&same, true).now_or_never().is_none());
 
         // The call answers: the flight waits for a place before it applies.
         assert!(place.apply().now_or_never().is_none());
         drop(elsewhere);
         let applying = place.apply().now_or_never();
         assert!(applying.is_some());
-        assert!(erofs.acquire(&other).now_or_never().is_none());
+        assert!(erofs.acquire(&other, true).now_or_never().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flight_that_applies_keeps_its_place() {
         let [erofs, native] = two();
         let (first, other) = (Priority::new(Urgency::Asked), Priority::new(Urgency::Asked));
-        let place = erofs.acquire(&first).await.unwrap();
+        let place = erofs.acquire(&first, true).await.unwrap();
         let work = async {
             let _applying = place.apply().await;
             tokio::time::sleep(10 * IDLE).await;
         };
         let looks = async {
             tokio::time::sleep(5 * IDLE).await;
-            assert!(native.acquire(&other).now_or_never().is_none());
+            assert!(native.acquire(&other, true).now_or_never().is_none());
         };
         tokio::join!(place.during(work), looks);
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_applies_no_layer_does_not_wait_for_other_snapshotters() {
+        let all = Arc::new(PrioritySemaphore::new(1));
+        let (erofs, nydus) = (Places::new(1, all.clone()), Places::new(1, all));
+        let priority = || Priority::new(Urgency::Background);
+        let (unpack, guest_pull, next) = (priority(), priority(), priority());
+        let place = erofs.acquire(&unpack, true).await;
+        assert!(place.is_some());
+        let pulled = nydus.acquire(&guest_pull, false).now_or_never().flatten();
+        assert!(pulled.is_some());
+        // Its own snapshotter has a limit.
+        assert!(nydus.acquire(&next, false).now_or_never().is_none());
+        // A layer that it applies nevertheless needs a place.
+        let pulled = pulled.unwrap();
+        assert!(pulled.apply().now_or_never().is_none());
+        drop(place);
+        assert!(pulled.apply().now_or_never().is_some());
     }
 }
