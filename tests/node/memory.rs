@@ -1,8 +1,9 @@
 //! The resident memory of the plugin: nothing of an image stays after it. And measurements of the memory, and of the cost
 //! of `check`, with many images in the store.
 //!
-//! For the measurements run `cargo test --release --test node memory -- --ignored --nocapture --test-threads 1`. `NRI_UNPACK_PROGRAM` names
-//! another program to measure, or several, separated by `:`; they are measured in turn on the same node.
+//! For the measurements run `cargo test --release --test node memory -- --ignored --nocapture --test-threads 1`.
+//! `NRI_UNPACK_PROGRAM` names another program to measure, or several, separated by `:`; they are measured in turn on the
+//! same node.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
