@@ -1,8 +1,8 @@
 //! The resident memory of the plugin: nothing of an image stays after it. And measurements of the memory, and of the cost
 //! of `check`, with many images in the store.
 //!
-//! For the measurements run `cargo test --release --test node memory -- --ignored --nocapture --test-threads 1`. `NRI_UNPACK_PROGRAM` names
-//! another program to measure, or several, separated by `:`; they are measured in turn on the same node.
+//! For the measurements run `cargo test --release --test node memory -- --ignored --nocapture --test-threads 1`.
+//! `NRI_UNPACK_OTHER` names another program, which is measured in turn with this one on the same node.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use crate::after_pull::image;
 use crate::ahead_cost::median;
 use crate::guest_pull::NYDUS;
-use crate::support::{DEFAULT_HOOKS, Node, PATIENCE, PROGRAM};
+use crate::support::{DEFAULT_HOOKS, Node, PATIENCE, program};
 
-/// The environment variable with the programs to measure.
-const PROGRAMS: &str = "NRI_UNPACK_PROGRAM";
+/// The environment variable with the other program to measure.
+const OTHER: &str = "NRI_UNPACK_OTHER";
 
 /// The number of layers of each image. No two images share one.
 const LAYERS: usize = 20;
@@ -77,8 +77,8 @@ impl std::fmt::Display for Memory {
 }
 
 fn programs() -> Vec<PathBuf> {
-    let programs = std::env::var_os(PROGRAMS).unwrap_or_else(|| PROGRAM.into());
-    std::env::split_paths(&programs).collect()
+    let other = std::env::var_os(OTHER).map(PathBuf::from);
+    other.into_iter().chain([program()]).collect()
 }
 
 /// Starts a node with four handlers, each with a snapshotter of its own, one of which holds the layers of so many images.

@@ -22,6 +22,9 @@ use crate::unpack::snapshotter::lease::Leases;
 /// lazily looks like one that needs its content.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
+/// The size of the cache, more images than arrive in this time. A full cache is cleared, and its layers are probed again.
+const MAX_REMEMBERED: usize = 4096;
+
 /// The layers that need their content in one snapshotter, by chain id.
 #[derive(Debug, Default)]
 pub(crate) struct NeedContent(Mutex<HashMap<String, Instant>>);
@@ -60,7 +63,11 @@ impl NeedContent {
         // While an image is pulled, the port in its name is not known: the name may be of another registry.
         if needs_content && !target.arrives {
             let chain_id = layer.chain_id.clone();
-            self.cached().insert(chain_id, Instant::now());
+            let mut cached = self.cached();
+            if cached.len() >= MAX_REMEMBERED {
+                cached.clear();
+            }
+            cached.insert(chain_id, Instant::now());
         }
         Ok(needs_content)
     }
