@@ -205,6 +205,19 @@ impl Ahead {
         workers.find(|w| w.name() == snapshotter).cloned()
     }
 
+    /// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.
+    async fn name_layers(&self, image: &str, snapshotter: &str) {
+        match self.node.engine.name_layers(image, snapshotter).await {
+            Ok(0) => {}
+            Ok(layers) => {
+                log::debug!(image, snapshotter, layers; "labels name the image by the tag that it was pulled by")
+            }
+            Err(e) => {
+                log::debug!(image, snapshotter, error:% = e; "labels keep the image's name by digest: its tag could not be set")
+            }
+        }
+    }
+
     /// Handles the removal of a snapshot, or of a container with this id: it may have used a chain that has to be replaced
     /// or is lost.
     fn user_removed(&self, key: &str) {

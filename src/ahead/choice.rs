@@ -77,6 +77,7 @@ mod tests {
         ImageStatus {
             manifest: String::new(),
             chain: None,
+            has_name_of_pull: false,
             state,
             is_excluded: false,
             layers: 5,

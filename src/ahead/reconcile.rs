@@ -92,6 +92,9 @@ pub(super) async fn run(
         worked.state = scan.pinned.get(&worked.image).copied();
         count(&mut summary, reported, worked);
     }
+    for image in scan.unnamed {
+        ahead.name_layers(&image, worker.name()).await;
+    }
     for worked in work(ahead, worker, scan.items).await {
         count(&mut summary, reported, worked);
     }
@@ -172,6 +175,8 @@ impl<'a> WorkItem<'a> {
 struct Scan<'a> {
     /// The images that are not ready, in the order in which they are made ready.
     items: Vec<WorkItem<'a>>,
+    /// The images that were made ready in their pull, and whose labels do not have their name yet.
+    unnamed: Vec<String>,
     /// The states of the pinned images, which are made ready at the same time, by name.
     pinned: HashMap<String, State>,
 }
@@ -230,7 +235,12 @@ async fn scan<'a>(
         let is_lazy = !is_lost && eager::is_without_content(&config, snapshotter, false);
         match choice(&status, held, is_lazy) {
             Choice::Excluded => {}
-            Choice::Ready => summary.ready(),
+            Choice::Ready => {
+                summary.ready();
+                if status.has_name_of_pull {
+                    scan.unnamed.push(image.name.clone());
+                }
+            }
             Choice::TooMany => summary.left(Some(status.state)),
             Choice::Make { kind, more, bytes } => {
                 let mut item = WorkItem {

@@ -24,7 +24,7 @@ async fn image_arrived(ahead: &Ahead, worker: &Worker, arrived: &Arrived) {
     let (image, snapshotter) = (arrived.name.as_str(), worker.name());
     match make_ready(ahead, worker, arrived, Urgency::Arrived).await {
         Some(Ok(_)) if eager::is_eager_in_a_pull(&ahead.node.config(), &worker.snapshotter) => {
-            name_layers(ahead, image, snapshotter).await;
+            ahead.name_layers(image, snapshotter).await;
         }
         Some(Err(e)) if is_news(&e) => {
             log::warn!(image, snapshotter, error:% = e; "image that arrived could not be made ready ahead: the plugin tries again");
@@ -105,19 +105,6 @@ async fn raise(ahead: &Ahead, worker: &Worker, want: &Want) {
     match ticket.outcome().await {
         Ok(_) => worker.unready.remove(want.name()),
         Err(e) => engine.replace_if_in_use(&e, worker.name()),
-    }
-}
-
-/// Puts the image's name into the labels of its layers. The work may have begun during the pull, under another name.
-async fn name_layers(ahead: &Ahead, image: &str, snapshotter: &str) {
-    match ahead.node.engine.name_layers(image, snapshotter).await {
-        Ok(0) => {}
-        Ok(layers) => {
-            log::debug!(image, snapshotter, layers; "labels name the image by the tag that it was pulled by")
-        }
-        Err(e) => {
-            log::debug!(image, snapshotter, error:% = e; "labels keep the image's name by digest: its tag could not be set")
-        }
     }
 }
 

@@ -226,12 +226,16 @@ async fn row(
             row.layers_kept = done.layers_kept;
         }
         Err(e) => {
-            if let Some(source) = e.unreachable() {
-                return Err(source.clone().into());
-            }
-            row.state = match e.state() {
-                Some(state) => state,
-                None => state_now(node, asked, snapshotter).await,
+            row.state = match (e.unreachable(), e.state()) {
+                (Some(source), _) => {
+                    // If containerd answers, the snapshotter does not: the error names it.
+                    if node.containerd.version().await.is_err() {
+                        return Err(source.clone().into());
+                    }
+                    State::Unavailable
+                }
+                (None, Some(state)) => state,
+                (None, None) => state_now(node, asked, snapshotter).await,
             };
             // An excluded image that is ready is no error.
             let is_no_error = e.is_left_to_containerd() && row.state == State::Ready;

@@ -18,6 +18,8 @@ pub struct ImageStatus {
     pub chain: Option<String>,
     /// The state of the image's chain.
     pub state: State,
+    /// Labels name the image by its digest, as during its pull, although it has another name.
+    pub has_name_of_pull: bool,
     /// The image is excluded, and so needs no labels.
     pub is_excluded: bool,
     /// Layers of the image.
@@ -63,6 +65,7 @@ pub(crate) async fn image_status(
         manifest: target.manifest.digest.clone(),
         chain: target.manifest.chain_id().map(str::to_owned),
         state,
+        has_name_of_pull: target.has_name_of_pull(&status),
         is_excluded,
         layers: status.layers.len(),
         ready_layers: status.ready_layers(&target.rules),

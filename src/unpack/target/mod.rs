@@ -19,7 +19,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot};
 use crate::ctr::Ctr;
-use crate::image::{LAYER_DIGEST, LayerLabels, Manifest, PROXY_MODE};
+use crate::image::{LAYER_DIGEST, LayerLabels, Manifest, PROXY_MODE, is_from_the_pull};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Repair, is_proxied};
 use crate::unpack::chain::state::{ChainStatus, Rules, State};
@@ -207,6 +207,15 @@ impl Target {
         let is_lost = self.is_lost(containerd, &status).await;
         status.is_lost = is_lost.map_err(|e| self.failed(e))?;
         Ok(status)
+    }
+
+    /// Whether labels name the image by its digest, as during its pull, although it has another name.
+    pub(crate) fn has_name_of_pull(&self, status: &ChainStatus) -> bool {
+        let layers = status.layers.iter().flatten().zip(&self.labels);
+        let digest = &self.manifest.digest;
+        layers
+            .into_iter()
+            .any(|(found, wanted)| is_from_the_pull(found, wanted, digest))
     }
 
     /// Whether the listing has the blobs of all layers that have to be unpacked.

@@ -83,7 +83,13 @@ impl Rebuild<'_> {
         if !attributes_are_seen() {
             return Err(Failure::Hidden);
         }
-        self.write(directory, inodes).await
+        match self.write(directory.clone(), inodes).await {
+            // An equal blob existed, and was collected before the lease held it.
+            Err(Failure::Containerd(e)) if e.already_exists() => {
+                self.write(directory, inodes).await
+            }
+            written => written,
+        }
     }
 
     /// Reads the directory in a thread, and writes the blob as a stream at the same time.
