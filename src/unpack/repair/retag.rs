@@ -18,9 +18,14 @@ pub(crate) async fn name_layers(
     let layers = target.manifest.layers.iter().zip(&target.labels);
     let mut renamed = 0;
     for ((layer, wanted), found) in layers.zip(&status.layers) {
-        let found = found.as_ref();
-        if found.is_some_and(|found| is_from_the_pull(found, wanted, &target.manifest.digest)) {
+        let is_meant = |found| is_from_the_pull(found, wanted, &target.manifest.digest);
+        if found.as_ref().is_some_and(is_meant) {
             let (snapshotter, chain) = (&target.snapshotter, &layer.chain_id);
+            // An image that ends at a shared layer may have put its own labels there meanwhile.
+            let now = containerd.stat(snapshotter, chain).await;
+            if !is_meant(&now.map_err(|e| target.failed(e))?.labels) {
+                continue;
+            }
             let labelled = containerd.label_snapshot(snapshotter, chain, wanted.clone());
             labelled.await.map_err(|e| target.failed(e))?;
             renamed += 1;
