@@ -146,7 +146,10 @@ impl Unpack<'_> {
     pub(crate) async fn lock(&self) -> Result<LayerGuard, Failure> {
         let (snapshotter, chain_id) = (self.snapshotter, &self.layer.chain_id);
         let guard = async {
-            let wake = || self.layers.limits.permits.wake();
+            let wake = || {
+                self.layers.limits.permits.wake();
+                self.place.iter().for_each(|place| place.wake());
+            };
             let layer_locks = &self.layers.layer_locks;
             let layer_lock = layer_locks.lock(chain_id, self.priority, wake).await;
             LayerGuard {

@@ -66,7 +66,7 @@ impl LayerLocks {
         &self,
         chain_id: &str,
         priority: &Priority,
-        raised: impl FnOnce(),
+        raised: impl Fn(),
     ) -> LayerLock {
         let layer: Arc<Layer> = {
             let mut layer_locks = self.0.lock();
@@ -90,6 +90,10 @@ impl LayerLocks {
         let guard = layer.mutex.clone().lock_owned().await;
         drop(waiter);
         layer.flights().holder = Some(priority.clone());
+        // Others may still wait, with a higher priority.
+        if layer.inherit() {
+            raised();
+        }
         LayerLock {
             _guard: guard,
             layer,
@@ -184,6 +188,23 @@ mod tests {
         drop(third_waits);
         third.raise_to(&Priority::new(Urgency::Creation));
         layer_locks.inherit();
+        assert_eq!(second.now(), creation.now());
+    }
+
+    /// The lock goes to a flight without a caller, and a creation still waits for it.
+    #[tokio::test]
+    async fn the_next_holder_inherits_the_priority_of_those_that_still_wait() {
+        let layer_locks = LayerLocks::default();
+        let background = || Priority::new(Urgency::Background);
+        let (first, second, creation) =
+            (background(), background(), Priority::new(Urgency::Creation));
+        let lock = layer_locks.lock("sha256:a", &first, || ()).await;
+        let mut second_waits = Box::pin(layer_locks.lock("sha256:a", &second, || ()));
+        let mut third_waits = Box::pin(layer_locks.lock("sha256:a", &creation, || ()));
+        assert!(second_waits.as_mut().now_or_never().is_none());
+        assert!(third_waits.as_mut().now_or_never().is_none());
+        drop(lock);
+        let _lock = second_waits.await;
         assert_eq!(second.now(), creation.now());
     }
 

@@ -54,6 +54,17 @@ impl PrioritySemaphore {
         admit(&self.0);
     }
 
+    /// Returns the priority of the most urgent waiter.
+    pub(crate) fn highest(&self) -> Option<Priority> {
+        let inner = lock(&self.0);
+        let waiting = inner
+            .waiting
+            .iter()
+            .filter(|(_, sender)| !sender.is_closed());
+        let highest = waiting.max_by_key(|(priority, _)| priority.now());
+        highest.map(|(priority, _)| priority.clone())
+    }
+
     /// Waits for a permit. Cancel safe: a permit that its waiter no longer receives goes to the next one.
     pub(crate) async fn acquire(&self, priority: &Priority) -> Option<Permit> {
         let (sender, receiver) = oneshot::channel();

@@ -1,9 +1,11 @@
 //! The place of a flight among the images that are unpacked at the same time. A flight whose calls do not answer gives
 //! its place of the whole process to another flight, so that a snapshotter that hangs holds up only itself.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -18,6 +20,8 @@ const IDLE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Places {
     here: PrioritySemaphore,
+    /// The flights with a place of the snapshotter that wait for one of the whole process.
+    next: Mutex<Vec<Priority>>,
     all: Arc<PrioritySemaphore>,
 }
 
@@ -28,6 +32,8 @@ pub(crate) struct Place<'a> {
     priority: &'a Priority,
     _here: Permit,
     state: Mutex<State>,
+    /// Locked by a layer that takes the permit of the whole process back: the other layers of the flight wait for it.
+    taking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -44,6 +50,19 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Applying<'a>(&'a Mutex<State>);
 
+/// A flight with a place of the snapshotter that waits for one of the whole process, until it is dropped.
+struct Next<'a> {
+    places: &'a Places,
+    priority: &'a Priority,
+}
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        let mut next = self.places.next.lock();
+        next.retain(|next| !next.is(self.priority));
+    }
+}
+
 impl Drop for Applying<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
@@ -57,6 +76,7 @@ impl Places {
     pub(crate) fn new(number: usize, all: Arc<PrioritySemaphore>) -> Self {
         Self {
             here: PrioritySemaphore::new(number),
+            next: Mutex::default(),
             all,
         }
     }
@@ -68,10 +88,17 @@ impl Places {
         priority: &'a Priority,
         applies: bool,
     ) -> Option<Place<'a>> {
-        let here = self.here.acquire(priority).await?;
+        let mut waits = pin!(self.here.acquire(priority));
+        let here = match waits.as_mut().now_or_never() {
+            Some(here) => here?,
+            None => {
+                self.inherit();
+                waits.await?
+            }
+        };
         let state = State {
             permit: match applies {
-                true => Some(self.all.acquire(priority).await?),
+                true => Some(self.acquire_of_all(priority).await?),
                 false => None,
             },
             applies: 0,
@@ -82,12 +109,38 @@ impl Places {
             priority,
             _here: here,
             state: Mutex::new(state),
+            taking: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Waits for a place of the whole process, with a place of the snapshotter. Inherits the priority of the flights that
+    /// wait for a place of the snapshotter meanwhile.
+    async fn acquire_of_all(&self, priority: &Priority) -> Option<Permit> {
+        self.next.lock().push(priority.clone());
+        let _next = Next {
+            places: self,
+            priority,
+        };
+        self.inherit();
+        self.all.acquire(priority).await
+    }
+
+    /// Raises the flights that have a place of the snapshotter, and wait for one of the whole process, to the priority of
+    /// those that wait for a place of the snapshotter.
+    fn inherit(&self) {
+        if let Some(highest) = self.here.highest() {
+            self.next
+                .lock()
+                .iter()
+                .for_each(|next| next.raise_to(&highest));
+            self.all.wake();
+        }
     }
 
     /// Looks at the waiters again, since the priority of one may have been raised.
     pub(crate) fn wake(&self) {
         self.here.wake();
+        self.inherit();
         self.all.wake();
     }
 
@@ -106,15 +159,21 @@ impl Place<'_> {
             state.permit.is_some()
         };
         if !is_held(&mut self.state.lock()) {
-            let permit = self.places.all.acquire(self.priority).await;
-            let mut state = self.state.lock();
+            let _taking = self.taking.lock().await;
             // Another layer of this flight may have taken it back.
-            if state.permit.is_none() {
+            if !is_held(&mut self.state.lock()) {
+                let permit = self.places.all.acquire(self.priority).await;
+                let mut state = self.state.lock();
                 state.permit = permit;
+                state.applies += 1;
             }
-            state.applies += 1;
         }
         Applying(&self.state)
+    }
+
+    /// Looks at the waiters for a place again, since the priority of one may have been raised.
+    pub(crate) fn wake(&self) {
+        self.places.wake();
     }
 
     /// Does the work of the flight. While it applies nothing for [`IDLE`], its place is given to another flight.
@@ -172,6 +231,48 @@ mod tests {
         let applying = place.apply().now_or_never();
         assert!(applying.is_some());
         assert!(erofs.acquire(&other, true).now_or_never().is_none());
+    }
+
+    /// A flight without a caller has the place of the snapshotter, and waits for one of the process.
+    #[tokio::test(start_paused = true)]
+    async fn a_creation_raises_the_flight_that_is_next_in_its_snapshotter() {
+        let all = Arc::new(PrioritySemaphore::new(2));
+        let [here, there] = [1, 2].map(|number| Places::new(number, all.clone()));
+        let (ahead, elsewhere) = (
+            Priority::new(Urgency::Background),
+            Priority::new(Urgency::Asked),
+        );
+        let _busy = there.acquire(&elsewhere, true).await.unwrap();
+        let mut next = Box::pin(here.acquire(&ahead, true));
+        // The last place of the process is for work with a caller.
+        assert!(next.as_mut().now_or_never().is_none());
+        let creation = Priority::new(Urgency::Creation);
+        let mut waits = Box::pin(here.acquire(&creation, true));
+        assert!(waits.as_mut().now_or_never().is_none());
+        let place = next.now_or_never().flatten();
+        assert!(place.is_some());
+        drop(place);
+        assert!(waits.now_or_never().flatten().is_some());
+    }
+
+    /// Both layers of a flight that gave its place away begin to apply.
+    #[tokio::test(start_paused = true)]
+    async fn the_layers_of_a_flight_take_one_place_back() {
+        let [nydus, _] = two();
+        let priority = Priority::new(Urgency::Asked);
+        let place = nydus.acquire(&priority, true).await.unwrap();
+        let hangs = tokio::time::timeout(2 * IDLE, place.during(std::future::pending::<()>()));
+        hangs.await.unwrap_err();
+        let other = nydus.all.acquire(&priority).await;
+        let mut layers = [Box::pin(place.apply()), Box::pin(place.apply())];
+        assert!(
+            layers
+                .iter_mut()
+                .all(|layer| layer.as_mut().now_or_never().is_none())
+        );
+        drop(other);
+        let applying = layers.map(|layer| layer.now_or_never());
+        assert!(applying.iter().all(Option::is_some));
     }
 
     #[tokio::test(start_paused = true)]
