@@ -8,7 +8,7 @@ use crate::unpack::{Error, State};
 /// What is known of a loss of one snapshotter.
 #[derive(Debug, Default)]
 pub(super) struct Loss {
-    /// A loss was noticed since the last reconcile.
+    /// A loss was noticed, and no reconcile has ended since.
     noticed: AtomicBool,
     /// Images stay lost, since containers use them.
     remains: AtomicBool,
@@ -22,10 +22,15 @@ impl Loss {
         self.noticed.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether a loss was noticed since the last call.
-    pub(super) fn take(&self) -> bool {
+    /// Begins a reconcile. Returns whether a loss was noticed since the last one that ended.
+    pub(super) fn reconcile_begins(&self) -> bool {
         self.remains.store(false, Ordering::Relaxed);
-        self.noticed.swap(false, Ordering::Relaxed)
+        self.noticed.load(Ordering::Relaxed)
+    }
+
+    /// Ends a reconcile. One that is started again, as after another loss, does not end.
+    pub(super) fn reconcile_ended(&self) {
+        self.noticed.store(false, Ordering::Relaxed);
     }
 
     /// Records that an image could not be made ready.

@@ -30,7 +30,8 @@ async fn look(ahead: &Ahead, worker: &Worker) {
         Ok(Look::Lost) => {
             log::warn!(snapshotter; "snapshotter has lost its snapshots: the plugin removes their records and makes the images again");
             worker.loss.notice();
-            worker.reconcile.notify_one();
+            // The pause image comes first in a new reconcile; a running one may take long.
+            worker.restart.notify_one();
         }
         Err(e) => {
             log::debug!(snapshotter, error:% = e; "whether the snapshotter has lost its snapshots could not be looked up");

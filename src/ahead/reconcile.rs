@@ -78,12 +78,20 @@ pub(super) async fn run(
     let used = ahead.used_of(&images);
     let store_images = eager::in_order(images, sandbox.as_deref(), &used);
     let mut summary = ReconcileSummary::new(worker.name());
+    let has_lost = worker.loss.reconcile_begins();
     // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
     // the scan of the others.
     let pinned = work(ahead, worker, pinned(ahead, worker, &store_images));
     let (pinned, scan) = futures::join!(
         pinned,
-        scan(ahead, worker, &store_images, reported, &mut summary)
+        scan(
+            ahead,
+            worker,
+            &store_images,
+            has_lost,
+            reported,
+            &mut summary
+        )
     );
     // The work may take long.
     drop(store_images);
@@ -99,6 +107,7 @@ pub(super) async fn run(
         count(&mut summary, reported, worked);
     }
     worker.left.store(summary.has_left(), Ordering::Relaxed);
+    worker.loss.reconcile_ended();
     Ok(summary.report(reported, started))
 }
 
@@ -185,6 +194,7 @@ async fn scan<'a>(
     ahead: &Ahead,
     worker: &'a Worker,
     store_images: &[StoreImage],
+    mut has_lost: bool,
     reported: &LastReported,
     summary: &mut ReconcileSummary<'_>,
 ) -> Scan<'a> {
@@ -198,7 +208,6 @@ async fn scan<'a>(
         }
     };
     // Pinned images come first, so they show the loss before the other images are looked at.
-    let mut has_lost = worker.loss.take();
     let mut held = listing.len();
     worker.count.listed(held);
     for (n, store_image) in store_images.iter().enumerate() {

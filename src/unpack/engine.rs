@@ -308,6 +308,7 @@ impl Engine {
     pub fn user_removed(&self, key: &str) {
         for worker in self.workers.all() {
             worker.replacements.user_removed(key);
+            worker.collections.user_removed();
         }
     }
 

@@ -115,6 +115,11 @@ impl Fake {
         self.state().store.lose(snapshotter);
     }
 
+    /// Makes the snapshotter have a lost snapshot again.
+    pub(crate) fn find(&self, snapshotter: &str, name: &str) {
+        self.state().store.find(snapshotter, name);
+    }
+
     /// Adds a container's own snapshot.
     pub(crate) fn activate(&self, snapshotter: &str, key: &str, parent: &str) {
         self.state().store.activate(snapshotter, key, parent);

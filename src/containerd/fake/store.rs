@@ -155,6 +155,10 @@ impl Store {
         self.lost.extend(keys.cloned());
     }
 
+    pub(super) fn find(&mut self, snapshotter: &str, key: &str) {
+        self.lost.remove(&at(snapshotter, key));
+    }
+
     pub(super) fn has_record(&self, snapshotter: &str, key: &str) -> bool {
         self.snapshots.contains_key(&at(snapshotter, key))
     }

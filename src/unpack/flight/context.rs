@@ -12,7 +12,7 @@ use crate::unpack::chain::action::Action;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::repair::lost::LastCollection;
+use crate::unpack::repair::lost::Collections;
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
@@ -32,7 +32,7 @@ pub(crate) struct FlightContext<'a> {
     pub(crate) layers: &'a Layers,
     pub(crate) priority: &'a Priority,
     pub(crate) fallback: &'a ContentFallback,
-    pub(crate) last_collection: &'a LastCollection,
+    pub(crate) collections: &'a Collections,
     pub(crate) reporter: &'a Reporter,
     /// Checks whether the image still has a record.
     pub(crate) record: &'a Record<'a>,

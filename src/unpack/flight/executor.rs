@@ -269,8 +269,9 @@ impl<'a> PlanExecutor<'a> {
             images: context.images,
             leases: context.leases,
             lease: self.lease,
-            last: context.last_collection,
+            collections: context.collections,
             target: context.target,
+            stop: context.stop,
         };
         match lost.remove_records().await? {
             Removed::Gone => self.work.did(Action::Replaced),
@@ -322,13 +323,37 @@ impl<'a> PlanExecutor<'a> {
             guest_layers_stay: target.supports_guest_pull,
         };
         match replace.run().await.map_err(|e| target.failed(e))? {
-            Replaced::Gone => self.work.did(Action::Replaced),
+            Replaced::Gone => {
+                if self.work.action >= Action::Replaced {
+                    self.clean_snapshotter().await?;
+                }
+                self.work.did(Action::Replaced);
+            }
             // No container is being created, so none needs a private chain.
             Replaced::InUse(holders) => {
                 let state = self.status.state(&target.rules);
                 return Err(in_use::error(target, state, holders, None));
             }
         }
+        Ok(())
+    }
+
+    /// Waits until the snapshotter has removed the layers that a replacement removed: a second replacement in one flight
+    /// shows that the old layers are back. containerd removes only its own records at once. For a `Prepare` that the
+    /// snapshotter answers with *AlreadyExists*, it takes any snapshot of the snapshotter with the label of the chain id
+    /// (`core/metadata/snapshot.go`).
+    async fn clean_snapshotter(&self) -> Result<(), Error> {
+        let FlightContext {
+            target,
+            containerd,
+            leases,
+            ..
+        } = *self.context;
+        // Their anchor was that of the whole chain.
+        let (left, _) = target.read_status(containerd).await?;
+        let held = gc_protect::committed(containerd, self.lease, target, &left);
+        held.await.map_err(|e| target.failed(e))?;
+        leases.collect(containerd).await;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::removal::{Record, Removals};
 use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
-use crate::unpack::repair::lost::LastCollection;
+use crate::unpack::repair::lost::Collections;
 use crate::unpack::repair::replacements::ReplacementQueue;
 use crate::unpack::schedule::limits::{Layers, Limits};
 use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
@@ -79,7 +79,7 @@ pub(crate) struct Worker {
     pub(crate) flights: Flights,
     pub(crate) ready_cache: ReadyCache,
     pub(crate) sentinels: Sentinels,
-    last_collection: LastCollection,
+    pub(crate) collections: Collections,
     pub(crate) replacements: ReplacementQueue,
     pub(crate) need_content: NeedContent,
     places: Places,
@@ -94,7 +94,7 @@ impl Worker {
             flights: Flights::default(),
             ready_cache: ReadyCache::default(),
             sentinels: Sentinels::default(),
-            last_collection: LastCollection::default(),
+            collections: Collections::default(),
             replacements: ReplacementQueue::default(),
             need_content: NeedContent::default(),
             places: Places::new(shared.images_at_once, shared.places.clone()),
@@ -179,7 +179,7 @@ impl FlightGuard {
             layers: &worker.layers,
             priority,
             fallback: &shared.fallback,
-            last_collection: &worker.last_collection,
+            collections: &worker.collections,
             reporter,
             record: &record,
             stop: &self.token.stop,

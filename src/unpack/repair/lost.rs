@@ -7,22 +7,38 @@
 //! collection keeps what a container or a lease uses. So one collection, without the anchors of all lost images, removes
 //! what can be removed.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Labels, Resource};
-use crate::image::{Layer, Manifest};
+use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
+use crate::unpack::schedule::process_lock::process_lock;
 use crate::unpack::snapshotter::lease::{Lease, Leases};
+use crate::unpack::snapshotter::listing::ANCHOR;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::store_images::RequestImages;
 use crate::unpack::target::{Target, is_anchor};
 
-/// The pause between two collections for one snapshotter. A container that is in the way goes with its pod.
-const PAUSE: Duration = Duration::from_secs(3);
+/// The pause after a collection that has left lost images. Each further one doubles it: a container may run for months.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(3);
+
+/// The longest pause. The removal of a container ends it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// The number of attempts to restore an anchor.
+const RESTORE_TRIES: usize = 3;
+
+/// The suffix of the anchor of the layers that are left of an image.
+const KEPT: &str = "/nri-unpack-kept";
+
+/// The name of the lock against other processes, which remove the same records.
+const LOCK: &str = "lost";
 
 /// The outcome of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +49,21 @@ pub(crate) enum Removed {
     InUse,
 }
 
-/// The end of the last collection that has left records of lost images of one snapshotter. The lock is held during one.
-pub(crate) type LastCollection = tokio::sync::Mutex<Option<Instant>>;
+/// When lost images of one snapshotter are collected again.
+#[derive(Debug, Default)]
+pub(crate) struct Collections {
+    /// The end of the last collection that has left lost images, and the pause after it. Locked during a collection.
+    last: tokio::sync::Mutex<Option<(Instant, Duration)>>,
+    /// Something that may have used lost images was removed since.
+    user_removed: AtomicBool,
+}
+
+impl Collections {
+    /// Handles the removal of a container or a snapshot: lost images may be collected again at once.
+    pub(crate) fn user_removed(&self) {
+        self.user_removed.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The removal of the records of all lost images in a snapshotter, for the flight of one of them.
 pub(crate) struct LostImages<'a> {
@@ -42,8 +71,9 @@ pub(crate) struct LostImages<'a> {
     pub(crate) images: &'a Images,
     pub(crate) leases: &'a Arc<Leases>,
     pub(crate) lease: &'a Lease,
-    pub(crate) last: &'a LastCollection,
+    pub(crate) collections: &'a Collections,
     pub(crate) target: &'a Target,
+    pub(crate) stop: &'a CancellationToken,
 }
 
 /// A lost image.
@@ -58,7 +88,8 @@ struct LostImage {
 impl LostImages<'_> {
     /// Removes the records.
     pub(crate) async fn remove_records(&self) -> Result<Removed, Error> {
-        let mut last = self.last.lock().await;
+        let mut last = self.collections.last.lock().await;
+        let _process = process_lock(self.containerd, &self.target.snapshotter, LOCK).await;
         let is_lost = async || {
             let lowest = self.lowest_lost(&self.target.manifest).await;
             let lowest = lowest.map_err(|e| self.target.failed(e))?;
@@ -68,33 +99,47 @@ impl LostImages<'_> {
         if !is_lost().await? {
             return Ok(Removed::Gone);
         }
-        if last.is_some_and(|last| last.elapsed() < PAUSE) {
+        let is_early = last.is_some_and(|(last, pause)| last.elapsed() < pause);
+        if is_early && !self.collections.user_removed.swap(false, Ordering::Relaxed) {
             return Ok(Removed::InUse);
         }
         let lost = self.lost_images().await?;
         let collected = self.collect_without_anchors(&lost).await;
         collected.map_err(|e| self.target.failed(e))?;
         if is_lost().await? {
-            *last = Some(Instant::now());
+            let pause = last.map_or(SHORTEST_PAUSE, |(_, pause)| pause * 2);
+            *last = Some((Instant::now(), pause.min(LONGEST_PAUSE)));
             return Ok(Removed::InUse);
         }
+        *last = None;
         Ok(Removed::Gone)
     }
 
+    /// Returns the lost images of the store, and the flight's own.
     async fn lost_images(&self) -> Result<Vec<LostImage>, Error> {
-        let mut by_config = HashMap::new();
+        let failed = |e| self.target.failed(e);
         let own = self.target.manifest.clone();
-        by_config.insert(own.config.clone(), own);
+        let mut known = HashSet::from([own.config.clone()]);
+        let mut lost = Vec::from_iter(self.if_lost(own).await.map_err(failed)?);
         let list = RequestImages::default();
         for image in self.images.all(&list).await? {
-            if let Some(manifest) = self.images.readable(image).await? {
-                by_config.insert(manifest.config.clone(), manifest);
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopped(self.target.image.clone()));
             }
-        }
-        let mut lost = Vec::new();
-        for manifest in by_config.into_values() {
-            let found = self.if_lost(manifest).await;
-            lost.extend(found.map_err(|e| self.target.failed(e))?);
+            // Most images are there: their manifests are not read.
+            let ends = self.images.ends(image).await?;
+            let Some(top) = ends.filter(|ends| known.insert(ends.config.clone())) else {
+                continue;
+            };
+            let Some(top) = top.chain else {
+                continue;
+            };
+            if self.exists(&top).await.map_err(failed)? {
+                continue;
+            }
+            if let Some(manifest) = self.images.readable(image).await? {
+                lost.extend(self.if_lost(manifest).await.map_err(failed)?);
+            }
         }
         Ok(lost)
     }
@@ -121,56 +166,104 @@ impl LostImages<'_> {
 
     /// Returns the position of the lowest layer that the snapshotter has lost.
     async fn lowest_lost(&self, manifest: &Manifest) -> Result<Option<usize>, containerd::Error> {
-        let Some(top) = manifest.layers.last() else {
+        let Some(top) = manifest.chain_id() else {
             return Ok(None);
         };
         if self.exists(top).await? {
             return Ok(None);
         }
-        let snapshotter = self.target.snapshotter.as_str();
         for (i, layer) in manifest.layers.iter().enumerate() {
-            if !self.exists(layer).await? {
-                let chain_id = &layer.chain_id;
-                let has_record = self.containerd.has_record(snapshotter, chain_id).await?;
-                return Ok(has_record.then_some(i));
+            if !self.exists(&layer.chain_id).await? {
+                let is_lost = self.is_lost(&layer.chain_id).await?;
+                return Ok(is_lost.then_some(i));
             }
         }
         Ok(None)
     }
 
-    async fn exists(&self, layer: &Layer) -> Result<bool, containerd::Error> {
+    /// Whether a layer that was not found is lost. It is looked at again: it may have been committed between the two calls.
+    async fn is_lost(&self, chain_id: &str) -> Result<bool, containerd::Error> {
         let snapshotter = self.target.snapshotter.as_str();
-        match self.containerd.stat(snapshotter, &layer.chain_id).await {
+        let has_record = self.containerd.has_record(snapshotter, chain_id).await?;
+        Ok(has_record && !self.exists(chain_id).await?)
+    }
+
+    async fn exists(&self, chain_id: &str) -> Result<bool, containerd::Error> {
+        let snapshotter = self.target.snapshotter.as_str();
+        match self.containerd.stat(snapshotter, chain_id).await {
             Ok(_) => Ok(true),
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Removes the anchors and runs garbage collection. An image whose records remain gets its anchors back.
+    /// Removes the anchors and runs garbage collection. Images whose records remain get their anchors back, also after an
+    /// error.
     async fn collect_without_anchors(&self, lost: &[LostImage]) -> Result<(), containerd::Error> {
+        let collected = self.remove_anchors_and_collect(lost).await;
         for image in lost {
+            let mut restored = self.restore(image).await;
+            for _ in 1..RESTORE_TRIES {
+                if restored.is_err() {
+                    restored = self.restore(image).await;
+                }
+            }
+            if let Err(e) = restored {
+                log::warn!(config = image.manifest.config.as_str(), snapshotter = self.target.snapshotter.as_str(), error:% = e; "anchor of a lost image could not be restored: the image counts as missing");
+            }
+        }
+        collected
+    }
+
+    async fn remove_anchors_and_collect(
+        &self,
+        lost: &[LostImage],
+    ) -> Result<(), containerd::Error> {
+        for image in lost {
+            // It may have been made again meanwhile.
+            if self.lowest_lost(&image.manifest).await? != Some(image.lowest) {
+                continue;
+            }
             self.hold_kept(image).await?;
             let none = image.anchors.keys().map(|key| (key.clone(), String::new()));
             self.set_anchors(image, none.collect()).await?;
         }
         let lease = self.leases.take(self.containerd).await?;
-        lease.release_and_collect(self.containerd).await?;
-        for image in lost {
-            if self.lowest_lost(&image.manifest).await?.is_some() {
-                self.set_anchors(image, image.anchors.clone()).await?;
+        lease.release_and_collect(self.containerd).await
+    }
+
+    /// Restores the anchors of an image, unless its records are gone. Of an image that is lost in part, the layers that the
+    /// snapshotter still has get an anchor until the image is removed.
+    async fn restore(&self, image: &LostImage) -> Result<(), containerd::Error> {
+        let lowest = &image.manifest.layers[image.lowest].chain_id;
+        let is_gone = match self.exists(lowest).await {
+            Ok(true) => false,
+            _ => {
+                self.containerd
+                    .has_record(&self.target.snapshotter, lowest)
+                    .await
+                    == Ok(false)
             }
+        };
+        if !is_gone {
+            return self.set_anchors(image, image.anchors.clone()).await;
         }
-        Ok(())
+        match image.highest_kept() {
+            Some(kept) => {
+                let key = format!("{ANCHOR}{}{KEPT}", self.target.snapshotter);
+                self.set_anchors(image, Labels::from([(key, kept.to_owned())]))
+                    .await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Holds the layers below the lost ones, which the snapshotter still has.
     async fn hold_kept(&self, image: &LostImage) -> Result<(), containerd::Error> {
-        let Some(highest) = image.lowest.checked_sub(1) else {
+        let Some(kept) = image.highest_kept() else {
             return Ok(());
         };
-        let chain_id = &image.manifest.layers[highest].chain_id;
-        let resource = Resource::snapshot(&self.target.snapshotter, chain_id);
+        let resource = Resource::snapshot(&self.target.snapshotter, kept);
         self.containerd.hold(self.lease.id(), resource).await
     }
 
@@ -188,5 +281,13 @@ impl LostImages<'_> {
             Err(e) if e.is_not_found() => Ok(()),
             labelled => labelled,
         }
+    }
+}
+
+impl LostImage {
+    /// Returns the chain id of the highest layer below the lost ones.
+    fn highest_kept(&self) -> Option<&str> {
+        let highest = self.lowest.checked_sub(1)?;
+        Some(&self.manifest.layers[highest].chain_id)
     }
 }

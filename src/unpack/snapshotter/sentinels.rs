@@ -51,11 +51,14 @@ impl Sentinels {
             Err(e) => return Err(e),
         }
         let is_lost = containerd.has_record(snapshotter, &chain).await?;
-        self.0.lock().retain(|known| *known != chain);
-        Ok(match is_lost {
-            true => Look::Lost,
-            false => Look::Removed,
-        })
+        let mut chains = self.0.lock();
+        if is_lost {
+            // All of them are lost: one loss is reported once.
+            chains.clear();
+            return Ok(Look::Lost);
+        }
+        chains.retain(|known| *known != chain);
+        Ok(Look::Removed)
     }
 }
 
