@@ -292,9 +292,9 @@ async fn work_on<'a>(ahead: &Ahead, worker: &'a Worker, mut item: WorkItem<'a>) 
     } else if item.is_lazy && worker.needs_content(node, &want).await {
         Ended::NeedsContent
     } else {
-        match worker.room(node, &want, item.bytes).await {
+        match worker.reserve_space(node, &want, item.bytes).await {
             None => Ended::NoFreeSpace,
-            Some(_room) => {
+            Some(_space) => {
                 let pending = item.pending.take();
                 let pending = pending.unwrap_or_else(|| item.enter(worker));
                 Ended::Tried(make(ahead, worker, pending).await)

@@ -88,8 +88,8 @@ async fn make_ready(
         true => 0,
         false => node.engine.bytes(record).await.unwrap_or_default(),
     };
-    let Some(_room) = worker
-        .room(node, &want, bytes.saturating_mul(EXPANSION))
+    let Some(_space) = worker
+        .reserve_space(node, &want, bytes.saturating_mul(EXPANSION))
         .await
     else {
         worker.reconcile_later.notify_one();

@@ -190,7 +190,7 @@ impl Worker {
 
     /// Reserves the estimated space of an unpack in bytes, and returns the reservation, which is empty for work that takes
     /// no space; `None` if there is too little.
-    pub(super) async fn room<'a>(
+    pub(super) async fn reserve_space<'a>(
         &'a self,
         node: &'a Node,
         want: &Want,

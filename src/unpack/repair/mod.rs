@@ -1,4 +1,5 @@
-//! Changes to existing chains: replace a chain, retag its layers, move a container, fill a volume.
+//! Changes to existing chains: replace a chain, remove the records of lost images, retag layers, move a container, fill a
+//! volume.
 
 pub(crate) mod in_use;
 pub(crate) mod lost;
