@@ -59,6 +59,16 @@ impl Error {
         }
     }
 
+    /// Returns the error for a call that this program does not wait for any longer.
+    pub(crate) fn timed_out(call: &'static str, subject: &str) -> Self {
+        Self {
+            kind: Kind::TimedOut,
+            call,
+            subject: subject.to_owned(),
+            message: "no answer in time".to_owned(),
+        }
+    }
+
     /// Whether the subject does not exist.
     pub fn is_not_found(&self) -> bool {
         self.kind == Kind::NotFound

@@ -160,7 +160,9 @@ impl Unpack<'_> {
                 }
                 answer = prepare.as_mut() => return Prepared::Answered(answer),
                 committed = look => {
+                    // If the look was not answered either, the snapshotter does not answer.
                     if let Some(registry) = &registry
+                        && committed.is_ok()
                         && began.elapsed() >= SILENT
                     {
                         silent.found(self.snapshotter, registry);

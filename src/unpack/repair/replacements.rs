@@ -128,18 +128,21 @@ impl ReplacementQueue {
         source: &Source<'_>,
         replace: impl Fn(String) -> F,
     ) {
+        let mut running = Running {
+            queue: self,
+            has_ended: false,
+        };
         let mut newest = None;
         let mut pauses = quick();
         loop {
             self.next_round().await;
-            let began = Instant::now();
-            self.round(source, &replace).await;
-            let rest = began.elapsed() * REST;
-            tokio::time::sleep(rest).await;
+            let listed_in = self.round(source, &replace).await;
+            tokio::time::sleep(listed_in * REST).await;
             let mut state = self.state.lock();
             let Some(added) = state.images.values().map(|image| image.since).max() else {
                 state.runs = false;
                 state.next = None;
+                running.has_ended = true;
                 return;
             };
             if newest.replace(added) != Some(added) {
@@ -149,11 +152,11 @@ impl ReplacementQueue {
                 true => pauses.next().unwrap_or(LONGEST_PAUSE),
                 false => LATER_PAUSE,
             };
-            let failed = state
-                .images
-                .values()
-                .filter_map(|image| Some(image.failed?.1));
-            let next = failed.chain([Instant::now() + pause]).min();
+            let now = Instant::now();
+            let failed = state.images.values();
+            let failed = failed.filter_map(|image| Some(image.failed?.1));
+            let failed = failed.filter(|at| *at > now);
+            let next = failed.chain([now + pause]).min();
             next.into_iter()
                 .for_each(|next| self.schedule(&mut state, next));
         }
@@ -176,11 +179,12 @@ impl ReplacementQueue {
         }
     }
 
+    /// Runs one round. Returns how long the list of all snapshots took.
     async fn round<F: Future<Output = Outcome>>(
         &self,
         source: &Source<'_>,
         replace: &impl Fn(String) -> F,
-    ) {
+    ) -> Duration {
         let mut images = {
             let mut state = self.state.lock();
             state.next = None;
@@ -192,12 +196,15 @@ impl ReplacementQueue {
                 waiting.top = source.top(image).await;
             }
         }
+        let began = Instant::now();
         let tops = images.values().filter_map(|waiting| waiting.top.as_deref());
         let users = Users::read(source.containerd, source.snapshotter, &tops.collect()).await;
+        let listed_in = began.elapsed();
         let users = match users {
             Ok(users) => users,
             Err(e) => {
-                return log::debug!(snapshotter = source.snapshotter, error:% = e; "snapshots could not be listed: chains in use are replaced later");
+                log::debug!(snapshotter = source.snapshotter, error:% = e; "snapshots could not be listed: chains in use are replaced later");
+                return listed_in;
             }
         };
         let mut keys = HashSet::new();
@@ -216,6 +223,7 @@ impl ReplacementQueue {
             }
         }
         self.state.lock().users = Some(keys);
+        listed_in
     }
 
     /// Records that a round has found a user of the chain.
@@ -225,6 +233,7 @@ impl ReplacementQueue {
             return;
         };
         waiting.top = top;
+        waiting.failed = None;
         waiting.is_held |= waiting.since.elapsed() >= SHORT_LIVED;
         if waiting.since.elapsed() >= QUICK && !std::mem::replace(&mut waiting.is_reported, true) {
             log::info!(image, snapshotter; "chain that was unpacked on the host is still in use: its containers keep running, new containers are moved onto another chain, and the plugin replaces it when they are gone");
@@ -258,6 +267,23 @@ impl ReplacementQueue {
             waiting.failed = Some((pause, Instant::now() + pause));
             waiting.is_held |= waiting.since.elapsed() >= SHORT_LIVED;
             log::debug!(image, snapshotter, error:% = error; "chain could not be replaced yet: the plugin tries again");
+        }
+    }
+}
+
+/// The running task of a queue. If it ends by a panic, the next image starts another one.
+struct Running<'a> {
+    queue: &'a ReplacementQueue,
+    /// It has ended since no image was left: another task may run already.
+    has_ended: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            let mut state = self.queue.state.lock();
+            state.runs = false;
+            state.next = None;
         }
     }
 }

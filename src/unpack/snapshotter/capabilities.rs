@@ -37,20 +37,28 @@ pub(crate) struct CapabilityCache(Mutex<HashMap<String, Capabilities>>);
 impl CapabilityCache {
     /// Returns the capabilities of a snapshotter. Asks containerd once; after an error the next call asks again.
     pub(crate) async fn of(&self, containerd: &dyn Containerd, snapshotter: &str) -> Capabilities {
-        if let Some(cached) = self.cached().get(snapshotter) {
-            return cached.clone();
-        }
-        match ask(containerd, snapshotter).await {
-            Ok(answer) => {
-                let known = answer.clone();
-                self.cached().insert(snapshotter.to_owned(), known);
-                answer
-            }
+        match self.known(containerd, snapshotter).await {
+            Ok(known) => known,
             Err(e) => {
                 log::debug!(snapshotter, error:% = e; "capabilities of the snapshotter are not known: its layers are unpacked one after another until containerd answers");
                 Capabilities::default()
             }
         }
+    }
+
+    /// Like [`Self::of`], for a decision that must not be made without an answer.
+    pub(crate) async fn known(
+        &self,
+        containerd: &dyn Containerd,
+        snapshotter: &str,
+    ) -> Result<Capabilities, containerd::Error> {
+        if let Some(cached) = self.cached().get(snapshotter) {
+            return Ok(cached.clone());
+        }
+        let answer = ask(containerd, snapshotter).await?;
+        let known = answer.clone();
+        self.cached().insert(snapshotter.to_owned(), known);
+        Ok(answer)
     }
 
     /// Forgets all capabilities, since containerd may have been replaced.

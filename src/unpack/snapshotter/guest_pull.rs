@@ -5,7 +5,7 @@
 //! whole image. The snapshotter answers *AlreadyExists*, and has committed a snapshot without content under the name
 //! in the label `containerd.io/snapshot.ref`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot, SnapshotKind};
 use crate::image::{
@@ -25,6 +25,9 @@ const ON_HOST: &str = "nri-unpack-private-host-";
 /// The digest of zero bytes, which the labels of a probe name as the layer.
 pub(crate) const NOTHING: &str =
     "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// The longest time of a probe, which has no content: a snapshotter that does not answer by then hangs.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether this is the name of a private chain.
 pub(crate) fn is_private(chain: &str) -> bool {
@@ -61,8 +64,13 @@ pub(crate) async fn pulls(
         lease,
         labels: &labels,
     };
-    let labels = probe.takes().await?;
-    Ok(labels.is_some_and(|labels| is_proxied(&labels)))
+    let Ok(labels) = tokio::time::timeout(PROBE_DEADLINE, probe.takes()).await else {
+        // The snapshotter may still make the snapshot.
+        lease.keep();
+        let call = "probe snapshotter";
+        return Err(containerd::Error::timed_out(call, snapshotter));
+    };
+    Ok(labels?.is_some_and(|labels| is_proxied(&labels)))
 }
 
 /// Whether the snapshotter needs the content of labelled layers: its newest layer that was prepared with labels is one

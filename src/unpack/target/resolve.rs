@@ -281,18 +281,22 @@ impl Resolver {
         self.findings.current(snapshotter)
     }
 
-    /// Whether the snapshotter may leave images to a guest: by its configuration or its name, or as a proxy plugin.
+    /// Whether the snapshotter may leave images to a guest: by its configuration or its name, or as a proxy plugin. It may if
+    /// that is not known.
     async fn may_proxy(&self, snapshotter: &str) -> bool {
         let configured = self.policy.profile(snapshotter);
         match configured.or_else(|| Profile::of(snapshotter)) {
             Some(profile) => profile.may_proxy,
-            None => self.capabilities(snapshotter).await.is_proxy,
+            None => {
+                let capabilities = self.capabilities(snapshotter).await;
+                capabilities.map_or(true, |capabilities| capabilities.is_proxy)
+            }
         }
     }
 
-    async fn capabilities(&self, snapshotter: &str) -> Capabilities {
+    async fn capabilities(&self, snapshotter: &str) -> Result<Capabilities, containerd::Error> {
         let containerd = self.images.containerd();
-        self.capabilities.of(containerd, snapshotter).await
+        self.capabilities.known(containerd, snapshotter).await
     }
 
     /// Finds out whether the guest pulls the snapshotter's images, without a write if the top layer of this image shows
@@ -303,7 +307,7 @@ impl Resolver {
         snapshotter: &str,
     ) -> Result<bool, containerd::Error> {
         let containerd = self.images.containerd();
-        let process = Process::at(self.capabilities(snapshotter).await.socket);
+        let process = Process::at(self.capabilities(snapshotter).await?.socket);
         let Some(chain_id) = manifest.chain_id() else {
             return self.find_out(snapshotter).await;
         };
@@ -331,7 +335,7 @@ impl Resolver {
             return Ok(known);
         }
         let containerd = self.images.containerd();
-        let process = Process::at(self.capabilities(snapshotter).await.socket);
+        let process = Process::at(self.capabilities(snapshotter).await?.socket);
         let is_lazy = Profile::of(snapshotter).is_none()
             && guest_pull::needs_content(containerd, snapshotter, process.since()).await?;
         let pulls = !is_lazy && {

@@ -209,12 +209,12 @@ async fn without_the_rebase_capability_layers_are_unpacked_sequentially() {
     bench.assert_ready("not listed").await;
 
     let bench = Bench::new(4).await;
-    // The first two calls ask for the kind of the snapshotter, the third for its capabilities.
+    // A proxy plugin may leave images to a guest: nothing is unpacked while the kind of the snapshotter is not known.
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
     bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
-    bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
+    bench.ensure().await.unwrap_err();
+    assert_eq!(made(&bench.fake), [""; 0]);
     bench.ensure().await.unwrap();
-    assert_eq!(made(&bench.fake), sequential);
 
     let bench = Bench::new(4).await;
     bench.fake.can_rebase(OVERLAYFS, "2.1.9");
