@@ -125,6 +125,29 @@ async fn a_replacement_is_tried_again_after_another_error() {
     assert_eq!(bench.state(&image, "nydus").await, State::Ready);
 }
 
+/// A replacement has failed once, and then a container uses the chain again.
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_is_used_again_after_a_failure_is_listed_rarely() {
+    let bench = Bench::on(Fake::default(), "").await;
+    let image = used_image(&bench.fake, 0);
+    bench
+        .fake
+        .slow("list snapshots of", Duration::from_millis(10));
+    bench.ask_for_used(&image).await;
+    bench.fake.forget("nydus", &container(0));
+    bench.fake.fail("remove snapshot", 0, ErrorKind::Other);
+    bench.emit_snapshot_removed(&container(0));
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(bench.state(&image, "nydus").await, State::Unlabelled);
+    let chain = only_chain(&image);
+    bench.fake.activate("nydus", &container(1), &chain);
+    tokio::time::sleep(Duration::from_secs(3700)).await;
+    bench.fake.calls();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let later = bench.fake.subjects("list snapshots of").len();
+    assert!((10..15).contains(&later), "{later} listings in an hour");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_image_that_is_removed_is_forgotten() {
     let bench = Bench::on(Fake::default(), "").await;

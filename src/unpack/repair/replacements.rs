@@ -32,7 +32,7 @@ const LATER_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// container after its record.
 const GATHER: Duration = Duration::from_millis(300);
 
-/// The least pause after a round, as a multiple of its duration.
+/// The least pause after a round, as a multiple of the duration of its list, up to [`LONGEST_PAUSE`].
 const REST: u32 = 10;
 
 /// How long the user of a chain counts as short-lived: longer than containerd needs to remove a rejected sandbox, and
@@ -136,8 +136,9 @@ impl ReplacementQueue {
         let mut pauses = quick();
         loop {
             self.next_round().await;
+            let began = Instant::now();
             let listed_in = self.round(source, &replace).await;
-            tokio::time::sleep(listed_in * REST).await;
+            tokio::time::sleep((listed_in * REST).min(LONGEST_PAUSE)).await;
             let mut state = self.state.lock();
             let Some(added) = state.images.values().map(|image| image.since).max() else {
                 state.runs = false;
@@ -152,11 +153,11 @@ impl ReplacementQueue {
                 true => pauses.next().unwrap_or(LONGEST_PAUSE),
                 false => LATER_PAUSE,
             };
-            let now = Instant::now();
             let failed = state.images.values();
             let failed = failed.filter_map(|image| Some(image.failed?.1));
-            let failed = failed.filter(|at| *at > now);
-            let next = failed.chain([now + pause]).min();
+            // An attempt that became due in this round is due at once.
+            let failed = failed.filter(|at| *at > began);
+            let next = failed.chain([Instant::now() + pause]).min();
             next.into_iter()
                 .for_each(|next| self.schedule(&mut state, next));
         }
