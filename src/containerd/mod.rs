@@ -79,9 +79,6 @@ pub trait Containerd: Send + Sync {
     async fn has_record(&self, snapshotter: &str, name: &str) -> Result<bool>;
     /// Passes all snapshots of a snapshotter to `each`, as they arrive.
     async fn snapshots(&self, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()>;
-    /// Lists the extraction snapshots of a snapshotter, those of this program among them: the active snapshots into
-    /// which layers are being unpacked. Their keys have the form `extract-<unique> <chain id>`.
-    async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>>;
     /// Prepares a new active snapshot, which the lease holds. *AlreadyExists* if a snapshot is
     /// committed under the chain id in the label `containerd.io/snapshot.ref`: the lease then holds
     /// that one.

@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 
 use super::super::{
     Blob, BlobChunk, Containerd, CriContainer, Descriptor, Each, ErrorKind, Event, Image, Labels,
-    Lease, ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, SnapshotKind, Snapshotter,
-    Source,
+    Lease, ListedPlugin, Mount, Payloads, Resource, Result, Snapshot, Snapshotter, Source,
 };
 use super::Fake;
 use super::store::Store;
@@ -149,14 +148,6 @@ impl Containerd for Fake {
         self.call(call, snapshotter, |_| Ok(())).await?;
         self.all(snapshotter).into_iter().for_each(each);
         Ok(())
-    }
-
-    async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        let call = "list extraction snapshots of";
-        self.call(call, snapshotter, |_| Ok(())).await?;
-        let mut snapshots = self.all(snapshotter);
-        snapshots.retain(|s| s.kind == SnapshotKind::Active && s.name.starts_with("extract-"));
-        Ok(snapshots)
     }
 
     async fn prepare(

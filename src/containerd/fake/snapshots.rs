@@ -133,8 +133,16 @@ impl Fake {
         parent: Option<&str>,
         created_at: SystemTime,
     ) {
-        let mut state = self.state();
-        state.store.extract(snapshotter, key, parent, created_at);
+        let store = &mut self.state().store;
+        let kind = SnapshotKind::Active;
+        store.add(snapshotter, key, parent, kind, Labels::new());
+        store.set_created(snapshotter, key, created_at);
+    }
+
+    /// Sets the time at which a snapshot was created. Otherwise it is some seconds after the epoch.
+    pub(crate) fn set_created(&self, snapshotter: &str, key: &str, created_at: SystemTime) {
+        let store = &mut self.state().store;
+        store.set_created(snapshotter, key, created_at);
     }
 
     /// Collects a container's snapshot, as after a failed creation or the removal of the container.

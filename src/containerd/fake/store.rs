@@ -125,18 +125,10 @@ impl Store {
         self.add(snapshotter, key, Some(parent), kind, Labels::new());
     }
 
-    /// Adds the extraction snapshot of another client, created at this time.
-    pub(super) fn extract(
-        &mut self,
-        snapshotter: &str,
-        key: &str,
-        parent: Option<&str>,
-        created_at: SystemTime,
-    ) {
-        let kind = SnapshotKind::Active;
-        self.add(snapshotter, key, parent, kind, Labels::new());
-        let extraction = self.snapshots.get_mut(&at(snapshotter, key));
-        extraction.unwrap().created_at = Some(created_at);
+    /// Sets the time at which a snapshot was created.
+    pub(super) fn set_created(&mut self, snapshotter: &str, key: &str, created_at: SystemTime) {
+        let snapshot = self.snapshots.get_mut(&at(snapshotter, key));
+        snapshot.unwrap().created_at = Some(created_at);
     }
 
     /// Removes a container; garbage collection then removes its snapshot.

@@ -71,14 +71,7 @@ impl Containerd for Grpc {
     }
 
     async fn snapshots(&self, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()> {
-        snapshots::list(self, snapshotter, vec![], each).await
-    }
-
-    async fn extractions(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
-        let filters = vec![snapshots::EXTRACTIONS.to_owned()];
-        let mut all = Vec::new();
-        snapshots::list(self, snapshotter, filters, &mut |it| all.push(it)).await?;
-        Ok(all)
+        snapshots::list(self, snapshotter, each).await
     }
 
     async fn prepare(

@@ -20,19 +20,11 @@ pub(super) async fn stat(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<Sn
     info.map(snapshot).ok_or_else(empty(call, key))
 }
 
-/// containerd's filter for extraction snapshots.
-pub(super) const EXTRACTIONS: &str = r#"kind==active,name~="^extract-""#;
-
-pub(super) async fn list(
-    grpc: &Grpc,
-    snapshotter: &str,
-    filters: Vec<String>,
-    each: Each<'_, Snapshot>,
-) -> Result<()> {
+pub(super) async fn list(grpc: &Grpc, snapshotter: &str, each: Each<'_, Snapshot>) -> Result<()> {
     let call = "list snapshots of";
     let request = grpc.ask(snap::ListSnapshotsRequest {
         snapshotter: snapshotter.to_owned(),
-        filters,
+        ..Default::default()
     });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, snapshotter))?.into_inner();

@@ -9,20 +9,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::containerd::Snapshot;
-use crate::unpack::snapshotter::lease;
+use crate::containerd::{self, Snapshot};
+use crate::unpack::snapshotter::lease::Leases;
 
 use super::unpack::{Failure, Unpack};
 
-/// How long a layer waits for the other client, and how long an extraction snapshot counts as being filled. An
-/// older one may have been left behind by a containerd that was killed.
+/// How long a layer waits for the other client, and how long a snapshot in the other client's lease shows that it is
+/// at work. The lease of a containerd that was killed stays.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The time without an extraction snapshot after which the other client has given up. A snapshot is not listed before
-/// its `Prepare` has ended, which takes long in native.
+/// The time without a lease after which the other client has given up.
 const BETWEEN_LAYERS: Duration = Duration::from_secs(2);
 
 impl Unpack<'_> {
@@ -58,24 +57,41 @@ impl Unpack<'_> {
 
     /// An error counts as `false`: the unpack itself then reports what does not work.
     async fn is_unpacked_by_other_client(&self) -> bool {
-        let extractions = self.containerd.extractions(self.snapshotter).await;
-        let mut extractions = extractions.unwrap_or_default().into_iter();
-        extractions.any(|extraction| is_recent(&extraction) && self.is_of_this_image(&extraction))
+        let newest = self.newest_of_other_client().await.unwrap_or_default();
+        newest.is_some_and(|newest| is_recent(&newest))
     }
 
-    fn is_of_this_image(&self, extraction: &Snapshot) -> bool {
-        let chain_id = extraction
-            .name
-            .split_once(' ')
-            .map(|(_, chain_id)| chain_id);
-        lease::is_of_another_client(&extraction.name)
-            && chain_id.is_some_and(|id| self.manifest.layers.iter().any(|l| l.chain_id == id))
+    /// Returns the snapshot of the topmost layer of this image in a lease of another client: the extraction snapshot
+    /// that is being filled, or between two of them the layer that is committed. While `Prepare` makes the next one,
+    /// which takes seconds in native, only the lease shows that the other client goes on.
+    async fn newest_of_other_client(&self) -> Result<Option<Snapshot>, containerd::Error> {
+        let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
+        let newest = held.into_iter().filter_map(|key| {
+            let layer = self.layer_of(&key)?;
+            Some((layer, is_extraction(&key), key))
+        });
+        match newest.max() {
+            Some((.., key)) => self.containerd.stat(self.snapshotter, &key).await.map(Some),
+            None => Ok(None),
+        }
     }
+
+    /// Returns the number of the layer that is committed under this key, or extracted into it.
+    fn layer_of(&self, key: &str) -> Option<usize> {
+        let chain_id = key.split_once(' ').map_or(key, |(_, chain_id)| chain_id);
+        let mut layers = self.manifest.layers.iter();
+        layers.position(|layer| layer.chain_id == chain_id)
+    }
+}
+
+/// containerd's form of the key is `extract-<unique> <chain id>`.
+fn is_extraction(key: &str) -> bool {
+    key.starts_with("extract-")
 }
 
 /// Returns `false` if the age is not known or the clock was set back: each layer would wait for a snapshot that a
 /// killed containerd left.
-fn is_recent(extraction: &Snapshot) -> bool {
-    let age = extraction.created_at.and_then(|time| time.elapsed().ok());
+fn is_recent(snapshot: &Snapshot) -> bool {
+    let age = snapshot.created_at.and_then(|time| time.elapsed().ok());
     age.is_some_and(|age| age < LONGEST)
 }

@@ -204,11 +204,6 @@ fn extraction_prefix(lease: &str) -> String {
     format!("extract-{lease}.")
 }
 
-/// Whether another client of containerd made the extraction snapshot of this key.
-pub(crate) fn is_of_another_client(extraction: &str) -> bool {
-    !extraction.starts_with(&format!("extract-{PREFIX}"))
-}
-
 /// A lease of this process, until [`Lease::release`].
 #[derive(Debug)]
 pub(crate) struct Lease {

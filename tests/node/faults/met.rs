@@ -82,7 +82,7 @@ impl Row {
 }
 
 /// In the order of the trait.
-const TABLE: [Row; 38] = [
+const TABLE: [Row; 37] = [
     row("image", &["Images/Get"]),
     row("images", &["Images/List"]),
     row("blob", &["Content/Info"]),
@@ -95,8 +95,7 @@ const TABLE: [Row; 38] = [
     row("label_blob", &["Content/Update"]),
     row("stat", &["Snapshots/Stat"]),
     row("has_record", &["Snapshots/Commit"]).with("nri-unpack nothing"),
-    row("snapshots", &["Snapshots/List"]).without("^extract-"),
-    row("extractions", &["Snapshots/List"]).with("^extract-"),
+    row("snapshots", &["Snapshots/List"]),
     row("prepare", &["Snapshots/Prepare"]),
     row("view", &["Snapshots/View"]),
     row("mounts", &["Snapshots/Mounts"]),
