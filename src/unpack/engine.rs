@@ -36,6 +36,7 @@ use crate::unpack::target::label_policy::LabelPolicy;
 use crate::unpack::target::request::{Move, Request, Want};
 use crate::unpack::target::resolve::Resolver;
 use crate::unpack::target::stuck;
+use crate::unpack::target::usage::{self, Usage};
 
 /// Makes chains ready.
 pub struct Engine {
@@ -223,6 +224,21 @@ impl Engine {
     /// Returns the chain ids of an image's layers, bottom first.
     pub async fn chain(&self, image: &Image) -> Result<Vec<String>, Error> {
         inspect::chain(&self.resolver, image).await
+    }
+
+    /// Returns whether a container has used an image in a snapshotter.
+    pub async fn usage(&self, image: &Image, snapshotter: &str) -> Result<Usage, Error> {
+        usage::of(&self.resolver.images, image, snapshotter).await
+    }
+
+    /// Returns the same from a listing.
+    pub async fn usage_in(&self, image: &Image, listing: &Listing) -> Result<Usage, Error> {
+        usage::listed(&self.resolver.images, image, listing).await
+    }
+
+    /// Records that a container uses an image in a snapshotter. The reference may be a name, a digest or an id.
+    pub async fn record_use(&self, reference: &str, snapshotter: &str) -> Result<(), Error> {
+        usage::record(&self.resolver.images, reference, snapshotter).await
     }
 
     /// Returns the size of the (compressed) blobs of an image's layers, in bytes.

@@ -42,3 +42,4 @@ pub use snapshotter::listing::{Listing, Lists};
 pub use snapshotter::sentinels::Look;
 pub use target::label_policy::{LabelPolicy, Labelling};
 pub use target::request::{Move, Request, Want};
+pub use target::usage::Usage;

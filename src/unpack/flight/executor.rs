@@ -7,7 +7,7 @@ use futures::stream::StreamExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Labels};
+use crate::containerd;
 
 use super::context::{FlightContext, Work};
 use crate::unpack::chain::action::Action;
@@ -21,7 +21,7 @@ use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::place::Place;
 use crate::unpack::snapshotter::lease::Lease;
-use crate::unpack::target::gc_protect;
+use crate::unpack::target::{gc_protect, usage};
 
 /// The executor of a plan that was made from one status of the chain.
 pub(crate) struct PlanExecutor<'a> {
@@ -286,10 +286,14 @@ impl<'a> PlanExecutor<'a> {
         let Some(chain_id) = target.manifest.chain_id() else {
             return Ok(());
         };
-        let label = Labels::from([(target.anchor(), chain_id.to_owned())]);
-        let config = &target.manifest.config;
-        let anchored = self.context.containerd.label_blob(config, label).await;
-        anchored.map_err(|e| target.failed(e))?;
+        let (containerd, config) = (self.context.containerd, &target.manifest.config);
+        let anchored = async {
+            let found = containerd.blob(config).await?;
+            let mut labels = usage::unused(&found.labels, &target.snapshotter);
+            labels.insert(target.anchor(), chain_id.to_owned());
+            containerd.label_blob(config, labels).await
+        };
+        anchored.await.map_err(|e| target.failed(e))?;
         self.work.did(Action::Anchored);
         Ok(())
     }

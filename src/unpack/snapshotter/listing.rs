@@ -23,6 +23,10 @@ pub(crate) const FILLED: &str = "nri-unpack/volume";
 /// of the snapshotter follows.
 pub(crate) const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
 
+/// The prefix of the label of a config blob that shows whether a container has used the image in a snapshotter. The name
+/// of the snapshotter follows.
+pub(crate) const USAGE: &str = "nri-unpack/usage.";
+
 /// Whether all layers were applied into the image volume whose snapshot has these labels.
 pub(crate) fn is_filled(labels: &Labels) -> bool {
     labels.contains_key(FILLED)
@@ -53,7 +57,7 @@ struct Listed {
 #[derive(Debug, Default)]
 struct Blobs {
     digests: HashSet<Digest>,
-    /// The anchors of each blob that has one.
+    /// The anchors of each blob that has one, and the labels of its usage.
     anchors: HashMap<Digest, Labels>,
 }
 
@@ -106,9 +110,11 @@ impl Blobs {
     }
 
     fn add(&mut self, mut blob: Blob) {
-        blob.labels.retain(|key, _| key.starts_with(ANCHOR));
+        let is_anchored = blob.labels.keys().any(|key| key.starts_with(ANCHOR));
+        blob.labels
+            .retain(|key, _| key.starts_with(ANCHOR) || key.starts_with(USAGE));
         let digest = Digest::of(&blob.digest);
-        if !blob.labels.is_empty() {
+        if is_anchored {
             self.anchors.insert(digest.clone(), blob.labels);
         }
         self.digests.insert(digest);
@@ -194,7 +200,7 @@ impl Listing {
         self.blobs.digests.contains(&Digest::of(digest))
     }
 
-    /// Returns the anchors of a blob.
+    /// Returns the anchors of a blob, and the labels of its usage.
     pub(crate) fn anchors(&self, digest: &str) -> Option<&Labels> {
         self.blobs.anchors.get(&Digest::of(digest))
     }

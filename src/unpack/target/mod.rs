@@ -10,6 +10,7 @@ pub(crate) mod request;
 pub(crate) mod resolve;
 pub(crate) mod store_images;
 pub(crate) mod stuck;
+pub(crate) mod usage;
 
 use std::collections::HashSet;
 use std::sync::Arc;
