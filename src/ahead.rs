@@ -8,10 +8,12 @@
 mod arrivals;
 mod choice;
 mod demand;
+mod demanded;
 mod eager;
 mod existing;
 mod failed;
 mod job;
+mod learned;
 mod loss;
 mod lost;
 mod origin;
@@ -129,6 +131,16 @@ impl Ahead {
     pub fn container_comes(&self, snapshotter: &str, pod: &str, image: Option<&str>) {
         if let Some(worker) = self.worker(snapshotter) {
             worker.demand.container_comes(pod, image);
+        }
+    }
+
+    /// Records in the store that a container uses the image of this reference in a snapshotter. Does not wait.
+    pub fn container_uses(&self, snapshotter: &str, image: &str) {
+        if let Some(worker) = self.worker(snapshotter)
+            && worker.demand.is_new_use(image)
+        {
+            worker.push(Job::Used(image.to_owned()));
+            self.count_queued();
         }
     }
 

@@ -261,7 +261,16 @@ impl Session {
             },
         };
         let until = self.deadlines(started, deadline);
-        creation.verdict(self.node.engine.admit(&candidate, until).await)
+        let admission = self.node.engine.admit(&candidate, until).await;
+        if let CandidateKind::Container {
+            image: Some(image),
+            left_to_containerd: false,
+            ..
+        } = &candidate.kind
+        {
+            self.ahead.container_uses(snapshotter, image);
+        }
+        creation.verdict(admission)
     }
 
     /// Returns the deadlines of a hook that was called at `started`.

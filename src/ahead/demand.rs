@@ -11,6 +11,12 @@ use crate::image;
 /// How long a pod counts as waiting for its first container: the time to pull a large image.
 const PULLS: Duration = Duration::from_secs(10 * 60);
 
+/// How long the images that arrive count as those of a pod without a container.
+const FIRST: Duration = Duration::from_secs(60);
+
+/// The limit of images that count as those of one pod: its containers and init containers.
+const MAX_IMAGES: usize = 4;
+
 /// The limit of pods that are remembered as waiting. The kubelet runs 110 pods by default.
 const MAX_PODS: usize = 128;
 
@@ -19,6 +25,10 @@ const MAX_REPOSITORIES: usize = 1024;
 
 /// The limit of failures that are remembered, so that each is logged as a warning once.
 const MAX_REPORTED: usize = 256;
+
+/// The limit of recorded uses that are remembered, more images than a node has. Beyond it all are forgotten, and looked
+/// up once more.
+const MAX_RECORDED: usize = 1024;
 
 /// Signs that containers need images in a snapshotter.
 #[derive(Debug, Default)]
@@ -29,14 +39,24 @@ pub(super) struct Demand {
     /// The images whose failures were logged as a warning.
     reported: Mutex<HashSet<String>>,
     signs: Mutex<Signs>,
+    /// The references of images whose use by a container is recorded in the store, or about to be.
+    recorded: Mutex<HashSet<String>>,
 }
 
 #[derive(Debug, Default)]
 struct Signs {
-    /// Pods without a container, with the time of their start.
-    waiting: HashMap<String, Instant>,
+    /// Pods without a container.
+    waiting: HashMap<String, WaitingPod>,
     /// The repositories of images that containers have used.
     repositories: HashSet<String>,
+}
+
+#[derive(Debug)]
+struct WaitingPod {
+    /// The time of its start.
+    since: Instant,
+    /// The repositories of the images that have arrived for it.
+    images: Vec<String>,
 }
 
 /// Keeps a layer in `Demand::working` until it is dropped.
@@ -49,9 +69,13 @@ impl Demand {
     /// Records a pod that was started.
     pub(super) fn pod_waits(&self, pod: &str) {
         let mut signs = self.signs.lock();
-        signs.waiting.retain(|_, since| since.elapsed() < PULLS);
+        signs.forget_old_pods();
         if signs.waiting.len() < MAX_PODS {
-            signs.waiting.insert(pod.to_owned(), Instant::now());
+            let waiting = WaitingPod {
+                since: Instant::now(),
+                images: Vec::new(),
+            };
+            signs.waiting.insert(pod.to_owned(), waiting);
         }
     }
 
@@ -74,17 +98,56 @@ impl Demand {
         }
     }
 
-    /// Forgets the logged failures: after a removal each may be logged as a warning again.
+    /// Whether the use of this image by a container has to be recorded in the store. `true` once for each image.
+    pub(super) fn is_new_use(&self, image: &str) -> bool {
+        let mut recorded = self.recorded.lock();
+        if recorded.len() >= MAX_RECORDED {
+            recorded.clear();
+        }
+        recorded.insert(image.to_owned())
+    }
+
+    /// Forgets a use that could not be recorded.
+    pub(super) fn forget_use(&self, image: &str) {
+        self.recorded.lock().remove(image);
+    }
+
+    /// Forgets the logged failures: after a removal each may be logged as a warning again. Forgets the recorded uses,
+    /// since the image may be pulled again.
     pub(super) fn image_removed(&self) {
         self.reported.lock().clear();
+        self.recorded.lock().clear();
     }
 
     /// Whether a container may need this image soon.
     pub(super) fn may_want(&self, image: &str) -> bool {
         let mut signs = self.signs.lock();
-        signs.waiting.retain(|_, since| since.elapsed() < PULLS);
+        signs.forget_old_pods();
         let is_used = || image::repository(image).is_some_and(|r| signs.repositories.contains(&r));
         !signs.waiting.is_empty() || is_used()
+    }
+
+    /// Whether an image that arrives counts as that of a pod that was started shortly before and has no container yet. It
+    /// then takes one of the pod's few images. The digest and the tag of one image count once.
+    pub(super) fn takes(&self, image: &str) -> bool {
+        let Some(repository) = image::repository(image) else {
+            return false;
+        };
+        let mut signs = self.signs.lock();
+        let pods = signs.waiting.values_mut();
+        let mut pods: Vec<_> = pods.filter(|pod| pod.since.elapsed() < FIRST).collect();
+        if pods.iter().any(|pod| pod.images.contains(&repository)) {
+            return true;
+        }
+        pods.sort_by_key(|pod| pod.since);
+        let mut pods = pods.into_iter();
+        match pods.find(|pod| pod.images.len() < MAX_IMAGES) {
+            Some(pod) => {
+                pod.images.push(repository);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Begins the work on a failed layer; `None` if it goes on already.
@@ -103,6 +166,12 @@ impl Demand {
             reported.clear();
         }
         reported.insert(image.to_owned())
+    }
+}
+
+impl Signs {
+    fn forget_old_pods(&mut self) {
+        self.waiting.retain(|_, pod| pod.since.elapsed() < PULLS);
     }
 }
 
@@ -130,6 +199,27 @@ mod tests {
         assert!(!demand.may_want(image));
         demand.uses("r.example/app:1");
         assert!(demand.may_want(image));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_pod_takes_a_few_images_for_a_minute() {
+        let demand = Demand::default();
+        let name = |n: usize| format!("r.example/app{n}:1");
+        assert!(!demand.takes(&name(0)));
+        demand.pod_waits("pod-1");
+        for n in 0..MAX_IMAGES {
+            assert!(demand.takes(&name(n)), "{n}");
+        }
+        assert!(!demand.takes(&name(MAX_IMAGES)));
+        // During the pull it has its digest for a name.
+        let digest = format!("r.example/app0@sha256:{}", "0".repeat(64));
+        assert!(demand.takes(&digest));
+        demand.pod_waits("pod-2");
+        assert!(demand.takes(&name(MAX_IMAGES)));
+        demand.container_comes("pod-2", None);
+        assert!(!demand.takes(&name(MAX_IMAGES)));
+        tokio::time::advance(FIRST).await;
+        assert!(!demand.takes(&name(0)));
     }
 
     #[test]

@@ -101,30 +101,68 @@ pub(crate) fn is_pinned(image: &Image) -> bool {
         .is_some_and(|value| value == PINNED.1)
 }
 
-/// Whether an image is in the snapshotter's eager set. The patterns `include` and `exclude` are not checked here.
-pub(super) fn is_eager(config: &Config, snapshotter: &ManagedSnapshotter, is_pinned: bool) -> bool {
-    match config.snapshotter(&snapshotter.name).eager {
-        Eager::All => true,
-        Eager::Auto => snapshotter.is_proxy || is_pinned,
-        Eager::Pinned => is_pinned,
-        Eager::None => false,
+/// Why an image is made ready ahead in a snapshotter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is pinned, or the pause image.
+    Pinned,
+    /// The configuration names all images.
+    All,
+    /// The snapshotter needs no content for it.
+    WithoutContent,
+    /// Containers have used an older image of its repository there.
+    Used,
+    /// A pod of the snapshotter has no container yet, and the image arrives.
+    PodWaits,
+    /// A container may need it, and containerd cannot unpack it.
+    Stuck,
+    /// The snapshotter has lost it.
+    Lost,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pinned => "pinned",
+            Self::All => "eager is all",
+            Self::WithoutContent => "needs no content",
+            Self::Used => "containers have used its repository",
+            Self::PodWaits => "a pod waits for its first container",
+            Self::Stuck => "containerd cannot unpack it",
+            Self::Lost => "the snapshotter has lost it",
+        })
     }
 }
 
-/// Whether an image is in the eager set only if the snapshotter needs no content for it.
-pub(super) fn is_without_content(
+/// Returns why an image is in the snapshotter's eager set; `None` if it is not. The patterns `include` and `exclude` are
+/// not checked here.
+pub(super) fn why(
     config: &Config,
     snapshotter: &ManagedSnapshotter,
     is_pinned: bool,
-) -> bool {
-    let eager = config.snapshotter(&snapshotter.name).eager;
-    eager == Eager::Auto && snapshotter.is_proxy && !is_pinned
+) -> Option<Why> {
+    let why = match config.snapshotter(&snapshotter.name).eager {
+        Eager::None => return None,
+        _ if is_pinned => Why::Pinned,
+        Eager::All => Why::All,
+        Eager::Auto if snapshotter.is_proxy => Why::WithoutContent,
+        Eager::Auto | Eager::Pinned => return None,
+    };
+    Some(why)
 }
 
-/// Whether images are made ready here while they are being pulled: the snapshotter needs no content for them.
-/// An image's name is not known yet at that time, so this needs a configuration that does not depend on names.
+/// Whether images outside of the eager set are made ready here if containers are known to need them.
+pub(super) fn takes_demand(config: &Config, snapshotter: &ManagedSnapshotter) -> bool {
+    config.snapshotter(&snapshotter.name).eager == Eager::Auto
+}
+
+/// Whether images may be made ready here while they are being pulled: the snapshotter needs no content for them, or
+/// containers need them. An image's name is not known yet at that time, so this needs a configuration that does not depend
+/// on names.
 pub(super) fn is_eager_in_a_pull(config: &Config, snapshotter: &ManagedSnapshotter) -> bool {
-    snapshotter.is_proxy
-        && is_eager(config, snapshotter, false)
-        && config.snapshotter(&snapshotter.name).is_nameless()
+    let is_wanted = match snapshotter.is_proxy {
+        true => why(config, snapshotter, false).is_some(),
+        false => takes_demand(config, snapshotter),
+    };
+    is_wanted && config.snapshotter(&snapshotter.name).is_nameless()
 }

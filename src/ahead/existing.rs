@@ -32,6 +32,7 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
             .find(|worker| worker.name() == container.snapshotter);
         if let (Some(worker), Some(image)) = (worker, &container.image) {
             worker.demand.uses(image);
+            ahead.container_uses(worker.name(), image);
         }
         let those = by_snapshotter.entry(container.snapshotter.clone());
         those.or_default().push(container);

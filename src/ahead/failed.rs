@@ -8,7 +8,6 @@
 
 use tokio::time::Instant;
 
-use crate::config::Eager;
 use crate::containerd::Image;
 use crate::logs;
 use crate::unpack::{Action, Urgency, Want};
@@ -23,9 +22,8 @@ const MAX_IMAGES: usize = 8;
 /// Whether an image that arrived is made ready in a snapshotter although it is not in the eager set: a container
 /// may need it there soon, and containerd cannot unpack it.
 pub(super) async fn is_wanted(ahead: &Ahead, worker: &Worker, image: &Image) -> bool {
-    let config = ahead.node.config();
     let name = worker.name();
-    if config.snapshotter(name).eager != Eager::Auto || !worker.demand.may_want(&image.name) {
+    if !worker.demand.may_want(&image.name) {
         return false;
     }
     let stuck = ahead.node.engine.is_stuck(name, image).await;

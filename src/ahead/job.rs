@@ -21,6 +21,8 @@ pub(super) enum Job {
         /// The layer's chain id.
         chain: String,
     },
+    /// Record that a container uses the image of this reference.
+    Used(String),
     /// Make an image ready that a container mounts as a volume.
     Volume {
         /// The target digest of the image's record.

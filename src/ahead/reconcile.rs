@@ -1,7 +1,7 @@
 //! The reconcile of a worker: looks at all images of the store and makes those of the snapshotter's eager set ready
 //! that are not, one after another and with pauses between them: pinned images, repairs, images without content, unpacks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -14,12 +14,12 @@ use crate::image;
 use crate::logs;
 use crate::unpack::{Action, Outcome, State, Urgency, Want};
 
-use super::Ahead;
 use super::choice::{Choice, Kind, choice};
-use super::eager::{self, StoreImage};
+use super::eager::{self, StoreImage, Why};
 use super::summary::{LastReported, ReconcileSummary, Rest};
 use super::unready::PendingGuard;
 use super::worker::Worker;
+use super::{Ahead, learned};
 
 /// The limit of the pause after an unpacked image. The pause is as long as the unpack took, so that containerd
 /// has half of its time for other clients.
@@ -39,6 +39,8 @@ struct WorkItem<'a> {
     kind: Kind,
     /// The estimated space that it takes, in bytes.
     bytes: u64,
+    /// Why it is made ready.
+    why: Why,
     /// Whether it is made ready only if the snapshotter needs no content for it.
     is_lazy: bool,
     /// `None` while it is not known whether the image is made ready at all: then a pod does not raise its priority,
@@ -140,12 +142,12 @@ pub(super) async fn sandbox_target(
 }
 
 fn pinned<'a>(ahead: &Ahead, worker: &'a Worker, store_images: &[StoreImage]) -> Vec<WorkItem<'a>> {
-    if !eager::is_eager(&ahead.node.config(), &worker.snapshotter, true) {
+    let Some(why) = eager::why(&ahead.node.config(), &worker.snapshotter, true) else {
         return Vec::new();
-    }
+    };
     let pinned = store_images.iter().filter(|image| image.is_pinned);
     let items = pinned.map(|image| {
-        let mut item = WorkItem::new(image);
+        let mut item = WorkItem::new(image, why);
         item.pending = Some(item.enter(worker));
         item
     });
@@ -154,7 +156,7 @@ fn pinned<'a>(ahead: &Ahead, worker: &'a Worker, store_images: &[StoreImage]) ->
 
 impl<'a> WorkItem<'a> {
     /// Work that takes no space.
-    fn new(store_image: &StoreImage) -> Self {
+    fn new(store_image: &StoreImage, why: Why) -> Self {
         Self {
             image: store_image.image.name.clone(),
             record: store_image.image.target.digest.clone(),
@@ -162,6 +164,7 @@ impl<'a> WorkItem<'a> {
             state: None,
             kind: Kind::Repair,
             bytes: 0,
+            why,
             is_lazy: false,
             pending: None,
         }
@@ -210,6 +213,10 @@ async fn scan<'a>(
     // Pinned images come first, so they show the loss before the other images are looked at.
     let mut held = listing.len();
     worker.count.listed(held);
+    let learned = match eager::takes_demand(&node.config(), &worker.snapshotter) {
+        true => learned::wanted(ahead, store_images, &listing).await,
+        false => HashSet::new(),
+    };
     for (n, store_image) in store_images.iter().enumerate() {
         // Most looks wait for nothing, and a hook waits until this task yields.
         if n % LOOKS_AT_ONCE == 0 {
@@ -217,8 +224,13 @@ async fn scan<'a>(
         }
         let config = node.config();
         let (image, snapshotter) = (&store_image.image, &worker.snapshotter);
-        let is_eager = eager::is_eager(&config, snapshotter, store_image.is_pinned);
-        if !is_eager && !has_lost {
+        let why = match eager::why(&config, snapshotter, store_image.is_pinned) {
+            None | Some(Why::WithoutContent) if learned.contains(&image.target.digest) => {
+                Some(Why::Used)
+            }
+            why => why,
+        };
+        if why.is_none() && !has_lost {
             continue;
         }
         let status = node
@@ -234,14 +246,14 @@ async fn scan<'a>(
         };
         let is_lost = status.state == State::Lost;
         has_lost |= is_lost;
-        if !is_lost && !is_eager {
+        let Some(why) = why.or(is_lost.then_some(Why::Lost)) else {
             continue;
-        }
-        if store_image.is_pinned && is_eager {
+        };
+        if why == Why::Pinned {
             scan.pinned.insert(image.name.clone(), status.state);
             continue;
         }
-        let is_lazy = !is_lost && eager::is_without_content(&config, snapshotter, false);
+        let is_lazy = !is_lost && why == Why::WithoutContent;
         match choice(&status, held, is_lazy) {
             Choice::Excluded => {}
             Choice::Ready => {
@@ -257,7 +269,7 @@ async fn scan<'a>(
                     kind,
                     bytes,
                     is_lazy: is_lazy && more > 0,
-                    ..WorkItem::new(store_image)
+                    ..WorkItem::new(store_image, why)
                 };
                 // An image that may not be made ready is counted only when it is made.
                 if !item.is_lazy || worker.takes_any_name(node) {
@@ -297,7 +309,7 @@ async fn work_on<'a>(ahead: &Ahead, worker: &'a Worker, mut item: WorkItem<'a>) 
             Some(_space) => {
                 let pending = item.pending.take();
                 let pending = pending.unwrap_or_else(|| item.enter(worker));
-                Ended::Tried(make(ahead, worker, pending).await)
+                Ended::Tried(make(ahead, worker, pending, item.why).await)
             }
         }
     };
@@ -309,7 +321,7 @@ async fn work_on<'a>(ahead: &Ahead, worker: &'a Worker, mut item: WorkItem<'a>) 
 }
 
 /// Makes the image ready, and pauses.
-async fn make(ahead: &Ahead, worker: &Worker, pending: PendingGuard<'_>) -> Outcome {
+async fn make(ahead: &Ahead, worker: &Worker, pending: PendingGuard<'_>, why: Why) -> Outcome {
     let started = Instant::now();
     let ended = ahead
         .make_ready(worker, &pending, Urgency::Background)
@@ -320,7 +332,7 @@ async fn make(ahead: &Ahead, worker: &Worker, pending: PendingGuard<'_>) -> Outc
         && done.action != Action::None
     {
         let (took, snapshotter) = (started.elapsed(), worker.name());
-        log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(took); "image is ready ahead");
+        log::info!(image, snapshotter, state:% = done.found, action:% = done.action, why:%, took_ms = logs::milliseconds(took); "image is ready ahead");
         tokio::time::sleep(took.min(LONGEST_REST)).await;
     }
     ended

@@ -1,13 +1,15 @@
 //! Does the jobs of a worker: makes the image of an event ready in the worker's snapshotter.
 
 use crate::containerd::Image;
+use crate::free_space::Reservation;
 use crate::logs;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::choice::EXPANSION;
+use super::eager::{self, Why};
 use super::job::{Arrived, Job};
 use super::worker::Worker;
-use super::{Ahead, arrivals, eager, failed, is_news, may_pass, volumes};
+use super::{Ahead, arrivals, demanded, failed, is_news, may_pass, volumes};
 
 pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
     match job {
@@ -16,6 +18,7 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
         Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
         Job::Raised(want) => raise(ahead, worker, &want).await,
         Job::Failed { chain } => failed::unpack_failed(ahead, worker, &chain).await,
+        Job::Used(reference) => record_use(ahead, worker, &reference).await,
         Job::Volume { target } => volumes::make_ready(ahead, worker, &target).await,
     }
 }
@@ -65,37 +68,46 @@ async fn make_ready(
         is_pinned,
     } = arrived;
     let (node, config) = (&ahead.node, ahead.node.config());
-    let snapshotter = &worker.snapshotter;
-    let is_eager = eager::is_eager(&config, snapshotter, *is_pinned);
-    if !is_eager && !failed::is_wanted(ahead, worker, record).await {
-        return None;
-    }
+    let demanded = || demanded::why(ahead, worker, record, name);
+    let mut why = match eager::why(&config, &worker.snapshotter, *is_pinned) {
+        Some(why) => why,
+        None => demanded().await?,
+    };
     let want = Want::Image(name.clone());
-    if *is_pinned {
-        return Some(arrive(ahead, worker, want, record, urgency).await);
+    if why == Why::Pinned {
+        return Some(arrive(ahead, worker, want, record, urgency, why).await);
     }
     if worker.is_at_limit() {
         return None;
     }
-    if eager::is_without_content(&config, snapshotter, false) {
-        if worker.needs_content(node, &want).await {
-            return None;
+    if why == Why::WithoutContent {
+        if !worker.needs_content(node, &want).await {
+            return Some(arrive(ahead, worker, want, record, urgency, why).await);
         }
-        return Some(arrive(ahead, worker, want, record, urgency).await);
+        why = demanded().await?;
     }
-    // At most: some layers may be there. A reconcile, which has a list of them, decides on what does not fit.
+    let Some(_space) = space_for(ahead, worker, &want, record).await else {
+        worker.reconcile_later.notify_one();
+        return None;
+    };
+    Some(arrive(ahead, worker, want, record, urgency, why).await)
+}
+
+/// Reserves the space for all layers of an image: some may be there. A reconcile, which has a list of them, decides on
+/// what does not fit.
+async fn space_for<'a>(
+    ahead: &'a Ahead,
+    worker: &'a Worker,
+    want: &Want,
+    record: &Image,
+) -> Option<Option<Reservation<'a>>> {
+    let node = &ahead.node;
     let bytes = match node.engine.supports_guest_pull(worker.name()) {
         true => 0,
         false => node.engine.bytes(record).await.unwrap_or_default(),
     };
-    let Some(_space) = worker
-        .reserve_space(node, &want, bytes.saturating_mul(EXPANSION))
-        .await
-    else {
-        worker.reconcile_later.notify_one();
-        return None;
-    };
-    Some(arrive(ahead, worker, want, record, urgency).await)
+    let bytes = bytes.saturating_mul(EXPANSION);
+    worker.reserve_space(node, want, bytes).await
 }
 
 /// Joins the work on an image that is on its way, with a higher priority, or begins it.
@@ -112,12 +124,35 @@ async fn raise(ahead: &Ahead, worker: &Worker, want: &Want) {
 /// when it ends, the image arrives.
 async fn image_arrives(ahead: &Ahead, worker: &Worker, image: &Image) {
     let want = Want::Arriving(image.clone());
-    // During a pull the content may not be there yet; this holds for each value of `eager`.
-    if worker.needs_content(&ahead.node, &want).await {
+    if worker.snapshotter.is_proxy {
+        // During a pull the content may not be there yet; this holds for each value of `eager`.
+        if !worker.needs_content(&ahead.node, &want).await {
+            let why = Why::WithoutContent;
+            arrives(ahead, worker, want, image, why).await;
+        }
         return;
     }
-    if let Err(e) = arrive(ahead, worker, want, image, Urgency::Arrived).await {
+    let why = demanded::why_in_pull(ahead, worker, image, &image.name).await;
+    let Some(why) = why else {
+        return;
+    };
+    if let Some(_space) = space_for(ahead, worker, &want, image).await {
+        arrives(ahead, worker, want, image, why).await;
+    }
+}
+
+async fn arrives(ahead: &Ahead, worker: &Worker, want: Want, image: &Image, why: Why) {
+    if let Err(e) = arrive(ahead, worker, want, image, Urgency::Arrived, why).await {
         log::debug!(image = image.name.as_str(), snapshotter = worker.name(), error:% = e; "image that is being pulled is not ready yet");
+    }
+}
+
+/// Records that a container uses the image of this reference.
+async fn record_use(ahead: &Ahead, worker: &Worker, reference: &str) {
+    let snapshotter = worker.name();
+    if let Err(e) = ahead.node.engine.record_use(reference, snapshotter).await {
+        worker.demand.forget_use(reference);
+        log::debug!(image = reference, snapshotter, error:% = e; "use of the image could not be recorded: the next container of it tries again");
     }
 }
 
@@ -128,6 +163,7 @@ async fn arrive(
     want: Want,
     record: &Image,
     urgency: Urgency,
+    why: Why,
 ) -> Outcome {
     let (image, snapshotter) = (want.name().to_owned(), worker.name());
     let started = tokio::time::Instant::now();
@@ -139,7 +175,7 @@ async fn arrive(
             log::debug!(image, snapshotter, action:% = done.action; "image that arrives is ready already");
         }
         Ok(done) => {
-            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
+            log::info!(image, snapshotter, state:% = done.found, action:% = done.action, why:%, took_ms = logs::milliseconds(started.elapsed()); "image is ready ahead");
         }
         Err(e) if may_pass(e) => worker.reconcile_later.notify_one(),
         Err(_) => {}

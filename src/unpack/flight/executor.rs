@@ -25,7 +25,7 @@ use crate::unpack::target::{gc_protect, usage};
 
 /// The executor of a plan that was made from one status of the chain.
 pub(crate) struct PlanExecutor<'a> {
-    context: &'a FlightContext<'a>,
+    pub(super) context: &'a FlightContext<'a>,
     lease: &'a Lease,
     status: &'a ChainStatus,
     work: &'a mut Work,
@@ -59,7 +59,8 @@ impl<'a> PlanExecutor<'a> {
         let unpacks = steps.iter().any(|step| matches!(step, Step::Unpack(_)));
         let held = self.hold(unpacks).await;
         held.map_err(|e| self.context.target.failed(e))?;
-        let place = match unpacks {
+        let follows_pull = unpacks && self.follows_pull().await;
+        let place = match unpacks && !follows_pull {
             true => Some(self.place().await?),
             false => None,
         };
@@ -70,9 +71,10 @@ impl<'a> PlanExecutor<'a> {
             match *step {
                 Step::Relabel(i) => self.relabel(i).await?,
                 Step::Unpack(from) => {
+                    let layers = from..self.context.target.manifest.layers.len();
                     let unpacked = match &place {
-                        Some(place) => place.during(self.unpack(from, place)).await?,
-                        None => false,
+                        Some(place) => place.during(self.unpack(layers, place)).await?,
+                        None => self.unpack_as_they_land(layers).await?,
                     };
                     if !unpacked {
                         return Ok(());
@@ -115,7 +117,7 @@ impl<'a> PlanExecutor<'a> {
     }
 
     /// Waits for a place among the images that are unpacked at the same time.
-    async fn place(&self) -> Result<Place<'a>, Error> {
+    pub(super) async fn place(&self) -> Result<Place<'a>, Error> {
         let context = self.context;
         let applies = !context.target.rules.guest_pulls;
         let place = context.places.acquire(context.priority, applies);
@@ -144,10 +146,12 @@ impl<'a> PlanExecutor<'a> {
         Ok(())
     }
 
-    /// Unpacks the layers from this one to the top. `false` if a layer below was removed meanwhile: the next status shows
-    /// it as missing.
-    async fn unpack(&mut self, from: usize, place: &Place<'_>) -> Result<bool, Error> {
-        let missing = from..self.context.target.manifest.layers.len();
+    /// Unpacks these layers. `false` if a layer below was removed meanwhile: the next status shows it as missing.
+    pub(super) async fn unpack(
+        &mut self,
+        missing: Range<usize>,
+        place: &Place<'_>,
+    ) -> Result<bool, Error> {
         if self.is_parallel(missing.len()).await {
             return self.unpack_at_once(missing, place).await;
         }

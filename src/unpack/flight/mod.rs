@@ -2,6 +2,7 @@
 
 pub(crate) mod context;
 pub(crate) mod executor;
+mod pulled;
 pub(crate) mod registry;
 pub(crate) mod removal;
 pub(crate) mod worker;

@@ -20,10 +20,10 @@ use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
 use crate::unpack::schedule::process_lock::process_lock;
 use crate::unpack::snapshotter::lease::{Lease, Leases};
-use crate::unpack::snapshotter::listing::ANCHOR;
+use crate::unpack::snapshotter::listing::{ANCHOR, is_anchor};
+use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::store_images::RequestImages;
-use crate::unpack::target::{Target, is_anchor};
 
 /// The pause after a collection that has left lost images. Each further one doubles it: a container may run for months.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(3);

@@ -131,20 +131,23 @@ impl Leases {
         snapshotter: &str,
     ) -> Result<HashSet<String>, containerd::Error> {
         let mut held = HashSet::new();
-        for lease in containerd.leases().await? {
-            if lease.id.starts_with(PREFIX) {
-                continue;
+        let each = |resource: Resource| {
+            if resource.snapshotter() == Some(snapshotter) {
+                held.insert(resource.id);
             }
-            match containerd.lease_resources(&lease.id).await {
-                Err(e) if e.is_not_found() => {}
-                resources => {
-                    let snapshots = resources?.into_iter();
-                    let snapshots = snapshots.filter(|r| r.snapshotter() == Some(snapshotter));
-                    held.extend(snapshots.map(|resource| resource.id));
-                }
-            }
-        }
+        };
+        resources_of_others(containerd, each).await?;
         Ok(held)
+    }
+
+    /// Whether the lease of another client holds this blob.
+    pub(crate) async fn blob_is_held_by_others(
+        containerd: &dyn Containerd,
+        digest: &str,
+    ) -> Result<bool, containerd::Error> {
+        let (mut is_held, blob) = (false, Resource::blob(digest));
+        resources_of_others(containerd, |resource| is_held |= resource == blob).await?;
+        Ok(is_held)
     }
 
     /// Returns the ids of the leases that the sweep would remove.
@@ -165,6 +168,23 @@ impl Leases {
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {
         self.active.lock()
     }
+}
+
+/// Passes the resources in the leases of other clients to `each`.
+async fn resources_of_others(
+    containerd: &dyn Containerd,
+    mut each: impl FnMut(Resource),
+) -> Result<(), containerd::Error> {
+    for lease in containerd.leases().await? {
+        if lease.id.starts_with(PREFIX) {
+            continue;
+        }
+        match containerd.lease_resources(&lease.id).await {
+            Err(e) if e.is_not_found() => {}
+            resources => resources?.into_iter().for_each(&mut each),
+        }
+    }
+    Ok(())
 }
 
 async fn sweep_one(containerd: &dyn Containerd, lease: &str) -> Result<(), containerd::Error> {

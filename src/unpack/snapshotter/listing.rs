@@ -23,6 +23,13 @@ pub(crate) const FILLED: &str = "nri-unpack/volume";
 /// of the snapshotter follows.
 pub(crate) const ANCHOR: &str = "containerd.io/gc.ref.snapshot.";
 
+/// Whether a label of a config blob keeps a chain of its image in this snapshotter. An image may have several.
+pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
+    let key = key.strip_prefix(ANCHOR);
+    let suffix = key.and_then(|key| key.strip_prefix(snapshotter));
+    suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
+}
+
 /// The prefix of the label of a config blob that shows whether a container has used the image in a snapshotter. The name
 /// of the snapshotter follows.
 pub(crate) const USAGE: &str = "nri-unpack/usage.";
@@ -198,6 +205,12 @@ impl Listing {
 
     pub(crate) fn has_blob(&self, digest: &str) -> bool {
         self.blobs.digests.contains(&Digest::of(digest))
+    }
+
+    /// Whether an image is unpacked in the snapshotter.
+    pub(crate) fn has_anchors(&self) -> bool {
+        let mut keys = self.blobs.anchors.values().flat_map(Labels::keys);
+        keys.any(|key| is_anchor(key, &self.snapshotter))
     }
 
     /// Returns the anchors of a blob, and the labels of its usage.

@@ -27,7 +27,7 @@ use crate::unpack::chain::state::{ChainStatus, Rules, State};
 use crate::unpack::layer::unpack::Failure;
 use crate::unpack::ready_cache::Top;
 use crate::unpack::snapshotter::guest_pull;
-use crate::unpack::snapshotter::listing::{ANCHOR, Listing};
+use crate::unpack::snapshotter::listing::{ANCHOR, Listing, is_anchor};
 
 /// The number of `Stat` calls at the same time: enough to hide the round trips, few enough for other clients.
 const PARALLEL_STATS: usize = 16;
@@ -334,13 +334,6 @@ impl Target {
             ctr: Box::new(self.ctr.clone()),
         }
     }
-}
-
-/// Whether a label of a config blob keeps a chain of its image in this snapshotter. An image may have several.
-pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
-    let key = key.strip_prefix(ANCHOR);
-    let suffix = key.and_then(|key| key.strip_prefix(snapshotter));
-    suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
 }
 
 /// Drops the layers above the first missing one. Each layer is read with its own call, so if another client unpacks the

@@ -6,9 +6,8 @@ use crate::containerd::{self, Containerd, Image, Labels};
 use crate::image::{self, Manifest};
 
 use super::images::Images;
-use super::is_anchor;
 use crate::unpack::chain::error::Error;
-use crate::unpack::snapshotter::listing::{Listing, USAGE};
+use crate::unpack::snapshotter::listing::{Listing, USAGE, is_anchor};
 
 const USED: &str = "used";
 

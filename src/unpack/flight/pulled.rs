@@ -1,0 +1,98 @@
+//! Unpacks the layers of an image while it is being pulled, each as soon as its blob is there: when the pull returns,
+//! little is left to be done.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::executor::PlanExecutor;
+use crate::unpack::chain::error::Error;
+use crate::unpack::snapshotter::lease::Leases;
+
+/// The time between two looks for a blob.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The time between two looks whether the pull goes on.
+const LOOK_AT_PULL: Duration = Duration::from_secs(1);
+
+/// The limit of the wait for one blob: the time to pull a large layer.
+const LONGEST: Duration = Duration::from_secs(10 * 60);
+
+impl PlanExecutor<'_> {
+    /// Whether the image is being pulled, and its layers have to be applied here. A proxy plugin may need no content.
+    pub(super) async fn follows_pull(&self) -> bool {
+        let context = self.context;
+        let capabilities = &context.layers.limits.capabilities;
+        context.target.arrives
+            && !context.target.rules.guest_pulls
+            && capabilities
+                .of(context.containerd, &context.target.snapshotter)
+                .await
+                .applies
+    }
+
+    /// Unpacks these layers as their blobs land. Takes a place only for layers whose blobs are there: a slow pull delays
+    /// no other image. `false` as in [`PlanExecutor::unpack`].
+    pub(super) async fn unpack_as_they_land(
+        &mut self,
+        mut layers: Range<usize>,
+    ) -> Result<bool, Error> {
+        while !layers.is_empty() {
+            let landed = self.landed(&layers).await?;
+            let place = self.place().await?;
+            let unpack = self.unpack(layers.start..landed, &place);
+            if !place.during(unpack).await? {
+                return Ok(false);
+            }
+            layers.start = landed;
+        }
+        Ok(true)
+    }
+
+    /// Waits until the blob of the lowest of these layers is there. Returns the end of the layers whose blobs are there.
+    async fn landed(&self, layers: &Range<usize>) -> Result<usize, Error> {
+        let context = self.context;
+        let lands = async {
+            let mut looked = Instant::now();
+            while !self.has_blob(layers.start).await? {
+                if looked.elapsed() >= LOOK_AT_PULL {
+                    if !self.is_being_pulled().await? && !self.has_blob(layers.start).await? {
+                        return Err(context.target.unavailable(layers.start, vec![]));
+                    }
+                    looked = Instant::now();
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            let mut end = layers.start + 1;
+            while end < layers.end && self.has_blob(end).await? {
+                end += 1;
+            }
+            Ok(end)
+        };
+        let lands = tokio::time::timeout(LONGEST, lands);
+        match context.stop.run_until_cancelled(lands).await {
+            Some(Ok(landed)) => landed,
+            Some(Err(_)) => Err(context.target.unavailable(layers.start, vec![])),
+            None => Err(context.stopped()),
+        }
+    }
+
+    async fn has_blob(&self, layer: usize) -> Result<bool, Error> {
+        let target = self.context.target;
+        let digest = &target.manifest.layers[layer].blob.digest;
+        match self.context.containerd.blob(digest).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(target.failed(e)),
+        }
+    }
+
+    /// Whether the lease of another client holds the image's manifest: a pull holds it to its end.
+    async fn is_being_pulled(&self) -> Result<bool, Error> {
+        let target = self.context.target;
+        let containerd = self.context.containerd;
+        let held = Leases::blob_is_held_by_others(containerd, &target.manifest.digest).await;
+        held.map_err(|e| target.failed(e))
+    }
+}

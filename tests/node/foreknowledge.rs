@@ -1,0 +1,153 @@
+//! By default, an image is made ready ahead in a local snapshotter if a container is likely to need it there: containers
+//! have used its repository, or a pod waits for its first container.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Image, Version};
+
+use crate::after_pull::layered;
+use crate::support::{DEFAULT_HOOKS, Node, handler};
+
+const USED: &str = "why=containers have used its repository";
+const WAITS: &str = "why=a pod waits for its first container";
+
+/// The limit of images that count as those of one pod.
+const OF_A_POD: usize = 4;
+
+/// The number of unused images after which a repository is forgotten.
+const UNUSED: usize = 5;
+
+/// Returns a tag of a repository. It shares no layer with other tags.
+pub(crate) fn tag(repository: &str, n: usize) -> Image {
+    layered(&format!("registry.test/{repository}:{n}"), 3)
+}
+
+impl Node {
+    /// A node with the plugin, which has the default configuration.
+    async fn with_defaults(version: Version) -> Result<Self> {
+        let mut node = Self::start(version).await?;
+        node.hooks = DEFAULT_HOOKS;
+        node.serve("").await?;
+        Ok(node)
+    }
+
+    /// Runs a pod with a container of this image.
+    async fn uses(&mut self, handler: &str, image: &Image) -> Result<()> {
+        let pod = self.cri.run_pod(handler, &[]).await?;
+        let name = image.name();
+        self.cri.create_container(&pod, name, &[], &[]).await?;
+        self.cri.remove_pod(&pod).await?;
+        Ok(())
+    }
+
+    /// Pulls an image, and waits until it is ready although no container needs it.
+    async fn is_made_ready(&mut self, handler: &str, image: &Image, why: &str) -> Result<()> {
+        let log = self.log.from_now();
+        self.image = image.clone();
+        self.pull(image).await?;
+        self.wait_labelled(handler).await?;
+        self.assert_nothing_left(handler).await?;
+        let lines = log.lines_with(why);
+        ensure!(!lines.is_empty(), "{}: no line with {why}", image.name());
+        ensure!(self.state_of(image, handler).await? == "ready");
+        Ok(())
+    }
+
+    /// Pulls an image and a pinned one after it, and checks that the first one is not made ready.
+    async fn is_not_made_ready(&mut self, handler: &str, image: &Image) -> Result<()> {
+        self.pull(image).await?;
+        // A job of the same queue, which is done after that of the image.
+        let after = tag(
+            &format!("after/{}", image.name().replace(['/', ':', '.'], "-")),
+            1,
+        );
+        self.uses_and_waits(handler, &after).await?;
+        let chain = self.store.chain(handler, image).await?;
+        ensure!(chain.is_empty(), "{}: {} layers", image.name(), chain.len());
+        Ok(())
+    }
+
+    /// Waits until a use of this image is recorded.
+    async fn uses_and_waits(&mut self, handler: &str, image: &Image) -> Result<()> {
+        self.pull(image).await?;
+        self.uses(handler, image).await?;
+        self.usage_is(handler, image, "used").await
+    }
+
+    async fn usage_is(&self, handler: &str, image: &Image, usage: &str) -> Result<()> {
+        let label = format!("nri-unpack/usage.{handler}");
+        let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
+        loop {
+            let labels = self.store.content_labels(&image.config.digest).await?;
+            if labels.get(&label).is_some_and(|value| value == usage) {
+                return Ok(());
+            }
+            ensure!(tokio::time::Instant::now() < deadline, "{labels:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn a_new_tag_of_a_used_repository_is_made_ready(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let mut node = Node::with_defaults(version).await?;
+    // Not used by a container, but made ready by a command.
+    let ensured = tag("ensured", 1);
+    node.pull(&ensured).await?;
+    node.ensure_ready(&ensured, handler)?;
+    node.usage_is(handler, &ensured, "unused").await?;
+    node.is_not_made_ready(handler, &tag("ensured", 2)).await?;
+
+    node.uses_and_waits(handler, &tag("used", 1)).await?;
+    node.is_made_ready(handler, &tag("used", 2), USED).await?;
+    node.usage_is(handler, &tag("used", 2), "unused").await?;
+    // The memory is the store.
+    let plugin = node.plugin.as_mut().context("serving")?;
+    plugin.kill();
+    plugin.restart()?;
+    for n in 3..=UNUSED + 1 {
+        node.is_made_ready(handler, &tag("used", n), USED).await?;
+    }
+    node.is_not_made_ready(handler, &tag("used", UNUSED + 2))
+        .await?;
+    // Wanted again.
+    node.uses_and_waits(handler, &tag("used", 4)).await?;
+    node.is_made_ready(handler, &tag("used", UNUSED + 3), USED)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tag_of_a_used_repository_is_made_ready_on_2_1() -> Result<()> {
+    a_new_tag_of_a_used_repository_is_made_ready(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tag_of_a_used_repository_is_made_ready_on_1_7() -> Result<()> {
+    a_new_tag_of_a_used_repository_is_made_ready(Version::V1_7).await
+}
+
+async fn an_image_that_arrives_while_a_pod_waits_is_made_ready(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let mut node = Node::with_defaults(version).await?;
+    node.is_not_made_ready(handler, &tag("before", 1)).await?;
+    let pod = node.cri.run_pod(handler, &[]).await?;
+    for n in 0..OF_A_POD {
+        let image = tag(&format!("never-seen-{n}"), 1);
+        node.is_made_ready(handler, &image, WAITS).await?;
+    }
+    node.is_not_made_ready(handler, &tag("one-too-many", 1))
+        .await?;
+    node.cri.remove_pod(&pod).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_arrives_while_a_pod_waits_is_made_ready_on_2_1() -> Result<()> {
+    an_image_that_arrives_while_a_pod_waits_is_made_ready(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_arrives_while_a_pod_waits_is_made_ready_on_1_7() -> Result<()> {
+    an_image_that_arrives_while_a_pod_waits_is_made_ready(Version::V1_7).await
+}
