@@ -3,6 +3,7 @@
 mod arrivals;
 mod demand;
 mod eager;
+mod learned;
 mod limits;
 mod pulls;
 mod replacements;

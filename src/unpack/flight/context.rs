@@ -13,6 +13,7 @@ use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::ChainStatus;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::repair::lost::Collections;
+use crate::unpack::schedule::last_look::LastLook;
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
@@ -30,6 +31,7 @@ pub(crate) struct FlightContext<'a> {
     /// Bounds the images that are unpacked at the same time. Other steps need no place.
     pub(crate) places: &'a Places,
     pub(crate) layers: &'a Layers,
+    pub(crate) last_look: LastLook,
     pub(crate) priority: &'a Priority,
     pub(crate) fallback: &'a ContentFallback,
     pub(crate) collections: &'a Collections,

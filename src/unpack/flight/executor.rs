@@ -244,6 +244,7 @@ impl<'a> PlanExecutor<'a> {
             labels: &target.labels[i],
             is_for_guest: target.is_for_guest(),
             layers: context.layers,
+            last_look: Some(&context.last_look),
             reporter: context.reporter,
             priority: context.priority,
             place: Some(place),

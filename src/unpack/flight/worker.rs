@@ -19,6 +19,7 @@ use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::ready_cache::ReadyCache;
 use crate::unpack::repair::lost::Collections;
 use crate::unpack::repair::replacements::ReplacementQueue;
+use crate::unpack::schedule::last_look::LastLook;
 use crate::unpack::schedule::limits::{Layers, Limits};
 use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
 use crate::unpack::schedule::place::Places;
@@ -176,6 +177,7 @@ impl FlightGuard {
             containerd: shared.containerd.as_ref(),
             leases: &shared.leases,
             places: &worker.places,
+            last_look: LastLook::default(),
             layers: &worker.layers,
             priority,
             fallback: &shared.fallback,

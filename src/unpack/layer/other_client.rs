@@ -29,7 +29,11 @@ impl Unpack<'_> {
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
         let capabilities = &self.layers.limits.capabilities;
         let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
-        if !capabilities.applies || !self.is_unpacked_by_other_client().await {
+        if !capabilities.applies || self.last_look.is_some_and(|look| !look.is_due()) {
+            return Ok(false);
+        }
+        if !self.is_unpacked_by_other_client().await {
+            self.last_look.inspect(|look| look.unseen());
             return Ok(false);
         }
         let chain_id = self.layer.chain_id.as_str();

@@ -20,6 +20,7 @@ use crate::metrics;
 use super::content::Content;
 use super::decryption;
 use crate::unpack::chain::action::Action;
+use crate::unpack::schedule::last_look::LastLook;
 use crate::unpack::schedule::layer_locks::LayerLock;
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::place::Place;
@@ -99,6 +100,8 @@ pub(crate) struct Unpack<'a> {
     pub(crate) is_for_guest: bool,
     /// The locks of the layers, and the semaphore of the applies.
     pub(crate) layers: &'a Layers,
+    /// The last look for another client that unpacks the image; `None` if each layer looks.
+    pub(crate) last_look: Option<&'a LastLook>,
     pub(crate) reporter: &'a Reporter,
     pub(crate) priority: &'a Priority,
     /// The flight's place among the images that are unpacked at the same time; `None` outside of a flight.

@@ -92,6 +92,7 @@ impl Volume<'_> {
             parent: None,
             labels: &self.target.labels[i],
             layers: self.layers,
+            last_look: None,
             reporter: self.reporter,
             priority,
             place: None,

@@ -1,5 +1,6 @@
 //! Limits and order of unpacks, the locks that let each layer be unpacked once, and the progress of each unpack.
 
+pub(crate) mod last_look;
 pub(crate) mod layer_locks;
 pub(crate) mod limits;
 pub(crate) mod permits;
