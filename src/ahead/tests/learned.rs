@@ -184,8 +184,9 @@ async fn a_slow_pull_delays_no_other_image() {
     let bench = Bench::on(Fake::default(), config).await;
     bench.ahead.pod_waits(EROFS, "pod-1");
     let _pull = Pull::begin(&bench).await;
-    let other = bench.fake.image("r.example/another:1", 1);
     settle().await;
+    assert_eq!(bench.fake.lease_ids().len(), 2, "the flight has begun");
+    let other = image_with_own_layer(&bench.fake, "r.example/another:1");
     let began = tokio::time::Instant::now();
     bench.ensure(&other).await;
     assert!(began.elapsed() < Duration::from_secs(1));
