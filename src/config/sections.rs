@@ -159,7 +159,7 @@ impl Default for Unpack {
         Self {
             parallel_images: built_in(2),
             parallel_layers: built_in(3),
-            min_free: built_in("15%".to_owned()),
+            min_free: built_in("20%".to_owned()),
             reconcile_every: None,
             missing_content: vec![MissingContent::Rebuild],
         }
