@@ -86,7 +86,8 @@ async fn is_sandbox(ahead: &Ahead, image: &Image) -> bool {
         return false;
     };
     let records = std::slice::from_ref(image);
-    let sandbox = reconcile::sandbox_target(ahead, &handlers, records).await;
+    let sandbox =
+        reconcile::sandbox_target(ahead.node.containerd.as_ref(), &handlers, records).await;
     sandbox.as_deref() == Some(image.target.digest.as_str())
 }
 

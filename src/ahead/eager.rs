@@ -120,6 +120,21 @@ pub(super) enum Why {
     Lost,
 }
 
+impl Why {
+    /// Returns the word for it in the output of commands.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::All => "all",
+            Self::WithoutContent => "without-content",
+            Self::Used => "used-repository",
+            Self::PodWaits => "pod-waits",
+            Self::Stuck => "stuck",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -4,9 +4,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use crate::image;
-use crate::unpack::{Error, Listing, Usage};
+use crate::unpack::{Engine, Error, Listing, Usage};
 
 use super::Ahead;
 use super::eager::{StoreImage, in_order};
@@ -51,42 +52,60 @@ pub(super) async fn is_wanted(
     Ok(false)
 }
 
-/// Returns the target digests of the images of the store that are wanted in the snapshotter of a listing because
-/// containers there have used an older image of their repository.
+/// Returns the target digests of the images of the store that are newer than an image of their repository that
+/// containers have used in the snapshotter of a listing.
 pub(super) async fn wanted(
-    ahead: &Ahead,
+    engine: &Engine,
     store_images: &[StoreImage],
     listing: &Listing,
 ) -> HashSet<String> {
-    let mut wanted = HashSet::new();
+    // A new image of a known repository is a second image of it.
+    let used = used(engine, store_images, listing, 2).await;
+    let is_newer = |image: &&StoreImage| {
+        let mut repositories = repositories(image);
+        repositories.any(|repository| {
+            used.get(&repository)
+                .is_some_and(|at| image.created_at > *at)
+        })
+    };
+    let newer = store_images.iter().filter(|image| !image.is_pinned);
+    let newer = newer.filter(is_newer);
+    newer
+        .map(|image| image.image.target.digest.clone())
+        .collect()
+}
+
+/// Returns the repositories that containers have used in the snapshotter of a listing, with the time at which the newest
+/// used image of each was created. Looks only at repositories with so many images or more.
+pub(super) async fn used(
+    engine: &Engine,
+    store_images: &[StoreImage],
+    listing: &Listing,
+    at_least: usize,
+) -> HashMap<String, Option<SystemTime>> {
+    let mut used = HashMap::new();
     if !listing.has_anchors() {
-        return wanted;
+        return used;
     }
-    for mut images in by_repository(store_images).into_values() {
-        // A new image of a known repository is a second image of it.
-        if images.len() < 2 {
+    for (repository, mut images) in by_repository(store_images) {
+        if images.len() < at_least {
             continue;
         }
         images.sort_by_key(|image| Reverse(image.created_at));
-        let (mut walk, mut new) = (Walk::default(), vec![]);
+        let mut walk = Walk::default();
         for image in images {
-            let usage = ahead.node.engine.usage_in(&image.image, listing).await;
-            let usage = usage.unwrap_or(Usage::Absent);
-            match walk.decide(usage) {
+            let usage = engine.usage_in(&image.image, listing).await;
+            match walk.decide(usage.unwrap_or(Usage::Absent)) {
                 Some(true) => {
-                    // Of the same time: it is not known which one is newer.
-                    new.retain(|newer: &&StoreImage| newer.created_at > image.created_at);
-                    let digests = new.iter().map(|newer| newer.image.target.digest.clone());
-                    wanted.extend(digests);
+                    used.insert(repository, image.created_at);
                     break;
                 }
                 Some(false) => break,
-                None if usage == Usage::Absent => new.push(image),
                 None => {}
             }
         }
     }
-    wanted
+    used
 }
 
 /// Walks over the images of one repository, from the newest on.
@@ -110,16 +129,18 @@ impl Walk {
 }
 
 fn by_repository(store_images: &[StoreImage]) -> HashMap<String, Vec<&StoreImage>> {
-    let mut repositories: HashMap<String, Vec<&StoreImage>> = HashMap::new();
+    let mut by_repository: HashMap<String, Vec<&StoreImage>> = HashMap::new();
     for image in store_images.iter().filter(|image| !image.is_pinned) {
-        let names: HashSet<_> = image
-            .names
-            .iter()
-            .filter_map(|n| image::repository(n))
-            .collect();
-        for repository in names {
-            repositories.entry(repository).or_default().push(image);
+        for repository in repositories(image) {
+            by_repository.entry(repository).or_default().push(image);
         }
     }
-    repositories
+    by_repository
+}
+
+/// Returns the repositories of an image, each once.
+pub(super) fn repositories(image: &StoreImage) -> impl Iterator<Item = String> {
+    let names = image.names.iter().map(String::as_str);
+    let repositories: HashSet<_> = names.filter_map(image::repository).collect();
+    repositories.into_iter()
 }

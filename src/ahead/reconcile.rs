@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use futures::stream::{self, StreamExt};
 use tokio::time::{Duration, Instant};
 
-use crate::containerd::{self, Image};
+use crate::containerd::{self, Containerd, Image};
 use crate::handlers::Handlers;
 use crate::image;
 use crate::logs;
@@ -76,7 +76,7 @@ pub(super) async fn run(
     let started = Instant::now();
     let handlers = node.known_handlers().await;
     let images = node.containerd.images().await?;
-    let sandbox = sandbox_target(ahead, &handlers, &images).await;
+    let sandbox = sandbox_target(node.containerd.as_ref(), &handlers, &images).await;
     let used = ahead.used_of(&images);
     let store_images = eager::in_order(images, sandbox.as_deref(), &used);
     let mut summary = ReconcileSummary::new(worker.name());
@@ -126,7 +126,7 @@ fn count(summary: &mut ReconcileSummary<'_>, reported: &LastReported, worked: Wo
 
 /// Returns the target digest of the pause image, if its name is configured and the image is in the store.
 pub(super) async fn sandbox_target(
-    ahead: &Ahead,
+    containerd: &dyn Containerd,
     handlers: &Handlers,
     images: &[Image],
 ) -> Option<String> {
@@ -135,7 +135,7 @@ pub(super) async fn sandbox_target(
     match exactly {
         Some(image) => Some(image.target.digest.clone()),
         None => {
-            let found = image::find(ahead.node.containerd.as_ref(), name).await;
+            let found = image::find(containerd, name).await;
             found.ok().map(|image| image.target.digest)
         }
     }
@@ -214,7 +214,7 @@ async fn scan<'a>(
     let mut held = listing.len();
     worker.count.listed(held);
     let learned = match eager::takes_demand(&node.config(), &worker.snapshotter) {
-        true => learned::wanted(ahead, store_images, &listing).await,
+        true => learned::wanted(&node.engine, store_images, &listing).await,
         false => HashSet::new(),
     };
     for (n, store_image) in store_images.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
 
-use crate::ahead::MAX_SNAPSHOTS;
+use crate::ahead::{Explainer, MAX_SNAPSHOTS};
 use crate::config::Config;
 use crate::node::Node;
 use crate::printable::printable;
@@ -66,10 +66,25 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     let manifests = node.engine.read_manifests(readable);
     let (listed, ()) = futures::join!(listings(&node, &usable), manifests);
     let (listings, silent) = listed?;
+    let explainer = Explainer::new(&node).await?;
+    let mut explained = Vec::new();
+    for (snapshotter, listing) in &listings {
+        explained.push((*snapshotter, listing, explainer.of(listing).await));
+    }
     let mut images = Vec::new();
     for asked in &asked {
-        for (snapshotter, listing) in &listings {
-            images.extend(row(&node, asked, snapshotter, listing).await?);
+        for (snapshotter, listing, explanations) in &explained {
+            let row = row(&node, asked, snapshotter, listing).await?;
+            images.extend(row.map(|row| {
+                Row {
+                    ahead: asked
+                        .image
+                        .as_ref()
+                        .ok()
+                        .and_then(|it| explanations.why(it)),
+                    ..row
+                }
+            }));
         }
     }
     let all_seen = unusable.is_empty() && silent.is_empty();
@@ -160,6 +175,7 @@ async fn row(
             state: status.state,
             layers: status.layers,
             ready_layers: status.ready_layers,
+            ahead: None,
         })),
         Err(e) if e.is_of_artifact() && !asked.by_name => Ok(None),
         Err(e) if e.unreachable().is_some() => Err(e.into()),
@@ -170,6 +186,7 @@ async fn row(
             state: State::Unavailable,
             layers: 0,
             ready_layers: 0,
+            ahead: None,
             reason: printable(&e),
         })),
     }

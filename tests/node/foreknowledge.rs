@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Image, Version};
+use lab::{Image, PAUSE, Version, images};
 
 use crate::after_pull::layered;
 use crate::support::{DEFAULT_HOOKS, Node, handler};
@@ -101,6 +101,14 @@ async fn a_new_tag_of_a_used_repository_is_made_ready(version: Version) -> Resul
 
     node.uses_and_waits(handler, &tag("used", 1)).await?;
     node.is_made_ready(handler, &tag("used", 2), USED).await?;
+    for (image, ahead) in [
+        (images::pause(&[PAUSE])?, Some("pinned")),
+        (tag("used", 2), Some("used-repository")),
+        (tag("ensured", 2), None),
+    ] {
+        let row = node.row(&["check", image.name(), "--snapshotter", handler])?;
+        ensure!(row["ahead"].as_str() == ahead, "{row:#}");
+    }
     node.usage_is(handler, &tag("used", 2), "unused").await?;
     // The memory is the store.
     let plugin = node.plugin.as_mut().context("serving")?;

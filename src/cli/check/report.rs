@@ -24,6 +24,8 @@ pub(super) struct Row {
     pub(super) state: State,
     pub(super) layers: usize,
     pub(super) ready_layers: usize,
+    /// Why the plugin makes it ready ahead; `None` if it does not.
+    pub(super) ahead: Option<&'static str>,
     /// Why it is not ready; empty if it is ready.
     pub(super) reason: String,
 }
@@ -95,6 +97,7 @@ impl Report {
             "SNAPSHOTTER",
             "STATE",
             "LAYERS",
+            "AHEAD",
             "MANIFEST",
             "REASON",
         ];
@@ -113,6 +116,7 @@ impl Report {
                 snapshotter.clone(),
                 state.to_string(),
                 row.count(),
+                row.ahead.unwrap_or("-").to_owned(),
                 manifest,
                 reason.clone(),
             ]
@@ -204,6 +208,7 @@ mod tests {
             state,
             layers: 2,
             ready_layers: 1,
+            ahead: None,
             reason: String::new(),
         }
     }

@@ -144,6 +144,11 @@ impl Listing {
         self.snapshots.insert(name, listed);
     }
 
+    /// Returns the name of the snapshotter.
+    pub fn name(&self) -> &str {
+        &self.snapshotter
+    }
+
     /// Returns the number of snapshots, including those of containers.
     pub fn len(&self) -> usize {
         self.snapshots.len()
