@@ -244,20 +244,22 @@ impl LostImages<'_> {
     /// snapshotter still has then keep their anchor until the image is removed.
     async fn restore(&self, image: &LostImage) -> Result<(), containerd::Error> {
         let lowest = &image.manifest.layers[image.lowest].chain_id;
-        let is_gone = match self.exists(lowest).await {
-            Ok(true) => false,
+        let has_record = match self.exists(lowest).await {
+            Ok(true) => Ok(true),
             _ => {
                 self.containerd
                     .has_record(&self.target.snapshotter, lowest)
                     .await
-                    == Ok(false)
             }
         };
-        if is_gone {
-            return Ok(());
+        let mut anchors = match has_record {
+            Ok(false) => return Ok(()),
+            _ => image.anchors.clone(),
+        };
+        // While it is not known, both stay.
+        if has_record == Ok(true) {
+            anchors.insert(self.kept(), String::new());
         }
-        let mut anchors = image.anchors.clone();
-        anchors.insert(self.kept(), String::new());
         self.set_anchors(image, anchors).await
     }
 
