@@ -186,3 +186,27 @@ async fn a_chain_is_held_by_a_user_that_stays() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!is_held());
 }
+
+/// A container is removed after the round has listed the snapshots, while it replaces another chain.
+#[tokio::test(start_paused = true)]
+async fn a_removal_during_a_long_round_is_not_lost() {
+    const LONG: Duration = Duration::from_secs(60);
+    let bench = Bench::on(Fake::default(), "").await;
+    let images: Vec<_> = (0..2).map(|n| used_image(&bench.fake, n)).collect();
+    for image in &images {
+        bench.ask_for_used(image).await;
+    }
+    // From then on rounds run by events, and every five minutes.
+    tokio::time::sleep(Duration::from_secs(3700)).await;
+    bench.fake.slow("prepare snapshot", LONG);
+    bench.fake.collect_container("nydus", &container(0));
+    bench.emit_snapshot_removed(&container(0));
+    tokio::time::sleep(LONG / 2).await;
+    assert_eq!(bench.state(&images[0], "nydus").await, State::Missing);
+    bench.fake.collect_container("nydus", &container(1));
+    bench.emit_snapshot_removed(&container(1));
+    tokio::time::sleep(LONG / 2 + Duration::from_secs(2)).await;
+    assert_eq!(bench.state(&images[0], "nydus").await, State::Ready);
+    tokio::time::sleep(LONG + Duration::from_secs(2)).await;
+    assert_eq!(bench.state(&images[1], "nydus").await, State::Ready);
+}
