@@ -54,6 +54,10 @@ async fn one_listing_for_all_chains_in_use(version: Version) -> Result<()> {
     );
     ensure!((1..=MOST_LISTINGS).contains(&listings), "{listings}");
     ensure!(prepared == 0, "{prepared} snapshots for no container");
+    let snapshots = node.store.snapshots(NYDUS).await?;
+    let mut keys = snapshots.iter().map(|snapshot| &snapshot.key);
+    let private = keys.find(|key| key.starts_with("nri-unpack-private-"));
+    ensure!(private.is_none(), "{private:?} for no container");
 
     let (image, container) = &used[0];
     node.cri.remove_container(container).await?;
