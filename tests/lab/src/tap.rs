@@ -191,6 +191,11 @@ impl Tap {
         Held { came: has_come, go }
     }
 
+    /// Forgets what is held and was not met: no further call is held for it.
+    pub fn forget_holds(&self) {
+        lock(&self.observer.traps).clear();
+    }
+
     /// Holds all calls that match `which`: the server seems to work on them, and never to answer.
     pub fn stall(&self, which: impl Fn(&Call) -> bool + Send + 'static) -> Stalled {
         let held = Arc::<AtomicUsize>::default();

@@ -95,25 +95,29 @@ async fn of_the_command(version: Version) -> Result<()> {
 /// Kills the plugin.
 async fn of_the_plugin(version: Version) -> Result<()> {
     let mut bench = Bench::start(version).await?;
-    let earlier = bench.tap()?.calls().len();
     bench.node.serve("").await?;
+    bench.wait_healed().await?;
+    // The first run made other images ready as well.
+    bench.plugin()?.stop().await?;
+    bench.lose().await?;
+    let earlier = bench.tap()?.calls().len();
+    bench.plugin()?.restart()?;
     bench.wait_healed().await?;
     let calls = healing(&bench.tap()?.calls()[earlier..]);
     let mut random = Random::new()?;
-    let mut kills = 0;
     for _ in 0..count(KILLS_OF_PLUGIN)? {
-        bench.plugin()?.stop().await?;
-        bench.lose().await?;
-        let nth = random.below(calls);
-        let mut held = bench.hold_nth(nth)?;
-        bench.plugin()?.restart()?;
-        let call = tokio::time::timeout(HEALING, held.came()).await;
-        bench.plugin()?.kill();
-        drop(held);
-        let path = call.ok().transpose()?.map(|call| call.path);
-        let case = format!("killed before call {nth} of {calls}, {path:?}");
+        let mut nth = random.below(calls);
+        let path = loop {
+            bench.plugin()?.stop().await?;
+            bench.lose().await?;
+            if let Some(path) = bench.kill_before(nth).await? {
+                break path;
+            }
+            // It had less to do.
+            nth /= 2;
+        };
+        let case = format!("killed before call {nth} of {calls}, {path}");
         println!("{case}");
-        kills += usize::from(path.is_some());
         bench.plugin()?.restart()?;
         bench.wait_healed().await.context(case.clone())?;
         // It has leases of its own now and then.
@@ -121,11 +125,23 @@ async fn of_the_plugin(version: Version) -> Result<()> {
         bench.assert_healed().await.context(case)?;
         bench.plugin()?.restart()?;
     }
-    ensure!(kills > 0, "no kill within the healing");
     Ok(())
 }
 
 impl Bench {
+    /// Starts the plugin, and kills it before this call of the healing. Returns what is called; `None` if it is not called,
+    /// then the plugin runs.
+    async fn kill_before(&mut self, nth: usize) -> Result<Option<String>> {
+        let mut held = self.hold_nth(nth)?;
+        self.plugin()?.restart()?;
+        let Ok(call) = tokio::time::timeout(HEALING, held.came()).await else {
+            self.tap()?.forget_holds();
+            return Ok(None);
+        };
+        self.plugin()?.kill();
+        Ok(Some(call?.path))
+    }
+
     fn plugin(&mut self) -> Result<&mut lab::Plugin> {
         self.node.plugin.as_mut().context("serving")
     }
