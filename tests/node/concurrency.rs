@@ -94,7 +94,8 @@ async fn the_same_image(version: Version) -> Result<()> {
     let (before, calls) = (node.called(APPLY), tap.calls().len());
     let waiting = node.command_of(&words)?.stdout(Stdio::null()).spawn();
     let mut waiting = waiting?;
-    tap.quiet(calls, Duration::from_millis(500), PATIENCE).await?;
+    tap.quiet(calls, Duration::from_millis(500), PATIENCE)
+        .await?;
     let applied = node.called(APPLY) - before;
     ensure!(applied == 0, "it did not wait: {applied} applied");
     killed.kill()?;
