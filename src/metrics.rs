@@ -49,7 +49,7 @@ struct Metrics {
     /// The states that `images` has, by snapshotter.
     states: Mutex<BTreeMap<String, Vec<&'static str>>>,
     sessions: Counter,
-    last_reconcile: Gauge<f64, AtomicU64>,
+    last_reconcile: Family<In, Gauge<f64, AtomicU64>>,
     registered: Gauge,
 }
 
@@ -90,7 +90,7 @@ impl Metrics {
             images: Family::default(),
             states: Mutex::default(),
             sessions: Counter::default(),
-            last_reconcile: Gauge::default(),
+            last_reconcile: Family::default(),
             registered: Gauge::<i64, AtomicI64>::default(),
         };
         this.registered()
@@ -146,7 +146,7 @@ impl Metrics {
         );
         to.register_with_unit(
             "last_reconcile_timestamp",
-            "Time of the last reconcile",
+            "Time of the last reconcile in which the snapshotter answered; 0 before the first one",
             Unit::Seconds,
             self.last_reconcile.clone(),
         );
@@ -197,8 +197,18 @@ pub fn dropped() {
     METRICS.not_queued.inc();
 }
 
-/// Records a reconcile in a snapshotter: the number of images by state. Its earlier numbers are removed.
-pub fn reconciled(snapshotter: &str, images: impl Iterator<Item = (&'static str, usize)>) {
+/// Records that a snapshotter is managed, and was not reconciled yet.
+pub fn managed(snapshotter: &str) {
+    drop(METRICS.last_reconcile.get_or_create(&of(snapshotter)));
+}
+
+/// Records a reconcile in a snapshotter: the number of images by state. Its earlier numbers are removed. The time of a
+/// reconcile to which the snapshotter did not answer is not recorded.
+pub fn reconciled(
+    snapshotter: &str,
+    has_answered: bool,
+    images: impl Iterator<Item = (&'static str, usize)>,
+) {
     let states = images.map(|(state, count)| {
         let gauge = METRICS.images.get_or_create(&of_images(snapshotter, state));
         gauge.set(count.try_into().unwrap_or(i64::MAX));
@@ -214,9 +224,12 @@ pub fn reconciled(snapshotter: &str, images: impl Iterator<Item = (&'static str,
             METRICS.images.remove(&of_images(snapshotter, state));
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_secs_f64();
-    METRICS.last_reconcile.set(now);
+    if has_answered {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs_f64();
+        let last = METRICS.last_reconcile.get_or_create(&of(snapshotter));
+        last.set(now);
+    }
 }
 
 /// Removes the numbers of a snapshotter that is no longer managed.
@@ -225,6 +238,7 @@ pub fn unmanaged(snapshotter: &str) {
     for state in states.into_iter().flatten() {
         METRICS.images.remove(&of_images(snapshotter, state));
     }
+    METRICS.last_reconcile.remove(&of(snapshotter));
 }
 
 /// Records the begin of a session with the runtime.

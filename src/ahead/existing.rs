@@ -21,7 +21,8 @@ pub struct Existing {
 }
 
 /// Checks the containers when the handlers are known. Containers of one snapshotter are checked one after another, and
-/// those of several at the same time. Their layers are there: a repair needs no free space.
+/// those of several at the same time. Their layers are there: a repair needs no free space. A chain that cannot be
+/// repaired below its container is replaced when the container is gone; no private chain is made.
 pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec<Existing> + Send) {
     let handlers = ahead.node.known_handlers().await;
     let workers = ahead.workers().await;

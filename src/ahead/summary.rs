@@ -177,7 +177,8 @@ impl<'a> ReconcileSummary<'a> {
             log::info!(snapshotter, no_room, images; "images rest until there is enough free space: they are unpacked when a pod needs them");
         }
         let states = self.states.iter();
-        metrics::reconciled(snapshotter, states.map(|(state, count)| (*state, *count)));
+        let states = states.map(|(state, count)| (*state, *count));
+        metrics::reconciled(snapshotter, !self.silent, states);
         *reported = LastReported {
             silent: self.silent,
             failed: self.failed,

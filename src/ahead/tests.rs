@@ -24,7 +24,7 @@ use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, ErrorKind, Event, Image, Labels, Resource};
 use crate::free_space::{Measure, Space};
 use crate::hooks::Hooks;
-use crate::image::IMAGE_REF;
+use crate::image::{IMAGE_REF, PROXY_MODE};
 use crate::unpack::{Action, ParentChain, Request, Role, State, Want};
 
 use super::*;

@@ -92,6 +92,7 @@ impl Worker {
             restart: Notify::new(),
             stop,
         };
+        metrics::managed(worker.name());
         worker.reconcile.notify_one();
         (worker, [of_jobs, of_asked])
     }

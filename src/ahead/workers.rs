@@ -71,7 +71,12 @@ fn keep(
     is_reloaded: bool,
     all: &CancellationToken,
 ) {
-    let mut before = ahead.workers.borrow().clone().unwrap_or_default();
+    let before = ahead.workers.borrow().clone().unwrap_or_default();
+    let (mut before, gone): (Vec<_>, Vec<_>) = before
+        .into_iter()
+        .partition(|worker| managed.contains(&worker.snapshotter));
+    // First: a new one may have the same name.
+    gone.iter().for_each(|worker| worker.stop());
     let worker = |snapshotter: ManagedSnapshotter| {
         let same = |worker: &Arc<Worker>| worker.snapshotter == snapshotter;
         match before.iter().position(same) {
@@ -89,7 +94,6 @@ fn keep(
         }
     };
     let workers: Vec<_> = managed.into_iter().map(worker).collect();
-    before.iter().for_each(|worker| worker.stop());
     ahead.workers.send_replace(Some(workers));
 }
 

@@ -115,7 +115,7 @@ mod tests {
         ensured("asked", "reference", "none");
         unpacked("reference", Duration::ZERO);
         layer_applied("reference", 0);
-        reconciled("reference", [("ready", 0)].into_iter());
+        reconciled("reference", true, [("ready", 0)].into_iter());
         let text = Format::Prometheus.text();
         let served = text.lines().filter_map(|line| {
             let (name, _) = line.strip_prefix("# TYPE ")?.split_once(' ')?;

@@ -9,7 +9,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Worker;
 use crate::unpack::repair::in_use::{self, NextStep, next_step};
 use crate::unpack::repair::volume::Volume;
-use crate::unpack::schedule::priority::Priority;
+use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::schedule::progress::{Done, Reporter};
 use crate::unpack::target::Target;
 use crate::unpack::target::request::{Request, Want};
@@ -48,8 +48,9 @@ impl Serve<'_> {
                 }
                 let layer_locks = &self.worker.layers.layer_locks;
                 let containerd = self.worker.shared.containerd.as_ref();
-                match next_step(containerd, &self.worker.shared.leases, layer_locks, &target).await
-                {
+                let leases = &self.worker.shared.leases;
+                let is_created = self.request.urgency == Urgency::Creation;
+                match next_step(containerd, leases, layer_locks, &target, is_created).await {
                     NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
                     NextStep::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);

@@ -11,6 +11,7 @@ mod other_client;
 mod parallel;
 mod priorities;
 mod properties;
+mod replacements;
 mod silent;
 
 use std::sync::Arc;

@@ -45,11 +45,11 @@ enum Victim {
 }
 
 /// Reproducible pseudo-random numbers.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// Takes the seed from the environment, or from the clock.
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let seed = match std::env::var(SEED) {
             Ok(seed) => seed.parse().with_context(|| format!("{SEED}={seed}"))?,
             Err(_) => SystemTime::now()
@@ -61,7 +61,7 @@ impl Random {
     }
 
     /// Returns a number below `end`.
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -70,7 +70,7 @@ impl Random {
 }
 
 /// Returns the number of rounds from the environment, or this default.
-fn count(default: usize) -> Result<usize> {
+pub(crate) fn count(default: usize) -> Result<usize> {
     match std::env::var(COUNT) {
         Ok(many) => many.parse().with_context(|| format!("{COUNT}={many}")),
         Err(_) => Ok(default),

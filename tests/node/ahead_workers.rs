@@ -44,10 +44,10 @@ async fn with_slow_unpacks(version: Version) -> Result<(Node, Vec<Held>)> {
 async fn slow_unpacks_delay_no_other_work(version: Version) -> Result<()> {
     let (mut node, held) = with_slow_unpacks(version).await?;
     let handler = handler(version);
-    let began = Instant::now();
     let pulled = image(5, 0);
     node.registry.push(&pulled).await?;
     node.cri.pull_image(pulled.name()).await?;
+    let began = Instant::now();
     node.wait_image(&pulled, NYDUS).await?;
     ensure!(began.elapsed() < SOON, "{:?}", began.elapsed());
     ensure!(node.state_of(&image(1, 0), handler).await? == "missing");

@@ -91,10 +91,11 @@ async fn the_same_image(version: Version) -> Result<()> {
     let words = ensure_times(&node.image, handler, 1);
     let mut killed = node.command_of(&words)?.stdout(Stdio::null()).spawn()?;
     held.came().await?;
-    let before = node.called(APPLY);
+    let (before, calls) = (node.called(APPLY), tap.calls().len());
     let waiting = node.command_of(&words)?.stdout(Stdio::null()).spawn();
     let mut waiting = waiting?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tap.quiet(calls, Duration::from_millis(500), PATIENCE)
+        .await?;
     let applied = node.called(APPLY) - before;
     ensure!(applied == 0, "it did not wait: {applied} applied");
     killed.kill()?;

@@ -203,12 +203,14 @@ async fn all_from_one_listing(version: Version) -> Result<()> {
         .map(|_| tap.hold(|call| call.path.ends_with("Diff/Apply")))
         .collect();
     let all = ["ensure", "--all", "--snapshotter", handler];
+    let before = tap.calls().len();
     let mut command = node.command_of(&all)?.spawn()?;
     let count = |calls: &[Call], method: &str| {
         let of = calls.iter().filter(|call| call.path.ends_with(method));
         of.count()
     };
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // All that it begins is held then.
+    tap.quiet(before, Duration::from_secs(1), PATIENCE).await?;
     let begun = count(&tap.calls(), "Leases/Create");
     held.into_iter().for_each(Held::release);
     let status = tokio::task::spawn_blocking(move || command.wait()).await??;

@@ -36,7 +36,8 @@ async fn json_of_check_ensure_and_handlers_has_the_documented_keys() -> Result<(
         "snapshotter",
         "state",
         "layers",
-        "ready_layers", "ahead",
+        "ready_layers",
+        "ahead",
         "reason",
     ];
     ensure!(keys(row) == BTreeSet::from(expected), "{row:#}");

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Plugin, Version};
+use lab::{Plugin, Remote, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::guest_pull::{NYDUS, start};
 use crate::support::{ALL, Node, PATIENCE, PROGRAM, handler};
 
 const PREFIX: &str = "nri_unpack_";
@@ -139,6 +140,75 @@ async fn metrics_are_counted(version: Version) -> Result<()> {
     plugin.restart()?;
     node.wait_status(&socket, "/readyz", 200).await?;
     Ok(())
+}
+
+impl Node {
+    /// Returns the time of the last reconcile in a snapshotter.
+    async fn last_reconcile(&self, socket: &Path, snapshotter: &str) -> Result<f64> {
+        let (_, _, text) = get(UnixStream::connect(socket).await?, "/metrics", "*/*").await?;
+        let label = format!("snapshotter=\"{snapshotter}\"");
+        let name = "last_reconcile_timestamp_seconds";
+        let samples = samples(&text);
+        let mut samples = samples.iter();
+        let found = samples.find(|(sample, _)| sample.contains(name) && sample.contains(&label));
+        // None while its worker has not begun.
+        Ok(found.map_or(0.0, |(_, time)| *time))
+    }
+
+    async fn wait_reconcile_after(
+        &self,
+        socket: &Path,
+        snapshotter: &str,
+        before: f64,
+    ) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.last_reconcile(socket, snapshotter).await? <= before {
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{snapshotter} is not reconciled"
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+/// A snapshotter that does not answer has no new reconcile, and the others do.
+async fn a_reconcile_belongs_to_its_snapshotter(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let handler = handler(version);
+    let socket = node.lab.socket_path("metrics.sock")?;
+    let listen = format!("[metrics]\nlisten = \"unix:{}\"\n", socket.display());
+    node.serve(&listen).await?;
+    let both = [NYDUS, handler];
+    for snapshotter in both {
+        node.wait_reconcile_after(&socket, snapshotter, 0.0).await?;
+    }
+    node.lab.remote(Remote::Nydus).pause()?;
+    let mut before = vec![];
+    for snapshotter in both {
+        before.push(node.last_reconcile(&socket, snapshotter).await?);
+    }
+    let log = node.log.from_now();
+    let plugin = node.plugin.as_ref().context("serving")?;
+    plugin.reload(&node.config(&listen))?;
+    node.wait_reconcile_after(&socket, handler, before[1])
+        .await?;
+    node.wait_for_lines("snapshotter does not answer", 1)
+        .await?;
+    let finished = format!("reconcile finished snapshotter={NYDUS} ");
+    log.wait_for(&finished, PATIENCE).await?;
+    let after = node.last_reconcile(&socket, NYDUS).await?;
+    #[expect(clippy::float_cmp, reason = "the value has to be the same")]
+    let is_same = after == before[0];
+    ensure!(is_same, "nydus: {} became {after}", before[0]);
+    node.lab.remote(Remote::Nydus).go_on()?;
+    node.wait_reconcile_after(&socket, NYDUS, before[0]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconcile_belongs_to_its_snapshotter_on_2_1() -> Result<()> {
+    a_reconcile_belongs_to_its_snapshotter(Version::V2_1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,12 @@
 //! Compares two builds of the program: `NRI_UNPACK_OTHER` names the old one, `NRI_UNPACK_PROGRAM` the new one, by default
-//! that of this build. Each has a containerd of its own, and they run in turn; the other one is idle. The medians and
-//! their ratio are printed: they do not make a test fail, a wrong state does.
+//! that of this build. Each has a containerd of its own, and they run in turn; the other one is idle. Each measurement of
+//! the one is paired with the next one of the other, and every second pair begins with the old build: what changes slowly
+//! on the machine cancels out in the ratio of a pair. The medians, and the median of the ratios with its quartiles, are
+//! printed: they do not make a test fail, a wrong state does.
 //!
 //! `NRI_UNPACK_OTHER=/path/to/nri-unpack cargo test --release --test node two_builds -- --ignored --nocapture --test-threads 1`.
+//! If both variables name release programs, the tests themselves need no `--release`. `NRI_UNPACK_ROUNDS` is the number of
+//! rounds of each measure.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,14 +18,18 @@ use crate::after_pull::layered;
 use crate::ahead_cost::median;
 use crate::ahead_in_the_way::BIG;
 use crate::guest_pull::{NYDUS, start};
-use crate::support::{ALL, DEFAULT_HOOKS, Node, ON_DEMAND, PATIENCE, handler};
+use crate::support::{ALL, DEFAULT_HOOKS, Node, ON_DEMAND, PATIENCE, handler, program};
 
 /// The environment variable with the old program.
 const OTHER: &str = "NRI_UNPACK_OTHER";
 
-/// The rounds of each measure, after one that is not counted.
-const ROUNDS: usize = 10;
-/// The containers of a round.
+/// The environment variable with the number of rounds of each measure.
+const ROUNDS: &str = "NRI_UNPACK_ROUNDS";
+
+/// Its default. One more round comes first, which is not counted.
+const DEFAULT_ROUNDS: usize = 10;
+
+/// The pairs of containers of a round.
 const PER_ROUND: usize = 3;
 
 const LAYERS: usize = 10;
@@ -59,6 +67,15 @@ impl Measure {
         }
     }
 
+    /// Returns the pairs of a round.
+    fn pairs(self) -> usize {
+        match self {
+            // All pods during one unpack.
+            Self::Bystander => 1,
+            _ => PER_ROUND,
+        }
+    }
+
     /// Returns the handler whose images are made ready.
     fn handler(self, version: Version) -> &'static str {
         match self {
@@ -73,7 +90,7 @@ struct Side {
     node: Node,
     handler: &'static str,
     pod: Pod,
-    /// The median of each round.
+    /// The time of each pair.
     times: Vec<Duration>,
 }
 
@@ -94,20 +111,17 @@ impl Side {
         })
     }
 
-    async fn round(&mut self, measure: Measure, n: usize, big: &Image) -> Result<()> {
-        let mut times = vec![];
-        if measure == Measure::Bystander {
-            // All pods during one unpack.
-            self.node.beside(big, &mut times).await?;
-        } else {
-            for n in n * PER_ROUND..(n + 1) * PER_ROUND {
-                times.push(match measure {
-                    Measure::FirstContainer => self.first_container(n).await?,
-                    _ => self.after_pull(measure, n).await?,
-                });
+    /// Measures its half of the pair with this number.
+    async fn measure(&mut self, measure: Measure, n: usize, big: &Image) -> Result<()> {
+        let time = match measure {
+            Measure::Bystander => {
+                let mut times = vec![];
+                self.node.beside(big, &mut times).await?
             }
-        }
-        self.times.push(median(&times));
+            Measure::FirstContainer => self.first_container(n).await?,
+            Measure::Race | Measure::Swap => self.after_pull(measure, n).await?,
+        };
+        self.times.push(time);
         self.node.assert_nothing_left(self.handler).await
     }
 
@@ -160,26 +174,42 @@ fn image(n: usize) -> Image {
     layered(&format!("registry.test/builds/app:{n}"), LAYERS)
 }
 
+/// Returns the program that the variable names, by its absolute path.
+fn program_of(variable: &str) -> Result<PathBuf> {
+    let program = std::env::var_os(variable).map(PathBuf::from);
+    let program = program.with_context(|| format!("{variable} has to name the other program"))?;
+    program
+        .canonicalize()
+        .with_context(|| format!("{variable}={}", program.display()))
+}
+
+fn rounds() -> Result<usize> {
+    match std::env::var(ROUNDS) {
+        Ok(rounds) => rounds.parse().with_context(|| format!("{ROUNDS}={rounds}")),
+        Err(_) => Ok(DEFAULT_ROUNDS),
+    }
+}
+
 async fn compare(version: Version) -> Result<()> {
-    let old = std::env::var_os(OTHER).map(PathBuf::from);
-    let old = old.with_context(|| format!("{OTHER} has to name the other program"))?;
+    let (old, new, rounds) = (program_of(OTHER)?, program().canonicalize()?, rounds()?);
+    println!("new {}, old {}", new.display(), old.display());
     let big = images::large(BIG, BIG_LAYERS, BIG_BYTES)?;
     for measure in Measure::ALL {
-        let new = crate::support::program();
-        let mut new = Side::start(version, measure, new).await?;
+        let mut new = Side::start(version, measure, new.clone()).await?;
         let mut old = Side::start(version, measure, old.clone()).await?;
-        for n in 0..=ROUNDS {
+        let pairs = measure.pairs();
+        for n in 0..(1 + rounds) * pairs {
             // The first of the two warms the caches that both read.
             let sides = match n % 2 {
                 0 => [&mut new, &mut old],
                 _ => [&mut old, &mut new],
             };
             for side in sides {
-                let round = side.round(measure, n, &big).await;
-                round
-                    .with_context(|| format!("{measure:?}, round {n}, {:?}", side.node.program))?;
+                let measured = side.measure(measure, n, &big).await;
+                measured
+                    .with_context(|| format!("{measure:?}, pair {n}, {:?}", side.node.program))?;
             }
-            if n == 0 {
+            if n + 1 == pairs {
                 // What is measured at the first use only is no part of the comparison.
                 new.times.clear();
                 old.times.clear();
@@ -191,19 +221,42 @@ async fn compare(version: Version) -> Result<()> {
 }
 
 fn print(version: Version, measure: Measure, new: &[Duration], old: &[Duration]) {
-    let ratio = |new: Duration, old: Duration| new.as_secs_f64() / old.as_secs_f64();
-    let rounds = new.iter().zip(old).map(|(new, old)| ratio(*new, *old));
-    let mut rounds: Vec<_> = rounds.collect();
-    rounds.sort_by(f64::total_cmp);
+    let ratio = |(new, old): (&Duration, &Duration)| new.as_secs_f64() / old.as_secs_f64();
+    let mut ratios: Vec<_> = new.iter().zip(old).map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
     println!(
-        "{version:?}, {measure:?}: new {:.1?}, old {:.1?}, new / old {:.2} (rounds: {:.2} to {:.2}, {:.2} in the middle)",
+        "{version:?}, {measure:?}: new {:.1?}, old {:.1?}, new / old of {} pairs {:.3} (quartiles {:.3} to {:.3})",
         median(new),
         median(old),
-        ratio(median(new), median(old)),
-        rounds[0],
-        rounds[rounds.len() - 1],
-        rounds[rounds.len() / 2],
+        ratios.len(),
+        quantile(&ratios, 0.5),
+        quantile(&ratios, 0.25),
+        quantile(&ratios, 0.75),
     );
+}
+
+/// Returns this quantile of sorted values; one between two of them is interpolated.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return f64::NAN;
+    };
+    let at = last as f64 * part;
+    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    below + (above - below) * at.fract()
+}
+
+#[test]
+fn quantiles_are_interpolated() {
+    for (values, quartiles) in [
+        (&[1.0][..], [1.0, 1.0, 1.0]),
+        (&[1.0, 2.0], [1.25, 1.5, 1.75]),
+        (&[1.0, 2.0, 3.0, 4.0, 9.0], [2.0, 3.0, 4.0]),
+    ] {
+        assert_eq!(
+            [0.25, 0.5, 0.75].map(|part| quantile(values, part)),
+            quartiles
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,3 +186,70 @@ async fn a_chain_is_held_by_a_user_that_stays() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!is_held());
 }
+
+/// A container is removed after the round has listed the snapshots, while it replaces another chain.
+#[tokio::test(start_paused = true)]
+async fn a_removal_during_a_long_round_is_not_lost() {
+    const LONG: Duration = Duration::from_secs(60);
+    let bench = Bench::on(Fake::default(), "").await;
+    let images: Vec<_> = (0..2).map(|n| used_image(&bench.fake, n)).collect();
+    for image in &images {
+        bench.ask_for_used(image).await;
+    }
+    // From then on rounds run by events, and every five minutes.
+    tokio::time::sleep(Duration::from_secs(3700)).await;
+    bench.fake.slow("prepare snapshot", LONG);
+    bench.fake.collect_container("nydus", &container(0));
+    bench.emit_snapshot_removed(&container(0));
+    tokio::time::sleep(LONG / 2).await;
+    assert_eq!(bench.state(&images[0], "nydus").await, State::Missing);
+    bench.fake.collect_container("nydus", &container(1));
+    bench.emit_snapshot_removed(&container(1));
+    tokio::time::sleep(LONG / 2 + Duration::from_secs(2)).await;
+    assert_eq!(bench.state(&images[0], "nydus").await, State::Ready);
+    tokio::time::sleep(LONG + Duration::from_secs(2)).await;
+    assert_eq!(bench.state(&images[1], "nydus").await, State::Ready);
+}
+
+/// Nothing is created on it, so no private chain is made. Where it was unpacked on the host on guest-pulled layers, that
+/// would be a whole unpack.
+#[tokio::test(start_paused = true)]
+async fn no_private_chain_is_made_for_an_existing_container() {
+    let fake = Fake::default();
+    let unlabelled = used_image(&fake, 0);
+    let layers = ["lower", "upper"]
+        .map(|it| fake.document("application/vnd.oci.image.layer.v1.tar", it.as_bytes()));
+    let mixed = fake.image_from("r.example/mixed:1", &layers);
+    let [lower, upper] = ["lower", "upper"]
+        .map(|it| sha256(format!("what is in {}", sha256(it.as_bytes())).as_bytes()));
+    let top = sha256(format!("{lower} {upper}").as_bytes());
+    let proxied = Labels::from([(PROXY_MODE.to_owned(), "true".to_owned())]);
+    fake.put("nydus", &lower, None, proxied);
+    fake.commit_unlabelled("nydus", &top, Some(&lower));
+    fake.activate("nydus", &container(1), &top);
+    let bench = Bench::on(fake, "[snapshotters.nydus]\neager = \"none\"\n").await;
+    assert_eq!(bench.state(&mixed, "nydus").await, State::Mixed);
+    let names = [unlabelled.name.clone(), mixed.name.clone()];
+    bench.ahead.check_existing(|_| {
+        let existing = names.into_iter().enumerate();
+        let existing = existing.map(|(n, image)| Existing {
+            id: container(n),
+            snapshotter: "nydus".to_owned(),
+            image: Some(image),
+        });
+        existing.collect()
+    });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let all = bench.fake.all("nydus");
+    let private = all
+        .iter()
+        .filter(|s| s.name.starts_with("nri-unpack-private-"));
+    let private: Vec<_> = private.map(|s| &s.name).collect();
+    assert!(private.is_empty(), "{private:?}");
+    for (n, image) in [&unlabelled, &mixed].into_iter().enumerate() {
+        bench.fake.collect_container("nydus", &container(n));
+        bench.emit_snapshot_removed(&container(n));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(bench.state(image, "nydus").await, State::Ready, "{n}");
+    }
+}

@@ -273,7 +273,6 @@ impl<'a> PlanExecutor<'a> {
             containerd: context.containerd,
             images: context.images,
             leases: context.leases,
-            lease: self.lease,
             collections: context.collections,
             target: context.target,
             stop: context.stop,

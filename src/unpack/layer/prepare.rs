@@ -133,7 +133,8 @@ impl Unpack<'_> {
         let is_silent = registry
             .as_ref()
             .is_some_and(|registry| silent.has(registry));
-        let began = Instant::now();
+        // Since when the snapshotter answers other calls, but not this one.
+        let mut answers_since = Instant::now();
         let id = self.lease.id();
         let prepare = self
             .containerd
@@ -146,7 +147,8 @@ impl Unpack<'_> {
         loop {
             let look = async {
                 tokio::time::sleep(pause).await;
-                self.is_committed().await
+                let asked = Instant::now();
+                (self.is_committed().await, asked.elapsed())
             };
             tokio::select! {
                 biased;
@@ -159,11 +161,13 @@ impl Unpack<'_> {
                     return Prepared::Stopped;
                 }
                 answer = prepare.as_mut() => return Prepared::Answered(answer),
-                committed = look => {
-                    // If the look was not answered either, the snapshotter does not answer.
+                (committed, took) = look => {
+                    // If the look was not answered in time either, the snapshotter hangs.
+                    if committed.is_err() || took >= SILENT {
+                        answers_since = Instant::now();
+                    }
                     if let Some(registry) = &registry
-                        && committed.is_ok()
-                        && began.elapsed() >= SILENT
+                        && answers_since.elapsed() >= SILENT
                     {
                         silent.found(self.snapshotter, registry);
                     }

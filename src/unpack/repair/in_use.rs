@@ -29,11 +29,15 @@ pub(crate) enum NextStep {
 /// Returns the next step of the work on a target. It matters for a container that is being created in a snapshotter
 /// with guest-pulled layers, if its chain was unpacked on the host: a running flight of this chain cannot help the
 /// container, so the container does not wait for it.
+///
+/// `is_created` is `false` for a container that exists: it is moved onto no other chain, so none is made for it. Its chain
+/// is replaced when it is gone.
 pub(crate) async fn next_step(
     containerd: &dyn Containerd,
     leases: &Arc<Leases>,
     layer_locks: &LayerLocks,
     target: &Target,
+    is_created: bool,
 ) -> NextStep {
     if !target.in_use {
         return NextStep::Flight;
@@ -54,11 +58,15 @@ pub(crate) async fn next_step(
             let refused = target.refused(&status);
             return NextStep::Fail(refused.unwrap_or_else(|| error(target, state, 1, None)));
         }
+        State::Mixed if !is_created => return NextStep::Fail(error(target, state, 1, None)),
         State::Mixed if target.is_for_guest() => {}
         // The owners that the files of the copy need are not known here.
         State::Mixed if target.is_copied => return NextStep::Fail(error(target, state, 1, None)),
         State::Mixed => return NextStep::PrivateChain(Box::new(target.on_host())),
         _ if target.left_to_containerd => return NextStep::LeftToContainerd(created_at),
+        State::Unlabelled if target.rules.guest_pulls && !is_created => {
+            return NextStep::Fail(error(target, state, 1, None));
+        }
         State::Unlabelled if target.rules.guest_pulls => {}
         _ => return NextStep::Flight,
     }

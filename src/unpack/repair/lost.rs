@@ -15,11 +15,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Labels, Resource};
+use crate::containerd::{self, Containerd, Labels};
 use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
 use crate::unpack::schedule::process_lock::process_lock;
-use crate::unpack::snapshotter::lease::{Lease, Leases};
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, is_anchor};
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
@@ -70,7 +70,6 @@ pub(crate) struct LostImages<'a> {
     pub(crate) containerd: &'a dyn Containerd,
     pub(crate) images: &'a Images,
     pub(crate) leases: &'a Arc<Leases>,
-    pub(crate) lease: &'a Lease,
     pub(crate) collections: &'a Collections,
     pub(crate) target: &'a Target,
     pub(crate) stop: &'a CancellationToken,
@@ -81,7 +80,7 @@ struct LostImage {
     manifest: Arc<Manifest>,
     /// The position of its lowest lost layer.
     lowest: usize,
-    /// The labels on its config blob that keep its chains in this snapshotter.
+    /// The labels on its config blob that keep its chains in this snapshotter; that of its own chain if there is none.
     anchors: Labels,
 }
 
@@ -156,7 +155,13 @@ impl LostImages<'_> {
             Err(e) if e.is_not_found() => Labels::new(),
             Err(e) => return Err(e),
         };
-        anchors.retain(|key, _| is_anchor(key, &self.target.snapshotter));
+        let kept = self.kept();
+        anchors.retain(|key, _| is_anchor(key, &self.target.snapshotter) && *key != kept);
+        // A process that was killed has not restored it.
+        if let (true, Some(top)) = (anchors.is_empty(), manifest.chain_id()) {
+            let key = format!("{ANCHOR}{}", self.target.snapshotter);
+            anchors.insert(key, top.to_owned());
+        }
         Ok(Some(LostImage {
             manifest,
             lowest,
@@ -224,47 +229,43 @@ impl LostImages<'_> {
             if self.lowest_lost(&image.manifest).await? != Some(image.lowest) {
                 continue;
             }
-            self.hold_kept(image).await?;
             let none = image.anchors.keys().map(|key| (key.clone(), String::new()));
-            self.set_anchors(image, none.collect()).await?;
+            // In the same call: a process that is killed after it leaves the layers anchored.
+            let kept = image.highest_kept().unwrap_or_default();
+            let kept = (self.kept(), kept.to_owned());
+            self.set_anchors(image, none.chain([kept]).collect())
+                .await?;
         }
         let lease = self.leases.take(self.containerd).await?;
         lease.release_and_collect(self.containerd).await
     }
 
     /// Restores the anchors of an image, unless its records are gone. Of an image that is lost in part, the layers that the
-    /// snapshotter still has get an anchor until the image is removed.
+    /// snapshotter still has then keep their anchor until the image is removed.
     async fn restore(&self, image: &LostImage) -> Result<(), containerd::Error> {
         let lowest = &image.manifest.layers[image.lowest].chain_id;
-        let is_gone = match self.exists(lowest).await {
-            Ok(true) => false,
+        let has_record = match self.exists(lowest).await {
+            Ok(true) => Ok(true),
             _ => {
                 self.containerd
                     .has_record(&self.target.snapshotter, lowest)
                     .await
-                    == Ok(false)
             }
         };
-        if !is_gone {
-            return self.set_anchors(image, image.anchors.clone()).await;
+        let mut anchors = match has_record {
+            Ok(false) => return Ok(()),
+            _ => image.anchors.clone(),
+        };
+        // While it is not known, both stay.
+        if has_record == Ok(true) {
+            anchors.insert(self.kept(), String::new());
         }
-        match image.highest_kept() {
-            Some(kept) => {
-                let key = format!("{ANCHOR}{}{KEPT}", self.target.snapshotter);
-                self.set_anchors(image, Labels::from([(key, kept.to_owned())]))
-                    .await
-            }
-            None => Ok(()),
-        }
+        self.set_anchors(image, anchors).await
     }
 
-    /// Holds the layers below the lost ones, which the snapshotter still has.
-    async fn hold_kept(&self, image: &LostImage) -> Result<(), containerd::Error> {
-        let Some(kept) = image.highest_kept() else {
-            return Ok(());
-        };
-        let resource = Resource::snapshot(&self.target.snapshotter, kept);
-        self.containerd.hold(self.lease.id(), resource).await
+    /// Returns the key of the anchor of the layers below the lost ones.
+    fn kept(&self) -> String {
+        format!("{ANCHOR}{}{KEPT}", self.target.snapshotter)
     }
 
     async fn set_anchors(
@@ -272,9 +273,6 @@ impl LostImages<'_> {
         image: &LostImage,
         anchors: Labels,
     ) -> Result<(), containerd::Error> {
-        if anchors.is_empty() {
-            return Ok(());
-        }
         let labelled = self.containerd.label_blob(&image.manifest.config, anchors);
         match labelled.await {
             // The image was removed meanwhile.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::Fake;
-use crate::containerd::{Image, Labels};
+use crate::containerd::{ErrorKind, Image, Labels};
 use crate::ctr::Ctr;
 use crate::image::{Manifest, Manifests, PROXY_MODE, Platform, layer_labels};
 
@@ -311,4 +311,30 @@ async fn the_configured_profile_decides_before_the_name_and_the_finding() {
     bench.fake.set_mode(OTHER, true);
     bench.ensure().await.unwrap();
     assert_eq!(bench.proxied(), 3);
+}
+
+/// Nothing is made before it is known whether the guest pulls, and the next request asks again.
+#[tokio::test]
+async fn an_error_of_introspection_decides_nothing() {
+    for snapshotter in [NYDUS, OTHER] {
+        let bench = Bench::new(snapshotter).await;
+        bench.restart(true);
+        for kind in [ErrorKind::Other, ErrorKind::TimedOut] {
+            for _ in 0..10 {
+                bench.fake.fail("list snapshotters", 0, kind);
+            }
+            bench.ensure().await.unwrap_err();
+            assert!(bench.fake.all(snapshotter).is_empty(), "{snapshotter}");
+            assert!(bench.fake.lease_ids().is_empty());
+            bench.fake.heal();
+        }
+        // Until it is known, a snapshotter of any name may leave images to the guest.
+        bench.fake.fail("list snapshotters", 0, ErrorKind::Other);
+        drop(bench.ensure().await);
+        bench.ensure().await.unwrap();
+        assert_eq!(bench.proxied(), 3, "{snapshotter}");
+        bench.fake.calls();
+        bench.ensure().await.unwrap();
+        assert_eq!(bench.fake.subjects("list snapshotters"), [""; 0]);
+    }
 }

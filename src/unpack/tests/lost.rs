@@ -1,7 +1,7 @@
 //! A snapshotter that has lost its state: what is removed, what stays, and a fault in every call.
 
 use super::*;
-use crate::containerd::Descriptor;
+use crate::containerd::{Descriptor, Snapshot};
 
 /// An image whose layers are the lowest two of the bench's image and one of its own.
 const OTHER: &str = "r.example/other:1";
@@ -146,4 +146,42 @@ async fn what_is_left_of_another_image_stays() {
         bench.chain_ids.iter().all(|id| names.contains(id)),
         "{names:?}"
     );
+}
+
+/// An error leaves the layers below the lost ones of another image anchored, also if it is not known whether its records
+/// are gone.
+#[tokio::test]
+async fn after_a_fault_the_layers_that_are_left_stay() {
+    let calls = [
+        "stat snapshot",
+        "look up record of snapshot",
+        "delete lease",
+        "create lease",
+        "label blob",
+    ];
+    for call in calls {
+        for after in 0..16 {
+            let bench = Bench::new(3).await;
+            let layers = ["the lower", "the upper"];
+            let layers = layers.map(|content| bench.fake.document(MEDIA_TYPE, content.as_bytes()));
+            let _: Image = bench.fake.image_from(OTHER, &layers as &[Descriptor]);
+            ensure_other(&bench).await.unwrap();
+            let is_lowest = |s: &&Snapshot| s.parent.is_none();
+            let all = bench.fake.all(EROFS);
+            let lowest = all.iter().find(is_lowest).unwrap().name.clone();
+            bench.ensure().await.unwrap();
+            bench.fake.lose_snapshots(EROFS);
+            bench.fake.find(EROFS, &lowest);
+            bench.fake.fail(call, after, ErrorKind::TimedOut);
+            drop(bench.ensure().await);
+            bench.fake.heal();
+            bench.engine.sweep().await.unwrap();
+            bench.fake.collect_garbage();
+            let names: Vec<_> = bench.fake.all(EROFS).into_iter().map(|s| s.name).collect();
+            assert!(names.contains(&lowest), "{call} {after}: {names:?}");
+            bench.ensure().await.unwrap();
+            ensure_other(&bench).await.unwrap();
+            bench.assert_nothing_left();
+        }
+    }
 }

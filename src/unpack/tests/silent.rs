@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::containerd::fake::Fake;
-use crate::containerd::{Containerd, Image, SnapshotKind};
+use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
 use crate::image::{Manifest, Manifests, Platform};
 
 use super::super::{ContentFallback, Engine, Request, Role, State, Ticket, Urgency, Want};
@@ -197,4 +197,35 @@ async fn a_creation_waits_for_the_labels_although_the_registry_is_silent() {
     let ready = creation.outcome_by(deadline).await;
     assert!(ready.is_some_and(|outcome| outcome.is_ok()));
     assert!(second.outcome_by(deadline).await.is_none());
+}
+
+/// Its looks are not answered either, or late: that says nothing of a registry.
+#[tokio::test(start_paused = true)]
+async fn a_registry_is_not_blamed_for_a_snapshotter_that_hangs() {
+    const HANGS: Duration = Duration::from_secs(8);
+    for is_answered in [false, true] {
+        let bench = Bench::new().await;
+        bench.fake.slow("prepare snapshot", LONG);
+        let mut first = bench.ask(NAME);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if is_answered {
+            bench.fake.slow("stat snapshot", HANGS);
+        } else {
+            for _ in 0..100 {
+                bench.fake.fail("stat snapshot", 0, ErrorKind::TimedOut);
+            }
+        }
+        tokio::time::sleep(HANGS + Duration::from_millis(350)).await;
+        bench.fake.heal();
+        bench.fake.slow("stat snapshot", Duration::ZERO);
+        // Its looks are answered again, and its `Prepare` is not yet.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let began = Instant::now();
+        let mut second = bench.ask(SECOND);
+        assert!(second.outcome_by(began + HOOK).await.is_none());
+        assert_eq!(began.elapsed(), HOOK, "{is_answered}");
+        bench.answer();
+        first.outcome().await.unwrap();
+        second.outcome().await.unwrap();
+    }
 }

@@ -18,6 +18,7 @@ mod cri;
 mod dir;
 pub mod images;
 mod log;
+mod loss;
 mod metadata;
 mod mounts;
 pub mod nydus;

@@ -137,6 +137,28 @@ impl Tap {
         lock(&self.observer.calls).clone()
     }
 
+    /// Waits until there are more than `calls` calls, and none came for `time`: the client has no more work, or waits.
+    /// Returns the number of calls.
+    ///
+    /// # Errors
+    /// If that takes longer than `timeout`.
+    pub async fn quiet(&self, calls: usize, time: Duration, timeout: Duration) -> Result<usize> {
+        let quiet = async {
+            let count = || lock(&self.observer.calls).len();
+            let mut before = count();
+            loop {
+                tokio::time::sleep(time).await;
+                let now = count();
+                if now == before && now > calls {
+                    return now;
+                }
+                before = now;
+            }
+        };
+        let quiet = tokio::time::timeout(timeout, quiet).await;
+        quiet.context("the client does not rest")
+    }
+
     /// Puts a fault into the call after the next `calls` calls, until [`Self::heal`].
     pub fn fail(&self, calls: usize, fault: Fault) {
         let at = lock(&self.observer.calls).len() + calls;
@@ -167,6 +189,11 @@ impl Tap {
             go: may_go,
         });
         Held { came: has_come, go }
+    }
+
+    /// Forgets what is held and was not met: no further call is held for it.
+    pub fn forget_holds(&self) {
+        lock(&self.observer.traps).clear();
     }
 
     /// Holds all calls that match `which`: the server seems to work on them, and never to answer.
