@@ -309,6 +309,24 @@ async fn a_container_of_a_ready_image_takes_one_round_trip() {
     );
 }
 
+/// On a node with many images, the list takes most of the time of such a request.
+#[tokio::test]
+async fn a_container_of_an_image_with_a_name_lists_no_images() {
+    let bench = Bench::new(3).await;
+    bench.commit_without_labels(3);
+    for key in ["c1", "c2"] {
+        let want = Want::Container {
+            key: key.to_owned(),
+            chain: bench.chain_ids[2].clone(),
+            name: Some(NAME.to_owned()),
+            left_to_containerd: false,
+        };
+        bench.engine.ensure(request(want)).outcome().await.unwrap();
+        assert!(bench.fake.subjects("list images").is_empty());
+        bench.fake.calls();
+    }
+}
+
 #[tokio::test]
 async fn the_chain_identifies_the_image_if_the_name_is_wrong() {
     let bench = Bench::new(2).await;

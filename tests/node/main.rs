@@ -24,6 +24,7 @@ mod doctor_remedies;
 mod encrypted;
 mod ensure;
 mod faults;
+mod find_cost;
 mod generate;
 mod guest_mode;
 mod guest_pull;

@@ -114,9 +114,12 @@ impl Resolver {
             Ok(found) => found,
             Err(e) => return Err(self.without_foreign_state(snapshotter, e).await),
         };
-        let names = self.images.names(&image, &list).await?;
         let is_sandbox = matches!(request.want, Want::Sandbox { .. });
         let in_use = is_sandbox || matches!(request.want, Want::Container { .. });
+        let names = match in_use {
+            true => self.images.names_at_once(&image, &list).await?,
+            false => self.images.names(&image, &list).await?,
+        };
         let wanted = self.policy.labelling(snapshotter, &names);
         let is_volume = matches!(request.want, Want::Volume { .. });
         if wanted.is_none() && !in_use && !is_volume {

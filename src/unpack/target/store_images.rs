@@ -81,6 +81,11 @@ impl StoreImages {
 pub(crate) struct RequestImages(OnceCell<Records>);
 
 impl RequestImages {
+    /// Returns the list if the request has read it.
+    pub(crate) fn read(&self) -> Option<&[Image]> {
+        self.0.get().map(|records| &**records)
+    }
+
     pub(crate) async fn get(
         &self,
         store: &StoreImages,

@@ -27,8 +27,9 @@ const UPPER: &str = "r.example/upper:1";
 const OTHER_PROCESS: &str = "nri-unpack-another";
 
 /// Every call of a replacement, and of the creation of a private chain for a chain in use.
-const CALLS: [&str; 12] = [
+const CALLS: [&str; 13] = [
     "list images",
+    "list images of",
     "get image",
     "read blob",
     "look up blob",
