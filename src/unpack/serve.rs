@@ -25,7 +25,7 @@ pub(crate) struct Serve<'a> {
 impl Serve<'_> {
     /// Serves the request until its end.
     pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
-        match self.resolver.target(self.request).await {
+        match self.resolver.target(self.request, &self.worker.facts).await {
             Err(e) => {
                 let e = self.resolver.images.unless_removed(e).await;
                 reporter.end(Err(Arc::new(e)));
@@ -67,7 +67,7 @@ impl Serve<'_> {
                         if let Err(e) = &outcome
                             && e.contradicts_guest_pull()
                         {
-                            self.resolver.doubt(&self.request.snapshotter);
+                            self.worker.facts.guest_pulls.doubt();
                         }
                         reporter.end(outcome);
                     }

@@ -180,12 +180,7 @@ impl<'a> PlanExecutor<'a> {
         missing > 1
             && layers.limits.at_once > 1
             && !target.rules.guest_pulls
-            && layers
-                .limits
-                .capabilities
-                .of(containerd, &target.snapshotter)
-                .await
-                .rebases
+            && layers.facts.capabilities(containerd).await.rebases
     }
 
     /// Unpacks the layers at the same time. If several fail, the failure of the lowest layer counts, as if they had been

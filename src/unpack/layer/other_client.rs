@@ -27,8 +27,7 @@ const BETWEEN_LAYERS: Duration = Duration::from_secs(2);
 impl Unpack<'_> {
     /// Waits while another client of containerd unpacks layers of this image. Returns whether it has committed this one.
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
-        let capabilities = &self.layers.limits.capabilities;
-        let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
+        let capabilities = self.layers.facts.capabilities(self.containerd).await;
         if !capabilities.applies || !self.is_unpacked_by_other_client().await {
             return Ok(false);
         }

@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::Fake;
-use crate::containerd::{Image, Labels};
+use crate::containerd::{ErrorKind, Image, Labels};
 use crate::ctr::Ctr;
 use crate::image::{Manifest, Manifests, PROXY_MODE, Platform, layer_labels};
 
@@ -264,6 +265,23 @@ async fn a_lazy_snapshotter_with_labelled_layers_is_not_probed() {
     bench.engine.find_out(OTHER).await;
     assert_eq!(bench.prepares(), 0);
     assert!(!bench.engine.profile(OTHER).fails_closed);
+}
+
+/// A probe may take 10 s. After one that fails, those who waited for it share the next.
+#[tokio::test(start_paused = true)]
+async fn callers_at_the_same_time_share_one_probe() {
+    for (kind, expected) in [(None, 1), (Some(ErrorKind::Other), 2)] {
+        let bench = Bench::new(NYDUS).await;
+        bench.restart(true);
+        bench.fake.prepares_in(NYDUS, Duration::from_secs(1));
+        if let Some(kind) = kind {
+            bench.fake.fail("prepare snapshot", 0, kind);
+        }
+        let callers = (0..10).map(|_| bench.engine.find_out(NYDUS));
+        futures::future::join_all(callers).await;
+        assert_eq!(bench.prepares(), expected, "{kind:?}");
+        assert!(bench.engine.supports_guest_pull(NYDUS), "{kind:?}");
+    }
 }
 
 /// The restart was not seen, for example since the socket is the same.
