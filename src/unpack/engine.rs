@@ -253,8 +253,8 @@ impl Engine {
         stuck::is(&self.resolver.images, snapshotter, image).await
     }
 
-    /// Moves a container that is being created onto the private chain that was made for it ([`Error::InUse`]). Returns
-    /// before the deadline. A move that has begun is finished in the background, where its lease is released, too.
+    /// Moves a container that is being created onto the private chain that was made for it
+    /// ([`Progress::onto`](super::Progress)). Returns before the deadline. A move that has begun is finished in the background, where its lease is released, too.
     pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
         let inner = until.before_answer();

@@ -47,9 +47,9 @@ impl Serve<'_> {
                     return reporter.end(filled.map_err(Arc::new));
                 }
                 let layer_locks = &self.worker.layers.layer_locks;
-                let containerd = self.worker.shared.containerd.as_ref();
-                match next_step(containerd, &self.worker.shared.leases, layer_locks, &target).await
-                {
+                let shared = &self.worker.shared;
+                let (containerd, leases) = (shared.containerd.as_ref(), &shared.leases);
+                match next_step(containerd, leases, layer_locks, &target, &reporter).await {
                     NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
                     NextStep::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
@@ -116,13 +116,19 @@ impl Serve<'_> {
         let flight = self.worker.flight_of(private, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
-        reporter.end(Err(Arc::new(match outcome {
-            Ok(_) => in_use::error(target, State::Mixed, 1, chain),
+        let error = match outcome {
+            Ok(_) => {
+                if let Some(chain) = chain {
+                    reporter.onto(chain);
+                }
+                in_use::error(target, State::Mixed, 1)
+            }
             Err(source) => Error::Broken {
                 image: target.image.clone(),
                 snapshotter: target.snapshotter.clone(),
                 source,
             },
-        })));
+        };
+        reporter.end(Err(Arc::new(error)));
     }
 }

@@ -11,6 +11,7 @@ use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource, Snapshot
 use crate::image::{Manifests, Platform};
 
 use super::super::chain::profile::is_proxied;
+use super::super::snapshotter::guest_pull::is_private;
 use super::super::{
     Action, ContentFallback, Engine, Error, Move, Outcome, Request, Role, State, SwapDeadlines,
     SwapOutcome, Urgency, Want,
@@ -88,19 +89,23 @@ impl Bench {
         self.engine.ensure(request).outcome().await
     }
 
-    /// Asks for the image of a container that is being created on this chain.
-    async fn ensure_for(&self, key: &str, chain: &str, image: &str) -> Outcome {
+    /// Asks for the image of a container that is being created on this chain, which is in use. Returns the private chain
+    /// that was made for it.
+    async fn private_chain_for(&self, key: &str, chain: &str, image: Option<&str>) -> String {
         let request = Request {
             want: Want::Container {
                 key: key.to_owned(),
                 chain: chain.to_owned(),
-                name: Some(image.to_owned()),
+                name: image.map(str::to_owned),
                 left_to_containerd: false,
             },
             snapshotter: NYDUS.to_owned(),
             urgency: Urgency::Creation,
         };
-        self.engine.ensure(request).outcome().await
+        let mut ticket = self.engine.ensure(request);
+        let error = ticket.outcome().await.unwrap_err();
+        assert!(matches!(*error, Error::InUse { .. }), "{error}");
+        ticket.progress().onto.expect("a private chain")
     }
 
     async fn state(&self, image: &Image) -> State {
@@ -121,23 +126,18 @@ impl Bench {
         }
     }
 
-    /// Unpacks the chain on the host and creates a container on it. Returns the move that the error names.
+    /// Unpacks the chain on the host and creates a container on it. Returns its move onto
+    /// the private chain.
     async fn create_on_host_chain(&self, key: &str) -> Move {
         self.unpack_on_the_host(4).await;
         let from = self.chain_ids[3].clone();
         self.fake.activate(NYDUS, key, &from);
-        let error = self.ensure_for(key, &from, UPPER).await.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{error}");
-        };
+        let onto = self.private_chain_for(key, &from, Some(UPPER)).await;
         Move {
             snapshotter: NYDUS.to_owned(),
             key: key.to_owned(),
             from,
-            onto: onto.clone(),
+            onto,
         }
     }
 
@@ -237,18 +237,13 @@ async fn the_guest_pulls_both_images_that_share_layers() {
         // The upper image is based on the lower image's layers: they stay, and a container of the
         // lower image gets a private chain.
         let error = bench.ensure(LOWER).await.unwrap_err();
-        let without_a_chain = matches!(&*error, Error::InUse { onto: None, .. });
-        assert!(without_a_chain, "{order:?}: {error}");
+        assert!(matches!(*error, Error::InUse { .. }), "{order:?}: {error}");
+        let all = bench.fake.all(NYDUS);
+        assert!(!all.iter().any(|s| is_private(&s.name)), "{order:?}");
         let lower = bench.chain_ids[1].as_str();
         bench.fake.activate(NYDUS, "c", lower);
-        let error = bench.ensure_for("c", lower, LOWER).await.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{order:?}: {error}");
-        };
-        let private = bench.fake.stat(NYDUS, onto).await.unwrap();
+        let onto = bench.private_chain_for("c", lower, Some(LOWER)).await;
+        let private = bench.fake.stat(NYDUS, &onto).await.unwrap();
         assert!(is_proxied(&private.labels), "{private:?}");
         bench.assert_nothing_left(&format!("{order:?}")).await;
     }
@@ -474,25 +469,19 @@ async fn twenty_containers_of_one_image_are_all_moved() {
         bench.fake.activate(NYDUS, key, &bench.chain_ids[3]);
     }
     let moves = keys.iter().map(|key| async {
-        let error = bench.ensure_for(key, &bench.chain_ids[3], UPPER).await;
-        let error = error.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{error}");
-        };
+        let from = bench.chain_ids[3].clone();
+        let onto = bench.private_chain_for(key, &from, Some(UPPER)).await;
         let wanted = Move {
             snapshotter: NYDUS.to_owned(),
             key: key.clone(),
-            from: bench.chain_ids[3].clone(),
+            from,
             onto: onto.clone(),
         };
         assert_eq!(
             bench.engine.swap(wanted, within(10_000)).await,
             SwapOutcome::Done
         );
-        onto.clone()
+        onto
     });
     let onto = futures::future::join_all(moves).await;
     for (key, onto) in keys.iter().zip(onto) {
@@ -510,22 +499,10 @@ async fn twenty_containers_of_one_image_are_all_moved() {
 async fn a_chain_below_a_container_is_in_use_without_a_list_of_snapshots() {
     let bench = Bench::new().await;
     bench.unpack_on_the_host(4).await;
-    let (key, chain) = ("container".to_owned(), bench.chain_ids[3].clone());
-    bench.fake.activate(NYDUS, &key, &chain);
+    let chain = bench.chain_ids[3].as_str();
+    bench.fake.activate(NYDUS, "container", chain);
     bench.fake.calls();
-    let request = Request {
-        want: Want::Container {
-            key,
-            chain,
-            name: None,
-            left_to_containerd: false,
-        },
-        snapshotter: NYDUS.to_owned(),
-        urgency: Urgency::Creation,
-    };
-    let error = bench.engine.ensure(request).outcome().await.unwrap_err();
-    let with_a_chain = matches!(&*error, Error::InUse { onto: Some(_), .. });
-    assert!(with_a_chain, "{error}");
+    bench.private_chain_for("container", chain, None).await;
     let calls = bench.fake.calls();
     let lists = calls.iter().filter(|call| call.contains("list snapshots"));
     assert_eq!(lists.count(), 0, "{calls:#?}");

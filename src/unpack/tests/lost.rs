@@ -66,7 +66,6 @@ async fn below_a_container_the_records_stay_until_it_is_gone() {
                 &*error,
                 Error::InUse {
                     state: State::Lost,
-                    onto: None,
                     ..
                 }
             ),
