@@ -149,14 +149,15 @@ impl Engine {
     }
 
     /// Returns whether layers have to be applied to make the image of a request ready. `false` if the snapshotter mounts
-    /// them from elsewhere.
-    pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {
+    /// them from elsewhere. To find that out, it may have to wait for a registry: the caller's permit to look at images,
+    /// `look`, is dropped before.
+    pub async fn needs_content<L: Send>(&self, request: &Request, look: L) -> Result<bool, Error> {
         let worker = self.workers.of(&request.snapshotter);
         let target = self.resolver.target(request, &worker.facts).await?;
         let containerd = self.containerd.as_ref();
         worker
             .need_content
-            .ask(containerd, &self.leases, &target)
+            .ask(containerd, &self.leases, &target, look)
             .await
     }
 
