@@ -1,6 +1,4 @@
 //! One question for all that ask it at the same time: they share the answer.
-//!
-//! No answer is older than its caller: an answer that was begun before the caller came is not used for it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -19,7 +17,7 @@ pub(crate) struct Question<T> {
 /// The last answer, as long as callers wait that it may be for.
 #[derive(Debug)]
 struct Last<T> {
-    /// The number of callers when the answer was begun: it is for these.
+    /// The number of callers that the answer is for.
     callers: u64,
     answer: T,
 }
@@ -57,16 +55,30 @@ impl<T> Default for Question<T> {
 impl<T: Clone> Question<T> {
     /// Returns an answer that was begun after this call: that of another caller, or else this one's `answer`.
     pub(crate) async fn ask(&self, answer: impl Future<Output = T>) -> T {
+        self.share(answer, false).await
+    }
+
+    /// Returns an answer that was not complete before this call: that of another caller, or else this one's `answer`.
+    pub(crate) async fn join(&self, answer: impl Future<Output = T>) -> T {
+        self.share(answer, true).await
+    }
+
+    /// With `joined`, the answer is for all callers that come until it is complete, else for those that came before it was
+    /// begun.
+    async fn share(&self, answer: impl Future<Output = T>, joined: bool) -> T {
         let waiting = Waiting::begin(&self.waiting);
         let caller = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut last = self.last.lock().await;
         let answer = match &*last {
             Some(last) if last.callers >= caller => last.answer.clone(),
             _ => {
-                let callers = self.asked.load(Ordering::SeqCst);
+                let before = self.asked.load(Ordering::SeqCst);
                 let answer = answer.await;
                 *last = Some(Last {
-                    callers,
+                    callers: match joined {
+                        true => self.asked.load(Ordering::SeqCst),
+                        false => before,
+                    },
                     answer: answer.clone(),
                 });
                 answer

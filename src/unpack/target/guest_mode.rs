@@ -132,12 +132,12 @@ impl GuestMode {
         }
         let answer = async {
             match self.known(facts).await {
-                // The caller before has found it out.
+                // Another caller has found it out meanwhile.
                 Some(known) => Ok(known),
                 None => self.probe(facts).await,
             }
         };
-        facts.guest_pull_question.ask(answer).await
+        facts.guest_pull_question.join(answer).await
     }
 
     /// A snapshotter whose name says nothing is not probed if its own snapshots show that it is a lazy one.

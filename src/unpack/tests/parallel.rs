@@ -82,7 +82,7 @@ impl Bench {
         let found = self.fake.all(self.snapshotter);
         assert_eq!(found.len(), layers, "{context}: {found:?}");
         let mut below = None;
-        for chain_id in self.chain_ids.iter().cloned().take(layers) {
+        for chain_id in self.chain_ids.iter().take(layers).cloned() {
             let layer = found.iter().find(|snapshot| snapshot.name == chain_id);
             let layer = layer.unwrap_or_else(|| panic!("{context}: no {chain_id}"));
             assert_eq!(layer.kind, SnapshotKind::Committed, "{context}");
