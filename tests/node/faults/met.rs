@@ -275,7 +275,14 @@ impl Bench {
             .await?;
         let arriving = of_its_own("arriving", 3);
         self.node.pull(&arriving).await?;
-        self.node.wait_image(&arriving, NYDUS).await
+        self.node.wait_image(&arriving, NYDUS).await?;
+        let pod = self.node.cri.run_pod(EROFS, &[]).await?;
+        let created = self
+            .node
+            .cri
+            .create_container(&pod, arriving.name(), &[], &[]);
+        created.await?;
+        Ok(())
     }
 }
 
