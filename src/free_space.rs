@@ -2,6 +2,8 @@
 //! images that pods need. An unpack reserves the space that it will take, so that several do not count on the same space.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -53,8 +55,8 @@ pub(crate) struct FreeSpace {
 /// What is known of the directories.
 #[derive(Debug, Default)]
 struct Roots {
-    /// The space that unpacks have reserved, in bytes.
-    reserved: HashMap<String, u64>,
+    /// The space that unpacks have reserved, in bytes, by the device of the file system.
+    reserved: HashMap<u64, u64>,
     /// The directories with too little free space, and the smallest unpack that waits for more, in bytes.
     too_little: HashMap<String, u64>,
     /// The directories whose free space could not be read.
@@ -85,7 +87,7 @@ enum Change {
 #[derive(Debug)]
 pub(crate) struct Reservation<'a> {
     of: &'a FreeSpace,
-    root: &'a str,
+    device: u64,
     bytes: u64,
 }
 
@@ -102,35 +104,26 @@ impl FreeSpace {
 
     /// Reserves space for an unpack into this directory. Returns `None` if less than the minimum would be free after it.
     /// Succeeds if the free space cannot be read, for example in a container without the host's directory.
-    pub(crate) fn reserve<'a>(
-        &'a self,
-        root: Option<&'a str>,
-        bytes: u64,
-    ) -> Option<Reservation<'a>> {
+    pub(crate) fn reserve(&self, root: Option<&str>, bytes: u64) -> Option<Reservation<'_>> {
         let root = root.unwrap_or(DEFAULT_ROOT);
-        let (is_enough, change) = self.check(root, bytes);
+        let (reservation, change) = self.check(root, bytes, bytes);
         if let Some(change) = change {
             change.log(root);
         }
-        is_enough.then(|| {
-            *self
-                .roots
-                .lock()
-                .reserved
-                .entry(root.to_owned())
-                .or_default() += bytes;
-            Reservation {
-                of: self,
-                root,
-                bytes,
-            }
-        })
+        reservation
     }
 
-    /// Returns whether there is enough free space for so many bytes more, and the change since the last check.
-    fn check(&self, root: &str, bytes: u64) -> (bool, Option<Change>) {
+    /// Checks whether there is enough free space for so many bytes more, and returns the change since the last check. If
+    /// there is, reserves `taken` bytes before any other check.
+    fn check(
+        &self,
+        root: &str,
+        bytes: u64,
+        taken: u64,
+    ) -> (Option<Reservation<'_>>, Option<Change>) {
         let min_free = u64::from(self.config.now().unpack.min_free.as_u8());
         let measured = (self.measure)(root);
+        let device = device(Path::new(root));
         let mut roots = self.roots.lock();
         let space = match measured {
             Ok(space) => space,
@@ -139,10 +132,12 @@ impl FreeSpace {
                     self.recovered.notify_one();
                 }
                 let is_new = roots.unreadable.insert(root.to_owned());
-                return (true, is_new.then_some(Change::Unreadable(e)));
+                let reservation = self.reservation(&mut roots, device, taken);
+                let change = is_new.then_some(Change::Unreadable(e));
+                return (Some(reservation), change);
             }
         };
-        let reserved = roots.reserved.get(root).copied().unwrap_or_default();
+        let reserved = roots.reserved.get(&device).copied().unwrap_or_default();
         let left = space.free.saturating_sub(reserved).saturating_sub(bytes);
         let free = space.percent();
         if percent(left, space.total) < min_free {
@@ -160,8 +155,9 @@ impl FreeSpace {
                     min_free,
                 }
             };
-            return (false, smallest.is_none().then_some(change));
+            return (None, smallest.is_none().then_some(change));
         }
+        let reservation = self.reservation(&mut roots, device, taken);
         // A smaller unpack than those that wait says nothing about them.
         let has_recovered = roots
             .too_little
@@ -171,7 +167,17 @@ impl FreeSpace {
             roots.too_little.remove(root);
             self.recovered.notify_one();
         }
-        (true, has_recovered.then_some(Change::Enough { free }))
+        let change = has_recovered.then_some(Change::Enough { free });
+        (Some(reservation), change)
+    }
+
+    fn reservation(&self, roots: &mut Roots, device: u64, bytes: u64) -> Reservation<'_> {
+        *roots.reserved.entry(device).or_default() += bytes;
+        Reservation {
+            of: self,
+            device,
+            bytes,
+        }
     }
 
     /// Waits until a directory has enough free space again. Only one task may wait here.
@@ -181,7 +187,7 @@ impl FreeSpace {
                 tokio::time::sleep(CHECK_INTERVAL).await;
                 let too_little = self.roots.lock().too_little.clone();
                 for (root, bytes) in too_little {
-                    let (_, change) = self.check(&root, bytes);
+                    let (_, change) = self.check(&root, bytes, 0);
                     if let Some(change) = change {
                         change.log(&root);
                     }
@@ -221,10 +227,17 @@ impl Change {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut roots = self.of.roots.lock();
-        if let Some(reserved) = roots.reserved.get_mut(self.root) {
+        if let Some(reserved) = roots.reserved.get_mut(&self.device) {
             *reserved = reserved.saturating_sub(self.bytes);
         }
     }
+}
+
+/// Returns the device of the file system on which a directory is, or will be. 0, which is no device, if not even the root
+/// directory can be read.
+fn device(directory: &Path) -> u64 {
+    let existing = directory.ancestors().find_map(|path| path.metadata().ok());
+    existing.map_or(0, |metadata| metadata.dev())
 }
 
 /// Returns the space of a directory's file system for users other than root.
@@ -292,12 +305,61 @@ mod tests {
         assert!(reserve(3 * GB).is_some());
     }
 
+    #[test]
+    fn directories_of_one_file_system_share_its_space() {
+        let free_space = FreeSpace::new(config("15%"), |_| free(20));
+        let directory = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "a/b/second"].map(|name| {
+            let path = directory.path().join(name);
+            path.to_str().unwrap().to_owned()
+        });
+        std::fs::create_dir(&first).unwrap();
+        assert_ne!(device(Path::new(&first)), device(Path::new("/proc")));
+        let reserved = free_space.reserve(Some(&first), 3 * GB);
+        assert!(reserved.is_some());
+        assert!(free_space.reserve(Some(&second), 3 * GB).is_none());
+        assert!(free_space.reserve(Some("/proc"), 3 * GB).is_some());
+        drop(reserved);
+        assert!(free_space.reserve(Some(&second), 3 * GB).is_some());
+    }
+
+    #[test]
+    fn unpacks_that_come_at_the_same_time_do_not_count_on_the_same_space() {
+        use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+        const ROUNDS: usize = 20_000;
+        let free_space = FreeSpace::new(config("15%"), |_| free(20));
+        let (arrived, reserved) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        // A barrier would wake the threads one after another.
+        let both = |round: usize| {
+            arrived.fetch_add(1, SeqCst);
+            while arrived.load(SeqCst) < 2 * round {
+                std::thread::yield_now();
+            }
+        };
+        let rounds = || {
+            for round in 1..=ROUNDS {
+                both(2 * round - 1);
+                let reservation = free_space.reserve(None, 3 * GB);
+                reserved.fetch_add(reservation.iter().count(), SeqCst);
+                both(2 * round);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(rounds);
+            scope.spawn(rounds);
+        });
+        assert_eq!(reserved.into_inner(), ROUNDS);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_change_is_reported_once() {
         use std::sync::atomic::{AtomicU64, Ordering};
         static FREE: AtomicU64 = AtomicU64::new(3);
         let free_space = FreeSpace::new(config("15%"), |_| free(FREE.load(Ordering::Relaxed)));
-        let check = |bytes| free_space.check(DEFAULT_ROOT, bytes);
+        let check = |bytes| {
+            let (reservation, change) = free_space.check(DEFAULT_ROOT, bytes, 0);
+            (reservation.is_some(), change)
+        };
         let too_little = Change::TooLittle {
             free: 3,
             min_free: 15,

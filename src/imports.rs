@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 14] = [
     &["free_space", "metrics", "logs"],
     &["containerd", "ctr"],
     &["config"],
-    &["peer", "printable", "retry"],
+    &["peer", "printable", "question", "retry"],
 ];
 
 /// The same for the rooms of `src/unpack`.

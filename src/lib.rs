@@ -31,4 +31,5 @@ pub mod logs;
 pub mod metrics;
 mod peer;
 mod printable;
+mod question;
 mod retry;

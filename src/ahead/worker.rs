@@ -173,9 +173,9 @@ impl Worker {
         if all_are_labelled && node.engine.supports_guest_pull(snapshotter) {
             return false;
         }
-        let _look = self.look(Urgency::Background).await;
+        let look = self.look(Urgency::Background).await;
         let request = self.request(want, Urgency::Background);
-        match node.engine.needs_content(&request).await {
+        match node.engine.needs_content(&request, look).await {
             Ok(true) => {
                 log::debug!(image = want.name(), snapshotter; "image not made ready ahead: the snapshotter needs its content");
                 true

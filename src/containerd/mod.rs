@@ -42,6 +42,9 @@ pub trait Containerd: Send + Sync {
     async fn image(&self, name: &str) -> Result<Image>;
     /// Lists all image records, without the label that CRI puts on each of them.
     async fn images(&self) -> Result<Vec<Image>>;
+    /// Lists the image records with this target, in the order and with the labels of [`Containerd::images`]. containerd
+    /// compares all records, but sends only these.
+    async fn images_of(&self, target: &str) -> Result<Vec<Image>>;
 
     /// Returns the content store's record of a blob.
     async fn blob(&self, digest: &str) -> Result<Blob>;

@@ -365,7 +365,7 @@ async fn without_containerd_pods_are_allowed_unless_the_configuration_rejects_th
 #[tokio::test(start_paused = true)]
 async fn a_container_whose_chain_cannot_be_read_is_rejected_only_if_configured() {
     use crate::containerd::ErrorKind::{NotFound, Unreachable};
-    for (call, kind) in [("list images", Unreachable), ("stat snapshot", NotFound)] {
+    for (call, kind) in [("list images of", Unreachable), ("stat snapshot", NotFound)] {
         for (config, created) in [("", true), ("[hooks]\non_unready = \"reject\"\n", false)] {
             for (handler, snapshotter) in [("local", "erofs"), ("guest", "nydus")] {
                 let bench = Bench::new(config).await;

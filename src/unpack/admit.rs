@@ -156,7 +156,10 @@ impl Engine {
         let state = found(&ticket, &outcome);
         let answer = match outcome {
             Some(Ok(done)) => Answer::Ready(done),
-            Some(Err(error)) => self.not_ready(candidate, chain, error, until).await,
+            Some(Err(error)) => {
+                let onto = ticket.progress().onto;
+                self.not_ready(candidate, chain, error, onto, until).await
+            }
             None => {
                 let progress = ticket.progress();
                 Answer::GoesOn {
@@ -189,12 +192,14 @@ impl Engine {
         }
     }
 
-    /// Handles a chain that was not made ready: has it replaced later, and moves the container if that is possible.
+    /// Handles a chain that was not made ready: has it replaced later, and moves the container onto the chain that was made
+    /// for it, if there is one.
     async fn not_ready(
         self: &Arc<Self>,
         candidate: &Candidate,
         chain: String,
         error: Arc<Error>,
+        onto: Option<String>,
         until: SwapDeadlines,
     ) -> Answer {
         let snapshotter = candidate.snapshotter.as_str();
@@ -204,11 +209,8 @@ impl Engine {
             candidate.kind,
             CandidateKind::Container { may_move: true, .. }
         );
-        let onto = match &*error {
-            Error::InUse { onto, .. } if may_move => onto.clone(),
-            _ => None,
-        };
-        let Some(onto) = onto else {
+        let is_in_use = matches!(*error, Error::InUse { .. });
+        let Some(onto) = onto.filter(|_| may_move && is_in_use) else {
             return Answer::Failed { error, is_held };
         };
         let on_host = is_on_host(&onto);

@@ -26,7 +26,7 @@ use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
 use crate::unpack::schedule::permits::Parallel;
 use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket, outcome_label};
-use crate::unpack::snapshotter::capabilities::CapabilityCache;
+use crate::unpack::snapshotter::facts::Facts;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::lease_owner::Role;
 use crate::unpack::snapshotter::listing::{Listing, Lists};
@@ -58,16 +58,14 @@ impl Engine {
         fallback: ContentFallback,
     ) -> Arc<Self> {
         let leases = Arc::new(Leases::new(role));
-        let capabilities = Arc::new(CapabilityCache::default());
         let images = Arc::new(Images::new(containerd.clone()));
-        let resolver = Resolver::new(images.clone(), leases.clone(), policy, capabilities.clone());
+        let resolver = Resolver::new(images.clone(), leases.clone(), policy.into());
         let shared = Arc::new(Shared::new(
             images,
             containerd.clone(),
             leases.clone(),
             fallback,
             parallel,
-            capabilities,
         ));
         Arc::new(Self {
             resolver,
@@ -111,9 +109,9 @@ impl Engine {
         left_to_containerd: bool,
     ) -> Result<ParentChain, crate::containerd::Error> {
         let containerd = self.containerd.as_ref();
-        let guest_pulls = self.resolver.guest_pull_now(snapshotter);
-        self.workers
-            .of(snapshotter)
+        let worker = self.workers.of(snapshotter);
+        let guest_pulls = self.resolver.guest_mode.now(&worker.facts);
+        worker
             .ready_cache
             .parent_chain(
                 containerd,
@@ -128,31 +126,39 @@ impl Engine {
 
     /// Returns the kind of snapshotter, as far as it is known now.
     pub fn profile(&self, snapshotter: &str) -> Profile {
-        self.resolver.profile(snapshotter)
+        self.resolver.guest_mode.profile(&self.facts(snapshotter))
     }
 
     /// Finds out whether the guest pulls the snapshotter's images, ahead of the first request. Takes no call if it is
     /// known of the snapshotter's process.
     pub async fn find_out(&self, snapshotter: &str) {
-        if let Err(e) = self.resolver.find_out(snapshotter).await {
+        if let Err(e) = self
+            .resolver
+            .guest_mode
+            .find_out(&self.facts(snapshotter))
+            .await
+        {
             log::debug!(snapshotter, error:% = e; "whether the guest pulls images could not be found out: the next request of the snapshotter tries again");
         }
     }
 
     /// Whether the guest pulls the labelled images of the snapshotter, as far as that is configured or found out.
     pub fn supports_guest_pull(&self, snapshotter: &str) -> bool {
-        self.resolver.supports_guest_pull(snapshotter)
+        self.resolver
+            .guest_mode
+            .supports_guest_pull(&self.facts(snapshotter))
     }
 
     /// Returns whether layers have to be applied to make the image of a request ready. `false` if the snapshotter mounts
-    /// them from elsewhere.
-    pub async fn needs_content(&self, request: &Request) -> Result<bool, Error> {
-        let target = self.resolver.target(request).await?;
-        let containerd = self.containerd.as_ref();
+    /// them from elsewhere. To find that out, it may have to wait for a registry: the caller's permit to look at images,
+    /// `look`, is dropped before.
+    pub async fn needs_content<L: Send>(&self, request: &Request, look: L) -> Result<bool, Error> {
         let worker = self.workers.of(&request.snapshotter);
+        let target = self.resolver.target(request, &worker.facts).await?;
+        let containerd = self.containerd.as_ref();
         worker
             .need_content
-            .ask(containerd, &self.leases, &target)
+            .ask(containerd, &self.leases, &target, look)
             .await
     }
 
@@ -164,7 +170,10 @@ impl Engine {
             snapshotter: snapshotter.to_owned(),
             urgency: Urgency::Background,
         };
-        let target = self.resolver.target(&request).await?;
+        let target = self
+            .resolver
+            .target(&request, &self.facts(snapshotter))
+            .await?;
         name_layers(self.containerd.as_ref(), &target).await
     }
 
@@ -185,11 +194,13 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<ImageStatus, Error> {
-        let status = inspect::image_status(&self.resolver, image, names, listing).await?;
+        let worker = self.workers.of(&listing.snapshotter);
+        let status =
+            inspect::image_status(&self.resolver, image, names, listing, &worker.facts).await?;
         if status.committed == status.layers
             && let Some(chain) = &status.chain
         {
-            self.workers.of(&listing.snapshotter).sentinels.saw(chain);
+            worker.sentinels.saw(chain);
         }
         Ok(status)
     }
@@ -212,7 +223,8 @@ impl Engine {
         names: &[String],
         listing: &Listing,
     ) -> Result<Vec<Planned>, Error> {
-        inspect::planned(&self.resolver, image, names, listing).await
+        let facts = self.facts(&listing.snapshotter);
+        inspect::planned(&self.resolver, image, names, listing, &facts).await
     }
 
     /// Reads the manifests of many images at the same time, so that those who ask for them next do not wait. Errors are
@@ -258,8 +270,8 @@ impl Engine {
         stuck::is(&self.resolver.images, snapshotter, image).await
     }
 
-    /// Moves a container that is being created onto the private chain that was made for it ([`Error::InUse`]). Returns
-    /// before the deadline. A move that has begun is finished in the background, where its lease is released, too.
+    /// Moves a container that is being created onto the private chain that was made for it
+    /// ([`Progress::onto`](super::Progress)). Returns before the deadline. A move that has begun is finished in the background, where its lease is released, too.
     pub async fn swap(self: &Arc<Self>, wanted: Move, until: SwapDeadlines) -> SwapOutcome {
         let (answer, answered) = oneshot::channel();
         let inner = until.before_answer();
@@ -382,9 +394,13 @@ impl Engine {
         for worker in self.workers.all() {
             worker.ready_cache.forget();
             worker.need_content.forget();
+            worker.facts.forget();
         }
         self.resolver.forget();
-        self.shared.limits.capabilities.forget();
+    }
+
+    fn facts(&self, snapshotter: &str) -> Arc<Facts> {
+        self.workers.of(snapshotter).facts.clone()
     }
 
     /// Sets whether stream processors that decrypt a layer get the payload that CRI passes to them if the keys belong to

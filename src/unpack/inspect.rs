@@ -6,6 +6,7 @@ use crate::image::Layer;
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::plan::{Planned, plan, spelled_out};
 use crate::unpack::chain::state::State;
+use crate::unpack::snapshotter::facts::Facts;
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::target::resolve::Resolver;
 
@@ -40,8 +41,9 @@ pub(crate) async fn image_status(
     image: &Image,
     names: &[String],
     listing: &Listing,
+    facts: &Facts,
 ) -> Result<ImageStatus, Error> {
-    let resolved = resolver.target_in(image, names, listing).await;
+    let resolved = resolver.target_in(image, names, listing, facts).await;
     let (target, is_excluded) = match resolved {
         Ok(resolved) => resolved,
         Err(e) => return Err(resolver.images.unless_removed(e).await),
@@ -50,7 +52,7 @@ pub(crate) async fn image_status(
     let status = target.status_in(containerd, listing).await?;
     let mut state = status.state(&target.rules);
     // With guest pull no blob is needed. It may be in use although no snapshot shows it yet.
-    let may_proxy = target.supports_guest_pull || resolver.profile(&listing.snapshotter).may_proxy;
+    let may_proxy = target.supports_guest_pull || resolver.guest_mode.profile(facts).may_proxy;
     let needs_blobs = !is_excluded && !may_proxy;
     if matches!(state, State::Missing | State::Partial)
         && needs_blobs
@@ -80,8 +82,9 @@ pub(crate) async fn planned(
     image: &Image,
     names: &[String],
     listing: &Listing,
+    facts: &Facts,
 ) -> Result<Vec<Planned>, Error> {
-    let (target, is_excluded) = resolver.target_in(image, names, listing).await?;
+    let (target, is_excluded) = resolver.target_in(image, names, listing, facts).await?;
     if is_excluded {
         return Ok(vec![]);
     }

@@ -25,7 +25,7 @@ pub(crate) struct Serve<'a> {
 impl Serve<'_> {
     /// Serves the request until its end.
     pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
-        match self.resolver.target(self.request).await {
+        match self.resolver.target(self.request, &self.worker.facts).await {
             Err(e) => {
                 let e = self.resolver.images.unless_removed(e).await;
                 reporter.end(Err(Arc::new(e)));
@@ -47,10 +47,18 @@ impl Serve<'_> {
                     return reporter.end(filled.map_err(Arc::new));
                 }
                 let layer_locks = &self.worker.layers.layer_locks;
-                let containerd = self.worker.shared.containerd.as_ref();
-                let leases = &self.worker.shared.leases;
+                let shared = &self.worker.shared;
+                let (containerd, leases) = (shared.containerd.as_ref(), &shared.leases);
                 let is_created = self.request.urgency == Urgency::Creation;
-                match next_step(containerd, leases, layer_locks, &target, is_created).await {
+                let next = next_step(
+                    containerd,
+                    leases,
+                    layer_locks,
+                    &target,
+                    is_created,
+                    &reporter,
+                );
+                match next.await {
                     NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
                     NextStep::LeftToContainerd(created_at) => {
                         self.leave_alone(&target, created_at, reporter);
@@ -68,7 +76,7 @@ impl Serve<'_> {
                         if let Err(e) = &outcome
                             && e.contradicts_guest_pull()
                         {
-                            self.resolver.doubt(&self.request.snapshotter);
+                            self.worker.facts.guest_pulls.doubt();
                         }
                         reporter.end(outcome);
                     }
@@ -117,13 +125,19 @@ impl Serve<'_> {
         let flight = self.worker.flight_of(private, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
-        reporter.end(Err(Arc::new(match outcome {
-            Ok(_) => in_use::error(target, State::Mixed, 1, chain),
+        let error = match outcome {
+            Ok(_) => {
+                if let Some(chain) = chain {
+                    reporter.onto(chain);
+                }
+                in_use::error(target, State::Mixed, 1)
+            }
             Err(source) => Error::Broken {
                 image: target.image.clone(),
                 snapshotter: target.snapshotter.clone(),
                 source,
             },
-        })));
+        };
+        reporter.end(Err(Arc::new(error)));
     }
 }

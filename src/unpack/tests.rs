@@ -1,6 +1,7 @@
 //! Tests of the engine with the in-memory containerd: every state, a fault in every call, and what a fault leaves
 //! behind.
 
+mod bench;
 mod faults;
 mod flights;
 mod guest;
@@ -14,14 +15,13 @@ mod properties;
 mod replacements;
 mod silent;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
-use crate::containerd::{Containerd, ErrorKind, Image, Resource, SnapshotKind};
+use crate::containerd::{Containerd, ErrorKind, Image, Resource};
 use crate::ctr::Ctr;
-use crate::image::{Manifests, Platform};
+use bench::Bench;
 
 use super::{
     Action, ContentFallback, Engine, Error, LabelPolicy, Labelling, Outcome, Parallel, ParentChain,
@@ -78,90 +78,6 @@ fn fixed_policy(cri: bool, required: bool, extra: ExtraLabels) -> Box<FixedPolic
 /// Returns the default policy: all labels are required.
 pub(super) fn default_policy() -> Box<FixedPolicy> {
     fixed_policy(true, true, ExtraLabels::default())
-}
-
-struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
-    image: Image,
-    /// Bottom first.
-    chain_ids: Vec<String>,
-}
-
-impl Bench {
-    async fn new(layers: usize) -> Self {
-        Self::of("application/vnd.oci.image.layer.v1.tar+gzip", layers).await
-    }
-
-    /// Makes a bench with layers of this media type.
-    async fn of(media_type: &str, layers: usize) -> Self {
-        let fake = Arc::new(Fake::default());
-        let image = fake.image_of(NAME, media_type, layers);
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let chain_ids = manifest.layers.iter().map(|l| l.chain_id.clone());
-        let bench = Self {
-            engine: Engine::new(
-                fake.clone(),
-                Role::Daemon,
-                PARALLEL,
-                default_policy(),
-                ContentFallback::default(),
-            ),
-            fake,
-            image,
-            chain_ids: chain_ids.collect(),
-        };
-        bench.fake.calls();
-        bench
-    }
-
-    /// Replaces the engine by one with another policy, on the same containerd.
-    fn set_policy(&mut self, policy: Box<FixedPolicy>) {
-        let fallback = ContentFallback::default();
-        self.engine = Engine::new(self.fake.clone(), Role::Daemon, PARALLEL, policy, fallback);
-    }
-
-    async fn ensure(&self) -> Outcome {
-        self.engine
-            .ensure(request(Want::Image(NAME.to_owned())))
-            .outcome()
-            .await
-    }
-
-    async fn state(&self) -> State {
-        let names = [self.image.name.clone()];
-        let listing = self.engine.list(EROFS).await.unwrap();
-        let status = self
-            .engine
-            .image_status(&self.image, &names, &listing)
-            .await;
-        status.unwrap().state
-    }
-
-    /// Commits the lowest `count` layers without labels.
-    fn commit_without_labels(&self, count: usize) {
-        for (i, chain_id) in self.chain_ids.iter().enumerate().take(count) {
-            let parent = i.checked_sub(1).map(|below| self.chain_ids[below].as_str());
-            self.fake.commit_unlabelled(EROFS, chain_id, parent);
-        }
-    }
-
-    /// Asserts that only committed snapshots remain, and no lease.
-    fn assert_nothing_left(&self) {
-        assert!(self.fake.lease_ids().is_empty());
-        for snapshot in self.fake.all(EROFS) {
-            assert_eq!(snapshot.kind, SnapshotKind::Committed, "{}", snapshot.name);
-        }
-    }
-}
-
-impl Bench {
-    async fn config(&self) -> String {
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(self.fake.as_ref(), &self.image).await;
-        manifest.unwrap().config.clone()
-    }
 }
 
 fn request(want: Want) -> Request {
@@ -243,12 +159,12 @@ async fn a_ready_chain_survives_garbage_collection() {
 async fn an_unanchored_chain_is_anchored() {
     let bench = Bench::new(2).await;
     bench.ensure().await.unwrap();
-    let config = bench.config().await;
+    let config = bench.config();
     let label = [(
         "containerd.io/gc.ref.snapshot.erofs".to_owned(),
         "other".to_owned(),
     )];
-    bench.fake.label_blob(&config, label.into()).await.unwrap();
+    bench.fake.label_blob(config, label.into()).await.unwrap();
     assert_eq!(bench.state().await, State::Unanchored);
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Anchored, 0));
@@ -308,6 +224,24 @@ async fn a_container_of_a_ready_image_takes_one_round_trip() {
         matches!(parent_chain, ParentChain::Unknown { .. }),
         "{parent_chain:?}"
     );
+}
+
+/// On a node with many images, the list takes most of the time of such a request.
+#[tokio::test]
+async fn a_container_of_an_image_with_a_name_lists_no_images() {
+    let bench = Bench::new(3).await;
+    bench.commit_without_labels(3);
+    for key in ["c1", "c2"] {
+        let want = Want::Container {
+            key: key.to_owned(),
+            chain: bench.chain_ids[2].clone(),
+            name: Some(NAME.to_owned()),
+            left_to_containerd: false,
+        };
+        bench.engine.ensure(request(want)).outcome().await.unwrap();
+        assert!(bench.fake.subjects("list images").is_empty());
+        bench.fake.calls();
+    }
 }
 
 #[tokio::test]

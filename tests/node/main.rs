@@ -24,6 +24,7 @@ mod doctor_remedies;
 mod encrypted;
 mod ensure;
 mod faults;
+mod find_cost;
 mod first_after_pull;
 mod foreknowledge;
 mod generate;

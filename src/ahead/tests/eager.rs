@@ -244,3 +244,25 @@ async fn the_image_of_a_new_container_counts_as_used() {
     let named = [("used", &images[0]), ("new", &images[1])];
     assert_eq!(bench.prepared(&named), ["used", "new"]);
 }
+
+/// A probe may wait for a registry that does not answer.
+#[tokio::test(start_paused = true)]
+async fn probes_that_hang_do_not_delay_an_image_without_a_probe() {
+    let fake = Fake::default();
+    fake.is_lazy("erofs", &[]);
+    let bench = Bench::on(fake, "").await;
+    bench
+        .fake
+        .prepares_in("erofs", Duration::from_secs(60 * 60));
+    for n in 0..16 {
+        let image = image_with_own_layer(&bench.fake, &format!("r.example/hangs:{n}"));
+        bench.emit_created(&image.name);
+    }
+    settle().await;
+    let unpacked = image_with_own_layer(&bench.fake, "r.example/unpacked:1");
+    let chain = only_chain(&unpacked);
+    bench.fake.commit_unlabelled("erofs", &chain, None);
+    bench.emit_created(&unpacked.name);
+    settle().await;
+    assert_eq!(bench.state(&unpacked, "erofs").await, State::Ready);
+}

@@ -173,7 +173,6 @@ async fn a_chain_is_held_by_a_user_that_stays() {
         snapshotter: "nydus".to_owned(),
         state: State::Unlabelled,
         holders: 1,
-        onto: None,
     };
     let is_held = || bench.node.engine.is_held(&error, "nydus");
     bench.ask_for_used(&image).await;

@@ -55,6 +55,15 @@ impl Containerd for Fake {
         self.call("list images", "", effect).await
     }
 
+    async fn images_of(&self, target: &str) -> Result<Vec<Image>> {
+        let effect = |store: &mut Store| {
+            let images = store.images.values();
+            let of = images.filter(|image| image.target.digest == target);
+            Ok(of.cloned().collect())
+        };
+        self.call("list images of", target, effect).await
+    }
+
     async fn blob(&self, digest: &str) -> Result<Blob> {
         let effect = |store: &mut Store| {
             found(store.blobs.get(digest)).map(|(bytes, labels)| Blob {

@@ -29,6 +29,10 @@ impl Containerd for Grpc {
         images::list(self).await
     }
 
+    async fn images_of(&self, target: &str) -> Result<Vec<Image>> {
+        images::list_of(self, target).await
+    }
+
     async fn blob(&self, digest: &str) -> Result<Blob> {
         content::info(self, digest).await
     }

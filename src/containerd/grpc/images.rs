@@ -22,9 +22,18 @@ pub(super) async fn get(grpc: &Grpc, name: &str) -> Result<Image> {
 }
 
 pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Image>> {
-    let request = grpc.ask(api::ListImagesRequest { filters: vec![] });
+    list_by(grpc, vec![], "images").await
+}
+
+pub(super) async fn list_of(grpc: &Grpc, target: &str) -> Result<Vec<Image>> {
+    let filter = format!("target.digest=={target:?}");
+    list_by(grpc, vec![filter], target).await
+}
+
+async fn list_by(grpc: &Grpc, filters: Vec<String>, subject: &str) -> Result<Vec<Image>> {
+    let request = grpc.ask(api::ListImagesRequest { filters });
     let reply = client(grpc).list(request).await;
-    let mut images = reply.map_err(failed("list", "images"))?.into_inner().images;
+    let mut images = reply.map_err(failed("list", subject))?.into_inner().images;
     for image in &mut images {
         image.labels.remove(MANAGED);
     }

@@ -185,8 +185,6 @@ pub enum Error {
         state: super::state::State,
         /// The number of containers, images and leases that use it.
         holders: usize,
-        /// The private chain onto which the container that is being created has to be moved.
-        onto: Option<String>,
     },
     /// The chain stayed unready although every step succeeded: another client of containerd changes it.
     #[error(

@@ -184,12 +184,7 @@ impl<'a> PlanExecutor<'a> {
         missing > 1
             && layers.limits.at_once > 1
             && !target.rules.guest_pulls
-            && layers
-                .limits
-                .capabilities
-                .of(containerd, &target.snapshotter)
-                .await
-                .rebases
+            && layers.facts.capabilities(containerd).await.rebases
     }
 
     /// Unpacks the layers at the same time. If several fail, the failure of the lowest layer counts, as if they had been
@@ -279,7 +274,7 @@ impl<'a> PlanExecutor<'a> {
         };
         match lost.remove_records().await? {
             Removed::Gone => self.work.did(Action::Replaced),
-            Removed::InUse => return Err(in_use::error(context.target, State::Lost, 1, None)),
+            Removed::InUse => return Err(in_use::error(context.target, State::Lost, 1)),
         }
         Ok(())
     }
@@ -340,7 +335,7 @@ impl<'a> PlanExecutor<'a> {
             // No container is being created, so none needs a private chain.
             Replaced::InUse(holders) => {
                 let state = self.status.state(&target.rules);
-                return Err(in_use::error(target, state, holders, None));
+                return Err(in_use::error(target, state, holders));
             }
         }
         Ok(())
@@ -370,9 +365,11 @@ impl<'a> PlanExecutor<'a> {
             target,
             containerd,
             layers,
+            reporter,
             ..
         } = *self.context;
         let state = self.status.state(&target.rules);
-        in_use::in_use(containerd, self.lease, &layers.layer_locks, target, state).await
+        let locks = &layers.layer_locks;
+        in_use::in_use(containerd, self.lease, locks, target, state, reporter).await
     }
 }

@@ -94,11 +94,7 @@ impl Flight<'_> {
         if all < LEAST_REPORTED || missing.iter().any(Layer::is_encrypted) {
             return;
         }
-        let capabilities = layers
-            .limits
-            .capabilities
-            .of(containerd, &target.snapshotter);
-        let least = match capabilities.await {
+        let least = match layers.facts.capabilities(containerd).await {
             Capabilities { applies: false, .. } => return,
             Capabilities { rebases: true, .. } => all.div_f64(layers.limits.at_once as f64),
             Capabilities { rebases: false, .. } => all,

@@ -23,13 +23,10 @@ impl PlanExecutor<'_> {
     /// Whether the image is being pulled, and its layers have to be applied here. A proxy plugin may need no content.
     pub(super) async fn follows_pull(&self) -> bool {
         let context = self.context;
-        let capabilities = &context.layers.limits.capabilities;
+        let facts = &context.layers.facts;
         context.target.arrives
             && !context.target.rules.guest_pulls
-            && capabilities
-                .of(context.containerd, &context.target.snapshotter)
-                .await
-                .applies
+            && facts.capabilities(context.containerd).await.applies
     }
 
     /// Unpacks these layers as their blobs land. Takes a place only for layers whose blobs are there: a slow pull delays

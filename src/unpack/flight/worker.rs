@@ -25,7 +25,7 @@ use crate::unpack::schedule::permits::{Parallel, PrioritySemaphore};
 use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
-use crate::unpack::snapshotter::capabilities::CapabilityCache;
+use crate::unpack::snapshotter::facts::Facts;
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::Target;
@@ -55,7 +55,6 @@ impl Shared {
         leases: Arc<Leases>,
         fallback: ContentFallback,
         parallel: Parallel,
-        capabilities: Arc<CapabilityCache>,
     ) -> Self {
         Self {
             images,
@@ -65,7 +64,7 @@ impl Shared {
             removals: Removals::default(),
             images_at_once: parallel.images,
             places: Arc::new(PrioritySemaphore::new(parallel.images)),
-            limits: Arc::new(Limits::new(parallel.layers, capabilities)),
+            limits: Arc::new(Limits::new(parallel.layers)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
@@ -76,7 +75,7 @@ impl Shared {
 /// its own worker.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    snapshotter: String,
+    pub(crate) facts: Arc<Facts>,
     pub(crate) flights: Flights,
     pub(crate) ready_cache: ReadyCache,
     pub(crate) sentinels: Sentinels,
@@ -90,8 +89,8 @@ pub(crate) struct Worker {
 impl Worker {
     /// A worker without flights.
     pub(crate) fn new(shared: Arc<Shared>, snapshotter: &str) -> Self {
+        let facts = Arc::new(Facts::new(snapshotter));
         Self {
-            snapshotter: snapshotter.to_owned(),
             flights: Flights::default(),
             ready_cache: ReadyCache::default(),
             sentinels: Sentinels::default(),
@@ -99,7 +98,8 @@ impl Worker {
             replacements: ReplacementQueue::default(),
             need_content: NeedContent::default(),
             places: Places::new(shared.images_at_once, shared.places.clone()),
-            layers: Layers::new(shared.limits.clone()),
+            layers: Layers::new(shared.limits.clone(), facts.clone()),
+            facts,
             shared,
         }
     }
@@ -191,7 +191,7 @@ impl FlightGuard {
         let (done, created_at) = flight.run().await.map_err(Arc::new)?;
         let chain = &self.token.chain;
         if done.action != Action::None {
-            metrics::unpacked(&worker.snapshotter, began.elapsed());
+            metrics::unpacked(&worker.facts.snapshotter, began.elapsed());
         }
         if target.manifest.chain_id().is_some() {
             worker.sentinels.saw(chain);

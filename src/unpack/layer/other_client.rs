@@ -27,8 +27,7 @@ const BETWEEN_LAYERS: Duration = Duration::from_secs(2);
 impl Unpack<'_> {
     /// Waits while another client of containerd unpacks layers of this image. Returns whether it has committed this one.
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
-        let capabilities = &self.layers.limits.capabilities;
-        let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
+        let capabilities = self.layers.facts.capabilities(self.containerd).await;
         if !capabilities.applies || self.last_look.is_some_and(|look| !look.is_due()) {
             return Ok(false);
         }

@@ -187,8 +187,7 @@ impl Unpack<'_> {
     /// Returns the registry that the snapshotter may ask for a layer with these labels.
     async fn registry(&self, labels: &Labels) -> Option<String> {
         let name = labels.get(IMAGE_REF).filter(|_| !self.is_for_guest)?;
-        let capabilities = &self.layers.limits.capabilities;
-        let capabilities = capabilities.of(self.containerd, self.snapshotter).await;
+        let capabilities = self.layers.facts.capabilities(self.containerd).await;
         let repository = image::repository(name).filter(|_| capabilities.is_proxy)?;
         let (registry, _) = repository.split_once('/')?;
         Some(registry.to_owned())

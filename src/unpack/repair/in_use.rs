@@ -9,6 +9,7 @@ use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 use crate::unpack::schedule::layer_locks::LayerLocks;
 use crate::unpack::schedule::priority::{Priority, Urgency};
+use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
 use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
@@ -38,6 +39,7 @@ pub(crate) async fn next_step(
     layer_locks: &LayerLocks,
     target: &Target,
     is_created: bool,
+    reporter: &Reporter,
 ) -> NextStep {
     if !target.in_use {
         return NextStep::Flight;
@@ -56,16 +58,16 @@ pub(crate) async fn next_step(
     match state {
         State::Mixed if target.is_sandbox => {
             let refused = target.refused(&status);
-            return NextStep::Fail(refused.unwrap_or_else(|| error(target, state, 1, None)));
+            return NextStep::Fail(refused.unwrap_or_else(|| error(target, state, 1)));
         }
-        State::Mixed if !is_created => return NextStep::Fail(error(target, state, 1, None)),
+        State::Mixed if !is_created => return NextStep::Fail(error(target, state, 1)),
         State::Mixed if target.is_for_guest() => {}
         // The owners that the files of the copy need are not known here.
-        State::Mixed if target.is_copied => return NextStep::Fail(error(target, state, 1, None)),
+        State::Mixed if target.is_copied => return NextStep::Fail(error(target, state, 1)),
         State::Mixed => return NextStep::PrivateChain(Box::new(target.on_host())),
         _ if target.left_to_containerd => return NextStep::LeftToContainerd(created_at),
         State::Unlabelled if target.rules.guest_pulls && !is_created => {
-            return NextStep::Fail(error(target, state, 1, None));
+            return NextStep::Fail(error(target, state, 1));
         }
         State::Unlabelled if target.rules.guest_pulls => {}
         _ => return NextStep::Flight,
@@ -74,50 +76,51 @@ pub(crate) async fn next_step(
         Ok(lease) => lease,
         Err(e) => return NextStep::Fail(target.failed(e)),
     };
-    let error = in_use(containerd, &lease, layer_locks, target, state).await;
+    let error = in_use(containerd, &lease, layer_locks, target, state, reporter).await;
     lease.release(containerd).await;
     NextStep::Fail(error)
 }
 
-/// Returns the error for a chain under a container that is being created. If the guest pulls the image, makes a private
-/// chain first, onto which the container can be moved.
+/// Returns the error for a chain under a container that is being created. If the guest pulls the image, makes and reports
+/// a private chain first, onto which the container can be moved.
 pub(crate) async fn in_use(
     containerd: &dyn Containerd,
     lease: &Lease,
     layer_locks: &LayerLocks,
     target: &Target,
     state: State,
+    reporter: &Reporter,
 ) -> Error {
     let snapshotter = target.snapshotter.as_str();
-    let onto = match (target.manifest.chain_id(), target.labels.last()) {
-        (Some(chain_id), Some(labels)) if target.is_for_guest() => {
-            let guest = Guest {
-                containerd,
-                snapshotter,
-                lease,
-                labels,
-            };
-            let (name, priority) = (private_name(chain_id), Priority::new(Urgency::Creation));
-            let _lock = layer_locks.lock(&name, &priority, || ()).await;
-            match guest.private_chain(&target.manifest).await {
-                Ok(onto) => onto,
-                Err(e) => return no_private(target, state, target.failed(e)),
-            }
+    if let (Some(chain_id), Some(labels), true) = (
+        target.manifest.chain_id(),
+        target.labels.last(),
+        target.is_for_guest(),
+    ) {
+        let guest = Guest {
+            containerd,
+            snapshotter,
+            lease,
+            labels,
+        };
+        let (name, priority) = (private_name(chain_id), Priority::new(Urgency::Creation));
+        let _lock = layer_locks.lock(&name, &priority, || ()).await;
+        match guest.private_chain(&target.manifest).await {
+            Ok(Some(chain)) => reporter.onto(chain),
+            Ok(None) => {}
+            Err(e) => return no_private(target, state, target.failed(e)),
         }
-        _ => None,
-    };
-    error(target, state, 1, onto)
+    }
+    error(target, state, 1)
 }
 
-/// Returns the error for a chain in use. `onto` is the chain onto which a container that is being created can be
-/// moved.
-pub(crate) fn error(target: &Target, state: State, holders: usize, onto: Option<String>) -> Error {
+/// Returns the error for a chain in use.
+pub(crate) fn error(target: &Target, state: State, holders: usize) -> Error {
     Error::InUse {
         image: target.image.clone(),
         snapshotter: target.snapshotter.clone(),
         state,
         holders,
-        onto,
     }
 }
 

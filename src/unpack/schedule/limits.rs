@@ -7,7 +7,7 @@ use super::layer_locks::LayerLocks;
 use super::permits::PrioritySemaphore;
 use super::silent_registries::SilentRegistries;
 use super::throughput::Throughput;
-use crate::unpack::snapshotter::capabilities::CapabilityCache;
+use crate::unpack::snapshotter::facts::Facts;
 
 /// What the unpacks of layers share in all snapshotters.
 pub(crate) struct Limits {
@@ -15,17 +15,15 @@ pub(crate) struct Limits {
     pub(crate) at_once: usize,
     /// The semaphore on which the other layers wait.
     pub(crate) permits: PrioritySemaphore,
-    pub(crate) capabilities: Arc<CapabilityCache>,
     /// Whether stream processors that decrypt a layer get the payload that CRI passes to them.
     pub(crate) hands_keys_over: AtomicBool,
 }
 
 impl Limits {
-    pub(crate) fn new(at_once: usize, capabilities: Arc<CapabilityCache>) -> Self {
+    pub(crate) fn new(at_once: usize) -> Self {
         Self {
             at_once,
             permits: PrioritySemaphore::new(at_once),
-            capabilities,
             // The default of containerd.
             hands_keys_over: AtomicBool::new(true),
         }
@@ -35,6 +33,8 @@ impl Limits {
 /// What the unpacks of layers share in one snapshotter.
 pub(crate) struct Layers {
     pub(crate) limits: Arc<Limits>,
+    /// What is known of the snapshotter itself.
+    pub(crate) facts: Arc<Facts>,
     /// The locks that let a layer of several chains be unpacked once.
     pub(crate) layer_locks: LayerLocks,
     /// The registries for which no hook waits.
@@ -45,9 +45,10 @@ pub(crate) struct Layers {
 
 impl Layers {
     /// Nothing is measured yet.
-    pub(crate) fn new(limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(limits: Arc<Limits>, facts: Arc<Facts>) -> Self {
         Self {
             limits,
+            facts,
             layer_locks: LayerLocks::default(),
             silent_registries: SilentRegistries::default(),
             throughput: Throughput::default(),

@@ -63,6 +63,9 @@ pub struct Progress {
     pub is_stalled: bool,
     /// Every layer was committed before the work, which notices that soon.
     pub is_committed: bool,
+    /// The private chain that was made for a container that is being created, since its own chain is in use: the container
+    /// can be moved onto it.
+    pub onto: Option<String>,
     /// The result; `None` while the work is running.
     pub outcome: Option<Outcome>,
 }
@@ -156,6 +159,11 @@ impl Reporter {
         self.0.send_modify(|p| p.is_committed = true);
     }
 
+    /// Reports the private chain onto which a container that is being created can be moved.
+    pub(crate) fn onto(&self, chain: String) {
+        self.0.send_modify(|p| p.onto = Some(chain));
+    }
+
     pub(crate) fn end(self, outcome: Outcome) {
         self.0.send_modify(|p| p.outcome = Some(outcome));
     }
@@ -173,6 +181,9 @@ impl Reporter {
             self.stalls(progress.is_stalled);
             if let Some(earliest) = progress.earliest {
                 self.not_before(earliest);
+            }
+            if let Some(chain) = progress.onto {
+                self.onto(chain);
             }
             if progress.outcome.is_some() || !other.changed().await {
                 return other.outcome().await;

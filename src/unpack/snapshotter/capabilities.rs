@@ -1,6 +1,5 @@
-//! The capabilities of snapshotters, as containerd lists them.
+//! The capabilities of a snapshotter, as containerd lists them.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,9 +29,9 @@ pub(crate) struct Capabilities {
     pub(crate) socket: Option<Arc<Path>>,
 }
 
-/// The known capabilities, by snapshotter.
+/// The capabilities of one snapshotter, if they are known.
 #[derive(Debug, Default)]
-pub(crate) struct CapabilityCache(Mutex<HashMap<String, Capabilities>>);
+pub(crate) struct CapabilityCache(Mutex<Option<Capabilities>>);
 
 impl CapabilityCache {
     /// Returns the capabilities of a snapshotter. Asks containerd once; after an error the next call asks again.
@@ -52,21 +51,21 @@ impl CapabilityCache {
         containerd: &dyn Containerd,
         snapshotter: &str,
     ) -> Result<Capabilities, containerd::Error> {
-        if let Some(cached) = self.cached().get(snapshotter) {
-            return Ok(cached.clone());
+        let cached = self.cached().clone();
+        if let Some(cached) = cached {
+            return Ok(cached);
         }
         let answer = ask(containerd, snapshotter).await?;
-        let known = answer.clone();
-        self.cached().insert(snapshotter.to_owned(), known);
+        *self.cached() = Some(answer.clone());
         Ok(answer)
     }
 
-    /// Forgets all capabilities, since containerd may have been replaced.
+    /// Forgets the capabilities, since containerd may have been replaced.
     pub(crate) fn forget(&self) {
-        self.cached().clear();
+        *self.cached() = None;
     }
 
-    fn cached(&self) -> MutexGuard<'_, HashMap<String, Capabilities>> {
+    fn cached(&self) -> MutexGuard<'_, Option<Capabilities>> {
         self.0.lock()
     }
 }
@@ -111,14 +110,13 @@ mod tests {
         ] {
             let fake = Fake::default();
             fake.can_rebase("erofs", version);
-            let capabilities = CapabilityCache::default();
-            assert_eq!(
-                capabilities.of(&fake, "erofs").await.rebases,
-                expected,
-                "{version}"
-            );
-            assert!(!capabilities.of(&fake, "native").await.rebases);
-            assert!(!capabilities.of(&fake, "not listed").await.rebases);
+            let rebases = async |snapshotter| {
+                let capabilities = CapabilityCache::default();
+                capabilities.of(&fake, snapshotter).await.rebases
+            };
+            assert_eq!(rebases("erofs").await, expected, "{version}");
+            assert!(!rebases("native").await);
+            assert!(!rebases("not listed").await);
         }
     }
 

@@ -1,10 +1,9 @@
-//! What was found out about snapshotters: whether the guest pulls their images. A finding holds for the process that
-//! gave it: a snapshotter that is restarted may run in another mode.
+//! What was found out of a snapshotter: whether the guest pulls its images. A finding holds for the process that gave
+//! it: a snapshotter that is restarted may run in another mode.
 //!
 //! The process is recognized by the socket at which it listens, which each process makes anew. Where this program does
 //! not see the socket (it may have other mounts than containerd), a finding holds for some seconds only.
 
-use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,7 +67,7 @@ impl Made {
 }
 
 #[derive(Clone, Debug)]
-struct Finding {
+struct Answer {
     guest_pulls: bool,
     process: Process,
     at: Instant,
@@ -76,7 +75,7 @@ struct Finding {
     is_doubted: bool,
 }
 
-impl Finding {
+impl Answer {
     fn is_current(&self) -> bool {
         !self.is_doubted
             && match (self.process.made, &self.process.socket) {
@@ -86,48 +85,46 @@ impl Finding {
     }
 }
 
-/// The findings, by snapshotter.
+/// Whether the guest pulls the images of one snapshotter, if that was found out.
 #[derive(Debug, Default)]
-pub(crate) struct Findings(Mutex<HashMap<String, Finding>>);
+pub(crate) struct Finding(Mutex<Option<Answer>>);
 
-impl Findings {
+impl Finding {
     /// Returns whether the guest pulls the images; `None` if that is not known of the process that runs now.
-    pub(crate) fn current(&self, snapshotter: &str) -> Option<bool> {
-        let finding = self.all().get(snapshotter).cloned()?;
-        finding.is_current().then_some(finding.guest_pulls)
+    pub(crate) fn current(&self) -> Option<bool> {
+        let answer = self.answer().clone()?;
+        answer.is_current().then_some(answer.guest_pulls)
     }
 
-    /// Returns the last finding, which an earlier process may have given.
-    pub(crate) fn last(&self, snapshotter: &str) -> Option<bool> {
-        let finding = self.all().get(snapshotter).cloned();
-        finding.map(|finding| finding.guest_pulls)
+    /// Returns the last answer, which an earlier process may have given.
+    pub(crate) fn last(&self) -> Option<bool> {
+        self.answer().as_ref().map(|answer| answer.guest_pulls)
     }
 
     /// Records whether the guest pulls the images. `process` ran before that was found out: if it has ended since, the
     /// finding is not current.
-    pub(crate) fn record(&self, snapshotter: &str, guest_pulls: bool, process: Process) {
-        let finding = Finding {
+    pub(crate) fn record(&self, guest_pulls: bool, process: Process) {
+        *self.answer() = Some(Answer {
             guest_pulls,
             process,
             at: Instant::now(),
             is_doubted: false,
-        };
-        self.all().insert(snapshotter.to_owned(), finding);
+        });
     }
 
-    /// Makes a finding outdated, since what the snapshotter did contradicts it.
-    pub(crate) fn doubt(&self, snapshotter: &str) {
-        if let Some(finding) = self.all().get_mut(snapshotter) {
-            finding.is_doubted = true;
+    /// Has it found out again, since what the snapshotter did contradicts the finding.
+    pub(crate) fn doubt(&self) {
+        if let Some(answer) = &mut *self.answer() {
+            answer.is_doubted = true;
         }
     }
 
-    /// Forgets all findings.
+    /// Forgets the finding.
     pub(crate) fn forget(&self) {
-        self.all().clear();
+        *self.answer() = None;
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Finding>> {
+    fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
         self.0.lock()
     }
 }
@@ -143,36 +140,35 @@ mod tests {
     async fn a_finding_holds_for_the_process_that_gave_it() {
         let directory = tempfile::tempdir().unwrap();
         let path: Arc<Path> = directory.path().join("s.sock").into();
-        let findings = Findings::default();
+        let finding = Finding::default();
         let first = UnixListener::bind(&path).unwrap();
-        findings.record("s", true, Process::at(Some(path.clone())));
-        assert_eq!(findings.current("s"), Some(true));
+        finding.record(true, Process::at(Some(path.clone())));
+        assert_eq!(finding.current(), Some(true));
         tokio::time::advance(10 * UNSEEN).await;
-        assert_eq!(findings.current("s"), Some(true));
+        assert_eq!(finding.current(), Some(true));
 
         drop(first);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(findings.current("s"), None);
+        assert_eq!(finding.current(), None);
         let _second = UnixListener::bind(&path).unwrap();
-        assert_eq!(findings.current("s"), None);
-        assert_eq!(findings.last("s"), Some(true));
+        assert_eq!(finding.current(), None);
+        assert_eq!(finding.last(), Some(true));
 
-        findings.record("s", false, Process::at(Some(path)));
-        assert_eq!(findings.current("s"), Some(false));
-        findings.doubt("s");
-        assert_eq!(findings.current("s"), None);
+        finding.record(false, Process::at(Some(path)));
+        assert_eq!(finding.current(), Some(false));
+        finding.doubt();
+        assert_eq!(finding.current(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_finding_of_a_process_that_is_not_seen_holds_for_seconds() {
-        let findings = Findings::default();
+        let [finding, lazy] = [(); 2].map(|()| Finding::default());
         let unseen: Arc<Path> = Path::new("/does/not/exist.sock").into();
-        findings.record("s", true, Process::at(Some(unseen)));
-        let lazy: Arc<Path> = Path::new("/does/not/exist/either.sock").into();
-        findings.record("lazy", false, Process::at(Some(lazy)).if_seen());
-        assert_eq!(findings.current("s"), Some(true));
+        finding.record(true, Process::at(Some(unseen.clone())));
+        lazy.record(false, Process::at(Some(unseen)).if_seen());
+        assert_eq!(finding.current(), Some(true));
         tokio::time::advance(UNSEEN).await;
-        assert_eq!(findings.current("s"), None);
-        assert_eq!(findings.current("lazy"), Some(false));
+        assert_eq!(finding.current(), None);
+        assert_eq!(lazy.current(), Some(false));
     }
 }

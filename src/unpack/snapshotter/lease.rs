@@ -20,6 +20,9 @@ use super::lease_owner::{Owner, Role};
 /// The prefix of the ids of this program's leases.
 const PREFIX: &str = "nri-unpack-";
 
+/// The prefix of the keys of this program's extraction snapshots.
+const EXTRACTION: &str = "extract-nri-unpack-";
+
 /// The prefix of the keys of this program's views.
 const VIEW: &str = "nri-unpack-view ";
 
@@ -59,35 +62,9 @@ impl Leases {
         self: &Arc<Self>,
         containerd: &dyn Containerd,
     ) -> Result<Lease, containerd::Error> {
-        let now = SystemTime::now();
-        let nanos = now
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos();
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease {
-            id: format!("{PREFIX}{}-{nanos}-{n}", self.owner.pid),
-            keys: AtomicU64::default(),
-            later: Mutex::default(),
-            kept: AtomicBool::default(),
-            leases: self.clone(),
-        };
-        self.active().insert(lease.id.clone());
-        let labels = Labels::from([
-            (OWNER.to_owned(), self.owner.to_string()),
-            (
-                EXPIRE.to_owned(),
-                humantime::format_rfc3339_seconds(now + LIFETIME).to_string(),
-            ),
-        ]);
-        match containerd.create_lease(&lease.id, labels).await {
-            Ok(()) => Ok(lease),
-            Err(e) => {
-                // The lease may have been created although the answer was lost.
-                lease.release(containerd).await;
-                Err(e)
-            }
-        }
+        let lease = Lease::new(self);
+        lease.create(containerd).await?;
+        Ok(lease)
     }
 
     /// Runs a garbage collection, which removes what a flight made for an image that was removed meanwhile. After an
@@ -194,18 +171,17 @@ async fn sweep_one(containerd: &dyn Containerd, lease: &str) -> Result<(), conta
         resources => resources?,
     };
     for resource in resources {
-        remove_temporary(containerd, lease, &resource).await?;
+        remove_temporary(containerd, &resource).await?;
     }
     gone_is_fine(containerd.delete_lease(lease, false).await)
 }
 
 async fn remove_temporary(
     containerd: &dyn Containerd,
-    lease: &str,
     resource: &Resource,
 ) -> Result<(), containerd::Error> {
     let key = resource.id.as_str();
-    let temporary = [VIEW, PROBE, &extraction_prefix(lease)]
+    let temporary = [VIEW, PROBE, EXTRACTION]
         .iter()
         .any(|prefix| key.starts_with(prefix));
     match resource.snapshotter() {
@@ -237,6 +213,36 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// Returns a lease that does not exist yet.
+    fn new(leases: &Arc<Leases>) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanos = since.unwrap_or_default().as_nanos();
+        let n = leases.next.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{PREFIX}{}-{nanos}-{n}", leases.owner.pid);
+        leases.active().insert(id.clone());
+        Self {
+            id,
+            keys: AtomicU64::default(),
+            later: Mutex::default(),
+            kept: AtomicBool::default(),
+            leases: leases.clone(),
+        }
+    }
+
+    async fn create(&self, containerd: &dyn Containerd) -> Result<(), containerd::Error> {
+        let expires = humantime::format_rfc3339_seconds(SystemTime::now() + LIFETIME);
+        let labels = Labels::from([
+            (OWNER.to_owned(), self.leases.owner.to_string()),
+            (EXPIRE.to_owned(), expires.to_string()),
+        ]);
+        let created = containerd.create_lease(&self.id, labels).await;
+        if created.is_err() {
+            // The lease may have been created although the answer was lost.
+            self.delete(containerd).await;
+        }
+        created
+    }
+
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -281,8 +287,7 @@ impl Lease {
         gone_is_fine(containerd.delete_lease(&self.id, true).await)
     }
 
-    /// Makes [`Lease::release`] remove a temporary snapshot that may not exist yet. Once the lease is gone, containerd
-    /// makes no snapshot under it.
+    /// Makes [`Lease::release`] remove a temporary snapshot that may not exist yet.
     pub(crate) fn remove_later(&self, snapshotter: &str, key: String) {
         self.later.lock().push((snapshotter.to_owned(), key));
     }
@@ -294,13 +299,42 @@ impl Lease {
 
     /// Deletes the lease. If that fails, the sweep deletes it.
     pub(crate) async fn release(self, containerd: &dyn Containerd) {
-        let later = std::mem::take(&mut *self.later.lock());
-        for (snapshotter, key) in later {
-            self.remove(containerd, &snapshotter, &key).await;
-        }
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
+        let later = std::mem::take(&mut *self.later.lock());
+        if later.is_empty() {
+            return self.delete(containerd).await;
+        }
+        if let Err(e) = self.delete_before(containerd, &later).await {
+            log::warn!(lease = self.id.as_str(), error:% = e; "lease could not be deleted together with what the snapshotter may still make under it: the next sweep removes both");
+        }
+    }
+
+    /// Deletes the lease, and then removes these snapshots: once the lease is gone, containerd makes none under it. A lease
+    /// of their own keeps those that were made until then from garbage collection. After an error the sweep removes both.
+    async fn delete_before(
+        &self,
+        containerd: &dyn Containerd,
+        snapshots: &[(String, String)],
+    ) -> Result<(), containerd::Error> {
+        let own = Self::new(&self.leases);
+        own.create(containerd).await?;
+        for (snapshotter, key) in snapshots {
+            let snapshot = Resource::snapshot(snapshotter, key);
+            containerd.hold(&own.id, snapshot).await?;
+        }
+        gone_is_fine(containerd.delete_lease(&self.id, false).await)?;
+        for (snapshotter, key) in snapshots {
+            own.remove(containerd, snapshotter, key).await;
+        }
+        if !own.kept.load(Ordering::Relaxed) {
+            own.delete(containerd).await;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, containerd: &dyn Containerd) {
         if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {
             log::warn!(lease = self.id.as_str(), error:% = e; "lease could not be deleted: the next sweep deletes it");
         }
@@ -317,7 +351,58 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containerd::ErrorKind;
     use crate::containerd::fake::Fake;
+
+    /// Such a snapshot may be made at any moment until the lease is gone. If garbage collection removed it, its parent could
+    /// never be removed.
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_is_made_late_is_removed_by_name() {
+        const CALLS: [&str; 5] = [
+            "create lease",
+            "add to lease",
+            "delete lease",
+            "remove snapshot",
+            "none",
+        ];
+        const SECOND: Duration = Duration::from_secs(1);
+        let cases = (0..6).flat_map(|n| CALLS.map(|call| (n, call)));
+        for ((made_in, call), is_lost) in cases.flat_map(|c| [(c, false), (c, true)]) {
+            let fake = Fake::default();
+            let leases = Arc::new(Leases::new(Role::Daemon));
+            let lease = leases.take(&fake).await.unwrap();
+            fake.commit_unlabelled("erofs", "sha256:b", None);
+            let parent = Resource::snapshot("erofs", "sha256:b");
+            fake.lease("another client's", Labels::new(), &[parent]);
+            CALLS.iter().for_each(|call| fake.slow(call, SECOND));
+            match is_lost {
+                true => fake.lose(call, 0),
+                false => fake.fail(call, 0, ErrorKind::Other),
+            }
+            let (id, key) = (lease.id().to_owned(), lease.extraction_key("sha256:c"));
+            lease.remove_later("erofs", key.clone());
+            let made = async {
+                tokio::time::sleep(SECOND / 2 + SECOND * made_in).await;
+                let parent = Some("sha256:b");
+                let made = fake
+                    .prepare(&id, "erofs", &key, parent, Labels::new())
+                    .await;
+                tokio::time::sleep(SECOND).await;
+                fake.collect_garbage();
+                made.is_ok()
+            };
+            let (made, ()) = futures::join!(made, lease.release(&fake));
+            leases.sweep(&fake).await.unwrap();
+            let context = format!("{made_in} {call} {is_lost} {made}");
+            assert_eq!(fake.lease_ids(), ["another client's"], "{context}");
+            assert!(
+                !fake.all("erofs").iter().any(|s| s.name == key),
+                "{context}"
+            );
+            let removed = fake.remove("erofs", "sha256:b").await;
+            assert!(removed.is_ok(), "{context}: {removed:?}");
+        }
+    }
 
     #[tokio::test]
     async fn the_sweep_removes_only_own_leases_of_dead_processes() {

@@ -2,6 +2,7 @@
 //! guest pull.
 
 pub(crate) mod capabilities;
+pub(crate) mod facts;
 pub(crate) mod findings;
 pub(crate) mod guest_pull;
 pub(crate) mod lease;

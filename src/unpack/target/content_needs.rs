@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::containerd::Containerd;
@@ -25,17 +26,35 @@ const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 /// The size of the cache, more images than arrive in this time. A full cache is cleared, and its layers are probed again.
 const MAX_REMEMBERED: usize = 4096;
 
-/// The layers that need their content in one snapshotter, by chain id.
-#[derive(Debug, Default)]
-pub(crate) struct NeedContent(Mutex<HashMap<String, Instant>>);
+/// The number of probes at the same time. A probe may wait for a registry that does not answer.
+const PROBES: usize = 16;
+
+/// What is known of the layers that need their content in one snapshotter.
+#[derive(Debug)]
+pub(crate) struct NeedContent {
+    /// By chain id.
+    cached: Mutex<HashMap<String, Instant>>,
+    probes: Semaphore,
+}
+
+impl Default for NeedContent {
+    fn default() -> Self {
+        Self {
+            cached: Mutex::default(),
+            probes: Semaphore::new(PROBES),
+        }
+    }
+}
 
 impl NeedContent {
-    /// Returns whether the missing layers of this image have to be applied.
-    pub(crate) async fn ask(
+    /// Returns whether the missing layers of this image have to be applied. The caller's permit to look at images, `look`,
+    /// is dropped before a probe.
+    pub(crate) async fn ask<L: Send>(
         &self,
         containerd: &dyn Containerd,
         leases: &Arc<Leases>,
         target: &Target,
+        look: L,
     ) -> Result<bool, Error> {
         if target.rules.guest_pulls {
             return Ok(false);
@@ -49,6 +68,8 @@ impl NeedContent {
         if self.cached().contains_key(&layer.chain_id) {
             return Ok(true);
         }
+        drop(look);
+        let _probe = self.probes.acquire().await;
         let lease = leases.take(containerd).await;
         let lease = lease.map_err(|e| target.failed(e))?;
         let probe = Guest {
@@ -78,7 +99,7 @@ impl NeedContent {
     }
 
     fn cached(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        let mut cached = self.0.lock();
+        let mut cached = self.cached.lock();
         cached.retain(|_, since| since.elapsed() < REMEMBERED);
         cached
     }

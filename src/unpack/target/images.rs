@@ -104,6 +104,24 @@ impl Images {
         Ok(image::names_of(image, self.all(list).await?))
     }
 
+    /// Returns the same without a list of all images, unless the request has read it. Takes a call of its own, where
+    /// other requests share a list: for a request that a hook waits for.
+    pub(crate) async fn names_at_once(
+        &self,
+        image: &Image,
+        list: &RequestImages,
+    ) -> Result<Vec<String>, Error> {
+        if let Some(all) = list.read() {
+            return Ok(image::names_of(image, all));
+        }
+        let of_target = self.containerd().images_of(&image.target.digest).await;
+        let of_target = of_target.map_err(|source| image::Error::Containerd {
+            image: image.name.clone(),
+            source,
+        })?;
+        Ok(image::names_of(image, &of_target))
+    }
+
     /// Returns all image records. They are read once for each request.
     pub(crate) async fn all<'a>(&self, list: &'a RequestImages) -> Result<&'a [Image], Error> {
         let images = list.get(&self.store, self.containerd()).await;
@@ -132,6 +150,29 @@ fn unless_broken<T>(read: Result<T, image::Error>) -> Result<Option<T>, Error> {
 mod tests {
     use super::*;
     use crate::containerd::fake::Fake;
+
+    /// Two records of one image, another image with the same layers, and one that was removed.
+    #[tokio::test]
+    async fn the_names_of_an_image_do_not_depend_on_how_they_are_read() {
+        let fake = Arc::new(Fake::default());
+        let mut images = ["r.example/b:1", "r.example/c:1", "r.example/d:1"]
+            .map(|name| fake.image(name, 2))
+            .to_vec();
+        for name in ["r.example/a:1", "r.example/e:1"] {
+            images.push(fake.tag(name, images[0].target.clone()));
+        }
+        fake.untag("r.example/d:1");
+        let reader = Images::new(fake.clone());
+        for image in &images {
+            let (whole, none) = (RequestImages::default(), RequestImages::default());
+            let listed = reader.names(image, &whole).await.unwrap();
+            fake.calls();
+            assert_eq!(reader.names_at_once(image, &none).await.unwrap(), listed);
+            assert_eq!(fake.calls(), ["list images of"]);
+            assert_eq!(reader.names_at_once(image, &whole).await.unwrap(), listed);
+            assert!(fake.calls().is_empty());
+        }
+    }
 
     #[tokio::test]
     async fn manifests_that_were_read_ahead_are_not_read_again() {

@@ -3,6 +3,7 @@
 pub(crate) mod content_needs;
 pub(crate) mod find;
 pub(crate) mod gc_protect;
+pub(crate) mod guest_mode;
 pub(crate) mod images;
 pub(crate) mod label_policy;
 pub(crate) mod labelling;

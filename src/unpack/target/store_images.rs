@@ -4,75 +4,24 @@
 //! No answer is older than its request: a list that was begun before the request came is not used for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 
 use crate::containerd::{Containerd, Image, Result};
+use crate::question::Question;
 
 /// All image records.
 type Records = Arc<[Image]>;
 
 /// Reads the list for all requests of one engine.
 #[derive(Debug, Default)]
-pub(crate) struct StoreImages {
-    /// The number of questions so far.
-    asked: AtomicU64,
-    /// The number of those that wait for their answer.
-    waiting: AtomicUsize,
-    last: Mutex<Option<Last>>,
-}
-
-/// The last list, as long as questions wait that it may answer.
-#[derive(Debug)]
-struct Last {
-    /// The number of questions when the list was begun: it answers these.
-    answers: u64,
-    records: Result<Records>,
-}
-
-/// Counts a question that waits, until it is answered or dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn begin(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::SeqCst);
-        Self(waiting)
-    }
-
-    fn is_last(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == 1
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
+pub(crate) struct StoreImages(Question<Result<Records>>);
 
 impl StoreImages {
     /// Returns a list that was begun after this call.
     pub(crate) async fn read(&self, containerd: &dyn Containerd) -> Result<Records> {
-        let waiting = Waiting::begin(&self.waiting);
-        let question = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut last = self.last.lock().await;
-        let records = match &*last {
-            Some(last) if last.answers >= question => last.records.clone(),
-            _ => {
-                let answers = self.asked.load(Ordering::SeqCst);
-                let records = containerd.images().await.map(Records::from);
-                *last = Some(Last {
-                    answers,
-                    records: records.clone(),
-                });
-                records
-            }
-        };
-        if waiting.is_last() {
-            *last = None;
-        }
-        records
+        let list = async { containerd.images().await.map(Records::from) };
+        self.0.ask(list).await
     }
 }
 
@@ -81,6 +30,11 @@ impl StoreImages {
 pub(crate) struct RequestImages(OnceCell<Records>);
 
 impl RequestImages {
+    /// Returns the list if the request has read it.
+    pub(crate) fn read(&self) -> Option<&[Image]> {
+        self.0.get().map(|records| &**records)
+    }
+
     pub(crate) async fn get(
         &self,
         store: &StoreImages,
@@ -114,7 +68,7 @@ mod tests {
         assert!(all.iter().all(|read| read.as_ref().unwrap().len() == 1));
         // The first question is asked alone; all others wait, and come before the second list.
         assert_eq!(lists(&fake), 2);
-        assert!(store.last.lock().await.is_none());
+        assert!(!store.0.keeps_an_answer().await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -151,7 +105,7 @@ mod tests {
         let (dropped, read) = futures::join!(dropped, store.read(&fake));
         assert!(dropped.is_err());
         assert!(read.unwrap().is_empty());
-        assert!(store.last.lock().await.is_none());
+        assert!(!store.0.keeps_an_answer().await);
     }
 
     #[tokio::test]

@@ -63,11 +63,7 @@ async fn a_sweep_removes_what_a_failed_cleanup_left() {
 #[tokio::test]
 async fn a_layer_with_a_wrong_diff_id_is_not_committed() {
     let bench = Bench::new(3).await;
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests
-        .read(bench.fake.as_ref(), &bench.image)
-        .await
-        .unwrap();
+    let manifest = &bench.manifest;
     bench
         .fake
         .applies_as(&manifest.layers[1].blob.digest, &sha256(b"something else"));
@@ -93,11 +89,7 @@ async fn a_layer_with_a_wrong_diff_id_is_not_committed() {
 #[tokio::test]
 async fn the_error_names_the_missing_blob() {
     let bench = Bench::new(2).await;
-    let manifests = Manifests::new(Platform::of_this_node());
-    let manifest = manifests
-        .read(bench.fake.as_ref(), &bench.image)
-        .await
-        .unwrap();
+    let manifest = &bench.manifest;
     let digest = &manifest.layers[1].blob.digest;
     bench.fake.discard(digest);
     let message = bench.ensure().await.unwrap_err().to_string();
@@ -121,13 +113,12 @@ async fn held(fake: &Fake) -> Vec<Resource> {
 async fn a_lease_holds_the_blobs_that_the_manifest_does_not_keep() {
     for kept in [false, true] {
         let bench = Bench::new(20).await;
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(bench.fake.as_ref(), &bench.image).await;
-        let manifest = manifest.unwrap();
-        let last = &manifest.layers.last().unwrap().blob.digest;
+        let last = &bench.manifest.layers.last().unwrap().blob.digest;
         if kept {
             let label = ("containerd.io/gc.ref.content.l.19".to_owned(), last.clone());
-            let labelled = bench.fake.label_blob(&manifest.digest, [label].into());
+            let labelled = bench
+                .fake
+                .label_blob(&bench.manifest.digest, [label].into());
             labelled.await.unwrap();
         }
         let mut ticket = bench.engine.ensure(request(Want::Image(NAME.to_owned())));

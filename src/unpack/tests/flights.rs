@@ -1,6 +1,7 @@
 //! Callers that share a flight, images that share layers, and changes of a chain during a flight.
 
 use super::*;
+use crate::image::{Manifests, Platform};
 
 #[tokio::test]
 async fn requests_for_the_same_image_share_one_flight() {

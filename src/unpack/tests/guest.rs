@@ -1,21 +1,18 @@
 //! Tests of a snapshotter with guest pull: every state, layers that two images share, and the swap of a container's
 //! snapshot off a chain that was unpacked on the host, with a fault in every call.
 
-use std::sync::Arc;
+use std::ops::Deref;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource, SnapshotKind};
-use crate::image::{Manifests, Platform};
 
 use super::super::chain::profile::is_proxied;
-use super::super::{
-    Action, ContentFallback, Engine, Error, Move, Outcome, Request, Role, State, SwapDeadlines,
-    SwapOutcome, Urgency, Want,
-};
-use super::{PARALLEL, default_policy};
+use super::super::snapshotter::guest_pull::is_private;
+use super::super::{Action, Error, Move, Outcome, State, SwapDeadlines, SwapOutcome};
+use super::PARALLEL;
 
 const NYDUS: &str = "nydus";
 
@@ -27,8 +24,9 @@ const UPPER: &str = "r.example/upper:1";
 const OTHER_PROCESS: &str = "nri-unpack-another";
 
 /// Every call of a replacement, and of the creation of a private chain for a chain in use.
-const CALLS: [&str; 12] = [
+const CALLS: [&str; 13] = [
     "list images",
+    "list images of",
     "get image",
     "read blob",
     "look up blob",
@@ -48,65 +46,39 @@ const KINDS: [ErrorKind; 3] = [
     ErrorKind::TimedOut,
 ];
 
+/// A bench of the upper image, whose chain ids begin with those of the lower image.
 struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
+    bench: super::Bench,
     lower: Image,
-    upper: Image,
-    /// The chain ids of the upper image, bottom first. The lower image has the first two.
-    chain_ids: Vec<String>,
+}
+
+impl Deref for Bench {
+    type Target = super::Bench;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
+    }
 }
 
 impl Bench {
     async fn new() -> Self {
-        let fake = Arc::new(Fake::default());
+        let fake = Fake::default();
         let (lower, upper) = (fake.image(LOWER, 2), fake.image(UPPER, 4));
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(fake.as_ref(), &upper).await.unwrap();
-        Self {
-            engine: Engine::new(
-                fake.clone(),
-                Role::Daemon,
-                PARALLEL,
-                default_policy(),
-                ContentFallback::default(),
-            ),
-            fake,
-            lower,
-            upper,
-            chain_ids: manifest.layers.iter().map(|l| l.chain_id.clone()).collect(),
-        }
+        let bench = super::Bench::on(fake, upper, NYDUS, PARALLEL).await;
+        Self { bench, lower }
     }
 
     async fn ensure(&self, image: &str) -> Outcome {
-        let request = Request {
-            want: Want::Image(image.to_owned()),
-            snapshotter: NYDUS.to_owned(),
-            urgency: Urgency::Asked,
-        };
-        self.engine.ensure(request).outcome().await
+        self.ask(image).outcome().await
     }
 
-    /// Asks for the image of a container that is being created on this chain.
-    async fn ensure_for(&self, key: &str, chain: &str, image: &str) -> Outcome {
-        let request = Request {
-            want: Want::Container {
-                key: key.to_owned(),
-                chain: chain.to_owned(),
-                name: Some(image.to_owned()),
-                left_to_containerd: false,
-            },
-            snapshotter: NYDUS.to_owned(),
-            urgency: Urgency::Creation,
-        };
-        self.engine.ensure(request).outcome().await
-    }
-
-    async fn state(&self, image: &Image) -> State {
-        let names = [image.name.clone()];
-        let listing = self.engine.list(NYDUS).await.unwrap();
-        let status = self.engine.image_status(image, &names, &listing).await;
-        status.unwrap().state
+    /// Asks for the image of a container that is being created on this chain, which is in use. Returns the private chain
+    /// that was made for it.
+    async fn private_chain_for(&self, key: &str, chain: &str, image: Option<&str>) -> String {
+        let mut ticket = self.create(key, chain, image);
+        let error = ticket.outcome().await.unwrap_err();
+        assert!(matches!(*error, Error::InUse { .. }), "{error}");
+        ticket.progress().onto.expect("a private chain")
     }
 
     /// Commits the missing layers without labels, as containerd's own unpack does.
@@ -120,34 +92,26 @@ impl Bench {
         }
     }
 
-    /// Unpacks the chain on the host and creates a container on it. Returns the move that the error names.
+    /// Unpacks the chain on the host and creates a container on it. Returns its move onto
+    /// the private chain.
     async fn create_on_host_chain(&self, key: &str) -> Move {
         self.unpack_on_the_host(4).await;
         let from = self.chain_ids[3].clone();
         self.fake.activate(NYDUS, key, &from);
-        let error = self.ensure_for(key, &from, UPPER).await.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{error}");
-        };
+        let onto = self.private_chain_for(key, &from, Some(UPPER)).await;
         Move {
             snapshotter: NYDUS.to_owned(),
             key: key.to_owned(),
             from,
-            onto: onto.clone(),
+            onto,
         }
     }
 
     /// Sets the anchor of the upper image's chain. An empty value removes it.
     async fn set_anchor(&self, chain_id: &str) {
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(self.fake.as_ref(), &self.upper).await;
         let anchor = "containerd.io/gc.ref.snapshot.nydus".to_owned();
         let label = Labels::from([(anchor, chain_id.to_owned())]);
-        let config = manifest.unwrap().config.clone();
-        self.fake.label_blob(&config, label).await.unwrap();
+        self.fake.label_blob(self.config(), label).await.unwrap();
     }
 
     /// Makes a lease that holds the upper image's chain.
@@ -161,7 +125,7 @@ impl Bench {
     }
 
     async fn assert_guest_pulls(&self, image: &Image) {
-        assert_eq!(self.state(image).await, State::Ready);
+        assert_eq!(self.state_of(image).await, State::Ready);
         let top = if image == &self.lower { 1 } else { 3 };
         let top = self.fake.stat(NYDUS, &self.chain_ids[top]).await.unwrap();
         assert!(is_proxied(&top.labels), "{top:?}");
@@ -197,30 +161,30 @@ async fn the_guest_pulls_an_image_after_an_ensure_in_every_state() {
             _ => {}
         }
         bench.unpack_on_the_host(on_host).await;
-        assert_eq!(bench.state(&bench.upper).await, expected);
+        assert_eq!(bench.state_of(&bench.image).await, expected);
         let done = bench.ensure(UPPER).await.unwrap();
         assert_eq!(done.action, action, "{expected}");
-        bench.assert_guest_pulls(&bench.upper).await;
+        bench.assert_guest_pulls(&bench.image).await;
         bench.fake.calls();
         assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::None);
         assert!(!Fake::writes(&bench.fake.calls()), "{expected}");
         bench.assert_nothing_left(&expected.to_string()).await;
-        bench.assert_guest_pulls(&bench.upper).await;
+        bench.assert_guest_pulls(&bench.image).await;
     }
 
     let bench = Bench::new().await;
     bench.ensure(UPPER).await.unwrap();
     bench.set_anchor("").await;
-    assert_eq!(bench.state(&bench.upper).await, State::Unanchored);
+    assert_eq!(bench.state_of(&bench.image).await, State::Unanchored);
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Anchored);
 
     // The labels of the lower image's layers name the upper image.
     let bench = Bench::new().await;
     bench.ensure(UPPER).await.unwrap();
-    assert_eq!(bench.state(&bench.lower).await, State::Foreign);
+    assert_eq!(bench.state_of(&bench.lower).await, State::Foreign);
     bench.ensure(LOWER).await.unwrap();
     bench.assert_guest_pulls(&bench.lower).await;
-    bench.assert_guest_pulls(&bench.upper).await;
+    bench.assert_guest_pulls(&bench.image).await;
 }
 
 #[tokio::test]
@@ -231,23 +195,22 @@ async fn the_guest_pulls_both_images_that_share_layers() {
         for image in order {
             let _ = bench.ensure(image).await;
         }
-        assert_eq!(bench.state(&bench.upper).await, State::Ready, "{order:?}");
-        bench.assert_guest_pulls(&bench.upper).await;
+        assert_eq!(
+            bench.state_of(&bench.image).await,
+            State::Ready,
+            "{order:?}"
+        );
+        bench.assert_guest_pulls(&bench.image).await;
         // The upper image is based on the lower image's layers: they stay, and a container of the
         // lower image gets a private chain.
         let error = bench.ensure(LOWER).await.unwrap_err();
-        let without_a_chain = matches!(&*error, Error::InUse { onto: None, .. });
-        assert!(without_a_chain, "{order:?}: {error}");
+        assert!(matches!(*error, Error::InUse { .. }), "{order:?}: {error}");
+        let all = bench.fake.all(NYDUS);
+        assert!(!all.iter().any(|s| is_private(&s.name)), "{order:?}");
         let lower = bench.chain_ids[1].as_str();
         bench.fake.activate(NYDUS, "c", lower);
-        let error = bench.ensure_for("c", lower, LOWER).await.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{order:?}: {error}");
-        };
-        let private = bench.fake.stat(NYDUS, onto).await.unwrap();
+        let onto = bench.private_chain_for("c", lower, Some(LOWER)).await;
+        let private = bench.fake.stat(NYDUS, &onto).await.unwrap();
         assert!(is_proxied(&private.labels), "{private:?}");
         bench.assert_nothing_left(&format!("{order:?}")).await;
     }
@@ -271,7 +234,7 @@ async fn a_chain_that_cannot_be_removed_is_garbage_collected() {
     bench.fake.delete_lease(OTHER_PROCESS, false).await.unwrap();
 
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
-    bench.assert_guest_pulls(&bench.upper).await;
+    bench.assert_guest_pulls(&bench.image).await;
 }
 
 /// containerd's client unpacks under a lease, and creates the container afterwards.
@@ -282,11 +245,11 @@ async fn a_chain_that_a_lease_of_a_client_holds_is_not_replaced() {
     bench.hold_with_lease("client");
     let error = bench.ensure(UPPER).await.unwrap_err();
     assert!(matches!(*error, Error::InUse { .. }), "{error}");
-    assert_eq!(bench.state(&bench.upper).await, State::Unlabelled);
+    assert_eq!(bench.state_of(&bench.image).await, State::Unlabelled);
 
     bench.fake.delete_lease("client", false).await.unwrap();
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
-    bench.assert_guest_pulls(&bench.upper).await;
+    bench.assert_guest_pulls(&bench.image).await;
 }
 
 /// If the replacement fails, the anchor is restored.
@@ -304,7 +267,7 @@ async fn a_chain_that_was_not_collected_keeps_its_anchor() {
             bench.fake.heal();
             bench.fake.delete_lease(OTHER_PROCESS, false).await.unwrap();
             bench.assert_nothing_left(call).await;
-            let state = bench.state(&bench.upper).await;
+            let state = bench.state_of(&bench.image).await;
             assert_eq!(state, State::Unlabelled, "{call} {after}");
         }
     }
@@ -317,7 +280,7 @@ async fn a_private_chain_is_collected_with_its_image() {
     bench.fake.collect_garbage();
     assert!(bench.fake.stat(NYDUS, &wanted.onto).await.is_ok());
     bench.fake.collect_container(NYDUS, "c");
-    bench.fake.remove_image(&bench.upper);
+    bench.fake.remove_image(&bench.image);
     assert_eq!(bench.fake.all(NYDUS), []);
 }
 
@@ -339,14 +302,14 @@ async fn a_fault_during_a_replacement_removes_nothing_that_is_in_use() {
                 if in_use {
                     bench.assert_nothing_left(&context).await;
                     assert_eq!(bench.parent_of("c").await, Some(top), "{context}");
-                    let left = bench.state(&bench.upper).await;
+                    let left = bench.state_of(&bench.image).await;
                     assert_eq!(left, State::Unlabelled, "{context}");
                     bench.fake.collect_container(NYDUS, "c");
                 }
                 let second = bench.ensure(UPPER).await;
                 assert!(second.is_ok(), "{context}: {second:?}");
                 bench.assert_nothing_left(&context).await;
-                bench.assert_guest_pulls(&bench.upper).await;
+                bench.assert_guest_pulls(&bench.image).await;
             }
         }
     }
@@ -461,7 +424,7 @@ async fn a_swap_whose_second_call_keeps_failing_is_lost() {
     bench.fake.collect_container(NYDUS, "c");
     bench.assert_nothing_left("lost").await;
     bench.ensure(UPPER).await.unwrap();
-    bench.assert_guest_pulls(&bench.upper).await;
+    bench.assert_guest_pulls(&bench.image).await;
 }
 
 #[tokio::test]
@@ -473,25 +436,19 @@ async fn twenty_containers_of_one_image_are_all_moved() {
         bench.fake.activate(NYDUS, key, &bench.chain_ids[3]);
     }
     let moves = keys.iter().map(|key| async {
-        let error = bench.ensure_for(key, &bench.chain_ids[3], UPPER).await;
-        let error = error.unwrap_err();
-        let Error::InUse {
-            onto: Some(onto), ..
-        } = &*error
-        else {
-            panic!("{error}");
-        };
+        let from = bench.chain_ids[3].clone();
+        let onto = bench.private_chain_for(key, &from, Some(UPPER)).await;
         let wanted = Move {
             snapshotter: NYDUS.to_owned(),
             key: key.clone(),
-            from: bench.chain_ids[3].clone(),
+            from,
             onto: onto.clone(),
         };
         assert_eq!(
             bench.engine.swap(wanted, within(10_000)).await,
             SwapOutcome::Done
         );
-        onto.clone()
+        onto
     });
     let onto = futures::future::join_all(moves).await;
     for (key, onto) in keys.iter().zip(onto) {
@@ -509,22 +466,10 @@ async fn twenty_containers_of_one_image_are_all_moved() {
 async fn a_chain_below_a_container_is_in_use_without_a_list_of_snapshots() {
     let bench = Bench::new().await;
     bench.unpack_on_the_host(4).await;
-    let (key, chain) = ("container".to_owned(), bench.chain_ids[3].clone());
-    bench.fake.activate(NYDUS, &key, &chain);
+    let chain = bench.chain_ids[3].as_str();
+    bench.fake.activate(NYDUS, "container", chain);
     bench.fake.calls();
-    let request = Request {
-        want: Want::Container {
-            key,
-            chain,
-            name: None,
-            left_to_containerd: false,
-        },
-        snapshotter: NYDUS.to_owned(),
-        urgency: Urgency::Creation,
-    };
-    let error = bench.engine.ensure(request).outcome().await.unwrap_err();
-    let with_a_chain = matches!(&*error, Error::InUse { onto: Some(_), .. });
-    assert!(with_a_chain, "{error}");
+    bench.private_chain_for("container", chain, None).await;
     let calls = bench.fake.calls();
     let lists = calls.iter().filter(|call| call.contains("list snapshots"));
     assert_eq!(lists.count(), 0, "{calls:#?}");

@@ -1,22 +1,20 @@
 //! Whether the guest pulls: found out of what the snapshotter does, again after it was restarted in another mode, and
 //! not of its name or of a label that an image brings.
 
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::config::ExtraLabels;
 use crate::containerd::fake::Fake;
-use crate::containerd::{ErrorKind, Image, Labels};
+use crate::containerd::{ErrorKind, Labels};
 use crate::ctr::Ctr;
-use crate::image::{Manifest, Manifests, PROXY_MODE, Platform, layer_labels};
+use crate::image::{PROXY_MODE, layer_labels};
 
 use super::super::chain::profile::is_proxied;
-use super::super::{
-    Action, ContentFallback, Engine, Error, LabelPolicy, Labelling, Outcome, ParentChain, Profile,
-    Repair, Request, Role, State, Urgency, Want,
-};
+use super::super::{Action, Error, LabelPolicy, Labelling, ParentChain, Profile, Repair, State};
 use super::{NAME, PARALLEL, default_policy, other_ctr};
 
 const NYDUS: &str = "nydus";
@@ -24,13 +22,18 @@ const NYDUS: &str = "nydus";
 /// A snapshotter whose name says nothing.
 const OTHER: &str = "native";
 
+/// A bench of a snapshotter that can be restarted.
 struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
-    image: Image,
-    manifest: Arc<Manifest>,
-    snapshotter: &'static str,
+    bench: super::Bench,
     directory: TempDir,
+}
+
+impl Deref for Bench {
+    type Target = super::Bench;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
+    }
 }
 
 /// The configuration of `profile` for all snapshotters.
@@ -63,24 +66,12 @@ impl LabelPolicy for Configured {
 
 impl Bench {
     async fn new(snapshotter: &'static str) -> Self {
-        let fake = Arc::new(Fake::default());
+        let fake = Fake::default();
         let image = fake.image(NAME, 3);
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let mut bench = Self {
-            engine: engine(&fake, default_policy()),
-            fake,
-            image,
-            manifest,
-            snapshotter,
+        Self {
+            bench: super::Bench::on(fake, image, snapshotter, PARALLEL).await,
             directory: tempfile::tempdir().unwrap(),
-        };
-        bench.another_engine(default_policy());
-        bench
-    }
-
-    fn another_engine(&mut self, policy: Box<dyn LabelPolicy>) {
-        self.engine = engine(&self.fake, policy);
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -92,34 +83,11 @@ impl Bench {
             .restart(self.snapshotter, &self.socket(), guest_pulls);
     }
 
-    async fn ensure(&self) -> Outcome {
-        let request = Request {
-            want: Want::Image(NAME.to_owned()),
-            snapshotter: self.snapshotter.to_owned(),
-            urgency: Urgency::Asked,
-        };
-        self.engine.ensure(request).outcome().await
-    }
-
-    async fn state(&self) -> State {
-        let names = [self.image.name.clone()];
-        let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let status = self
-            .engine
-            .image_status(&self.image, &names, &listing)
-            .await;
-        status.unwrap().state
-    }
-
     async fn parent_of(&self, key: &str) -> ParentChain {
         let parent = self
             .engine
             .parent_chain(self.snapshotter, key, Some(NAME), false);
         parent.await.unwrap()
-    }
-
-    fn top(&self) -> &str {
-        self.manifest.chain_id().unwrap()
     }
 
     /// Commits the image's layers with all labels, as a labelled unpack on the host does. The image marks each layer as
@@ -146,11 +114,6 @@ impl Bench {
     fn prepares(&self) -> usize {
         self.fake.subjects("prepare snapshot").len()
     }
-}
-
-fn engine(fake: &Arc<Fake>, policy: Box<dyn LabelPolicy>) -> Arc<Engine> {
-    let fallback = ContentFallback::default();
-    Engine::new(fake.clone(), Role::Daemon, PARALLEL, policy, fallback)
 }
 
 /// What the host unpacked does not count as ready once the guest pulls, and empty layers not once it does not.
@@ -238,7 +201,7 @@ async fn a_command_finds_out_without_a_change() {
         if with_container {
             bench.fake.activate(NYDUS, "c", bench.top());
         }
-        bench.another_engine(default_policy());
+        bench.bench.set_policy(default_policy());
         bench.fake.calls();
         assert_eq!(
             bench.state().await,
@@ -264,6 +227,27 @@ async fn a_lazy_snapshotter_with_labelled_layers_is_not_probed() {
     bench.engine.find_out(OTHER).await;
     assert_eq!(bench.prepares(), 0);
     assert!(!bench.engine.profile(OTHER).fails_closed);
+}
+
+/// A probe of a snapshotter that hangs takes 10 s.
+#[tokio::test(start_paused = true)]
+async fn callers_at_the_same_time_share_one_probe() {
+    for fails in [false, true] {
+        let bench = Bench::new(NYDUS).await;
+        bench.restart(true);
+        bench.fake.prepares_in(NYDUS, Duration::from_secs(1));
+        if fails {
+            bench.fake.fail("prepare snapshot", 0, ErrorKind::Other);
+        }
+        let callers = (0..10).map(|_| bench.engine.find_out(NYDUS));
+        futures::future::join_all(callers).await;
+        assert_eq!(bench.prepares(), 1, "{fails}");
+        assert_eq!(bench.engine.supports_guest_pull(NYDUS), !fails);
+        // An error is not remembered.
+        bench.engine.find_out(NYDUS).await;
+        assert!(bench.engine.supports_guest_pull(NYDUS), "{fails}");
+        assert_eq!(bench.prepares(), 1 + usize::from(fails));
+    }
 }
 
 /// The restart was not seen, for example since the socket is the same.
@@ -295,7 +279,9 @@ async fn a_layer_that_is_not_left_to_the_guest_contradicts_the_finding() {
 #[tokio::test]
 async fn the_configured_profile_decides_before_the_name_and_the_finding() {
     let mut bench = Bench::new(NYDUS).await;
-    bench.another_engine(Box::new(Configured(Profile::COMPLETE)));
+    bench
+        .bench
+        .set_policy(Box::new(Configured(Profile::COMPLETE)));
     bench.fake.set_mode(NYDUS, false);
     bench.fake.calls();
     bench.engine.find_out(NYDUS).await;
@@ -304,7 +290,7 @@ async fn the_configured_profile_decides_before_the_name_and_the_finding() {
     bench.ensure().await.unwrap();
 
     let mut bench = Bench::new(OTHER).await;
-    bench.another_engine(Box::new(Configured(Profile::NYDUS)));
+    bench.bench.set_policy(Box::new(Configured(Profile::NYDUS)));
     bench.unpack_on_host(false);
     assert_eq!(bench.state().await, State::Unlabelled);
     assert!(bench.engine.profile(OTHER).fails_closed);

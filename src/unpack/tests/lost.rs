@@ -44,8 +44,8 @@ async fn a_lost_chain_without_its_anchor_is_made_again() {
     let bench = lost().await;
     let key = format!("containerd.io/gc.ref.snapshot.{EROFS}");
     let none = [(key, String::new())].into();
-    let config = bench.config().await;
-    bench.fake.label_blob(&config, none).await.unwrap();
+    let config = bench.config();
+    bench.fake.label_blob(config, none).await.unwrap();
     assert_eq!(bench.state().await, State::Missing);
     let done = bench.ensure().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Replaced, 3));
@@ -66,7 +66,6 @@ async fn below_a_container_the_records_stay_until_it_is_gone() {
                 &*error,
                 Error::InUse {
                     state: State::Lost,
-                    onto: None,
                     ..
                 }
             ),

@@ -2,18 +2,18 @@
 //! stops.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use crate::containerd::fake::{Change, Fake, sha256};
-use crate::containerd::{Containerd, ErrorKind, Image, Snapshot, SnapshotKind};
-use crate::image::{Manifest, Manifests, Platform};
+use crate::containerd::{Containerd, ErrorKind, Snapshot, SnapshotKind};
 
 use super::super::{
-    Action, ContentFallback, Engine, Error, FallbackSource, Outcome, Parallel, Registries, Request,
-    Role, State, Ticket, Urgency, Want,
+    Action, ContentFallback, Engine, Error, FallbackSource, Parallel, Registries, Request, Role,
+    State, Ticket, Urgency, Want,
 };
 use super::{NAME, PARALLEL, default_policy};
 
@@ -30,13 +30,17 @@ fn changes(layers: usize) -> Vec<Vec<Change>> {
     (0..layers).map(layer).collect()
 }
 
-/// One engine on a containerd with one image.
+/// A bench of a snapshotter that may be able to rebase.
 struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
-    image: Image,
-    manifest: Arc<Manifest>,
-    snapshotter: &'static str,
+    bench: super::Bench,
+}
+
+impl Deref for Bench {
+    type Target = super::Bench;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
+    }
 }
 
 impl Bench {
@@ -51,52 +55,13 @@ impl Bench {
         rebases: bool,
         parallel: Parallel,
     ) -> Self {
-        let fake = Arc::new(Fake::default());
+        let fake = Fake::default();
         if rebases {
             fake.can_rebase(snapshotter, VERSION);
         }
         let image = fake.image_with(NAME, &changes(layers));
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let fallback = ContentFallback::default();
-        let engine = Engine::new(
-            fake.clone(),
-            Role::Daemon,
-            parallel,
-            default_policy(),
-            fallback,
-        );
-        fake.calls();
-        Self {
-            fake,
-            engine,
-            image,
-            manifest,
-            snapshotter,
-        }
-    }
-
-    fn ask(&self, name: &str) -> Ticket {
-        ask(&self.engine, name, self.snapshotter)
-    }
-
-    async fn ensure(&self) -> Outcome {
-        self.ask(NAME).outcome().await
-    }
-
-    async fn state(&self) -> State {
-        let names = [self.image.name.clone()];
-        let listing = self.engine.list(self.snapshotter).await.unwrap();
-        let status = self
-            .engine
-            .image_status(&self.image, &names, &listing)
-            .await;
-        status.unwrap().state
-    }
-
-    fn chain_ids(&self) -> Vec<String> {
-        let layers = self.manifest.layers.iter();
-        layers.map(|layer| layer.chain_id.clone()).collect()
+        let bench = super::Bench::on(fake, image, snapshotter, parallel).await;
+        Self { bench }
     }
 
     fn blob(&self, layer: usize) -> &str {
@@ -117,7 +82,7 @@ impl Bench {
         let found = self.fake.all(self.snapshotter);
         assert_eq!(found.len(), layers, "{context}: {found:?}");
         let mut below = None;
-        for chain_id in self.chain_ids().into_iter().take(layers) {
+        for chain_id in self.chain_ids.iter().take(layers).cloned() {
             let layer = found.iter().find(|snapshot| snapshot.name == chain_id);
             let layer = layer.unwrap_or_else(|| panic!("{context}: no {chain_id}"));
             assert_eq!(layer.kind, SnapshotKind::Committed, "{context}");
@@ -279,7 +244,7 @@ proptest! {
             prop_assert_eq!((done.action, done.layers_done), (Action::Unpacked, times.len()));
             prop_assert!(ready.is_sorted(), "{:?}", ready);
             prop_assert_eq!(ready.last(), Some(&times.len()));
-            prop_assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
+            prop_assert_eq!(&bench.fake.subjects("commit snapshot"), &bench.chain_ids);
             let most = bench.fake.most_applied_at_once();
             prop_assert_eq!(most, layers.min(times.len()));
             // No permit is unused while a layer waits for its apply.
@@ -496,7 +461,7 @@ async fn a_layer_that_is_removed_during_the_flight_is_unpacked_again() {
     bench.fake.slow("commit snapshot", Duration::from_secs(1));
     let mut ticket = bench.ask(NAME);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let lowest = &bench.chain_ids()[0];
+    let lowest = &bench.chain_ids[0];
     bench.fake.remove(OVERLAYFS, lowest).await.unwrap();
     let done = ticket.outcome().await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
@@ -552,7 +517,7 @@ async fn layers_that_exist_at_the_prepare_are_used() {
     bench.fake.slow("prepare snapshot", short);
     let mut ticket = bench.ask(NAME);
     tokio::time::sleep(short / 2).await;
-    let chain_ids = bench.chain_ids();
+    let chain_ids = &bench.chain_ids;
     bench.fake.commit_unlabelled(OVERLAYFS, &chain_ids[0], None);
     let below = Some(chain_ids[0].as_str());
     bench
@@ -580,12 +545,13 @@ async fn a_missing_blob_is_fetched_or_named_in_the_error() {
         if pulls {
             let fallback = ContentFallback::new(vec![FallbackSource::Pull], Registries::default());
             let fake = bench.fake.clone();
-            bench.engine = Engine::new(fake, Role::Daemon, PARALLEL, default_policy(), fallback);
+            bench.bench.engine =
+                Engine::new(fake, Role::Daemon, PARALLEL, default_policy(), fallback);
             let done = bench.ensure().await.unwrap();
             assert_eq!((done.action, done.layers_done), (Action::Unpacked, 5));
             bench.assert_ready("pulled").await;
             assert_eq!(bench.fake.fetched().len(), 1);
-            assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids());
+            assert_eq!(bench.fake.subjects("commit snapshot"), bench.chain_ids);
         } else {
             let error = bench.ensure().await.unwrap_err();
             assert!(

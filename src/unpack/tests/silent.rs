@@ -1,16 +1,14 @@
 //! A labelled `Prepare` that waits for a registry that does not answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::{State, Ticket, Urgency, Want};
+use super::bench::Bench;
+use super::{NAME, PARALLEL};
 use crate::containerd::fake::Fake;
-use crate::containerd::{Containerd, ErrorKind, Image, SnapshotKind};
-use crate::image::{Manifest, Manifests, Platform};
-
-use super::super::{ContentFallback, Engine, Request, Role, State, Ticket, Urgency, Want};
-use super::{NAME, PARALLEL, default_policy};
+use crate::containerd::{Containerd, ErrorKind};
 
 /// A proxy plugin that asks registries.
 const LAZY: &str = "native";
@@ -24,107 +22,56 @@ const HOOK: Duration = Duration::from_millis(500);
 /// Another image of the same registry, with other layers.
 const SECOND: &str = "r.example/second:1";
 
-struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
-    image: Image,
-    manifest: Arc<Manifest>,
+/// Makes a bench with both images, in a snapshotter that is known.
+async fn bench() -> Bench {
+    let fake = Fake::default();
+    fake.is_lazy(LAZY, &[]);
+    let image = fake.image(NAME, 3);
+    let layer = fake.document("application/vnd.oci.image.layer.v1.tar", b"second");
+    fake.image_from(SECOND, &[layer]);
+    let bench = Bench::on(fake, image, LAZY, PARALLEL).await;
+    bench.engine.find_out(LAZY).await;
+    bench.fake.calls();
+    bench
 }
 
-impl Bench {
-    async fn new() -> Self {
-        let fake = Arc::new(Fake::default());
-        fake.is_lazy(LAZY, &[]);
-        let image = fake.image(NAME, 3);
-        let layer = fake.document("application/vnd.oci.image.layer.v1.tar", b"second");
-        fake.image_from(SECOND, &[layer]);
-        let manifests = Manifests::new(Platform::of_this_node());
-        let manifest = manifests.read(fake.as_ref(), &image).await.unwrap();
-        let bench = Self {
-            engine: Engine::new(
-                fake.clone(),
-                Role::Daemon,
-                PARALLEL,
-                default_policy(),
-                ContentFallback::default(),
-            ),
-            fake,
-            image,
-            manifest,
-        };
-        bench.engine.find_out(LAZY).await;
-        bench.fake.calls();
-        bench
-    }
+fn ask(bench: &Bench, image: &str) -> Ticket {
+    bench.request(Want::Image(image.to_owned()), Urgency::Creation)
+}
 
-    fn ask(&self, image: &str) -> Ticket {
-        self.engine.ensure(Request {
-            want: Want::Image(image.to_owned()),
-            snapshotter: LAZY.to_owned(),
-            urgency: Urgency::Creation,
-        })
-    }
-
-    /// containerd unpacks the image itself.
-    fn unpack_by_containerd(&self) {
-        let mut parent = None;
-        for layer in &self.manifest.layers {
-            self.fake.commit_unlabelled(LAZY, &layer.chain_id, parent);
-            parent = Some(layer.chain_id.as_str());
-        }
-    }
-
-    async fn state(&self) -> State {
-        let names = [self.image.name.clone()];
-        let listing = self.engine.list(LAZY).await.unwrap();
-        let status = self
-            .engine
-            .image_status(&self.image, &names, &listing)
-            .await;
-        status.unwrap().state
-    }
-
-    /// From now on `Prepare` answers at once, as containerd does for layers that exist.
-    fn answer(&self) {
-        self.fake.slow("prepare snapshot", Duration::ZERO);
-    }
-
-    fn temporary(&self) -> usize {
-        let all = self.fake.all(LAZY);
-        all.iter()
-            .filter(|s| s.kind == SnapshotKind::Active)
-            .count()
-    }
+/// From now on `Prepare` answers at once, as containerd does for layers that exist.
+fn answer(bench: &Bench) {
+    bench.fake.slow("prepare snapshot", Duration::ZERO);
 }
 
 /// The layers that containerd has committed meanwhile get their labels at once, and are not waited for.
 #[tokio::test(start_paused = true)]
 async fn a_flight_notices_that_containerd_has_unpacked_the_chain() {
     for after in [Duration::from_millis(100), Duration::from_secs(20)] {
-        let bench = Bench::new().await;
+        let bench = bench().await;
         bench.fake.slow("prepare snapshot", LONG);
-        let mut ticket = bench.ask(NAME);
+        let mut ticket = ask(&bench, NAME);
         tokio::time::sleep(after).await;
-        bench.unpack_by_containerd();
-        bench.answer();
+        bench.commit_without_labels(3);
+        answer(&bench);
         let began = Instant::now();
         let done = ticket.outcome().await.unwrap();
         assert_eq!(done.found, State::Missing);
         assert!(began.elapsed() < HOOK, "{:?}", began.elapsed());
         assert_eq!(bench.state().await, State::Ready);
-        assert_eq!((bench.temporary(), bench.fake.lease_ids().len()), (0, 0));
+        bench.assert_nothing_left();
     }
 }
 
 /// The snapshotter goes on although nothing waits for its answer.
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_is_made_after_its_prepare_was_left_is_removed() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     bench.fake.slow("prepare snapshot", LONG);
-    let mut ticket = bench.ask(NAME);
+    let mut ticket = ask(&bench, NAME);
     tokio::time::sleep(Duration::from_millis(100)).await;
-    bench.unpack_by_containerd();
-    bench.answer();
+    bench.commit_without_labels(3);
+    answer(&bench);
     bench.fake.slow("label snapshot", Duration::from_secs(1));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let left = bench.fake.subjects("remove snapshot");
@@ -137,25 +84,25 @@ async fn a_snapshot_that_is_made_after_its_prepare_was_left_is_removed() {
         .fake
         .extract(LAZY, key, Some(parent), std::time::SystemTime::now());
     ticket.outcome().await.unwrap();
-    assert_eq!((bench.temporary(), bench.fake.lease_ids().len()), (0, 0));
+    bench.assert_nothing_left();
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_hook_waits_again_at_once_for_a_registry_that_was_silent() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     bench.fake.slow("prepare snapshot", LONG);
-    let mut first = bench.ask(NAME);
+    let mut first = ask(&bench, NAME);
     let began = Instant::now();
     assert!(first.outcome_by(began + HOOK).await.is_none());
     assert_eq!(began.elapsed(), HOOK);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let began = Instant::now();
-    let mut second = bench.ask(SECOND);
+    let mut second = ask(&bench, SECOND);
     assert!(second.outcome_by(began + HOOK).await.is_none());
     assert!(began.elapsed() < HOOK / 5, "{:?}", began.elapsed());
 
     // The work goes on, and after a minute the registry is waited for again.
-    bench.answer();
+    answer(&bench);
     first.outcome().await.unwrap();
     second.outcome().await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -166,33 +113,22 @@ async fn no_hook_waits_again_at_once_for_a_registry_that_was_silent() {
         .fake
         .slow("prepare snapshot", Duration::from_millis(100));
     let began = Instant::now();
-    let ready = bench.ask(NAME).outcome_by(began + HOOK).await;
+    let ready = ask(&bench, NAME).outcome_by(began + HOOK).await;
     assert!(ready.is_some_and(|outcome| outcome.is_ok()));
 }
 
 /// A container stands on the chain that containerd has unpacked: the flight lacks only labels, and will notice it.
 #[tokio::test(start_paused = true)]
 async fn a_creation_waits_for_the_labels_although_the_registry_is_silent() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     bench.fake.slow("prepare snapshot", LONG);
-    let _first = bench.ask(NAME);
-    let mut second = bench.ask(SECOND);
+    let _first = ask(&bench, NAME);
+    let mut second = ask(&bench, SECOND);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    bench.unpack_by_containerd();
-    bench
-        .fake
-        .activate(LAZY, "c", bench.manifest.chain_id().unwrap());
-    let mut creation = bench.engine.ensure(Request {
-        want: Want::Container {
-            key: "c".to_owned(),
-            chain: bench.manifest.chain_id().unwrap().to_owned(),
-            name: Some(NAME.to_owned()),
-            left_to_containerd: false,
-        },
-        snapshotter: LAZY.to_owned(),
-        urgency: Urgency::Creation,
-    });
-    bench.answer();
+    bench.commit_without_labels(3);
+    bench.fake.activate(LAZY, "c", bench.top());
+    let mut creation = bench.create("c", bench.top(), Some(NAME));
+    answer(&bench);
     let deadline = Instant::now() + HOOK;
     let ready = creation.outcome_by(deadline).await;
     assert!(ready.is_some_and(|outcome| outcome.is_ok()));
@@ -204,9 +140,9 @@ async fn a_creation_waits_for_the_labels_although_the_registry_is_silent() {
 async fn a_registry_is_not_blamed_for_a_snapshotter_that_hangs() {
     const HANGS: Duration = Duration::from_secs(8);
     for is_answered in [false, true] {
-        let bench = Bench::new().await;
+        let bench = bench().await;
         bench.fake.slow("prepare snapshot", LONG);
-        let mut first = bench.ask(NAME);
+        let mut first = ask(&bench, NAME);
         tokio::time::sleep(Duration::from_millis(100)).await;
         if is_answered {
             bench.fake.slow("stat snapshot", HANGS);
@@ -221,10 +157,10 @@ async fn a_registry_is_not_blamed_for_a_snapshotter_that_hangs() {
         // Its looks are answered again, and its `Prepare` is not yet.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let began = Instant::now();
-        let mut second = bench.ask(SECOND);
+        let mut second = ask(&bench, SECOND);
         assert!(second.outcome_by(began + HOOK).await.is_none());
         assert_eq!(began.elapsed(), HOOK, "{is_answered}");
-        bench.answer();
+        answer(&bench);
         first.outcome().await.unwrap();
         second.outcome().await.unwrap();
     }

@@ -23,7 +23,7 @@ use crate::proxy::ProxySnapshotter;
 pub struct Call {
     /// The service and method: `/containerd.services.snapshots.v1.Snapshots/Prepare`.
     pub path: String,
-    /// The message as text, for calls to the snapshots service, for lists of content and of plugins: keys, labels and
+    /// The message as text, for calls to the snapshots service, for lists of content, images and plugins: keys, labels and
     /// filters can be found in it.
     pub message: String,
 }

@@ -82,9 +82,10 @@ impl Row {
 }
 
 /// In the order of the trait.
-const TABLE: [Row; 37] = [
+const TABLE: [Row; 38] = [
     row("image", &["Images/Get"]),
-    row("images", &["Images/List"]),
+    row("images", &["Images/List"]).without("target.digest"),
+    row("images_of", &["Images/List"]).with("target.digest"),
     row("blob", &["Content/Info"]),
     row("blobs", &["Content/List"]).without("gc.ref.content.config"),
     row("manifests", &["Content/List"]).with("gc.ref.content.config"),
@@ -274,7 +275,14 @@ impl Bench {
             .await?;
         let arriving = of_its_own("arriving", 3);
         self.node.pull(&arriving).await?;
-        self.node.wait_image(&arriving, NYDUS).await
+        self.node.wait_image(&arriving, NYDUS).await?;
+        let pod = self.node.cri.run_pod(EROFS, &[]).await?;
+        let created = self
+            .node
+            .cri
+            .create_container(&pod, arriving.name(), &[], &[]);
+        created.await?;
+        Ok(())
     }
 }
 

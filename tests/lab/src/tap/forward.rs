@@ -15,9 +15,10 @@ use tonic::codegen::http::Request;
 use super::{Call, Fault, Observer, Passage};
 
 /// The beginnings of the calls whose message is read before they are forwarded; each has a single message.
-const READ: [&str; 3] = [
+const READ: [&str; 4] = [
     "/containerd.services.snapshots.v1.Snapshots/",
     "/containerd.services.content.v1.Content/List",
+    "/containerd.services.images.v1.Images/List",
     "/containerd.services.introspection.v1.Introspection/Plugins",
 ];
 
