@@ -217,7 +217,8 @@ async fn scan<'a>(
         }
         let config = node.config();
         let (image, snapshotter) = (&store_image.image, &worker.snapshotter);
-        let is_eager = eager::is_eager(&config, snapshotter, store_image.is_pinned);
+        let is_bound = ahead.is_bound(worker, &store_image.names);
+        let is_eager = is_bound || eager::is_eager(&config, snapshotter, store_image.is_pinned);
         if !is_eager && !has_lost {
             continue;
         }
@@ -241,7 +242,8 @@ async fn scan<'a>(
             scan.pinned.insert(image.name.clone(), status.state);
             continue;
         }
-        let is_lazy = !is_lost && eager::is_without_content(&config, snapshotter, false);
+        let is_lazy =
+            !is_lost && !is_bound && eager::is_without_content(&config, snapshotter, false);
         match choice(&status, held, is_lazy) {
             Choice::Excluded => {}
             Choice::Ready => {

@@ -1,6 +1,7 @@
 //! Does the jobs of a worker: makes the image of an event ready in the worker's snapshotter.
 
 use crate::containerd::Image;
+use crate::image;
 use crate::logs;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
@@ -15,6 +16,7 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
         Job::Again(image) => try_again(ahead, worker, &image).await,
         Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
         Job::Raised(want) => raise(ahead, worker, &want).await,
+        Job::Bound(image) => pod_bound(ahead, worker, &image).await,
         Job::Failed { chain } => failed::unpack_failed(ahead, worker, &chain).await,
         Job::Volume { target } => volumes::make_ready(ahead, worker, &target).await,
     }
@@ -52,6 +54,29 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
     worker.retries.tried(image);
 }
 
+/// Makes an image ready that a bound pod waits for. An image that is not in the store yet arrives later.
+async fn pod_bound(ahead: &Ahead, worker: &Worker, image: &str) {
+    let snapshotter = worker.name();
+    let Ok(record) = image::find(ahead.node.containerd.as_ref(), image).await else {
+        return log::debug!(image, snapshotter; "image of a bound pod is not in the store yet");
+    };
+    match arrivals::look_at(ahead, &record.name).await {
+        Ok(Some(arrived)) => {
+            let outcome = make_ready(ahead, worker, &arrived, Urgency::Bound).await;
+            if let Some(Err(e)) = outcome
+                && is_news(&e)
+            {
+                log::warn!(image, snapshotter, error:% = e; "image of a bound pod could not be made ready ahead: the plugin tries again");
+            }
+        }
+        Ok(None) => {}
+        Err(e) => {
+            log::debug!(image, snapshotter, error:% = e; "image of a bound pod could not be looked up: a reconcile finds it");
+            worker.reconcile_later.notify_one();
+        }
+    }
+}
+
 /// Makes an image ready if it is wanted ahead. Returns `None` if it is not tried.
 async fn make_ready(
     ahead: &Ahead,
@@ -67,9 +92,14 @@ async fn make_ready(
     let (node, config) = (&ahead.node, ahead.node.config());
     let snapshotter = &worker.snapshotter;
     let is_eager = eager::is_eager(&config, snapshotter, *is_pinned);
-    if !is_eager && !failed::is_wanted(ahead, worker, record).await {
+    let is_bound = ahead.is_bound(worker, [&record.name, name]);
+    if !is_eager && !is_bound && !failed::is_wanted(ahead, worker, record).await {
         return None;
     }
+    let urgency = match is_bound {
+        true => urgency.max(Urgency::Bound),
+        false => urgency,
+    };
     let want = Want::Image(name.clone());
     if *is_pinned {
         return Some(arrive(ahead, worker, want, record, urgency).await);
@@ -77,7 +107,7 @@ async fn make_ready(
     if worker.is_at_limit() {
         return None;
     }
-    if eager::is_without_content(&config, snapshotter, false) {
+    if !is_bound && eager::is_without_content(&config, snapshotter, false) {
         if worker.needs_content(node, &want).await {
             return None;
         }
