@@ -1,9 +1,11 @@
 //! Pods that are bound to this node, at a stand-in for the API server: their images are ready before their containers are
 //! created, and nothing that the API server does makes the plugin worse.
 
+mod cost;
 mod credentials;
 mod failures;
 mod many;
+mod memory;
 
 use std::time::Duration;
 
