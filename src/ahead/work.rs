@@ -57,10 +57,12 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
 /// Makes an image ready that a bound pod waits for. An image that is not in the store yet arrives later.
 async fn pod_bound(ahead: &Ahead, worker: &Worker, image: &str) {
     let snapshotter = worker.name();
-    let Ok(record) = image::find(ahead.node.containerd.as_ref(), image).await else {
-        return log::debug!(image, snapshotter; "image of a bound pod is not in the store yet");
+    let found = match image::find(ahead.node.containerd.as_ref(), image).await {
+        Ok(record) => arrivals::look_at(ahead, &record.name).await,
+        Err(image::Error::Containerd { source, .. }) => Err(source),
+        Err(_) => Ok(None),
     };
-    match arrivals::look_at(ahead, &record.name).await {
+    match found {
         Ok(Some(arrived)) => {
             let outcome = make_ready(ahead, worker, &arrived, Urgency::Bound).await;
             if let Some(Err(e)) = outcome
@@ -69,7 +71,9 @@ async fn pod_bound(ahead: &Ahead, worker: &Worker, image: &str) {
                 log::warn!(image, snapshotter, error:% = e; "image of a bound pod could not be made ready ahead: the plugin tries again");
             }
         }
-        Ok(None) => {}
+        Ok(None) => {
+            log::debug!(image, snapshotter; "image of a bound pod is not in the store yet");
+        }
         Err(e) => {
             log::debug!(image, snapshotter, error:% = e; "image of a bound pod could not be looked up: a reconcile finds it");
             worker.reconcile_later.notify_one();
