@@ -30,10 +30,12 @@ pub use trial::{Trial, try_access};
 pub fn not_built(config: &Config) -> Option<&'static str> {
     let is_missing = cfg!(not(feature = "kubernetes")) && config.kubernetes.watch == Watch::On;
     is_missing.then_some(
-        "kubernetes.watch is \"on\", but this program was built without the feature `kubernetes`: \
-         use a build with it, or set kubernetes.watch to \"off\"",
+        "kubernetes.watch is \"on\", but this program was built without the feature `kubernetes`",
     )
 }
+
+/// The remedy for [`not_built`].
+pub const BUILD: &str = "use a build with the feature, or set kubernetes.watch to \"off\"";
 
 /// Starts to watch the pods of this node, until the next session begins.
 #[cfg(feature = "kubernetes")]
@@ -50,7 +52,7 @@ pub fn begin(node: &Arc<Node>, ahead: &Arc<Ahead>) {
 #[cfg(not(feature = "kubernetes"))]
 pub fn begin(node: &Arc<Node>, _: &Arc<Ahead>) {
     if let Some(why) = not_built(&node.config()) {
-        log::error!("{why}");
+        log::error!("{why}: {BUILD}");
     }
 }
 

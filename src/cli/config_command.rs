@@ -31,7 +31,7 @@ pub(super) fn config(arguments: &Arguments) -> Result<Exit, Failure> {
                 super::complain(&remark);
             }
             if let Some(remark) = kubernetes::not_built(&config) {
-                super::complain(remark);
+                super::complain(&format!("{remark}: {}", kubernetes::BUILD));
             }
         }
     }

@@ -194,7 +194,7 @@ pub async fn main() -> Exit {
 }
 
 /// Prints a message on standard error. If that is closed, the message is lost.
-fn complain(message: &(impl std::fmt::Display + ?Sized)) {
+fn complain(message: &impl std::fmt::Display) {
     let message = printable(message);
     let _ = writeln!(std::io::stderr().lock(), "nri-unpack: {message}");
 }

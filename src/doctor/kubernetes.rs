@@ -12,7 +12,7 @@ const MEANS: &str = "the images of pods that are bound to this node are made rea
 
 pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     if let Some(why) = kubernetes::not_built(inventory.config()) {
-        return vec![finding("kubernetes-not-built", why)];
+        return vec![finding("kubernetes-not-built", why).advise(kubernetes::BUILD)];
     }
     tried(inventory).await.into_iter().collect()
 }

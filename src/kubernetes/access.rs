@@ -254,13 +254,7 @@ mod tests {
             missing.to_string().contains("/nowhere/kubeconfig"),
             "{missing}"
         );
-        let error = read_user("{client-certificate: /nowhere/c, client-key: /nowhere/k}").await;
-        let access = Access {
-            origin: Origin::Pod,
-            node: "n".to_owned().try_into().unwrap(),
-        };
-        drop(access);
-        let config = error.unwrap();
-        assert!(client(&config).is_err());
+        let config = read_user("{client-certificate: /nowhere/c, client-key: /nowhere/k}").await;
+        assert!(client(&config.unwrap()).is_err());
     }
 }

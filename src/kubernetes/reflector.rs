@@ -2,6 +2,7 @@
 //! failure is followed by a pause, so that no state of a server makes a busy loop.
 
 use std::hash::{BuildHasher, RandomState};
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -49,7 +50,7 @@ pub(super) trait Kind {
 
 /// Runs until it is dropped.
 pub(super) async fn run<K: Kind>(access: &Access, kind: &K) {
-    let _disconnected = Disconnected::<K>(kind);
+    let _disconnected = Disconnected::<K>(PhantomData);
     let fields = K::fields(access.node());
     let mut follower = Follower {
         access,
@@ -79,7 +80,7 @@ pub(super) async fn run<K: Kind>(access: &Access, kind: &K) {
                     follower.version = None;
                 }
                 match e {
-                    Error::Refused { .. } | Error::Setup(_) => pauses.after_refusal(),
+                    Error::Refused { .. } => pauses.after_refusal(),
                     Error::Expired(_) => pauses.before_list(),
                     _ => pauses.next(),
                 }
@@ -90,9 +91,9 @@ pub(super) async fn run<K: Kind>(access: &Access, kind: &K) {
 }
 
 /// Sets the metric when the work ends with the session.
-struct Disconnected<'a, K: Kind>(#[allow(dead_code, reason = "names the kind")] &'a K);
+struct Disconnected<K: Kind>(PhantomData<K>);
 
-impl<K: Kind> Drop for Disconnected<'_, K> {
+impl<K: Kind> Drop for Disconnected<K> {
     fn drop(&mut self) {
         K::connected(false);
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{ApiServer, Plugin, Version};
+use lab::{ApiServer, Version};
 
 use super::{CLASS, WATCH, own_image, pod};
 use crate::memory::Memory;
@@ -14,13 +14,29 @@ use crate::support::{DEFAULT_HOOKS, Node, PATIENCE, handler};
 /// The plugin frees what it needed for the list, and rests.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long the wake-ups are counted.
+const COUNTED: Duration = Duration::from_secs(10);
+
 /// As many pods as a kubelet runs.
 const PODS: usize = 110;
 
 /// What Kubernetes writes about the managers of a pod's fields, and more that is skipped, in bytes.
 const SKIPPED: usize = 12 << 10;
 
-async fn idle(node: &mut Node, config: &str, server: Option<&ApiServer>) -> Result<Memory> {
+/// Returns how often the threads of a process went to sleep so far.
+fn sleeps(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sum += count.context("no switches")?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Returns the memory of the idle plugin, and how often its threads wake up in [`COUNTED`].
+async fn idle(node: &mut Node, config: &str, server: Option<&ApiServer>) -> Result<(Memory, u64)> {
     node.serve(config).await?;
     node.wait_reconciled(handler(Version::V2_1)).await?;
     if let Some(server) = server {
@@ -28,10 +44,13 @@ async fn idle(node: &mut Node, config: &str, server: Option<&ApiServer>) -> Resu
     }
     tokio::time::sleep(REST).await;
     let plugin = node.plugin.as_mut().context("no plugin")?;
-    let memory = Memory::of(plugin.pid().context("the plugin does not run")?)?;
+    let pid = plugin.pid().context("the plugin does not run")?;
+    let before = sleeps(pid)?;
+    tokio::time::sleep(COUNTED).await;
+    let (memory, woken) = (Memory::of(pid)?, sleeps(pid)? - before);
     plugin.stop().await?;
     std::fs::write(node.log.path(), "")?;
-    Ok(memory)
+    Ok((memory, woken))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,10 +84,13 @@ async fn of_the_watch() -> Result<()> {
                 "[kubernetes]\nkubeconfig = {path:?}\nnode = \"{}\"\n",
                 super::NODE
             );
-            for _ in 0..3 {
+            for _ in 0..2 {
                 let off = idle(&mut node, "", None).await?;
                 let on = idle(&mut node, &config, Some(&server)).await?;
-                println!("{pods} pods, TLS {is_tls}: off {off}; on {on}");
+                println!(
+                    "{pods} pods, TLS {is_tls}: off {}, {} wake-ups; on {}, {} wake-ups",
+                    off.0, off.1, on.0, on.1
+                );
             }
         }
     }
