@@ -40,6 +40,8 @@ lint: deps
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
+# ring has some C, which uses no library: the compiler for glibc will do.
+static: export CC_$(subst -,_,$(STATIC)) := gcc
 static: deps
 	rustup target add $(STATIC)
 	cargo build --release --target $(STATIC)

@@ -6,6 +6,7 @@
 //! work has the lowest priority: a request of a pod comes first.
 
 mod arrivals;
+mod bound;
 mod choice;
 mod demand;
 mod demanded;
@@ -48,6 +49,7 @@ use crate::metrics;
 use crate::node::Node;
 use crate::unpack::{Error, Outcome, Urgency};
 
+use bound::Bound;
 pub use choice::MAX_SNAPSHOTS;
 pub(crate) use eager::is_pinned;
 pub use existing::Existing;
@@ -76,6 +78,8 @@ pub struct Ahead {
     used: Mutex<HashSet<String>>,
     /// Notified when an image was removed.
     removals: Notify,
+    /// The images of the pods that are bound to this node.
+    bound: Bound,
 }
 
 impl Ahead {
@@ -89,6 +93,7 @@ impl Ahead {
             workers: latest::Sender::new(None),
             used: Mutex::default(),
             removals: Notify::new(),
+            bound: Bound::default(),
         });
         node.in_session(watch::run(ahead.clone()));
         node.in_session(removals::run(ahead.clone()));
@@ -244,6 +249,12 @@ impl Ahead {
     /// Returns the workers; none before the managed snapshotters are known.
     fn known_workers(&self) -> Vec<Arc<Worker>> {
         self.workers.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits until the handlers and the managed snapshotters are known.
+    pub async fn until_known(&self) {
+        self.node.known_handlers().await;
+        self.workers().await;
     }
 
     /// Waits until the managed snapshotters are known, and returns their workers.

@@ -25,15 +25,15 @@ pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
 pub use live::Live;
-pub use names::{Name, Namespace};
+pub use names::{Name, Namespace, NodeName};
 pub use paths::{AbsolutePath, Listen, SocketPath};
 pub use patterns::ImagePattern;
 pub use policy::{
     Eager, ImageLabels, Labels, Profile, SnapshotterPolicy, Snapshotters, Unlabelled,
 };
 pub use sections::{
-    Config, Containerd, Hooks, Level, Log, LogFormat, Metrics, MissingContent, Nri, OnUnready,
-    Pull, Unpack,
+    Config, Containerd, Hooks, Kubernetes, Level, Log, LogFormat, Metrics, MissingContent, Nri,
+    OnUnready, Pull, Unpack, Watch,
 };
 pub use template::{Template, Variable};
 pub use units::{HookWait, Interval, Percent, Workers};

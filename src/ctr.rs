@@ -113,7 +113,10 @@ mod tests {
         files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
         assert!(all.len() > 100, "{}", all.len());
         for words in ["k8s.io", "/etc/containerd/certs.d"] {
-            let named = all.iter().filter(|(_, code)| code.contains(words));
+            let named = all.iter().filter(|(_, code)| {
+                // An API group of Kubernetes is no namespace.
+                code.replace("node.k8s.io", "").contains(words)
+            });
             let named: Vec<_> = named.map(|(path, _)| path).collect();
             assert!(
                 matches!(named[..], [path] if path.ends_with("src/config/sections.rs")),

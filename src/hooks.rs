@@ -24,6 +24,7 @@ use crate::ahead::Ahead;
 use crate::config::Config;
 use crate::containerd;
 use crate::handlers::FileConfig;
+use crate::kubernetes;
 use crate::logs;
 use crate::metrics;
 use crate::node::Node;
@@ -143,9 +144,11 @@ impl Plugin for Hooks {
         }
         node.refresh();
         metrics::session_began();
+        let ahead = Ahead::begin(&node);
+        kubernetes::begin(&node, &ahead);
         self.session.get_or_init(|| Session {
             request_timeout,
-            ahead: Ahead::begin(&node),
+            ahead,
             node,
         });
         Ok(Events::RUN_POD_SANDBOX | Events::CREATE_CONTAINER)

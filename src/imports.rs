@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floors of `src`, from the top. A part imports parts of lower floors only.
-const FLOORS: [&[&str]; 14] = [
+const FLOORS: [&[&str]; 15] = [
     &["main"],
     &["cli"],
     &["daemon", "doctor"],
     &["hooks"],
+    &["kubernetes"],
     &["ahead"],
     &["node"],
     &["policy"],
@@ -36,7 +37,16 @@ const UNPACK: [&[&str]; 10] = [
 ];
 
 /// Names that no file of a part may contain, since the part must not know what they stand for.
-const UNKNOWN: [(&str, &[&str]); 4] = [
+const UNKNOWN: [(&str, &[&str]); 5] = [
+    (
+        "kubernetes",
+        &[
+            "nri::",
+            "crate::unpack",
+            "crate::containerd",
+            "crate::image",
+        ],
+    ),
     ("unpack", &["nri::", "crate::hooks", "crate::handlers"]),
     ("image", &["nri::", "crate::unpack", "snapshotter: &str"]),
     (

@@ -2,7 +2,7 @@
 //! pod's runtime handler.
 //!
 //! The parts, in the order in which an event passes them: [`hooks`] turns NRI's events into requests, and [`ahead`]
-//! does so for the images in containerd's store. [`policy`] decides from the configuration which images and labels a
+//! does so for the images in containerd's store, and [`kubernetes`] for the pods that are bound to this node. [`policy`] decides from the configuration which images and labels a
 //! snapshotter gets. [`unpack`] makes the chain of an image ready. [`image`] reads the manifest and the config of an
 //! image. [`containerd`] is the only part that calls containerd. [`node`] combines these parts; [`daemon`] and [`cli`]
 //! run them.
@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod hooks;
 pub mod install;
+pub mod kubernetes;
 pub mod node;
 pub mod policy;
 pub mod unpack;

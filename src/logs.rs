@@ -119,6 +119,17 @@ struct Settings {
     filter: Option<String>,
 }
 
+/// Crates that log each frame and each event of a connection. `RUST_LOG` can name them.
+const QUIET: [&str; 7] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "kube_client",
+    "rustls",
+    "tonic",
+    "tower",
+];
+
 impl Settings {
     fn level(&self, configured: Level) -> LevelFilter {
         let configured = match configured {
@@ -140,6 +151,9 @@ impl Settings {
         lines
             .filter_level(self.level(log.level))
             .format_timestamp_millis();
+        for name in QUIET {
+            lines.filter_module(name, LevelFilter::Off);
+        }
         if let Some(filter) = &self.filter {
             lines.parse_filters(filter);
         }

@@ -51,6 +51,10 @@ struct Metrics {
     sessions: Counter,
     last_reconcile: Family<In, Gauge<f64, AtomicU64>>,
     registered: Gauge,
+    api_server: Gauge,
+    api_server_errors: Family<OfError, Counter>,
+    bound_pods: Gauge,
+    bound_left_out: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -69,6 +73,11 @@ struct OfEnsure {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct In {
     snapshotter: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfError {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -92,6 +101,10 @@ impl Metrics {
             sessions: Counter::default(),
             last_reconcile: Family::default(),
             registered: Gauge::<i64, AtomicI64>::default(),
+            api_server: Gauge::default(),
+            api_server_errors: Family::default(),
+            bound_pods: Gauge::default(),
+            bound_left_out: Counter::default(),
         };
         this.registered()
     }
@@ -154,6 +167,26 @@ impl Metrics {
             "registered",
             "Whether the plugin is registered with the runtime",
             self.registered.clone(),
+        );
+        to.register(
+            "kubernetes_connected",
+            "Whether the pods of this node are watched at the API server",
+            self.api_server.clone(),
+        );
+        to.register(
+            "kubernetes_errors",
+            "Failed requests to the API server, and watches that broke, by reason",
+            self.api_server_errors.clone(),
+        );
+        to.register(
+            "kubernetes_bound_pods",
+            "Pods that are bound to this node and wait for their containers",
+            self.bound_pods.clone(),
+        );
+        to.register(
+            "kubernetes_left_out",
+            "Pods, and pods with images, beyond the limit of what is remembered of them",
+            self.bound_left_out.clone(),
         );
         self
     }
@@ -250,6 +283,27 @@ pub fn session_began() {
 /// Records the end of the session.
 pub fn session_ended() {
     set_registered(false);
+}
+
+/// Records whether the pods of this node are watched at the API server.
+pub fn api_server_connected(connected: bool) {
+    METRICS.api_server.set(connected.into());
+}
+
+/// Records a failed request to the API server, or a watch that broke.
+pub fn api_server_error(reason: &'static str) {
+    let labels = OfError { reason };
+    METRICS.api_server_errors.get_or_create(&labels).inc();
+}
+
+/// Records the number of bound pods that wait for their containers.
+pub fn bound_pods(pods: usize) {
+    METRICS.bound_pods.set(pods.try_into().unwrap_or(i64::MAX));
+}
+
+/// Records a bound pod, or images of one, beyond the limit.
+pub fn bound_left_out() {
+    METRICS.bound_left_out.inc();
 }
 
 /// Whether there is a session with the runtime.

@@ -18,8 +18,16 @@ pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
 
 /// Pauses with jitter that grow to `longest`. Never ends.
 pub(crate) fn pauses_up_to(longest: Duration) -> impl Iterator<Item = Duration> + Send {
+    pauses_between(SHORTEST, longest)
+}
+
+/// Pauses with jitter that grow from `shortest` to `longest`. Never ends.
+pub(crate) fn pauses_between(
+    shortest: Duration,
+    longest: Duration,
+) -> impl Iterator<Item = Duration> + Send {
     let growing = ExponentialBuilder::default()
-        .with_min_delay(SHORTEST)
+        .with_min_delay(shortest)
         .with_max_delay(longest)
         .with_jitter()
         .without_max_times();

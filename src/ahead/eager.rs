@@ -112,6 +112,8 @@ pub(super) enum Why {
     WithoutContent,
     /// Containers have used an older image of its repository there.
     Used,
+    /// A pod that is bound to this node waits for it.
+    PodBound,
     /// A pod of the snapshotter has no container yet, and the image arrives.
     PodWaits,
     /// A container may need it, and containerd cannot unpack it.
@@ -128,6 +130,7 @@ impl Why {
             Self::All => "all",
             Self::WithoutContent => "without-content",
             Self::Used => "used-repository",
+            Self::PodBound => "pod-bound",
             Self::PodWaits => "pod-waits",
             Self::Stuck => "stuck",
             Self::Lost => "lost",
@@ -142,6 +145,7 @@ impl std::fmt::Display for Why {
             Self::All => "eager is all",
             Self::WithoutContent => "needs no content",
             Self::Used => "containers have used its repository",
+            Self::PodBound => "a bound pod waits for it",
             Self::PodWaits => "a pod waits for its first container",
             Self::Stuck => "containerd cannot unpack it",
             Self::Lost => "the snapshotter has lost it",

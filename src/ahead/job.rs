@@ -16,6 +16,8 @@ pub(super) enum Job {
     Pulled(Arc<Image>),
     /// Make an image ready that is on its way, with the priority of a pod that may need it.
     Raised(Want),
+    /// Make an image of this name ready if it is in the store: a pod that is bound to this node waits for it.
+    Bound(Arc<str>),
     /// Make the images of a layer ready that containerd failed to extract: a container may wait for one of them.
     Failed {
         /// The layer's chain id.
@@ -44,7 +46,7 @@ impl Job {
     pub(super) fn is_asked(&self) -> bool {
         matches!(
             self,
-            Self::Raised(_) | Self::Failed { .. } | Self::Volume { .. }
+            Self::Raised(_) | Self::Bound(_) | Self::Failed { .. } | Self::Volume { .. }
         )
     }
 }

@@ -225,6 +225,8 @@ async fn scan<'a>(
         let config = node.config();
         let (image, snapshotter) = (&store_image.image, &worker.snapshotter);
         let why = match eager::why(&config, snapshotter, store_image.is_pinned) {
+            Some(Why::Pinned) => Some(Why::Pinned),
+            _ if ahead.is_bound(worker, &store_image.names) => Some(Why::PodBound),
             None | Some(Why::WithoutContent) if learned.contains(&image.target.digest) => {
                 Some(Why::Used)
             }

@@ -2,6 +2,7 @@
 
 use crate::containerd::Image;
 use crate::free_space::Reservation;
+use crate::image;
 use crate::logs;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
@@ -17,6 +18,7 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
         Job::Again(image) => try_again(ahead, worker, &image).await,
         Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
         Job::Raised(want) => raise(ahead, worker, &want).await,
+        Job::Bound(image) => pod_bound(ahead, worker, &image).await,
         Job::Failed { chain } => failed::unpack_failed(ahead, worker, &chain).await,
         Job::Used(reference) => record_use(ahead, worker, &reference).await,
         Job::Volume { target } => volumes::make_ready(ahead, worker, &target).await,
@@ -55,6 +57,33 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
     worker.retries.tried(image);
 }
 
+/// Makes an image ready that a bound pod waits for. An image that is not in the store yet arrives later.
+async fn pod_bound(ahead: &Ahead, worker: &Worker, image: &str) {
+    let snapshotter = worker.name();
+    let found = match image::find(ahead.node.containerd.as_ref(), image).await {
+        Ok(record) => arrivals::look_at(ahead, &record.name).await,
+        Err(image::Error::Containerd { source, .. }) => Err(source),
+        Err(_) => Ok(None),
+    };
+    match found {
+        Ok(Some(arrived)) => {
+            let outcome = make_ready(ahead, worker, &arrived, Urgency::Bound).await;
+            if let Some(Err(e)) = outcome
+                && is_news(&e)
+            {
+                log::warn!(image, snapshotter, error:% = e; "image of a bound pod could not be made ready ahead: the plugin tries again");
+            }
+        }
+        Ok(None) => {
+            log::debug!(image, snapshotter; "image of a bound pod is not in the store yet");
+        }
+        Err(e) => {
+            log::debug!(image, snapshotter, error:% = e; "image of a bound pod could not be looked up: a reconcile finds it");
+            worker.reconcile_later.notify_one();
+        }
+    }
+}
+
 /// Makes an image ready if it is wanted ahead. Returns `None` if it is not tried.
 async fn make_ready(
     ahead: &Ahead,
@@ -69,9 +98,16 @@ async fn make_ready(
     } = arrived;
     let (node, config) = (&ahead.node, ahead.node.config());
     let demanded = || demanded::why(ahead, worker, record, name);
+    let is_bound = ahead.is_bound(worker, [&record.name, name]);
     let mut why = match eager::why(&config, &worker.snapshotter, *is_pinned) {
+        Some(Why::Pinned) => Why::Pinned,
+        _ if is_bound => Why::PodBound,
         Some(why) => why,
         None => demanded().await?,
+    };
+    let urgency = match is_bound {
+        true => urgency.max(Urgency::Bound),
+        false => urgency,
     };
     let want = Want::Image(name.clone());
     if why == Why::Pinned {

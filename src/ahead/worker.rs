@@ -134,7 +134,7 @@ impl Worker {
     /// Waits for a place to look at an image. Dropped before the unpack, so that an unpack delays no look.
     async fn look(&self, urgency: Urgency) -> Option<SemaphorePermit<'_>> {
         let part = match urgency {
-            Urgency::Asked | Urgency::Creation => &self.asked,
+            Urgency::Bound | Urgency::Asked | Urgency::Creation => &self.asked,
             Urgency::Arrived | Urgency::Background => &self.jobs,
         };
         part.looks.acquire().await.ok()

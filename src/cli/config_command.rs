@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::hooks;
+use crate::kubernetes;
 
 use super::{Exit, Failure};
 
@@ -28,6 +29,9 @@ pub(super) fn config(arguments: &Arguments) -> Result<Exit, Failure> {
             super::print(&format!("{}: no errors", path.display()))?;
             if let Some(remark) = hooks::too_short(&config) {
                 super::complain(&remark);
+            }
+            if let Some(remark) = kubernetes::not_built(&config) {
+                super::complain(&format!("{remark}: {}", kubernetes::BUILD));
             }
         }
     }

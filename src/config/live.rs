@@ -36,6 +36,7 @@ impl Live {
         keep("containerd", new.containerd != old.containerd);
         keep("pull", new.pull != old.pull);
         keep("metrics", new.metrics != old.metrics);
+        keep("kubernetes", new.kubernetes != old.kubernetes);
         let (unpack, before) = (&mut new.unpack, &old.unpack);
         keep(
             "unpack.parallel_images",
@@ -56,6 +57,7 @@ impl Live {
         new.containerd.clone_from(&old.containerd);
         new.pull.clone_from(&old.pull);
         new.metrics.clone_from(&old.metrics);
+        new.kubernetes.clone_from(&old.kubernetes);
         *self.0.write() = Arc::new(new);
         needs_restart
     }
@@ -77,13 +79,14 @@ mod tests {
                        [hooks]\nwait = \"1s\"\n[handlers]\na = \"b\"\n[snapshotters.b]\n\
                        eager = \"all\"\n[log]\nlevel = \"debug\"\n[nri]\nindex = \"20\"\n\
                        [containerd]\nnamespace = \"x\"\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
-                       [pull]\nhosts = \"/h\"\n";
+                       [pull]\nhosts = \"/h\"\n[kubernetes]\nwatch = \"off\"\n";
         let needs_restart = live.adopt(config(changed));
         let names = [
             "nri",
             "containerd",
             "pull",
             "metrics",
+            "kubernetes",
             "unpack.parallel_layers",
             "unpack.missing_content",
         ];

@@ -16,6 +16,9 @@ const OWN_LABELS: [&str; 2] = ["containerd.io/snapshot.ref", "containerd.io/snap
 /// The maximum length of an identifier in containerd, such as a namespace.
 const IDENTIFIER_MAX: usize = 76;
 
+/// The maximum length of a node's name in Kubernetes.
+const NODE_NAME_MAX: usize = 253;
+
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $valid:expr, $expected:literal) => {
         $(#[$doc])*
@@ -80,6 +83,21 @@ checked_name!(
     },
     "a containerd namespace: use letters and digits, with a single `.`, `_` or `-` between them, \
      76 at most"
+);
+
+checked_name!(
+    /// The name of a node, by Kubernetes' rule: a DNS subdomain. No other text gets into a field selector.
+    NodeName,
+    |text| {
+        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let is_label = |label: &str| {
+            let mut ends = label.bytes().take(1).chain(label.bytes().last());
+            let all = label.bytes().all(|byte| is_inner(byte) || byte == b'-');
+            !label.is_empty() && all && ends.all(is_inner)
+        };
+        text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
+    },
+    "the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"
 );
 
 checked_name!(

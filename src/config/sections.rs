@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
-    names::{Name, Namespace},
+    names::{Name, Namespace, NodeName},
     paths::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
     units::{HookWait, Interval, Percent, Workers},
@@ -31,6 +31,8 @@ pub struct Config {
     pub pull: Pull,
     /// `[handlers]`: runtime handler → snapshotter. An entry overrides what containerd reports.
     pub handlers: BTreeMap<Name, Name>,
+    /// `[kubernetes]`
+    pub kubernetes: Kubernetes,
     /// `[snapshotters.*]`
     pub snapshotters: Snapshotters,
     /// `[metrics]`
@@ -193,6 +195,32 @@ impl Default for Pull {
             credentials: None,
         }
     }
+}
+
+/// `[kubernetes]`: the API server, which tells which pods are bound to this node before they have a sandbox.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Kubernetes {
+    /// Whether the pods of this node are watched.
+    pub watch: Watch,
+    /// The file with the address of the API server and the credentials. If unset, those of the pod's service account
+    /// are used.
+    pub kubeconfig: Option<AbsolutePath>,
+    /// This node's name in Kubernetes. If unset, the value of the variable `NODE_NAME`, or else the name of the host.
+    pub node: Option<NodeName>,
+}
+
+/// Whether the pods of this node are watched.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Watch {
+    /// In a pod with a service account's token, and where `kubeconfig` is set.
+    #[default]
+    Auto,
+    /// Yes. It is an error if there are no credentials.
+    On,
+    /// No.
+    Off,
 }
 
 /// `[metrics]`

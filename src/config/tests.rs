@@ -18,7 +18,7 @@ fn error_of(text: &str) -> String {
 
 #[test]
 fn empty_means_default() {
-    let tables = "[nri]\n[containerd]\n[hooks]\n[unpack]\n[pull]\n[handlers]\n[snapshotters.default]\n[metrics]\n[log]\n";
+    let tables = "[nri]\n[containerd]\n[hooks]\n[unpack]\n[pull]\n[handlers]\n[kubernetes]\n[snapshotters.default]\n[metrics]\n[log]\n";
     for text in ["", "# nothing\n", tables] {
         assert_eq!(parse(text), Config::default(), "for {text:?}");
     }
@@ -34,7 +34,7 @@ fn invalid_values_have_their_error() {
         ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1: duplicate key in `level = \"warn\"`"),
         ("# ä\nä = \"ä\" ä\n", "2:9: unexpected key or value, expected newline, `#` in `ä = \"ä\" ä`"),
         // Unknown keys, and values in the place of tables.
-        ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `snapshotters`, `metrics`, `log`"),
+        ("nonsense = 1\n", "1:1: nonsense: unknown field `nonsense`, expected one of `nri`, `containerd`, `hooks`, `unpack`, `pull`, `handlers`, `kubernetes`, `snapshotters`, `metrics`, `log`"),
         ("[nri]\nsock = \"/x\"\n", "2:1: nri.sock: unknown field `sock`, expected one of `socket`, `name`, `index`"),
         ("[snapshotters.nydus]\nlabel = \"cri\"\n", "2:1: snapshotters.nydus.label: unknown field `label`, expected one of `profile`, `labels`, `image_labels`, `eager`, `include`, `exclude`, `unlabelled`, `extra_labels`"),
         ("nri = 3\n", "1:7: nri: invalid type: integer `3`, expected a table"),
@@ -73,6 +73,12 @@ fn invalid_values_have_their_error() {
         // [handlers]
         ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),
+        // [kubernetes]
+        ("[kubernetes]\nwatch = \"yes\"\n", "2:9: kubernetes.watch: unknown variant `yes`, expected one of `auto`, `on`, `off`"),
+        ("[kubernetes]\nkubeconfig = \"~/.kube/config\"\n", "2:14: kubernetes.kubeconfig: \"~/.kube/config\" is not an absolute path: start it with `/`"),
+        ("[kubernetes]\nnode = \"Node_1\"\n", "2:8: kubernetes.node: \"Node_1\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
+        ("[kubernetes]\nnode = \"a,b\"\n", "2:8: kubernetes.node: \"a,b\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
+        ("[kubernetes]\ntoken = \"x\"\n", "2:1: kubernetes.token: unknown field `token`, expected one of `watch`, `kubeconfig`, `node`"),
         // [snapshotters.*]
         ("[snapshotters.\"a/b\"]\n", "1:15: snapshotters.a/b: \"a/b\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[snapshotters.x]\nlabels = \"all\"\n", "2:10: snapshotters.x.labels: unknown variant `all`, expected `cri` or `none`"),
@@ -139,6 +145,7 @@ fn valid_values_are_read() {
         unpack = { parallel_images = 64, min_free = "0%" }
         handlers = { kata-qemu = "nydus", runc = "overlayfs" }
         metrics = { listen = "[::1]:9464" }
+        kubernetes = { watch = "on", kubeconfig = "/k", node = "ip-10-0-0-1.eu.example" }
         log = { file = "/var/log/x", level = "trace" }
         "#,
     );
@@ -182,6 +189,13 @@ fn valid_values_are_read() {
         Some(Path::new("/var/log/x"))
     );
     assert_eq!(config.log.level, Level::Trace);
+    assert_eq!(
+        (
+            config.kubernetes.watch,
+            config.kubernetes.node.as_ref().map(NodeName::as_str)
+        ),
+        (Watch::On, Some("ip-10-0-0-1.eu.example"))
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod guest_layers;
 mod images;
 mod instances;
 mod inventory;
+mod kubernetes;
 mod leftovers;
 mod lost;
 mod nri;
@@ -50,6 +51,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
         files::check(&inventory),
         instances.check(),
         permissions::check(&inventory),
+        kubernetes::check(&inventory).await,
         snapshotters::check(&inventory),
         pulls::check(&inventory),
         lost::check(&inventory).await,

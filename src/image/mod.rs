@@ -32,7 +32,9 @@ pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;
 pub(crate) use reference::DOCKER_HUB;
-pub use reference::{find, hostname, is_pullable, name_for_labels, names_of, normal, repository};
+pub use reference::{
+    find, hostname, is_pullable, name_for_labels, names_of, normal, record_name, repository,
+};
 
 /// Why an image cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]

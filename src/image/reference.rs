@@ -103,6 +103,17 @@ pub fn normal(name: &str) -> String {
     }
 }
 
+/// Returns the name of the record that CRI's pull of this name makes: with its registry and its tag spelled out, and
+/// without the tag if it has a digest as well.
+pub fn record_name(asked: &str) -> String {
+    match Reference::parse(asked) {
+        Some(reference) if !is_id(asked) => reference
+            .by_digest()
+            .unwrap_or_else(|| reference.to_string()),
+        _ => asked.to_owned(),
+    }
+}
+
 /// Returns the names that a record of `asked` may have, the likeliest first.
 fn spellings(asked: &str) -> Vec<String> {
     let mut names = vec![asked.to_owned()];

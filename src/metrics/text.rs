@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_reference_has_every_metric() {
-        use super::super::{ensured, hook, layer_applied, reconciled, unpacked};
+        use super::super::{api_server_error, ensured, hook, layer_applied, reconciled, unpacked};
         use std::collections::BTreeSet;
         use std::time::Duration;
 
@@ -115,6 +115,7 @@ mod tests {
         ensured("asked", "reference", "none");
         unpacked("reference", Duration::ZERO);
         layer_applied("reference", 0);
+        api_server_error("reference");
         reconciled("reference", true, [("ready", 0)].into_iter());
         let text = Format::Prometheus.text();
         let served = text.lines().filter_map(|line| {

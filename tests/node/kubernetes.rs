@@ -5,6 +5,7 @@ mod kubelet;
 mod manifests;
 mod pod;
 mod recipe;
+mod watch;
 
 use std::path::Path;
 

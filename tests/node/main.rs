@@ -12,6 +12,7 @@ mod ahead_race;
 mod ahead_volume;
 mod ahead_workers;
 mod bad_input;
+mod bound;
 mod check;
 mod concurrency;
 mod configurations;

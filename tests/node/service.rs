@@ -221,6 +221,37 @@ async fn the_watchdog_ends_only_a_hanging_plugin() -> Result<()> {
     service.wait_for("handler resolved", 2).await
 }
 
+/// The drop-in for `[kubernetes]` opens the unit for one address, and the unit without it for none but this node's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drop_in_opens_the_unit_for_the_api_server_alone() -> Result<()> {
+    let node = Node::start_with(Version::V2_1, Options::new(Version::V2_1)).await?;
+    let service = Service::boot(&node).await?;
+    service.install().await?;
+    let allowed = || -> Result<_> {
+        ensure!(service.show("IPAddressDeny")?.contains("0.0.0.0/0"));
+        let allowed = service.show("IPAddressAllow")?;
+        let mut allowed: Vec<_> = allowed.split(' ').map(str::to_owned).collect();
+        allowed.sort();
+        Ok(allowed)
+    };
+    let before = allowed()?;
+    ensure!(before == ["127.0.0.0/8", "::1/128"], "{before:?}");
+    let directory = service.0.path("/etc/systemd/system/nri-unpack.service.d");
+    std::fs::create_dir_all(&directory)?;
+    let example = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/systemd/kubernetes.conf"
+    );
+    std::fs::copy(example, directory.join("kubernetes.conf"))?;
+    service.0.ok("systemctl", &["daemon-reload"])?;
+    let after = allowed()?;
+    ensure!(
+        after == ["127.0.0.0/8", "192.0.2.10/32", "::1/128"],
+        "{after:?}"
+    );
+    Ok(())
+}
+
 /// The exposure level that the documentation states.
 #[test]
 fn the_exposure_of_the_unit_is_as_documented() -> Result<()> {

@@ -11,6 +11,8 @@ pub enum Urgency {
     Background,
     /// No caller waits yet, but the image was just pulled, and the pod that it was pulled for is expected soon.
     Arrived,
+    /// A pod that is bound to this node will need the image, and has no sandbox yet.
+    Bound,
     /// A pod will need the image, or a command waits for it.
     Asked,
     /// A container is being created, and the hook blocks the events of the whole node.
@@ -23,6 +25,7 @@ impl Urgency {
         match self {
             Self::Background => "reconcile",
             Self::Arrived => "event",
+            Self::Bound => "bound",
             Self::Asked => "asked",
             Self::Creation => "creation",
         }
@@ -66,6 +69,6 @@ impl Priority {
 
     /// Whether this is work ahead: no caller waits for it.
     pub(crate) fn is_ahead(&self) -> bool {
-        self.now() >> ORDER_BITS <= Urgency::Arrived as u64
+        self.now() >> ORDER_BITS <= Urgency::Bound as u64
     }
 }

@@ -9,6 +9,7 @@
 //! The only part of the plugin that it knows is the command line. If the machine lacks a dependency, the error
 //! names the remedy: a test without its containerd fails and is never skipped.
 
+mod api_server;
 mod apt;
 mod blockfile;
 mod chains;
@@ -41,6 +42,7 @@ mod systemd;
 mod tap;
 mod traces;
 
+pub use api_server::{ApiServer, Mode};
 pub use config::PAUSE;
 pub use containerd::Lab;
 pub use cri::Cri;

@@ -32,9 +32,14 @@ pub(super) fn documents(text: &str) -> Result<Vec<Value>> {
 
 /// Returns the documents that kustomize renders for a variant.
 pub(super) fn render(variant: &str) -> Result<Vec<Value>> {
+    render_below(&directory(), variant)
+}
+
+/// Like [`render`], in another directory with variants.
+pub(super) fn render_below(directory: &Path, variant: &str) -> Result<Vec<Value>> {
     let kustomize = Packages::fetch()?.program("kustomize", "usr/bin/kustomize");
     let mut command = Command::new(kustomize);
-    let output = command.arg("build").arg(directory().join(variant));
+    let output = command.arg("build").arg(directory.join(variant));
     let output = output.output().context("running kustomize")?;
     // kustomize warns of deprecated fields on stderr.
     ensure!(

@@ -1,0 +1,70 @@
+//! Kubernetes knows the pods of this node before the runtime does. This part watches them at the API server, and says
+//! which images the bound pods wait for, in the snapshotters of which runtime handlers.
+//!
+//! No pod waits for the API server. Without it, and without the feature `kubernetes`, the plugin works as without this
+//! part. Knows neither NRI nor containerd: what becomes of an image is the business of [`crate::ahead`].
+
+#[cfg(feature = "kubernetes")]
+mod access;
+#[cfg(feature = "kubernetes")]
+mod api;
+#[cfg(feature = "kubernetes")]
+mod objects;
+#[cfg(feature = "kubernetes")]
+mod pods;
+#[cfg(feature = "kubernetes")]
+mod reflector;
+#[cfg(feature = "kubernetes")]
+mod trial;
+
+use std::sync::Arc;
+
+use crate::ahead::Ahead;
+use crate::config::{Config, Watch};
+use crate::node::Node;
+
+#[cfg(feature = "kubernetes")]
+pub use trial::{Trial, try_access};
+
+/// Returns a warning if the configuration asks for a watch that this program cannot make.
+pub fn not_built(config: &Config) -> Option<&'static str> {
+    let is_missing = cfg!(not(feature = "kubernetes")) && config.kubernetes.watch == Watch::On;
+    is_missing.then_some(
+        "kubernetes.watch is \"on\", but this program was built without the feature `kubernetes`",
+    )
+}
+
+/// The remedy for [`not_built`].
+pub const BUILD: &str = "use a build with the feature, or set kubernetes.watch to \"off\"";
+
+/// Starts to watch the pods of this node, until the next session begins.
+#[cfg(feature = "kubernetes")]
+pub fn begin(node: &Arc<Node>, ahead: &Arc<Ahead>) {
+    let config = node.config();
+    match access::Access::of(&config.kubernetes) {
+        Ok(Some(access)) => node.in_session(watch(access, ahead.clone())),
+        Ok(None) => {}
+        Err(e) => log::error!("{e}; pods are not watched until this is corrected"),
+    }
+}
+
+/// Says that there is nothing to start, if a watch is configured.
+#[cfg(not(feature = "kubernetes"))]
+pub fn begin(node: &Arc<Node>, _: &Arc<Ahead>) {
+    if let Some(why) = not_built(&node.config()) {
+        log::error!("{why}: {BUILD}");
+    }
+}
+
+#[cfg(feature = "kubernetes")]
+async fn watch(access: access::Access, ahead: Arc<Ahead>) {
+    // What is known of the pods is of no use before.
+    ahead.until_known().await;
+    let known = pods::Known::new(access.node(), ahead);
+    log::info!(node = access.node(), from:% = access.origin(); "watching the pods that are bound to this node");
+    let (classes, pods) = (pods::Classes(&known), pods::Pods(&known));
+    tokio::join!(
+        reflector::run(&access, &classes),
+        reflector::run(&access, &pods),
+    );
+}

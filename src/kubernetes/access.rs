@@ -1,0 +1,260 @@
+//! How the API server is reached: its address, the credentials, and the name of this node.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tower::{BoxError, ServiceBuilder};
+
+use crate::config::{self, NodeName, Watch};
+
+use super::api::Error;
+
+/// The variable with the address of the API server that every pod has.
+const SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
+
+/// The token of a pod's service account. A pod without one has no such file.
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// The variable with the name of the node that the pod is bound to, by the downward API.
+const NODE_NAME: &str = "NODE_NAME";
+
+/// The file with the name of the host.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
+/// The limit of the time to connect.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The kernel looks after this time of silence whether the API server is still there. That wakes no process.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// The limit of what is buffered of an answer.
+const BUFFER: usize = 64 << 10;
+
+/// The way to the API server.
+#[derive(Debug)]
+pub(super) struct Access {
+    origin: Origin,
+    node: NodeName,
+}
+
+/// The source of the credentials.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The service account of the plugin's pod.
+    Pod,
+    /// A kubeconfig.
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod => f.write_str("the pod's service account"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Access {
+    /// Returns the way to the API server; `None` if pods are not watched.
+    pub(super) fn of(config: &config::Kubernetes) -> Result<Option<Self>, Error> {
+        let is_in_pod = std::env::var_os(SERVICE_HOST).is_some() && Path::new(TOKEN).exists();
+        let Some(origin) = origin(config, is_in_pod)? else {
+            return Ok(None);
+        };
+        let node = match &config.node {
+            Some(node) => node.clone(),
+            None => this_node()?,
+        };
+        Ok(Some(Self { origin, node }))
+    }
+
+    pub(super) fn node(&self) -> &str {
+        self.node.as_str()
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Returns a client with the credentials as they are now: they are renewed while the plugin runs.
+    pub(super) async fn client(&self) -> Result<Client, Error> {
+        let mut config = match &self.origin {
+            Origin::Pod => Config::incluster().map_err(|e| {
+                Error::Setup(format!("the pod's service account cannot be used: {e}"))
+            })?,
+            Origin::File(path) => read(path).await?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        client(&config).map_err(|e| {
+            let origin = &self.origin;
+            Error::Setup(format!("the credentials of {origin} cannot be used: {e}"))
+        })
+    }
+}
+
+/// Returns the source of the credentials; `None` if pods are not watched.
+fn origin(config: &config::Kubernetes, is_in_pod: bool) -> Result<Option<Origin>, Error> {
+    let file = config.kubeconfig.as_ref();
+    let file = file.map(|path| Origin::File(path.as_ref().to_owned()));
+    match (config.watch, file) {
+        (Watch::Off, _) => Ok(None),
+        (_, Some(file)) => Ok(Some(file)),
+        (_, None) if is_in_pod => Ok(Some(Origin::Pod)),
+        (Watch::Auto, None) => Ok(None),
+        (Watch::On, None) => Err(Error::Setup(
+            "kubernetes.watch is \"on\", but there are no credentials: set kubernetes.kubeconfig, or give the \
+             plugin's pod a service account and its token"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Returns the name of this node: the kubelet's own default is the name of the host.
+fn this_node() -> Result<NodeName, Error> {
+    let (name, from) = match std::env::var(NODE_NAME) {
+        Ok(name) if !name.is_empty() => (name, "the variable NODE_NAME"),
+        _ => {
+            let name = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+            (name.trim().to_lowercase(), "the name of the host")
+        }
+    };
+    name.parse().map_err(|e| {
+        Error::Setup(format!(
+            "{from} is not this node's name in Kubernetes: {e}; set kubernetes.node"
+        ))
+    })
+}
+
+/// Reads a kubeconfig, with the files that it names.
+async fn read(path: &Path) -> Result<Config, Error> {
+    let wrong = |e: &dyn fmt::Display| Error::Setup(format!("kubeconfig {}: {e}", path.display()));
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
+    if let Some(plugin) = plugin(&kubeconfig) {
+        return Err(wrong(&format!(
+            "it gets its credentials from a program ({plugin}), which the plugin does not run: name a file with a \
+             client certificate or a token in kubernetes.kubeconfig"
+        )));
+    }
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    config.map_err(|e| wrong(&e))
+}
+
+/// Returns the kind of the program that supplies the credentials of the current context, if there is one.
+fn plugin(kubeconfig: &Kubeconfig) -> Option<&'static str> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let mut contexts = kubeconfig.contexts.iter();
+    let context = contexts.find(|context| context.name == *current)?;
+    let user = context.context.as_ref()?.user.as_ref()?;
+    let mut users = kubeconfig.auth_infos.iter();
+    let user = users
+        .find(|named| named.name == *user)?
+        .auth_info
+        .as_ref()?;
+    match (&user.exec, &user.auth_provider) {
+        (Some(_), _) => Some("exec"),
+        (_, Some(_)) => Some("auth-provider"),
+        (None, None) => None,
+    }
+}
+
+fn client(config: &Config) -> Result<Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_keepalive(Some(KEEPALIVE));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
+        .http1_max_buf_size(BUFFER)
+        // Each list and each watch has a connection of its own.
+        .pool_max_idle_per_host(0)
+        .build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, "default"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_needs_credentials_and_on_says_so() {
+        for (text, is_in_pod, expected) in [
+            ("", false, Ok(None)),
+            ("", true, Ok(Some(Origin::Pod))),
+            ("watch = \"off\"", true, Ok(None)),
+            ("watch = \"off\"\nkubeconfig = \"/k\"", true, Ok(None)),
+            (
+                "kubeconfig = \"/k\"",
+                true,
+                Ok(Some(Origin::File("/k".into()))),
+            ),
+            (
+                "kubeconfig = \"/k\"",
+                false,
+                Ok(Some(Origin::File("/k".into()))),
+            ),
+            ("watch = \"on\"", true, Ok(Some(Origin::Pod))),
+            ("watch = \"on\"", false, Err("there are no credentials")),
+        ] {
+            let config = config::Config::from_toml(&format!("[kubernetes]\n{text}\n"), "test");
+            let found = origin(&config.unwrap().kubernetes, is_in_pod);
+            match expected {
+                Ok(expected) => assert_eq!(found.ok(), Some(expected), "{text}"),
+                Err(words) => assert!(found.unwrap_err().to_string().contains(words)),
+            }
+        }
+    }
+
+    async fn read_user(user: &str) -> Result<Config, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             clusters: [{{name: c, cluster: {{server: 'https://192.0.2.1:6443'}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: c, user: u}}}}]\n\
+             users: [{{name: other, user: {{exec: {{command: /bin/x, apiVersion: client.authentication.k8s.io/v1}}}}}}, {{name: u, user: {user}}}]\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        read(file.path()).await
+    }
+
+    #[tokio::test]
+    async fn credentials_from_programs_are_refused_with_the_remedy() {
+        assert!(read_user("{token: abc}").await.is_ok());
+        for (user, word) in [
+            (
+                "{exec: {command: /bin/x, apiVersion: client.authentication.k8s.io/v1}}",
+                "exec",
+            ),
+            ("{auth-provider: {name: gcp, config: {}}}", "auth-provider"),
+        ] {
+            let error = read_user(user).await.unwrap_err().to_string();
+            let names_both = error.contains(word) && error.contains("kubernetes.kubeconfig");
+            assert!(names_both, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_missing_or_wrong_is_named() {
+        let missing = read(Path::new("/nowhere/kubeconfig")).await.unwrap_err();
+        assert!(
+            missing.to_string().contains("/nowhere/kubeconfig"),
+            "{missing}"
+        );
+        let config = read_user("{client-certificate: /nowhere/c, client-key: /nowhere/k}").await;
+        assert!(client(&config.unwrap()).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! Tries the access to the API server once, for `doctor`.
+
+use crate::config;
+
+use super::access::Access;
+use super::api::{Error, Resource};
+use super::objects::{Pod, RuntimeClass};
+use super::pods::{Classes, Pods};
+use super::reflector::Kind;
+
+/// The result of a try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// Pods are not watched.
+    Off,
+    /// The configuration or the credentials cannot be used; with the reason and the remedy.
+    Unusable(String),
+    /// The API server cannot be reached, or its answer cannot be used.
+    Failed {
+        /// The source of the credentials.
+        origin: String,
+        /// The error.
+        error: String,
+    },
+    /// The API server refuses the request.
+    Refused {
+        /// The source of the credentials.
+        origin: String,
+        /// The resource that must not be listed.
+        resource: &'static str,
+        /// The error.
+        error: String,
+        /// Whether the credentials were not accepted at all.
+        is_unknown: bool,
+    },
+    /// It works.
+    Works {
+        /// The name of this node.
+        node: String,
+        /// Whether there are pods on a node of this name.
+        has_pods: bool,
+    },
+}
+
+/// Asks the API server for one pod and one RuntimeClass.
+pub async fn try_access(config: &config::Kubernetes) -> Trial {
+    let access = match Access::of(config) {
+        Ok(Some(access)) => access,
+        Ok(None) => return Trial::Off,
+        Err(e) => return Trial::Unusable(e.to_string()),
+    };
+    match has_pods(&access).await {
+        Ok(has_pods) => Trial::Works {
+            node: access.node().to_owned(),
+            has_pods,
+        },
+        Err((resource, e)) => failed(access.origin().to_string(), resource, &e),
+    }
+}
+
+fn failed(origin: String, resource: &'static str, error: &Error) -> Trial {
+    let text = error.to_string();
+    match error {
+        Error::Setup(_) => Trial::Unusable(text),
+        Error::Refused { code, .. } => Trial::Refused {
+            origin,
+            resource,
+            error: text,
+            is_unknown: *code == 401,
+        },
+        _ => Trial::Failed {
+            origin,
+            error: text,
+        },
+    }
+}
+
+/// Whether pods are bound to this node, if all kinds can be listed.
+async fn has_pods(access: &Access) -> Result<bool, (&'static str, Error)> {
+    let of = |kind| move |e| (kind, e);
+    let client = access.client().await.map_err(of(Pods::WORD))?;
+    let fields = Pods::fields(access.node());
+    let pods = Resource {
+        client: client.clone(),
+        path: Pods::PATH,
+        fields: fields.as_deref(),
+    };
+    let pod = pods.any::<Pod>().await.map_err(of(Pods::WORD))?;
+    let classes = Resource {
+        client,
+        path: Classes::PATH,
+        fields: None,
+    };
+    let class = classes.any::<RuntimeClass>().await;
+    class.map_err(of(Classes::WORD))?;
+    Ok(pod.is_some())
+}
