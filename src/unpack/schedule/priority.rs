@@ -72,3 +72,23 @@ impl Priority {
         self.now() >> ORDER_BITS <= Urgency::Bound as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hook_asks_for_overtakes_bound_pods_and_these_overtake_arrivals() {
+        let order = [
+            Urgency::Background,
+            Urgency::Arrived,
+            Urgency::Bound,
+            Urgency::Asked,
+            Urgency::Creation,
+        ];
+        let priorities = order.map(Priority::new);
+        assert!(priorities.is_sorted_by_key(Priority::now));
+        let ahead = priorities.iter().map(Priority::is_ahead);
+        assert_eq!(ahead.filter(|is_ahead| *is_ahead).count(), 3);
+    }
+}
