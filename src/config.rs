@@ -32,8 +32,8 @@ pub use policy::{
     Eager, ImageLabels, Labels, Profile, SnapshotterPolicy, Snapshotters, Unlabelled,
 };
 pub use sections::{
-    Config, Containerd, Hooks, Kubernetes, Level, Log, LogFormat, Metrics, MissingContent, Nri,
-    OnUnready, Pull, Unpack, Watch,
+    Config, Containerd, DuringPull, Hooks, Kubernetes, Level, Log, LogFormat, Metrics,
+    MissingContent, Nri, OnUnready, Pull, Unpack, Watch,
 };
 pub use template::{Template, Variable};
 pub use units::{HookWait, Interval, Percent, Workers};

@@ -11,10 +11,10 @@ use crate::image;
 /// How long a pod counts as waiting for its first container: the time to pull a large image.
 const PULLS: Duration = Duration::from_secs(10 * 60);
 
-/// How long the images that arrive count as those of a pod without a container.
-const FIRST: Duration = Duration::from_secs(60);
+/// How long after its start an image that begins to arrive counts as that of a pod without a container.
+const ARRIVAL_WINDOW: Duration = Duration::from_secs(60);
 
-/// The limit of images that count as those of one pod: its containers and init containers.
+/// The limit of images that count as those of one pod: other pods of the node pull images at the same time.
 const MAX_IMAGES: usize = 4;
 
 /// The limit of pods that are remembered as waiting. The kubelet runs 110 pods by default.
@@ -128,20 +128,20 @@ impl Demand {
     }
 
     /// Whether an image that arrives counts as that of a pod that was started shortly before and has no container yet. It
-    /// then takes one of the pod's few images. The digest and the tag of one image count once.
-    pub(super) fn takes(&self, image: &str) -> bool {
+    /// then takes one of the pod's few images. The digest and the tag of one image count once. An image that has begun to
+    /// arrive in time stays that of its pod.
+    pub(super) fn counts_for_pod(&self, image: &str) -> bool {
         let Some(repository) = image::repository(image) else {
             return false;
         };
         let mut signs = self.signs.lock();
-        let pods = signs.waiting.values_mut();
-        let mut pods: Vec<_> = pods.filter(|pod| pod.since.elapsed() < FIRST).collect();
+        signs.forget_old_pods();
+        let mut pods: Vec<_> = signs.waiting.values_mut().collect();
         if pods.iter().any(|pod| pod.images.contains(&repository)) {
             return true;
         }
-        pods.sort_by_key(|pod| pod.since);
-        let mut pods = pods.into_iter();
-        match pods.find(|pod| pod.images.len() < MAX_IMAGES) {
+        pods.retain(|pod| pod.since.elapsed() < ARRIVAL_WINDOW && pod.images.len() < MAX_IMAGES);
+        match pods.into_iter().min_by_key(|pod| pod.since) {
             Some(pod) => {
                 pod.images.push(repository);
                 true
@@ -205,21 +205,23 @@ mod tests {
     async fn a_new_pod_takes_a_few_images_for_a_minute() {
         let demand = Demand::default();
         let name = |n: usize| format!("r.example/app{n}:1");
-        assert!(!demand.takes(&name(0)));
+        assert!(!demand.counts_for_pod(&name(0)));
         demand.pod_waits("pod-1");
         for n in 0..MAX_IMAGES {
-            assert!(demand.takes(&name(n)), "{n}");
+            assert!(demand.counts_for_pod(&name(n)), "{n}");
         }
-        assert!(!demand.takes(&name(MAX_IMAGES)));
+        assert!(!demand.counts_for_pod(&name(MAX_IMAGES)));
         // During the pull it has its digest for a name.
         let digest = format!("r.example/app0@sha256:{}", "0".repeat(64));
-        assert!(demand.takes(&digest));
+        assert!(demand.counts_for_pod(&digest));
         demand.pod_waits("pod-2");
-        assert!(demand.takes(&name(MAX_IMAGES)));
+        assert!(demand.counts_for_pod(&name(MAX_IMAGES)));
         demand.container_comes("pod-2", None);
-        assert!(!demand.takes(&name(MAX_IMAGES)));
-        tokio::time::advance(FIRST).await;
-        assert!(!demand.takes(&name(0)));
+        assert!(!demand.counts_for_pod(&name(MAX_IMAGES)));
+        tokio::time::advance(ARRIVAL_WINDOW).await;
+        assert!(!demand.counts_for_pod(&name(MAX_IMAGES)));
+        // Its pull took long.
+        assert!(demand.counts_for_pod(&name(0)));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) async fn why_in_pull(
     if !eager::takes_demand(&ahead.node.config(), &worker.snapshotter) {
         return None;
     }
-    if worker.demand.takes(name) {
+    if worker.demand.counts_for_pod(name) {
         return Some(Why::PodWaits);
     }
     let (snapshotter, target) = (worker.name(), &image.target.digest);

@@ -1,7 +1,6 @@
 //! Explains for `check` why images are made ready ahead.
 
 use std::collections::{HashMap, HashSet};
-use std::time::SystemTime;
 
 use crate::containerd::{self, Image};
 use crate::node::Node;
@@ -13,6 +12,8 @@ use super::{learned, reconcile};
 /// The images of the store, and the managed snapshotters.
 pub struct Explainer<'a> {
     node: &'a Node,
+    /// By target digest.
+    positions: HashMap<String, usize>,
     store_images: Vec<StoreImage>,
     managed: Vec<ManagedSnapshotter>,
 }
@@ -21,7 +22,7 @@ pub struct Explainer<'a> {
 pub struct Explanations<'a> {
     explainer: &'a Explainer<'a>,
     managed: Option<&'a ManagedSnapshotter>,
-    used: HashMap<String, Option<SystemTime>>,
+    used: HashMap<String, Vec<String>>,
 }
 
 impl<'a> Explainer<'a> {
@@ -31,9 +32,12 @@ impl<'a> Explainer<'a> {
         let (images, listed) = futures::try_join!(containerd.images(), containerd.snapshotters())?;
         let handlers = node.resolve().await?;
         let sandbox = reconcile::sandbox_target(containerd, &handlers, &images).await;
+        let store_images = eager::in_order(images, sandbox.as_deref(), &HashSet::new());
+        let digests = store_images.iter().map(|it| it.image.target.digest.clone());
         Ok(Self {
             node,
-            store_images: eager::in_order(images, sandbox.as_deref(), &HashSet::new()),
+            positions: digests.zip(0..).collect(),
+            store_images,
             managed: eager::managed(&node.config(), &handlers, &listed),
         })
     }
@@ -54,10 +58,11 @@ impl<'a> Explainer<'a> {
 impl Explanations<'_> {
     /// Returns why the plugin makes an image ready ahead, in a fixed word; `None` if it does not.
     pub fn why(&self, image: &Image) -> Option<&'static str> {
-        let mut store_images = self.explainer.store_images.iter();
-        let found = store_images.find(|it| it.image.target.digest == image.target.digest)?;
-        let config = self.explainer.node.config();
+        let explainer = self.explainer;
+        let at = explainer.positions.get(&image.target.digest)?;
+        let found = &explainer.store_images[*at];
         let managed = self.managed?;
+        let config = explainer.node.config();
         let is_used =
             || learned::repositories(found).any(|repository| self.used.contains_key(&repository));
         let why = match eager::why(&config, managed, found.is_pinned) {

@@ -4,7 +4,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::time::SystemTime;
 
 use crate::image;
 use crate::unpack::{Engine, Error, Listing, Usage};
@@ -34,8 +33,14 @@ pub(super) async fn is_wanted(
         }
     };
     images.retain(|image| image::repository(&image.name).as_ref() == Some(&repository));
-    let mut others = in_order(images, None, &HashSet::new());
-    others.retain(|image| image.image.target.digest != target);
+    let images = in_order(images, None, &HashSet::new());
+    let arriving = images.iter().find(|it| it.image.target.digest == target);
+    // During its pull an image has no record, and is the newest.
+    let arrived_at = arriving.map(|arriving| arriving.created_at);
+    let mut others: Vec<_> = images
+        .iter()
+        .filter(|it| it.image.target.digest != target)
+        .collect();
     others.sort_by_key(|image| Reverse(image.created_at));
     let mut walk = Walk::default();
     for other in others {
@@ -45,44 +50,39 @@ pub(super) async fn is_wanted(
             Err(e) if e.unreachable().is_none() => continue,
             Err(e) => return Err(e),
         };
-        if let Some(wanted) = walk.decide(usage) {
-            return Ok(wanted);
+        match walk.decide(usage) {
+            Some(false) => return Ok(false),
+            Some(true) => return Ok(arrived_at.is_none_or(|at| at > other.created_at)),
+            None => {}
         }
     }
     Ok(false)
 }
 
-/// Returns the target digests of the images of the store that are newer than an image of their repository that
-/// containers have used in the snapshotter of a listing.
+/// Returns the target digests of the images of the store that are wanted in the snapshotter of a listing: of each
+/// repository that containers have used there, the newest images that are newer than the newest used one.
 pub(super) async fn wanted(
     engine: &Engine,
     store_images: &[StoreImage],
     listing: &Listing,
 ) -> HashSet<String> {
+    let mut wanted = HashSet::new();
     // A new image of a known repository is a second image of it.
-    let used = used(engine, store_images, listing, 2).await;
-    let is_newer = |image: &&StoreImage| {
-        let mut repositories = repositories(image);
-        repositories.any(|repository| {
-            used.get(&repository)
-                .is_some_and(|at| image.created_at > *at)
-        })
-    };
-    let newer = store_images.iter().filter(|image| !image.is_pinned);
-    let newer = newer.filter(is_newer);
-    newer
-        .map(|image| image.image.target.digest.clone())
-        .collect()
+    for newer in used(engine, store_images, listing, 2).await.into_values() {
+        wanted.extend(newer.into_iter().take(MAX_UNUSED));
+    }
+    wanted
 }
 
-/// Returns the repositories that containers have used in the snapshotter of a listing, with the time at which the newest
-/// used image of each was created. Looks only at repositories with so many images or more.
+/// Returns the repositories that containers have used in the snapshotter of a listing, and the target digests of the
+/// images of each that are newer than its newest used image, the newest first. Looks only at repositories with so many
+/// images or more.
 pub(super) async fn used(
     engine: &Engine,
     store_images: &[StoreImage],
     listing: &Listing,
     at_least: usize,
-) -> HashMap<String, Option<SystemTime>> {
+) -> HashMap<String, Vec<String>> {
     let mut used = HashMap::new();
     if !listing.has_anchors() {
         return used;
@@ -91,17 +91,22 @@ pub(super) async fn used(
         if images.len() < at_least {
             continue;
         }
+        // A hook waits until this task yields.
+        tokio::task::yield_now().await;
         images.sort_by_key(|image| Reverse(image.created_at));
-        let mut walk = Walk::default();
+        let (mut walk, mut newer) = (Walk::default(), vec![]);
         for image in images {
             let usage = engine.usage_in(&image.image, listing).await;
             match walk.decide(usage.unwrap_or(Usage::Absent)) {
                 Some(true) => {
-                    used.insert(repository, image.created_at);
+                    // Of the same time: it is not known which one is newer.
+                    newer.retain(|it: &&StoreImage| it.created_at > image.created_at);
+                    let digests = newer.into_iter().map(|it| it.image.target.digest.clone());
+                    used.insert(repository, digests.collect());
                     break;
                 }
                 Some(false) => break,
-                None => {}
+                None => newer.push(image),
             }
         }
     }

@@ -122,27 +122,29 @@ async fn make_ready(
         }
         why = demanded().await?;
     }
-    let Some(_space) = space_for(ahead, worker, &want, record).await else {
+    let Some(_space) = space_for(ahead, worker, &want, record, EXPANSION).await else {
         worker.reconcile_later.notify_one();
         return None;
     };
     Some(arrive(ahead, worker, want, record, urgency, why).await)
 }
 
-/// Reserves the space for all layers of an image: some may be there. A reconcile, which has a list of them, decides on
-/// what does not fit.
+/// Reserves the space for all layers of an image, so many times the size of its blobs: some may be there. A reconcile,
+/// which has a list of them, decides on images of the eager set that do not fit.
 async fn space_for<'a>(
     ahead: &'a Ahead,
     worker: &'a Worker,
     want: &Want,
     record: &Image,
+    times: u64,
 ) -> Option<Option<Reservation<'a>>> {
     let node = &ahead.node;
     let bytes = match node.engine.supports_guest_pull(worker.name()) {
         true => 0,
-        false => node.engine.bytes(record).await.unwrap_or_default(),
+        // The unpack that would follow fails for the same reason.
+        false => node.engine.bytes(record).await.ok()?,
     };
-    let bytes = bytes.saturating_mul(EXPANSION);
+    let bytes = bytes.saturating_mul(times);
     worker.reserve_space(node, want, bytes).await
 }
 
@@ -168,11 +170,15 @@ async fn image_arrives(ahead: &Ahead, worker: &Worker, image: &Image) {
         }
         return;
     }
-    let why = demanded::why_in_pull(ahead, worker, image, &image.name).await;
+    let why = match eager::why(&ahead.node.config(), &worker.snapshotter, false) {
+        Some(why) => Some(why),
+        None => demanded::why_in_pull(ahead, worker, image, &image.name).await,
+    };
     let Some(why) = why else {
         return;
     };
-    if let Some(_space) = space_for(ahead, worker, &want, image).await {
+    // The pull itself is about to take space for the blobs, and for containerd's own unpack.
+    if let Some(_space) = space_for(ahead, worker, &want, image, 2 * EXPANSION + 1).await {
         arrives(ahead, worker, want, image, why).await;
     }
 }

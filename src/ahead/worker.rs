@@ -158,10 +158,10 @@ impl Worker {
     }
 
     /// Whether an image may be prepared here under a name without its registry's port, until the image's record
-    /// gives the right name. Only a snapshotter with guest pull sends no request to a registry at `Prepare`; another
-    /// one would send it to a registry that does not have the image.
+    /// gives the right name. A proxy plugin without guest pull would send a request at `Prepare` to a registry that does not
+    /// have the image.
     pub(super) fn takes_any_name(&self, node: &Node) -> bool {
-        node.engine.profile(self.name()).may_proxy
+        !self.snapshotter.is_proxy || node.engine.profile(self.name()).may_proxy
     }
 
     /// Whether the snapshotter has to unpack the image in full.

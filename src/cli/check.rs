@@ -66,24 +66,26 @@ pub(super) async fn check(config: Config, arguments: Arguments) -> Result<Exit, 
     let manifests = node.engine.read_manifests(readable);
     let (listed, ()) = futures::join!(listings(&node, &usable), manifests);
     let (listings, silent) = listed?;
-    let explainer = Explainer::new(&node).await?;
+    let explainer = Explainer::new(&node).await;
+    let explainer = explainer.inspect_err(|e| {
+        log::debug!(error:% = e; "handlers could not be read: the output does not say what is made ready ahead");
+    });
     let mut explained = Vec::new();
     for (snapshotter, listing) in &listings {
-        explained.push((*snapshotter, listing, explainer.of(listing).await));
+        let explanations = match &explainer {
+            Ok(explainer) => Some(explainer.of(listing).await),
+            Err(_) => None,
+        };
+        explained.push((*snapshotter, listing, explanations));
     }
     let mut images = Vec::new();
     for asked in &asked {
         for (snapshotter, listing, explanations) in &explained {
             let row = row(&node, asked, snapshotter, listing).await?;
-            images.extend(row.map(|row| {
-                Row {
-                    ahead: asked
-                        .image
-                        .as_ref()
-                        .ok()
-                        .and_then(|it| explanations.why(it)),
-                    ..row
-                }
+            let why = || explanations.as_ref()?.why(asked.image.as_ref().ok()?);
+            images.extend(row.map(|row| Row {
+                ahead: why(),
+                ..row
             }));
         }
     }

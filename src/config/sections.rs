@@ -139,6 +139,18 @@ pub enum OnUnready {
     Reject,
 }
 
+/// Whether layers are applied while their image is being pulled.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum DuringPull {
+    /// On a node with several processors, where that does not delay the pull.
+    Auto,
+    /// Always.
+    On,
+    /// Never: the work begins when the pull ends.
+    Off,
+}
+
 /// `[unpack]`: how much the plugin unpacks at once, and when.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
@@ -150,6 +162,8 @@ pub struct Unpack {
     /// The share of the snapshotter's file system that must be free for unpacking ahead. An image that a pod
     /// needs is unpacked regardless.
     pub min_free: Percent,
+    /// Whether layers are applied while their image is being pulled.
+    pub during_pull: DuringPull,
     /// The interval of a periodic reconcile, which needs no event. No such reconcile runs if unset.
     pub reconcile_every: Option<Interval>,
     /// The sources, in this order, of a layer whose blob is gone.
@@ -162,6 +176,7 @@ impl Default for Unpack {
             parallel_images: built_in(2),
             parallel_layers: built_in(3),
             min_free: built_in("20%".to_owned()),
+            during_pull: DuringPull::Auto,
             reconcile_every: None,
             missing_content: vec![MissingContent::Rebuild],
         }

@@ -142,7 +142,7 @@ fn valid_values_are_read() {
         r#"
         nri = { index = "00", name = "a.b+c_d-e" }
         hooks = { wait = "1m", on_unready = "reject", swap = false }
-        unpack = { parallel_images = 64, min_free = "0%" }
+        unpack = { parallel_images = 64, min_free = "0%", during_pull = "off" }
         handlers = { kata-qemu = "nydus", runc = "overlayfs" }
         metrics = { listen = "[::1]:9464" }
         kubernetes = { watch = "on", kubeconfig = "/k", node = "ip-10-0-0-1.eu.example" }
@@ -164,9 +164,10 @@ fn valid_values_are_read() {
     assert_eq!(
         (
             config.unpack.parallel_images.count().get(),
-            config.unpack.min_free.as_u8()
+            config.unpack.min_free.as_u8(),
+            config.unpack.during_pull
         ),
-        (64, 0)
+        (64, 0, DuringPull::Off)
     );
     assert_eq!(
         config.unpack.parallel_layers,

@@ -12,7 +12,10 @@ use lab::images::Builder;
 use lab::{Image, Layer, Pod, Version};
 
 use crate::ahead_cost::{median, noise, pair};
-use crate::support::{Node, handler};
+use crate::support::{APP, Node, handler};
+
+/// The environment variable with the text of a configuration for the plugin, instead of the default.
+const CONFIG: &str = "NRI_UNPACK_CONFIG";
 
 /// The number of pairs for each kind of image.
 const ROUNDS: usize = 5;
@@ -74,7 +77,7 @@ impl Node {
         Ok(began.elapsed())
     }
 
-    /// Pulls the image and creates two containers of it right afterwards.
+    /// Runs a pod, pulls the image, and creates two containers of it right afterwards.
     async fn round(
         &mut self,
         handler: &str,
@@ -82,18 +85,15 @@ impl Node {
         image: &Image,
         times: &mut Times,
     ) -> Result<()> {
-        let pod = match known {
-            Known::PodWaits => Some(self.cri.run_pod(handler, &[]).await?),
-            Known::Repository => None,
-        };
+        // As a kubelet does, which pulls for a sandbox that runs.
+        let pod = self.cri.run_pod(handler, &[]).await?;
+        if known == Known::Repository {
+            self.cri.create_container(&pod, APP, &[], &[]).await?;
+        }
         self.registry.push(image).await?;
         let began = Instant::now();
         self.cri.pull_image(image.name()).await?;
         times.pulls.push(began.elapsed());
-        let pod = match pod {
-            Some(pod) => pod,
-            None => self.cri.run_pod(handler, &[]).await?,
-        };
         times.first.push(self.timed(&pod, image).await?);
         times.second.push(self.timed(&pod, image).await?);
         self.cri.remove_pod(&pod).await?;
@@ -108,8 +108,10 @@ impl Node {
 }
 
 async fn measure(version: Version, size: Size) -> Result<()> {
+    // For example `[unpack]` and `during_pull = "on"`.
+    let config = std::env::var(CONFIG).unwrap_or_default();
     let handler = handler(version);
-    let (mut with, mut without) = pair(version, "").await?;
+    let (mut with, mut without) = pair(version, &config).await?;
     for known in [Known::Repository, Known::PodWaits] {
         let repository = |n: usize| match known {
             Known::Repository => "used".to_owned(),

@@ -12,6 +12,9 @@ use crate::support::{DEFAULT_HOOKS, Node, handler};
 const USED: &str = "why=containers have used its repository";
 const WAITS: &str = "why=a pod waits for its first container";
 
+/// On a node of any size.
+const DURING_PULL: &str = "[unpack]\nmin_free = \"0%\"\nduring_pull = \"on\"\n";
+
 /// The limit of images that count as those of one pod.
 const OF_A_POD: usize = 4;
 
@@ -24,11 +27,11 @@ pub(crate) fn tag(repository: &str, n: usize) -> Image {
 }
 
 impl Node {
-    /// A node with the plugin, which has the default configuration.
-    async fn with_defaults(version: Version) -> Result<Self> {
+    /// A node with the plugin, which has the default configuration and this text.
+    async fn with(version: Version, config: &str) -> Result<Self> {
         let mut node = Self::start(version).await?;
         node.hooks = DEFAULT_HOOKS;
-        node.serve("").await?;
+        node.serve(config).await?;
         Ok(node)
     }
 
@@ -57,7 +60,7 @@ impl Node {
     /// Pulls an image and a pinned one after it, and checks that the first one is not made ready.
     async fn is_not_made_ready(&mut self, handler: &str, image: &Image) -> Result<()> {
         self.pull(image).await?;
-        // A job of the same queue, which is done after that of the image.
+        // A later job of the same snapshotter.
         let after = tag(
             &format!("after/{}", image.name().replace(['/', ':', '.'], "-")),
             1,
@@ -91,7 +94,7 @@ impl Node {
 
 async fn a_new_tag_of_a_used_repository_is_made_ready(version: Version) -> Result<()> {
     let handler = handler(version);
-    let mut node = Node::with_defaults(version).await?;
+    let mut node = Node::with(version, "").await?;
     // Not used by a container, but made ready by a command.
     let ensured = tag("ensured", 1);
     node.pull(&ensured).await?;
@@ -137,7 +140,7 @@ async fn a_new_tag_of_a_used_repository_is_made_ready_on_1_7() -> Result<()> {
 
 async fn an_image_that_arrives_while_a_pod_waits_is_made_ready(version: Version) -> Result<()> {
     let handler = handler(version);
-    let mut node = Node::with_defaults(version).await?;
+    let mut node = Node::with(version, "").await?;
     node.is_not_made_ready(handler, &tag("before", 1)).await?;
     let pod = node.cri.run_pod(handler, &[]).await?;
     for n in 0..OF_A_POD {
@@ -148,6 +151,35 @@ async fn an_image_that_arrives_while_a_pod_waits_is_made_ready(version: Version)
         .await?;
     node.cri.remove_pod(&pod).await?;
     Ok(())
+}
+
+/// The layers are applied as their blobs arrive: the image is ready under its digest, before it has its record.
+async fn an_image_is_made_ready_during_its_pull(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let mut node = Node::with(version, DURING_PULL).await?;
+    node.uses_and_waits(handler, &tag("used", 1)).await?;
+    let log = node.log.from_now();
+    node.is_made_ready(handler, &tag("used", 2), USED).await?;
+    node.cri.run_pod(handler, &[]).await?;
+    node.is_made_ready(handler, &tag("never-seen", 1), WAITS)
+        .await?;
+    for (repository, why) in [("used", USED), ("never-seen", WAITS)] {
+        let lines = log.lines_with(&format!(
+            "ready ahead image=registry.test/{repository}@sha256:"
+        ));
+        ensure!(lines.iter().any(|line| line.contains(why)), "{lines:#?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_made_ready_during_its_pull_on_2_1() -> Result<()> {
+    an_image_is_made_ready_during_its_pull(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_made_ready_during_its_pull_on_1_7() -> Result<()> {
+    an_image_is_made_ready_during_its_pull(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

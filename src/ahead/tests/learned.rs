@@ -102,6 +102,9 @@ struct Pull<'a> {
     image: Image,
 }
 
+/// On a node of any size.
+const DURING_PULL: &str = "[unpack]\nduring_pull = \"on\"\n";
+
 const PULL: &str = "a-pull";
 
 const LAYERS: usize = 3;
@@ -112,10 +115,9 @@ fn blob(fake: &Fake, n: usize) -> Descriptor {
 }
 
 impl<'a> Pull<'a> {
-    /// Begins the pull of an image of which no layer has landed. Another image shows the port of the registry.
+    /// Begins the pull of an image of which no layer has landed.
     async fn begin(bench: &'a Bench) -> Self {
         let fake = &bench.fake;
-        fake.image("r.example/other:1", 1);
         let blobs: Vec<_> = (0..LAYERS).map(|n| blob(fake, n)).collect();
         let image = fake.image_from(NAME, &blobs);
         let chain = bench.node.engine.chain(&image).await.unwrap();
@@ -146,8 +148,8 @@ impl<'a> Pull<'a> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn layers_are_unpacked_as_their_blobs_land() {
-    let bench = Bench::on(Fake::default(), "").await;
+async fn layers_are_unpacked_as_their_blobs_arrive() {
+    let bench = Bench::on(Fake::default(), DURING_PULL).await;
     bench.ahead.pod_waits(EROFS, "pod-1");
     let pull = Pull::begin(&bench).await;
     for n in 0..LAYERS {
@@ -160,12 +162,18 @@ async fn layers_are_unpacked_as_their_blobs_land() {
     pull.ends().await;
     assert_eq!(bench.arrives(&pull.image).await, State::Ready);
     assert_eq!(bench.fake.subjects("apply layer").len(), LAYERS);
+    // The pull took longer than the time in which an image counts as the pod's.
+    let all = bench.fake.all(EROFS);
+    assert!(
+        all.iter().all(|layer| layer.labels[IMAGE_REF] == NAME),
+        "{all:?}"
+    );
     assert_eq!(bench.fake.lease_ids(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_a_pull_that_failed_nothing_is_left() {
-    let bench = Bench::on(Fake::default(), "").await;
+    let bench = Bench::on(Fake::default(), DURING_PULL).await;
     bench.ahead.pod_waits(EROFS, "pod-1");
     let pull = Pull::begin(&bench).await;
     pull.lands(0);
@@ -180,8 +188,8 @@ async fn after_a_pull_that_failed_nothing_is_left() {
 /// A slow pull holds no place: another image is unpacked meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_slow_pull_delays_no_other_image() {
-    let config = "[unpack]\nparallel_images = 1\n";
-    let bench = Bench::on(Fake::default(), config).await;
+    let config = format!("{DURING_PULL}parallel_images = 1\n");
+    let bench = Bench::on(Fake::default(), &config).await;
     bench.ahead.pod_waits(EROFS, "pod-1");
     let _pull = Pull::begin(&bench).await;
     settle().await;
@@ -190,4 +198,43 @@ async fn a_slow_pull_delays_no_other_image() {
     let began = tokio::time::Instant::now();
     bench.ensure(&other).await;
     assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+/// The hook sees how far the flight is, so that it need not wait for its whole time.
+#[tokio::test(start_paused = true)]
+async fn a_creation_joins_the_flight_that_began_in_the_pull() {
+    let bench = Bench::on(Fake::default(), DURING_PULL).await;
+    bench.ahead.pod_waits(EROFS, "pod-1");
+    let pull = Pull::begin(&bench).await;
+    (0..LAYERS).for_each(|n| pull.lands(n));
+    bench.fake.slow("apply layer", Duration::from_secs(60));
+    settle().await;
+    bench.fake.tag(NAME, pull.image.target.clone());
+    pull.ends().await;
+    let ticket = bench.node.engine.ensure(Request {
+        want: Want::Image(NAME.to_owned()),
+        snapshotter: EROFS.to_owned(),
+        urgency: Urgency::Creation,
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(ticket.progress().found, Some(State::Missing));
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_images_of_a_repository_are_made_ready_at_once() {
+    let fake = Fake::default();
+    let images: Vec<_> = (1..=20).map(|n| tag(&fake, n)).collect();
+    let bench = Bench::on(fake, "").await;
+    bench.use_in_container(&images[5]).await;
+    bench.fake.hang_up();
+    settle().await;
+    let mut ready = vec![];
+    for (n, image) in images.iter().enumerate() {
+        if bench.state(image, EROFS).await == State::Ready {
+            ready.push(n);
+        }
+    }
+    assert_eq!(ready, [5, 15, 16, 17, 18, 19]);
+    // The record of an old one is updated.
+    assert_eq!(bench.arrives(&images[2]).await, State::Missing);
 }

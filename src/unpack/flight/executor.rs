@@ -74,7 +74,7 @@ impl<'a> PlanExecutor<'a> {
                     let layers = from..self.context.target.manifest.layers.len();
                     let unpacked = match &place {
                         Some(place) => place.during(self.unpack(layers, place)).await?,
-                        None => self.unpack_as_they_land(layers).await?,
+                        None => self.unpack_as_blobs_arrive(layers).await?,
                     };
                     if !unpacked {
                         return Ok(());

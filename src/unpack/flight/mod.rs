@@ -26,7 +26,7 @@ use removal::After;
 
 /// The number of rounds after which a flight gives up although every step succeeded. Another client may change the chain
 /// at the same time: containerd's own unpack commits layers without labels.
-const MAX_ROUNDS: usize = 4;
+const MAX_ROUNDS: usize = 8;
 
 /// The shortest estimate that is reported to waiters: a caller that still waits after this long also waits for a
 /// shorter unpack.

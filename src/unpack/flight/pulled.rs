@@ -29,33 +29,34 @@ impl PlanExecutor<'_> {
             && facts.capabilities(context.containerd).await.applies
     }
 
-    /// Unpacks these layers as their blobs land. Takes a place only for layers whose blobs are there: a slow pull delays
+    /// Unpacks these layers as their blobs arrive. Takes a place only for layers whose blobs are there: a slow pull delays
     /// no other image. `false` as in [`PlanExecutor::unpack`].
-    pub(super) async fn unpack_as_they_land(
+    pub(super) async fn unpack_as_blobs_arrive(
         &mut self,
         mut layers: Range<usize>,
     ) -> Result<bool, Error> {
         while !layers.is_empty() {
-            let landed = self.landed(&layers).await?;
+            let available = self.available(&layers).await?;
             let place = self.place().await?;
-            let unpack = self.unpack(layers.start..landed, &place);
+            let unpack = self.unpack(layers.start..available, &place);
             if !place.during(unpack).await? {
                 return Ok(false);
             }
-            layers.start = landed;
+            layers.start = available;
         }
         Ok(true)
     }
 
     /// Waits until the blob of the lowest of these layers is there. Returns the end of the layers whose blobs are there.
-    async fn landed(&self, layers: &Range<usize>) -> Result<usize, Error> {
+    async fn available(&self, layers: &Range<usize>) -> Result<usize, Error> {
         let context = self.context;
-        let lands = async {
+        let arrives = async {
             let mut looked = Instant::now();
             while !self.has_blob(layers.start).await? {
                 if looked.elapsed() >= LOOK_AT_PULL {
                     if !self.is_being_pulled().await? && !self.has_blob(layers.start).await? {
-                        return Err(context.target.unavailable(layers.start, vec![]));
+                        // The pull has failed, or was cancelled.
+                        return Err(context.stopped());
                     }
                     looked = Instant::now();
                 }
@@ -67,11 +68,10 @@ impl PlanExecutor<'_> {
             }
             Ok(end)
         };
-        let lands = tokio::time::timeout(LONGEST, lands);
-        match context.stop.run_until_cancelled(lands).await {
-            Some(Ok(landed)) => landed,
-            Some(Err(_)) => Err(context.target.unavailable(layers.start, vec![])),
-            None => Err(context.stopped()),
+        let arrives = tokio::time::timeout(LONGEST, arrives);
+        match context.stop.run_until_cancelled(arrives).await {
+            Some(Ok(available)) => available,
+            Some(Err(_)) | None => Err(context.stopped()),
         }
     }
 

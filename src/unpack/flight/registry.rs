@@ -70,11 +70,13 @@ pub(crate) enum Wanted {
 pub(crate) struct Moment(HashMap<String, u64>);
 
 impl Flights {
-    /// Joins the flight of this target's chain, or adds one. `stop` also stops a new flight.
+    /// Joins the flight of this target's chain, or adds one. `stop` also stops a new flight. `shares_pull`: callers also
+    /// join a flight that began during the image's pull.
     pub(crate) fn join(
         &self,
         target: &Target,
         priority: &Priority,
+        shares_pull: bool,
         stop: &CancellationToken,
     ) -> Joined {
         let chain = target.manifest.chain_id();
@@ -91,7 +93,7 @@ impl Flights {
             flight.last_caller = caller;
             flight.arrives = target.arrives;
             flight.records.insert(target.record.clone());
-            return if flight.began_in_pull && !target.arrives {
+            return if flight.began_in_pull && !target.arrives && !shares_pull {
                 Joined::Another(ticket)
             } else {
                 Joined::Ours(ticket)

@@ -109,8 +109,13 @@ impl Worker {
     /// own flight then sets only its anchor (the gc label on the config blob) or the name in the labels.
     pub(crate) async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
         let target = Arc::new(target);
+        let containerd = self.shared.containerd.as_ref();
+        // A snapshotter that applies the layers asks no registry: the labels may get their name later, and the callers see
+        // how far the flight is.
+        let shares_pull =
+            !target.may_have_guest_layers && self.facts.capabilities(containerd).await.applies;
         loop {
-            match self.join(&target, &priority) {
+            match self.join(&target, &priority, shares_pull) {
                 Joined::Ours(ticket) => return ticket,
                 // A failure of the other flight does not concern this image.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
@@ -120,8 +125,14 @@ impl Worker {
     }
 
     /// Joins the flight of this chain. Starts it if there is none.
-    fn join(self: &Arc<Self>, target: &Arc<Target>, priority: &Priority) -> Joined {
-        let joined = self.flights.join(target, priority, &self.shared.stop);
+    fn join(
+        self: &Arc<Self>,
+        target: &Arc<Target>,
+        priority: &Priority,
+        shares_pull: bool,
+    ) -> Joined {
+        let stop = &self.shared.stop;
+        let joined = self.flights.join(target, priority, shares_pull, stop);
         let Joined::First(ticket, reporter, token) = joined else {
             self.layers.layer_locks.inherit();
             self.places.wake();

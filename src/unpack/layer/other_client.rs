@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::containerd::{self, Snapshot};
+use crate::containerd::{self, Snapshot, SnapshotKind};
+use crate::unpack::schedule::last_look::LastLook;
 use crate::unpack::snapshotter::lease::Leases;
 
 use super::unpack::{Failure, Unpack};
@@ -17,6 +18,10 @@ use super::unpack::{Failure, Unpack};
 /// How long a layer waits for the other client, and how long a snapshot in the other client's lease shows that it is
 /// at work. The lease of a containerd that was killed stays.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long a committed layer in the other client's lease shows that it is at work: the time to prepare the next one. The
+/// lease may be that of another image with the same lower layers.
+const NEXT_PREPARE: Duration = Duration::from_secs(10);
 
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -31,10 +36,15 @@ impl Unpack<'_> {
         if !capabilities.applies || self.last_look.is_some_and(|look| !look.is_due()) {
             return Ok(false);
         }
+        // Its other layers may be committed already.
+        if self.last_look.is_some_and(LastLook::has_found) && self.is_committed().await? {
+            return Ok(true);
+        }
         if !self.is_unpacked_by_other_client().await {
-            self.last_look.inspect(|look| look.unseen());
+            self.last_look.inspect(|look| look.found_none());
             return Ok(false);
         }
+        self.last_look.inspect(|look| look.found());
         let chain_id = self.layer.chain_id.as_str();
         log::debug!(image = self.image, snapshotter = self.snapshotter, chain_id; "containerd unpacks this image itself: the plugin waits for it");
         let wait = tokio::time::timeout(LONGEST, self.other_client_ends());
@@ -61,7 +71,10 @@ impl Unpack<'_> {
     /// An error counts as `false`: the unpack itself then reports what does not work.
     async fn is_unpacked_by_other_client(&self) -> bool {
         let newest = self.newest_of_other_client().await.unwrap_or_default();
-        newest.is_some_and(|newest| is_recent(&newest))
+        newest.is_some_and(|newest| match newest.kind {
+            SnapshotKind::Committed => is_younger(&newest, NEXT_PREPARE),
+            _ => is_younger(&newest, LONGEST),
+        })
     }
 
     /// Returns the snapshot of the topmost layer of this image in a lease of another client: the extraction snapshot
@@ -94,7 +107,7 @@ fn is_extraction(key: &str) -> bool {
 
 /// Returns `false` if the age is not known or the clock was set back: each layer would wait for a snapshot that a
 /// killed containerd left.
-fn is_recent(snapshot: &Snapshot) -> bool {
+fn is_younger(snapshot: &Snapshot, limit: Duration) -> bool {
     let age = snapshot.created_at.and_then(|time| time.elapsed().ok());
-    age.is_some_and(|age| age < LONGEST)
+    age.is_some_and(|age| age < limit)
 }

@@ -26,10 +26,12 @@ pub enum Usage {
 
 /// Returns the usage of an image in a snapshotter.
 pub(crate) async fn of(images: &Images, image: &Image, snapshotter: &str) -> Result<Usage, Error> {
-    let manifest = images.manifest(image).await?;
-    let config = images.containerd().blob(&manifest.config).await;
+    let Some(ends) = images.ends(image).await? else {
+        return Ok(Usage::Absent);
+    };
+    let config = images.containerd().blob(&ends.config).await;
     let config = config.map_err(|e| failed(image, snapshotter, e))?;
-    Ok(usage(&config.labels, snapshotter, &manifest))
+    Ok(usage(&config.labels, snapshotter, ends.chain.as_deref()))
 }
 
 /// Returns the same from a listing.
@@ -38,10 +40,12 @@ pub(crate) async fn listed(
     image: &Image,
     listing: &Listing,
 ) -> Result<Usage, Error> {
-    let manifest = images.manifest(image).await?;
-    let labels = listing.anchors(&manifest.config);
+    let Some(ends) = images.ends(image).await? else {
+        return Ok(Usage::Absent);
+    };
+    let labels = listing.anchors(&ends.config);
     Ok(labels.map_or(Usage::Absent, |labels| {
-        usage(labels, &listing.snapshotter, &manifest)
+        usage(labels, &listing.snapshotter, ends.chain.as_deref())
     }))
 }
 
@@ -59,8 +63,7 @@ pub(crate) async fn record(
 }
 
 /// Reads the usage from the labels of the image's config blob.
-fn usage(labels: &Labels, snapshotter: &str, manifest: &Manifest) -> Usage {
-    let chain = manifest.chain_id();
+fn usage(labels: &Labels, snapshotter: &str, chain: Option<&str>) -> Usage {
     let is_its_anchor = |(key, value): (&String, &String)| {
         is_anchor(key, snapshotter) && Some(value.as_str()) == chain
     };
@@ -132,7 +135,7 @@ mod tests {
         let manifest = images.manifest(&image).await.unwrap();
         let chain = manifest.chain_id().unwrap();
         let labels = async || fake.blob(&manifest.config).await.unwrap().labels;
-        let read = async || usage(&labels().await, EROFS, &manifest);
+        let read = async || usage(&labels().await, EROFS, Some(chain));
         assert_eq!(read().await, Usage::Absent);
 
         // By the plugin, ahead.
@@ -156,14 +159,11 @@ mod tests {
 
         // By containerd, for a container.
         let by_containerd = anchor("", chain);
-        assert_eq!(usage(&by_containerd, EROFS, &manifest), Usage::Used);
+        assert_eq!(usage(&by_containerd, EROFS, Some(chain)), Usage::Used);
         assert!(unused(&by_containerd, EROFS).is_empty());
-        assert_eq!(usage(&by_containerd, "ero", &manifest), Usage::Absent);
+        assert_eq!(usage(&by_containerd, "ero", Some(chain)), Usage::Absent);
         // The chain of another image.
         let other = anchor("", "sha256:other");
-        assert_eq!(usage(&other, EROFS, &manifest), Usage::Absent);
-        // A private chain was made for a container.
-        let private = anchor("/nri-unpack", chain);
-        assert_eq!(usage(&private, EROFS, &manifest), Usage::Used);
+        assert_eq!(usage(&other, EROFS, Some(chain)), Usage::Absent);
     }
 }
