@@ -255,7 +255,7 @@ impl<'a> PlanExecutor<'a> {
     ) -> Result<Option<Action>, Error> {
         match outcome {
             Ok(committed) => Ok(Some(committed.into())),
-            Err(Failure::ParentGone) => Ok(None),
+            Err(Failure::ParentGone | Failure::AllCommitted) => Ok(None),
             Err(Failure::Lost) => self.remove_records().await.map(|()| None),
             Err(failure) => Err(self.context.target.layer_failed(i, failure)),
         }

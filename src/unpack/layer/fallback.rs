@@ -131,7 +131,9 @@ impl Obstacle {
             Self::Layer(Failure::Stopped)
             | Self::Pull(pull::Failure::Stopped)
             | Self::Rebuild(rebuild::Failure::Stopped) => Err(Failure::Stopped),
-            Self::Layer(failure @ (Failure::ParentGone | Failure::Lost)) => Err(failure),
+            Self::Layer(
+                failure @ (Failure::ParentGone | Failure::AllCommitted | Failure::Lost),
+            ) => Err(failure),
             // A pull is left out: there, the registry may be what does not answer.
             Self::Layer(Failure::Containerd(e))
             | Self::Rebuild(rebuild::Failure::Containerd(e))

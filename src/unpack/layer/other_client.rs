@@ -23,8 +23,11 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// lease may be that of another image with the same lower layers.
 const NEXT_PREPARE: Duration = Duration::from_secs(10);
 
-/// The time between two looks.
+/// The time between two looks for the other client's lease.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// The time between two looks for the top layer: a creation may wait for its labels.
+const LOOK_AT_TOP: Duration = Duration::from_millis(10);
 
 /// The time without a lease after which the other client has given up.
 const BETWEEN_LAYERS: Duration = Duration::from_secs(2);
@@ -55,15 +58,22 @@ impl Unpack<'_> {
         }
     }
 
-    /// Waits until the whole image is committed or no layer is being unpacked. Returns whether this layer is committed.
+    /// Waits until the whole image is committed, which is a failure of this layer, or until no layer is being unpacked.
+    /// Returns whether this layer is committed.
     async fn other_client_ends(&self) -> Result<bool, Failure> {
         let top = self.manifest.chain_id().unwrap_or(&self.layer.chain_id);
-        let mut last_seen = Instant::now();
-        while last_seen.elapsed() < BETWEEN_LAYERS && !self.exists(top).await? {
-            if self.is_unpacked_by_other_client().await {
-                last_seen = Instant::now();
+        let (mut looked, mut last_seen) = (Instant::now(), Instant::now());
+        while last_seen.elapsed() < BETWEEN_LAYERS {
+            if self.exists(top).await? {
+                return Err(Failure::AllCommitted);
             }
-            tokio::time::sleep(LOOK).await;
+            if looked.elapsed() >= LOOK {
+                if self.is_unpacked_by_other_client().await {
+                    last_seen = Instant::now();
+                }
+                looked = Instant::now();
+            }
+            tokio::time::sleep(LOOK_AT_TOP).await;
         }
         Ok(self.is_committed().await?)
     }

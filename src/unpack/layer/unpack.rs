@@ -77,6 +77,9 @@ pub(crate) enum Failure {
     /// The parent was removed meanwhile: another client replaces the chain.
     #[error("the layer below it was removed")]
     ParentGone,
+    /// Another client has committed this layer and all others of the image.
+    #[error("another client has committed the image")]
+    AllCommitted,
     /// containerd's metadata has a record of the layer, and the snapshotter has lost it.
     #[error("the snapshotter has lost it")]
     Lost,

@@ -299,7 +299,9 @@ impl Target {
         let digest = layers[i].blob.digest.clone();
         match failure {
             Failure::Containerd(source) => self.failed(source),
-            Failure::Stopped | Failure::ParentGone | Failure::Lost => Error::Stopped(image),
+            Failure::Stopped | Failure::ParentGone | Failure::AllCommitted | Failure::Lost => {
+                Error::Stopped(image)
+            }
             Failure::NotLeftToGuest => Error::NotLeftToGuest {
                 image,
                 snapshotter: self.snapshotter.clone(),
