@@ -78,12 +78,18 @@ impl Node {
         self.usage_is(handler, image, "used").await
     }
 
+    /// Waits until the store tells this usage. An anchor alone was made by containerd, for a container.
     async fn usage_is(&self, handler: &str, image: &Image, usage: &str) -> Result<()> {
         let label = format!("nri-unpack/usage.{handler}");
+        let anchor = format!("containerd.io/gc.ref.snapshot.{handler}");
         let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
         loop {
             let labels = self.store.content_labels(&image.config.digest).await?;
-            if labels.get(&label).is_some_and(|value| value == usage) {
+            let found = match labels.get(&label) {
+                None if labels.contains_key(&anchor) => "used",
+                found => found.map_or("", String::as_str),
+            };
+            if found == usage {
                 return Ok(());
             }
             ensure!(tokio::time::Instant::now() < deadline, "{labels:?}");

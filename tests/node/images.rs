@@ -9,7 +9,7 @@ use lab::{Handler, Image, Layer, Options, Version};
 use serde_json::Value;
 
 use crate::labels::theirs;
-use crate::support::{CRI_LABELS, LaunchedBy, Node, PATIENCE, handler};
+use crate::support::{APP, CRI_LABELS, LaunchedBy, Node, PATIENCE, handler};
 
 /// containerd truncates the list of layers: as many digests as fit into 4,096 bytes, key included.
 const LISTED_LAYERS: usize = 56;
@@ -221,6 +221,8 @@ async fn labels_carry_the_requested_name(version: Version) -> Result<()> {
     let mut node = Node::serving(version, LaunchedBy::Itself).await?;
     let handler = handler(version);
     let pod = node.cri.run_pod(handler, &[]).await?;
+    // The pod no longer waits for its first container: no image is made ready ahead for it, under its tag.
+    node.cri.create_container(&pod, APP, &[], &[]).await?;
     let count = names_of(&node.image).len();
     for n in 0..2 * count {
         let name = format!("registry.test/asked/app{n}:1");

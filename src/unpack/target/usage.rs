@@ -94,7 +94,12 @@ async fn write(
 ) -> Result<(), containerd::Error> {
     let key = key(snapshotter);
     let config = containerd.blob(&manifest.config).await?;
-    if config.labels.get(&key).is_some_and(|value| value == USED) {
+    let is_recorded = match config.labels.get(&key) {
+        Some(value) => value == USED,
+        // An image that containerd has unpacked counts as used. One without an anchor is being unpacked.
+        None => config.labels.keys().any(|it| is_anchor(it, snapshotter)),
+    };
+    if is_recorded {
         return Ok(());
     }
     let label = Labels::from([(key, USED.to_owned())]);
