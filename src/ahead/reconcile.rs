@@ -12,7 +12,7 @@ use crate::containerd::{self, Containerd, Image};
 use crate::handlers::Handlers;
 use crate::image;
 use crate::logs;
-use crate::unpack::{Action, Outcome, State, Urgency, Want};
+use crate::unpack::{Action, Outcome, State, Urgency, Usage, Want};
 
 use super::choice::{Choice, Kind, choice};
 use super::eager::{self, StoreImage, Why};
@@ -246,8 +246,13 @@ async fn scan<'a>(
                 continue;
             }
         };
-        let is_lost = status.state == State::Lost;
+        let mut is_lost = status.state == State::Lost;
         has_lost |= is_lost;
+        // The work on another lost image may have removed its records already, but its anchor is there.
+        if has_lost && status.committed < status.layers {
+            let usage = node.engine.usage_in(image, &listing).await;
+            is_lost |= usage.is_ok_and(|usage| usage != Usage::Absent);
+        }
         let Some(why) = why.or(is_lost.then_some(Why::Lost)) else {
             continue;
         };

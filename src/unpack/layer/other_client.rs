@@ -36,7 +36,8 @@ impl Unpack<'_> {
     /// Waits while another client of containerd unpacks layers of this image. Returns whether it has committed this one.
     pub(super) async fn is_committed_by_other_client(&self) -> Result<bool, Failure> {
         let capabilities = self.layers.facts.capabilities(self.containerd).await;
-        if !capabilities.applies || self.last_look.is_some_and(|look| !look.is_due()) {
+        let bytes = self.layer.bytes();
+        if !capabilities.applies || self.last_look.is_some_and(|look| !look.is_due(bytes)) {
             return Ok(false);
         }
         // Its other layers may be committed already.
@@ -44,7 +45,7 @@ impl Unpack<'_> {
             return Ok(true);
         }
         if !self.is_unpacked_by_other_client().await {
-            self.last_look.inspect(|look| look.found_none());
+            self.last_look.inspect(|look| look.found_none(bytes));
             return Ok(false);
         }
         self.last_look.inspect(|look| look.found());
