@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Image, PAUSE, Version, images};
 
 use crate::after_pull::layered;
-use crate::support::{DEFAULT_HOOKS, Node, handler};
+use crate::support::{APP, DEFAULT_HOOKS, Node, PATIENCE, handler};
 
 const USED: &str = "why=containers have used its repository";
 const WAITS: &str = "why=a pod waits for its first container";
@@ -51,21 +51,34 @@ impl Node {
         self.pull(image).await?;
         self.wait_labelled(handler).await?;
         self.assert_nothing_left(handler).await?;
-        let lines = log.lines_with(why);
-        ensure!(!lines.is_empty(), "{}: no line with {why}", image.name());
+        // The line follows the last label.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while log.lines_with(why).is_empty() {
+            let in_time = tokio::time::Instant::now() < deadline;
+            ensure!(in_time, "{}: no line with {why}", image.name());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         ensure!(self.state_of(image, handler).await? == "ready");
         Ok(())
     }
 
-    /// Pulls an image and a pinned one after it, and checks that the first one is not made ready.
+    /// Pulls an image and another one after it, and checks that the first one is not made ready.
     async fn is_not_made_ready(&mut self, handler: &str, image: &Image) -> Result<()> {
+        // A pod that does not wait: the image would be made ready for one that does.
+        let pod = self.cri.run_pod(handler, &[]).await?;
+        self.cri.create_container(&pod, APP, &[], &[]).await?;
         self.pull(image).await?;
         // A later job of the same snapshotter.
         let after = tag(
             &format!("after/{}", image.name().replace(['/', ':', '.'], "-")),
             1,
         );
-        self.uses_and_waits(handler, &after).await?;
+        self.pull(&after).await?;
+        self.cri
+            .create_container(&pod, after.name(), &[], &[])
+            .await?;
+        self.usage_is(handler, &after, "used").await?;
+        self.cri.remove_pod(&pod).await?;
         let chain = self.store.chain(handler, image).await?;
         ensure!(chain.is_empty(), "{}: {} layers", image.name(), chain.len());
         Ok(())
@@ -82,7 +95,7 @@ impl Node {
     async fn usage_is(&self, handler: &str, image: &Image, usage: &str) -> Result<()> {
         let label = format!("nri-unpack/usage.{handler}");
         let anchor = format!("containerd.io/gc.ref.snapshot.{handler}");
-        let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let labels = self.store.content_labels(&image.config.digest).await?;
             let found = match labels.get(&label) {
