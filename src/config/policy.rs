@@ -116,8 +116,7 @@ impl ImageLabels {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Eager {
-    /// All where the snapshotter is a proxy plugin that needs no content for them; else the
-    /// pinned ones.
+    /// The pinned ones, those for which a proxy plugin needs no content, and those that a container is likely to need.
     Auto,
     /// All images that the policy includes.
     All,
