@@ -4,6 +4,7 @@
 //! Without `NRI_UNPACK_FAULTS` a part of the calls is tried, chosen by `NRI_UNPACK_SEED`; with it each call.
 //! [`met`] fails if a method of the trait `Containerd` is in no run.
 
+mod at_random;
 mod lost;
 mod met;
 mod swap;

@@ -1,6 +1,6 @@
 //! Measures the first container right after a pull, with the default configuration: of a new tag of a used repository,
 //! and of a repository that was never seen, for which a pod waits. The same pulls and creations run in turn on two labs,
-//! with and without the plugin.
+//! with and without the plugin. Also measures pods of the default handler beside such a pull.
 //!
 //! Run `cargo test --test node first_after_pull -- --ignored --nocapture --test-threads 1`. On a machine of two cores the
 //! registry, containerd's own unpack for the default snapshotter, and the plugin's share the cores.
@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use lab::images::Builder;
 use lab::{Image, Layer, Pod, Version};
 
-use crate::ahead_cost::{median, noise, pair};
+use crate::after_pull::percentiles;
+use crate::ahead_cost::{at, median, noise, pair};
 use crate::support::{APP, Node, handler};
 
 /// The environment variable with the text of a configuration for the plugin, instead of the default.
@@ -100,11 +101,65 @@ impl Node {
         Ok(())
     }
 
+    /// Runs pods of the default handler while an image is pulled and used in this handler.
+    async fn beside_pull(
+        &mut self,
+        handler: &'static str,
+        image: &Image,
+        times: &mut Vec<Duration>,
+    ) -> Result<()> {
+        self.registry.push(image).await?;
+        let (mut cri, name) = (self.cri.clone(), image.name().to_owned());
+        let work = tokio::spawn(async move {
+            let pod = cri.run_pod(handler, &[]).await?;
+            cri.pull_image(&name).await?;
+            cri.create_container(&pod, &name, &[], &[]).await?;
+            cri.remove_pod(&pod).await?;
+            Ok::<_, anyhow::Error>(())
+        });
+        while !work.is_finished() {
+            let (ran, created) = self.pod("", APP).await?;
+            times.push(ran + created);
+        }
+        work.await?
+    }
+
     async fn forget(&mut self, image: &Image) -> Result<()> {
         self.cri.remove_image(image.name()).await?;
         self.store.collect_garbage().await?;
         Ok(())
     }
+}
+
+/// Pods of the default handler, while a pod of another handler waits for an image, pulls it, and gets its container.
+async fn bystanders(version: Version) -> Result<()> {
+    let config = std::env::var(CONFIG).unwrap_or_default();
+    let (mut with, mut without) = pair(version, &config).await?;
+    let [mut ours, mut theirs] = [const { Vec::new() }; 2];
+    // The first round warms the caches.
+    for n in 0..=ROUNDS {
+        let image = tag(&format!("never-seen-{n}"), n, LARGE);
+        for is_with in [n % 2 == 0, n % 2 != 0] {
+            let (node, times) = match is_with {
+                true => (&mut with, &mut ours),
+                false => (&mut without, &mut theirs),
+            };
+            node.beside_pull(handler(version), &image, times).await?;
+            node.forget(&image).await?;
+        }
+        if n == 0 {
+            ours.clear();
+            theirs.clear();
+        }
+    }
+    println!(
+        "{version:?}: pods of the default handler, with / without: medians {:.2}, p99 {:.2}; with {}, without {}",
+        median(&ours).as_secs_f64() / median(&theirs).as_secs_f64(),
+        at(&ours, 99).as_secs_f64() / at(&theirs, 99).as_secs_f64(),
+        percentiles(ours)?,
+        percentiles(theirs)?,
+    );
+    Ok(())
 }
 
 async fn measure(version: Version, size: Size) -> Result<()> {
@@ -157,6 +212,18 @@ async fn measure(version: Version, size: Size) -> Result<()> {
         println!("  with {ours:?}\n  without {theirs:?}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn bystanders_on_2_1() -> Result<()> {
+    bystanders(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of a minute"]
+async fn bystanders_on_1_7() -> Result<()> {
+    bystanders(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ const USED: &str = "why=containers have used its repository";
 const WAITS: &str = "why=a pod waits for its first container";
 
 /// On a node of any size.
-const DURING_PULL: &str = "[unpack]\nmin_free = \"0%\"\nduring_pull = \"on\"\n";
+pub(crate) const DURING_PULL: &str = "[unpack]\nmin_free = \"0%\"\nduring_pull = \"on\"\n";
 
 /// The limit of images that count as those of one pod.
 const OF_A_POD: usize = 4;
@@ -85,7 +85,7 @@ impl Node {
     }
 
     /// Waits until a use of this image is recorded.
-    async fn uses_and_waits(&mut self, handler: &str, image: &Image) -> Result<()> {
+    pub(crate) async fn uses_and_waits(&mut self, handler: &str, image: &Image) -> Result<()> {
         self.pull(image).await?;
         self.uses(handler, image).await?;
         self.usage_is(handler, image, "used").await

@@ -15,6 +15,7 @@ use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
+use crate::disk;
 use crate::images::{self, Image};
 use crate::log::Log;
 use crate::nydus;
@@ -114,6 +115,9 @@ impl Lab {
             remotes,
             scratch,
         };
+        if let Some(size) = options.root_size {
+            disk::mount(&lab.scratch, &lab.root, size)?;
+        }
         let mut snapshotters: String = lab.remotes.iter().map(ProxySnapshotter::table).collect();
         if options
             .all_handlers()

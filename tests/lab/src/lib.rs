@@ -17,6 +17,7 @@ mod config;
 mod containerd;
 mod cri;
 mod dir;
+mod disk;
 pub mod images;
 mod log;
 mod loss;

@@ -96,6 +96,8 @@ pub struct Options {
     pub launched: Vec<Launched>,
     /// The parent directory of containerd's root and state; by default that of the run.
     pub root_below: Option<PathBuf>,
+    /// The size of the file system of containerd's root, in MiB; by default it is on the disk of the checkout.
+    pub root_size: Option<u64>,
     /// Whether services on a [`crate::Systemd`] see containerd's root at any path: units often hide `/root`,
     /// `/home` and `/tmp`, which hold checkouts. containerd then gets a path below `/run`.
     pub root_seen_by_services: bool,
@@ -131,6 +133,7 @@ impl Options {
             registration_timeout: Duration::from_secs(5),
             launched: Vec::new(),
             root_below: None,
+            root_size: None,
             root_seen_by_services: false,
             extra_config: String::new(),
         }

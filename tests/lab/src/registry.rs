@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use crate::images::Image;
 use crate::log::Log;
@@ -157,6 +158,27 @@ impl Registry {
             "server = \"http://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
             self.pulls
         )
+    }
+
+    /// Stops it with SIGSTOP: it takes connections and requests, and never answers.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on with SIGCONT.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let mut processes = self.processes.iter();
+        processes.try_for_each(|process| process.signal(signal))
     }
 
     /// Adds an image to the registry under all of its names, which must begin with this registry's host and end

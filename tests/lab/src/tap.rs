@@ -54,12 +54,17 @@ struct Observer {
     stalls: Mutex<Vec<Stall>>,
     /// The next fault, and the call that it is for.
     fault: Mutex<Option<(NumberedFilter, Fault)>>,
+    /// Chooses faults for all calls.
+    disturbance: Mutex<Option<Disturbance>>,
 }
 
 type Filter = Box<dyn Fn(&Call) -> bool + Send>;
 
 /// Gets also the number of the call.
 type NumberedFilter = Box<dyn Fn(usize, &Call) -> bool + Send>;
+
+/// Returns the fault of a call.
+type Disturbance = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 
 /// Waits for one call.
 struct Trigger {
@@ -174,6 +179,16 @@ impl Tap {
         *lock(&self.observer.fault) = Some((which, fault));
     }
 
+    /// Puts the faults that `choose` returns into the calls, until [`Self::calm`].
+    pub fn disturb(&self, choose: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
+        *lock(&self.observer.disturbance) = Some(Box::new(choose));
+    }
+
+    /// Ends what [`Self::disturb`] began.
+    pub fn calm(&self) {
+        lock(&self.observer.disturbance).take();
+    }
+
     /// Ends the fault. Returns whether it has occurred.
     pub fn heal(&self) -> bool {
         lock(&self.observer.fault).take().is_none()
@@ -257,6 +272,9 @@ impl Observer {
         if let Some((_, fault)) = fault {
             return Passage::Failed(fault);
         }
+        if let Some(fault) = self.disturb(&call) {
+            return Passage::Failed(fault);
+        }
         self.wait_while_stalled(&call).await;
         let trap = {
             let mut traps = lock(&self.traps);
@@ -278,6 +296,11 @@ impl Observer {
 }
 
 impl Observer {
+    fn disturb(&self, call: &Call) -> Option<Fault> {
+        let mut disturbance = lock(&self.disturbance);
+        disturbance.as_mut().and_then(|choose| choose(call))
+    }
+
     async fn wait_while_stalled(&self, call: &Call) {
         let end = {
             let mut stalls = lock(&self.stalls);
