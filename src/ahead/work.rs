@@ -1,5 +1,7 @@
 //! Does the jobs of a worker: makes the image of an event ready in the worker's snapshotter.
 
+use std::time::Duration;
+
 use crate::containerd::Image;
 use crate::free_space::Reservation;
 use crate::image;
@@ -11,6 +13,10 @@ use super::eager::{self, Why};
 use super::job::{Arrived, Job};
 use super::worker::Worker;
 use super::{Ahead, arrivals, demanded, failed, is_news, may_pass, volumes};
+
+/// A use is recorded so long after the container's creation has begun: containerd's database has one writer at a time, and
+/// the creation writes the container's record next.
+const AFTER_CREATION: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
     match job {
@@ -192,6 +198,7 @@ async fn arrives(ahead: &Ahead, worker: &Worker, want: Want, image: &Image, why:
 /// Records that a container uses the image of this reference.
 async fn record_use(ahead: &Ahead, worker: &Worker, reference: &str) {
     let snapshotter = worker.name();
+    tokio::time::sleep(AFTER_CREATION).await;
     if let Err(e) = ahead.node.engine.record_use(reference, snapshotter).await {
         worker.demand.forget_use(reference);
         log::debug!(image = reference, snapshotter, error:% = e; "use of the image could not be recorded: the next container of it tries again");

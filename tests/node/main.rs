@@ -14,6 +14,7 @@ mod ahead_workers;
 mod bad_input;
 mod bound;
 mod check;
+mod clock;
 mod concurrency;
 mod configurations;
 mod decisions;

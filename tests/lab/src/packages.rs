@@ -50,6 +50,8 @@ const PACKAGES: &[Package] = &[
     package(FORKY, "soci-snapshotter", "0.4."),
     // The machine's own: runc executes itself again, so it cannot run with another suite's ld.so.
     package(Suite::Machine, "runc", ""),
+    // Is loaded into programs of this machine.
+    package(Suite::Machine, "libfaketime", ""),
     package(TRIXIE, "busybox-static", ""),
     package(TRIXIE, "docker-registry", ""),
     // containerd's erofs snapshotter needs 1.8 or newer; Debian 12 has 1.5.
@@ -205,6 +207,13 @@ impl Packages {
     /// Returns the directory with `mkfs.erofs`, to be the first on containerd's PATH.
     pub(crate) fn wrappers(&self) -> PathBuf {
         self.root.join("bin")
+    }
+
+    /// Returns the library that shows another clock to the program into which it is loaded (`LD_PRELOAD`).
+    pub fn fake_clock(&self) -> PathBuf {
+        let directory = format!("usr/lib/{}-linux-gnu/faketime", std::env::consts::ARCH);
+        self.program("libfaketime", &directory)
+            .join("libfaketimeMT.so.1")
     }
 
     /// Writes a wrapper that runs `mkfs.erofs` with Debian 13's libraries and dynamic linker: Debian 12's are

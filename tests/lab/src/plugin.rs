@@ -24,6 +24,8 @@ pub struct Plugin {
     /// The ID of the lab's run, which marks the process.
     run: String,
     process: Option<Process>,
+    /// Variables of its environment, besides the tests' own.
+    variables: Vec<(String, String)>,
 }
 
 impl Plugin {
@@ -42,6 +44,7 @@ impl Plugin {
             log,
             run: lab.scratch().id().to_owned(),
             process: None,
+            variables: vec![],
         };
         plugin.restart()?;
         Ok(plugin)
@@ -60,8 +63,15 @@ impl Plugin {
         command.arg("run").arg("--config").arg(&self.config);
         // As its unit does.
         command.env("MALLOC_ARENA_MAX", "1");
+        command.envs(self.variables.iter().cloned());
         self.process = Some(Process::spawn(command, &self.run, self.log.clone())?);
         Ok(())
+    }
+
+    /// Sets variables of its environment from its next start on.
+    pub fn set_variables(&mut self, variables: &[(&str, &str)]) {
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        self.variables = variables.iter().map(owned).collect();
     }
 
     /// Returns its process ID while it runs.
