@@ -15,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
 use crate::cri::Cri;
-use crate::disk;
+use crate::disk::{self, Disk};
 use crate::images::{self, Image};
 use crate::log::Log;
 use crate::nydus;
@@ -37,6 +37,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A running containerd. Dropping it removes everything: containers, shims, mounts, directories.
 #[derive(Debug)]
 pub struct Lab {
+    /// The first to end: a containerd whose disk hangs does not end.
+    disk: Option<Disk>,
     version: Version,
     programs: PathBuf,
     path: String,
@@ -102,7 +104,8 @@ impl Lab {
             packages.wrappers().display(),
             programs.display()
         );
-        let lab = Lab {
+        let mut lab = Lab {
+            disk: None,
             version,
             programs,
             path,
@@ -115,8 +118,12 @@ impl Lab {
             remotes,
             scratch,
         };
-        if let Some(size) = options.root_size {
-            disk::mount(&lab.scratch, &lab.root, size)?;
+        match options.root_size {
+            Some(size) if options.root_can_hang => {
+                lab.disk = Some(disk::mount_that_can_hang(&lab.scratch, &lab.root, size)?);
+            }
+            Some(size) => disk::mount(&lab.scratch, &lab.root, size)?,
+            None => {}
         }
         let mut snapshotters: String = lab.remotes.iter().map(ProxySnapshotter::table).collect();
         if options
@@ -257,6 +264,15 @@ impl Lab {
     pub fn remote(&self, remote: Remote) -> &ProxySnapshotter {
         let found = self.remotes.iter().find(|r| r.remote() == remote);
         found.unwrap_or_else(|| panic!("this lab has no {}: see Options::remotes", remote.name()))
+    }
+
+    /// Returns the disk of containerd's root.
+    ///
+    /// # Panics
+    /// If the lab was started without [`Options::root_can_hang`].
+    pub fn disk(&self) -> &Disk {
+        let disk = self.disk.as_ref();
+        disk.expect("a root that can hang: see Options::root_can_hang")
     }
 
     /// Returns the version of this containerd.

@@ -47,6 +47,7 @@ pub use api_server::{ApiServer, Mode};
 pub use config::PAUSE;
 pub use containerd::Lab;
 pub use cri::Cri;
+pub use disk::Disk;
 pub use images::{Flaw, Image, Layer};
 pub use log::Log;
 pub use metadata::Metadata;

@@ -98,6 +98,8 @@ pub struct Options {
     pub root_below: Option<PathBuf>,
     /// The size of the file system of containerd's root, in MiB; by default it is on the disk of the checkout.
     pub root_size: Option<u64>,
+    /// Whether reads and writes on that file system can be made to hang, by [`crate::Lab::disk`].
+    pub root_can_hang: bool,
     /// Whether services on a [`crate::Systemd`] see containerd's root at any path: units often hide `/root`,
     /// `/home` and `/tmp`, which hold checkouts. containerd then gets a path below `/run`.
     pub root_seen_by_services: bool,
@@ -134,6 +136,7 @@ impl Options {
             launched: Vec::new(),
             root_below: None,
             root_size: None,
+            root_can_hang: false,
             root_seen_by_services: false,
             extra_config: String::new(),
         }

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -52,6 +53,8 @@ const PACKAGES: &[Package] = &[
     package(Suite::Machine, "runc", ""),
     // Is loaded into programs of this machine.
     package(Suite::Machine, "libfaketime", ""),
+    // A file system in user space, which can be stopped.
+    package(TRIXIE, "bindfs", ""),
     package(TRIXIE, "busybox-static", ""),
     package(TRIXIE, "docker-registry", ""),
     // containerd's erofs snapshotter needs 1.8 or newer; Debian 12 has 1.5.
@@ -60,6 +63,7 @@ const PACKAGES: &[Package] = &[
     package(TRIXIE, "kustomize", "5."),
     package(TRIXIE, "libc6", ""),
     package(TRIXIE, "libdeflate0", ""),
+    package(TRIXIE, "libfuse2t64", ""),
     package(TRIXIE, "liblz4-1", ""),
     package(TRIXIE, "liblzma5", ""),
     package(TRIXIE, "libpcre2-8-0", ""),
@@ -216,9 +220,18 @@ impl Packages {
             .join("libfaketimeMT.so.1")
     }
 
-    /// Writes a wrapper that runs `mkfs.erofs` with Debian 13's libraries and dynamic linker: Debian 12's are
-    /// too old.
-    fn write_erofs_wrapper(&self) -> Result<()> {
+    /// Returns a command that runs a program of Debian 13 with its own libraries and dynamic linker: Debian 12's are too
+    /// old.
+    pub(crate) fn on_its_own_libc(&self, package: &str, path: &str) -> Result<Command> {
+        let (linker, libraries) = self.trixie_libraries()?;
+        let mut command = Command::new(linker);
+        command.arg("--library-path").arg(libraries);
+        command.arg(self.program(package, path));
+        Ok(command)
+    }
+
+    /// Returns the dynamic linker of Debian 13, and the directories of its libraries, separated by colons.
+    fn trixie_libraries(&self) -> Result<(PathBuf, String)> {
         let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
         let directories: Vec<String> = PACKAGES
             .iter()
@@ -226,10 +239,16 @@ impl Packages {
             .map(|p| self.root.join(p.dir(&self.machine)).join(&libraries))
             .map(|directory| directory.display().to_string())
             .collect();
+        let linker = dynamic_linker(&self.program("libc6", &libraries))?;
+        Ok((linker, directories.join(":")))
+    }
+
+    /// Writes a wrapper that runs `mkfs.erofs` like [`Self::on_its_own_libc`].
+    fn write_erofs_wrapper(&self) -> Result<()> {
+        let (linker, libraries) = self.trixie_libraries()?;
         let script = format!(
-            "#!/bin/sh\nexec {} --library-path {} {} \"$@\"\n",
-            dynamic_linker(&self.program("libc6", &libraries))?.display(),
-            directories.join(":"),
+            "#!/bin/sh\nexec {} --library-path {libraries} {} \"$@\"\n",
+            linker.display(),
             self.program("erofs-utils", "usr/bin/mkfs.erofs").display(),
         );
         fs::create_dir_all(self.wrappers())?;
