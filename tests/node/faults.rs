@@ -5,6 +5,7 @@
 //! [`met`] fails if a method of the trait `Containerd` is in no run.
 
 mod at_random;
+mod frames;
 mod lost;
 mod met;
 mod swap;
