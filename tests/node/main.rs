@@ -34,6 +34,7 @@ mod generate;
 mod guest_mode;
 mod guest_pull;
 mod hanging;
+mod hanging_containerd;
 mod hanging_disk;
 mod image_labels;
 mod image_volume;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
+use rustix::process::Signal;
 
 use crate::blockfile;
 use crate::config::{self, PAUSE, Paths};
@@ -206,6 +207,30 @@ impl Lab {
     /// Kills containerd with SIGKILL. Its containers and shims keep running.
     pub fn kill(&self) {
         self.daemon().take();
+    }
+
+    /// Stops containerd with SIGSTOP: it takes connections and calls, and never answers.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on with SIGCONT.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let daemon = self.daemon();
+        daemon
+            .as_ref()
+            .context("containerd does not run")?
+            .signal(signal)
     }
 
     /// Starts containerd again on the same state, after [`Lab::kill`] or [`Lab::stop`].
