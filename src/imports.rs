@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 15] = [
     &["free_space", "metrics", "logs"],
     &["containerd", "ctr"],
     &["config"],
-    &["peer", "printable", "question", "retry"],
+    &["peak", "peer", "printable", "question", "retry"],
 ];
 
 /// The same for the rooms of `src/unpack`.
