@@ -30,11 +30,18 @@ const INHERITED: &str = "containerd.io/snapshot/";
 
 /// Annotations that a snapshot does not inherit. The runtime chooses user id mappings; an image that set them
 /// could choose the owner of its files. The snapshotter says which layers the guest pulls; an image that said so
-/// would look as if its content were not there.
-const NEVER_INHERITED: [&str; 3] = [
+/// would look as if its content were not there. Which image and which layer a snapshot is of is known here, also where
+/// the layers get no labels of it: an image that said so could have another one mounted.
+const NEVER_INHERITED: [&str; 9] = [
     "containerd.io/snapshot/uidmapping",
     "containerd.io/snapshot/gidmapping",
     PROXY_MODE,
+    IMAGE_REF,
+    MANIFEST_DIGEST,
+    LAYER_DIGEST,
+    IMAGE_LAYERS,
+    DIFF_ID,
+    PARENT_CHAIN_ID,
 ];
 
 /// Returns the labels of a layer of `manifest`, by its position. `reference` is the name that the image is pulled by.
@@ -218,6 +225,12 @@ mod tests {
             annotation("containerd.io/snapshot/empty", ""),
             annotation("containerd.io/snapshot/long", &"x".repeat(MAX_LABEL)),
         ]);
+        for key in NEVER_INHERITED {
+            let annotation = annotation(key, "forged");
+            manifest.layers[0].blob.annotations.extend([annotation]);
+        }
+        let nameless = &layer_labels(&manifest, None)[0];
+        assert_eq!(nameless.len(), 2, "{nameless:?}");
         let labels = &layer_labels(&manifest, Some("r.example/app:1"))[0];
         assert_eq!(labels["containerd.io/snapshot/nydus-bootstrap"], "true");
         assert_eq!(labels[LAYER_DIGEST], manifest.layers[0].blob.digest);
@@ -245,7 +258,7 @@ mod tests {
             prop_assert_eq!(labels.len(), layers);
             for (i, (set, layer)) in labels.iter().zip(&manifest.layers).enumerate() {
                 prop_assert!(set.iter().all(|(key, value)| key.len() + value.len() <= MAX_LABEL));
-                prop_assert!(!NEVER_INHERITED.iter().any(|key| set.contains_key(*key)));
+                prop_assert!(!NEVER_INHERITED[..3].iter().any(|key| set.contains_key(*key)));
                 prop_assert_eq!(&set[SNAPSHOT_REF], &layer.chain_id);
                 prop_assert_eq!(&set[IMAGE_REF], "r.example/app:1");
                 let listed: Vec<_> = set[IMAGE_LAYERS].split(',').collect();

@@ -175,7 +175,8 @@ impl From<Vec<Labels>> for LayerLabels {
 #[cfg(test)]
 mod tests {
     use super::super::manifest::tests::manifest;
-        use super::*;
+    use super::super::{IMAGE_REF, PARENT_CHAIN_ID};
+    use super::*;
     use crate::config::Config;
     use crate::peak;
 
@@ -214,6 +215,25 @@ mod tests {
                 assert_eq!(labels.top_has("c"), false);
             }
         }
+    }
+
+    #[test]
+    fn an_image_sets_no_label_that_is_set_here() {
+        let mut manifest = manifest(2);
+        let annotations = [PARENT_CHAIN_ID, IMAGE_REF, "containerd.io/snapshot/a"];
+        for layer in &mut manifest.layers {
+            let forged = annotations.map(|key| (key.to_owned(), "forged".to_owned()));
+            layer.blob.annotations.extend(forged);
+        }
+        let manifest = Arc::new(manifest);
+        let extra = extra("\"containerd.io/snapshot/a\" = \"x\"");
+        let labels = LayerLabels::new(&manifest, Base::ChainId, Some(NAME));
+        let labels = labels.with_extra(&extra).with_lineage();
+        for i in 0..2 {
+            let is_forged = labels[i].values().any(|value| value == "forged");
+            assert!(!is_forged, "{:?}", labels[i]);
+        }
+        assert_eq!(labels[1][PARENT_CHAIN_ID], manifest.layers[0].chain_id);
     }
 
     /// As many requests as pods that wait at the same time for one image of the most layers. All sets of labels of one
