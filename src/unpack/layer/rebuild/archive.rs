@@ -34,7 +34,7 @@ pub(in crate::unpack) enum Error {
     #[error("cannot read {} or write its archive: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: the attribute {attribute} points to data outside of the layer or is not known",
+        "{}: the attribute {attribute} points to data outside of the layer, is not known, or has a name that an archive cannot have",
         path.display()
     )]
     Attribute { path: PathBuf, attribute: String },
