@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floors of `src`, from the top. A part imports parts of lower floors only.
-const FLOORS: [&[&str]; 15] = [
+const FLOORS: [&[&str]; 16] = [
     &["main"],
     &["cli"],
     &["daemon", "doctor"],
@@ -16,10 +16,11 @@ const FLOORS: [&[&str]; 15] = [
     &["unpack"],
     &["image", "install"],
     &["handlers"],
-    &["free_space", "metrics", "logs"],
+    &["free_space", "logs"],
+    &["metrics"],
     &["containerd", "ctr"],
     &["config"],
-    &["peer", "printable", "question", "retry"],
+    &["peak", "peer", "printable", "question", "retry"],
 ];
 
 /// The same for the rooms of `src/unpack`.

@@ -33,4 +33,6 @@ pub mod metrics;
 mod peer;
 mod printable;
 mod question;
+#[cfg(test)]
+mod peak;
 mod retry;

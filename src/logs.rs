@@ -4,56 +4,34 @@
 //! only after its start. Each line ends with the pairs of its record, `key=value`. The journal also stores each pair as
 //! a field, so no key may be `message` or `priority`, which are the journal's own fields. Untrusted text is escaped and
 //! bounded before it reaches a sink.
+//!
+//! In the plugin no line waits for its sink: a thread of its own writes the lines (`queue`). A command writes them at once,
+//! in the order of its other output.
 
 mod file;
 mod json;
+mod queue;
 mod record;
+mod sink;
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
-    fmt, io,
+    fmt,
     panic::PanicHookInfo,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use log::{
-    LevelFilter, Log, Metadata, Record, SetLoggerError,
-    kv::{self, Key, Value, VisitSource},
-};
+use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
 use parking_lot::RwLock;
-use systemd_journal_logger::{JournalLog, connected_to_journal};
 
-use crate::config::{self, Level, LogFormat};
-use file::LogFile;
-use record::Printable;
+use crate::config;
+use sink::{Settings, Sink};
 
-/// The identifier for `journalctl -t`. It does not depend on the file name in NRI's plugin directory.
-const IDENTIFIER: &str = "nri-unpack";
+pub use sink::{Launch, SinkError};
 
 /// The environment variable that overrides all levels.
 const FILTER_VARIABLE: &str = "RUST_LOG";
-
-/// What started the program. It decides where standard error goes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Launch {
-    /// A service manager or a user: standard error goes to the journal or a terminal.
-    Standalone,
-    /// containerd, from NRI's plugin directory: standard error is discarded.
-    ByContainerd,
-}
-
-/// The log file that the configuration names cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot open the log file {}: {reason}; correct log.file, or create its folder",
-    path.display()
-)]
-pub struct LogFileError {
-    path: PathBuf,
-    reason: io::Error,
-}
 
 /// Starts logging for the whole process, at the default level raised by `verbosity`.
 ///
@@ -84,6 +62,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     if backtrace.status() == BacktraceStatus::Captured {
         eprintln!("{backtrace}");
     }
+    log::logger().flush();
 }
 
 /// A handle of the running log, by which it is configured.
@@ -94,8 +73,8 @@ impl Handle {
     /// Changes the sink and the level as configured.
     ///
     /// # Errors
-    /// If the configured file cannot be opened. Then nothing changes.
-    pub fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
+    /// If the configured file cannot be opened, or a thread not be started. Then nothing changes.
+    pub fn configure(&self, log: &config::Log) -> Result<(), SinkError> {
         self.0.configure(log)?;
         log::set_max_level(self.0.max_level());
         Ok(())
@@ -109,109 +88,6 @@ pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
-/// The settings that are fixed at the start of the program.
-#[derive(Debug)]
-struct Settings {
-    launch: Launch,
-    /// The number of levels that are added to the configured one.
-    verbosity: u8,
-    /// The filter of the environment, which overrides the level.
-    filter: Option<String>,
-}
-
-/// Crates that log each frame and each event of a connection. `RUST_LOG` can name them.
-const QUIET: [&str; 7] = [
-    "h2",
-    "hyper",
-    "hyper_util",
-    "kube_client",
-    "rustls",
-    "tonic",
-    "tower",
-];
-
-impl Settings {
-    fn level(&self, configured: Level) -> LevelFilter {
-        let configured = match configured {
-            Level::Error => LevelFilter::Error,
-            Level::Warn => LevelFilter::Warn,
-            Level::Info => LevelFilter::Info,
-            Level::Debug => LevelFilter::Debug,
-            Level::Trace => LevelFilter::Trace,
-        };
-        let levels = LevelFilter::iter().skip_while(|level| *level != configured);
-        levels
-            .take(usize::from(self.verbosity) + 1)
-            .last()
-            .unwrap_or(configured)
-    }
-
-    fn sink(&self, log: &config::Log) -> Result<Sink, LogFileError> {
-        let mut lines = env_logger::Builder::new();
-        lines
-            .filter_level(self.level(log.level))
-            .format_timestamp_millis();
-        for name in QUIET {
-            lines.filter_module(name, LevelFilter::Off);
-        }
-        if let Some(filter) = &self.filter {
-            lines.parse_filters(filter);
-        }
-        if log.format == LogFormat::Json {
-            lines.format(json::line);
-        }
-        if let Some(path) = &log.file {
-            let file = LogFile::open(path.as_ref()).map_err(|reason| LogFileError {
-                path: path.as_ref().to_owned(),
-                reason,
-            })?;
-            lines.target(env_logger::Target::Pipe(Box::new(file)));
-            lines.write_style(env_logger::WriteStyle::Never);
-        }
-        let to_journal =
-            log.file.is_none() && (self.launch == Launch::ByContainerd || connected_to_journal());
-        Ok(Sink {
-            lines: lines.build(),
-            journal: if to_journal { journal() } else { None },
-        })
-    }
-}
-
-/// Returns the journal, if its socket can be opened.
-fn journal() -> Option<JournalLog> {
-    let journal = JournalLog::empty().ok()?;
-    Some(journal.with_syslog_identifier(IDENTIFIER.to_owned()))
-}
-
-/// The target of the log. `lines` also filters the records for the journal.
-struct Sink {
-    lines: env_logger::Logger,
-    journal: Option<JournalLog>,
-}
-
-impl Log for Sink {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.lines.enabled(metadata)
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if !self.lines.matches(record) {
-            return;
-        }
-        Printable::new(record).with(record, |record| match &self.journal {
-            None => self.lines.log(record),
-            Some(journal) => {
-                let text = TextWithPairs(record);
-                journal.log(&record.to_builder().args(format_args!("{text}")).build());
-            }
-        });
-    }
-
-    fn flush(&self) {
-        self.lines.flush();
-    }
-}
-
 /// A logger whose sink can be replaced while other threads log.
 struct Switch {
     settings: Settings,
@@ -222,21 +98,23 @@ impl Switch {
     fn new(settings: Settings) -> Self {
         let sink = settings
             .sink(&config::Log::default())
-            .expect("no file is opened by default");
+            .expect("no file is opened by default, and a process can start a thread");
         Self {
             settings,
             sink: RwLock::new(sink),
         }
     }
 
-    fn configure(&self, log: &config::Log) -> Result<(), LogFileError> {
+    fn configure(&self, log: &config::Log) -> Result<(), SinkError> {
         let sink = self.settings.sink(log)?;
+        // So that lines do not appear later in the old sink than in the new one.
+        self.flush();
         *self.sink.write() = sink;
         Ok(())
     }
 
     fn max_level(&self) -> LevelFilter {
-        self.with(|sink| sink.lines.filter())
+        self.with(Sink::max_level)
     }
 
     fn with<T>(&self, use_sink: impl FnOnce(&Sink) -> T) -> T {
@@ -263,27 +141,6 @@ impl fmt::Debug for Switch {
         f.debug_struct("Switch")
             .field("settings", &self.settings)
             .finish_non_exhaustive()
-    }
-}
-
-/// The message of a record and its pairs as text, since `journalctl` does not show fields.
-struct TextWithPairs<'a>(&'a Record<'a>);
-
-impl fmt::Display for TextWithPairs<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Pairs<'a, 'f>(&'a mut fmt::Formatter<'f>);
-
-        impl<'kvs> VisitSource<'kvs> for Pairs<'_, '_> {
-            fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-                Ok(write!(self.0, " {key}={value}")?)
-            }
-        }
-
-        self.0.args().fmt(f)?;
-        self.0
-            .key_values()
-            .visit(&mut Pairs(f))
-            .map_err(|_| fmt::Error)
     }
 }
 
@@ -347,8 +204,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         let to = |name: &str| log_config(&format!("level = 'info'\nfile = {:?}", path(name)));
-        let read = |name: &str| std::fs::read_to_string(path(name)).expect("read");
         let switch = switch(0, None);
+        let read = |name: &str| {
+            switch.flush();
+            std::fs::read_to_string(path(name)).expect("read")
+        };
 
         std::fs::write(path("one"), "existing line\n").expect("written");
         switch.configure(&to("one")).expect("opened");
@@ -408,6 +268,7 @@ mod tests {
             write(&switch, log::Level::Warn, forged);
             write(&switch, log::Level::Warn, &"\u{1b}".repeat(200_000));
         }
+        switch.flush();
         let text = std::fs::read_to_string(path).expect("read");
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
@@ -418,20 +279,72 @@ mod tests {
         assert!(text.contains("\\u{1b}[2J\\u{202e}"), "{text}");
     }
 
+    /// A pipe that nobody reads, as the log of a container whose disk hangs.
+    #[test]
+    fn a_sink_that_takes_no_lines_holds_up_no_thread() {
+        use std::io::{BufRead, BufReader};
+        use std::sync::mpsc;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).expect("a pipe");
+        let mut options = std::fs::OpenOptions::new();
+        let reader = options.read(true).write(true).open(&path).expect("opened");
+        let switch = Arc::new(switch(0, None));
+        switch
+            .configure(&log_config(&format!("file = {path:?}")))
+            .expect("opened");
+        let (logged, done) = mpsc::channel();
+        let logging = switch.clone();
+        std::thread::spawn(move || {
+            (0..5000).for_each(|n| write(&logging, log::Level::Info, &format!("line {n}")));
+            logged.send(()).expect("the test waits");
+        });
+        let done = done.recv_timeout(Duration::from_secs(60));
+        done.expect("no line waits for its sink");
+
+        let mut lines = BufReader::new(reader)
+            .lines()
+            .map(|line| line.expect("a line"));
+        let mut taken = 0;
+        let lost = loop {
+            let line = lines.next().expect("an open pipe");
+            match line.split_once("log lines were lost") {
+                Some((before, _)) => break before.rsplit(' ').nth(1).map(str::to_owned),
+                None => taken += 1,
+            }
+            // The next line finds room in the queue, and says how many did not.
+            if taken > 2000 - 1 || taken % 50 == 0 {
+                write(&switch, log::Level::Info, "again");
+            }
+        };
+        let lost: usize = lost.expect("a number").parse().expect("a number");
+        assert!((1000..5000).contains(&lost), "{lost}");
+    }
+
     #[test]
     fn the_journal_also_gets_the_pairs_as_text() {
+        use record::{Owned, Printable};
+
+        let text = |record: &Record<'_>| {
+            let mut text = String::new();
+            let owned = Owned::new(record, Printable::new(record));
+            owned.with(|record| text = record.args().to_string());
+            text
+        };
         let pairs = [("image", "busybox"), ("layers", "3")];
         let mut record = Record::builder();
         record.key_values(&pairs);
         assert_eq!(
-            TextWithPairs(&record.args(format_args!("ready")).build()).to_string(),
+            text(&record.args(format_args!("ready")).build()),
             "ready image=busybox layers=3"
         );
         let forged = [("image", "a\nPRIORITY=0")];
         record.key_values(&forged);
-        let record = record.args(format_args!("b\nc")).build();
-        let text =
-            Printable::new(&record).with(&record, |record| TextWithPairs(record).to_string());
-        assert_eq!(text, "b\\nc image=a\\nPRIORITY=0");
+        assert_eq!(
+            text(&record.args(format_args!("b\nc")).build()),
+            "b\\nc image=a\\nPRIORITY=0"
+        );
     }
 }

@@ -55,6 +55,7 @@ struct Metrics {
     api_server_errors: Family<OfError, Counter>,
     bound_pods: Gauge,
     bound_left_out: Counter,
+    log_lines_lost: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -105,6 +106,7 @@ impl Metrics {
             api_server_errors: Family::default(),
             bound_pods: Gauge::default(),
             bound_left_out: Counter::default(),
+            log_lines_lost: Counter::default(),
         };
         this.registered()
     }
@@ -187,6 +189,11 @@ impl Metrics {
             "kubernetes_left_out",
             "Pods, and pods with images, beyond the limit of what is remembered of them",
             self.bound_left_out.clone(),
+        );
+        to.register(
+            "log_lines_lost",
+            "Log lines that were dropped because the journal, the file or standard error did not take them in time",
+            self.log_lines_lost.clone(),
         );
         self
     }
@@ -304,6 +311,11 @@ pub fn bound_pods(pods: usize) {
 /// Records a bound pod, or images of one, beyond the limit.
 pub fn bound_left_out() {
     METRICS.bound_left_out.inc();
+}
+
+/// Records a log line that was dropped.
+pub fn log_line_lost() {
+    METRICS.log_lines_lost.inc();
 }
 
 /// Whether there is a session with the runtime.

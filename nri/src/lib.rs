@@ -3,7 +3,8 @@
 //! # Structure
 //! In the order in which an event passes them: [`connect`] opens the socket, [`frame`] and `mux`
 //! split it into two connections, [`Session`] follows NRI's protocol on them, and `rpc` and `service`
-//! map each call to a method of [`Plugin`], with the types of `types`.
+//! map each call to a method of [`Plugin`], with the types of `types`. `weight` and `limited` refuse a request
+//! that would take too much memory when it is decoded.
 
 #[doc(hidden)]
 // Not part of the public API, and may change at any time: for fake runtimes in the tests of this and other crates.
@@ -13,6 +14,7 @@ mod end;
 mod events;
 pub mod frame;
 mod identity;
+mod limited;
 #[doc(hidden)] // As `api`.
 pub mod mux;
 mod plugin;
@@ -20,6 +22,8 @@ mod rpc;
 mod service;
 mod session;
 mod types;
+#[doc(hidden)] // As `api`: for a fuzzer.
+pub mod weight;
 
 pub use end::SessionEnd;
 pub use events::Events;

@@ -19,10 +19,15 @@ use crate::api::{self, Event};
 use crate::events::Events;
 use crate::plugin::{HandlerError, HandlerResult, Plugin};
 use crate::types::{Container, Pod, RuntimeInfo, optional};
+use crate::weight::TooLarge;
 
 /// The largest number of messages in which the runtime may send its state. Each has up to 4 MiB, and a
 /// node with a thousand containers needs a few of them.
 const MAX_SYNCHRONIZE_PARTS: usize = 64;
+
+/// The limit of the whole state in memory, in bytes: more than the pods of a node with all the annotations that
+/// Kubernetes allows for half of them.
+const MAX_STATE: usize = 64 << 20;
 
 /// The steps of the session's start that are done.
 #[derive(Debug, Default)]
@@ -53,6 +58,8 @@ pub(crate) struct Refused {
 #[derive(Default)]
 struct Parts {
     count: usize,
+    /// What they take in memory, in bytes.
+    weight: usize,
     pods: Vec<Pod>,
     containers: Vec<Container>,
 }
@@ -234,6 +241,22 @@ impl Service {
         self.progress
             .send_modify(|progress| progress.refused = Some(Refused { method, reason }));
         error
+    }
+
+    /// Counts what the next part of the state takes in memory, in bytes, before it is decoded. An error refuses this
+    /// session.
+    pub(crate) fn expect_part(&self, weight: Answer<usize>) -> Answer<()> {
+        let counted = weight.and_then(|weight| {
+            let mut parts = self.parts.lock();
+            parts.weight = parts.weight.saturating_add(weight);
+            let (weight, limit) = (parts.weight, MAX_STATE);
+            if weight <= limit {
+                return Ok(());
+            }
+            *parts = Parts::default();
+            Err(status(Code::RESOURCE_EXHAUSTED, TooLarge { weight, limit }))
+        });
+        counted.map_err(|error| self.refuse("synchronize", error))
     }
 
     /// Adds one part of the state. Returns the whole state after the last part.

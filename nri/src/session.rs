@@ -21,6 +21,7 @@ use ttrpc::r#async::{Client, Server};
 use crate::api::{self, RuntimeClient};
 use crate::end::SessionEnd;
 use crate::identity::Identity;
+use crate::limited::limited;
 use crate::mux;
 use crate::plugin::Plugin;
 use crate::service::{Progress, Refused, Service};
@@ -205,7 +206,7 @@ impl Session {
         let cancel_calls = kill.child_token();
         let stop_reading = kill.child_token();
         let calls = TaskTracker::new();
-        let service = Service::new(plugin, calls.clone(), cancel_calls.clone());
+        let service = Arc::new(Service::new(plugin, calls.clone(), cancel_calls.clone()));
         let progress = service.progress();
 
         let (mux, plugin_side, runtime_side) = mux::divide(stream);
@@ -214,7 +215,7 @@ impl Session {
         let incoming = stream::iter([Ok(plugin_side)]).chain(stream::pending());
         let mut server = Server::new()
             .add_listener(Listener::new(incoming))
-            .register_service(api::create_plugin(Arc::new(service)));
+            .register_service(limited(api::create_plugin(service.clone()), &service));
         server
             .start()
             .await

@@ -184,7 +184,9 @@ pub async fn main() -> Exit {
             return Exit::Usage;
         }
     };
-    match dispatch(&global, command).await {
+    let done = dispatch(&global, command).await;
+    log::logger().flush();
+    match done {
         Ok(exit) => exit,
         Err(failure) => {
             complain(&failure);
@@ -254,7 +256,7 @@ impl Global {
 
     fn quietly(&self, configured: Configured) -> Result<Configured, Failure> {
         let mut config = self.settle(configured.config);
-        let logs = logs::init(Launch::Standalone, self.verbose).map_err(anyhow::Error::from)?;
+        let logs = logs::init(Launch::Command, self.verbose).map_err(anyhow::Error::from)?;
         config.log = config::Log {
             file: None,
             level: config::Level::Error,

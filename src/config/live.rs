@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::Config;
+use super::{Config, Hooks, Log, Unpack};
 
 /// The configuration in force. All clones see a new configuration at the same moment. A caller that
 /// needs several keys of one configuration calls [`now`](Self::now) once and keeps the result.
@@ -24,42 +24,101 @@ impl Live {
 
     /// Puts `new` in force, except for the keys that take effect at a restart only: these keep their old
     /// values. Returns the keys and tables of this kind that `new` changes.
-    pub fn adopt(&self, mut new: Config) -> Vec<&'static str> {
+    pub fn adopt(&self, new: Config) -> Vec<&'static str> {
         let old = self.now();
-        let mut needs_restart = Vec::new();
-        let mut keep = |key, is_changed: bool| {
-            if is_changed {
-                needs_restart.push(key);
-            }
+        let mut restart = Restart::default();
+        // Without `..` here and below, a new key does not compile until its place is decided.
+        let Config {
+            nri,
+            containerd,
+            hooks,
+            unpack,
+            pull,
+            handlers,
+            kubernetes,
+            snapshotters,
+            metrics,
+            log,
+        } = new;
+        let Unpack {
+            parallel_images,
+            parallel_layers,
+            min_free,
+            during_pull,
+            reconcile_every,
+            missing_content,
+        } = unpack;
+        let Hooks {
+            wait,
+            on_unready,
+            swap,
+        } = hooks;
+        let Log {
+            file,
+            level,
+            format,
+        } = log;
+        let before = &old.unpack;
+        let in_force = Config {
+            nri: restart.keep("nri", nri, &old.nri),
+            containerd: restart.keep("containerd", containerd, &old.containerd),
+            pull: restart.keep("pull", pull, &old.pull),
+            metrics: restart.keep("metrics", metrics, &old.metrics),
+            kubernetes: restart.keep("kubernetes", kubernetes, &old.kubernetes),
+            unpack: Unpack {
+                parallel_images: restart.keep(
+                    "unpack.parallel_images",
+                    parallel_images,
+                    &before.parallel_images,
+                ),
+                parallel_layers: restart.keep(
+                    "unpack.parallel_layers",
+                    parallel_layers,
+                    &before.parallel_layers,
+                ),
+                missing_content: restart.keep(
+                    "unpack.missing_content",
+                    missing_content,
+                    &before.missing_content,
+                ),
+                // They are read when they are used.
+                min_free,
+                during_pull,
+                reconcile_every,
+            },
+            // They are read when they are used.
+            hooks: Hooks {
+                wait,
+                on_unready,
+                swap,
+            },
+            handlers,
+            snapshotters,
+            // A reload configures the log again.
+            log: Log {
+                file,
+                level,
+                format,
+            },
         };
-        keep("nri", new.nri != old.nri);
-        keep("containerd", new.containerd != old.containerd);
-        keep("pull", new.pull != old.pull);
-        keep("metrics", new.metrics != old.metrics);
-        keep("kubernetes", new.kubernetes != old.kubernetes);
-        let (unpack, before) = (&mut new.unpack, &old.unpack);
-        keep(
-            "unpack.parallel_images",
-            unpack.parallel_images != before.parallel_images,
-        );
-        keep(
-            "unpack.parallel_layers",
-            unpack.parallel_layers != before.parallel_layers,
-        );
-        keep(
-            "unpack.missing_content",
-            unpack.missing_content != before.missing_content,
-        );
-        unpack.parallel_images = before.parallel_images;
-        unpack.parallel_layers = before.parallel_layers;
-        unpack.missing_content.clone_from(&before.missing_content);
-        new.nri.clone_from(&old.nri);
-        new.containerd.clone_from(&old.containerd);
-        new.pull.clone_from(&old.pull);
-        new.metrics.clone_from(&old.metrics);
-        new.kubernetes.clone_from(&old.kubernetes);
-        *self.0.write() = Arc::new(new);
-        needs_restart
+        *self.0.write() = Arc::new(in_force);
+        restart.changed
+    }
+}
+
+/// The keys that take effect at a restart only and that a new configuration changes.
+#[derive(Default)]
+struct Restart {
+    changed: Vec<&'static str>,
+}
+
+impl Restart {
+    /// Returns the old value, and notes the key if the new one differs.
+    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, new: T, old: &T) -> T {
+        if new != *old {
+            self.changed.push(key);
+        }
+        old.clone()
     }
 }
 

@@ -35,6 +35,11 @@ const METADATA_DEADLINE: Duration = Duration::from_secs(10);
 /// gigabytes and slow disks exist; a call that takes longer than this hangs on a stuck mount.
 const WORK_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
+/// The deadline of a garbage collection that a call waits for. It removes snapshots, which takes seconds for each where
+/// a snapshotter deletes the files of large layers. Only background work waits for it, and what is begun is not undone by
+/// the end of the wait: a collection goes on in containerd.
+const COLLECTION_DEADLINE: Duration = Duration::from_secs(10 * 60);
+
 /// The deadline to connect. The socket is local, so a slower connection counts as a failed one.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 

@@ -1,38 +1,39 @@
 //! The labels that the configuration (`extra_labels`) adds to each layer, with their variables replaced.
 
-use crate::config::{ExtraLabels, Variable};
-use crate::containerd::{Labels, MAX_LABEL};
+use crate::config::{ExtraLabels, Template, Variable};
+use crate::containerd::MAX_LABEL;
 
-use super::labels::LayerLabels;
 use super::{Layer, Manifest};
 
-/// Returns the labels of `extra` for every layer of `manifest`. `reference` is the name that the image
-/// is pulled by, if it has one.
+/// Returns the labels of `extra` for a layer of `manifest`, by its position. `reference` is the name that the image is
+/// pulled by, if it has one.
 ///
-/// A label that is too long for containerd is omitted and logged, since containerd would reject the whole
-/// call and with it the layer. So is a label with `{image-ref}` if there is no name.
-pub fn extra_labels(
-    manifest: &Manifest,
-    reference: Option<&str>,
-    extra: &ExtraLabels,
-) -> LayerLabels {
-    let mut labels = vec![Labels::new(); manifest.layers.len()];
-    for (key, template) in extra.iter() {
-        let mut omitted = 0;
-        for (labels, layer) in labels.iter_mut().zip(&manifest.layers) {
-            match template.fill(|variable| value(variable, manifest, layer, reference)) {
-                Some(value) if key.len() + value.len() <= MAX_LABEL => {
-                    labels.insert(key.to_owned(), value);
-                }
-                _ => omitted += 1,
-            }
-        }
-        if omitted > 0 {
+/// A label that is too long for containerd is omitted, since containerd would reject the whole call and with it the
+/// layer. So is a label with `{image-ref}` if there is no name.
+pub(super) fn of_layer<'a>(
+    manifest: &'a Manifest,
+    i: usize,
+    reference: Option<&'a str>,
+    extra: &'a ExtraLabels,
+) -> impl Iterator<Item = (&'a str, String)> {
+    let filled = move |(key, template): (&'a str, &'a Template)| {
+        let layer = &manifest.layers[i];
+        let filled = template.fill(|variable| value(variable, manifest, layer, reference))?;
+        (key.len() + filled.len() <= MAX_LABEL).then_some((key, filled))
+    };
+    extra.iter().filter_map(filled)
+}
+
+/// Logs which labels of `extra` are omitted for an image.
+pub fn log_omitted(manifest: &Manifest, reference: Option<&str>, extra: &ExtraLabels) {
+    for (label, _) in extra.iter() {
+        let has = |i| of_layer(manifest, i, reference, extra).any(|(key, _)| key == label);
+        let layers = (0..manifest.layers.len()).filter(|i| !has(*i)).count();
+        if layers > 0 {
             let image = reference.unwrap_or(&manifest.digest);
-            log::warn!(image, label = key, layers = omitted; "label of extra_labels omitted: it is longer than {MAX_LABEL} bytes with its key, or the image has no name for {{image-ref}}");
+            log::warn!(image, label, layers; "label of extra_labels omitted: it is longer than {MAX_LABEL} bytes with its key, or the image has no name for {{image-ref}}");
         }
     }
-    labels
 }
 
 fn value<'a>(
@@ -55,6 +56,18 @@ mod tests {
     use super::super::manifest::tests::manifest;
     use super::*;
     use crate::config::Config;
+    use crate::containerd::Labels;
+
+    fn extra_labels(
+        manifest: &Manifest,
+        reference: Option<&str>,
+        extra: &ExtraLabels,
+    ) -> Vec<Labels> {
+        let of_layer = |i| of_layer(manifest, i, reference, extra);
+        let owned = |(key, value): (&str, String)| (key.to_owned(), value);
+        let layers = 0..manifest.layers.len();
+        layers.map(|i| of_layer(i).map(owned).collect()).collect()
+    }
 
     fn extra(labels: &str) -> ExtraLabels {
         let text = format!("[snapshotters.x.extra_labels]\n{labels}\n");

@@ -3,11 +3,8 @@
 
 use crate::containerd::{Labels, MAX_LABEL};
 
-use super::manifest::Manifest;
+use super::manifest::{Layer, Manifest};
 use super::reference::{hostname, repository};
-
-/// The labels of an image's layers, bottom first, one set for each layer.
-pub type LayerLabels = Vec<Labels>;
 
 /// The chain id, by which a remote snapshotter's snapshot is found in containerd's metadata store.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
@@ -33,65 +30,76 @@ const INHERITED: &str = "containerd.io/snapshot/";
 
 /// Annotations that a snapshot does not inherit. The runtime chooses user id mappings; an image that set them
 /// could choose the owner of its files. The snapshotter says which layers the guest pulls; an image that said so
-/// would look as if its content were not there.
-const NEVER_INHERITED: [&str; 3] = [
+/// would look as if its content were not there. Which image and which layer a snapshot is of is known here, also where
+/// the layers get no labels of it: an image that said so could have another one mounted.
+const NEVER_INHERITED: [&str; 9] = [
     "containerd.io/snapshot/uidmapping",
     "containerd.io/snapshot/gidmapping",
     PROXY_MODE,
+    IMAGE_REF,
+    MANIFEST_DIGEST,
+    LAYER_DIGEST,
+    IMAGE_LAYERS,
+    DIFF_ID,
+    PARENT_CHAIN_ID,
 ];
 
-/// Returns the labels of every layer of `manifest`. `reference` is the name that the image is pulled by.
+/// Returns the labels of a layer of `manifest`, by its position. `reference` is the name that the image is pulled by.
 /// Without it the result has only labels that need no name: the chain id and the inherited annotations.
-pub fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> LayerLabels {
-    let digests: Vec<&str> = manifest
-        .layers
-        .iter()
-        .map(|l| l.blob.digest.as_str())
-        .collect();
-    let of_layer = |(i, layer): (usize, &super::Layer)| {
-        let inherited = layer.blob.annotations.iter().filter(|(key, value)| {
-            let key = key.as_str();
-            key.starts_with(INHERITED)
-                && !NEVER_INHERITED.contains(&key)
-                && key.len() + value.len() <= MAX_LABEL
-                // containerd drops labels with an empty value.
-                && !value.is_empty()
-        });
-        let mut labels: Labels = inherited.map(|(k, v)| (k.clone(), v.clone())).collect();
-        labels.insert(SNAPSHOT_REF.to_owned(), layer.chain_id.clone());
-        if let Some(reference) = reference {
-            for (key, value) in [
-                (IMAGE_REF, reference.to_owned()),
-                (MANIFEST_DIGEST, manifest.digest.clone()),
-                (LAYER_DIGEST, layer.blob.digest.clone()),
-                (IMAGE_LAYERS, joined(&digests[i..])),
-            ] {
-                labels.insert(key.to_owned(), value);
-            }
+pub(super) fn of_layer(manifest: &Manifest, i: usize, reference: Option<&str>) -> Labels {
+    let layer = &manifest.layers[i];
+    let inherited = inherited(manifest, i);
+    let mut labels: Labels = inherited.map(|(k, v)| (k.clone(), v.clone())).collect();
+    labels.insert(SNAPSHOT_REF.to_owned(), layer.chain_id.clone());
+    if let Some(reference) = reference {
+        for (key, value) in [
+            (IMAGE_REF, reference.to_owned()),
+            (MANIFEST_DIGEST, manifest.digest.clone()),
+            (LAYER_DIGEST, layer.blob.digest.clone()),
+            (IMAGE_LAYERS, joined(&manifest.layers[i..])),
+        ] {
+            labels.insert(key.to_owned(), value);
         }
-        labels
-    };
-    manifest.layers.iter().enumerate().map(of_layer).collect()
+    }
+    labels
 }
 
-/// Returns the labels with each layer's diff id and the chain id of the layer below, which containerd 2.3 and
-/// later set. A chain counts as labelled without them, since an older containerd sets none.
-pub fn lineage_labels(manifest: &Manifest) -> LayerLabels {
+/// Returns the keys of [`of_layer`]'s labels, for an image with a name or without one.
+pub(super) fn keys(manifest: &Manifest, i: usize, is_named: bool) -> impl Iterator<Item = &str> {
+    const OF_NAME: [&str; 4] = [IMAGE_REF, MANIFEST_DIGEST, LAYER_DIGEST, IMAGE_LAYERS];
+    let of_name = OF_NAME.into_iter().filter(move |_| is_named);
+    let inherited = inherited(manifest, i).map(|(key, _)| key.as_str());
+    inherited.chain([SNAPSHOT_REF]).chain(of_name)
+}
+
+/// Returns the annotations of a layer that its snapshot inherits.
+fn inherited(manifest: &Manifest, i: usize) -> impl Iterator<Item = (&String, &String)> {
+    let annotations = manifest.layers[i].blob.annotations.iter();
+    annotations.filter(|(key, value)| {
+        let key = key.as_str();
+        key.starts_with(INHERITED)
+            && !NEVER_INHERITED.contains(&key)
+            && key.len() + value.len() <= MAX_LABEL
+            // containerd drops labels with an empty value.
+            && !value.is_empty()
+    })
+}
+
+/// Returns the labels with a layer's diff id and the chain id of the layer below, which containerd 2.3 and later set. A
+/// chain counts as labelled without them, since an older containerd sets none.
+pub(super) fn lineage(manifest: &Manifest, i: usize) -> impl Iterator<Item = (String, String)> {
     let layers = &manifest.layers;
-    let of_layer = |(i, layer): (usize, &super::Layer)| {
-        let below = i.checked_sub(1).map(|below| layers[below].chain_id.clone());
-        let parent = below.map(|chain_id| (PARENT_CHAIN_ID.to_owned(), chain_id));
-        let diff_id = (DIFF_ID.to_owned(), layer.diff_id.clone());
-        std::iter::once(diff_id).chain(parent).collect()
-    };
-    layers.iter().enumerate().map(of_layer).collect()
+    let below = i.checked_sub(1).map(|below| layers[below].chain_id.clone());
+    let parent = below.map(|chain_id| (PARENT_CHAIN_ID.to_owned(), chain_id));
+    let diff_id = (DIFF_ID.to_owned(), layers[i].diff_id.clone());
+    std::iter::once(diff_id).chain(parent)
 }
 
-/// Joins as many digests with commas as fit into one label. containerd rejects a label whose key and value
+/// Joins the digests of as many layers with commas as fit into one label. containerd rejects a label whose key and value
 /// together exceed [`MAX_LABEL`] bytes, and cuts this list in the same way.
-fn joined(digests: &[&str]) -> String {
+fn joined(layers: &[Layer]) -> String {
     let mut list = String::new();
-    for digest in digests {
+    for digest in layers.iter().map(|layer| layer.blob.digest.as_str()) {
         let comma = usize::from(!list.is_empty());
         if IMAGE_LAYERS.len() + list.len() + comma + digest.len() > MAX_LABEL {
             break;
@@ -102,6 +110,12 @@ fn joined(digests: &[&str]) -> String {
         list.push_str(digest);
     }
     list
+}
+
+/// Whether the labels name the image by the digest of its manifest.
+pub fn is_named_by(labels: &Labels, manifest: &str) -> bool {
+    let name = labels.get(IMAGE_REF).and_then(|name| name.split_once('@'));
+    name.is_some_and(|(_, digest)| digest == manifest)
 }
 
 /// Whether the labels `found` name the image by the digest of its manifest, and `wanted` name it otherwise but
@@ -128,11 +142,23 @@ fn without_port(repository: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::collections::HashSet;
 
     use proptest::prelude::*;
 
     use super::super::manifest::tests::manifest;
     use super::*;
+
+    fn layer_labels(manifest: &Manifest, reference: Option<&str>) -> Vec<Labels> {
+        let layers = 0..manifest.layers.len();
+        let labels = layers.map(|i| {
+            let labels = of_layer(manifest, i, reference);
+            let keys: HashSet<_> = keys(manifest, i, reference.is_some()).collect();
+            assert_eq!(keys, labels.keys().map(String::as_str).collect());
+            labels
+        });
+        labels.collect()
+    }
 
     #[test]
     fn a_layers_labels_list_its_digest_and_those_of_the_layers_above() {
@@ -153,7 +179,7 @@ mod tests {
     #[test]
     fn lineage_labels_have_the_diff_id_and_the_chain_id_below() {
         let manifest = manifest(2);
-        let labels = lineage_labels(&manifest);
+        let labels: Vec<Labels> = (0..2).map(|i| lineage(&manifest, i).collect()).collect();
         let [bottom, top] = [&manifest.layers[0], &manifest.layers[1]];
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(labels[0], Labels::from([label(DIFF_ID, &bottom.diff_id)]));
@@ -199,6 +225,12 @@ mod tests {
             annotation("containerd.io/snapshot/empty", ""),
             annotation("containerd.io/snapshot/long", &"x".repeat(MAX_LABEL)),
         ]);
+        for key in NEVER_INHERITED {
+            let annotation = annotation(key, "forged");
+            manifest.layers[0].blob.annotations.extend([annotation]);
+        }
+        let nameless = &layer_labels(&manifest, None)[0];
+        assert_eq!(nameless.len(), 2, "{nameless:?}");
         let labels = &layer_labels(&manifest, Some("r.example/app:1"))[0];
         assert_eq!(labels["containerd.io/snapshot/nydus-bootstrap"], "true");
         assert_eq!(labels[LAYER_DIGEST], manifest.layers[0].blob.digest);
@@ -226,7 +258,7 @@ mod tests {
             prop_assert_eq!(labels.len(), layers);
             for (i, (set, layer)) in labels.iter().zip(&manifest.layers).enumerate() {
                 prop_assert!(set.iter().all(|(key, value)| key.len() + value.len() <= MAX_LABEL));
-                prop_assert!(!NEVER_INHERITED.iter().any(|key| set.contains_key(*key)));
+                prop_assert!(!NEVER_INHERITED[..3].iter().any(|key| set.contains_key(*key)));
                 prop_assert_eq!(&set[SNAPSHOT_REF], &layer.chain_id);
                 prop_assert_eq!(&set[IMAGE_REF], "r.example/app:1");
                 let listed: Vec<_> = set[IMAGE_LAYERS].split(',').collect();

@@ -10,6 +10,7 @@ mod document;
 mod extra;
 mod json;
 mod labels;
+mod layer_labels;
 mod manifest;
 mod media;
 mod packed;
@@ -23,11 +24,12 @@ pub use cache::Ends;
 pub(crate) use digest::Digest;
 pub(crate) use distinct::by_target;
 pub use distinct::{Distinct, distinct};
-pub use extra::extra_labels;
+pub use extra::log_omitted;
 pub use labels::{
-    IMAGE_LAYERS, IMAGE_REF, LAYER_DIGEST, LayerLabels, MANIFEST_DIGEST, PARENT_CHAIN_ID,
-    PROXY_MODE, SNAPSHOT_REF, is_from_the_pull, layer_labels, lineage_labels,
+    IMAGE_LAYERS, IMAGE_REF, LAYER_DIGEST, MANIFEST_DIGEST, PARENT_CHAIN_ID, PROXY_MODE,
+    SNAPSHOT_REF, is_from_the_pull, is_named_by,
 };
+pub use layer_labels::{Base, LayerLabels};
 pub use manifest::{Layer, Manifest};
 pub use platform::Platform;
 pub use read::Manifests;

@@ -1,8 +1,10 @@
 //! Escapes and bounds the message and the pairs of a record, since they may quote pods and images. All formats (text,
 //! JSON, the journal) get their records from here.
 
-use log::Record;
+use std::fmt::Write as _;
+
 use log::kv::{self, Key, Source, Value, VisitSource};
+use log::{Level, Record};
 use serde_json::{Number, Value as Json};
 
 use crate::printable::printable;
@@ -31,6 +33,49 @@ impl Printable {
         let mut record = original.to_builder();
         record.key_values(&self.pairs);
         write(&record.args(format_args!("{}", self.message)).build())
+    }
+}
+
+/// A record of which nothing is borrowed, with its pairs also in its text, since `journalctl` does not show fields.
+#[derive(Debug)]
+pub(super) struct Owned {
+    level: Level,
+    target: String,
+    module: Option<String>,
+    file: Option<String>,
+    line: Option<u32>,
+    text: String,
+    pairs: Pairs,
+}
+
+impl Owned {
+    pub(super) fn new(record: &Record<'_>, Printable { message, pairs }: Printable) -> Self {
+        let mut text = message;
+        for (key, value) in &pairs.0 {
+            // A write to a string cannot fail.
+            let _ = write!(text, " {key}={}", from_json(value));
+        }
+        Self {
+            level: record.level(),
+            target: record.target().to_owned(),
+            module: record.module_path().map(str::to_owned),
+            file: record.file().map(str::to_owned),
+            line: record.line(),
+            text,
+            pairs,
+        }
+    }
+
+    pub(super) fn with(&self, write: impl FnOnce(&Record<'_>)) {
+        let mut record = Record::builder();
+        record
+            .level(self.level)
+            .target(&self.target)
+            .module_path(self.module.as_deref())
+            .file(self.file.as_deref())
+            .line(self.line)
+            .key_values(&self.pairs);
+        write(&record.args(format_args!("{}", self.text)).build());
     }
 }
 

@@ -4,6 +4,7 @@
 mod ends;
 mod events;
 mod handshake;
+mod hostile;
 mod launched;
 mod mux;
 mod recorder;

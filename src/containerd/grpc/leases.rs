@@ -1,9 +1,10 @@
 //! Calls to the lease manager.
 
 use containerd_client::services::v1 as api;
+use tonic::Request;
 use tonic::transport::Channel;
 
-use super::{Grpc, MAX_MESSAGE, failed};
+use super::{COLLECTION_DEADLINE, Grpc, MAX_MESSAGE, METADATA_DEADLINE, failed};
 use crate::containerd::{Labels, Lease, Resource, Result};
 
 pub(super) async fn create(grpc: &Grpc, id: &str, labels: Labels) -> Result<()> {
@@ -16,12 +17,17 @@ pub(super) async fn create(grpc: &Grpc, id: &str, labels: Labels) -> Result<()> 
 }
 
 pub(super) async fn delete(grpc: &Grpc, id: &str, sync: bool) -> Result<()> {
-    let request = grpc.ask(api::DeleteRequest {
-        id: id.to_owned(),
-        sync,
-    });
-    let reply = client(grpc).delete(request).await;
+    let reply = client(grpc).delete(deletion(grpc, id, sync)).await;
     reply.map_err(failed("delete lease", id)).map(drop)
+}
+
+fn deletion(grpc: &Grpc, id: &str, sync: bool) -> Request<api::DeleteRequest> {
+    let deadline = match sync {
+        true => COLLECTION_DEADLINE,
+        false => METADATA_DEADLINE,
+    };
+    let id = id.to_owned();
+    grpc.ask_within(deadline, api::DeleteRequest { id, sync })
 }
 
 pub(super) async fn list(grpc: &Grpc) -> Result<Vec<Lease>> {
@@ -78,4 +84,20 @@ pub(super) async fn release(grpc: &Grpc, lease: &str, resource: Resource) -> Res
 fn client(grpc: &Grpc) -> api::leases_client::LeasesClient<Channel> {
     api::leases_client::LeasesClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deletion_waits_for_its_garbage_collection() {
+        let grpc = Grpc::new(Path::new("/nowhere"), "k8s.io").unwrap();
+        for (sync, timeout) in [(false, "10000000u"), (true, "600000m")] {
+            let request = deletion(&grpc, "a", sync);
+            assert_eq!(request.metadata().get("grpc-timeout").unwrap(), timeout);
+        }
+    }
 }

@@ -160,10 +160,10 @@ impl ChainStatus {
 
     /// Returns the positions of the committed layers that lack labels, bottom first.
     pub(crate) fn unlabelled<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
-        let pairs = self.layers.iter().zip(&rules.required).enumerate();
-        pairs.filter_map(|(i, (layer, required))| {
+        let layers = self.layers.iter().enumerate();
+        layers.filter_map(|(i, layer)| {
             let labels = layer.as_ref()?;
-            let has_all = required.keys().all(|key| labels.contains_key(key));
+            let has_all = rules.required.has_all_keys(i, labels);
             (!has_all).then_some(i)
         })
     }
@@ -194,10 +194,8 @@ impl ChainStatus {
     /// Whether the labels of the top layer list more layers than that one: they belong to an image that has layers
     /// above it.
     fn is_top_foreign(&self, rules: &Rules) -> bool {
-        let required = rules.required.last();
         let listed = self.top().and_then(|labels| labels.get(IMAGE_LAYERS));
-        required.is_some_and(|required| required.contains_key(IMAGE_LAYERS))
-            && listed.is_some_and(|layers| layers.contains(','))
+        rules.required.top_has(IMAGE_LAYERS) && listed.is_some_and(|layers| layers.contains(','))
     }
 
     /// Returns the state.
@@ -239,7 +237,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn labelled() -> Option<Labels> {
-        Some(rules(1, false).required.remove(0))
+        rules(1, false).required.last().cloned()
     }
 
     pub(crate) fn proxied() -> Option<Labels> {
@@ -257,7 +255,7 @@ pub(crate) mod tests {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let labels = Labels::from([label("a", "x"), label(IMAGE_LAYERS, "sha256:a")]);
         Rules {
-            required: vec![labels; layers],
+            required: vec![labels; layers].into(),
             origin: None,
             repair: if guest_pulls {
                 Repair::Replace
@@ -348,7 +346,7 @@ pub(crate) mod tests {
     #[test]
     fn a_host_layer_over_guest_pulled_layers_is_mixed_under_every_policy() {
         let rules = Rules {
-            required: vec![Labels::new(); 2],
+            required: LayerLabels::none(2),
             origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,
@@ -444,7 +442,7 @@ pub(crate) mod tests {
     #[test]
     fn without_required_labels_a_chain_is_ready() {
         let rules = Rules {
-            required: vec![Labels::new()],
+            required: LayerLabels::none(1),
             origin: None,
             repair: Repair::Relabel,
             guest_pulls: false,

@@ -134,25 +134,23 @@ impl Replace<'_> {
     /// is deleted with `sync`, which runs garbage collection and waits for it. This is safe: garbage collection
     /// keeps everything that a container, a lease or another image holds.
     async fn collect(&self, top: &str) -> Result<Replaced, containerd::Error> {
-        let gone = self.collect_without_anchor(top).await;
-        if let Ok(true) = gone {
-            return Ok(Replaced::Gone);
-        }
-        // The chain remains, or a call failed: the anchor is restored.
+        let collected = self.collect_without_anchor().await;
+        // Also after an error: the collection may have ended, and only its answer be lost.
+        let remains = match self.containerd.stat(self.snapshotter, top).await {
+            Err(e) if e.is_not_found() => return Ok(Replaced::Gone),
+            Err(e) => Err(e),
+            Ok(_) => Ok(()),
+        };
+        // The chain remains, or may remain: the anchor is restored.
         self.set_anchor(top).await?;
-        gone.map(|_| Replaced::InUse(1))
+        collected.and(remains).map(|()| Replaced::InUse(1))
     }
 
-    /// Removes the anchor and runs garbage collection. Returns whether the chain is gone.
-    async fn collect_without_anchor(&self, top: &str) -> Result<bool, containerd::Error> {
+    /// Removes the anchor and runs garbage collection.
+    async fn collect_without_anchor(&self) -> Result<(), containerd::Error> {
         self.set_anchor("").await?;
         let lease = self.leases.take(self.containerd).await?;
-        lease.release_and_collect(self.containerd).await?;
-        match self.containerd.stat(self.snapshotter, top).await {
-            Err(e) if e.is_not_found() => Ok(true),
-            Err(e) => Err(e),
-            Ok(_) => Ok(false),
-        }
+        lease.release_and_collect(self.containerd).await
     }
 
     /// Sets the anchor to this value. An empty value removes it.

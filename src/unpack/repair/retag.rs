@@ -4,7 +4,7 @@
 //! label when it mounts, so the change applies from the next container on.
 
 use crate::containerd::Containerd;
-use crate::image::is_from_the_pull;
+use crate::image::{is_from_the_pull, is_named_by};
 use crate::unpack::chain::error::Error;
 use crate::unpack::target::Target;
 
@@ -15,10 +15,13 @@ pub(crate) async fn name_layers(
     target: &Target,
 ) -> Result<usize, Error> {
     let (status, _) = target.read_status(containerd).await?;
-    let layers = target.manifest.layers.iter().zip(&target.labels);
+    let digest = &target.manifest.digest;
+    let layers = target.manifest.layers.iter().enumerate();
     let mut renamed = 0;
-    for ((layer, wanted), found) in layers.zip(&status.layers) {
-        let is_meant = |found| is_from_the_pull(found, wanted, &target.manifest.digest);
+    for ((i, layer), found) in layers.zip(&status.layers) {
+        let wanted = || &target.labels[i];
+        let is_meant =
+            |found| is_named_by(found, digest) && is_from_the_pull(found, wanted(), digest);
         if found.as_ref().is_some_and(is_meant) {
             let (snapshotter, chain) = (&target.snapshotter, &layer.chain_id);
             // An image that ends at a shared layer may have put its own labels there meanwhile.
@@ -26,7 +29,7 @@ pub(crate) async fn name_layers(
             if !is_meant(&now.map_err(|e| target.failed(e))?.labels) {
                 continue;
             }
-            let labelled = containerd.label_snapshot(snapshotter, chain, wanted.clone());
+            let labelled = containerd.label_snapshot(snapshotter, chain, wanted().clone());
             labelled.await.map_err(|e| target.failed(e))?;
             renamed += 1;
         }

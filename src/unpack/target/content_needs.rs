@@ -60,9 +60,9 @@ impl NeedContent {
             return Ok(false);
         }
         let (status, _) = target.read_status(containerd).await?;
-        let missing = target.manifest.layers.iter().zip(&target.labels);
+        let missing = target.manifest.layers.iter().enumerate();
         let missing = missing.skip(status.committed());
-        let Some((layer, labels)) = missing.max_by_key(|(layer, _)| layer.bytes()) else {
+        let Some((i, layer)) = missing.max_by_key(|(_, layer)| layer.bytes()) else {
             return Ok(false);
         };
         if self.cached().contains_key(&layer.chain_id) {
@@ -76,7 +76,7 @@ impl NeedContent {
             containerd,
             snapshotter: &target.snapshotter,
             lease: &lease,
-            labels,
+            labels: &target.labels[i],
         };
         let labels = probe.takes().await;
         lease.release(containerd).await;

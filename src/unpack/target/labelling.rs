@@ -1,8 +1,9 @@
 //! The labels of each layer, and the rules under which a chain is ready, from what the configuration says. No I/O.
 
+use std::sync::Arc;
+
 use crate::config::ExtraLabels;
-use crate::containerd::Labels;
-use crate::image::{self, LayerLabels, Manifest};
+use crate::image::{self, Base, LayerLabels, Manifest};
 
 use super::label_policy::Labelling;
 use crate::unpack::chain::profile::Repair;
@@ -17,25 +18,24 @@ pub(crate) const EXCLUDED: Labelling = Labelling {
 /// Returns the labels that each layer gets, and those that it must have. With `is_bare`, a layer does not even get the
 /// label with its chain id.
 pub(crate) fn labels(
-    manifest: &Manifest,
+    manifest: &Arc<Manifest>,
     Labelling { cri, required }: Labelling,
     reference: Option<&str>,
     is_bare: bool,
     extra: &ExtraLabels,
 ) -> (LayerLabels, LayerLabels) {
-    let mut labels = match is_bare {
-        true => vec![Labels::new(); manifest.layers.len()],
-        false => image::layer_labels(manifest, reference.filter(|_| cri)),
-    };
-    let extra = image::extra_labels(manifest, reference, extra);
-    for (labels, extra) in labels.iter_mut().zip(&extra) {
-        labels.extend(extra.clone());
-    }
+    image::log_omitted(manifest, reference, extra);
+    let with_extra = |base| LayerLabels::new(manifest, base, reference).with_extra(extra);
+    let labels = with_extra(match (is_bare, cri) {
+        (true, _) => Base::Bare,
+        (false, true) => Base::Pull,
+        (false, false) => Base::ChainId,
+    });
     let required = match (required, cri) {
         (true, true) => labels.clone(),
-        (true, false) => extra,
+        (true, false) => with_extra(Base::Bare),
         // Committed layers without labels are ready.
-        (false, _) => vec![Labels::new(); labels.len()],
+        (false, _) => LayerLabels::none(manifest.layers.len()),
     };
     (labels, required)
 }
@@ -76,13 +76,4 @@ pub(crate) fn origin(
         repositories: repositories.collect(),
     };
     (labelling.cri && labelling.required).then_some(origin)
-}
-
-/// Adds labels. A key that a layer already has keeps its value.
-pub(crate) fn add(labels: &mut LayerLabels, more: LayerLabels) {
-    for (labels, more) in labels.iter_mut().zip(more) {
-        for (key, value) in more {
-            labels.entry(key).or_insert(value);
-        }
-    }
 }

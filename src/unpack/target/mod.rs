@@ -21,7 +21,9 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::containerd::{self, Containerd, Labels, Snapshot};
 use crate::ctr::Ctr;
-use crate::image::{LAYER_DIGEST, LayerLabels, Manifest, PROXY_MODE, is_from_the_pull};
+use crate::image::{
+    LAYER_DIGEST, LayerLabels, Manifest, PROXY_MODE, is_from_the_pull, is_named_by,
+};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Repair, is_proxied};
 use crate::unpack::chain::state::{ChainStatus, Rules, State};
@@ -80,8 +82,7 @@ impl Target {
 
     /// Whether the guest pulls this image: the snapshotter supports it, and the image's labels allow it.
     pub(crate) fn is_for_guest(&self) -> bool {
-        let top = self.labels.last();
-        self.supports_guest_pull && top.is_some_and(|labels| labels.contains_key(LAYER_DIGEST))
+        self.supports_guest_pull && self.labels.top_has(LAYER_DIGEST)
     }
 
     /// Returns a target for the image's private chain, which is unpacked on the host from the lowest layer on and
@@ -92,7 +93,7 @@ impl Target {
         for layer in &mut manifest.layers {
             layer.chain_id = guest_pull::host_name(&layer.chain_id);
         }
-        let labels = vec![Labels::new(); manifest.layers.len()];
+        let labels = LayerLabels::none(manifest.layers.len());
         Self {
             image: self.image.clone(),
             record: self.record.clone(),
@@ -213,11 +214,11 @@ impl Target {
 
     /// Whether labels name the image by its digest, as during its pull, although it has another name.
     pub(crate) fn has_name_of_pull(&self, status: &ChainStatus) -> bool {
-        let layers = status.layers.iter().flatten().zip(&self.labels);
         let digest = &self.manifest.digest;
-        layers
-            .into_iter()
-            .any(|(found, wanted)| is_from_the_pull(found, wanted, digest))
+        let mut found = status.layers.iter().flatten().enumerate();
+        found.any(|(i, found)| {
+            is_named_by(found, digest) && is_from_the_pull(found, &self.labels[i], digest)
+        })
     }
 
     /// Whether the listing has the blobs of all layers that have to be unpacked.

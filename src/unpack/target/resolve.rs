@@ -97,7 +97,7 @@ impl Resolver {
         let (mut labels, required) =
             self.labels(&manifest, snapshotter, labelling, reference, is_bare);
         if wanted.is_some() && !is_bare && self.labels_lineage().await {
-            labelling::add(&mut labels, image::lineage_labels(&manifest));
+            labels = labels.with_lineage();
         }
         let origin = labelling::origin(&manifest, labelling, &names);
         let guest_pulls = supports_guest_pull && labelling.cri;
@@ -166,7 +166,7 @@ impl Resolver {
     /// Returns the labels that each layer gets, and those that it must have.
     fn labels(
         &self,
-        manifest: &Manifest,
+        manifest: &Arc<Manifest>,
         snapshotter: &str,
         labelling: Labelling,
         reference: Option<&str>,

@@ -237,6 +237,19 @@ async fn a_chain_that_cannot_be_removed_is_garbage_collected() {
     bench.assert_guest_pulls(&bench.image).await;
 }
 
+/// A garbage collection goes on in containerd although its answer does not come in time.
+#[tokio::test]
+async fn a_collection_whose_answer_is_lost_is_not_undone() {
+    let bench = Bench::new().await;
+    bench.create_on_host_chain("c").await;
+    bench.hold_with_lease(OTHER_PROCESS);
+    bench.fake.collect_container(NYDUS, "c");
+    bench.fake.delete_lease(OTHER_PROCESS, false).await.unwrap();
+    bench.fake.lose("delete lease", 0);
+    assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
+    bench.assert_guest_pulls(&bench.image).await;
+}
+
 /// containerd's client unpacks under a lease, and creates the container afterwards.
 #[tokio::test]
 async fn a_chain_that_a_lease_of_a_client_holds_is_not_replaced() {

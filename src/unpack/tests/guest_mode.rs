@@ -11,7 +11,7 @@ use crate::config::ExtraLabels;
 use crate::containerd::fake::Fake;
 use crate::containerd::{ErrorKind, Labels};
 use crate::ctr::Ctr;
-use crate::image::{PROXY_MODE, layer_labels};
+use crate::image::{Base, LayerLabels, PROXY_MODE};
 
 use super::super::chain::profile::is_proxied;
 use super::super::{Action, Error, LabelPolicy, Labelling, ParentChain, Profile, Repair, State};
@@ -93,9 +93,10 @@ impl Bench {
     /// Commits the image's layers with all labels, as a labelled unpack on the host does. The image marks each layer as
     /// guest-pulled with an annotation, if `marked`.
     fn unpack_on_host(&self, marked: bool) {
-        let labels = layer_labels(&self.manifest, Some(NAME));
+        let labels = LayerLabels::new(&self.manifest, Base::Pull, Some(NAME));
         let mut parent: Option<&str> = None;
-        for (layer, mut labels) in self.manifest.layers.iter().zip(labels) {
+        for (i, layer) in self.manifest.layers.iter().enumerate() {
+            let mut labels = labels[i].clone();
             if marked {
                 labels.insert(PROXY_MODE.to_owned(), "true".to_owned());
             }

@@ -1,8 +1,8 @@
 //! Writes a layer's own directory, as overlayfs keeps it, as a tar archive.
 //!
 //! The archive holds everything that an unpack can have written; anything that an archive cannot express is an
-//! error. The calls block. Memory does not grow with the layer's size: it holds the names that are still to be
-//! visited, and the inodes of which more names are expected.
+//! error. The calls block. Memory is limited for any layer: it holds the names that are still to be visited, and the
+//! inodes of which more names are expected, at most [`names::MAX_HELD`] bytes of them.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags, major, minor};
 
 use super::attributes;
 use super::entry::{Entry, Kind};
+use super::names::{self, Held, Location, TooMany};
 use super::source::Directory;
 
 /// The prefix of a whiteout in a layer's archive: the entry `.wh.<name>` deletes `<name>`.
@@ -33,7 +34,7 @@ pub(in crate::unpack) enum Error {
     #[error("cannot read {} or write its archive: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: the attribute {attribute} points to data outside of the layer or is not known",
+        "{}: the attribute {attribute} points to data outside of the layer, is not known, or has a name that an archive cannot have",
         path.display()
     )]
     Attribute { path: PathBuf, attribute: String },
@@ -41,6 +42,12 @@ pub(in crate::unpack) enum Error {
     Name(PathBuf),
     #[error("{}: a socket cannot be in a layer", .0.display())]
     Socket(PathBuf),
+    #[error(
+        "{}: the layer has too many names in one directory, or too many hard links: a rebuild holds at most {} MiB of them",
+        .0.display(),
+        names::MAX_HELD >> 20
+    )]
+    Names(PathBuf),
     #[error(
         "{} holds {found} inodes, but the snapshotter counted {expected} when it committed the layer",
         path.display()
@@ -62,12 +69,23 @@ impl Error {
 /// Writes the archive of the layer in `directory`, which must hold `inodes` inodes, the number that its
 /// snapshotter counted.
 pub(super) fn write(directory: &Directory, inodes: u64, out: impl Write) -> Result<(), Error> {
+    write_within(names::MAX_HELD, directory, inodes, out)
+}
+
+/// Does the same with another limit for the names that are held.
+pub(super) fn write_within(
+    limit: usize,
+    directory: &Directory,
+    inodes: u64,
+    out: impl Write,
+) -> Result<(), Error> {
     let root = directory.path.as_path();
     let mut archive = Archive {
         root,
         userxattr: directory.userxattr,
         tar: tar::Builder::new(out),
         links: HashMap::new(),
+        held: Held::within(limit),
         inodes: 0,
     };
     archive.walk()?;
@@ -87,13 +105,20 @@ struct Archive<'a, W: Write> {
     tar: tar::Builder<W>,
     /// The inodes with several names, by device and inode number.
     links: HashMap<(u64, u64), Link>,
+    held: Held,
     inodes: u64,
+}
+
+/// A directory, and the names in it that are still to be visited, the last one first.
+struct Level {
+    directory: Location,
+    names: Vec<Box<OsStr>>,
 }
 
 /// An inode of which more names are expected.
 struct Link {
     /// The first name.
-    path: PathBuf,
+    first: Location,
     /// The number of names that are still expected.
     more: u64,
 }
@@ -108,35 +133,45 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
 impl<W: Write> Archive<'_, W> {
     /// Adds all files: a directory before its entries, and the entries ordered by name.
     fn walk(&mut self) -> Result<(), Error> {
-        let mut next = vec![PathBuf::new()];
-        while let Some(path) = next.pop() {
-            if self.add(&path)? {
-                next.extend(self.names(&path)?.into_iter().rev());
+        self.add(&Location::ROOT)?;
+        let mut levels = vec![self.level(Location::ROOT)?];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                levels.pop();
+                continue;
+            };
+            self.held.visited(&name);
+            let file = level.directory.join(name);
+            if self.add(&file)? {
+                levels.push(self.level(file)?);
             }
         }
         Ok(())
     }
 
-    fn names(&self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
-        let at = self.root.join(directory);
-        let names = fs::read_dir(&at).and_then(|entries| {
-            let name = |entry: io::Result<fs::DirEntry>| Ok(directory.join(entry?.file_name()));
-            entries.map(name).collect::<io::Result<Vec<_>>>()
-        });
-        let mut names = names.map_err(failed(&at))?;
-        names.sort_unstable();
-        Ok(names)
+    fn level(&mut self, directory: Location) -> Result<Level, Error> {
+        let at = self.root.join(directory.path());
+        let mut names = vec![];
+        for entry in fs::read_dir(&at).map_err(failed(&at))? {
+            let name = entry.map_err(failed(&at))?.file_name();
+            let held = self.held.name(&name);
+            held.map_err(|TooMany| Error::Names(at.clone()))?;
+            names.push(name.into_boxed_os_str());
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(Level { directory, names })
     }
 
     /// Adds one file of any kind. Returns whether it is a directory.
-    fn add(&mut self, path: &Path) -> Result<bool, Error> {
+    fn add(&mut self, file: &Location) -> Result<bool, Error> {
+        let path = &*file.path();
         let at = self.root.join(path);
-        let file_name = path.file_name().unwrap_or_default();
-        if file_name.as_bytes().starts_with(WHITEOUT.as_bytes()) {
+        if file.name().as_bytes().starts_with(WHITEOUT.as_bytes()) {
             return Err(Error::Name(at));
         }
         let metadata = fs::symlink_metadata(&at).map_err(failed(&at))?;
-        let earlier = self.count(path, &metadata);
+        let earlier = self.count(file, &metadata);
+        let earlier = earlier.map_err(|TooMany| Error::Names(at.clone()))?;
         let file_type = metadata.file_type();
         let device = (major(metadata.rdev()), minor(metadata.rdev()));
         if file_type.is_char_device() && device == (0, 0) {
@@ -181,26 +216,29 @@ impl<W: Write> Archive<'_, W> {
     }
 
     /// Counts an inode at its first name. Returns that name for each further one.
-    fn count(&mut self, path: &Path, metadata: &Metadata) -> Option<PathBuf> {
+    fn count(&mut self, file: &Location, metadata: &Metadata) -> Result<Option<PathBuf>, TooMany> {
         if metadata.is_dir() || metadata.nlink() == 1 {
             self.inodes += 1;
-            return None;
+            return Ok(None);
         }
         let inode = (metadata.dev(), metadata.ino());
         let Some(link) = self.links.get_mut(&inode) else {
             self.inodes += 1;
+            self.held.inode(file)?;
             let link = Link {
-                path: path.to_owned(),
+                first: file.clone(),
                 more: metadata.nlink() - 1,
             };
             self.links.insert(inode, link);
-            return None;
+            return Ok(None);
         };
+        let first = link.first.path();
         link.more -= 1;
         if link.more == 0 {
-            return self.links.remove(&inode).map(|link| link.path);
+            self.held.complete(&link.first);
+            self.links.remove(&inode);
         }
-        Some(link.path.clone())
+        Ok(Some(first))
     }
 
     /// Adds an empty file whose name is its meaning: a whiteout or an opaque marker.

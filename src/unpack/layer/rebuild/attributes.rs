@@ -61,7 +61,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<Attribute>> {
 }
 
 /// Sorts the attributes. The error is the name of an attribute of overlayfs that points to data outside of this
-/// directory, or that is not known. `userxattr` says whether overlayfs mounts the directory with that option.
+/// directory, or that is not known, or a name that an archive cannot have. `userxattr` says whether overlayfs mounts the directory with that option.
 pub(super) fn sort(all: Vec<Attribute>, userxattr: bool) -> Result<Attributes, String> {
     let mut sorted = Attributes::default();
     for (name, value) in all {
@@ -72,6 +72,8 @@ pub(super) fn sort(all: Vec<Attribute>, userxattr: bool) -> Result<Attributes, S
             Some(suffix) if BOOKKEEPING.contains(&suffix) => {}
             Some(_) => return Err(name),
             None if OF_THE_HOST.iter().any(|host| name.starts_with(host)) => {}
+            // A record of the archive ends its name there: it would become another attribute.
+            None if name.contains('=') => return Err(name),
             None => sorted.own.push((name, value)),
         }
     }
@@ -130,6 +132,7 @@ mod tests {
             ("trusted.overlay.whiteout", b"y"),
             ("trusted.overlay.overlay.opaque", b"y"),
             ("user.overlay.metacopy", b""),
+            ("user.a=b", b"c"),
         ] {
             let refused = sort(vec![attribute(name, value)], true);
             assert_eq!(refused, Err(name.to_owned()));

@@ -12,6 +12,7 @@ mod archive;
 mod attributes;
 mod chunks;
 mod entry;
+mod names;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! Overlayfs' attributes need root, as the plugin itself does.
 
 mod files;
+mod memory;
 
 use std::fs;
 use std::path::Path;

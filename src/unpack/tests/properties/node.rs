@@ -9,7 +9,7 @@ use crate::config::ExtraLabels;
 use crate::containerd::fake::{Fake, sha256};
 use crate::containerd::{Containerd, Descriptor, Image, Labels, Resource, Snapshot};
 use crate::ctr::Ctr;
-use crate::image::{self, IMAGE_LAYERS, Manifest, Manifests, Platform};
+use crate::image::{Base, IMAGE_LAYERS, LayerLabels, Manifest, Manifests, Platform};
 
 use super::super::super::chain::profile;
 use super::super::super::{
@@ -166,7 +166,8 @@ fn tagged(fake: &Fake, name: &str, layers: &[String]) -> Image {
 
 impl Node {
     async fn commit(&self, manifest: &Manifest, chain: &Chain) {
-        let labels = image::layer_labels(manifest, Some("r.example/app:0"));
+        let manifest = &Arc::new(manifest.clone());
+        let labels = LayerLabels::new(manifest, Base::Pull, Some("r.example/app:0"));
         let mut parent = None;
         for (i, layer) in manifest.layers.iter().enumerate() {
             let chain_id = layer.chain_id.as_str();

@@ -1,0 +1,146 @@
+//! A runtime that is none, or is broken: requests that are small on the wire and large in memory, requests that are no
+//! messages, and half a message.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nri::api::ConfigureRequest;
+use nri::{Events, Session, SessionError};
+use tokio::io::duplex;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::{Code, Request, Response};
+
+use crate::recorder::{Recorder, started, started_over};
+use crate::runtime::{Registration, Runtime};
+
+/// Nearly ttrpc's limit of a message.
+const LARGEST: usize = (4 << 20) - 1024;
+
+/// A synchronization of one pod without any field, in two bytes.
+const POD: [u8; 2] = [0x0a, 0];
+
+fn recorder() -> Arc<Recorder> {
+    Arc::new(Recorder::new(Events::all()))
+}
+
+/// Calls a method of the plugin with these bytes as its request, and returns the status of the answer.
+async fn call(runtime: &Runtime, method: &str, payload: Vec<u8>) -> (Code, String) {
+    let request = Request {
+        service: "nri.pkg.api.v1alpha1.Plugin".to_owned(),
+        method: method.to_owned(),
+        payload,
+        ..Default::default()
+    };
+    let status = match runtime.client.request(request).await {
+        Ok(Response { status, .. }) => status.unwrap_or_default(),
+        Err(ttrpc::Error::RpcStatus(status)) => status,
+        Err(other) => panic!("{other}"),
+    };
+    (status.code(), status.message().to_owned())
+}
+
+/// Brings a session to its synchronization.
+async fn synchronizing(
+    plugin: &Arc<Recorder>,
+) -> (
+    tokio::task::JoinHandle<Result<Session, SessionError>>,
+    Runtime,
+) {
+    let (ours, theirs) = duplex(64 << 10);
+    let mut runtime = Runtime::accept(theirs, Registration::Accept).await;
+    let identity = "07-recorder".parse().unwrap();
+    let starting = tokio::spawn(Session::start(ours, identity, plugin.clone()));
+    runtime.registration().await;
+    let configured = runtime.configure(ConfigureRequest::default()).await;
+    configured.unwrap();
+    (starting, runtime)
+}
+
+#[tokio::test]
+async fn a_state_of_two_million_empty_pods_is_refused_before_it_is_decoded() {
+    let plugin = recorder();
+    let (starting, runtime) = synchronizing(&plugin).await;
+    let answer = call(&runtime, "Synchronize", POD.repeat(LARGEST / 2)).await;
+    assert_eq!(answer.0, Code::RESOURCE_EXHAUSTED, "{answer:?}");
+    assert!(
+        answer.1.contains("MiB in memory (limit 32 MiB)"),
+        "{answer:?}"
+    );
+    let error = starting.await.unwrap().unwrap_err();
+    assert!(matches!(error, SessionError::Plugin { .. }), "{error:?}");
+    assert_eq!(plugin.calls(), ["configure"]);
+}
+
+#[tokio::test]
+async fn the_parts_of_a_state_are_limited_together() {
+    let plugin = recorder();
+    let (starting, runtime) = synchronizing(&plugin).await;
+    let more = [0x18, 1];
+    let part = [&POD.repeat(20_000)[..], &more].concat();
+    let mut parts = 0;
+    let refusal = loop {
+        let (code, text) = call(&runtime, "Synchronize", part.clone()).await;
+        if code != Code::OK {
+            break text;
+        }
+        parts += 1;
+    };
+    assert!(refusal.contains("limit 64 MiB"), "{refusal}");
+    // A part takes some 14 MiB, and 64 parts are allowed.
+    assert!((1..10).contains(&parts), "{parts}");
+    starting.await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_or_no_message_does_not_end_the_session() {
+    let plugin = recorder();
+    let (_session, runtime) = started(&plugin).await;
+    let mounts = [0x4a, 0].repeat(LARGEST / 2 - 8);
+    let length = mounts.len();
+    let varint = [
+        length | 0x80,
+        length >> 7 | 0x80,
+        length >> 14 | 0x80,
+        length >> 21,
+    ];
+    let varint = varint.map(|byte| byte as u8);
+    let heavy = [&[0x12][..], &varint, &mounts].concat();
+    // A pod of 10 MB, of which there are four bytes.
+    let short = vec![0x08, 1, 0x12, 0x80, 0xad, 0xe2, 0x04, 0x0a, 0x02, b'p'];
+    for (method, payload, expected) in [
+        ("CreateContainer", heavy.clone(), Code::RESOURCE_EXHAUSTED),
+        ("StateChange", short.clone(), Code::INVALID_ARGUMENT),
+        ("CreateContainer", short, Code::INVALID_ARGUMENT),
+        ("Configure", vec![0xff; 100], Code::INVALID_ARGUMENT),
+        ("NoSuchMethod", heavy, Code::UNIMPLEMENTED),
+    ] {
+        let answer = call(&runtime, method, payload).await;
+        assert_eq!(answer.0, expected, "{method}: {answer:?}");
+        runtime.create_container("c").await.unwrap();
+    }
+    assert_eq!(plugin.calls().len(), 5, "{:?}", plugin.calls());
+}
+
+/// The runtime has its own limit for a request, and closes the connection. Until then nothing else goes on.
+#[tokio::test]
+async fn half_a_message_and_silence_do_not_hold_up_the_end() {
+    let plugin = recorder();
+    let (ours, theirs) = BlockingStream::pair().unwrap();
+    let mut raw = theirs.try_clone().unwrap();
+    let tokio = |stream: BlockingStream| {
+        stream.set_nonblocking(true).unwrap();
+        UnixStream::from_std(stream).unwrap()
+    };
+    let (session, runtime) = started_over(tokio(ours), tokio(theirs), &plugin).await;
+    // A frame of the plugin's connection with ttrpc's header of a request of 100 bytes, and four of these.
+    let message = [0, 0, 0, 100, 0, 0, 0, 1, 1, 0, 1, 2, 3, 4];
+    let frame = [&[0, 0, 0, 1, 0, 0, 0, 14][..], &message].concat();
+    raw.write_all(&frame).unwrap();
+    let closed = timeout(Duration::from_secs(10), session.close()).await;
+    closed.expect("the end of the session");
+    drop(runtime);
+    assert_eq!(Arc::strong_count(&plugin), 1);
+}
