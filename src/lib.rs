@@ -30,9 +30,9 @@ mod free_space;
 mod imports;
 pub mod logs;
 pub mod metrics;
+#[cfg(test)]
+mod peak;
 mod peer;
 mod printable;
 mod question;
-#[cfg(test)]
-mod peak;
 mod retry;

@@ -26,6 +26,16 @@ pub enum SessionEnd {
     /// A frame was too long; see [`Oversized`].
     #[error(transparent)]
     Oversized(#[from] Oversized),
+    /// A message was longer than ttrpc allows: the peer does not speak ttrpc, or its data is damaged.
+    #[error(
+        "a message of {length} bytes on virtual connection {connection} is over ttrpc's limit of 4 MiB"
+    )]
+    NotTtrpc {
+        /// The connection's id.
+        connection: u32,
+        /// The length in the message's header, in bytes.
+        length: usize,
+    },
     /// One of the two ttrpc connections did not read its data in time.
     #[error("virtual connection {connection} did not read its data for {STALL_LIMIT:?}")]
     Stalled {

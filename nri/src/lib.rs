@@ -2,13 +2,14 @@
 //!
 //! # Structure
 //! In the order in which an event passes them: [`connect`] opens the socket, [`frame`] and `mux`
-//! split it into two connections, [`Session`] follows NRI's protocol on them, and `rpc` and `service`
+//! split it into two connections (`boundaries` says where their messages end), [`Session`] follows NRI's protocol on them, and `rpc` and `service`
 //! map each call to a method of [`Plugin`], with the types of `types`. `weight` and `limited` refuse a request
 //! that would take too much memory when it is decoded.
 
 #[doc(hidden)]
 // Not part of the public API, and may change at any time: for fake runtimes in the tests of this and other crates.
 pub mod api;
+mod boundaries;
 pub mod connect;
 mod end;
 mod events;

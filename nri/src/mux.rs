@@ -1,7 +1,7 @@
 //! Multiplexes two ttrpc connections over one socket: the task that owns the socket, and the two virtual
 //! connections.
 //!
-//! Knows frames and connection ids, but not the payload. The end of the task ends the session. ttrpc hides
+//! Knows frames and connection ids, and of the payload only where ttrpc's messages end. The end of the task ends the session. ttrpc hides
 //! why a connection ended, so the task returns a [`SessionEnd`].
 //!
 //! All memory is bounded. A frame is forwarded in chunks and never held whole. Data that a virtual
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, PollSender};
 
+use crate::boundaries::{Boundaries, TooLong};
 use crate::end::{STALL_LIMIT, SessionEnd};
 use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD};
 
@@ -54,16 +55,45 @@ pub struct Mux<T> {
 /// The write ends of the virtual connections.
 #[derive(Debug)]
 struct Lanes {
-    plugin: DuplexStream,
-    runtime: DuplexStream,
+    plugin: Lane,
+    runtime: Lane,
+}
+
+/// The write end of a virtual connection.
+#[derive(Debug)]
+struct Lane {
+    stream: DuplexStream,
+    /// `None` if any data is forwarded.
+    messages: Option<Boundaries>,
 }
 
 impl Lanes {
-    fn find(&mut self, connection: u32) -> Option<&mut DuplexStream> {
+    fn find(&mut self, connection: u32) -> Option<&mut Lane> {
         match connection {
             PLUGIN_SERVICE => Some(&mut self.plugin),
             RUNTIME_SERVICE => Some(&mut self.runtime),
             _ => None,
+        }
+    }
+}
+
+impl Lane {
+    fn new(stream: DuplexStream) -> Self {
+        Self {
+            stream,
+            messages: None,
+        }
+    }
+
+    async fn write(&mut self, connection: u32, bytes: &[u8]) -> Result<(), SessionEnd> {
+        if let Some(messages) = &mut self.messages {
+            let followed = messages.follow(bytes);
+            followed.map_err(|TooLong(length)| SessionEnd::NotTtrpc { connection, length })?;
+        }
+        match timeout(STALL_LIMIT, self.stream.write_all(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SessionEnd::Abandoned { connection }),
+            Err(_) => Err(SessionEnd::Stalled { connection }),
         }
     }
 }
@@ -75,8 +105,8 @@ pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
     let (plugin, lane_of_plugin) = VirtualConnection::new(PLUGIN_SERVICE, sender.clone());
     let (runtime, lane_of_runtime) = VirtualConnection::new(RUNTIME_SERVICE, sender);
     let lanes = Lanes {
-        plugin: lane_of_plugin,
-        runtime: lane_of_runtime,
+        plugin: Lane::new(lane_of_plugin),
+        runtime: Lane::new(lane_of_runtime),
     };
     let mux = Mux {
         trunk,
@@ -87,6 +117,15 @@ pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
 }
 
 impl<T: AsyncRead + AsyncWrite> Mux<T> {
+    /// Ends the session also when the peer sends a message that ttrpc does not allow.
+    #[must_use]
+    pub fn for_ttrpc(mut self) -> Self {
+        for lane in [&mut self.lanes.plugin, &mut self.lanes.runtime] {
+            lane.messages = Some(Boundaries::default());
+        }
+        self
+    }
+
     /// Transfers frames until the socket ends, `kill` is cancelled, or both virtual connections are
     /// closed and all that they wrote is sent. After `stop_reading` no more frames are read: answers
     /// are still sent, and no new request arrives.
@@ -150,7 +189,7 @@ async fn read_header(trunk: &mut (impl AsyncBufRead + Unpin)) -> Result<Header, 
 async fn forward(
     trunk: &mut (impl AsyncBufRead + Unpin),
     header: Header,
-    mut lane: Option<&mut DuplexStream>,
+    mut lane: Option<&mut Lane>,
 ) -> Result<(), SessionEnd> {
     let connection = header.connection();
     let mut left = header.length();
@@ -161,11 +200,7 @@ async fn forward(
         }
         let chunk = &read[..read.len().min(left)];
         if let Some(lane) = &mut lane {
-            match timeout(STALL_LIMIT, lane.write_all(chunk)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(SessionEnd::Abandoned { connection }),
-                Err(_) => return Err(SessionEnd::Stalled { connection }),
-            }
+            lane.write(connection, chunk).await?;
         }
         let forwarded = chunk.len();
         trunk.consume(forwarded);

@@ -210,7 +210,7 @@ impl Session {
         let progress = service.progress();
 
         let (mux, plugin_side, runtime_side) = mux::divide(stream);
-        let mux = tokio::spawn(mux.run(stop_reading.clone(), kill.clone()));
+        let mux = tokio::spawn(mux.for_ttrpc().run(stop_reading.clone(), kill.clone()));
         // ttrpc panics in its shutdown if the listener has ended.
         let incoming = stream::iter([Ok(plugin_side)]).chain(stream::pending());
         let mut server = Server::new()

@@ -106,6 +106,23 @@ async fn an_oversized_frame_for_an_unknown_connection_ends_the_session() {
     assert!(matches!(session.ended().await, SessionEnd::Oversized(o) if o.connection == 9));
 }
 
+/// ttrpc skips such a message, and with it all that follows.
+#[tokio::test]
+async fn a_message_that_ttrpc_does_not_allow_ends_the_session() {
+    for connection in [1, 2] {
+        let (mut session, _runtime, mut raw) = started_with_raw_access(&recorder()).await;
+        let frame = [0, 0, 0, connection, 0, 0, 0, 10];
+        raw.write_all(&[&frame[..], &[255; 10]].concat()).unwrap();
+        let end = timeout(Duration::from_secs(10), session.ended()).await;
+        let end = end.expect("the end of the session");
+        let expected = u32::from(connection);
+        assert!(
+            matches!(end, SessionEnd::NotTtrpc { connection, .. } if connection == expected),
+            "{end:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn close_waits_for_a_call_and_sends_its_answer() {
     let plugin = recorder();

@@ -25,6 +25,10 @@ const SHARE: usize = 11;
 /// The log message of a plugin whose hooks are called.
 const REGISTERED: &str = "nri_unpack::hooks] registered ";
 
+/// The frames of the synchronization. If it fails by its time, NRI 0.6 keeps the connection and never asks the plugin; a
+/// plugin cannot see that.
+const SYNCHRONIZATION: [usize; 2] = [4, 5];
+
 /// The time for a registration that succeeds.
 const REGISTRATION: Duration = Duration::from_secs(2);
 
@@ -103,6 +107,12 @@ async fn every_frame(version: Version) -> Result<()> {
     ensure!(frames >= 10, "{frames} frames");
     for frame in chosen(frames, SHARE) {
         for fault in FAULTS {
+            if version == Version::V1_7
+                && fault == FrameFault::OtherConnection
+                && SYNCHRONIZATION.contains(&frame)
+            {
+                continue;
+            }
             let case = format!("{fault:?} at frame {frame}");
             bench.tap.fail(frame, fault);
             let began = Instant::now();
