@@ -63,6 +63,7 @@ mod replacements;
 mod screens;
 mod service;
 mod shared_layers;
+mod skip;
 mod small_disk;
 mod smoke;
 mod snapshotters;
