@@ -9,7 +9,8 @@ use super::images::Images;
 use crate::unpack::chain::error::Error;
 use crate::unpack::snapshotter::listing::{Listing, USAGE, is_anchor};
 
-const USED: &str = "used";
+/// The value of the label of an image that a container has used.
+pub(crate) const USED: &str = "used";
 
 const UNUSED: &str = "unused";
 
@@ -114,7 +115,8 @@ fn failed(image: &Image, snapshotter: &str, source: containerd::Error) -> Error 
     }
 }
 
-fn key(snapshotter: &str) -> String {
+/// Returns the key of the label of a snapshotter.
+pub(crate) fn key(snapshotter: &str) -> String {
     format!("{USAGE}{snapshotter}")
 }
 
