@@ -9,7 +9,7 @@ use super::super::purge::{Removal, Survey};
 use super::super::snapshotter::guest_pull::private_name;
 use super::super::snapshotter::lease::Leases;
 use super::super::target::images::Images;
-use super::super::{Fate, Leftover, LeftoverKind, Role};
+use super::super::{Fate, Leftover, LeftoverKind, Role, Usage};
 use super::bench::Bench;
 use super::{EROFS, PARALLEL};
 
@@ -138,6 +138,26 @@ async fn a_guest_pulled_chain_stays_only_while_a_container_uses_it() {
     assert_eq!(fates(&bench.purge().await), expected);
     assert!(bench.fake.all(NYDUS).is_empty());
     bench.assert_clean().await;
+}
+
+/// containerd has unpacked the image on the host, and set the anchor: the plugin has replaced the chain since.
+#[tokio::test]
+async fn a_replaced_chain_is_the_plugins() {
+    let fake = Fake::default();
+    let image = fake.image(super::NAME, 3);
+    let bench = Bench::on(fake, image, NYDUS, PARALLEL).await;
+    bench.commit_without_labels(3);
+    let label = Labels::from([(anchor(NYDUS, ""), bench.top().to_owned())]);
+    bench.fake.label_blob(bench.config(), label).await.unwrap();
+    bench.ensure().await.unwrap();
+    let usage = bench.engine.usage(&bench.image, NYDUS).await.unwrap();
+    assert_eq!(usage, Usage::Used, "containerd unpacks for a container");
+    let expected = [
+        (LeftoverKind::Copy, "removed"),
+        (LeftoverKind::Label, "removed"),
+    ];
+    assert_eq!(fates(&bench.purge().await), expected);
+    assert!(bench.fake.all(NYDUS).is_empty());
 }
 
 /// Its root file system is broken, whoever has unpacked it.
