@@ -373,6 +373,19 @@ fn examples_are_configurations() {
     assert_eq!(names, ["kata-nydus.toml", "soci.toml"]);
 }
 
+/// A later version takes the configuration of an earlier one.
+#[test]
+fn configurations_of_releases_are_valid() {
+    let releases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/releases");
+    let mut count = 0;
+    for entry in std::fs::read_dir(releases).expect("a folder") {
+        let file = entry.expect("a release").path().join("config.toml");
+        Config::load(Some(&file)).unwrap_or_else(|error| panic!("{error}"));
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 /// Returns the keys of a table, read from the error that the schema gives for an unknown key.
 fn schema(table: &str) -> Vec<String> {
     let message = error_of(&format!("{table}\nno-such-key = 0\n"));

@@ -76,5 +76,6 @@ mod swap;
 mod two_builds;
 mod unlabelled;
 mod untrusted;
+mod upgrade;
 mod user_namespace;
 mod watchdog;
