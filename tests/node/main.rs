@@ -45,6 +45,7 @@ mod json;
 mod kubernetes;
 mod labels;
 mod launched;
+mod leaving;
 mod left_alone;
 mod lost;
 mod main_job;
