@@ -206,6 +206,9 @@ impl Session {
                 return Ok(());
             }
         };
+        if pod_snapshotter.is_skip_ignored {
+            log::warn!(pod:% = format_args!("{}/{}", pod.namespace, pod.name), snapshotter = pod_snapshotter.snapshotter.as_str(); "annotation nri-unpack/mode: skip does not count in this namespace (hooks.skip_namespaces): the pod is managed");
+        }
         let prepared = async {
             if pod_snapshotter.left_to_containerd {
                 return None;
@@ -302,18 +305,20 @@ impl Session {
         pod: &Pod,
         deadline: Instant,
     ) -> Result<Option<PodSnapshotter>, String> {
+        let config = self.node.config();
         let Some(handlers) = self.node.handlers_by(deadline).await else {
-            return match is_skipped(pod) {
+            return match is_skipped(&config, pod) {
                 true => Ok(None),
                 false => Err("containerd has not answered yet: the snapshotter of the pod's handler is not known".to_owned()),
             };
         };
-        let pod_snapshotter = match PodSnapshotter::of(&self.node.config(), &handlers, pod) {
+        let profile_of = |snapshotter: &str| self.node.engine.profile(snapshotter);
+        let pod_snapshotter = match PodSnapshotter::of(&config, &handlers, profile_of, pod) {
             Ok(pod_snapshotter) => pod_snapshotter,
-            Err(_) if is_skipped(pod) => return Ok(None),
+            Err(_) if is_skipped(&config, pod) => return Ok(None),
             Err(e) => return Err(e.to_string()),
         };
-        let profile = self.node.engine.profile(&pod_snapshotter.snapshotter);
+        let profile = profile_of(&pod_snapshotter.snapshotter);
         Ok(Some(pod_snapshotter)
             .filter(|pod_snapshotter| !pod_snapshotter.left_to_containerd || profile.may_proxy))
     }

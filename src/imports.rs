@@ -28,7 +28,7 @@ const UNPACK: [&[&str]; 10] = [
     &["admit"],
     &["engine"],
     &["serve"],
-    &["flight", "inspect"],
+    &["flight", "inspect", "purge"],
     &["repair"],
     &["target"],
     &["layer"],

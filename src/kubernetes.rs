@@ -22,6 +22,8 @@ use std::sync::Arc;
 use crate::ahead::Ahead;
 use crate::config::{Config, Watch};
 use crate::node::Node;
+#[cfg(feature = "kubernetes")]
+use crate::policy;
 
 #[cfg(feature = "kubernetes")]
 pub use trial::{Trial, try_access};
@@ -42,7 +44,7 @@ pub const BUILD: &str = "use a build with the feature, or set kubernetes.watch t
 pub fn begin(node: &Arc<Node>, ahead: &Arc<Ahead>) {
     let config = node.config();
     match access::Access::of(&config.kubernetes) {
-        Ok(Some(access)) => node.in_session(watch(access, ahead.clone())),
+        Ok(Some(access)) => node.in_session(watch(access, node.clone(), ahead.clone())),
         Ok(None) => {}
         Err(e) => log::error!("{e}; pods are not watched until this is corrected"),
     }
@@ -57,10 +59,13 @@ pub fn begin(node: &Arc<Node>, _: &Arc<Ahead>) {
 }
 
 #[cfg(feature = "kubernetes")]
-async fn watch(access: access::Access, ahead: Arc<Ahead>) {
+async fn watch(access: access::Access, node: Arc<Node>, ahead: Arc<Ahead>) {
     // What is known of the pods is of no use before.
     ahead.until_known().await;
-    let known = pods::Known::new(access.node(), ahead);
+    // Work ahead is no verdict: without a list of namespaces the annotation counts in all snapshotters.
+    let may_skip =
+        Box::new(move |namespace: &str| policy::may_skip(&node.config().hooks, namespace, false));
+    let known = pods::Known::new(access.node(), ahead, may_skip);
     log::info!(node = access.node(), from:% = access.origin(); "watching the pods that are bound to this node");
     let (classes, pods) = (pods::Classes(&known), pods::Pods(&known));
     tokio::join!(

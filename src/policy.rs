@@ -41,6 +41,15 @@ pub fn is_kept(config: &Config, snapshotter: &str, default_snapshotter: Option<&
     default_snapshotter.is_some_and(|default| snapshotter != default) || has_table()
 }
 
+/// Whether the annotation [`MODE`] of a pod counts in its namespace. Its author need not be trusted: if the configuration
+/// names no namespaces, the annotation does not count where a container whose image is not ready is rejected.
+pub fn may_skip(hooks: &config::Hooks, namespace: &str, rejects_unready: bool) -> bool {
+    match &hooks.skip_namespaces {
+        Some(listed) => listed.iter().any(|listed| listed.covers(namespace)),
+        None => !rejects_unready,
+    }
+}
+
 /// The configuration, as the engine's label policy.
 pub struct Labels(pub Live);
 
@@ -176,6 +185,33 @@ mod tests {
         let named = config("[snapshotters.overlayfs]\n");
         assert!(is_kept(&named, "overlayfs", Some("overlayfs")));
         assert!(is_kept(&named, "overlayfs", None));
+    }
+
+    #[test]
+    fn a_pod_may_skip_by_its_namespace_or_where_nothing_is_rejected() {
+        for (hooks, namespace, lenient, strict) in [
+            ("", "tenant", true, false),
+            ("skip_namespaces = []", "tenant", false, false),
+            ("skip_namespaces = [\"*\"]", "tenant", true, true),
+            (
+                "skip_namespaces = [\"kube-system\"]",
+                "tenant",
+                false,
+                false,
+            ),
+            (
+                "skip_namespaces = [\"a\", \"kube-system\"]",
+                "kube-system",
+                true,
+                true,
+            ),
+            ("skip_namespaces = [\"kube\"]", "kube-system", false, false),
+            ("skip_namespaces = [\"kube-system\"]", "", false, false),
+        ] {
+            let hooks = config(&format!("[hooks]\n{hooks}\n")).hooks;
+            let found = [false, true].map(|rejects| may_skip(&hooks, namespace, rejects));
+            assert_eq!(found, [lenient, strict], "{hooks:?} {namespace}");
+        }
     }
 
     #[test]

@@ -91,7 +91,8 @@ pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Ex
     Ok(Exit::Ready)
 }
 
-/// Removes what `install` has written, and names the command that ends the plugin.
+/// Removes what `install` has written, and names the command that ends the plugin. What the plugin has left in containerd
+/// is the business of `purge`.
 pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Result<Exit, Failure> {
     let root = Root(arguments.location.prefix);
     let config = match &global.config {
@@ -108,6 +109,9 @@ pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Resul
     let commands: Vec<_> = launchers.into_iter().map(end).collect();
     if root.0.is_none() && !commands.is_empty() {
         super::print(&format!("next: {}", commands.join(" && ")))?;
+        super::print(
+            "then: nri-unpack purge removes what the plugin has left in containerd (--dry-run lists it)",
+        )?;
     }
     Ok(Exit::Ready)
 }

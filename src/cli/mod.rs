@@ -10,6 +10,7 @@ mod ensure;
 mod generate;
 mod handlers;
 mod install;
+mod purge;
 mod run;
 mod scope;
 mod short;
@@ -97,6 +98,8 @@ enum Command {
     Install(install::InstallArguments),
     /// Remove what `install` has written
     Uninstall(install::UninstallArguments),
+    /// Remove what the plugin has left in containerd, when it leaves the node
+    Purge(purge::Arguments),
     /// Print completions for a shell
     Completions(generate::Completions),
     /// Write the man pages
@@ -216,6 +219,10 @@ async fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Ensure(arguments) => {
             let config = global.for_command()?.announced();
             at_socket(&config.clone(), ensure::ensure(config, arguments)).await
+        }
+        Command::Purge(arguments) => {
+            let config = global.for_command()?.announced();
+            at_socket(&config.clone(), purge::purge(config, &arguments)).await
         }
         Command::Doctor(arguments) => {
             let configured = global.for_doctor()?;

@@ -52,6 +52,7 @@ impl Live {
             wait,
             on_unready,
             swap,
+            skip_namespaces,
         } = hooks;
         let Log {
             file,
@@ -91,6 +92,7 @@ impl Live {
                 wait,
                 on_unready,
                 swap,
+                skip_namespaces,
             },
             handlers,
             snapshotters,

@@ -19,6 +19,9 @@ const IDENTIFIER_MAX: usize = 76;
 /// The maximum length of a node's name in Kubernetes.
 const NODE_NAME_MAX: usize = 253;
 
+/// The maximum length of a namespace in Kubernetes.
+const POD_NAMESPACE_MAX: usize = 63;
+
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $valid:expr, $expected:literal) => {
         $(#[$doc])*
@@ -88,16 +91,15 @@ checked_name!(
 checked_name!(
     /// The name of a node, by Kubernetes' rule: a DNS subdomain. No other text gets into a field selector.
     NodeName,
-    |text| {
-        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let is_label = |label: &str| {
-            let mut ends = label.bytes().take(1).chain(label.bytes().last());
-            let all = label.bytes().all(|byte| is_inner(byte) || byte == b'-');
-            !label.is_empty() && all && ends.all(is_inner)
-        };
-        text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
-    },
+    |text| text.len() <= NODE_NAME_MAX && text.split('.').all(is_dns_label),
     "the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"
+);
+
+checked_name!(
+    /// A namespace of pods, by Kubernetes' rule: a DNS label. `*` stands for all.
+    PodNamespace,
+    |text| text == "*" || (text.len() <= POD_NAMESPACE_MAX && is_dns_label(text)),
+    "a namespace of pods: use lower case letters and digits, with `-` between them, 63 at most, or \"*\" for all"
 );
 
 checked_name!(
@@ -114,3 +116,17 @@ checked_name!(
     |text| !text.is_empty() && !OWN_LABELS.iter().any(|own| text.starts_with(own)),
     "a key for an extra label: write one that is not empty, and that the plugin does not set itself"
 );
+
+fn is_dns_label(label: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let mut ends = label.bytes().take(1).chain(label.bytes().last());
+    let all = label.bytes().all(|byte| is_inner(byte) || byte == b'-');
+    !label.is_empty() && all && ends.all(is_inner)
+}
+
+impl PodNamespace {
+    /// Whether it is this namespace, or stands for all.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.as_str() == "*" || self.as_str() == namespace
+    }
+}

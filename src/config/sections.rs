@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
-    names::{Name, Namespace, NodeName},
+    names::{Name, Namespace, NodeName, PodNamespace},
     paths::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
     units::{HookWait, Interval, Percent, Workers},
@@ -114,6 +114,9 @@ pub struct Hooks {
     /// Whether a container that is being created may be moved onto a ready chain. This is done where its own
     /// chain cannot be repaired while the container's snapshot stands on it.
     pub swap: bool,
+    /// The namespaces in which a pod's annotation `nri-unpack/mode: skip` counts. If unset, it counts in all of them, but
+    /// not where a container whose image is not ready is rejected.
+    pub skip_namespaces: Option<Vec<PodNamespace>>,
 }
 
 impl Default for Hooks {
@@ -122,6 +125,7 @@ impl Default for Hooks {
             wait: built_in("500ms".to_owned()),
             on_unready: OnUnready::Profile,
             swap: true,
+            skip_namespaces: None,
         }
     }
 }

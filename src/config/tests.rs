@@ -57,6 +57,8 @@ fn invalid_values_have_their_error() {
         ("[hooks]\nwait = \"61s\"\n", "2:8: hooks.wait: \"61s\" is out of range: write a duration from \"1ms\" to \"60s\""),
         ("[hooks]\non_unready = \"fail\"\n", "2:14: hooks.on_unready: unknown variant `fail`, expected one of `profile`, `allow`, `reject`"),
         ("[hooks]\nswap = \"yes\"\n", "2:8: hooks.swap: invalid type: string \"yes\", expected a boolean"),
+        ("[hooks]\nskip_namespaces = \"*\"\n", "2:19: hooks.skip_namespaces: invalid type: string \"*\", expected a sequence"),
+        ("[hooks]\nskip_namespaces = [\"kube-*\"]\n", "2:19: hooks.skip_namespaces[0]: \"kube-*\" is not a namespace of pods: use lower case letters and digits, with `-` between them, 63 at most, or \"*\" for all"),
         // [unpack]
         ("[unpack]\nparallel_images = 0\n", "2:19: unpack.parallel_images: 0 is out of range: write 1 to 64"),
         ("[unpack]\nparallel_layers = 65\n", "2:19: unpack.parallel_layers: 65 is out of range: write 1 to 64"),
@@ -141,7 +143,7 @@ fn valid_values_are_read() {
     let config = parse(
         r#"
         nri = { index = "00", name = "a.b+c_d-e" }
-        hooks = { wait = "1m", on_unready = "reject", swap = false }
+        hooks = { wait = "1m", on_unready = "reject", swap = false, skip_namespaces = ["kube-system", "*"] }
         unpack = { parallel_images = 64, min_free = "0%", during_pull = "off" }
         handlers = { kata-qemu = "nydus", runc = "overlayfs" }
         metrics = { listen = "[::1]:9464" }
@@ -160,6 +162,11 @@ fn valid_values_are_read() {
     assert_eq!(
         (config.hooks.on_unready, config.hooks.swap),
         (OnUnready::Reject, false)
+    );
+    let skips = config.hooks.skip_namespaces.unwrap_or_default();
+    assert_eq!(
+        skips.iter().map(PodNamespace::as_str).collect::<Vec<_>>(),
+        ["kube-system", "*"]
     );
     assert_eq!(
         (
@@ -364,6 +371,19 @@ fn examples_are_configurations() {
     }
     names.sort();
     assert_eq!(names, ["kata-nydus.toml", "soci.toml"]);
+}
+
+/// A later version takes the configuration of an earlier one.
+#[test]
+fn configurations_of_releases_are_valid() {
+    let releases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/releases");
+    let mut count = 0;
+    for entry in std::fs::read_dir(releases).expect("a folder") {
+        let file = entry.expect("a release").path().join("config.toml");
+        Config::load(Some(&file)).unwrap_or_else(|error| panic!("{error}"));
+        count += 1;
+    }
+    assert!(count > 0);
 }
 
 /// Returns the keys of a table, read from the error that the schema gives for an unknown key.

@@ -196,6 +196,8 @@ pub struct CriContainer {
     pub image: String,
     /// The pod's runtime handler; empty for the default one.
     pub runtime_handler: String,
+    /// The pod's namespace.
+    pub pod_namespace: String,
     /// The pod's annotations.
     pub pod_annotations: Labels,
 }

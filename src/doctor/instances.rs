@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nri::Identity;
@@ -161,12 +162,52 @@ impl Instances {
     }
 }
 
+/// The search for a plugin that runs on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// The processes of the plugins; empty if none runs.
+    Found(Vec<u32>),
+    /// This process runs in another process namespace than containerd, and does not see the processes of the node.
+    Blind,
+}
+
+/// Searches for a plugin that serves the NRI of this configuration.
+pub async fn search(config: &Config) -> Search {
+    match peer::pid(config.containerd.socket.as_ref()).await {
+        Some(0) => Search::Blind,
+        containerd => {
+            let seen = running(config, containerd).into_iter();
+            let seen = seen.map(|(pid, _)| pid);
+            let hidden = pids().filter(|pid| is_hidden_child(*pid, containerd));
+            Search::Found(seen.chain(hidden).collect())
+        }
+    }
+}
+
+/// Whether containerd has launched this process of this program, and this process may not read it: it has fewer
+/// capabilities.
+fn is_hidden_child(pid: u32, containerd: Option<u32>) -> bool {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let is_denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
+    if !fs::read_link(proc.join("exe")).is_err_and(is_denied) {
+        return false;
+    }
+    let command = fs::read(proc.join("cmdline")).unwrap_or_default();
+    let program = command.split(|&b| b == 0).next().unwrap_or_default();
+    is_ours(Path::new(OsStr::from_bytes(program)))
+        && containerd.is_some()
+        && parent(&proc) == containerd
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 /// Returns the processes of this program that serve the same NRI. Processes that this user cannot read are left
 /// out.
 fn running(config: &Config, containerd: Option<u32>) -> Vec<(u32, By)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut running: Vec<_> = pids
+    let mut running: Vec<_> = pids()
         .filter_map(|pid| Some((pid, serves(pid, config, containerd)?)))
         .collect();
     running.sort_by_key(|(pid, _)| *pid);
@@ -194,7 +235,19 @@ fn serves(pid: u32, config: &Config, containerd: Option<u32>) -> Option<By> {
         return None;
     }
     let its = nri_socket(&arguments, &proc)?;
-    (same(&its, config.nri.socket.as_ref())).then_some(By::Another)
+    (is_same_socket(&proc, &its, config.nri.socket.as_ref())).then_some(By::Another)
+}
+
+/// Whether a process that has this socket uses our own. Its path alone does not tell: a pod has a root of its own.
+fn is_same_socket(proc: &Path, its: &Path, own: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+    let in_its_root = its
+        .strip_prefix("/")
+        .map(|path| proc.join("root").join(path));
+    match (in_its_root.ok().and_then(|path| file(&path)), file(own)) {
+        (Some(its), Some(own)) => its == own,
+        _ => same(its, own),
+    }
 }
 
 /// Whether a path is this program, by its name. The file may have been replaced since the process started.

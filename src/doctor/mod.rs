@@ -29,6 +29,7 @@ use crate::unpack::{Request, Urgency, Want};
 use finding::Cure;
 pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
+pub use instances::{Search, search};
 use inventory::Inventory;
 
 /// The result of an examination.

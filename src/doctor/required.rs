@@ -64,8 +64,11 @@ impl<'a> Required<'a> {
         let absent = absent.map(|(name, start)| self.absent(name, start));
         let misnamed = meant.first().zip(own.first());
         let misnamed = misnamed.map(|(name, own)| self.misnamed(name, own));
+        let on = ours.first().filter(|_| start.is_none());
+        let on = on.map(|name| self.on(name));
         let others = (!others.is_empty()).then(|| self.others(&others));
-        [absent, misnamed, others].into_iter().flatten().collect()
+        let all = [absent, misnamed, on, others];
+        all.into_iter().flatten().collect()
     }
 
     fn finding(&self, id: &'static str, severity: Severity, which: &str, means: &str) -> Finding {
@@ -85,6 +88,16 @@ impl<'a> Required<'a> {
             "start the plugin; pods that must start before it need the annotation that tolerate_missing_plugins_annotation names, with the value true; or remove {name} from required_plugins, and restart containerd"
         ));
         start.iter().copied().fold(finding, Finding::run)
+    }
+
+    fn on(&self, name: &str) -> Finding {
+        self.finding(
+            "nri-required",
+            Severity::Note,
+            &format!("the plugin {name}, which runs"),
+            "while the plugin is away, every container of this node is rejected; sandboxes, and pods with the annotation that tolerate_missing_plugins_annotation names, are not",
+        )
+        .advise("let only trusted pods have that annotation, the plugin's own DaemonSet among them: docs/recipes.md")
     }
 
     fn misnamed(&self, name: &str, own: &nri::Identity) -> Finding {
@@ -150,16 +163,18 @@ mod tests {
         const ABSENT: &str = "nri-required-absent";
         const MISNAMED: &str = "nri-required-misnamed";
         const OTHERS: &str = "nri-required-others";
+        const ON: &str = "nri-required";
         for (required, is_running, expected) in [
             ("[]", false, &[][..]),
-            ("['nri-unpack']", true, &[]),
-            ("['10-nri-unpack']", true, &[]),
+            ("['nri-unpack']", true, &[ON]),
+            ("['10-nri-unpack']", true, &[ON]),
             ("['nri-unpack']", false, &[ABSENT]),
             ("['10-nri-unpack']", false, &[ABSENT]),
             ("['20-nri-unpack']", true, &[MISNAMED]),
             ("['20-nri-unpack']", false, &[MISNAMED]),
             ("['device-injector']", true, &[OTHERS]),
             ("['a', '10-nri-unpack', 'b']", false, &[ABSENT, OTHERS]),
+            ("['a', '10-nri-unpack', 'b']", true, &[ON, OTHERS]),
         ] {
             let table = format!("enable = true\nrequired_plugins = {required}\n");
             let ids: Vec<_> = found(&table, is_running)
@@ -193,7 +208,7 @@ mod tests {
         let own = [OWN.parse().unwrap()];
         let required = Required::read(files.settings()).unwrap();
         let ids: Vec<_> = required.check(&own, None).iter().map(|it| it.id).collect();
-        assert_eq!(ids, ["nri-required-others"]);
+        assert_eq!(ids, ["nri-required", "nri-required-others"]);
     }
 
     #[test]

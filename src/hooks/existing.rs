@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use nri::{Container, Pod};
 
 use crate::ahead::Existing;
-use crate::config::Config;
 use crate::handlers::Handlers;
+use crate::node::Node;
 
 use super::{PodSnapshotter, Session, image_name};
 
@@ -17,13 +17,13 @@ impl Session {
         for image in containers.iter().filter_map(image_name) {
             self.ahead.is_used(image);
         }
-        let config = self.node.config();
+        let node = self.node.clone();
         self.ahead.check_existing(move |handlers| {
             let pods: HashMap<_, _> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
             let existing = |container: Container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str())?;
                 Some(Existing {
-                    snapshotter: snapshotter_of(&config, handlers, pod)?,
+                    snapshotter: snapshotter_of(&node, handlers, pod)?,
                     image: image_name(&container).map(str::to_owned),
                     id: container.id,
                 })
@@ -47,17 +47,17 @@ impl Session {
                 }
             };
             log::info!(containers = containers.len(); "containers listed");
-            let config = node.config();
             let existing = containers.into_iter().filter_map(|container| {
                 ahead.is_used(&container.image);
                 let pod = Pod {
+                    namespace: container.pod_namespace,
                     annotations: container.pod_annotations,
                     runtime_handler: container.runtime_handler,
                     ..Pod::default()
                 };
                 Some(Existing {
                     id: container.id,
-                    snapshotter: snapshotter_of(&config, &handlers, &pod)?,
+                    snapshotter: snapshotter_of(&node, &handlers, &pod)?,
                     image: Some(container.image),
                 })
             });
@@ -68,7 +68,8 @@ impl Session {
 }
 
 /// Returns the snapshotter of a pod; `None` if the pod is left to containerd or its handler is not known.
-fn snapshotter_of(config: &Config, handlers: &Handlers, pod: &Pod) -> Option<String> {
-    let pod = PodSnapshotter::of(config, handlers, pod).ok()?;
+fn snapshotter_of(node: &Node, handlers: &Handlers, pod: &Pod) -> Option<String> {
+    let profile = |snapshotter: &str| node.engine.profile(snapshotter);
+    let pod = PodSnapshotter::of(&node.config(), handlers, profile, pod).ok()?;
     (!pod.left_to_containerd).then_some(pod.snapshotter)
 }

@@ -4,32 +4,52 @@ use nri::{HandlerError, Pod};
 
 use crate::config::Config;
 use crate::handlers::Handlers;
-use crate::policy;
+use crate::policy::{self, Doubt, Strictness, Unready};
+use crate::unpack::Profile;
 
 /// The snapshotter of a pod.
 pub(super) struct PodSnapshotter {
     pub(super) snapshotter: String,
     /// Whether its images are left to containerd: the pod is skipped, or the plugin does not manage the snapshotter.
     pub(super) left_to_containerd: bool,
+    /// Whether the pod says `skip`, which does not count in its namespace.
+    pub(super) is_skip_ignored: bool,
 }
 
 impl PodSnapshotter {
+    /// Returns the snapshotter of a pod. `profile` returns the kind of a snapshotter.
     pub(super) fn of(
         config: &Config,
         handlers: &Handlers,
+        profile: impl FnOnce(&str) -> Profile,
         pod: &Pod,
     ) -> Result<Self, HandlerError> {
         let snapshotter = &handlers.snapshotter(&pod.runtime_handler)?.snapshotter;
         let default = handlers.default_name();
+        let is_kept = policy::is_kept(config, snapshotter, default);
+        let managed = Strictness {
+            on_unready: config.hooks.on_unready,
+            fails_closed: profile(snapshotter).fails_closed,
+            left_to_containerd: false,
+        };
+        let rejects_unready = managed.judge(Doubt::Unready) == Unready::Reject;
+        let may_skip = policy::may_skip(&config.hooks, &pod.namespace, is_kept && rejects_unready);
+        let says_skip = says_skip(pod);
         Ok(Self {
-            left_to_containerd: is_skipped(pod) || !policy::is_kept(config, snapshotter, default),
+            left_to_containerd: (says_skip && may_skip) || !is_kept,
+            is_skip_ignored: says_skip && !may_skip && is_kept,
             snapshotter: snapshotter.clone(),
         })
     }
 }
 
+/// Whether the pod is skipped while its snapshotter is not known: by its namespace alone.
+pub(super) fn is_skipped(config: &Config, pod: &Pod) -> bool {
+    says_skip(pod) && policy::may_skip(&config.hooks, &pod.namespace, false)
+}
+
 /// Whether the pod's annotation says `skip`.
-pub(super) fn is_skipped(pod: &Pod) -> bool {
+fn says_skip(pod: &Pod) -> bool {
     let mode = pod.annotations.get(policy::MODE);
     mode.is_some_and(|mode| mode == "skip")
 }
@@ -49,9 +69,44 @@ mod tests {
             ("", "", "", "nydus", true),
             ("", "runc", "", "nydus", true),
             ("[snapshotters.nydus]\n", "runc", "", "nydus", false),
-            ("[snapshotters.nydus]\n", "runc", "skip", "nydus", true),
+            ("[snapshotters.nydus]\n", "runc", "skip", "nydus", false),
+            (
+                "[hooks]\nskip_namespaces = [\"tenant\"]\n[snapshotters.nydus]\n",
+                "runc",
+                "skip",
+                "nydus",
+                true,
+            ),
+            (
+                "[hooks]\non_unready = \"allow\"\n[snapshotters.nydus]\n",
+                "runc",
+                "skip",
+                "nydus",
+                true,
+            ),
             ("", "local", "", "erofs", false),
             ("", "local", "skip", "erofs", true),
+            (
+                "[hooks]\non_unready = \"reject\"\n",
+                "local",
+                "skip",
+                "erofs",
+                false,
+            ),
+            (
+                "[hooks]\nskip_namespaces = []\n",
+                "local",
+                "skip",
+                "erofs",
+                false,
+            ),
+            (
+                "[hooks]\nskip_namespaces = []\n",
+                "runc",
+                "skip",
+                "nydus",
+                true,
+            ),
         ] {
             let config = Config::from_toml(config, "test").unwrap();
             let overlayfs = [Snapshotter {
@@ -67,15 +122,22 @@ mod tests {
             let handlers = Handlers::resolve(&config, running, None);
             let pod = Pod {
                 runtime_handler: handler.to_owned(),
+                namespace: "tenant".to_owned(),
                 annotations: [(policy::MODE.to_owned(), mode.to_owned())].into(),
                 ..Pod::default()
             };
-            let pod_snapshotter = PodSnapshotter::of(&config, &handlers, &pod).unwrap();
+            let profile = |name: &str| Profile::of(name).unwrap_or(Profile::COMPLETE);
+            let pod_snapshotter = PodSnapshotter::of(&config, &handlers, profile, &pod).unwrap();
             let found = (
                 pod_snapshotter.snapshotter.as_str(),
                 pod_snapshotter.left_to_containerd,
             );
-            assert_eq!(found, (snapshotter, left_to_containerd), "{handler} {mode}");
+            assert_eq!(
+                found,
+                (snapshotter, left_to_containerd),
+                "{handler} {mode} {:?}",
+                config.hooks
+            );
         }
     }
 }

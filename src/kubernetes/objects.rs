@@ -140,14 +140,15 @@ struct ContainerStatus {
 
 impl Pod {
     /// Returns the images that the pod waits for: those of all containers as long as it is pending, which ends when all
-    /// are created, and those of ephemeral containers that were added to it later.
-    pub(super) fn into_images(self) -> Vec<String> {
+    /// are created, and those of ephemeral containers that were added to it later. `may_skip` says whether the pod's
+    /// annotation counts.
+    pub(super) fn into_images(self, may_skip: bool) -> Vec<String> {
         let Self {
             metadata,
             spec,
             status,
         } = self;
-        let is_skipped = metadata.annotations.mode.as_deref() == Some("skip");
+        let is_skipped = may_skip && metadata.annotations.mode.as_deref() == Some("skip");
         if metadata.deletion_timestamp.is_some() || is_skipped {
             return Vec::new();
         }

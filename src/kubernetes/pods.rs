@@ -47,8 +47,12 @@ pub(super) struct Known {
     /// The name of this node.
     node: String,
     demand: Box<dyn Demand>,
+    /// Whether a pod's annotation `nri-unpack/mode: skip` counts in this namespace.
+    may_skip: MaySkip,
     inner: Mutex<Inner>,
 }
+
+type MaySkip = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
@@ -67,10 +71,11 @@ struct Waiting {
 }
 
 impl Known {
-    pub(super) fn new(node: &str, demand: impl Demand + 'static) -> Self {
+    pub(super) fn new(node: &str, demand: impl Demand + 'static, may_skip: MaySkip) -> Self {
         Self {
             node: node.to_owned(),
             demand: Box::new(demand),
+            may_skip,
             inner: Mutex::default(),
         }
     }
@@ -81,7 +86,11 @@ impl Known {
         let name = format!("{}/{}", pod.metadata.namespace, pod.metadata.name);
         // A server that does not know the field selector would send all pods of the cluster.
         let is_here = pod.spec.node_name.as_ref() == Some(&self.node);
-        let images = if is_here { pod.into_images() } else { vec![] };
+        let may_skip = (self.may_skip)(&pod.metadata.namespace);
+        let images = match is_here {
+            true => pod.into_images(may_skip),
+            false => vec![],
+        };
         let mut inner = self.inner.lock();
         inner.waiting.remove(&uid);
         if images.is_empty() {

@@ -131,4 +131,19 @@ mod tests {
             .collect();
         assert_eq!(served, documented);
     }
+
+    /// Dashboards and alerts depend on them.
+    #[test]
+    fn the_metrics_of_0_1_0_are_there_with_their_labels() {
+        let page = include_str!("../../docs/reference.md");
+        for metric in include_str!("../../tests/releases/0.1.0/metrics.txt").lines() {
+            let mut words = metric.split(' ');
+            let begin = format!("| `{}` |", words.next().unwrap_or_default());
+            let row = page.lines().find(|row| row.starts_with(&begin));
+            let row = row.unwrap_or_else(|| panic!("{begin} is gone"));
+            for label in words {
+                assert!(row.contains(&format!("`{label}`")), "{label}: {row}");
+            }
+        }
+    }
 }

@@ -20,6 +20,7 @@ use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Shared;
 use crate::unpack::flight::workers::Workers;
 use crate::unpack::layer::fallback::ContentFallback;
+use crate::unpack::purge::{Leftover, Removal, Survey};
 use crate::unpack::repair::replacements::Source;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
@@ -418,6 +419,26 @@ impl Engine {
     /// Returns the leases that a crash has left, which [`Engine::sweep`] would remove.
     pub async fn leftovers(&self) -> Result<Vec<String>, crate::containerd::Error> {
         self.leases.leftovers(self.containerd.as_ref()).await
+    }
+
+    /// Returns what the plugin has left on this node. Changes nothing.
+    pub async fn left_behind(&self) -> Result<Vec<Leftover>, crate::containerd::Error> {
+        let survey = Survey {
+            containerd: self.containerd.as_ref(),
+            images: &self.resolver.images,
+            leases: &self.leases,
+        };
+        survey.run().await
+    }
+
+    /// Removes what the plugin has left on this node, as far as nothing uses it. No plugin may run. Returns all that was
+    /// found, with what became of it.
+    pub async fn purge(&self) -> Result<Vec<Leftover>, crate::containerd::Error> {
+        let removal = Removal {
+            containerd: self.containerd.as_ref(),
+            leases: &self.leases,
+        };
+        removal.run(self.left_behind().await?).await
     }
 
     /// Stops all work and waits until it has cleaned up.

@@ -12,6 +12,7 @@ mod other_client;
 mod parallel;
 mod priorities;
 mod properties;
+mod purge;
 mod replacements;
 mod silent;
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
-use lab::{Cri, Image, Remote, Store, Version, images};
+use lab::{Cri, Image, Pod, Remote, Store, Version, images};
 
 use crate::after_pull::image;
 use crate::guest_pull::{NYDUS, start};
@@ -85,26 +85,38 @@ fn is_nydus_fault(error: &tonic::Status) -> bool {
     message.contains("create instance") && message.contains("already exists")
 }
 
+/// Removes a container and then its pod, as the kubelet does. containerd 2.1 removes a pod with its containers under NRI's
+/// lock, which it takes twice: if a plugin registers between, both wait for ever.
+pub(crate) async fn remove_as_kubelet(
+    cri: &mut Cri,
+    pod: &Pod,
+    container: &str,
+) -> Result<(), tonic::Status> {
+    cri.stop_container(container).await?;
+    cri.remove_container(container).await?;
+    cri.remove_pod(pod).await
+}
+
 /// Counts of pods by result.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
+pub(crate) struct Counts {
     /// Pods with a container that has the files of its image.
-    made: usize,
+    pub(crate) made: usize,
     /// Pods that were given up, because the snapshotter creates no more containers.
-    given_up: usize,
-    failed_tries: usize,
+    pub(crate) given_up: usize,
+    pub(crate) failed_tries: usize,
 }
 
 /// Creates pods with this handler.
-struct Pods {
-    store: Store,
-    cri: Cri,
-    handler: &'static str,
+pub(crate) struct Pods {
+    pub(crate) store: Store,
+    pub(crate) cri: Cri,
+    pub(crate) handler: &'static str,
 }
 
 impl Pods {
     /// Pulls an image and creates a pod and a container of it, with up to `TRIES` tries.
-    async fn create(&mut self, image: &Image, counts: &mut Counts) -> Result<()> {
+    pub(crate) async fn create(&mut self, image: &Image, counts: &mut Counts) -> Result<()> {
         for _ in 0..TRIES {
             let error = match self.try_once(image).await {
                 Ok(is_right) => {
@@ -139,7 +151,7 @@ impl Pods {
             NYDUS => self.is_guest_pulled(&container).await?,
             _ => self.has_all_files(&container, image).await?,
         };
-        self.cri.remove_pod(&pod).await?;
+        remove_as_kubelet(&mut self.cri, &pod, &container).await?;
         Ok(is_right)
     }
 
@@ -238,7 +250,11 @@ impl Node {
     }
 
     /// Checks that every image becomes ready, and that no lease or extraction snapshot remains.
-    async fn assert_all_ready(&mut self, images: &[Image], snapshotter: &str) -> Result<()> {
+    pub(crate) async fn assert_all_ready(
+        &mut self,
+        images: &[Image],
+        snapshotter: &str,
+    ) -> Result<()> {
         self.cri = self.lab.cri().await?;
         self.store = self.lab.store().await?;
         self.remove_pods().await?;
@@ -283,15 +299,18 @@ impl Node {
     }
 }
 
-/// Returns images that share no layer with other images.
+/// Returns images for one round.
 fn images_for(handler: &str, round: usize) -> Result<Vec<Image>> {
     let numbers = (0..PODS).map(|n| round * PODS + n);
-    numbers
-        .map(|n| match handler {
-            NYDUS => Ok(image(LAYERS, n)),
-            _ => images::own_layers(&format!("registry.test/killed/app:{n}"), LAYERS),
-        })
-        .collect()
+    numbers.map(|n| image_for(handler, n)).collect()
+}
+
+/// Returns an image that shares no layer with the others.
+pub(crate) fn image_for(handler: &str, n: usize) -> Result<Image> {
+    match handler {
+        NYDUS => Ok(image(LAYERS, n)),
+        _ => images::own_layers(&format!("registry.test/killed/app:{n}"), LAYERS),
+    }
 }
 
 async fn kills(version: Version, handler: &'static str, config: &str) -> Result<()> {

@@ -50,6 +50,7 @@ fn every_command_has_a_man_page() -> Result<()> {
         "-config",
         "-install",
         "-uninstall",
+        "-purge",
     ] {
         let page = directory.path().join(format!("nri-unpack{name}.1"));
         let text = std::fs::read_to_string(&page)?;

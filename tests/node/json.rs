@@ -71,6 +71,23 @@ async fn json_of_check_ensure_and_handlers_has_the_documented_keys() -> Result<(
     ensure!(row["layers_done"] == 5 && row["error"].is_null(), "{row:#}");
     ensure!(json(&["ensure", image, "--handler", "erofs"], 0)?["results"][0]["action"] == "none");
 
+    let report = json(&["purge", "--dry-run"], 1)?;
+    let row = &report["leftovers"][0];
+    let expected = [
+        "kind",
+        "snapshotter",
+        "name",
+        "label",
+        "image",
+        "state",
+        "reason",
+    ];
+    ensure!(keys(row) == BTreeSet::from(expected), "{row:#}");
+    ensure!(
+        row["state"] == "removable" && row["image"] == image,
+        "{row:#}"
+    );
+
     // All images in the snapshotters that belong to one handler only: this image and the pause image.
     let report = json(&["check"], 1)?;
     let rows = report["images"]

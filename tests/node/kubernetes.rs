@@ -4,6 +4,7 @@
 mod kubelet;
 mod manifests;
 mod pod;
+mod purge;
 mod recipe;
 mod watch;
 

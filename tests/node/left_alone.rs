@@ -15,7 +15,10 @@ const ALONE: &str = "registry.test/lab/alone:1";
 
 const EXCLUDE: &str = "[snapshotters.nydus]\nexclude = [\"*/excluded:*\", \"*/alone:*\"]\n";
 
-const SKIP: (&str, &str) = ("nri-unpack/mode", "skip");
+pub(crate) const SKIP: (&str, &str) = ("nri-unpack/mode", "skip");
+
+/// A key of the table `hooks`: the annotation counts in the namespace of the pods.
+pub(crate) const MAY_SKIP: &str = "skip_namespaces = [\"lab\"]\n";
 
 const MOVED: &str = "container moved onto a private chain";
 
@@ -48,7 +51,7 @@ impl Node {
 /// has unpacked from the lowest layer. A complete chain stays unchanged.
 async fn excluded_images_get_a_complete_chain(version: Version) -> Result<()> {
     let mut node = start(version).await?;
-    node.serve(EXCLUDE).await?;
+    node.serve(&format!("{MAY_SKIP}{EXCLUDE}")).await?;
     node.wait_reconciled(NYDUS).await?;
     node.assert_proxied().await?;
     let image = images::own_layers(EXCLUDED, 1)?;

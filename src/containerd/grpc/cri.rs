@@ -104,6 +104,7 @@ pub(super) async fn containers(grpc: &Grpc) -> Result<Vec<CriContainer>> {
             pod_id: container.pod_sandbox_id,
             image: container.image.unwrap_or_default().image,
             runtime_handler: pod.runtime_handler.clone(),
+            pod_namespace: pod.metadata.clone().unwrap_or_default().namespace,
             pod_annotations: pod.annotations.clone().into_iter().collect(),
         })
     });

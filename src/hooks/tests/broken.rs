@@ -6,6 +6,9 @@ use super::*;
 const EXCLUDE: &str = "[snapshotters.nydus]\nexclude = [\"*\"]\n";
 const NO_SWAP: &str = "[hooks]\nswap = false\non_unready = \"allow\"\n";
 
+/// The annotation `skip` counts in the namespace of the pods, also with nydus.
+const SKIPS: &str = "[hooks]\nskip_namespaces = [\"n\"]\n";
+
 /// The label of a container's snapshot in a user namespace.
 const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 
@@ -71,7 +74,7 @@ async fn no_container_starts_from_a_mixed_chain() {
             "nri-unpack-private-host-sha256:",
         ),
     ] {
-        let bench = Bench::new(config).await;
+        let bench = Bench::new(&format!("{SKIPS}{config}")).await;
         bench.run("guest", (policy::IMAGES, "")).await;
         bench.make_mixed_chain();
         let created = bench.create_on(pod.clone(), "nydus", bench.top()).await;
@@ -117,7 +120,7 @@ async fn a_container_on_a_mixed_chain_without_a_private_chain_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn a_healthy_container_left_to_containerd_takes_one_round_trip_and_no_log_line() {
-    let bench = Bench::new("").await;
+    let bench = Bench::new(SKIPS).await;
     bench.run("guest", (policy::IMAGES, "")).await;
     bench.commit_without_labels("nydus");
     for first in [true, false] {
@@ -173,7 +176,7 @@ async fn a_sandbox_on_a_mixed_chain_in_use_is_rejected_once() {
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_on_a_mixed_chain_is_rejected_until_the_chain_is_replaced() {
     for (config, is_rejected) in [("", true), (EXCLUDE, false)] {
-        let bench = Bench::new(config).await;
+        let bench = Bench::new(&format!("{SKIPS}{config}")).await;
         bench.run("guest", (policy::IMAGES, "")).await;
         bench.make_mixed_chain();
         let mut pod = pod_with_skip("guest");
@@ -271,7 +274,8 @@ async fn a_volume_that_may_lack_layers_is_logged_and_may_reject_its_container() 
     for (config, pod, created) in [
         ("", pod("guest"), false),
         ("[hooks]\non_unready = \"allow\"\n", pod("guest"), true),
-        ("", pod_with_skip("guest"), true),
+        ("", pod_with_skip("guest"), false),
+        (SKIPS, pod_with_skip("guest"), true),
     ] {
         let bench = Bench::new(config).await;
         bench.run("guest", (policy::IMAGES, NAME)).await;

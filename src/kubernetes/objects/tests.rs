@@ -56,7 +56,7 @@ fn read(value: &Value) -> Pod {
 fn images(change: impl FnOnce(&mut Value)) -> Vec<String> {
     let mut value = pod();
     change(&mut value);
-    read(&value).into_images()
+    read(&value).into_images(true)
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_pod_has_the_images_of_all_its_containers_and_volumes() {
         "r.example/e:1",
         "r.example/v:1",
     ];
-    assert_eq!(read.into_images(), all);
+    assert_eq!(read.into_images(true), all);
 }
 
 #[test]
@@ -107,6 +107,10 @@ fn a_pod_that_is_deleted_or_says_skip_waits_for_nothing() {
         |mode: &str| images(|pod| pod["metadata"]["annotations"]["nri-unpack/mode"] = json!(mode));
     assert_eq!(mode("skip"), [""; 0]);
     assert_eq!(mode("other").len(), 4);
+    let mut value = pod();
+    value["metadata"]["annotations"]["nri-unpack/mode"] = json!("skip");
+    let images = read(&value).into_images(false);
+    assert_eq!(images.len(), 4, "the annotation does not count");
 }
 
 #[test]

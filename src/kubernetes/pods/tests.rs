@@ -34,7 +34,7 @@ impl Bench {
     fn new() -> Self {
         let wanted = Arc::new(Wanted::default());
         Self {
-            known: Known::new("n", wanted.clone()),
+            known: Known::new("n", wanted.clone(), Box::new(|_| true)),
             wanted,
         }
     }

@@ -8,6 +8,7 @@ use crate::containerd::{self, Containerd, ErrorKind, Labels, Snapshot};
 use crate::image::Manifest;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::lease::Leases;
+use crate::unpack::target::usage;
 
 /// The outcome of a replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +48,19 @@ struct ListedLayer {
 }
 
 impl Replace<'_> {
+    /// Removes the chain, and records that the plugin makes the next one.
+    pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
+        let replaced = self.remove().await?;
+        if replaced == Replaced::Gone {
+            usage::record_replaced(self.containerd, self.snapshotter, &self.manifest.config)
+                .await?;
+        }
+        Ok(replaced)
+    }
+
     /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
     /// guest-pulled layer that stays.
-    pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
+    async fn remove(&self) -> Result<Replaced, containerd::Error> {
         // Leases are read before the list of snapshots: a container whose snapshot was made meanwhile is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;
         let listed = self.listed().await?;

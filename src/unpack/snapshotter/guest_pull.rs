@@ -13,6 +13,7 @@ use crate::image::{
 };
 
 use super::lease::Lease;
+use super::listing::ANCHOR;
 use super::mounts;
 use crate::unpack::chain::profile::is_proxied;
 
@@ -21,6 +22,12 @@ const PRIVATE: &str = "nri-unpack-private-";
 
 /// The prefix of the names of layers in a private chain that is unpacked on the host; the chain id follows.
 const ON_HOST: &str = "nri-unpack-private-host-";
+
+/// The suffix of the anchor of a private chain.
+const ANCHOR_SUFFIX: &str = "/nri-unpack";
+
+/// The suffix of the anchor of a private chain that is unpacked on the host.
+pub(crate) const ON_HOST_ANCHOR_SUFFIX: &str = "/nri-unpack-host";
 
 /// The digest of zero bytes, which the labels of a probe name as the layer.
 pub(crate) const NOTHING: &str =
@@ -47,6 +54,12 @@ pub(crate) fn host_name(chain_id: &str) -> String {
 /// Returns the chain id of a layer from its chain id or from its name in a private chain on the host.
 pub(crate) fn chain_id_of(name: &str) -> &str {
     name.strip_prefix(ON_HOST).unwrap_or(name)
+}
+
+/// Returns the chain id of a layer from its name in any private chain.
+pub(crate) fn public_name(name: &str) -> &str {
+    let own = name.strip_prefix(ON_HOST).or(name.strip_prefix(PRIVATE));
+    own.unwrap_or(name)
 }
 
 /// Probes whether the guest pulls the labelled images of a snapshotter: what the snapshotter itself says of a layer that
@@ -160,10 +173,7 @@ impl Guest<'_> {
                 .label_snapshot(snapshotter, &name, image)
                 .await?;
         }
-        let anchor = format!(
-            "containerd.io/gc.ref.snapshot.{}/nri-unpack",
-            self.snapshotter
-        );
+        let anchor = format!("{ANCHOR}{}{ANCHOR_SUFFIX}", self.snapshotter);
         let label = Labels::from([(anchor, name.clone())]);
         self.containerd.label_blob(&manifest.config, label).await?;
         Ok(Some(name))

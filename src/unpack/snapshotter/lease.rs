@@ -132,14 +132,26 @@ impl Leases {
         &self,
         containerd: &dyn Containerd,
     ) -> Result<Vec<String>, containerd::Error> {
+        let all = self.of_this_program(containerd).await?.into_iter();
+        let left = all.filter(|(_, is_left)| *is_left);
+        Ok(left.map(|(id, _)| id).collect())
+    }
+
+    /// Returns the ids of all leases with this program's prefix, each with whether the sweep would remove it.
+    pub(crate) async fn of_this_program(
+        &self,
+        containerd: &dyn Containerd,
+    ) -> Result<Vec<(String, bool)>, containerd::Error> {
         let is_left = |lease: &containerd::Lease| {
             let owner = lease.labels.get(OWNER).and_then(|text| Owner::parse(text));
-            lease.id.starts_with(PREFIX)
-                && !self.active().contains(&lease.id)
+            !self.active().contains(&lease.id)
                 && owner.is_none_or(|owner| self.owner.may_sweep(&owner))
         };
-        let leases = containerd.leases().await?.into_iter();
-        Ok(leases.filter(is_left).map(|lease| lease.id).collect())
+        let all = containerd.leases().await?.into_iter();
+        let own = all.filter(|lease| lease.id.starts_with(PREFIX));
+        Ok(own
+            .map(|lease| (lease.id.clone(), is_left(&lease)))
+            .collect())
     }
 
     fn active(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -181,13 +193,18 @@ async fn remove_temporary(
     resource: &Resource,
 ) -> Result<(), containerd::Error> {
     let key = resource.id.as_str();
-    let temporary = [VIEW, PROBE, EXTRACTION]
-        .iter()
-        .any(|prefix| key.starts_with(prefix));
     match resource.snapshotter() {
-        Some(snapshotter) if temporary => gone_is_fine(containerd.remove(snapshotter, key).await),
+        Some(snapshotter) if is_temporary(key) => {
+            gone_is_fine(containerd.remove(snapshotter, key).await)
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether this is the key of a temporary snapshot of this program.
+pub(crate) fn is_temporary(key: &str) -> bool {
+    let mut prefixes = [VIEW, PROBE, EXTRACTION].iter();
+    prefixes.any(|prefix| key.starts_with(prefix))
 }
 
 fn gone_is_fine(result: Result<(), containerd::Error>) -> Result<(), containerd::Error> {

@@ -34,6 +34,13 @@ pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
 /// of the snapshotter follows.
 pub(crate) const USAGE: &str = "nri-unpack/usage.";
 
+/// The prefix of this program's own labels, on blobs and on snapshots.
+pub(crate) const OWN_LABELS: &str = "nri-unpack/";
+
+/// The beginning of the suffixes of the anchors that only this program sets. The anchor of an image's own chain has no
+/// suffix, and is the same as containerd's.
+pub(crate) const OWN_ANCHORS: &str = "/nri-unpack";
+
 /// Whether all layers were applied into the image volume whose snapshot has these labels.
 pub(crate) fn is_filled(labels: &Labels) -> bool {
     labels.contains_key(FILLED)

@@ -74,7 +74,7 @@ impl Target {
     /// Returns the key of the anchor. The anchor of an image's second chain has a suffix (`/…`).
     pub(crate) fn anchor(&self) -> String {
         let suffix = match self.manifest.chain_id() {
-            Some(chain) if guest_pull::is_on_host(chain) => "/nri-unpack-host",
+            Some(chain) if guest_pull::is_on_host(chain) => guest_pull::ON_HOST_ANCHOR_SUFFIX,
             _ => "",
         };
         format!("{ANCHOR}{}{suffix}", self.snapshotter)

@@ -9,7 +9,8 @@ use super::images::Images;
 use crate::unpack::chain::error::Error;
 use crate::unpack::snapshotter::listing::{Listing, USAGE, is_anchor};
 
-const USED: &str = "used";
+/// The value of the label of an image that a container has used.
+pub(crate) const USED: &str = "used";
 
 const UNUSED: &str = "unused";
 
@@ -87,6 +88,28 @@ pub(crate) fn unused(labels: &Labels, snapshotter: &str) -> Labels {
     }
 }
 
+/// Records that the plugin replaces the chain that the anchor in these labels names. If containerd has set the anchor, a
+/// container has used the image.
+pub(crate) async fn record_replaced(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    config: &str,
+) -> Result<(), containerd::Error> {
+    let key = key(snapshotter);
+    let labels = match containerd.blob(config).await {
+        Ok(config) => config.labels,
+        // The image was removed meanwhile.
+        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let is_anchored = labels.keys().any(|it| is_anchor(it, snapshotter));
+    if labels.contains_key(&key) || !is_anchored {
+        return Ok(());
+    }
+    let label = Labels::from([(key, USED.to_owned())]);
+    containerd.label_blob(config, label).await
+}
+
 async fn write(
     containerd: &dyn Containerd,
     snapshotter: &str,
@@ -114,7 +137,8 @@ fn failed(image: &Image, snapshotter: &str, source: containerd::Error) -> Error 
     }
 }
 
-fn key(snapshotter: &str) -> String {
+/// Returns the key of the label of a snapshotter.
+pub(crate) fn key(snapshotter: &str) -> String {
     format!("{USAGE}{snapshotter}")
 }
 

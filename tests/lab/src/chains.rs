@@ -84,7 +84,7 @@ impl Store {
 }
 
 /// Returns a request whose result the lease holds.
-fn leased<T>(message: T, lease: &str) -> Result<Request<T>, Status> {
+pub(crate) fn leased<T>(message: T, lease: &str) -> Result<Request<T>, Status> {
     let mut request = namespaced(message);
     let lease = lease
         .parse()

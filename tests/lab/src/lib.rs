@@ -32,6 +32,7 @@ mod pods;
 mod process;
 mod proxy;
 mod registry;
+mod remains;
 mod scratch;
 mod shared;
 mod signals;

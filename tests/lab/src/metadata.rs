@@ -14,6 +14,9 @@ use crate::store::{Labels, Store, namespaced, sorted};
 /// The type of the plugins that are snapshotters.
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
+/// What stands before the time of the last update.
+const TIME: &str = ", updated ";
+
 /// containerd's metadata at one moment: image records, blobs, unfinished blobs, leases with their resources,
 /// and the snapshots of every snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,23 @@ impl Metadata {
         // The sort is stable: the older of two changed lines stays first.
         changes.sort_by(|(one, _), (other, _)| one.cmp(other));
         changes.into_iter().map(|(_, line)| line).collect()
+    }
+
+    /// Returns the same without update times: a write of identical values does not show.
+    #[must_use]
+    pub fn without_times(&self) -> Self {
+        let timeless = |text: &String| match text.rsplit_once(TIME) {
+            Some((values, _)) => values.to_owned(),
+            None => text.clone(),
+        };
+        let all = self.0.iter();
+        Self(all.map(|(k, v)| (k.clone(), timeless(v))).collect())
+    }
+
+    /// Returns the objects, one per line: the kind and the name, then the values.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |(name, values): (&String, &String)| format!("{name}: {values}");
+        self.0.iter().map(line).collect()
     }
 }
 
@@ -102,7 +122,7 @@ impl Store {
             let labels = sorted(image.labels);
             all.insert(
                 format!("image {}", image.name),
-                format!("{target} {labels:?}, updated {updated}"),
+                format!("{target} {labels:?}{TIME}{updated}"),
             );
         }
         Ok(())
@@ -114,7 +134,7 @@ impl Store {
             let labels = sorted(info.labels);
             all.insert(
                 format!("content {}", info.digest),
-                format!("{labels:?}, updated {updated}"),
+                format!("{labels:?}{TIME}{updated}"),
             );
         }
         let request = namespaced(api::ListStatusesRequest::default());
@@ -157,7 +177,7 @@ impl Store {
                 let (parent, labels) = (&info.parent, sorted(info.labels));
                 all.insert(
                     format!("snapshot {snapshotter} {}", info.name),
-                    format!("{kind} on {parent:?} {labels:?}, updated {updated}"),
+                    format!("{kind} on {parent:?} {labels:?}{TIME}{updated}"),
                 );
             }
         }
@@ -195,5 +215,10 @@ mod tests {
             ]
         );
         assert!(before.changes(&before).is_empty());
+        let touched = metadata(&[("image a:1", "x, updated 2")]);
+        let before = metadata(&[("image a:1", "x, updated 1")]);
+        assert_eq!(before.changes(&touched).len(), 2);
+        assert_eq!(before.without_times(), touched.without_times());
+        assert_eq!(before.without_times().lines(), ["image a:1: x"]);
     }
 }

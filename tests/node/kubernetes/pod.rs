@@ -20,16 +20,16 @@ use crate::support::{Node, PATIENCE, RESOLVED, handler};
 const LOG: &str = "plugin-in-pod.log";
 
 /// The plugin that serves in its pod.
-struct Deployed {
-    manifests: Manifests,
-    container: String,
+pub(super) struct Deployed {
+    pub(super) manifests: Manifests,
+    pub(super) container: String,
     /// Its metrics socket, instead of a port, which only one test could use.
     address: String,
 }
 
 impl Node {
     /// Deploys the base variant.
-    async fn deploy(&mut self) -> Result<Deployed> {
+    pub(super) async fn deploy(&mut self) -> Result<Deployed> {
         let mut manifests = Manifests::of("base")?;
         let probe = manifests.container()?.readiness_probe.as_ref();
         let (listen, _) = kubelet::probe_target(manifests.container()?, probe)?;
@@ -51,7 +51,7 @@ impl Node {
     }
 
     /// Imports the image, and runs the sandbox.
-    async fn plugin_pod(&mut self, manifests: &Manifests) -> Result<Pod> {
+    pub(super) async fn plugin_pod(&mut self, manifests: &Manifests) -> Result<Pod> {
         let name = manifests.container()?.image.as_deref();
         let image = recipe::image(name.context("no image")?)?;
         self.lab.import(&image).await?;
@@ -95,7 +95,7 @@ impl Node {
     }
 
     /// Waits until a container has ended; returns its exit code.
-    async fn wait_for_exit(&mut self, container: &str) -> Result<i32> {
+    pub(super) async fn wait_for_exit(&mut self, container: &str) -> Result<i32> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let status = self.cri.container_status(container).await?;
