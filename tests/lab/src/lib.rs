@@ -43,6 +43,7 @@ mod store;
 mod systemd;
 mod tap;
 mod traces;
+mod tree;
 
 pub use api_server::{ApiServer, Mode};
 pub use config::PAUSE;
@@ -66,3 +67,4 @@ pub use signals::interrupted;
 pub use store::{Kind, Labels, NAMESPACE, Snapshot, Store, namespaced};
 pub use systemd::Systemd;
 pub use tap::{Call, Fault, Held, Stalled, Tap};
+pub use tree::Tree;
