@@ -22,7 +22,7 @@ BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/bu
 # All programs with one set of features, so that the demo and the tests share one build of what they depend on.
 BUILD := cargo build --workspace --bins --examples
 
-.PHONY: test demo quick lint static check-static check-stargz image deb check-deb deps build lab clean-lab
+.PHONY: test demo quick lint static check-static check-stargz check-chart image deb check-deb deps build lab clean-lab
 
 # The main job, with and without the plugin.
 demo: lab
@@ -53,6 +53,10 @@ check-static: static lab
 # A real stargz snapshotter, which the first run compiles: about two minutes, and 170 MB of packages.
 check-stargz: lab
 	cargo test --test node -- --ignored stargz::
+
+# The Helm chart, by a program of Go's templates, which the first run compiles: a minute, and 170 MB of packages.
+check-chart: lab
+	cargo test --test node -- --ignored kubernetes::chart::
 
 # The Debian package, in target/debian.
 deb: static $(TOOLS)/bin/cargo-deb

@@ -4,6 +4,7 @@
 //! nothing. Only [`Examination::fix`] changes the node, by the remedies that are safe.
 
 mod cri;
+mod distribution;
 mod files;
 mod finding;
 mod guest_layers;
@@ -62,6 +63,10 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     ]
     .concat();
     findings.sort_by_key(|finding| finding.severity);
+    if let Some(distribution) = distribution::of(inventory.config().containerd.config.as_ref()) {
+        let each = findings.iter_mut();
+        each.for_each(|finding| distribution.translate(finding));
+    }
     Examination {
         containerd: inventory.seen.map(|seen| seen.version),
         findings,

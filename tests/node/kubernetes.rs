@@ -1,6 +1,9 @@
 //! The plugin under Kubernetes: the manifests are valid. With the mounts and privileges that they give it, the
 //! plugin works in a container on a real containerd.
 
+mod chart;
+mod distributions;
+mod host_path;
 mod kubelet;
 mod manifests;
 mod pod;

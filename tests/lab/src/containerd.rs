@@ -30,6 +30,7 @@ use crate::soci;
 use crate::stargz;
 use crate::store::Store;
 use crate::traces::CONTAINERD_SOCKET;
+use crate::tree::{self, Tree};
 
 /// The timeout for containerd's first CRI response. It takes about a second, or longer if several start on two
 /// cores.
@@ -49,6 +50,7 @@ pub struct Lab {
     log: Log,
     daemon: Mutex<Option<Process>>,
     remotes: Vec<ProxySnapshotter>,
+    tree: Option<Tree>,
     scratch: Scratch,
 }
 
@@ -77,7 +79,8 @@ impl Lab {
             remote.restart().await?;
         }
         lab.spawn().await?;
-        lab.import(&images::pause(&[PAUSE])?).await?;
+        let pause = lab.tree.as_ref().map_or(PAUSE, |tree| tree.pause);
+        lab.import(&images::pause(&[pause])?).await?;
         Ok(lab)
     }
 
@@ -99,26 +102,38 @@ impl Lab {
             Remote::Stargz => stargz::prepare(&scratch),
         });
         let remotes = remotes.collect::<Result<Vec<_>>>()?;
+        // The configuration of a tree does not name the path of runc.
         let path = format!(
-            "{}:{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "{}:{}:{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
             nydus::guest_dir(&scratch).display(),
             packages.wrappers().display(),
-            programs.display()
+            programs.display(),
+            runc.parent().unwrap_or(&runc).display(),
         );
+        let root = match &options.tree {
+            Some(tree) => tree::path(&scratch).join(tree.root.trim_start_matches('/')),
+            None => {
+                scratch.make_root(options.root_below.as_deref(), options.root_seen_by_services)?
+            }
+        };
         let mut lab = Lab {
             disk: None,
             version,
             programs,
             path,
-            root: scratch
-                .make_root(options.root_below.as_deref(), options.root_seen_by_services)?,
+            root,
             socket: scratch.socket(CONTAINERD_SOCKET)?,
             nri_socket: scratch.socket("nri.sock")?,
             log: Log::new(scratch.path("containerd.log")),
             daemon: Mutex::new(None),
             remotes,
+            tree: options.tree.clone(),
             scratch,
         };
+        if let Some(tree) = &lab.tree {
+            fs::write(lab.config(), tree.make(&lab.scratch)?)?;
+            return Ok(lab);
+        }
         match options.root_size {
             Some(size) if options.root_can_hang => {
                 lab.disk = Some(disk::mount_that_can_hang(&lab.scratch, &lab.root, size)?);
@@ -187,10 +202,20 @@ impl Lab {
         what: &str,
         ready: impl AsyncFn(&Log) -> bool,
     ) -> Result<()> {
-        let mut command = Command::new(self.programs.join("containerd"));
+        let containerd = self.programs.join("containerd");
+        let mut command = match &self.tree {
+            None => Command::new(containerd),
+            Some(tree) => {
+                let sockets = self.socket.parent().context("a socket is in a directory")?;
+                let mut words = tree.enter(&self.scratch, sockets)?.into_iter();
+                let mut enter = Command::new(words.next().context("no script")?);
+                enter.args(words).arg(containerd).args(tree.arguments);
+                enter
+            }
+        };
         command
             .arg("--config")
-            .arg(self.scratch.path("config.toml"))
+            .arg(self.config())
             .env_clear()
             .env("PATH", path)
             .env("GOGC", GARBAGE_PERCENT);
@@ -318,6 +343,14 @@ impl Lab {
     /// Returns the path of its configuration file.
     pub fn config(&self) -> PathBuf {
         self.scratch.path("config.toml")
+    }
+
+    /// Returns the root of the distribution's node ([`Options::tree`]) as containerd sees it, for use in this process.
+    /// `None` if containerd has the machine's own root, or does not run.
+    pub fn node_root(&self) -> Option<PathBuf> {
+        self.tree.as_ref()?;
+        let pid = self.daemon().as_ref()?.pid();
+        Some(format!("/proc/{pid}/root").into())
     }
 
     /// Returns the bytes of containerd's database. The database counts its transactions, so the bytes also

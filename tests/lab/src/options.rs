@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tree::Tree;
+
 /// The versions of containerd in the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -105,6 +107,8 @@ pub struct Options {
     pub root_seen_by_services: bool,
     /// TOML tables to append to the configuration.
     pub extra_config: String,
+    /// The node of a distribution, whose configuration takes the place of all other options.
+    pub tree: Option<Tree>,
 }
 
 /// A plugin that containerd launches from its plugin directory.
@@ -139,6 +143,7 @@ impl Options {
             root_can_hang: false,
             root_seen_by_services: false,
             extra_config: String::new(),
+            tree: None,
         }
     }
 

@@ -82,8 +82,11 @@ pub(super) fn probe_target(
     Ok((format!("{host}:{port}"), path))
 }
 
-/// Returns the lab's path for a path of the node.
+/// Returns the lab's path for a path of the node. A lab with the root of a distribution's node has the same paths.
 fn lab_path(lab: &Lab, host_path: &str) -> Result<PathBuf> {
+    if lab.node_root().is_some() {
+        return Ok(host_path.into());
+    }
     let sockets = lab.socket().parent().map(Path::to_owned);
     match host_path {
         "/run/containerd" | "/var/run/nri" => sockets.context("no directory of sockets"),

@@ -6,14 +6,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, HostPathVolumeSource, PodSpec, Volume};
 use lab::Packages;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Every directory that an administrator may apply.
-pub(super) const VARIANTS: [&str; 3] = ["base", "k3s", "rke2"];
+pub(super) const VARIANTS: [&str; 6] = ["base", "k3s", "rke2", "microk8s", "k0s", "talos"];
 
 /// The rendered objects of a directory.
 pub(super) struct Manifests {
@@ -49,10 +49,51 @@ pub(super) fn render_below(directory: &Path, variant: &str) -> Result<Vec<Value>
     documents(&String::from_utf8(output.stdout)?)
 }
 
+/// Copies the manifests, adds components to a variant as `kustomize edit add component` does, and returns what kustomize
+/// renders for it.
+pub(super) fn render_with(variant: &str, components: &[&str]) -> Result<Vec<Value>> {
+    const KEY: &str = "components:\n";
+    let work = tempfile::tempdir()?;
+    copy(&directory(), work.path())?;
+    let file = work.path().join(variant).join("kustomization.yaml");
+    let mut text = std::fs::read_to_string(&file)?;
+    if !text.contains(KEY) {
+        text += KEY;
+    }
+    // The list is the end of the file.
+    let lines = components.iter().map(|name| format!("  - ../{name}\n"));
+    text.extend(lines);
+    std::fs::write(&file, text)?;
+    render_below(work.path(), variant)
+}
+
+/// Copies a directory with its directories.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy(&entry.path(), &to)?,
+            false => drop(std::fs::copy(entry.path(), to)?),
+        }
+    }
+    Ok(())
+}
+
 impl Manifests {
     pub(super) fn of(variant: &str) -> Result<Self> {
+        Self::from_documents(render(variant)?)
+    }
+
+    /// Like [`Self::of`], with a component that adds no objects.
+    pub(super) fn with_component(variant: &str, component: &str) -> Result<Self> {
+        Self::from_documents(render_with(variant, &[component])?)
+    }
+
+    fn from_documents(documents: Vec<Value>) -> Result<Self> {
         let (mut daemon_set, mut config_map) = (None, None);
-        for document in render(variant)? {
+        for document in documents {
             match document["kind"].as_str() {
                 Some("DaemonSet") => daemon_set = Some(checked(&document)?),
                 Some("ConfigMap") => config_map = Some(checked(&document)?),
@@ -124,11 +165,24 @@ impl Manifests {
             .context("no capabilities")
     }
 
+    /// Returns the path of a volume.
+    pub(super) fn host_path(&mut self, volume: &str) -> Result<&mut HostPathVolumeSource> {
+        let mut volumes = self.pod_mut()?.volumes.iter_mut().flatten();
+        let named = volumes.find(|it| it.name == volume);
+        named
+            .and_then(|it| it.host_path.as_mut())
+            .context("no path of the node")
+    }
+
     fn container_mut(&mut self) -> Result<&mut Container> {
+        let mut containers = self.pod_mut()?.containers.iter_mut();
+        containers.next().context("no container")
+    }
+
+    fn pod_mut(&mut self) -> Result<&mut PodSpec> {
         let spec = self.daemon_set.spec.as_mut();
         let pod = spec.and_then(|spec| spec.template.spec.as_mut());
-        let mut containers = pod.context("no pod")?.containers.iter_mut();
-        containers.next().context("no container")
+        pod.context("no pod")
     }
 }
 

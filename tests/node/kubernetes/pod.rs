@@ -19,7 +19,7 @@ use crate::support::{Node, PATIENCE, RESOLVED, handler};
 /// The log file of the plugin's container.
 const LOG: &str = "plugin-in-pod.log";
 
-/// The plugin that serves in its pod.
+/// The plugin that runs in its pod.
 pub(super) struct Deployed {
     pub(super) manifests: Manifests,
     pub(super) container: String,
@@ -28,9 +28,15 @@ pub(super) struct Deployed {
 }
 
 impl Node {
-    /// Deploys the base variant.
+    /// Deploys the base variant, and waits until it serves.
     pub(super) async fn deploy(&mut self) -> Result<Deployed> {
-        let mut manifests = Manifests::of("base")?;
+        let deployed = self.deploy_manifests(Manifests::of("base")?).await?;
+        self.log.wait_for(RESOLVED, PATIENCE).await?;
+        Ok(deployed)
+    }
+
+    /// Starts the pod of these manifests.
+    pub(super) async fn deploy_manifests(&mut self, mut manifests: Manifests) -> Result<Deployed> {
         let probe = manifests.container()?.readiness_probe.as_ref();
         let (listen, _) = kubelet::probe_target(manifests.container()?, probe)?;
         let (taken, address) = free_port().await?;
@@ -42,7 +48,6 @@ impl Node {
         let pod = self.plugin_pod(&manifests).await?;
         let container = self.plugin_container(&manifests, &pod, LOG).await?;
         self.log = Log::new(self.lab.path(LOG));
-        self.log.wait_for(RESOLVED, PATIENCE).await?;
         Ok(Deployed {
             manifests,
             container,
@@ -55,7 +60,9 @@ impl Node {
         let name = manifests.container()?.image.as_deref();
         let image = recipe::image(name.context("no image")?)?;
         self.lab.import(&image).await?;
-        self.lab.share_mounts()?;
+        if self.lab.node_root().is_none() {
+            self.lab.share_mounts()?;
+        }
         ensure!(manifests.pod()?.host_network == Some(true));
         let annotations = manifests.annotations();
         Ok(self.cri.run_pod("", &annotations).await?)

@@ -1,8 +1,6 @@
 //! The component that lets the plugin watch the pods of its node, in each variant: what it adds, and that nothing of it
 //! is there without it.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{PodSpec, ServiceAccount};
@@ -11,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::manifests::{VARIANTS, checked, directory, render, render_below};
+use super::manifests::{VARIANTS, checked, render, render_with};
 
 /// Returns the only document of this kind.
 fn only<T: Serialize + DeserializeOwned>(documents: &[Value], kind: &str) -> Result<T> {
@@ -25,20 +23,6 @@ fn pod(documents: &[Value]) -> Result<PodSpec> {
     let daemon_set: DaemonSet = only(documents, "DaemonSet")?;
     let spec = daemon_set.spec.context("no spec")?;
     spec.template.spec.context("no pod")
-}
-
-/// Copies a directory with its directories.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &to)?,
-            false => drop(std::fs::copy(entry.path(), to)?),
-        }
-    }
-    Ok(())
 }
 
 #[test]
@@ -59,13 +43,7 @@ fn no_variant_has_a_token() -> Result<()> {
 #[test]
 fn the_component_adds_a_token_that_lists_and_watches() -> Result<()> {
     for variant in VARIANTS {
-        let work = tempfile::tempdir()?;
-        copy(&directory(), work.path())?;
-        // As `kustomize edit add component ../watch` does.
-        let file = work.path().join(variant).join("kustomization.yaml");
-        let text = std::fs::read_to_string(&file)? + "components:\n  - ../watch\n";
-        std::fs::write(&file, text)?;
-        let documents = render_below(work.path(), variant)?;
+        let documents = render_with(variant, &["watch"])?;
         ensure!(documents.len() == 5, "{variant}: {documents:#?}");
 
         let account: ServiceAccount = only(&documents, "ServiceAccount")?;

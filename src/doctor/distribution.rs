@@ -1,0 +1,255 @@
+//! Where the distribution of this node changes the configuration of its containerd, and how it restarts it. Several write
+//! containerd's files themselves, at each start, and their services have other names. The checks know plain containerd;
+//! their remedies are translated here.
+//!
+//! A distribution is known by the path of containerd's configuration. Pure.
+
+use std::path::Path;
+
+use super::finding::{Finding, Remedy};
+
+/// The commands of plain containerd in remedies.
+const RESTART: &str = "systemctl restart containerd";
+const LOG: &str = "journalctl -u containerd";
+
+/// The file of Talos' machine configuration that is merged into containerd's.
+const TALOS_PART: &str = "/etc/cri/conf.d/20-customization.part";
+
+/// A distribution that manages its containerd.
+#[derive(Debug)]
+pub(super) struct Distribution {
+    /// The directory of the files that it writes.
+    writes: &'static str,
+    change: Change,
+    /// The command in the place of [`RESTART`].
+    restart: &'static str,
+    /// The command in the place of [`LOG`].
+    log: &'static str,
+}
+
+/// How the configuration is changed.
+#[derive(Debug)]
+enum Change {
+    /// By a file that the distribution reads or imports, relative to the directory that it writes, and what to know of it.
+    File(&'static str, &'static str),
+    /// By a patch of the machine configuration.
+    MachineConfiguration,
+}
+
+/// For k3s and RKE2.
+const RANCHER: Change = Change::File(
+    "config-v3.toml.d/nri-unpack.toml",
+    "config.toml is written at each start; if it does not import config-v3.toml.d, put the lines into the template \
+     config-v3.toml.tmpl (config.toml.d and config.toml.tmpl for containerd 1.7)",
+);
+
+const ALL: [Distribution; 5] = [
+    Distribution {
+        writes: "/var/lib/rancher/k3s/agent/etc/containerd",
+        change: RANCHER,
+        restart: "systemctl try-restart 'k3s*.service'",
+        log: "tail /var/lib/rancher/k3s/agent/containerd/containerd.log",
+    },
+    Distribution {
+        writes: "/var/lib/rancher/rke2/agent/etc/containerd",
+        change: RANCHER,
+        restart: "systemctl try-restart 'rke2-*.service'",
+        log: "tail /var/lib/rancher/rke2/agent/containerd/containerd.log",
+    },
+    Distribution {
+        writes: "/var/snap/microk8s/current/args",
+        change: Change::File(
+            "containerd-template.toml",
+            "containerd.toml is written from the template at each start",
+        ),
+        restart: "snap restart microk8s.daemon-containerd",
+        log: "journalctl -u snap.microk8s.daemon-containerd",
+    },
+    Distribution {
+        writes: "/etc/k0s",
+        change: Change::File(
+            "containerd.d/nri-unpack.toml",
+            "k0s writes containerd.toml as long as it begins with k0s_managed=true",
+        ),
+        restart: "systemctl try-restart 'k0s*.service'",
+        log: "journalctl -u 'k0s*.service'",
+    },
+    Distribution {
+        writes: "/etc/cri",
+        change: Change::MachineConfiguration,
+        restart: "talosctl --nodes NODE reboot",
+        log: "talosctl --nodes NODE logs cri",
+    },
+];
+
+/// Returns the distribution whose containerd has this configuration; `None` where nothing but an administrator writes it.
+pub(super) fn of(containerd_config: &Path) -> Option<&'static Distribution> {
+    ALL.iter()
+        .find(|it| containerd_config.starts_with(it.writes))
+}
+
+impl Distribution {
+    /// Translates the remedy of a finding.
+    pub(super) fn translate(&self, finding: &mut Finding) {
+        let remedy = &mut finding.remedy;
+        for command in &mut remedy.commands {
+            if command == RESTART {
+                *command = self.restart.to_owned();
+            } else if let Some(options) = command.strip_prefix(LOG) {
+                *command = format!("{}{options}", self.log);
+            }
+        }
+        if !remedy
+            .file
+            .as_deref()
+            .is_some_and(|file| self.is_written(file))
+        {
+            return;
+        }
+        match self.change {
+            Change::File(name, note) => {
+                remedy.file = Some(Path::new(self.writes).join(name));
+                remedy.say = format!("{}; {note}", remedy.say);
+            }
+            Change::MachineConfiguration => machine_configuration(remedy),
+        }
+    }
+
+    /// Whether the distribution writes this file, and overwrites changes. A file in a directory below is one that it
+    /// imports.
+    fn is_written(&self, file: &Path) -> bool {
+        match self.change {
+            Change::File(..) => file.parent() == Some(Path::new(self.writes)),
+            Change::MachineConfiguration => file.starts_with(self.writes),
+        }
+    }
+}
+
+/// Makes lines for a file of containerd into a patch of Talos' machine configuration.
+fn machine_configuration(remedy: &mut Remedy) {
+    let content = remedy.lines.iter().map(|line| format!("        {line}"));
+    let head = [
+        "machine:",
+        "  files:",
+        "    - op: create",
+        "      path: PART",
+        "      content: |",
+    ];
+    let head = head.iter().map(|line| line.replace("PART", TALOS_PART));
+    remedy.lines = head.chain(content).collect();
+    remedy.file = None;
+    remedy.say = format!(
+        "{}; the files on this node come from its machine configuration: patch it, for example with a file patch.yaml of \
+         these lines (if it has the file {TALOS_PART} already, add the content there)",
+        remedy.say
+    );
+    let patch = "talosctl --nodes NODE patch machineconfig --patch @patch.yaml";
+    remedy.commands = vec![patch.to_owned()];
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::finding::Severity;
+    use super::*;
+
+    fn translated(config: &str, file: &str) -> Remedy {
+        let finding = Finding::new("id", Severity::Error, "found", "means");
+        let mut finding = finding
+            .advise("switch it on, and restart containerd")
+            .lines(Path::new(file), "[a]\n  b = 1")
+            .run("systemctl restart containerd")
+            .run("journalctl -u containerd -n 50");
+        of(Path::new(config)).unwrap().translate(&mut finding);
+        finding.remedy
+    }
+
+    #[test]
+    fn a_file_that_the_distribution_writes_is_not_changed() {
+        let rancher = "/var/lib/rancher/rke2/agent/etc/containerd";
+        let drop_in = format!("{rancher}/config-v3.toml.d/nri-unpack.toml");
+        let kata = format!("{rancher}/config-v3.toml.d/kata.toml");
+        let main = format!("{rancher}/config.toml");
+        for (config, file, expected) in [
+            (&*main, &*main, &*drop_in),
+            (&main, &kata, &kata),
+            (
+                &main,
+                "/etc/nri-unpack/config.toml",
+                "/etc/nri-unpack/config.toml",
+            ),
+            (
+                "/etc/k0s/containerd.toml",
+                "/etc/k0s/containerd.toml",
+                "/etc/k0s/containerd.d/nri-unpack.toml",
+            ),
+            (
+                "/var/snap/microk8s/current/args/containerd.toml",
+                "/var/snap/microk8s/current/args/containerd.toml",
+                "/var/snap/microk8s/current/args/containerd-template.toml",
+            ),
+        ] {
+            let remedy = translated(config, file);
+            assert_eq!(remedy.file, Some(PathBuf::from(expected)));
+            assert_eq!(remedy.lines, ["[a]", "  b = 1"]);
+            let commands = remedy.commands.iter();
+            assert!(
+                commands
+                    .clone()
+                    .all(|command| !command.contains("containerd.service"))
+            );
+            assert!(remedy.commands[0] != RESTART && remedy.commands[1].ends_with(" -n 50"));
+        }
+    }
+
+    #[test]
+    fn talos_is_changed_by_its_machine_configuration() {
+        let remedy = translated("/etc/cri/containerd.toml", "/etc/cri/conf.d/cri.toml");
+        assert_eq!(remedy.file, None);
+        let expected = [
+            "machine:",
+            "  files:",
+            "    - op: create",
+            "      path: /etc/cri/conf.d/20-customization.part",
+            "      content: |",
+            "        [a]",
+            "          b = 1",
+        ];
+        assert_eq!(remedy.lines, expected);
+        assert_eq!(
+            remedy.commands,
+            ["talosctl --nodes NODE patch machineconfig --patch @patch.yaml"]
+        );
+        let ours = translated("/etc/cri/containerd.toml", "/etc/nri-unpack/config.toml");
+        assert_eq!(
+            ours.file,
+            Some(PathBuf::from("/etc/nri-unpack/config.toml"))
+        );
+        assert_eq!(ours.commands[0], "talosctl --nodes NODE reboot");
+    }
+
+    #[test]
+    fn plain_containerd_is_no_distribution() {
+        for config in ["/etc/containerd/config.toml", "/etc/k0sctl/x.toml"] {
+            assert!(of(Path::new(config)).is_none(), "{config}");
+        }
+    }
+
+    /// Each command that restarts containerd, or shows its log, has the form that is translated.
+    #[test]
+    fn the_commands_of_all_checks_are_translated() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/doctor");
+        for file in std::fs::read_dir(root).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            for (i, _) in text.match_indices(".run(\"systemctl restart ") {
+                let command = &text[i + ".run(\"".len()..];
+                let command = command.split('"').next().unwrap();
+                assert!(
+                    [RESTART, "systemctl restart nri-unpack"].contains(&command),
+                    "{command}"
+                );
+            }
+        }
+    }
+}
