@@ -16,8 +16,22 @@ const OWN_LABELS: [&str; 2] = ["containerd.io/snapshot.ref", "containerd.io/snap
 /// The maximum length of an identifier in containerd, such as a namespace.
 const IDENTIFIER_MAX: usize = 76;
 
-/// The maximum length of a node's name in Kubernetes.
-const NODE_NAME_MAX: usize = 253;
+/// The maximum length of a node's name in Kubernetes, and of the prefix of a key.
+const SUBDOMAIN_MAX: usize = 253;
+
+/// The maximum length of a key in Kubernetes, without its prefix.
+const KEY_MAX: usize = 63;
+
+/// Whether the text is a DNS subdomain, by Kubernetes' rule.
+fn is_subdomain(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let mut ends = label.bytes().take(1).chain(label.bytes().last());
+        let all = label.bytes().all(|byte| is_inner(byte) || byte == b'-');
+        !label.is_empty() && all && ends.all(is_inner)
+    };
+    text.len() <= SUBDOMAIN_MAX && text.split('.').all(is_label)
+}
 
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $valid:expr, $expected:literal) => {
@@ -88,16 +102,24 @@ checked_name!(
 checked_name!(
     /// The name of a node, by Kubernetes' rule: a DNS subdomain. No other text gets into a field selector.
     NodeName,
-    |text| {
-        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let is_label = |label: &str| {
-            let mut ends = label.bytes().take(1).chain(label.bytes().last());
-            let all = label.bytes().all(|byte| is_inner(byte) || byte == b'-');
-            !label.is_empty() && all && ends.all(is_inner)
-        };
-        text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
-    },
+    is_subdomain,
     "the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"
+);
+
+checked_name!(
+    /// The key of a taint, by Kubernetes' rule; empty for none.
+    TaintKey,
+    |text| {
+        let (prefix, name) = text.rsplit_once('/').map_or((None, text), |(p, n)| (Some(p), n));
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let mut ends = name.bytes().take(1).chain(name.bytes().last());
+        let is_name = !name.is_empty()
+            && name.len() <= KEY_MAX
+            && name.bytes().all(is_inner)
+            && ends.all(|byte| byte.is_ascii_alphanumeric());
+        text.is_empty() || (is_name && prefix.is_none_or(is_subdomain))
+    },
+    "the key of a taint: write it without value and effect, such as `nri-unpack/starting`"
 );
 
 checked_name!(

@@ -68,6 +68,7 @@ mod smoke;
 mod snapshotters;
 mod soak;
 mod stargz;
+mod startup_taint;
 mod states;
 mod stuck;
 mod support;
