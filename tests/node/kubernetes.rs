@@ -1,11 +1,11 @@
 //! The plugin under Kubernetes: the manifests are valid. With the mounts and privileges that they give it, the
 //! plugin works in a container on a real containerd.
 
+mod components;
 mod kubelet;
 mod manifests;
 mod pod;
 mod recipe;
-mod watch;
 
 use std::path::Path;
 
