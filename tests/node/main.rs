@@ -53,6 +53,7 @@ mod metrics;
 mod odd_documents;
 mod policy;
 mod pull;
+mod pull_for_handler;
 mod rebuild;
 mod recovery;
 mod registry_port;
