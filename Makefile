@@ -6,15 +6,34 @@
 # screens, for shell scripts, and to check the unit.
 DEPS := protobuf-compiler gcc libc6-dev kmod libseccomp2 e2fsprogs openssl tmux shellcheck systemd
 
-# The program for any Linux of this machine's kind, linked with musl.
-STATIC := $(shell uname -m)-unknown-linux-musl
+# The machine that the static program, the package and the image are for: `make image ARCH=aarch64` on x86-64.
+ARCH := $(shell uname -m)
+
+# The program for any Linux of that kind, linked with musl; and Debian's word for the kind, which is also Go's.
+STATIC := $(ARCH)-unknown-linux-musl
+DEB_ARCH := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(ARCH)))
+
+# ring has some C, which uses no library: the compiler for glibc will do. For another kind of machine it also links, and
+# an emulator runs the program while a package is made, and in tests.
+ifeq ($(ARCH),$(shell uname -m))
+STATIC_CC := gcc
+else
+STATIC_CC := $(ARCH)-linux-gnu-gcc
+EMULATOR := qemu-$(ARCH)
+DEPS += gcc-$(subst _,-,$(ARCH))-linux-gnu libc6-dev-$(DEB_ARCH)-cross qemu-user
+endif
 
 # What the manifests call the image.
 IMAGE := $(shell sed -n 's/^ *image: //p' examples/kubernetes/base/daemonset.yaml)
 
-# Makes Debian packages; at the version that this was tried with.
-CARGO_DEB := 3.8.0
-TOOLS := target/tools/cargo-deb-$(CARGO_DEB)
+# Programs of cargo's, at the versions that this was tried with: for Debian packages, for the rules of deny.toml, and for
+# the list of what a program consists of.
+CARGO_DEB := target/tools/cargo-deb-3.8.0
+CARGO_DENY := target/tools/cargo-deny-0.20.2
+CARGO_CYCLONEDX := target/tools/cargo-cyclonedx-0.5.9
+
+# What `make deny` checks. `advisories` needs a git repository on the internet.
+DENY := advisories bans licenses sources
 
 # With storage of its own, for the time of the build.
 BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/buildah/run --storage-driver vfs
@@ -22,7 +41,7 @@ BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/bu
 # All programs with one set of features, so that the demo and the tests share one build of what they depend on.
 BUILD := cargo build --workspace --bins --examples
 
-.PHONY: test demo quick lint static check-static check-stargz check-chart image deb check-deb deps build lab clean-lab
+.PHONY: test demo quick lint static check-static check-arm64 check-stargz check-chart image deb check-deb deny release deps build lab clean-lab
 
 # The main job, with and without the plugin.
 demo: lab
@@ -40,8 +59,8 @@ lint: deps
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-# ring has some C, which uses no library: the compiler for glibc will do.
-static: export CC_$(subst -,_,$(STATIC)) := gcc
+static: export CC_$(subst -,_,$(STATIC)) := $(STATIC_CC)
+static: export CARGO_TARGET_$(shell echo $(STATIC) | tr a-z- A-Z_)_LINKER := $(STATIC_CC)
 static: deps
 	rustup target add $(STATIC)
 	cargo build --release --target $(STATIC)
@@ -49,6 +68,11 @@ static: deps
 # The static program on a real containerd.
 check-static: static lab
 	cargo test --test node -- --ignored --exact release::the_static_program
+
+# The same for arm64 on x86-64, with the emulator.
+check-arm64: lab
+	$(MAKE) static ARCH=aarch64
+	cargo test --test node -- --ignored --exact release::the_program_for_arm64
 
 # A real stargz snapshotter, which the first run compiles: about two minutes, and 170 MB of packages.
 check-stargz: lab
@@ -59,32 +83,42 @@ check-chart: lab
 	cargo test --test node -- --ignored kubernetes::chart::
 
 # The Debian package, in target/debian.
-deb: static $(TOOLS)/bin/cargo-deb
+deb: static $(CARGO_DEB)
 	rm -rf target/deb target/debian
 	mkdir -p target/deb/man target/deb/completions target/deb/systemd
-	target/$(STATIC)/release/nri-unpack man-pages target/deb/man
+	$(EMULATOR) target/$(STATIC)/release/nri-unpack man-pages target/deb/man
 	for shell in bash zsh fish; do \
-		target/$(STATIC)/release/nri-unpack completions $$shell >target/deb/completions/$$shell || exit; \
+		$(EMULATOR) target/$(STATIC)/release/nri-unpack completions $$shell >target/deb/completions/$$shell || exit; \
 	done
 	sed 's|/usr/local/bin/|/usr/bin/|' systemd/nri-unpack.service >target/deb/systemd/nri-unpack.service
-	$(TOOLS)/bin/cargo-deb deb --no-build --target $(STATIC) --output target/debian/
+	$(CARGO_DEB)/bin/cargo-deb deb --no-build --target $(STATIC) --output target/debian/
 
 # Installs it, and takes it away, on a systemd and a file system that are not the machine's.
 check-deb: deb lab
 	cargo test --test node -- --ignored --exact release::the_package
 
-$(TOOLS)/bin/cargo-deb:
-	cargo install --quiet cargo-deb --version $(CARGO_DEB) --locked --root $(TOOLS) --target-dir target/tools/build
+# NAME-VERSION; each takes some minutes.
+target/tools/cargo-%:
+	tool=$(@F); cargo install --quiet $${tool%-*} --version $${tool##*-} --locked --root $@.part --target-dir target/tools/build
 	rm -rf target/tools/build
+	mv $@.part $@
 
 # The container image as an archive, for `skopeo copy` or `ctr images import`. No registry is asked.
 image: static
 	@command -v buildah >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends buildah >/dev/null; }
 	install -D -t target/image target/$(STATIC)/release/nri-unpack
 	rm -f target/nri-unpack.oci.tar
-	$(BUILDAH) build --isolation chroot --tag $(IMAGE) --file examples/kubernetes/Containerfile target/image
+	$(BUILDAH) build --isolation chroot --platform linux/$(DEB_ARCH) --tag $(IMAGE) --file examples/kubernetes/Containerfile target/image
 	$(BUILDAH) push $(IMAGE) oci-archive:target/nri-unpack.oci.tar:$(IMAGE)
 	$(BUILDAH) rmi --all
+
+# What the dependencies may be: licences, sources, known faults.
+deny: $(CARGO_DENY)
+	$(CARGO_DENY)/bin/cargo-deny check $(DENY)
+
+# Everything that a release publishes, in target/publish: docs/releasing.md.
+release: $(CARGO_DEB) $(CARGO_CYCLONEDX)
+	CYCLONEDX=$(CURDIR)/$(CARGO_CYCLONEDX)/bin/cargo-cyclonedx BUILDAH="$(BUILDAH)" .ci/release
 
 # Asks apt only for what dpkg does not have, so that it needs neither root nor a network the second time.
 deps:

@@ -257,6 +257,38 @@ impl Ahead {
         self.workers().await;
     }
 
+    /// Waits until each managed snapshotter has answered in this session and has the pinned images ready, as far as they
+    /// can be.
+    pub async fn until_pinned_ready(&self) {
+        let mut known = self.workers.subscribe();
+        loop {
+            let mut states: Vec<_> = {
+                let workers = known.borrow_and_update();
+                let workers = workers.iter().flatten();
+                workers
+                    .map(|worker| worker.has_pinned.subscribe())
+                    .collect()
+            };
+            let are_known = known.borrow().is_some();
+            let all = async {
+                for state in &mut states {
+                    state.wait_for(|has_pinned| *has_pinned).await?;
+                }
+                Ok::<_, latest::error::RecvError>(())
+            };
+            // The state of a worker that has ended is an error: another set of workers follows.
+            tokio::select! {
+                biased;
+                changed = known.changed() => match changed {
+                    Ok(()) => continue,
+                    // The sender lives as long as this does.
+                    Err(_) => return,
+                },
+                Ok(()) = all, if are_known => return,
+            }
+        }
+    }
+
     /// Waits until the managed snapshotters are known, and returns their workers.
     async fn workers(&self) -> Vec<Arc<Worker>> {
         let mut workers = self.workers.subscribe();
@@ -292,12 +324,25 @@ impl Ahead {
 /// Whether a failure to make an image ready ahead is logged as a warning. Excluded, stopped and removed
 /// images are no failures, a chain in use is replaced later, and a snapshotter that does not answer is logged once.
 fn is_news(error: &Error) -> bool {
-    let is_replaced_later = matches!(error, Error::InUse { .. }) && !is_lost(error);
-    let goes_on = matches!(error, Error::Stopped(_)) || is_replaced_later;
+    let goes_on = matches!(error, Error::Stopped(_)) || is_replaced_later(error);
     !error.is_left_to_containerd()
         && !error.has_no_image()
         && !goes_on
         && error.unreachable().is_none()
+}
+
+/// Whether an image need not become ready before pods come: it is left to containerd, is no image, is gone, or is replaced
+/// when nothing uses it any more.
+fn is_settled(error: &Error) -> bool {
+    error.is_left_to_containerd()
+        || error.is_of_artifact()
+        || error.has_no_image()
+        || is_replaced_later(error)
+}
+
+/// Whether the engine replaces the chain when nothing uses it any more.
+fn is_replaced_later(error: &Error) -> bool {
+    matches!(error, Error::InUse { .. }) && !is_lost(error)
 }
 
 /// Whether the image is tried again by itself. What [`may_pass`] is found by a reconcile, and an artifact is no image.
@@ -308,5 +353,5 @@ fn is_tried_again(error: &Error) -> bool {
 /// Whether a later try may succeed without an action of the operator, and nothing else tries again. A chain in
 /// use does not count: the engine replaces it later.
 fn may_pass(error: &Error) -> bool {
-    error.may_pass() && (!matches!(error, Error::InUse { .. }) || is_lost(error))
+    error.may_pass() && !is_replaced_later(error)
 }

@@ -25,7 +25,7 @@ pub(crate) use error::line_and_column;
 pub use error::{ConfigError, InvalidValue};
 pub use labels::ExtraLabels;
 pub use live::Live;
-pub use names::{Name, Namespace, NodeName, PodNamespace};
+pub use names::{Name, Namespace, NodeName, PodNamespace, TaintKey};
 pub use paths::{AbsolutePath, Listen, SocketPath};
 pub use patterns::ImagePattern;
 pub use policy::{

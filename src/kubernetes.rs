@@ -1,5 +1,6 @@
 //! Kubernetes knows the pods of this node before the runtime does. This part watches them at the API server, and says
-//! which images the bound pods wait for, in the snapshotters of which runtime handlers.
+//! which images the bound pods wait for, in the snapshotters of which runtime handlers. And it removes the startup taint
+//! from the node, when the plugin is ready for pods.
 //!
 //! No pod waits for the API server. Without it, and without the feature `kubernetes`, the plugin works as without this
 //! part. Knows neither NRI nor containerd: what becomes of an image is the business of [`crate::ahead`].
@@ -11,9 +12,13 @@ mod api;
 #[cfg(feature = "kubernetes")]
 mod objects;
 #[cfg(feature = "kubernetes")]
+mod pauses;
+#[cfg(feature = "kubernetes")]
 mod pods;
 #[cfg(feature = "kubernetes")]
 mod reflector;
+#[cfg(feature = "kubernetes")]
+mod taint;
 #[cfg(feature = "kubernetes")]
 mod trial;
 
@@ -21,36 +26,71 @@ use std::sync::Arc;
 
 use crate::ahead::Ahead;
 use crate::config::{Config, Watch};
+#[cfg(feature = "kubernetes")]
+use crate::metrics;
 use crate::node::Node;
 #[cfg(feature = "kubernetes")]
 use crate::policy;
 
 #[cfg(feature = "kubernetes")]
-pub use trial::{Trial, try_access};
+pub use trial::{Trial, try_access, try_taint};
 
-/// Returns a warning if the configuration asks for a watch that this program cannot make.
+/// Returns a warning if the configuration asks for something that this program cannot do.
 pub fn not_built(config: &Config) -> Option<&'static str> {
-    let is_missing = cfg!(not(feature = "kubernetes")) && config.kubernetes.watch == Watch::On;
-    is_missing.then_some(
-        "kubernetes.watch is \"on\", but this program was built without the feature `kubernetes`",
-    )
+    let config = &config.kubernetes;
+    if cfg!(feature = "kubernetes") {
+        None
+    } else if config.startup_taint().is_some() {
+        Some(
+            "kubernetes.startup_taint is set, but this program was built without the feature `kubernetes`",
+        )
+    } else {
+        (config.watch == Watch::On).then_some(
+            "kubernetes.watch is \"on\", but this program was built without the feature `kubernetes`",
+        )
+    }
 }
 
 /// The remedy for [`not_built`].
-pub const BUILD: &str = "use a build with the feature, or set kubernetes.watch to \"off\"";
+pub const BUILD: &str = "use a build with the feature, or remove the key";
 
 /// Starts to watch the pods of this node, until the next session begins.
 #[cfg(feature = "kubernetes")]
 pub fn begin(node: &Arc<Node>, ahead: &Arc<Ahead>) {
     let config = node.config();
-    match access::Access::of(&config.kubernetes) {
+    match access::Access::for_watch(&config.kubernetes) {
         Ok(Some(access)) => node.in_session(watch(access, node.clone(), ahead.clone())),
         Ok(None) => {}
         Err(e) => log::error!("{e}; pods are not watched until this is corrected"),
     }
 }
 
-/// Says that there is nothing to start, if a watch is configured.
+/// Removes the startup taint from this node as soon as the plugin is ready, if the configuration names one. The runtime
+/// has told which containers exist: it calls the plugin for each one that comes.
+#[cfg(feature = "kubernetes")]
+pub fn synchronized(node: &Arc<Node>, ahead: &Arc<Ahead>) {
+    let config = node.config();
+    let Some(key) = config.kubernetes.startup_taint() else {
+        return;
+    };
+    metrics::startup_taint(true);
+    match access::Access::for_taint(&config.kubernetes) {
+        Ok(access) => node.in_session(remove_taint(access, key.to_owned(), ahead.clone())),
+        Err(e) => log::error!(taint = key; "{e}; the startup taint stays until this is corrected"),
+    }
+}
+
+/// Does nothing: [`begin`] has said so.
+#[cfg(not(feature = "kubernetes"))]
+pub fn synchronized(_: &Arc<Node>, _: &Arc<Ahead>) {}
+
+#[cfg(feature = "kubernetes")]
+async fn remove_taint(access: access::Access, key: String, ahead: Arc<Ahead>) {
+    ahead.until_pinned_ready().await;
+    taint::run(&access, &key).await;
+}
+
+/// Says that there is nothing to start, if the configuration asks for something.
 #[cfg(not(feature = "kubernetes"))]
 pub fn begin(node: &Arc<Node>, _: &Arc<Ahead>) {
     if let Some(why) = not_built(&node.config()) {

@@ -56,6 +56,7 @@ struct Metrics {
     bound_pods: Gauge,
     bound_left_out: Counter,
     log_lines_lost: Counter,
+    startup_taint: Gauge,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -107,6 +108,7 @@ impl Metrics {
             bound_pods: Gauge::default(),
             bound_left_out: Counter::default(),
             log_lines_lost: Counter::default(),
+            startup_taint: Gauge::default(),
         };
         this.registered()
     }
@@ -194,6 +196,11 @@ impl Metrics {
             "log_lines_lost",
             "Log lines that were dropped because the journal, the file or standard error did not take them in time",
             self.log_lines_lost.clone(),
+        );
+        to.register(
+            "kubernetes_startup_taint",
+            "Whether this node has to lose its startup taint: 1 from registration until the API server has confirmed it",
+            self.startup_taint.clone(),
         );
         self
     }
@@ -316,6 +323,11 @@ pub fn bound_left_out() {
 /// Records a log line that was dropped.
 pub fn log_line_lost() {
     METRICS.log_lines_lost.inc();
+}
+
+/// Records whether this node may have its startup taint.
+pub fn startup_taint(is_there: bool) {
+    METRICS.startup_taint.set(is_there.into());
 }
 
 /// Whether there is a session with the runtime.

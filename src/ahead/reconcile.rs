@@ -19,7 +19,7 @@ use super::eager::{self, StoreImage, Why};
 use super::summary::{LastReported, ReconcileSummary, Rest};
 use super::unready::PendingGuard;
 use super::worker::Worker;
-use super::{Ahead, learned};
+use super::{Ahead, is_settled, learned};
 
 /// The limit of the pause after an unpacked image. The pause is as long as the unpack took, so that containerd
 /// has half of its time for other clients.
@@ -54,6 +54,17 @@ struct Worked {
     /// The state before the work.
     state: Option<State>,
     ended: Ended,
+}
+
+impl Worked {
+    /// Whether no later try is needed before a pod may come.
+    fn is_settled(&self) -> bool {
+        match &self.ended {
+            Ended::Tried(Ok(_)) => true,
+            Ended::Tried(Err(e)) => is_settled(e),
+            Ended::NoFreeSpace | Ended::TooMany | Ended::NeedsContent => false,
+        }
+    }
 }
 
 enum Ended {
@@ -97,6 +108,8 @@ pub(super) async fn run(
     );
     // The work may take long.
     drop(store_images);
+    let has_pinned = scan.has_listed && pinned.iter().all(Worked::is_settled);
+    worker.has_pinned.send_replace(has_pinned);
     worker.left.store(summary.has_left(), Ordering::Relaxed);
     for mut worked in pinned {
         worked.state = scan.pinned.get(&worked.image).copied();
@@ -185,6 +198,8 @@ impl<'a> WorkItem<'a> {
 /// The result of the scan of the images.
 #[derive(Default)]
 struct Scan<'a> {
+    /// Whether the snapshotter has listed its snapshots.
+    has_listed: bool,
     /// The images that are not ready, in the order in which they are made ready.
     items: Vec<WorkItem<'a>>,
     /// The images that were made ready in their pull, and whose labels do not have their name yet.
@@ -210,6 +225,7 @@ async fn scan<'a>(
             return scan;
         }
     };
+    scan.has_listed = true;
     // Pinned images come first, so they show the loss before the other images are looked at.
     let mut held = listing.len();
     worker.count.listed(held);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Labels;
@@ -41,6 +41,8 @@ pub(super) struct Worker {
     /// Whether the last reconcile left images because the snapshotter holds too many snapshots.
     pub(super) left: AtomicBool,
     pub(super) loss: Loss,
+    /// Whether the snapshotter has answered to the last reconcile, and all pinned images were ready then.
+    pub(super) has_pinned: watch::Sender<bool>,
     /// Notified when a reconcile is requested.
     pub(super) reconcile: Notify,
     /// Notified when a reconcile is requested after a pause, because something did not answer.
@@ -87,6 +89,7 @@ impl Worker {
             retries: Retries::default(),
             left: AtomicBool::default(),
             loss: Loss::default(),
+            has_pinned: watch::Sender::new(false),
             reconcile: Notify::new(),
             reconcile_later: Notify::new(),
             restart: Notify::new(),

@@ -16,8 +16,16 @@ const OWN_LABELS: [&str; 2] = ["containerd.io/snapshot.ref", "containerd.io/snap
 /// The maximum length of an identifier in containerd, such as a namespace.
 const IDENTIFIER_MAX: usize = 76;
 
-/// The maximum length of a node's name in Kubernetes.
-const NODE_NAME_MAX: usize = 253;
+/// The maximum length of a node's name in Kubernetes, and of the prefix of a key.
+const SUBDOMAIN_MAX: usize = 253;
+
+/// The maximum length of a key in Kubernetes, without its prefix.
+const KEY_MAX: usize = 63;
+
+/// Whether the text is a DNS subdomain, by Kubernetes' rule.
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= SUBDOMAIN_MAX && text.split('.').all(is_dns_label)
+}
 
 /// The maximum length of a namespace in Kubernetes.
 const POD_NAMESPACE_MAX: usize = 63;
@@ -91,7 +99,7 @@ checked_name!(
 checked_name!(
     /// The name of a node, by Kubernetes' rule: a DNS subdomain. No other text gets into a field selector.
     NodeName,
-    |text| text.len() <= NODE_NAME_MAX && text.split('.').all(is_dns_label),
+    is_subdomain,
     "the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"
 );
 
@@ -100,6 +108,22 @@ checked_name!(
     PodNamespace,
     |text| text == "*" || (text.len() <= POD_NAMESPACE_MAX && is_dns_label(text)),
     "a namespace of pods: use lower case letters and digits, with `-` between them, 63 at most, or \"*\" for all"
+);
+
+checked_name!(
+    /// The key of a taint, by Kubernetes' rule; empty for none.
+    TaintKey,
+    |text| {
+        let (prefix, name) = text.rsplit_once('/').map_or((None, text), |(p, n)| (Some(p), n));
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let mut ends = name.bytes().take(1).chain(name.bytes().last());
+        let is_name = !name.is_empty()
+            && name.len() <= KEY_MAX
+            && name.bytes().all(is_inner)
+            && ends.all(|byte| byte.is_ascii_alphanumeric());
+        text.is_empty() || (is_name && prefix.is_none_or(is_subdomain))
+    },
+    "the key of a taint: write it without value and effect, such as `nri-unpack/starting`"
 );
 
 checked_name!(

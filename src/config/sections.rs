@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use super::{
     InvalidValue,
-    names::{Name, Namespace, NodeName, PodNamespace},
+    names::{Name, Namespace, NodeName, PodNamespace, TaintKey},
     paths::{AbsolutePath, Listen, SocketPath},
     policy::Snapshotters,
     units::{HookWait, Interval, Percent, Workers},
@@ -216,7 +216,8 @@ impl Default for Pull {
     }
 }
 
-/// `[kubernetes]`: the API server, which tells which pods are bound to this node before they have a sandbox.
+/// `[kubernetes]`: the API server, which tells which pods are bound to this node before they have a sandbox, and has the
+/// node's taints.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Kubernetes {
@@ -227,6 +228,16 @@ pub struct Kubernetes {
     pub kubeconfig: Option<AbsolutePath>,
     /// This node's name in Kubernetes. If unset, the value of the variable `NODE_NAME`, or else the name of the host.
     pub node: Option<NodeName>,
+    /// The key of the taint that a new node has until the plugin is ready.
+    startup_taint: Option<TaintKey>,
+}
+
+impl Kubernetes {
+    /// Returns the key of the taint that the plugin removes from this node when it is ready.
+    pub fn startup_taint(&self) -> Option<&str> {
+        let key = self.startup_taint.as_ref().map(TaintKey::as_str);
+        key.filter(|key| !key.is_empty())
+    }
 }
 
 /// Whether the pods of this node are watched.

@@ -80,7 +80,8 @@ fn invalid_values_have_their_error() {
         ("[kubernetes]\nkubeconfig = \"~/.kube/config\"\n", "2:14: kubernetes.kubeconfig: \"~/.kube/config\" is not an absolute path: start it with `/`"),
         ("[kubernetes]\nnode = \"Node_1\"\n", "2:8: kubernetes.node: \"Node_1\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
         ("[kubernetes]\nnode = \"a,b\"\n", "2:8: kubernetes.node: \"a,b\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
-        ("[kubernetes]\ntoken = \"x\"\n", "2:1: kubernetes.token: unknown field `token`, expected one of `watch`, `kubeconfig`, `node`"),
+        ("[kubernetes]\ntoken = \"x\"\n", "2:1: kubernetes.token: unknown field `token`, expected one of `watch`, `kubeconfig`, `node`, `startup_taint`"),
+        ("[kubernetes]\nstartup_taint = \"a/b:NoSchedule\"\n", "2:17: kubernetes.startup_taint: \"a/b:NoSchedule\" is not the key of a taint: write it without value and effect, such as `nri-unpack/starting`"),
         // [snapshotters.*]
         ("[snapshotters.\"a/b\"]\n", "1:15: snapshotters.a/b: \"a/b\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[snapshotters.x]\nlabels = \"all\"\n", "2:10: snapshotters.x.labels: unknown variant `all`, expected `cri` or `none`"),
@@ -136,6 +137,15 @@ fn lengths_are_bounded() {
         |length: usize| format!("[containerd]\nnamespace = \"{}\"\n", "x".repeat(length));
     parse(&namespace(76));
     assert!(error_of(&namespace(77)).contains("is not a containerd namespace"));
+
+    let taint = |prefix: usize, name: usize| {
+        let (prefix, name) = ("x".repeat(prefix), "x".repeat(name));
+        format!("[kubernetes]\nstartup_taint = \"{prefix}/{name}\"\n")
+    };
+    parse(&taint(253, 63));
+    for (prefix, name) in [(254, 63), (253, 64), (0, 1), (1, 0)] {
+        assert!(error_of(&taint(prefix, name)).contains("is not the key of a taint"));
+    }
 }
 
 #[test]
@@ -147,7 +157,7 @@ fn valid_values_are_read() {
         unpack = { parallel_images = 64, min_free = "0%", during_pull = "off" }
         handlers = { kata-qemu = "nydus", runc = "overlayfs" }
         metrics = { listen = "[::1]:9464" }
-        kubernetes = { watch = "on", kubeconfig = "/k", node = "ip-10-0-0-1.eu.example" }
+        kubernetes = { watch = "on", kubeconfig = "/k", node = "ip-10-0-0-1.eu.example", startup_taint = "nri-unpack/starting" }
         log = { file = "/var/log/x", level = "trace" }
         "#,
     );
@@ -200,10 +210,18 @@ fn valid_values_are_read() {
     assert_eq!(
         (
             config.kubernetes.watch,
-            config.kubernetes.node.as_ref().map(NodeName::as_str)
+            config.kubernetes.node.as_ref().map(NodeName::as_str),
+            config.kubernetes.startup_taint()
         ),
-        (Watch::On, Some("ip-10-0-0-1.eu.example"))
+        (
+            Watch::On,
+            Some("ip-10-0-0-1.eu.example"),
+            Some("nri-unpack/starting")
+        )
     );
+    for none in ["", "[kubernetes]\nstartup_taint = \"\"\n"] {
+        assert_eq!(parse(none).kubernetes.startup_taint(), None, "{none}");
+    }
 }
 
 #[test]

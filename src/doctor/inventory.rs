@@ -19,7 +19,8 @@ use crate::unpack::{Listing, Lists};
 /// The deadline for the listing of a snapshotter. A healthy one takes milliseconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(4);
 
-/// The annotation of a pod by which containerd 1.7 determines the handler that an image is pulled for.
+/// The annotation of a pod by which containerd determines the handler that an image is pulled for; from 2.0 on only with
+/// `runtime_platforms`.
 pub(super) const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 /// The node at the time of the examination.

@@ -1,4 +1,5 @@
-//! Checks that the pods of this node can be watched at the API server, if that is configured.
+//! Checks that the pods of this node can be watched at the API server, and that its startup taint can be removed, if
+//! that is configured.
 
 use crate::kubernetes;
 #[cfg(feature = "kubernetes")]
@@ -7,58 +8,145 @@ use crate::kubernetes::Trial;
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
 
-/// What pods miss.
-const MEANS: &str = "the images of pods that are bound to this node are made ready when their sandbox starts, not before; all else works as without the watch";
+/// What pods miss without the watch.
+const UNWATCHED: &str = "the images of pods that are bound to this node are made ready when their sandbox starts, not before; all else works as without the watch";
+
+/// What a startup taint means.
+const TAINTED: &str =
+    "a new node keeps its startup taint, and no pod that does not tolerate it is bound to the node";
 
 pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     if let Some(why) = kubernetes::not_built(inventory.config()) {
-        return vec![finding("kubernetes-not-built", why).advise(kubernetes::BUILD)];
+        let means = match inventory.config().kubernetes.startup_taint() {
+            Some(_) => TAINTED,
+            None => UNWATCHED,
+        };
+        return vec![finding("kubernetes-not-built", why, means).advise(kubernetes::BUILD)];
     }
-    tried(inventory).await.into_iter().collect()
+    tried(inventory).await
 }
 
-fn finding(id: &'static str, found: impl Into<String>) -> Finding {
-    Finding::new(id, Severity::Warning, found, MEANS)
+fn finding(id: &'static str, found: impl Into<String>, means: &'static str) -> Finding {
+    Finding::new(id, Severity::Warning, found, means)
 }
 
 #[cfg(not(feature = "kubernetes"))]
-async fn tried(_: &Inventory) -> Option<Finding> {
-    None
+async fn tried(_: &Inventory) -> Vec<Finding> {
+    Vec::new()
 }
 
 #[cfg(feature = "kubernetes")]
-async fn tried(inventory: &Inventory) -> Option<Finding> {
-    let trial = kubernetes::try_access(&inventory.config().kubernetes).await;
+async fn tried(inventory: &Inventory) -> Vec<Finding> {
+    let config = &inventory.config().kubernetes;
+    let (watch, taint) = tokio::join!(
+        kubernetes::try_access(config),
+        kubernetes::try_taint(config)
+    );
     let runs_pods = async || {
         let pods = inventory.node.containerd.cri_pods().await;
         pods.is_ok_and(|pods| !pods.is_empty())
     };
     let is_empty = matches!(
-        trial,
+        watch,
         Trial::Works {
             has_pods: false,
             ..
         }
     );
-    of(trial, is_empty && runs_pods().await)
+    let watch = of_watch(watch, is_empty && runs_pods().await);
+    let mut taint = of_taint(taint);
+    // The API server cannot be used for either.
+    if watch.as_ref().map(|of| &of.found) == taint.as_ref().map(|of| &of.found) {
+        taint = None;
+    }
+    watch.into_iter().chain(taint).collect()
 }
 
-/// Returns the finding of a try. `runs_pods`: the runtime has pods.
+/// Returns the finding of a try to watch pods. `runs_pods`: the runtime has pods.
 #[cfg(feature = "kubernetes")]
-fn of(trial: Trial, runs_pods: bool) -> Option<Finding> {
+fn of_watch(trial: Trial, runs_pods: bool) -> Option<Finding> {
     const OFF: &str = "or set kubernetes.watch to \"off\"";
+    match trial {
+        Trial::Works {
+            node,
+            has_pods: false,
+        } if runs_pods => Some(
+            finding(
+                "kubernetes-node-unknown",
+                format!(
+                    "the API server has no pods on a node named {node}, but this node runs some"
+                ),
+                UNWATCHED,
+            )
+            .advise(NAME)
+            .run("kubectl get nodes"),
+        ),
+        trial => of_failure(
+            trial,
+            UNWATCHED,
+            &format!(
+                "bind a ClusterRole with `list` and `watch` of pods and of runtimeclasses to it \
+                 (examples/kubernetes/watch has one), {OFF}"
+            ),
+            OFF,
+        ),
+    }
+}
+
+/// Returns the finding of a try to remove the startup taint.
+#[cfg(feature = "kubernetes")]
+fn of_taint(trial: Trial) -> Option<Finding> {
+    const OFF: &str = "or remove kubernetes.startup_taint and the taint";
+    match trial {
+        Trial::NoNode { node } => Some(
+            finding(
+                "kubernetes-node-unknown",
+                format!("the API server has no node named {node}"),
+                TAINTED,
+            )
+            .advise(NAME)
+            .run("kubectl get nodes"),
+        ),
+        Trial::Tainted { node, key } => Some(
+            finding(
+                "kubernetes-startup-taint",
+                format!("node {node} has the startup taint {key}"),
+                "no pod that does not tolerate it is bound to this node",
+            )
+            .advise(
+                "the running plugin removes it when it is registered, each managed snapshotter answers, and the pinned \
+                 images are ready; its log and the other findings say what is missing; the command removes the taint \
+                 without that",
+            )
+            .run(format!("kubectl taint nodes {node} {key}-")),
+        ),
+        trial => of_failure(
+            trial,
+            TAINTED,
+            &format!(
+                "bind a ClusterRole with `get` and `patch` of nodes to it (examples/kubernetes/taint has one), {OFF}"
+            ),
+            OFF,
+        ),
+    }
+}
+
+/// The remedy for a wrong name of this node.
+#[cfg(feature = "kubernetes")]
+const NAME: &str =
+    "set kubernetes.node, or the variable NODE_NAME of the plugin's pod, to this node's name";
+
+/// Returns the finding of a try that failed; with its meaning, the remedy for a refusal, and the way to do without.
+#[cfg(feature = "kubernetes")]
+fn of_failure(trial: Trial, means: &'static str, role: &str, off: &str) -> Option<Finding> {
+    let finding = |id, found: String| finding(id, found, means);
     Some(match trial {
-        Trial::Off => return None,
-        Trial::Works { has_pods: true, .. } => return None,
-        Trial::Works { .. } if !runs_pods => return None,
-        Trial::Works { node, .. } => finding(
-            "kubernetes-node-unknown",
-            format!("the API server has no pods on a node named {node}, but this node runs some"),
-        )
-        .advise("set kubernetes.node, or the variable NODE_NAME of the plugin's pod, to this node's name")
-        .run("kubectl get nodes"),
-        Trial::Unusable(why) => finding("kubernetes-credentials", why)
-            .advise(format!("correct it, {OFF}")),
+        Trial::Off | Trial::Works { .. } | Trial::NoNode { .. } | Trial::Tainted { .. } => {
+            return None;
+        }
+        Trial::Unusable(why) => {
+            finding("kubernetes-credentials", why).advise(format!("correct it, {off}"))
+        }
         Trial::Refused {
             origin,
             error,
@@ -68,7 +156,7 @@ fn of(trial: Trial, runs_pods: bool) -> Option<Finding> {
             "kubernetes-credentials",
             format!("the API server does not accept the credentials of {origin}: {error}"),
         )
-        .advise(format!("renew them, {OFF}")),
+        .advise(format!("renew them, {off}")),
         Trial::Refused {
             origin,
             resource,
@@ -76,18 +164,15 @@ fn of(trial: Trial, runs_pods: bool) -> Option<Finding> {
             ..
         } => finding(
             "kubernetes-forbidden",
-            format!("{origin} must not list {resource}: {error}"),
+            format!("{origin} has too few permissions for {resource}: {error}"),
         )
-        .advise(format!(
-            "bind a ClusterRole with `list` and `watch` of pods and of runtimeclasses to it \
-             (examples/kubernetes/watch has one), {OFF}"
-        )),
+        .advise(role),
         Trial::Failed { origin, error } => finding(
             "kubernetes-unreachable",
             format!("the API server that {origin} names cannot be used: {error}"),
         )
         .advise(format!(
-            "check its address, and for a systemd unit `IPAddressAllow=` in a drop-in, {OFF}"
+            "check its address, and for a systemd unit `IPAddressAllow=` in a drop-in, {off}"
         )),
     })
 }
@@ -126,11 +211,44 @@ mod tests {
             (refused(false), true, Some("kubernetes-forbidden")),
             (failed, true, Some("kubernetes-unreachable")),
         ] {
-            let finding = of(trial, runs_pods);
+            let finding = of_watch(trial, runs_pods);
             assert_eq!(finding.as_ref().map(|finding| finding.id), id);
             if let Some(finding) = finding {
                 assert!(!finding.remedy.say.is_empty(), "{finding:?}");
             }
         }
+    }
+    #[test]
+    fn each_try_with_the_taint_has_its_finding() {
+        let (node, key) = ("n".to_owned(), "a/b".to_owned());
+        let refused = Trial::Refused {
+            origin: "/k".to_owned(),
+            resource: "nodes",
+            error: "no".to_owned(),
+            is_unknown: false,
+        };
+        for (trial, id, words) in [
+            (
+                Trial::Unusable("x".to_owned()),
+                "kubernetes-credentials",
+                "kubernetes.startup_taint",
+            ),
+            (refused, "kubernetes-forbidden", "`patch` of nodes"),
+            (
+                Trial::NoNode { node: node.clone() },
+                "kubernetes-node-unknown",
+                "kubernetes.node",
+            ),
+            (
+                Trial::Tainted { node, key },
+                "kubernetes-startup-taint",
+                "pinned images",
+            ),
+        ] {
+            let finding = of_taint(trial).unwrap();
+            assert_eq!(finding.id, id);
+            assert!(finding.remedy.say.contains(words), "{finding:?}");
+        }
+        assert_eq!(of_taint(Trial::Off), None);
     }
 }

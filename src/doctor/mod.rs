@@ -8,6 +8,7 @@ mod distribution;
 mod files;
 mod finding;
 mod guest_layers;
+mod handler_pulls;
 mod images;
 mod instances;
 mod inventory;
@@ -56,6 +57,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
         kubernetes::check(&inventory).await,
         snapshotters::check(&inventory),
         pulls::check(&inventory),
+        handler_pulls::check(&inventory),
         lost::check(&inventory).await,
         images::check(&inventory).await,
         guest_layers::check(&inventory).await,

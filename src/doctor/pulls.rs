@@ -9,13 +9,10 @@ use crate::containerd::Snapshotter;
 
 use super::cri::TRANSFER;
 use super::finding::{Finding, Severity};
-use super::inventory::{Inventory, PULL_HANDLER, Seen};
+use super::inventory::{Inventory, Seen};
 
 /// The first containerd with a transfer service that fetches blobs for a client.
 pub(super) const PULLS_FROM: (u64, u64) = (2, 1);
-
-/// The containerd that pulls for a handler without being configured to.
-const PULLS_FOR_HANDLER: (u64, u64) = (1, 7);
 
 pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let Some(seen) = inventory.seen() else {
@@ -24,7 +21,6 @@ pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
     let annotations = annotations(inventory, seen);
     annotations
         .into_iter()
-        .chain(for_handlers(inventory, seen))
         .chain(discarded(inventory, seen))
         .chain(unpacked_elsewhere(inventory, seen))
         .collect()
@@ -78,57 +74,9 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     )
 }
 
-/// Checks pulls for a handler. containerd 1.7 pulls into the snapshotter of the handler that a pull names. A snapshotter
-/// with guest pull rejects a layer that has a label with its chain id and none with its digest, so the pull fails.
-fn for_handlers(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
-    let (key, reported) = ("disable_snapshot_annotations", "disableSnapshotAnnotations");
-    let (disabled, path) = switch(inventory, seen, key, reported, true);
-    if !disabled || inventory.version() != Some(PULLS_FOR_HANDLER) {
-        return None;
-    }
-    let default = seen.handlers.default_name();
-    let refuses = |snapshotter: &str| {
-        Some(snapshotter) != default
-            && seen.is_proxy(snapshotter)
-            && inventory.node.engine.profile(snapshotter).may_proxy
-    };
-    let all = seen.handlers.iter();
-    let refused: Vec<_> = all
-        .filter(|(_, resolved)| refuses(&resolved.snapshotter))
-        .map(|(handler, _)| handler)
-        .collect();
-    let used: Vec<_> = refused
-        .iter()
-        .copied()
-        .filter(|handler| seen.pulls_for.contains(*handler))
-        .collect();
-    let (severity, handlers) = match used.is_empty() {
-        true => (Severity::Note, &refused),
-        false => (Severity::Warning, &used),
-    };
-    let handlers = (!handlers.is_empty()).then(|| handlers.join(", "))?;
-    let found = match severity {
-        Severity::Note => format!("a pull that names the handler {handlers} fails"),
-        _ => format!(
-            "pods on this node have their images pulled for the handler {handlers}, which fails"
-        ),
-    };
-    Some(
-        Finding::new(
-            "handler-pull-fails",
-            severity,
-            format!("{found}: its snapshotter accepts no layer without labels (disable_snapshot_annotations)"),
-            format!("«missing CRI reference annotation»: a pod with the annotation {PULL_HANDLER} does not start if its image has to be pulled; without the annotation the image is pulled for the default snapshotter, and the plugin makes it ready"),
-        )
-        .advise("remove the annotation, or make containerd set the labels and restart it")
-        .lines(&path, &lines(inventory, "disable_snapshot_annotations = false"))
-        .run("systemctl restart containerd"),
-    )
-}
-
 /// Whether the transfer service, by which CRI pulls from 2.1 on, sets the labels. An export of the proxy plugin
 /// decides.
-fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
+pub(super) fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
     let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
     let is_on = seen
         .snapshotter(name)
@@ -143,13 +91,8 @@ fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bo
 /// Checks that the transfer service, by which CRI pulls from 2.1 on, unpacks for the default snapshotter. It does so by
 /// default; `unpack_config` may name others.
 fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
-    const KEYS: [&str; 3] = ["plugins", TRANSFER, "unpack_config"];
-    let (configs, path) = inventory.files.settings().find(&KEYS)?;
+    let (names, path) = unpacks(inventory)?;
     let default = seen.handlers.default_name()?;
-    let configs = configs.as_array()?.iter();
-    let names: Vec<_> = configs
-        .filter_map(|config| config.get("snapshotter")?.as_str())
-        .collect();
     let is_by_transfer = inventory
         .version()
         .is_some_and(|version| version >= PULLS_FROM);
@@ -175,6 +118,16 @@ fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
         .lines(path, &lines)
         .run("systemctl restart containerd"),
     )
+}
+
+/// Returns the snapshotters that the transfer service unpacks for, and the file that names them; `None` if none does: then
+/// it unpacks for the default one.
+pub(super) fn unpacks(inventory: &Inventory) -> Option<(Vec<&str>, &Path)> {
+    const KEYS: [&str; 3] = ["plugins", TRANSFER, "unpack_config"];
+    let (configs, path) = inventory.files.settings().find(&KEYS)?;
+    let configs = configs.as_array()?.iter();
+    let names = configs.filter_map(|config| config.get("snapshotter")?.as_str());
+    Some((names.collect(), path))
 }
 
 fn discarded(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
@@ -217,7 +170,7 @@ fn discarded(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
 
 /// Returns the value of a switch from the running containerd (1.7 reports it), else from its files, and the file to
 /// change.
-fn switch(
+pub(super) fn switch(
     inventory: &Inventory,
     seen: &Seen,
     key: &str,
@@ -239,6 +192,6 @@ fn switch(
 }
 
 /// Returns the lines for the configuration of this version of containerd.
-fn lines(inventory: &Inventory, line: &str) -> String {
+pub(super) fn lines(inventory: &Inventory, line: &str) -> String {
     format!("{}\n  {line}", inventory.files.settings().images_heading())
 }

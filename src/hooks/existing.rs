@@ -6,6 +6,7 @@ use nri::{Container, Pod};
 
 use crate::ahead::Existing;
 use crate::handlers::Handlers;
+use crate::kubernetes;
 use crate::node::Node;
 
 use super::{PodSnapshotter, Session, image_name};
@@ -14,6 +15,7 @@ impl Session {
     /// Checks the runtime's list of containers, when the handlers are known.
     pub(super) fn synchronized(&self, pods: Vec<Pod>, containers: Vec<Container>) {
         log::info!(pods = pods.len(), containers = containers.len(); "synchronized");
+        kubernetes::synchronized(&self.node, &self.ahead);
         for image in containers.iter().filter_map(image_name) {
             self.ahead.is_used(image);
         }
@@ -36,6 +38,7 @@ impl Session {
         log::info!(
             "the runtime sends no list of containers to a plugin that it launches: reading the list from CRI"
         );
+        kubernetes::synchronized(&self.node, &self.ahead);
         let (node, ahead) = (self.node.clone(), self.ahead.clone());
         self.node.in_session(async move {
             // CRI answers only when containerd has started.

@@ -63,17 +63,29 @@ impl fmt::Display for Origin {
 }
 
 impl Access {
-    /// Returns the way to the API server; `None` if pods are not watched.
-    pub(super) fn of(config: &config::Kubernetes) -> Result<Option<Self>, Error> {
-        let is_in_pod = std::env::var_os(SERVICE_HOST).is_some() && Path::new(TOKEN).exists();
-        let Some(origin) = origin(config, is_in_pod)? else {
-            return Ok(None);
-        };
+    /// Returns the way to the API server for the watch of pods; `None` if they are not watched.
+    pub(super) fn for_watch(config: &config::Kubernetes) -> Result<Option<Self>, Error> {
+        match for_watch(config, origin(config, is_in_pod()))? {
+            Some(origin) => Self::with(config, origin).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the way to the API server for the removal of the startup taint.
+    pub(super) fn for_taint(config: &config::Kubernetes) -> Result<Self, Error> {
+        let origin = origin(config, is_in_pod());
+        Self::with(
+            config,
+            origin.ok_or_else(|| none_for("startup_taint is set"))?,
+        )
+    }
+
+    fn with(config: &config::Kubernetes, origin: Origin) -> Result<Self, Error> {
         let node = match &config.node {
             Some(node) => node.clone(),
             None => this_node()?,
         };
-        Ok(Some(Self { origin, node }))
+        Ok(Self { origin, node })
     }
 
     pub(super) fn node(&self) -> &str {
@@ -100,21 +112,31 @@ impl Access {
     }
 }
 
-/// Returns the source of the credentials; `None` if pods are not watched.
-fn origin(config: &config::Kubernetes, is_in_pod: bool) -> Result<Option<Origin>, Error> {
+fn is_in_pod() -> bool {
+    std::env::var_os(SERVICE_HOST).is_some() && Path::new(TOKEN).exists()
+}
+
+/// Returns the source of the credentials, if there is one.
+fn origin(config: &config::Kubernetes, is_in_pod: bool) -> Option<Origin> {
     let file = config.kubeconfig.as_ref();
     let file = file.map(|path| Origin::File(path.as_ref().to_owned()));
-    match (config.watch, file) {
-        (Watch::Off, _) => Ok(None),
-        (_, Some(file)) => Ok(Some(file)),
-        (_, None) if is_in_pod => Ok(Some(Origin::Pod)),
-        (Watch::Auto, None) => Ok(None),
-        (Watch::On, None) => Err(Error::Setup(
-            "kubernetes.watch is \"on\", but there are no credentials: set kubernetes.kubeconfig, or give the \
-             plugin's pod a service account and its token"
-                .to_owned(),
-        )),
+    file.or(is_in_pod.then_some(Origin::Pod))
+}
+
+/// Returns the source of the credentials for the watch of pods; `None` if they are not watched.
+fn for_watch(config: &config::Kubernetes, origin: Option<Origin>) -> Result<Option<Origin>, Error> {
+    match (config.watch, origin) {
+        (Watch::Off, _) | (Watch::Auto, None) => Ok(None),
+        (Watch::On, None) => Err(none_for("watch is \"on\"")),
+        (_, Some(origin)) => Ok(Some(origin)),
     }
+}
+
+fn none_for(what: &str) -> Error {
+    Error::Setup(format!(
+        "kubernetes.{what}, but there are no credentials: set kubernetes.kubeconfig, or give the plugin's pod a service \
+         account and its token"
+    ))
 }
 
 /// Returns the name of this node: the kubelet's own default is the name of the host.
@@ -211,7 +233,8 @@ mod tests {
             ("watch = \"on\"", false, Err("there are no credentials")),
         ] {
             let config = config::Config::from_toml(&format!("[kubernetes]\n{text}\n"), "test");
-            let found = origin(&config.unwrap().kubernetes, is_in_pod);
+            let config = config.unwrap().kubernetes;
+            let found = for_watch(&config, origin(&config, is_in_pod));
             match expected {
                 Ok(expected) => assert_eq!(found.ok(), Some(expected), "{text}"),
                 Err(words) => assert!(found.unwrap_err().to_string().contains(words)),

@@ -1,4 +1,4 @@
-//! Lists and watches of the API server, with a bound for each answer and each wait.
+//! Requests to the API server: lists and watches, one object, and its change. Each answer and each wait has a bound.
 
 use std::fmt::Display;
 use std::pin::Pin;
@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::Request;
+use hyper::header::CONTENT_TYPE;
 use kube::Client;
 use kube::client::Body;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::objects::{Event, Page, Status, Versioned};
@@ -25,8 +27,8 @@ const SMALL_PAGE: u32 = 5;
 /// The limit of a page. etcd stores at most 1.5 MiB for an object.
 const MAX_PAGE: usize = 16 << 20;
 
-/// The limit of a line of a watch, which has one object.
-const MAX_LINE: usize = 4 << 20;
+/// The limit of one object, as of a line of a watch.
+const MAX_OBJECT: usize = 4 << 20;
 
 /// What stays allocated for the next lines after a long one.
 const KEPT: usize = 64 << 10;
@@ -139,11 +141,7 @@ impl Resource<'_> {
         if !token.is_empty() {
             add(&mut query, "continue", token);
         }
-        let deadline = Instant::now() + ANSWER;
-        let body = self.send(&query, deadline).await?;
-        let read = timeout_at(deadline, whole(body, MAX_PAGE)).await;
-        let bytes = read.unwrap_or(Err(Error::Slow(ANSWER)))?;
-        serde_json::from_slice(&bytes).map_err(malformed)
+        read(&self.client, &query, MAX_PAGE).await
     }
 
     /// Begins a watch from this version, which the server ends after some time.
@@ -155,7 +153,7 @@ impl Resource<'_> {
         add(&mut query, "timeoutSeconds", &lasts.as_secs().to_string());
         let now = Instant::now();
         Ok(Lines {
-            body: Box::pin(self.send(&query, now + ANSWER).await?),
+            body: Box::pin(send(&self.client, get(&query)?, now + ANSWER).await?),
             buffer: Vec::new(),
             searched: 0,
             deadline: now + lasts + GRACE,
@@ -170,27 +168,56 @@ impl Resource<'_> {
         }
         query
     }
+}
 
-    /// Sends a request, and returns the body of a good answer.
-    async fn send(&self, query: &str, deadline: Instant) -> Result<Body, Error> {
-        let request = Request::get(query).body(Body::empty()).map_err(malformed)?;
-        let sent = timeout_at(deadline, self.client.send(request)).await;
-        let answer = sent
-            .map_err(|_| Error::Slow(ANSWER))?
-            .map_err(unreachable)?;
-        let (code, body) = (answer.status(), answer.into_body());
-        if code.is_success() {
-            return Ok(body);
-        }
-        let read = timeout(ANSWER, whole(body, MAX_ERROR)).await;
-        let bytes = read.ok().and_then(Result::ok).unwrap_or_default();
-        let status: Status = serde_json::from_slice(&bytes).unwrap_or_default();
-        let message = match status.message.is_empty() {
-            true => code.canonical_reason().unwrap_or_default().to_owned(),
-            false => status.message,
-        };
-        Err(Error::of_status(code.as_u16(), message))
+/// Returns the object at this path.
+pub(super) async fn object<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Error> {
+    read(client, path, MAX_OBJECT).await
+}
+
+/// Changes the object at this path by the operations of a JSON patch, all of them or none.
+pub(super) async fn patch(client: &Client, path: &str, operations: &[Value]) -> Result<(), Error> {
+    let body = serde_json::to_vec(operations).map_err(malformed)?;
+    let request = Request::patch(path)
+        .header(CONTENT_TYPE, "application/json-patch+json")
+        .body(Body::from(body))
+        .map_err(malformed)?;
+    // The answer is the object, which is not needed.
+    let answer = send(client, request, Instant::now() + ANSWER).await;
+    answer.map(drop)
+}
+
+fn get(query: &str) -> Result<Request<Body>, Error> {
+    Request::get(query).body(Body::empty()).map_err(malformed)
+}
+
+/// Returns the whole answer, of at most `limit` bytes.
+async fn read<T: DeserializeOwned>(client: &Client, query: &str, limit: usize) -> Result<T, Error> {
+    let deadline = Instant::now() + ANSWER;
+    let body = send(client, get(query)?, deadline).await?;
+    let read = timeout_at(deadline, whole(body, limit)).await;
+    let bytes = read.unwrap_or(Err(Error::Slow(ANSWER)))?;
+    serde_json::from_slice(&bytes).map_err(malformed)
+}
+
+/// Sends a request, and returns the body of a good answer.
+async fn send(client: &Client, request: Request<Body>, deadline: Instant) -> Result<Body, Error> {
+    let sent = timeout_at(deadline, client.send(request)).await;
+    let answer = sent
+        .map_err(|_| Error::Slow(ANSWER))?
+        .map_err(unreachable)?;
+    let (code, body) = (answer.status(), answer.into_body());
+    if code.is_success() {
+        return Ok(body);
     }
+    let read = timeout(ANSWER, whole(body, MAX_ERROR)).await;
+    let bytes = read.ok().and_then(Result::ok).unwrap_or_default();
+    let status: Status = serde_json::from_slice(&bytes).unwrap_or_default();
+    let message = match status.message.is_empty() {
+        true => code.canonical_reason().unwrap_or_default().to_owned(),
+        false => status.message,
+    };
+    Err(Error::of_status(code.as_u16(), message))
 }
 
 /// Adds a parameter to a query.
@@ -288,8 +315,8 @@ impl Lines {
                 }
             }
             self.searched = self.buffer.len();
-            if self.searched > MAX_LINE {
-                return Err(Error::TooLarge(MAX_LINE));
+            if self.searched > MAX_OBJECT {
+                return Err(Error::TooLarge(MAX_OBJECT));
             }
             let frame = match timeout_at(self.deadline, self.body.frame()).await {
                 Err(_) => return Ok(None),
@@ -336,7 +363,7 @@ mod tests {
     use super::super::objects::RuntimeClass;
     use super::*;
 
-    fn read(line: &str) -> Result<Option<(Change<String>, String)>, Error> {
+    fn read_line(line: &str) -> Result<Option<(Change<String>, String)>, Error> {
         let name = |class: RuntimeClass| class.metadata.name;
         let read = change::<RuntimeClass>(line.as_bytes())?;
         Ok(read.map(|(change, version)| {
@@ -363,10 +390,10 @@ mod tests {
             (String::new(), None),
         ] {
             let expected = expected.map(|change| (change, "7".to_owned()));
-            assert_eq!(read(&line), Ok(expected), "{line}");
+            assert_eq!(read_line(&line), Ok(expected), "{line}");
         }
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#;
-        assert_eq!(read(gone), Err(Error::Expired("too old".to_owned())));
+        assert_eq!(read_line(gone), Err(Error::Expired("too old".to_owned())));
         for line in [
             "\u{1}",
             "{}",
@@ -374,7 +401,10 @@ mod tests {
             r#"{"type":"ADDED","object":3}"#,
             r#"{"type":"ADDED","object":{"metadata":{"name":"x"}}}"#,
         ] {
-            assert!(matches!(read(line), Err(Error::Malformed(_))), "{line}");
+            assert!(
+                matches!(read_line(line), Err(Error::Malformed(_))),
+                "{line}"
+            );
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// One page of a list.
@@ -181,6 +182,20 @@ pub(super) struct RuntimeClass {
     /// The runtime handler, which need not have the name of the class.
     #[serde(default)]
     pub(super) handler: String,
+}
+
+/// A node.
+#[derive(Debug, Deserialize)]
+pub(super) struct Node {
+    #[serde(deserialize_with = "or_default", default)]
+    pub(super) spec: NodeSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct NodeSpec {
+    /// All fields of each: a patch that tests a taint has to name them.
+    #[serde(deserialize_with = "or_default", default)]
+    pub(super) taints: Vec<Value>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,7 +1,6 @@
 //! Keeps what is known of one kind of object as the API server has it: a list, and then watches from its version on. Every
 //! failure is followed by a pause, so that no state of a server makes a busy loop.
 
-use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -9,16 +8,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::metrics;
-use crate::retry;
 
 use super::access::Access;
 use super::api::{Change, Error, Resource};
-
-/// The longest pause before the next try.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// The first and the longest pause after the API server has refused: an administrator has to act.
-const REFUSED: [Duration; 2] = [Duration::from_secs(3 * 60), Duration::from_secs(15 * 60)];
+use super::pauses::{self, Pauses};
 
 /// A watch that lasted this long worked: the pauses begin short again.
 const STABLE: Duration = Duration::from_secs(60);
@@ -79,11 +72,7 @@ pub(super) async fn run<K: Kind>(access: &Access, kind: &K) {
                 ) {
                     follower.version = None;
                 }
-                match e {
-                    Error::Refused { .. } => pauses.after_refusal(),
-                    Error::Expired(_) => pauses.before_list(),
-                    _ => pauses.next(),
-                }
+                pauses.after(&e)
             }
         };
         tokio::time::sleep(pause).await;
@@ -131,7 +120,9 @@ impl<K: Kind> Follower<'_, K> {
     }
 
     async fn watch(&mut self, resource: &Resource<'_>, version: &mut String) -> Result<(), Error> {
-        let mut lines = resource.watch(version, duration()).await?;
+        let mut lines = resource
+            .watch(version, pauses::spread(SHORTEST_WATCH))
+            .await?;
         K::connected(true);
         self.log.connected::<K>();
         while let Some((change, at)) = lines.next().await? {
@@ -143,48 +134,6 @@ impl<K: Kind> Follower<'_, K> {
             *version = at;
         }
         Ok(())
-    }
-}
-
-/// Returns a random duration between once and twice the shortest: the nodes of a cluster do not come back together.
-fn duration() -> Duration {
-    let random = RandomState::new().hash_one(());
-    SHORTEST_WATCH + Duration::from_secs(random % SHORTEST_WATCH.as_secs())
-}
-
-/// The pauses between tries.
-struct Pauses {
-    usual: Box<dyn Iterator<Item = Duration> + Send>,
-    refused: Box<dyn Iterator<Item = Duration> + Send>,
-    /// Whether a version was too old since a watch was stable.
-    was_expired: bool,
-}
-
-impl Pauses {
-    fn new() -> Self {
-        let [first, longest] = REFUSED;
-        Self {
-            usual: Box::new(retry::pauses_up_to(LONGEST_PAUSE)),
-            refused: Box::new(retry::pauses_between(first, longest)),
-            was_expired: false,
-        }
-    }
-
-    fn next(&mut self) -> Duration {
-        self.usual.next().unwrap_or(LONGEST_PAUSE)
-    }
-
-    /// After a version that was too old, which a list replaces: that is not a failure, unless it happens again.
-    fn before_list(&mut self) -> Duration {
-        let first = retry::pauses().next().unwrap_or_default();
-        match std::mem::replace(&mut self.was_expired, true) {
-            true => self.next(),
-            false => first,
-        }
-    }
-
-    fn after_refusal(&mut self) -> Duration {
-        self.refused.next().unwrap_or(REFUSED[1])
     }
 }
 

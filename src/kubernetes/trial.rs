@@ -7,11 +7,12 @@ use super::api::{Error, Resource};
 use super::objects::{Pod, RuntimeClass};
 use super::pods::{Classes, Pods};
 use super::reflector::Kind;
+use super::taint::{self, Found};
 
 /// The result of a try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// Pods are not watched.
+    /// It is not configured.
     Off,
     /// The configuration or the credentials cannot be used; with the reason and the remedy.
     Unusable(String),
@@ -26,7 +27,7 @@ pub enum Trial {
     Refused {
         /// The source of the credentials.
         origin: String,
-        /// The resource that must not be listed.
+        /// The resource that must not be used as it is needed.
         resource: &'static str,
         /// The error.
         error: String,
@@ -40,11 +41,23 @@ pub enum Trial {
         /// Whether there are pods on a node of this name.
         has_pods: bool,
     },
+    /// The API server has no node of this name.
+    NoNode {
+        /// The name.
+        node: String,
+    },
+    /// This node has its startup taint.
+    Tainted {
+        /// The name of this node.
+        node: String,
+        /// The key of the taint.
+        key: String,
+    },
 }
 
 /// Asks the API server for one pod and one RuntimeClass.
 pub async fn try_access(config: &config::Kubernetes) -> Trial {
-    let access = match Access::of(config) {
+    let access = match Access::for_watch(config) {
         Ok(Some(access)) => access,
         Ok(None) => return Trial::Off,
         Err(e) => return Trial::Unusable(e.to_string()),
@@ -55,6 +68,27 @@ pub async fn try_access(config: &config::Kubernetes) -> Trial {
             has_pods,
         },
         Err((resource, e)) => failed(access.origin().to_string(), resource, &e),
+    }
+}
+
+/// Tries to remove the startup taint from this node, without changing it.
+pub async fn try_taint(config: &config::Kubernetes) -> Trial {
+    let Some(key) = config.startup_taint() else {
+        return Trial::Off;
+    };
+    let access = match Access::for_taint(config) {
+        Ok(access) => access,
+        Err(e) => return Trial::Unusable(e.to_string()),
+    };
+    let node = access.node().to_owned();
+    match taint::try_out(&access, key).await {
+        Ok(Found::None) => Trial::Off,
+        Ok(Found::Taint) => Trial::Tainted {
+            node,
+            key: key.to_owned(),
+        },
+        Err(Error::Failed { code: 404, .. }) => Trial::NoNode { node },
+        Err(e) => failed(access.origin().to_string(), "nodes", &e),
     }
 }
 

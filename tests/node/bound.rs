@@ -3,7 +3,7 @@
 
 mod cost;
 mod credentials;
-mod failures;
+pub(crate) mod failures;
 mod many;
 mod memory;
 

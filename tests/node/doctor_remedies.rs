@@ -9,7 +9,7 @@ use crate::guest_pull::NYDUS;
 use crate::support::Node;
 
 /// With this annotation a pod tells containerd 1.7 for which handler an image is pulled.
-const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
+pub(crate) const PULL_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 impl Node {
     /// Appends the lines of a remedy to the file that it names.

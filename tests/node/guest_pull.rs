@@ -55,7 +55,7 @@ impl Node {
     }
 
     /// Checks that the mounts of `key` are layers that the host unpacked.
-    async fn assert_unpacked_on_host(&self, key: &str) -> Result<()> {
+    pub(crate) async fn assert_unpacked_on_host(&self, key: &str) -> Result<()> {
         for mount in self.store.mounts(NYDUS, key).await? {
             let volume = mount.kata_volume()?;
             ensure!(

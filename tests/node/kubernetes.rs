@@ -2,6 +2,7 @@
 //! plugin works in a container on a real containerd.
 
 mod chart;
+mod components;
 mod distributions;
 mod host_path;
 mod kubelet;
@@ -9,7 +10,6 @@ mod manifests;
 mod pod;
 mod purge;
 mod recipe;
-mod watch;
 
 use std::path::Path;
 

@@ -1,13 +1,18 @@
-//! The files of a release. The package and the static program take minutes to build, so their tests run with
-//! `make check-deb` and `make check-static`. The other tests check that all files that the package names exist.
+//! The files of a release. The package and the static programs take minutes to build, so their tests run with
+//! `make check-deb`, `make check-static` and `make check-arm64`. The other tests check that all files that the package
+//! names exist.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Systemd, Version};
+use nri_unpack::config::Config;
 
+use crate::bound::own_image;
 use crate::support::{Node, handler};
 
 fn root() -> &'static Path {
@@ -137,25 +142,69 @@ async fn the_package() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make check-static`, which builds the program"]
 async fn the_static_program() -> Result<()> {
-    let program = made("target/*-unknown-linux-musl/release/nri-unpack")?;
+    let program = musl(std::env::consts::ARCH)?;
     let linked = Command::new("ldd").arg(&program).output()?;
     let linked = String::from_utf8([linked.stdout, linked.stderr].concat())?;
     let is_static = ["statically linked", "not a dynamic executable"];
     ensure!(is_static.iter().any(|it| linked.contains(it)), "{linked}");
 
-    let node = Node::start(Version::V2_1).await?;
+    let mut node = Node::start(Version::V2_1).await?;
+    node.program = program;
+    makes_ready(&node).await
+}
+
+/// Returns the static program for a kind of machine.
+fn musl(architecture: &str) -> Result<PathBuf> {
+    made(&format!(
+        "target/{architecture}-unknown-linux-musl/release/nri-unpack"
+    ))
+}
+
+/// Each command that does something to an image does it.
+async fn makes_ready(node: &Node) -> Result<()> {
     let handler = handler(Version::V2_1);
-    let config = node.lab.path("static.toml");
-    std::fs::write(&config, node.config(""))?;
     let run = |command: &str| -> Result<Option<i32>> {
-        let output = Command::new(&program)
-            .args([command, node.image.name(), "--handler", handler, "--config"])
-            .arg(&config)
-            .output()?;
+        let output = node.command(&[command, node.image.name(), "--handler", handler])?;
         Ok(output.status.code())
     };
     ensure!(run("check")? == Some(1), "ready before `ensure`");
     ensure!(run("ensure")? == Some(0), "not made ready");
     ensure!(run("check")? == Some(0), "not ready");
     node.assert_labelled(handler).await
+}
+
+/// The emulator runs the program on this machine's containerd: the commands, and the plugin with a pod.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make check-arm64`, which builds the program"]
+async fn the_program_for_arm64() -> Result<()> {
+    let version = Version::V2_1;
+    let mut node = Node::start(version).await?;
+    let program = musl("aarch64")?;
+    let emulated = node.lab.path("nri-unpack");
+    let script = format!("#!/bin/sh\nexec qemu-aarch64 {program:?} \"$@\"\n");
+    std::fs::write(&emulated, script)?;
+    std::fs::set_permissions(&emulated, Permissions::from_mode(0o755))?;
+    node.program = emulated;
+
+    let default = Command::new(&node.program)
+        .args(["config", "--default"])
+        .output()?;
+    ensure!(String::from_utf8(default.stdout)? == Config::default_toml());
+    let handlers = node.command(&["handlers", "--output", "json"])?;
+    let handlers = String::from_utf8(handlers.stdout)?;
+    ensure!(handlers.contains("\"erofs\""), "{handlers}");
+    makes_ready(&node).await?;
+
+    node.serve("").await?;
+    let image = own_image("registry.test/lab/emulated:1");
+    node.pull(&image).await?;
+    let pod = node
+        .cri
+        .run_pod("erofs", &[("nri-unpack/images", image.name())])
+        .await?;
+    node.cri
+        .create_container(&pod, image.name(), &[], &[])
+        .await?;
+    ensure!(node.state_of(&image, "erofs").await? == "ready");
+    node.assert_nothing_left("erofs").await
 }

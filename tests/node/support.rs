@@ -160,9 +160,14 @@ impl Node {
 
     /// Puts the plugin into containerd's plugin directory and restarts containerd.
     pub(crate) async fn launch(&mut self) -> Result<()> {
+        self.launch_with("").await
+    }
+
+    /// Like [`Self::launch`]; `more` is appended to its configuration.
+    pub(crate) async fn launch_with(&mut self, more: &str) -> Result<()> {
         let link = self.lab.path("nri/plugins/10-nri-unpack");
         std::os::unix::fs::symlink(&self.program, link)?;
-        let config = self.config("") + &format!("file = {:?}\n", self.log.path());
+        let config = self.config(more) + &format!("file = {:?}\n", self.log.path());
         std::fs::write(self.lab.path("nri/conf.d/10-nri-unpack.conf"), config)?;
         self.restart_containerd().await?;
         self.log.wait_for(RESOLVED, PATIENCE).await?;

@@ -1,9 +1,10 @@
 //! A stand-in for Kubernetes' API server: lists with pages and watches with bookmarks over HTTP on the loopback interface,
-//! as far as a client of pods and RuntimeClasses needs them, and the ways in which a server fails.
+//! as far as a client of pods and RuntimeClasses needs them, the change of a node, and the ways in which a server fails.
 //!
 //! It stores JSON and knows nothing else of the objects. It is not Kubernetes: what it answers is what the API's
 //! documentation says, and its failures are ours.
 
+mod nodes;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ const PODS: &str = "/api/v1/pods";
 /// The path of the RuntimeClasses.
 const CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
 
-/// The limit of a request, which has no body.
+/// The limit of a request's head, and of its body.
 const MAX_REQUEST: usize = 16 << 10;
 
 /// What the server does with the requests that come now.
@@ -44,7 +45,7 @@ pub enum Mode {
     CutWatch,
     /// Closes each connection without an answer.
     Cut,
-    /// Reads the request, and does not answer.
+    /// Reads the request, and does not answer; closes the connection when it is set to something else.
     Silent,
     /// Answers each request with bytes that are no JSON; a list and a watch get as many as they read.
     Garbage,
@@ -69,6 +70,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     mode: Mode,
+    /// What it does with requests for nodes, if that is something else.
+    nodes: Option<Mode>,
+    /// The number of changes of nodes that it will refuse as conflicts.
+    conflicts: usize,
     /// The largest page that is sent, whatever the limit of the request.
     page: usize,
     version: u64,
@@ -107,6 +112,8 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 mode: Mode::Good,
+                nodes: None,
+                conflicts: 0,
                 page: usize::MAX,
                 version: 1,
                 oldest: 0,
@@ -231,14 +238,30 @@ impl ApiServer {
     /// # Errors
     /// If there is none within `timeout`.
     pub async fn wait_for_request(&self, words: &[&str], timeout: Duration) -> Result<usize> {
+        self.wait_for_requests(words, 1, timeout).await
+    }
+
+    /// Like [`Self::wait_for_request`], for that many of them.
+    ///
+    /// # Errors
+    /// If there are fewer within `timeout`.
+    pub async fn wait_for_requests(
+        &self,
+        words: &[&str],
+        count: usize,
+        timeout: Duration,
+    ) -> Result<usize> {
         let deadline = Instant::now() + timeout;
         loop {
             let requests = self.requests();
             let has_all = |request: &String| words.iter().all(|word| request.contains(word));
-            if requests.iter().any(has_all) {
+            if requests.iter().filter(|request| has_all(request)).count() >= count {
                 return Ok(requests.len());
             }
-            ensure!(Instant::now() < deadline, "no {words:?} in {requests:#?}");
+            ensure!(
+                Instant::now() < deadline,
+                "no {count} of {words:?} in {requests:#?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -284,6 +307,23 @@ impl Drop for ApiServer {
     }
 }
 
+impl Shared {
+    /// Waits until neither all requests nor those for nodes are answered in this mode.
+    async fn until_set_to_another(&self, mode: Mode) -> Result<()> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let state = self.state.lock();
+                if state.mode != mode && state.nodes != Some(mode) {
+                    return Ok(());
+                }
+            }
+            changes.changed().await?;
+        }
+    }
+}
+
 async fn serve(listener: TcpListener, tls: Option<Tls>, shared: Arc<Shared>) {
     // Dropped with the task, and its connections with it.
     let mut connections = tokio::task::JoinSet::new();
@@ -306,11 +346,14 @@ async fn serve(listener: TcpListener, tls: Option<Tls>, shared: Arc<Shared>) {
     }
 }
 
-/// A request without its headers but one.
+/// A request without its headers but two.
 struct Request {
+    method: String,
     path: String,
     query: BTreeMap<String, String>,
     token: Option<String>,
+    content_type: Option<String>,
+    body: Vec<u8>,
 }
 
 /// Answers one request, and closes the connection.
@@ -318,11 +361,19 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared
     let (request, target) = read(&mut stream).await?;
     let (mode, token) = {
         let mut state = shared.state.lock();
-        state.requests.push(target);
+        // A list and a watch are told apart by their queries.
+        let is_get = request.method == "GET";
+        let method = if is_get { "" } else { &request.method };
+        state
+            .requests
+            .push(format!("{method} {target}").trim_start().to_owned());
         (state.mode, state.token.clone())
     };
     if token.is_some() && token != request.token {
         return fail(&mut stream, 401, "Unauthorized").await;
+    }
+    if let Some(name) = request.path.strip_prefix(nodes::PATH) {
+        return nodes::answer(&mut stream, shared, name, &request).await;
     }
     let path = match request.path.as_str() {
         PODS => PODS,
@@ -340,14 +391,28 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared
         .query
         .get("watch")
         .is_some_and(|watch| watch == "true");
-    match mode {
-        Mode::Cut => Ok(()),
-        Mode::Silent => std::future::pending().await,
-        Mode::Status(code) => fail(&mut stream, code, "as the test says").await,
-        Mode::Garbage => garbage(&mut stream).await,
-        _ if is_watch => send_events(&mut stream, shared, path, &request).await,
-        _ => send_list(&mut stream, shared, path, &request).await,
+    if let Some(done) = failing(&mut stream, shared, mode).await {
+        return done;
     }
+    match is_watch {
+        true => send_events(&mut stream, shared, path, &request).await,
+        false => send_list(&mut stream, shared, path, &request).await,
+    }
+}
+
+/// Fails as this mode says; returns `None` if it says to answer.
+async fn failing(
+    stream: &mut (impl AsyncWrite + Unpin),
+    shared: &Shared,
+    mode: Mode,
+) -> Option<Result<()>> {
+    Some(match mode {
+        Mode::Cut => Ok(()),
+        Mode::Silent => shared.until_set_to_another(Mode::Silent).await,
+        Mode::Status(code) => fail(stream, code, "as the test says").await,
+        Mode::Garbage => garbage(stream).await,
+        Mode::Good | Mode::WatchError(_) | Mode::CutWatch => return None,
+    })
 }
 
 async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(Request, String)> {
@@ -359,20 +424,31 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(Request, String)
     let text = String::from_utf8(bytes)?;
     let mut lines = text.lines();
     let first = lines.next().context("no request")?;
-    let target = first.split(' ').nth(1).context("no target")?.to_owned();
-    let bearer = lines.find_map(|line| {
-        let (name, value) = line.split_once(": ")?;
-        let is_it = name.eq_ignore_ascii_case("authorization");
-        is_it.then(|| value.strip_prefix("Bearer "))?
-    });
+    let (method, rest) = first.split_once(' ').context("no method")?;
+    let target = rest.split(' ').next().context("no target")?.to_owned();
+    let headers: Vec<_> = lines.filter_map(|line| line.split_once(": ")).collect();
+    let header = |name: &str| {
+        let mut named = headers
+            .iter()
+            .filter(|(of, _)| of.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| *value)
+    };
+    let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let length = header("content-length").unwrap_or("0").parse()?;
+    ensure!(length <= MAX_REQUEST, "a body of {length} bytes");
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let request = Request {
+        method: method.to_owned(),
         path: path.to_owned(),
         query: pairs
             .map(|(name, value)| (name.to_owned(), decoded(value)))
             .collect(),
         token: bearer.map(str::to_owned),
+        content_type: header("content-type").map(str::to_owned),
+        body,
     };
     Ok((request, target))
 }

@@ -97,6 +97,24 @@ impl Cri {
         .await
     }
 
+    /// Pulls an image for a handler as a kubelet with `RuntimeClassInImageCriApi` does: the image's specification names
+    /// the handler. containerd 2.2.2 and later read it, and the versions here do not.
+    ///
+    /// # Errors
+    /// If CRI returns an error.
+    pub async fn pull_image_naming(&mut self, name: &str, handler: &str) -> Result<String, Status> {
+        let request = PullImageRequest {
+            image: Some(ImageSpec {
+                runtime_handler: handler.to_owned(),
+                ..image_spec(name)
+            }),
+            auth: None,
+            sandbox_config: Some(PodSandboxConfig::default()),
+        };
+        let pulled = self.images.pull_image(request).await?;
+        Ok(pulled.into_inner().image_ref)
+    }
+
     async fn pull(
         &mut self,
         name: &str,

@@ -155,7 +155,7 @@ async fn a_quiet_watch_costs_nothing() -> Result<()> {
 }
 
 /// Returns the ids of the findings of `doctor` about Kubernetes, with this configuration.
-fn findings(node: &Node, more: &str) -> Result<Vec<(String, String)>> {
+pub(crate) fn findings(node: &Node, more: &str) -> Result<Vec<(String, String)>> {
     let file = node.lab.path("doctor.toml");
     std::fs::write(&file, node.config(more))?;
     let mut command = Command::new(&node.program);
