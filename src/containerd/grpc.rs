@@ -47,6 +47,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// a node with thousands of images come near tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
+/// The largest number of elements of a list that is accepted: ten times the snapshots, or the blobs, of a node with a
+/// thousand images of 20 layers.
+const MAX_LISTED: usize = 250_000;
+
 /// A client of containerd's socket, in one namespace.
 #[derive(Clone)]
 pub struct Grpc {
@@ -161,6 +165,18 @@ async fn drain<T>(
     tokio::time::timeout(METADATA_DEADLINE, read)
         .await
         .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
+}
+
+/// Counts the elements of a list. An error if they are too many.
+fn count(call: &'static str, subject: &str, listed: &mut usize, more: usize) -> Result<()> {
+    *listed += more;
+    match *listed > MAX_LISTED {
+        true => {
+            let message = format!("more than {MAX_LISTED} elements");
+            Err(Error::malformed(call, subject, &message))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Returns the field paths of these labels, so that an update changes only them. Without field paths it
