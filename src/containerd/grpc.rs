@@ -7,6 +7,7 @@ mod calls;
 mod commit;
 mod content;
 mod cri;
+mod deadline;
 mod diff;
 mod events;
 mod fetch;
@@ -21,10 +22,11 @@ use std::time::Duration;
 
 use prost_types::FieldMask;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use super::{Error, Labels, Result};
+use deadline::{Deadline, PunctualChannel};
 
 /// The deadline of a call that touches metadata only. containerd's own clients allow such calls a few
 /// seconds; a node under load needs more.
@@ -54,7 +56,7 @@ const MAX_LISTED: usize = 250_000;
 /// A client of containerd's socket, in one namespace.
 #[derive(Clone)]
 pub struct Grpc {
-    channel: Channel,
+    channel: PunctualChannel,
     socket: PathBuf,
     namespace: MetadataValue<Ascii>,
 }
@@ -95,7 +97,7 @@ impl Grpc {
                 reason: e.to_string(),
             })?;
         Ok(Self {
-            channel: endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy(),
+            channel: PunctualChannel(endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy()),
             socket: socket.to_owned(),
             namespace: namespace
                 .parse()
@@ -110,6 +112,7 @@ impl Grpc {
     fn ask_within<T>(&self, deadline: Duration, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
+        request.extensions_mut().insert(Deadline(deadline));
         self.in_namespace(request)
     }
 

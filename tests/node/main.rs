@@ -36,6 +36,7 @@ mod guest_pull;
 mod hanging;
 mod hanging_containerd;
 mod hanging_disk;
+mod hostile_containerd;
 mod image_labels;
 mod image_volume;
 mod images;

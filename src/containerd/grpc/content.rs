@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use containerd_client::services::v1 as api;
-use tonic::transport::Channel;
 
+use super::deadline::PunctualChannel;
 use super::{Grpc, MAX_MESSAGE, count, drain, empty, failed, label_paths};
 use crate::containerd::{Blob, Each, Error, Labels, Result};
 
@@ -91,7 +91,7 @@ async fn list_by(
     .await
 }
 
-pub(super) fn client(grpc: &Grpc) -> api::content_client::ContentClient<Channel> {
+pub(super) fn client(grpc: &Grpc) -> api::content_client::ContentClient<PunctualChannel> {
     api::content_client::ContentClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use containerd_client::services::v1::snapshots as snap;
-use tonic::transport::Channel;
 
 use super::commit::{self, CommitSnapshotRequest};
+use super::deadline::PunctualChannel;
 use super::{Grpc, MAX_MESSAGE, count, drain, empty, failed, label_paths};
 use crate::containerd::{Each, Labels, Mount, Result, Snapshot, SnapshotKind};
 
@@ -164,7 +164,7 @@ pub(super) async fn label(grpc: &Grpc, snapshotter: &str, key: &str, labels: Lab
     reply.map_err(failed("label snapshot", key)).map(drop)
 }
 
-fn client(grpc: &Grpc) -> snap::snapshots_client::SnapshotsClient<Channel> {
+fn client(grpc: &Grpc) -> snap::snapshots_client::SnapshotsClient<PunctualChannel> {
     snap::snapshots_client::SnapshotsClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }
