@@ -26,14 +26,19 @@ endif
 # What the manifests call the image.
 IMAGE := $(shell sed -n 's/^ *image: //p' examples/kubernetes/base/daemonset.yaml)
 
-# Programs of cargo's, at the versions that this was tried with: for Debian packages, for the rules of deny.toml, and for
-# the list of what a program consists of.
+# Programs of cargo's, at the versions that this was tried with: for Debian packages, for the rules of deny.toml, for
+# the list of what a program consists of, and for the fuzzers.
 CARGO_DEB := target/tools/cargo-deb-3.8.0
 CARGO_DENY := target/tools/cargo-deny-0.20.2
 CARGO_CYCLONEDX := target/tools/cargo-cyclonedx-0.5.9
+CARGO_FUZZ := target/tools/cargo-fuzz-0.13.1
 
 # What `make deny` checks. `advisories` needs a git repository on the internet.
 DENY := advisories bans licenses sources
+
+# The fuzzers. They need what only a nightly compiler has: without one the stable compiler is told to be one.
+FUZZERS := $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
+NIGHTLY := $(if $(shell rustup toolchain list 2>/dev/null | grep nightly),cargo +nightly,RUSTC_BOOTSTRAP=1 cargo)
 
 # With storage of its own, for the time of the build.
 BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/buildah/run --storage-driver vfs
@@ -41,7 +46,7 @@ BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/bu
 # All programs with one set of features, so that the demo and the tests share one build of what they depend on.
 BUILD := cargo build --workspace --bins --examples
 
-.PHONY: test demo quick lint static check-static check-arm64 check-stargz check-chart image deb check-deb deny release deps build lab clean-lab
+.PHONY: test demo quick lint fuzz fuzz-quick static check-static check-arm64 check-stargz check-chart image deb check-deb deny release deps build lab clean-lab
 
 # The main job, with and without the plugin.
 demo: lab
@@ -58,6 +63,18 @@ quick: deps
 lint: deps
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# Each fuzzer for ten minutes, or for 20 seconds. What they find stays in fuzz/found, and inputs that fail in
+# fuzz/artifacts. The corpus is replayed by `make quick`, too.
+fuzz: FOR := 600
+fuzz-quick: FOR := 20
+fuzz fuzz-quick: deps $(CARGO_FUZZ)
+	for target in $(FUZZERS); do \
+		mkdir -p fuzz/found/$$target; \
+		PATH=$(CURDIR)/$(CARGO_FUZZ)/bin:$$PATH $(NIGHTLY) fuzz run --sanitizer none $$target \
+			fuzz/found/$$target fuzz/corpus/$$target -- -max_total_time=$(FOR) -rss_limit_mb=512 -timeout=10 \
+			-print_final_stats=1 || exit; \
+	done
 
 static: export CC_$(subst -,_,$(STATIC)) := $(STATIC_CC)
 static: export CARGO_TARGET_$(shell echo $(STATIC) | tr a-z- A-Z_)_LINKER := $(STATIC_CC)

@@ -8,6 +8,8 @@
 mod cri_status;
 mod document;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod go_glob;
 mod image_file_system;
 mod migration;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The floors of `src`, from the top. A part imports parts of lower floors only.
 const FLOORS: [&[&str]; 16] = [
     &["main"],
-    &["cli"],
+    &["cli", "fuzz"],
     &["daemon", "doctor"],
     &["hooks"],
     &["kubernetes"],

@@ -26,6 +26,9 @@ pub mod containerd;
 pub mod config;
 pub mod ctr;
 mod free_space;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)] // Not part of the public API, and may change at any time: for the fuzzers.
+pub mod fuzz;
 #[cfg(test)]
 mod imports;
 pub mod logs;

@@ -14,6 +14,9 @@ pub mod connect;
 mod end;
 mod events;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)] // As `api`.
+pub mod fuzz;
 mod identity;
 mod limited;
 #[doc(hidden)] // As `api`.

@@ -7,6 +7,7 @@ mod calls;
 mod commit;
 mod content;
 mod cri;
+mod deadline;
 mod diff;
 mod events;
 mod fetch;
@@ -21,10 +22,11 @@ use std::time::Duration;
 
 use prost_types::FieldMask;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use super::{Error, Labels, Result};
+use deadline::{Deadline, PunctualChannel};
 
 /// The deadline of a call that touches metadata only. containerd's own clients allow such calls a few
 /// seconds; a node under load needs more.
@@ -47,10 +49,14 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// a node with thousands of images come near tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
+/// The largest number of elements of a list that is accepted: ten times the snapshots, or the blobs, of a node with a
+/// thousand images of 20 layers.
+const MAX_LISTED: usize = 250_000;
+
 /// A client of containerd's socket, in one namespace.
 #[derive(Clone)]
 pub struct Grpc {
-    channel: Channel,
+    channel: PunctualChannel,
     socket: PathBuf,
     namespace: MetadataValue<Ascii>,
 }
@@ -91,7 +97,7 @@ impl Grpc {
                 reason: e.to_string(),
             })?;
         Ok(Self {
-            channel: endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy(),
+            channel: PunctualChannel(endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy()),
             socket: socket.to_owned(),
             namespace: namespace
                 .parse()
@@ -106,6 +112,7 @@ impl Grpc {
     fn ask_within<T>(&self, deadline: Duration, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
+        request.extensions_mut().insert(Deadline(deadline));
         self.in_namespace(request)
     }
 
@@ -161,6 +168,18 @@ async fn drain<T>(
     tokio::time::timeout(METADATA_DEADLINE, read)
         .await
         .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
+}
+
+/// Counts the elements of a list. An error if they are too many.
+fn count(call: &'static str, subject: &str, listed: &mut usize, more: usize) -> Result<()> {
+    *listed += more;
+    match *listed > MAX_LISTED {
+        true => {
+            let message = format!("more than {MAX_LISTED} elements");
+            Err(Error::malformed(call, subject, &message))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Returns the field paths of these labels, so that an update changes only them. Without field paths it

@@ -51,7 +51,7 @@ pub(super) fn has_meta(path: &str) -> bool {
 }
 
 /// Whether the whole name matches.
-fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
+pub(super) fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
     let pattern = parse(pattern)?;
     let name: Vec<_> = name.chars().collect();
     Ok(matched(&pattern, &name))

@@ -8,6 +8,8 @@ mod digest;
 mod distinct;
 mod document;
 mod extra;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod json;
 mod labels;
 mod layer_labels;

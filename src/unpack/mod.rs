@@ -32,6 +32,8 @@ pub use engine::Engine;
 pub use inspect::ImageStatus;
 pub use layer::fallback::{ContentFallback, FallbackSource};
 pub use layer::pull::Registries;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use layer::rebuild::fuzz;
 pub(crate) use layer::rebuild::{SOURCE as REBUILT_FROM, attributes_are_seen};
 pub use purge::{Fate, Leftover, LeftoverKind};
 pub use ready_cache::ParentChain;

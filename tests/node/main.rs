@@ -36,6 +36,8 @@ mod guest_pull;
 mod hanging;
 mod hanging_containerd;
 mod hanging_disk;
+mod hostile_containerd;
+mod hostile_images;
 mod image_labels;
 mod image_volume;
 mod images;

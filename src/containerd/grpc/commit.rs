@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
+
+use super::deadline::PunctualChannel;
 
 /// The method's path.
 const PATH: &str = "/containerd.services.snapshots.v1.Snapshots/Commit";
@@ -31,7 +32,7 @@ pub(super) struct CommitSnapshotRequest {
 
 /// Calls `Snapshots.Commit`.
 pub(super) async fn call(
-    channel: Channel,
+    channel: PunctualChannel,
     request: Request<CommitSnapshotRequest>,
 ) -> Result<(), Status> {
     let mut client = Grpc::new(channel);

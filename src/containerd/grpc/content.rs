@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use containerd_client::services::v1 as api;
-use tonic::transport::Channel;
 
-use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
+use super::deadline::PunctualChannel;
+use super::{Grpc, MAX_MESSAGE, count, drain, empty, failed, label_paths};
 use crate::containerd::{Blob, Each, Error, Labels, Result};
 
 /// The label by which a manifest keeps its config from garbage collection.
@@ -82,14 +82,16 @@ async fn list_by(
     let request = grpc.ask(api::ListContentRequest { filters });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, "content"))?.into_inner();
+    let mut listed = 0;
     drain(call, "content", stream, |part| {
+        count(call, "content", &mut listed, part.info.len())?;
         part.info.into_iter().map(blob).for_each(&mut *each);
         Ok(())
     })
     .await
 }
 
-pub(super) fn client(grpc: &Grpc) -> api::content_client::ContentClient<Channel> {
+pub(super) fn client(grpc: &Grpc) -> api::content_client::ContentClient<PunctualChannel> {
     api::content_client::ContentClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

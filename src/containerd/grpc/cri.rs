@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use k8s_cri::v1 as cri;
-use tonic::transport::Channel;
 
+use super::deadline::PunctualChannel;
 use super::{Grpc, MAX_MESSAGE, failed};
 use crate::containerd::{CriContainer, Result};
 
@@ -111,7 +111,7 @@ pub(super) async fn containers(grpc: &Grpc) -> Result<Vec<CriContainer>> {
     Ok(containers.collect())
 }
 
-fn client(grpc: &Grpc) -> cri::runtime_service_client::RuntimeServiceClient<Channel> {
+fn client(grpc: &Grpc) -> cri::runtime_service_client::RuntimeServiceClient<PunctualChannel> {
     cri::runtime_service_client::RuntimeServiceClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use containerd_client::services::v1 as api;
-use tonic::transport::Channel;
 
+use super::deadline::PunctualChannel;
 use super::{Grpc, MAX_MESSAGE, empty, failed};
 use crate::containerd::{Image, Result};
 
@@ -40,7 +40,7 @@ async fn list_by(grpc: &Grpc, filters: Vec<String>, subject: &str) -> Result<Vec
     Ok(images.into_iter().filter_map(image_record).collect())
 }
 
-fn client(grpc: &Grpc) -> api::images_client::ImagesClient<Channel> {
+fn client(grpc: &Grpc) -> api::images_client::ImagesClient<PunctualChannel> {
     api::images_client::ImagesClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

@@ -2,8 +2,8 @@
 
 use containerd_client::services::v1 as api;
 use tonic::Request;
-use tonic::transport::Channel;
 
+use super::deadline::PunctualChannel;
 use super::{COLLECTION_DEADLINE, Grpc, MAX_MESSAGE, METADATA_DEADLINE, failed};
 use crate::containerd::{Labels, Lease, Resource, Result};
 
@@ -81,7 +81,7 @@ pub(super) async fn release(grpc: &Grpc, lease: &str, resource: Resource) -> Res
     reply.map_err(failed("remove from lease", lease)).map(drop)
 }
 
-fn client(grpc: &Grpc) -> api::leases_client::LeasesClient<Channel> {
+fn client(grpc: &Grpc) -> api::leases_client::LeasesClient<PunctualChannel> {
     api::leases_client::LeasesClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

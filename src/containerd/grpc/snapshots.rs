@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use containerd_client::services::v1::snapshots as snap;
-use tonic::transport::Channel;
 
 use super::commit::{self, CommitSnapshotRequest};
-use super::{Grpc, MAX_MESSAGE, drain, empty, failed, label_paths};
+use super::deadline::PunctualChannel;
+use super::{Grpc, MAX_MESSAGE, count, drain, empty, failed, label_paths};
 use crate::containerd::{Each, Labels, Mount, Result, Snapshot, SnapshotKind};
 
 pub(super) async fn stat(grpc: &Grpc, snapshotter: &str, key: &str) -> Result<Snapshot> {
@@ -28,7 +28,9 @@ pub(super) async fn list(grpc: &Grpc, snapshotter: &str, each: Each<'_, Snapshot
     });
     let reply = client(grpc).list(request).await;
     let stream = reply.map_err(failed(call, snapshotter))?.into_inner();
+    let mut listed = 0;
     drain(call, snapshotter, stream, |part| {
+        count(call, snapshotter, &mut listed, part.info.len())?;
         part.info.into_iter().map(snapshot).for_each(&mut *each);
         Ok(())
     })
@@ -162,7 +164,7 @@ pub(super) async fn label(grpc: &Grpc, snapshotter: &str, key: &str, labels: Lab
     reply.map_err(failed("label snapshot", key)).map(drop)
 }
 
-fn client(grpc: &Grpc) -> snap::snapshots_client::SnapshotsClient<Channel> {
+fn client(grpc: &Grpc) -> snap::snapshots_client::SnapshotsClient<PunctualChannel> {
     snap::snapshots_client::SnapshotsClient::new(grpc.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
 }

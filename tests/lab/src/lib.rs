@@ -4,7 +4,7 @@
 //! helpers side by side into `target/lab`; [`images`] builds the images, valid or intentionally broken;
 //! [`Registry`] serves them; [`Lab`] is a daemon for one test, separate from the system's, which is removed
 //! with all that it started; a [`ProxySnapshotter`] can run beside it; [`Cri`] and [`Store`] are its clients; a
-//! [`Tap`] records the calls of its clients; [`Plugin`] is the plugin under test.
+//! [`Tap`] records the calls of its clients; [`Plugin`] is the plugin under test. A [`NonsenseServer`] is no containerd.
 //!
 //! The only part of the plugin that it knows is the command line. If the machine lacks a dependency, the error
 //! names the remedy: a test without its containerd fails and is never skipped.
@@ -25,6 +25,7 @@ mod log;
 mod loss;
 mod metadata;
 mod mounts;
+mod nonsense;
 mod nri_tap;
 pub mod nydus;
 mod options;
@@ -58,6 +59,7 @@ pub use images::{Flaw, Image, Layer};
 pub use log::Log;
 pub use metadata::Metadata;
 pub use mounts::Mount;
+pub use nonsense::{Nonsense, NonsenseServer};
 pub use nri_tap::{FrameFault, NriTap};
 pub use options::{Handler, Launched, Options, Remote, Version};
 pub use packages::Packages;

@@ -12,6 +12,8 @@ mod archive;
 mod attributes;
 mod chunks;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod names;
 mod source;
 #[cfg(test)]
