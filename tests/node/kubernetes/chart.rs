@@ -32,7 +32,7 @@ fn chart(namespace: &str, values: &Value) -> Result<Vec<Value>> {
 }
 
 /// Sorts the objects, and removes what may differ: the digest in the name of the configuration, and labels and the
-/// namespace of the objects of `watch`, which kustomize sets by where it is added, and Helm when it applies them.
+/// namespace of the objects of components, which kustomize sets by where it is added, and Helm when it applies them.
 fn comparable(mut documents: Vec<Value>) -> Result<Vec<Value>> {
     for document in &mut documents {
         match document["kind"].as_str() {
@@ -60,7 +60,13 @@ fn comparable(mut documents: Vec<Value>) -> Result<Vec<Value>> {
             }
         }
     }
-    documents.sort_by_key(|document| document["kind"].to_string());
+    let key = |document: &Value| {
+        (
+            document["kind"].to_string(),
+            document["metadata"]["name"].to_string(),
+        )
+    };
+    documents.sort_by_key(key);
     Ok(documents)
 }
 
@@ -117,6 +123,18 @@ fn the_chart_renders_what_kustomize_renders() -> Result<()> {
             variant,
             chart(NAMESPACE, &values)?,
             render_with(variant, &["watch"])?,
+        )?;
+        let values = json!({"distribution": variant, "taint": true});
+        assert_same(
+            variant,
+            chart(NAMESPACE, &values)?,
+            render_with(variant, &["token", "taint"])?,
+        )?;
+        let values = json!({"distribution": variant, "watch": true, "taint": true});
+        assert_same(
+            variant,
+            chart(NAMESPACE, &values)?,
+            render_with(variant, &["watch", "taint"])?,
         )?;
         let values = json!({"distribution": variant, "imports": ["/opt/kata/containerd/config.d"]});
         assert_same(
