@@ -156,6 +156,7 @@ fn the_values_of_the_chart_are_used() -> Result<()> {
         "config": "[snapshotters.erofs]\neager = \"all\"\n",
         "paths": {"containerd-root": "/disk/containerd"},
         "imports": ["/a", "/b"],
+        "metricsListen": "0.0.0.0:9464",
         "watch": true,
         "resources": {"limits": {"memory": "64Mi"}},
     });
@@ -213,6 +214,8 @@ fn the_values_of_the_chart_are_used() -> Result<()> {
         .context("no configuration")?;
     let config = Config::from_toml(config, "the chart")?;
     ensure!(config.snapshotter("erofs").eager == Eager::All);
+    let listen = config.metrics.listen.as_ref().map(ToString::to_string);
+    ensure!(listen.as_deref() == Some("0.0.0.0:9464"), "{listen:?}");
     ensure!(config.containerd.socket.as_ref().starts_with("/run/k3s"));
     let binding = of_kind("ClusterRoleBinding")?;
     ensure!(
