@@ -212,7 +212,7 @@ mod tests {
                     less.remove(key);
                     assert!(!labels.has_all_keys(1, &less), "{base:?} {key}");
                 }
-                assert_eq!(labels.top_has("c"), false);
+                assert!(!labels.top_has("c"));
             }
         }
     }
