@@ -55,7 +55,7 @@ struct Limited {
 }
 
 enum Method {
-    /// Its requests are parts of one state, which is limited as a whole.
+    /// A part of the state that is refused ends the session.
     Synchronize,
     Other(&'static Shape),
 }
@@ -74,7 +74,7 @@ impl Limited {
             false => Ok(()),
         };
         match self.method {
-            Method::Synchronize => self.service.expect_part(within.map(|()| weight)),
+            Method::Synchronize => within.map_err(|error| self.service.refuse_state(error)),
             Method::Other(_) => within,
         }
     }

@@ -19,14 +19,13 @@ use crate::api::{self, Event};
 use crate::events::Events;
 use crate::plugin::{HandlerError, HandlerResult, Plugin};
 use crate::types::{Container, Pod, RuntimeInfo, optional};
-use crate::weight::TooLarge;
 
 /// The largest number of messages in which the runtime may send its state. Each has up to 4 MiB, and a
 /// node with a thousand containers needs a few of them.
 const MAX_SYNCHRONIZE_PARTS: usize = 64;
 
-/// The limit of the whole state in memory, in bytes: more than the pods of a node with all the annotations that
-/// Kubernetes allows for half of them.
+/// The limit of the whole state in memory, in bytes, without what this crate does not read: that of 250 pods with all the
+/// annotations that Kubernetes allows (256 KiB). Beyond it the state is dropped, and the session goes on.
 const MAX_STATE: usize = 64 << 20;
 
 /// The steps of the session's start that are done.
@@ -58,8 +57,8 @@ pub(crate) struct Refused {
 #[derive(Default)]
 struct Parts {
     count: usize,
-    /// What they take in memory, in bytes.
-    weight: usize,
+    /// What they take in memory, in bytes, about.
+    bytes: usize,
     pods: Vec<Pod>,
     containers: Vec<Container>,
 }
@@ -243,23 +242,12 @@ impl Service {
         error
     }
 
-    /// Counts what the next part of the state takes in memory, in bytes, before it is decoded. An error refuses this
-    /// session.
-    pub(crate) fn expect_part(&self, weight: Answer<usize>) -> Answer<()> {
-        let counted = weight.and_then(|weight| {
-            let mut parts = self.parts.lock();
-            parts.weight = parts.weight.saturating_add(weight);
-            let (weight, limit) = (parts.weight, MAX_STATE);
-            if weight <= limit {
-                return Ok(());
-            }
-            *parts = Parts::default();
-            Err(status(Code::RESOURCE_EXHAUSTED, TooLarge { weight, limit }))
-        });
-        counted.map_err(|error| self.refuse("synchronize", error))
+    /// Refuses this session because of a part of the state.
+    pub(crate) fn refuse_state(&self, error: ttrpc::Error) -> ttrpc::Error {
+        self.refuse("synchronize", error)
     }
 
-    /// Adds one part of the state. Returns the whole state after the last part.
+    /// Adds one part of the state. Returns the whole state after the last part; an empty one if it takes too much memory.
     fn collect(&self, request: api::SynchronizeRequest) -> Result<Option<Parts>, HandlerError> {
         let mut parts = self.parts.lock();
         parts.count += 1;
@@ -267,10 +255,23 @@ impl Service {
             *parts = Parts::default();
             return Err(format!("the state has more than {MAX_SYNCHRONIZE_PARTS} parts").into());
         }
-        parts.pods.extend(request.pods.into_iter().map(Pod::from));
-        parts
-            .containers
-            .extend(request.containers.into_iter().map(Container::from));
+        let pods: Vec<Pod> = request.pods.into_iter().map(Pod::from).collect();
+        let containers = request.containers.into_iter().map(Container::from);
+        let containers: Vec<Container> = containers.collect();
+        let sizes = pods.iter().map(Pod::bytes);
+        let sizes = sizes.chain(containers.iter().map(Container::bytes));
+        let was_within = parts.bytes <= MAX_STATE;
+        parts.bytes = sizes.fold(parts.bytes, usize::saturating_add);
+        if parts.bytes <= MAX_STATE {
+            parts.pods.extend(pods);
+            parts.containers.extend(containers);
+        } else if was_within {
+            (parts.pods, parts.containers) = Default::default();
+            log::warn!(
+                limit_mib = MAX_STATE >> 20;
+                "the pods and containers that exist take more memory than the limit: the plugin is not told of them"
+            );
+        }
         Ok((!request.more).then(|| std::mem::take(&mut *parts)))
     }
 }

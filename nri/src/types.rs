@@ -80,6 +80,35 @@ pub struct Container {
     pub image: Option<Image>,
 }
 
+impl Pod {
+    /// Returns what it takes in memory, in bytes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let words = [&self.id, &self.name, &self.uid, &self.namespace];
+        let words: usize = words.map(String::len).iter().sum();
+        size_of::<Self>() + words + of_map(&self.labels) + of_map(&self.annotations)
+    }
+}
+
+impl Container {
+    /// Returns what it takes in memory, in bytes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let words = [&self.id, &self.pod_sandbox_id, &self.name];
+        let words: usize = words.map(String::len).iter().sum();
+        let of_mount = |mount: &Mount| {
+            let options: usize = mount.options.iter().map(String::len).sum();
+            size_of::<Mount>() + mount.destination.len() + mount.source.len() + options
+        };
+        let mounts: usize = self.mounts.iter().map(of_mount).sum();
+        size_of::<Self>() + words + mounts + of_map(&self.labels) + of_map(&self.annotations)
+    }
+}
+
+fn of_map(map: &BTreeMap<String, String>) -> usize {
+    let of_entry =
+        |(key, value): (&String, &String)| 2 * size_of::<String>() + key.len() + value.len();
+    map.iter().map(of_entry).sum()
+}
+
 /// The state of a container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
