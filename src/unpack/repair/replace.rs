@@ -48,18 +48,14 @@ struct ListedLayer {
 }
 
 impl Replace<'_> {
-    /// Removes the chain, and records that the plugin makes the next one.
+    /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
+    /// guest-pulled layer that stays. First records whether a container has used the chain: its anchor tells that, and is
+    /// the plugin's afterwards.
     pub(crate) async fn run(&self) -> Result<Replaced, containerd::Error> {
-        let replaced = self.remove().await?;
-        if replaced == Replaced::Gone {
-            usage::record_replaced(self.containerd, self.snapshotter, &self.manifest.config)
-                .await?;
-        }
-        Ok(replaced)
+        usage::record_replaced(self.containerd, self.snapshotter, &self.manifest.config).await?;
+        self.remove().await
     }
 
-    /// Removes the layers from the top down. Stops at the first layer that something else holds, or that is a
-    /// guest-pulled layer that stays.
     async fn remove(&self) -> Result<Replaced, containerd::Error> {
         // Leases are read before the list of snapshots: a container whose snapshot was made meanwhile is in the list.
         let held = Leases::held_by_others(self.containerd, self.snapshotter).await?;

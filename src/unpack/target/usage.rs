@@ -88,8 +88,7 @@ pub(crate) fn unused(labels: &Labels, snapshotter: &str) -> Labels {
     }
 }
 
-/// Records that the plugin replaces the chain that the anchor in these labels names. If containerd has set the anchor, a
-/// container has used the image.
+/// Records that the plugin replaces the image's chain: if containerd has set the anchor, a container has used the image.
 pub(crate) async fn record_replaced(
     containerd: &dyn Containerd,
     snapshotter: &str,

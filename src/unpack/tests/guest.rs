@@ -11,7 +11,7 @@ use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource, Snapshot
 
 use super::super::chain::profile::is_proxied;
 use super::super::snapshotter::guest_pull::is_private;
-use super::super::{Action, Error, Move, Outcome, State, SwapDeadlines, SwapOutcome};
+use super::super::{Action, Error, Move, Outcome, State, SwapDeadlines, SwapOutcome, Usage};
 use super::PARALLEL;
 
 const NYDUS: &str = "nydus";
@@ -235,6 +235,8 @@ async fn a_chain_that_cannot_be_removed_is_garbage_collected() {
 
     assert_eq!(bench.ensure(UPPER).await.unwrap().action, Action::Replaced);
     bench.assert_guest_pulls(&bench.image).await;
+    let usage = bench.engine.usage(&bench.image, NYDUS).await.unwrap();
+    assert_eq!(usage, Usage::Used, "containerd had unpacked it");
 }
 
 /// A garbage collection goes on in containerd although its answer does not come in time.

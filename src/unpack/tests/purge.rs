@@ -160,7 +160,7 @@ async fn a_replaced_chain_is_the_plugins() {
     assert!(bench.fake.all(NYDUS).is_empty());
 }
 
-/// Its root file system is broken, whoever has unpacked it.
+/// Its root file system is broken.
 #[tokio::test]
 async fn host_layers_on_guest_pulled_ones_are_removed() {
     for (is_marked_falsely, is_used) in [(false, false), (false, true), (true, false)] {
