@@ -45,6 +45,7 @@ use tokio::sync::{Notify, watch as latest};
 
 use crate::containerd::Image;
 use crate::handlers::Handlers;
+use crate::image;
 use crate::metrics;
 use crate::node::Node;
 use crate::unpack::{Error, Outcome, Urgency};
@@ -331,13 +332,18 @@ fn is_news(error: &Error) -> bool {
         && error.unreachable().is_none()
 }
 
-/// Whether an image need not become ready before pods come: it is left to containerd, is no image, is gone, or is replaced
-/// when nothing uses it any more.
+/// Whether pods need not wait for an image: another try would have the same result, or the image is replaced when nothing
+/// uses it any more. A node whose pinned image is broken takes pods none the less: those of other handlers do not need it.
 fn is_settled(error: &Error) -> bool {
-    error.is_left_to_containerd()
-        || error.is_of_artifact()
-        || error.has_no_image()
-        || is_replaced_later(error)
+    let may_change = matches!(
+        error,
+        Error::Containerd { .. }
+            | Error::Image(image::Error::Containerd { .. })
+            | Error::Unavailable { .. }
+            | Error::Stopped(_)
+            | Error::Died(_)
+    );
+    !may_change && !may_pass(error)
 }
 
 /// Whether the engine replaces the chain when nothing uses it any more.

@@ -194,3 +194,47 @@ async fn a_failed_image_is_tried_again_by_itself() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
+
+#[test]
+fn pods_wait_only_for_pinned_images_that_another_try_may_make_ready() {
+    let (image, snapshotter) = (NAME.to_owned(), "erofs".to_owned());
+    let source = crate::containerd::Error::malformed("apply layer", "sha256:0", "no space");
+    let in_use = |state| Error::InUse {
+        image: image.clone(),
+        snapshotter: snapshotter.clone(),
+        state,
+        holders: 1,
+    };
+    for (error, expected) in [
+        (in_use(State::Unlabelled), true),
+        (in_use(State::Lost), false),
+        (
+            Error::Excluded {
+                image: image.clone(),
+                snapshotter: snapshotter.clone(),
+            },
+            true,
+        ),
+        (Error::Removed(image.clone()), true),
+        (Error::Stopped(image.clone()), false),
+        (Error::Image(image::Error::Ambiguous(image.clone())), true),
+        (
+            Error::Image(image::Error::NoPlatform {
+                image: image.clone(),
+                platform: "linux/amd64".to_owned(),
+                digest: "sha256:0".to_owned(),
+            }),
+            true,
+        ),
+        (
+            Error::Containerd {
+                image: image.clone(),
+                snapshotter: snapshotter.clone(),
+                source,
+            },
+            false,
+        ),
+    ] {
+        assert_eq!(is_settled(&error), expected, "{error}");
+    }
+}
