@@ -45,6 +45,7 @@ use tokio::sync::{Notify, watch as latest};
 
 use crate::containerd::Image;
 use crate::handlers::Handlers;
+use crate::image;
 use crate::metrics;
 use crate::node::Node;
 use crate::unpack::{Error, Outcome, Urgency};
@@ -331,10 +332,11 @@ fn is_news(error: &Error) -> bool {
         && error.unreachable().is_none()
 }
 
-/// Whether an image need not become ready before pods come: it is left to containerd, is no image, is gone, or is replaced
-/// when nothing uses it any more.
+/// Whether an image need not become ready before pods come: it is left to containerd, is no image, is for another platform,
+/// is gone, or is replaced when nothing uses it any more.
 fn is_settled(error: &Error) -> bool {
     error.is_left_to_containerd()
+        || matches!(error, Error::Image(image::Error::NoPlatform { .. }))
         || error.is_of_artifact()
         || error.has_no_image()
         || is_replaced_later(error)
