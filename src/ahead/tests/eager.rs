@@ -266,3 +266,47 @@ async fn probes_that_hang_do_not_delay_an_image_without_a_probe() {
     settle().await;
     assert_eq!(bench.state(&unpacked, "erofs").await, State::Ready);
 }
+
+/// Until such an image is ready no pod needs to wait; each other failure keeps a new node's startup taint.
+#[test]
+fn images_that_need_not_become_ready_are_settled() {
+    let (image, digest) = ("r.example/a:1".to_owned(), "sha256:0".to_owned());
+    let snapshotter = "erofs".to_owned();
+    let settled = [
+        Error::Excluded {
+            image: image.clone(),
+            snapshotter: snapshotter.clone(),
+        },
+        Error::Removed(image.clone()),
+        Error::Image(image::Error::NoPlatform {
+            image: image.clone(),
+            platform: "linux/arm64".to_owned(),
+            digest: digest.clone(),
+        }),
+        Error::InUse {
+            image: image.clone(),
+            snapshotter: snapshotter.clone(),
+            state: State::Unlabelled,
+            holders: 1,
+        },
+    ];
+    for error in &settled {
+        assert!(is_settled(error), "{error}");
+    }
+    let open = [
+        Error::Stopped(image.clone()),
+        Error::Image(image::Error::Schema1 {
+            image: image.clone(),
+            digest,
+        }),
+        Error::InUse {
+            image,
+            snapshotter,
+            state: State::Lost,
+            holders: 1,
+        },
+    ];
+    for error in &open {
+        assert!(!is_settled(error), "{error}");
+    }
+}
