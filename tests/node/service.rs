@@ -20,10 +20,9 @@ const CONFIG: &str = "[hooks]\nwait = \"8s\"\n[unpack]\nmin_free = \"0%\"\n\
 /// A short watchdog timeout.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3\n";
 
-/// Returns the next command, from the end of a command's output.
+/// Returns the next command, from the output of a command.
 fn next_command(printed: &str) -> Result<&str> {
-    let line = printed.lines().last();
-    let next = line.and_then(|line| line.strip_prefix("next: "));
+    let next = printed.lines().find_map(|line| line.strip_prefix("next: "));
     next.with_context(|| format!("no next command: {printed}"))
 }
 
