@@ -36,7 +36,7 @@ CARGO_FUZZ := target/tools/cargo-fuzz-0.13.1
 # What `make deny` checks. `advisories` needs a git repository on the internet.
 DENY := advisories bans licenses sources
 
-# The fuzzers. They need what only a nightly compiler has: without one the stable compiler is told to be one.
+# The fuzzers. They need what only a nightly compiler has: without one, RUSTC_BOOTSTRAP=1 enables it in the stable compiler.
 FUZZERS := $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
 NIGHTLY := $(if $(shell rustup toolchain list 2>/dev/null | grep nightly),cargo +nightly,RUSTC_BOOTSTRAP=1 cargo)
 

@@ -279,7 +279,7 @@ mod tests {
         assert!(text.contains("\\u{1b}[2J\\u{202e}"), "{text}");
     }
 
-    /// A pipe that nobody reads, as the log of a container whose disk hangs.
+    /// A pipe without a reader, as the log of a container whose disk hangs.
     #[test]
     fn a_sink_that_takes_no_lines_holds_up_no_thread() {
         use std::io::{BufRead, BufReader};
