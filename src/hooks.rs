@@ -206,8 +206,8 @@ impl Session {
                 return Ok(());
             }
         };
-        if pod_snapshotter.is_skip_ignored {
-            log::warn!(pod:% = format_args!("{}/{}", pod.namespace, pod.name), snapshotter = pod_snapshotter.snapshotter.as_str(); "annotation nri-unpack/mode: skip does not count in this namespace (hooks.skip_namespaces): the pod is managed");
+        if let Some(why) = pod_snapshotter.skip_ignored {
+            log::warn!(pod:% = format_args!("{}/{}", pod.namespace, pod.name), snapshotter = pod_snapshotter.snapshotter.as_str(), why; "annotation nri-unpack/mode: skip does not count in this namespace: the pod is managed");
         }
         let prepared = async {
             if pod_snapshotter.left_to_containerd {

@@ -12,8 +12,8 @@ pub(super) struct PodSnapshotter {
     pub(super) snapshotter: String,
     /// Whether its images are left to containerd: the pod is skipped, or the plugin does not manage the snapshotter.
     pub(super) left_to_containerd: bool,
-    /// Whether the pod says `skip`, which does not count in its namespace.
-    pub(super) is_skip_ignored: bool,
+    /// Why the pod's `skip` does not count; `None` if it counts, or the pod does not say it.
+    pub(super) skip_ignored: Option<&'static str>,
 }
 
 impl PodSnapshotter {
@@ -37,7 +37,10 @@ impl PodSnapshotter {
         let says_skip = says_skip(pod);
         Ok(Self {
             left_to_containerd: (says_skip && may_skip) || !is_kept,
-            is_skip_ignored: says_skip && !may_skip && is_kept,
+            skip_ignored: (says_skip && !may_skip && is_kept).then_some(match config.hooks.skip_namespaces {
+                Some(_) => "hooks.skip_namespaces does not name it",
+                None => "a container whose image is not ready is rejected in its snapshotter (hooks.skip_namespaces allows it)",
+            }),
             snapshotter: snapshotter.clone(),
         })
     }
