@@ -13,6 +13,7 @@ mod ahead_volume;
 mod ahead_workers;
 mod bad_input;
 mod bound;
+mod capabilities;
 mod check;
 mod clock;
 mod concurrency;
