@@ -172,7 +172,8 @@ impl FreeSpace {
     }
 
     fn reservation(&self, roots: &mut Roots, device: u64, bytes: u64) -> Reservation<'_> {
-        *roots.reserved.entry(device).or_default() += bytes;
+        let reserved = roots.reserved.entry(device).or_default();
+        *reserved = reserved.saturating_add(bytes);
         Reservation {
             of: self,
             device,
@@ -303,6 +304,16 @@ mod tests {
         assert!(second.is_some() && reserve(1).is_none());
         drop(first);
         assert!(reserve(3 * GB).is_some());
+    }
+
+    /// The size of a layer is what its descriptor says.
+    #[test]
+    fn sizes_that_no_layer_has_do_no_harm() {
+        let free_space = FreeSpace::new(config("0%"), |_| free(20));
+        let all = [u64::MAX; 2].map(|bytes| free_space.reserve(None, bytes));
+        assert!(all.iter().all(Option::is_some));
+        drop(all);
+        assert!(free_space.reserve(None, GB).is_some());
     }
 
     #[test]

@@ -64,7 +64,14 @@ impl Tree {
             fs::create_dir_all(tree.join(directory))?;
         }
         symlink("/run", tree.join("var/run"))?;
-        fs::create_dir_all(below(&tree, self.run))?;
+        let run = below(&tree, self.run);
+        fs::create_dir_all(&run)?;
+        // The directory of the sockets is mounted there.
+        for entry in fs::read_dir(run)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            fs::copy(entry.path(), scratch.socket(&name.to_string_lossy())?)?;
+        }
         for (name, text) in [
             ("hosts", "127.0.0.1 localhost\n"),
             ("hostname", "node\n"),
