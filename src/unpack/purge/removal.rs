@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::judgement::STAYS_FOR_CONTAINER;
 use super::seen::Seen;
-use super::survey::STAYS_FOR_CONTAINER;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Containerd, Labels};
 use crate::unpack::snapshotter::lease::Leases;
