@@ -15,24 +15,6 @@ use super::{EROFS, PARALLEL};
 
 const NYDUS: &str = "nydus";
 
-/// Every call of a purge.
-const CALLS: [&str; 14] = [
-    "list leases",
-    "list resources of lease",
-    "list",
-    "list images",
-    "read blob",
-    "list snapshotters",
-    "list snapshots of",
-    "remove snapshot",
-    "label snapshot",
-    "label blob",
-    "create lease",
-    "delete lease",
-    "stat snapshot",
-    "none",
-];
-
 fn anchor(snapshotter: &str, suffix: &str) -> String {
     format!("containerd.io/gc.ref.snapshot.{snapshotter}{suffix}")
 }
@@ -160,41 +142,53 @@ async fn a_replaced_chain_is_the_plugins() {
     assert!(bench.fake.all(NYDUS).is_empty());
 }
 
+/// Returns a bench whose image has layers that the host has unpacked on a guest-pulled one.
+async fn mixed() -> Bench {
+    let fake = Fake::default();
+    let (lower, upper) = (
+        fake.image("r.example/lower:1", 1),
+        fake.image(super::NAME, 3),
+    );
+    let bench = Bench::on(fake, upper, NYDUS, PARALLEL).await;
+    bench.ask(&lower.name).outcome().await.unwrap();
+    for two in bench.chain_ids.windows(2) {
+        bench.fake.commit_unlabelled(NYDUS, &two[1], Some(&two[0]));
+    }
+    let anchor = (anchor(NYDUS, ""), bench.top().to_owned());
+    let label = Labels::from([anchor]);
+    bench.fake.label_blob(bench.config(), label).await.unwrap();
+    bench
+}
+
+/// Returns the states of the chains of the image of a bench.
+fn copies(found: &[Leftover]) -> Vec<&'static str> {
+    let is_own =
+        |it: &&Leftover| it.kind == LeftoverKind::Copy && it.image.as_deref() == Some(super::NAME);
+    found
+        .iter()
+        .filter(is_own)
+        .map(|it| it.fate.word())
+        .collect()
+}
+
 /// Its root file system is broken.
 #[tokio::test]
 async fn host_layers_on_guest_pulled_ones_are_removed() {
     for (is_marked_falsely, is_used) in [(false, false), (false, true), (true, false)] {
-        let fake = Fake::default();
-        let (lower, upper) = (
-            fake.image("r.example/lower:1", 1),
-            fake.image(super::NAME, 3),
-        );
-        let bench = Bench::on(fake, upper, NYDUS, PARALLEL).await;
-        bench.ask(&lower.name).outcome().await.unwrap();
+        let bench = mixed().await;
         if is_marked_falsely {
             bench.fake.fill(NYDUS, &bench.chain_ids[0]);
         }
-        for two in bench.chain_ids.windows(2) {
-            bench.fake.commit_unlabelled(NYDUS, &two[1], Some(&two[0]));
-        }
-        let anchor = (anchor(NYDUS, ""), bench.top().to_owned());
-        let label = Labels::from([anchor]);
-        bench.fake.label_blob(bench.config(), label).await.unwrap();
         if is_used {
             bench.fake.activate(NYDUS, "container", bench.top());
         }
         let purged = bench.purge().await;
-        let copies: Vec<_> = purged
-            .iter()
-            .filter(|it| it.kind == LeftoverKind::Copy && it.image.as_deref() == Some(super::NAME))
-            .map(|it| it.fate.word())
-            .collect();
         let expected = match (is_marked_falsely, is_used) {
             (true, _) => vec![],
             (_, true) => vec!["stays"],
             (_, false) => vec!["removed"],
         };
-        assert_eq!(copies, expected);
+        assert_eq!(copies(&purged), expected);
         assert_eq!(bench.has(bench.top()), expected != ["removed"]);
     }
 }
@@ -272,6 +266,13 @@ async fn the_label_of_a_pods_volume_stays() {
     assert_eq!(fates(&purged), expected);
 }
 
+/// Returns the labels of a lease whose process runs in another process namespace.
+fn running_elsewhere() -> Labels {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let owner = format!("command {} pid:[1] 1 1", boot.trim());
+    Labels::from([("nri-unpack/owner".to_owned(), owner)])
+}
+
 #[tokio::test]
 async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     let bench = ahead(EROFS).await;
@@ -287,14 +288,10 @@ async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     }
     let held = [&keys[0], &keys[1]].map(|key| Resource::snapshot(EROFS, key));
     bench.fake.lease("nri-unpack-1", Labels::new(), &held);
-    let init = "command boot pid:[1] 1 1".to_owned();
-    let here = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let init = init.replace("boot", here.trim());
     let working = "extract-nri-unpack-2.0 sha256:d";
     bench.fake.activate(EROFS, working, &top);
-    let elsewhere = Labels::from([("nri-unpack/owner".to_owned(), init)]);
     let held = [Resource::snapshot(EROFS, working)];
-    bench.fake.lease("nri-unpack-2", elsewhere, &held);
+    bench.fake.lease("nri-unpack-2", running_elsewhere(), &held);
     bench.fake.lease("another client's", Labels::new(), &[]);
     let purged = bench.purge().await;
     let expected = [
@@ -381,36 +378,57 @@ async fn nothing_of_a_snapshotter_that_does_not_answer_is_removed() {
     assert_eq!(bench.labels().await, before);
 }
 
+/// Returns a bench with something of each kind, and a private chain that a container uses. Returns the name of that as well.
+async fn cluttered(snapshotter: &'static str) -> (Bench, String) {
+    let bench = match snapshotter {
+        NYDUS => mixed().await,
+        _ => ahead(snapshotter).await,
+    };
+    let used = format!("{}-used", private_name(bench.top()));
+    bench.anchor_private("/nri-unpack", &used).await;
+    bench.fake.activate(snapshotter, "container", &used);
+    let label = Labels::from([("nri-unpack/rebuilt-from".to_owned(), "overlayfs".to_owned())]);
+    let labelled = bench.fake.label_snapshot(snapshotter, &used, label).await;
+    labelled.unwrap();
+    let key = "extract-nri-unpack-1.0 sha256:c";
+    bench.fake.activate(snapshotter, key, &used);
+    let held = [Resource::snapshot(snapshotter, key)];
+    bench.fake.lease("nri-unpack-1", Labels::new(), &held);
+    bench.fake.lease("another client's", Labels::new(), &[]);
+    bench.fake.calls();
+    (bench, used)
+}
+
 /// After any fault the next purge removes the rest, and nothing in use was removed.
 #[tokio::test]
 async fn a_fault_in_any_call_leaves_work_for_the_next_purge() {
-    for call in CALLS {
-        for (after, is_lost) in (0..4).flat_map(|n| [(n, false), (n, true)]) {
-            let bench = ahead(EROFS).await;
-            let used = format!("{}-used", private_name(bench.top()));
-            bench.anchor_private("/nri-unpack", &used).await;
-            bench.fake.activate(EROFS, "container", &used);
-            let key = "extract-nri-unpack-1.0 sha256:c";
-            bench.fake.activate(EROFS, key, &used);
-            let held = [Resource::snapshot(EROFS, key)];
-            bench.fake.lease("nri-unpack-1", Labels::new(), &held);
+    for snapshotter in [EROFS, NYDUS] {
+        let (bench, _) = cluttered(snapshotter).await;
+        bench.purge().await;
+        let counts = bench.fake.count_calls().into_iter();
+        let calls: Vec<_> = counts
+            .flat_map(|(call, n)| (0..n).map(move |i| (call, i)))
+            .collect();
+        assert!(calls.len() > 20, "{calls:?}");
+        for ((call, after), is_lost) in calls.iter().flat_map(|c| [(c, false), (c, true)]) {
+            let (bench, used) = cluttered(snapshotter).await;
             match is_lost {
-                true => bench.fake.lose(call, after),
-                false => bench.fake.fail(call, after, ErrorKind::Other),
+                true => bench.fake.lose(call, *after),
+                false => bench.fake.fail(call, *after, ErrorKind::Other),
             }
-            let context = format!("{call} {after} {is_lost}");
+            let context = format!("{snapshotter} {call} {after} {is_lost}");
             let first = bench.engine.purge().await;
-            bench.fake.heal();
+            assert!(bench.fake.pending_faults().is_empty(), "{context}");
             let again = bench.purge().await;
             let is_done = |it: &Leftover| matches!(it.fate, Fate::Removed | Fate::Stays(_));
             assert!(
                 again.iter().all(is_done),
                 "{context}: {first:#?} {again:#?}"
             );
-            let names = bench.fake.all(EROFS).into_iter().map(|it| it.name);
+            let names = bench.fake.all(snapshotter).into_iter().map(|it| it.name);
             assert_eq!(names.collect::<Vec<_>>(), ["container", &used], "{context}");
             assert_eq!(bench.labels().await, Labels::new(), "{context}");
-            assert!(bench.fake.lease_ids().is_empty(), "{context}");
+            assert_eq!(bench.fake.lease_ids(), ["another client's"], "{context}");
         }
     }
 }
