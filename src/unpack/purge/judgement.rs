@@ -7,6 +7,7 @@ use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{Labels, SnapshotKind};
 use crate::unpack::snapshotter::guest_pull::{is_private, public_name};
+use crate::unpack::snapshotter::lease::lease_of;
 use crate::unpack::snapshotter::listing::ANCHOR;
 use crate::unpack::target::usage;
 
@@ -35,24 +36,70 @@ impl Names {
     }
 }
 
-/// One snapshotter, and what is known of the store.
-pub(super) struct SnapshotterSurvey<'a> {
-    pub(super) snapshotter: &'a str,
-    pub(super) configs: &'a Configs,
-    pub(super) names: &'a Names,
-    /// The temporary snapshots of processes that run.
-    pub(super) working: &'a HashSet<String>,
-    /// Why the snapshots could not be listed.
-    pub(super) silent: Option<String>,
-    pub(super) seen: Seen,
+/// What the leases of processes that still run tell of.
+#[derive(Default)]
+pub(super) struct Working {
+    pub(super) leases: HashSet<String>,
+    /// The snapshots in these leases.
+    pub(super) snapshots: HashSet<String>,
 }
 
-impl SnapshotterSurvey<'_> {
+impl Working {
+    /// Whether a process that still runs has made this temporary snapshot.
+    fn has(&self, key: &str) -> bool {
+        let lease = lease_of(key);
+        lease.is_some_and(|lease| self.leases.contains(lease)) || self.snapshots.contains(key)
+    }
+}
+
+/// What is known of the store beside its snapshots.
+pub(super) struct Store {
+    pub(super) configs: Configs,
+    pub(super) names: Names,
+    pub(super) working: Working,
+}
+
+impl Store {
+    /// Returns the labels of this program that are about no snapshotter.
+    pub(super) fn other_labels(&self) -> impl Iterator<Item = Leftover> {
+        let labels = self.configs.iter();
+        let labels =
+            labels.flat_map(|(config, labels)| labels.keys().map(move |key| (config, key)));
+        let others = labels.filter(|(_, key)| meaning(key) == Meaning::Other);
+        others.map(|(config, key)| self.names.labelled(config, key, None))
+    }
+}
+
+/// One snapshotter, as it was read.
+pub(super) struct SnapshotterSurvey<'a> {
+    snapshotter: &'a str,
+    /// Why the snapshots could not be listed.
+    silent: Option<String>,
+    seen: Seen,
+}
+
+impl<'a> SnapshotterSurvey<'a> {
+    pub(super) fn new(snapshotter: &'a str, read: Result<Seen, String>) -> Self {
+        let (seen, silent) = match read {
+            Ok(seen) => (seen, None),
+            Err(why) => (Seen::default(), Some(why)),
+        };
+        Self {
+            snapshotter,
+            silent,
+            seen,
+        }
+    }
+
     /// Returns all leftovers in the snapshotter, and those of the labels that are about it.
-    pub(super) fn leftovers(&self) -> Vec<Leftover> {
-        let mut found = self.snapshots();
-        for (config, labels) in self.configs {
-            found.extend(self.of_config(config, labels));
+    pub(super) fn leftovers(&self, store: &'a Store) -> Vec<Leftover> {
+        let judge = Judge {
+            survey: self,
+            store,
+        };
+        let mut found = judge.snapshots();
+        for (config, labels) in &store.configs {
+            found.extend(judge.of_config(config, labels));
         }
         if let Some(why) = &self.silent {
             let why = format!("the snapshotter does not answer: {why}");
@@ -62,14 +109,22 @@ impl SnapshotterSurvey<'_> {
         }
         found
     }
+}
 
+/// A snapshotter, judged by what is known of the store.
+struct Judge<'a> {
+    survey: &'a SnapshotterSurvey<'a>,
+    store: &'a Store,
+}
+
+impl Judge<'_> {
     /// Returns the snapshots and labels of snapshots that no config blob tells of.
     fn snapshots(&self) -> Vec<Leftover> {
-        let anchored = self.configs.values().flat_map(BTreeMap::values);
+        let anchored = self.store.configs.values().flat_map(BTreeMap::values);
         let anchored: HashSet<_> = anchored.collect();
-        let seen = &self.seen;
+        let seen = &self.survey.seen;
         let temporary = seen.temporary.iter();
-        let temporary = temporary.filter(|key| !self.working.contains(*key));
+        let temporary = temporary.filter(|key| !self.store.working.has(key));
         let temporary = temporary.map(|key| self.chain(LeftoverKind::TemporarySnapshot, key));
         let private = seen.private.iter().filter(|name| !anchored.contains(name));
         let private = private.map(|name| self.private(name));
@@ -86,7 +141,7 @@ impl SnapshotterSurvey<'_> {
 
     /// Returns what the labels of a config blob tell of.
     fn of_config(&self, config: &str, labels: &Labels) -> Vec<Leftover> {
-        let here = |key: &str| meaning(key).snapshotter() == Some(self.snapshotter);
+        let here = |key: &str| meaning(key).snapshotter() == Some(self.survey.snapshotter);
         let copy = self.copy(config, labels);
         let keeps_usage = copy
             .as_ref()
@@ -101,12 +156,15 @@ impl SnapshotterSurvey<'_> {
             // By it the next purge finds a guest-pulled chain that is in use now.
             Meaning::Usage(_) if keeps_usage => None,
             Meaning::OwnAnchor(_) | Meaning::Usage(_) => {
-                let labelled = self.names.labelled(config, key, Some(self.snapshotter));
+                let labelled =
+                    self.store
+                        .names
+                        .labelled(config, key, Some(self.survey.snapshotter));
                 Some(labelled)
             }
             Meaning::Anchor(_) | Meaning::Other => None,
         });
-        let name = self.names.by_config.get(config);
+        let name = self.store.names.by_config.get(config);
         let named = own.chain(copy).map(|leftover| Leftover {
             image: name.cloned().or(leftover.image),
             ..leftover
@@ -117,13 +175,13 @@ impl SnapshotterSurvey<'_> {
     /// Returns the image's own chain, if it should not stay: no container has used what the plugin has unpacked; or it has
     /// guest-pulled layers, which containerd alone would not have, and on which its own unpacks are broken.
     fn copy(&self, config: &str, labels: &Labels) -> Option<Leftover> {
-        let anchor = format!("{ANCHOR}{}", self.snapshotter);
+        let anchor = format!("{ANCHOR}{}", self.survey.snapshotter);
         let top = labels.get(&anchor)?;
-        let usage = labels.get(&usage::key(self.snapshotter));
-        let is_broken = self.seen.below_host_layers(top).is_some();
-        let has_guest_layers = is_broken || (usage.is_some() && self.seen.is_proxied(top));
+        let usage = labels.get(&usage::key(self.survey.snapshotter));
+        let is_broken = self.survey.seen.below_host_layers(top).is_some();
+        let has_guest_layers = is_broken || (usage.is_some() && self.survey.seen.is_proxied(top));
         let is_unused = usage.is_some_and(|value| value != usage::USED);
-        let fate = match (has_guest_layers, self.seen.is_used(top)) {
+        let fate = match (has_guest_layers, self.survey.seen.is_used(top)) {
             (true, true) => Fate::Stays(
                 "containers use its guest-pulled layers: purge again when their pods are gone"
                     .to_owned(),
@@ -143,7 +201,7 @@ impl SnapshotterSurvey<'_> {
     }
 
     fn private(&self, name: &str) -> Leftover {
-        let fate = match self.seen.is_used(name) {
+        let fate = match self.survey.seen.is_used(name) {
             true => Fate::Stays(STAYS_FOR_CONTAINER.to_owned()),
             false => Fate::Removable,
         };
@@ -156,11 +214,11 @@ impl SnapshotterSurvey<'_> {
     fn chain(&self, kind: LeftoverKind, name: &str) -> Leftover {
         Leftover {
             kind,
-            snapshotter: Some(self.snapshotter.to_owned()),
+            snapshotter: Some(self.survey.snapshotter.to_owned()),
             name: name.to_owned(),
             label: None,
             config: None,
-            image: self.names.by_chain.get(public_name(name)).cloned(),
+            image: self.store.names.by_chain.get(public_name(name)).cloned(),
             fate: Fate::Removable,
         }
     }

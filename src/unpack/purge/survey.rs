@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::judgement::{Configs, Names, SnapshotterSurvey};
-use super::meaning::{Meaning, meaning};
+use super::judgement::{Configs, Names, SnapshotterSurvey, Store, Working};
+use super::meaning::meaning;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Blob, Containerd};
@@ -24,9 +24,6 @@ pub(crate) struct Survey<'a> {
 impl Survey<'_> {
     /// Returns all leftovers.
     pub(crate) async fn run(&self) -> Result<Vec<Leftover>, containerd::Error> {
-        let leases = self.leases.of_this_program(self.containerd).await?;
-        let mut found: Vec<_> = leases.iter().map(lease).collect();
-        let working = self.snapshots_at_work(&leases).await?;
         let configs = self.configs().await?;
         let names = self.names().await?;
         let mut snapshotters: BTreeMap<String, Option<String>> = BTreeMap::new();
@@ -39,52 +36,51 @@ impl Survey<'_> {
         for snapshotter in named.filter_map(|key| meaning(key).snapshotter()) {
             snapshotters.entry(snapshotter.to_owned()).or_default();
         }
+        let mut surveys = Vec::new();
         for (snapshotter, init_error) in &snapshotters {
             let read = match init_error {
                 Some(why) => Err(why.clone()),
                 None if !known.contains(snapshotter) => Ok(Seen::default()),
-                None => Seen::read(self.containerd, snapshotter)
-                    .await
-                    .map_err(|e| e.to_string()),
+                None => self.seen(snapshotter, &configs).await,
             };
-            let (seen, silent) = match read {
-                Ok(mut seen) => {
-                    let anchor = format!("{ANCHOR}{snapshotter}");
-                    let tops = configs.values().filter_map(|labels| labels.get(&anchor));
-                    seen.forget_false_marks(self.containerd, snapshotter, tops)
-                        .await;
-                    (seen, None)
-                }
-                Err(why) => (Seen::default(), Some(why)),
-            };
-            let survey = SnapshotterSurvey {
-                snapshotter,
-                configs: &configs,
-                names: &names,
-                working: &working,
-                silent,
-                seen,
-            };
-            found.extend(survey.leftovers());
+            surveys.push(SnapshotterSurvey::new(snapshotter, read));
         }
-        for (config, labels) in &configs {
-            for key in labels.keys().filter(|key| meaning(key) == Meaning::Other) {
-                found.push(names.labelled(config, key, None));
-            }
-        }
+        // Leases are read after all snapshots: what a process has prepared by then is known by its lease, and what it
+        // prepares later is in no list.
+        let leases = self.leases.of_this_program(self.containerd).await?;
+        let store = Store {
+            working: self.working(&leases).await?,
+            configs,
+            names,
+        };
+        let mut found: Vec<_> = leases.iter().map(lease).collect();
+        found.extend(surveys.iter().flat_map(|it| it.leftovers(&store)));
+        found.extend(store.other_labels());
         Ok(found)
     }
 
-    /// Returns the temporary snapshots in leases of processes that still run.
-    async fn snapshots_at_work(
-        &self,
-        leases: &[(String, bool)],
-    ) -> Result<HashSet<String>, containerd::Error> {
-        let mut working = HashSet::new();
+    /// Reads the snapshots of a snapshotter.
+    async fn seen(&self, snapshotter: &str, configs: &Configs) -> Result<Seen, String> {
+        let seen = Seen::read(self.containerd, snapshotter).await;
+        let mut seen = seen.map_err(|e| e.to_string())?;
+        let anchor = format!("{ANCHOR}{snapshotter}");
+        let tops = configs.values().filter_map(|labels| labels.get(&anchor));
+        seen.forget_false_marks(self.containerd, snapshotter, tops)
+            .await;
+        Ok(seen)
+    }
+
+    /// Returns what the leases of processes that still run tell of.
+    async fn working(&self, leases: &[(String, bool)]) -> Result<Working, containerd::Error> {
+        let mut working = Working::default();
         for (lease, _) in leases.iter().filter(|(_, is_left)| !is_left) {
+            working.leases.insert(lease.clone());
             match self.containerd.lease_resources(lease).await {
                 Err(e) if e.is_not_found() => {}
-                held => working.extend(held?.into_iter().map(|held| held.id)),
+                held => {
+                    let held = held?.into_iter().map(|held| held.id);
+                    working.snapshots.extend(held);
+                }
             }
         }
         Ok(working)

@@ -1,6 +1,7 @@
 //! Tests of what is found and removed when the plugin leaves, with a fault in every call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource};
@@ -309,6 +310,31 @@ async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     // No child was left to garbage collection.
     bench.fake.forget(EROFS, working);
     bench.fake.remove(EROFS, &top).await.unwrap();
+}
+
+/// An `ensure` begins while the store is read.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_prepared_meanwhile_stays() {
+    const SECOND: Duration = Duration::from_secs(1);
+    for call in [
+        "list leases",
+        "list",
+        "list images",
+        "read blob",
+        "list snapshots of",
+    ] {
+        let bench = ahead(EROFS).await;
+        bench.engine.record_use(super::NAME, EROFS).await.unwrap();
+        let key = "extract-nri-unpack-2.0 sha256:d";
+        bench.fake.slow(call, SECOND);
+        let begin = async {
+            tokio::time::sleep(SECOND / 2).await;
+            bench.fake.lease("nri-unpack-2", running_elsewhere(), &[]);
+            bench.fake.activate(EROFS, key, bench.top());
+        };
+        let (purged, ()) = futures::join!(bench.purge(), begin);
+        assert!(bench.has(key), "{call}: {purged:#?}");
+    }
 }
 
 /// Two images with the same layers: the chain of the one is that of the other.
