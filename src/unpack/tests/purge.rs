@@ -376,7 +376,7 @@ async fn a_copy_that_a_container_begins_to_use_gets_its_anchor_back() {
         containerd,
         leases: &leases,
     };
-    let purged = removal.run(found).await.unwrap();
+    let purged = removal.run(found).await;
     let expected = [
         (LeftoverKind::Copy, "stays"),
         (LeftoverKind::Label, "removed"),
@@ -456,5 +456,33 @@ async fn a_fault_in_any_call_leaves_work_for_the_next_purge() {
             assert_eq!(bench.labels().await, Labels::new(), "{context}");
             assert_eq!(bench.fake.lease_ids(), ["another client's"], "{context}");
         }
+    }
+}
+
+/// What was removed is reported.
+#[tokio::test]
+async fn an_error_about_leases_loses_no_report() {
+    let (bench, _) = cluttered(EROFS).await;
+    bench.engine.left_behind().await.unwrap();
+    let before_sweep = bench.fake.count_calls()["list leases"];
+    let whole = bench.purge().await;
+    let last = bench.fake.count_calls()["list leases"] - 1;
+    assert!(before_sweep < last);
+    for after in [before_sweep, last] {
+        let (bench, _) = cluttered(EROFS).await;
+        bench
+            .fake
+            .fail("list leases", after, ErrorKind::Unreachable);
+        let purged = bench.purge().await;
+        assert_eq!(purged.len(), whole.len(), "{purged:#?}");
+        for leftover in purged {
+            let is_failed = leftover.fate.word() == "failed";
+            let is_lease = leftover.kind == LeftoverKind::Lease;
+            assert_eq!(is_failed, is_lease, "{leftover:#?}");
+        }
+        let again = bench.purge().await;
+        let is_lease = |it: &&Leftover| it.kind == LeftoverKind::Lease;
+        let mut leases = again.iter().filter(is_lease);
+        assert!(leases.all(|it| it.fate == Fate::Removed), "{again:#?}");
     }
 }
