@@ -186,7 +186,12 @@ impl Judge<'_> {
                 "containers use its guest-pulled layers: purge again when their pods are gone"
                     .to_owned(),
             ),
-            (true, false) => Fate::Removable,
+            (true, false) => match self.survey.seen.unknown(top) {
+                Some(why) => Fate::Failed(format!(
+                    "whether a guest has pulled its lower layers is unknown: {why}"
+                )),
+                None => Fate::Removable,
+            },
             // containerd would have unpacked it for its container.
             (false, true) => return None,
             (false, false) if !is_unused => return None,

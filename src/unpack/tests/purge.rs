@@ -194,6 +194,20 @@ async fn host_layers_on_guest_pulled_ones_are_removed() {
     }
 }
 
+/// An annotation of an image may have brought the mark of a layer that has content.
+#[tokio::test]
+async fn a_chain_stays_while_the_content_of_a_layer_is_unknown() {
+    let bench = mixed().await;
+    bench.fake.fill(NYDUS, &bench.chain_ids[0]);
+    let call = "ask usage of snapshot";
+    bench.fake.fail(call, 0, ErrorKind::TimedOut);
+    let purged = bench.purge().await;
+    assert_eq!(copies(&purged), ["failed"], "{purged:#?}");
+    bench.fake.collect_garbage();
+    assert!(bench.has(bench.top()));
+    assert_eq!(copies(&bench.purge().await), [""; 0]);
+}
+
 #[tokio::test]
 async fn a_private_chain_goes_with_its_last_container() {
     for (suffix, prefix) in [
