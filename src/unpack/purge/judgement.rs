@@ -14,11 +14,15 @@ use crate::unpack::target::usage;
 /// The config blobs with anchors or labels of this program: these labels, by the digest of the blob.
 pub(super) type Configs = BTreeMap<String, Labels>;
 
-/// The names of images, by the digests of their configs and by their chain ids.
+/// The images: their names, by the digests of their configs and by their chain ids, and the blobs that they lack.
 #[derive(Default)]
 pub(super) struct Names {
     pub(super) by_config: HashMap<String, String>,
     pub(super) by_chain: HashMap<String, String>,
+    /// A layer's blob that is not in the content store, by the digest of the config.
+    pub(super) missing: HashMap<String, String>,
+    /// Why an image could not be read.
+    pub(super) unread: Option<String>,
 }
 
 impl Names {
@@ -32,6 +36,24 @@ impl Names {
             config: Some(config.to_owned()),
             image: self.by_config.get(config).cloned(),
             fate: Fate::Removable,
+        }
+    }
+}
+
+impl Names {
+    /// Returns the fate of a chain of the image with this config, by whether containerd can unpack it again. No container is
+    /// created from an image that has no name.
+    fn unpackable(&self, config: &str) -> Fate {
+        if let Some(blob) = self.missing.get(config) {
+            return Fate::Stays(format!(
+                "containerd could not unpack it again: the blob {blob} of a layer is not in its content store"
+            ));
+        }
+        match &self.unread {
+            Some(why) if !self.by_config.contains_key(config) => Fate::Failed(format!(
+                "whether containerd could unpack it again is unknown: {why}"
+            )),
+            _ => Fate::Removable,
         }
     }
 }
@@ -186,16 +208,11 @@ impl Judge<'_> {
                 "containers use its guest-pulled layers: purge again when their pods are gone"
                     .to_owned(),
             ),
-            (true, false) => match self.survey.seen.unknown(top) {
-                Some(why) => Fate::Failed(format!(
-                    "whether a guest has pulled its lower layers is unknown: {why}"
-                )),
-                None => Fate::Removable,
-            },
             // containerd would have unpacked it for its container.
             (false, true) => return None,
             (false, false) if !is_unused => return None,
-            (false, false) => Fate::Removable,
+            (_, false) if is_broken => self.broken(top),
+            (_, false) => self.store.names.unpackable(config),
         };
         Some(Leftover {
             label: Some(anchor),
@@ -203,6 +220,17 @@ impl Judge<'_> {
             fate,
             ..self.chain(LeftoverKind::Copy, top)
         })
+    }
+
+    /// Returns the fate of a chain with host-unpacked layers on guest-pulled ones. Its root file system is broken: it goes
+    /// also where containerd cannot unpack it again.
+    fn broken(&self, top: &str) -> Fate {
+        match self.survey.seen.unknown(top) {
+            Some(why) => Fate::Failed(format!(
+                "whether a guest has pulled its lower layers is unknown: {why}"
+            )),
+            None => Fate::Removable,
+        }
     }
 
     fn private(&self, name: &str) -> Leftover {

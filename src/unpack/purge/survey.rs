@@ -9,7 +9,7 @@ use super::meaning::meaning;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Blob, Containerd};
-use crate::image::distinct;
+use crate::image::{Digest, distinct};
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, OWN_LABELS};
 use crate::unpack::target::images::Images;
@@ -24,8 +24,8 @@ pub(crate) struct Survey<'a> {
 impl Survey<'_> {
     /// Returns all leftovers.
     pub(crate) async fn run(&self) -> Result<Vec<Leftover>, containerd::Error> {
-        let configs = self.configs().await?;
-        let names = self.names().await?;
+        let Content { configs, blobs } = self.content().await?;
+        let names = self.names(&configs, &blobs).await?;
         let mut snapshotters: BTreeMap<String, Option<String>> = BTreeMap::new();
         for listed in self.containerd.snapshotters().await? {
             snapshotters.insert(listed.name, listed.init_error);
@@ -86,32 +86,58 @@ impl Survey<'_> {
         Ok(working)
     }
 
-    async fn configs(&self) -> Result<Configs, containerd::Error> {
-        let mut configs = Configs::new();
+    async fn content(&self) -> Result<Content, containerd::Error> {
+        let mut content = Content::default();
         let each = &mut |mut blob: Blob| {
+            content.blobs.insert(Digest::of(&blob.digest));
             blob.labels
                 .retain(|key, _| key.starts_with(ANCHOR) || key.starts_with(OWN_LABELS));
             if !blob.labels.is_empty() {
-                configs.insert(blob.digest, blob.labels);
+                content.configs.insert(blob.digest, blob.labels);
             }
         };
         self.containerd.blobs(each).await?;
-        Ok(configs)
+        Ok(content)
     }
 
-    /// Reads the names of all images. An image that cannot be read has none.
-    async fn names(&self) -> Result<Names, containerd::Error> {
+    /// Reads the names of all images, and which of those that have labels lack blobs. A broken image has no name.
+    async fn names(
+        &self,
+        configs: &Configs,
+        blobs: &HashSet<Digest>,
+    ) -> Result<Names, containerd::Error> {
         let mut names = Names::default();
         for image in distinct(self.containerd.images().await?) {
-            if let Ok(Some(ends)) = self.images.ends(&image.image).await {
-                let name = image.image.name;
-                let chain = ends.chain.map(|chain| (chain, name.clone()));
-                names.by_chain.extend(chain);
-                names.by_config.insert(ends.config, name);
+            let manifest = match self.images.readable(&image.image).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) => continue,
+                Err(e) => {
+                    names.unread = Some(e.to_string());
+                    continue;
+                }
+            };
+            let name = image.image.name;
+            let chain = manifest.chain_id().map(str::to_owned);
+            names
+                .by_chain
+                .extend(chain.map(|chain| (chain, name.clone())));
+            if configs.contains_key(&manifest.config) {
+                let mut layers = manifest.layers.iter().map(|layer| &layer.blob.digest);
+                let missing = layers.find(|blob| !blobs.contains(&Digest::of(blob)));
+                let missing = missing.map(|blob| (manifest.config.clone(), blob.clone()));
+                names.missing.extend(missing);
             }
+            names.by_config.insert(manifest.config.clone(), name);
         }
         Ok(names)
     }
+}
+
+/// What is kept of the content store.
+#[derive(Default)]
+struct Content {
+    configs: Configs,
+    blobs: HashSet<Digest>,
 }
 
 fn lease((id, is_left): &(String, bool)) -> Leftover {

@@ -208,6 +208,39 @@ async fn a_chain_stays_while_the_content_of_a_layer_is_unknown() {
     assert_eq!(copies(&bench.purge().await), [""; 0]);
 }
 
+/// With `discard_unpacked_layers`, containerd keeps no blob of a layer that it has unpacked, and could not unpack the
+/// image for its container.
+#[tokio::test]
+async fn a_copy_whose_blobs_are_gone_stays() {
+    for snapshotter in [EROFS, NYDUS] {
+        let bench = ahead(snapshotter).await;
+        let blob = &bench.manifest.layers[1].blob.digest;
+        bench.fake.discard(blob);
+        let before = bench.labels().await;
+        let purged = bench.purge().await;
+        assert_eq!(fates(&purged), [(LeftoverKind::Copy, "stays")]);
+        let reason = purged[0].fate.reason();
+        assert!(reason.contains(blob), "{reason}");
+        assert!(bench.has(bench.top()));
+        assert_eq!(bench.labels().await, before);
+    }
+}
+
+/// Its blobs may be gone.
+#[tokio::test]
+async fn a_copy_stays_while_its_image_cannot_be_read() {
+    let bench = ahead(EROFS).await;
+    let images = Images::new(bench.fake.clone());
+    let survey = Survey {
+        containerd: bench.fake.as_ref(),
+        images: &images,
+        leases: &Leases::new(Role::Daemon),
+    };
+    bench.fake.fail("read blob", 0, ErrorKind::Unreachable);
+    let found = survey.run().await.unwrap();
+    assert_eq!(fates(&found), [(LeftoverKind::Copy, "failed")]);
+}
+
 #[tokio::test]
 async fn a_private_chain_goes_with_its_last_container() {
     for (suffix, prefix) in [
