@@ -72,22 +72,27 @@ pub(super) async fn purge(config: Config, arguments: &Arguments) -> Result<Exit,
     Ok(exit)
 }
 
-/// Fails while a plugin runs: it would make anew what is removed, and its work would fail.
+/// Fails while a plugin or an `ensure` runs: it would make anew what is removed, and its work would fail.
 async fn check_none_runs(config: &Config, is_forced: bool) -> Result<(), Failure> {
+    let list = |pids: Vec<u32>| {
+        let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+        pids.join(", ")
+    };
     let why = match search(config).await {
+        Search::None => return Ok(()),
         Search::Blind if is_forced => return Ok(()),
         Search::Blind => "this process does not see the processes of the node (a pod needs `hostPID: true`), so it \
              cannot look for a running plugin: end the plugin, and use --force"
             .to_owned(),
-        Search::Found(pids) if pids.is_empty() => return Ok(()),
-        Search::Found(pids) => {
-            let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
-            format!(
-                "the plugin runs on this node (process {}): end it first, by `systemctl disable --now nri-unpack`, by \
-                 deleting its DaemonSet, or where containerd launches it by `nri-unpack uninstall` and a restart of containerd",
-                pids.join(", ")
-            )
-        }
+        Search::Plugins(pids) => format!(
+            "the plugin runs on this node (process {}): end it first, by `systemctl disable --now nri-unpack`, by \
+             deleting its DaemonSet, or where containerd launches it by `nri-unpack uninstall` and a restart of containerd",
+            list(pids)
+        ),
+        Search::Commands(pids) => format!(
+            "`nri-unpack ensure` runs on this node (process {}): wait for its end",
+            list(pids)
+        ),
     };
     Err(Failure::Other(anyhow::anyhow!(why)))
 }

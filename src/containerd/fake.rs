@@ -11,7 +11,7 @@ mod snapshots;
 mod store;
 mod types;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -106,6 +106,11 @@ impl Fake {
         state.down = false;
     }
 
+    /// Returns the faults that have not happened yet, as the names of their calls.
+    pub(crate) fn pending_faults(&self) -> Vec<&'static str> {
+        self.state().faults.iter().map(|it| it.call).collect()
+    }
+
     /// Makes every call fail as if containerd could not be reached.
     pub(crate) fn go_down(&self) {
         self.state().down = true;
@@ -157,6 +162,15 @@ impl Fake {
     pub(crate) fn calls(&self) -> Vec<String> {
         let calls = std::mem::take(&mut self.state().calls);
         calls.into_iter().map(|(call, _)| call.to_owned()).collect()
+    }
+
+    /// Returns the number of calls so far by their name, and clears them.
+    pub(crate) fn count_calls(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for (call, _) in std::mem::take(&mut self.state().calls) {
+            *counts.entry(call).or_default() += 1;
+        }
+        counts
     }
 
     /// Returns the subjects of the calls of this name, in their order, since [`Self::calls`] last cleared

@@ -1,10 +1,6 @@
-//! Checks that exactly one plugin serves NRI on this node. NRI has no list of plugins, so the processes in /proc
-//! are searched.
+//! Checks that exactly one plugin serves NRI on this node.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nri::Identity;
@@ -16,13 +12,7 @@ use crate::peer;
 
 use super::finding::{Finding, Severity};
 use super::inventory::Inventory;
-
-/// What started a plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
-    Containerd,
-    Another,
-}
+use super::processes::{By, is_ours, running};
 
 /// The running plugins, and the files that would start one.
 #[derive(Debug, Default)]
@@ -162,146 +152,6 @@ impl Instances {
     }
 }
 
-/// The search for a plugin that runs on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// The processes of the plugins; empty if none runs.
-    Found(Vec<u32>),
-    /// This process runs in another process namespace than containerd, and does not see the processes of the node.
-    Blind,
-}
-
-/// Searches for a plugin that serves the NRI of this configuration.
-pub async fn search(config: &Config) -> Search {
-    match peer::pid(config.containerd.socket.as_ref()).await {
-        Some(0) => Search::Blind,
-        containerd => {
-            let seen = running(config, containerd).into_iter();
-            let seen = seen.map(|(pid, _)| pid);
-            let hidden = pids().filter(|pid| is_hidden_child(*pid, containerd));
-            Search::Found(seen.chain(hidden).collect())
-        }
-    }
-}
-
-/// Whether containerd has launched this process of this program, and this process may not read it: it has fewer
-/// capabilities.
-fn is_hidden_child(pid: u32, containerd: Option<u32>) -> bool {
-    let proc = PathBuf::from(format!("/proc/{pid}"));
-    let is_denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
-    if !fs::read_link(proc.join("exe")).is_err_and(is_denied) {
-        return false;
-    }
-    let command = fs::read(proc.join("cmdline")).unwrap_or_default();
-    let program = command.split(|&b| b == 0).next().unwrap_or_default();
-    is_ours(Path::new(OsStr::from_bytes(program)))
-        && containerd.is_some()
-        && parent(&proc) == containerd
-}
-
-fn pids() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Returns the processes of this program that serve the same NRI. Processes that this user cannot read are left
-/// out.
-fn running(config: &Config, containerd: Option<u32>) -> Vec<(u32, By)> {
-    let mut running: Vec<_> = pids()
-        .filter_map(|pid| Some((pid, serves(pid, config, containerd)?)))
-        .collect();
-    running.sort_by_key(|(pid, _)| *pid);
-    running
-}
-
-fn serves(pid: u32, config: &Config, containerd: Option<u32>) -> Option<By> {
-    let proc = PathBuf::from(format!("/proc/{pid}"));
-    if !is_ours(&fs::read_link(proc.join("exe")).ok()?) {
-        return None;
-    }
-    let environment = fs::read(proc.join("environ")).ok()?;
-    let is_launched = environment
-        .split(|&b| b == 0)
-        .any(|variable| variable.starts_with(b"NRI_PLUGIN_SOCKET="));
-    if is_launched {
-        return (containerd.is_some() && parent(&proc) == containerd).then_some(By::Containerd);
-    }
-    let command = fs::read(proc.join("cmdline")).ok()?;
-    let arguments: Vec<_> = command
-        .split(|&b| b == 0)
-        .map(|word| String::from_utf8_lossy(word).into_owned())
-        .collect();
-    if !arguments.iter().any(|word| word == "run") {
-        return None;
-    }
-    let its = nri_socket(&arguments, &proc)?;
-    (is_same_socket(&proc, &its, config.nri.socket.as_ref())).then_some(By::Another)
-}
-
-/// Whether a process that has this socket uses our own. Its path alone does not tell: a pod has a root of its own.
-fn is_same_socket(proc: &Path, its: &Path, own: &Path) -> bool {
-    let file = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-    let in_its_root = its
-        .strip_prefix("/")
-        .map(|path| proc.join("root").join(path));
-    match (in_its_root.ok().and_then(|path| file(&path)), file(own)) {
-        (Some(its), Some(own)) => its == own,
-        _ => same(its, own),
-    }
-}
-
-/// Whether a path is this program, by its name. The file may have been replaced since the process started.
-fn is_ours(program: &Path) -> bool {
-    let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
-    let name = String::from_utf8_lossy(name);
-    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
-    is_named(name)
-}
-
-/// Returns the parent process. In `stat` it is the second field after the command's name, which may contain any
-/// characters.
-fn parent(proc: &Path) -> Option<u32> {
-    let stat = fs::read_to_string(proc.join("stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// Returns the NRI socket of a plugin that was started with these arguments.
-fn nri_socket(arguments: &[String], proc: &Path) -> Option<PathBuf> {
-    if let Some(socket) = option(arguments, "--nri-socket") {
-        return Some(socket.into());
-    }
-    let file = option(arguments, "--config").unwrap_or_else(|| Config::DEFAULT_PATH.to_owned());
-    // The path is resolved in the root and working directory of that process.
-    let file = match Path::new(&file).strip_prefix("/") {
-        Ok(file) => proc.join("root").join(file),
-        Err(_) => proc.join("cwd").join(file),
-    };
-    let config = match file.exists() {
-        true => Config::load(Some(&file)).ok()?,
-        false => Config::default(),
-    };
-    Some(config.nri.socket.as_ref().to_owned())
-}
-
-/// Returns the value of an option, from `--name value` or `--name=value`.
-fn option(arguments: &[String], name: &str) -> Option<String> {
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        match argument.strip_prefix(name) {
-            Some("") => return arguments.next().cloned(),
-            Some(rest) if rest.starts_with('=') => return Some(rest[1..].to_owned()),
-            _ => {}
-        }
-    }
-    None
-}
-
-fn same(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    real(one) == real(other)
-}
-
 /// Returns the entries of NRI's plugin directory by which containerd launches this plugin.
 fn links(plugins: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(plugins).into_iter().flatten().flatten();
@@ -317,33 +167,6 @@ fn links(plugins: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_program_is_known_by_its_name() {
-        for (path, ours) in [
-            ("/usr/local/bin/nri-unpack", true),
-            ("/usr/local/bin/nri-unpack (deleted)", true),
-            ("/opt/nri/plugins/10-nri-unpack", true),
-            ("/usr/bin/containerd", false),
-            ("/usr/bin/not-nri-unpack", false),
-        ] {
-            assert_eq!(is_ours(Path::new(path)), ours, "{path}");
-        }
-    }
-
-    #[test]
-    fn the_value_of_an_option_follows_it() {
-        let arguments = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        for (text, value) in [
-            ("run --config /a", Some("/a")),
-            ("run --config=/b --x", Some("/b")),
-            ("run --configs /a", None),
-            ("run", None),
-        ] {
-            let found = option(&arguments(text), "--config");
-            assert_eq!(found.as_deref(), value, "{text}");
-        }
-    }
 
     #[test]
     fn the_remedy_for_an_absent_plugin_depends_on_what_is_installed() {

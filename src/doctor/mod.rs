@@ -17,6 +17,7 @@ mod leftovers;
 mod lost;
 mod nri;
 mod permissions;
+mod processes;
 mod pulls;
 mod reach;
 mod required;
@@ -31,8 +32,8 @@ use crate::unpack::{Request, Urgency, Want};
 use finding::Cure;
 pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
-pub use instances::{Search, search};
 use inventory::Inventory;
+pub use processes::{Search, search};
 
 /// The result of an examination.
 #[derive(Debug)]

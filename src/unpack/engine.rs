@@ -438,7 +438,7 @@ impl Engine {
             containerd: self.containerd.as_ref(),
             leases: &self.leases,
         };
-        removal.run(self.left_behind().await?).await
+        Ok(removal.run(self.left_behind().await?).await)
     }
 
     /// Stops all work and waits until it has cleaned up.

@@ -4,6 +4,7 @@
 //! snapshot is removed that something uses. A chain is taken away by its anchor: without it, containerd's garbage
 //! collection removes what no container, no lease and no other image keeps.
 
+mod judgement;
 mod meaning;
 mod removal;
 mod seen;

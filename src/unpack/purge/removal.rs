@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::judgement::STAYS_FOR_CONTAINER;
 use super::seen::Seen;
-use super::survey::STAYS_FOR_CONTAINER;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Containerd, Labels};
 use crate::unpack::snapshotter::lease::Leases;
@@ -27,11 +27,8 @@ struct Now {
 
 impl Removal<'_> {
     /// Removes all leftovers that can be removed. Returns all, with what became of each.
-    pub(crate) async fn run(
-        &self,
-        mut found: Vec<Leftover>,
-    ) -> Result<Vec<Leftover>, containerd::Error> {
-        self.leases.sweep(self.containerd).await?;
+    pub(crate) async fn run(&self, mut found: Vec<Leftover>) -> Vec<Leftover> {
+        let swept = self.leases.sweep(self.containerd).await;
         for leftover in &mut found {
             match leftover.kind {
                 LeftoverKind::TemporarySnapshot => self.remove_temporary(leftover).await,
@@ -49,8 +46,8 @@ impl Removal<'_> {
                 self.look_again(leftover, &mut now).await;
             }
         }
-        self.settle_leases(&mut found).await?;
-        Ok(found)
+        self.settle_leases(&mut found, swept.map(drop)).await;
+        found
     }
 
     async fn remove_temporary(&self, leftover: &mut Leftover) {
@@ -143,19 +140,19 @@ impl Removal<'_> {
     }
 
     /// Sees which leases the sweep has left.
-    async fn settle_leases(&self, found: &mut [Leftover]) -> Result<(), containerd::Error> {
-        let left = self.leases.leftovers(self.containerd).await?;
+    async fn settle_leases(&self, found: &mut [Leftover], swept: Result<(), containerd::Error>) {
+        let left = self.leases.leftovers(self.containerd).await;
         let leases = found.iter_mut().filter(|it| it.kind == LeftoverKind::Lease);
         for lease in leases.filter(|lease| lease.fate == Fate::Removable) {
-            lease.fate = match left.contains(&lease.name) {
-                false => Fate::Removed,
-                true => Fate::Failed(
+            lease.fate = match (&left, &swept) {
+                (Ok(left), _) if !left.contains(&lease.name) => Fate::Removed,
+                (Err(e), _) | (_, Err(e)) => Fate::Failed(e.to_string()),
+                (Ok(_), Ok(())) => Fate::Failed(
                     "a snapshot that it keeps could not be removed: see containerd's log"
                         .to_owned(),
                 ),
             };
         }
-        Ok(())
     }
 }
 

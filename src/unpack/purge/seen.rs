@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::containerd::{self, Containerd, Snapshot, SnapshotKind};
 use crate::unpack::chain::profile::is_proxied;
-use crate::unpack::snapshotter::guest_pull::{is_empty, is_private};
+use crate::unpack::snapshotter::guest_pull::{is_private, is_surely_empty};
 use crate::unpack::snapshotter::lease::{Leases, is_temporary};
 use crate::unpack::snapshotter::listing::OWN_LABELS;
 
@@ -17,6 +17,8 @@ pub(super) struct Seen {
     pub(super) private: BTreeSet<String>,
     /// The guest-pulled layers.
     proxied: HashSet<String>,
+    /// The top layers of chains with a layer that could not be looked into, and why.
+    unknown: HashMap<String, String>,
     /// The parents of committed snapshots.
     parents: HashMap<String, String>,
     /// The parents of the snapshots of containers.
@@ -94,12 +96,21 @@ impl Seen {
     ) {
         for top in tops {
             while let Some(layer) = self.below_host_layers(top).map(str::to_owned) {
-                if is_empty(containerd, snapshotter, &layer).await {
-                    break;
+                match is_surely_empty(containerd, snapshotter, &layer).await {
+                    Ok(true) => break,
+                    Ok(false) => drop(self.proxied.remove(&layer)),
+                    Err(e) => {
+                        self.unknown.insert(top.clone(), e.to_string());
+                        break;
+                    }
                 }
-                self.proxied.remove(&layer);
             }
         }
+    }
+
+    /// Returns why it is unknown whether the chain with this top layer has guest-pulled layers.
+    pub(super) fn unknown(&self, top: &str) -> Option<&String> {
+        self.unknown.get(top)
     }
 
     /// Whether a container uses the chain with this top layer, or is about to.

@@ -2,18 +2,17 @@
 //!
 //! Each list of containerd is read once, as a stream, and only what belongs to the plugin is kept.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use super::meaning::{Meaning, meaning};
+use super::judgement::{Configs, Names, SnapshotterSurvey, Store, Working};
+use super::meaning::meaning;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
-use crate::containerd::{self, Blob, Containerd, Labels, SnapshotKind};
-use crate::image::distinct;
-use crate::unpack::snapshotter::guest_pull::{is_private, public_name};
+use crate::containerd::{self, Blob, Containerd};
+use crate::image::{Digest, distinct};
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, OWN_LABELS};
 use crate::unpack::target::images::Images;
-use crate::unpack::target::usage;
 
 /// Finds what the plugin has left.
 pub(crate) struct Survey<'a> {
@@ -22,24 +21,11 @@ pub(crate) struct Survey<'a> {
     pub(crate) leases: &'a Leases,
 }
 
-/// The config blobs with anchors or labels of this program: these labels, by the digest of the blob.
-type Configs = BTreeMap<String, Labels>;
-
-/// The names of images, by the digests of their configs and by their chain ids.
-#[derive(Default)]
-struct Names {
-    by_config: HashMap<String, String>,
-    by_chain: HashMap<String, String>,
-}
-
 impl Survey<'_> {
     /// Returns all leftovers.
     pub(crate) async fn run(&self) -> Result<Vec<Leftover>, containerd::Error> {
-        let leases = self.leases.of_this_program(self.containerd).await?;
-        let mut found: Vec<_> = leases.iter().map(lease).collect();
-        let working = self.snapshots_at_work(&leases).await?;
-        let configs = self.configs().await?;
-        let names = self.names().await?;
+        let Content { configs, blobs } = self.content().await?;
+        let names = self.names(&configs, &blobs).await?;
         let mut snapshotters: BTreeMap<String, Option<String>> = BTreeMap::new();
         for listed in self.containerd.snapshotters().await? {
             snapshotters.insert(listed.name, listed.init_error);
@@ -50,83 +36,108 @@ impl Survey<'_> {
         for snapshotter in named.filter_map(|key| meaning(key).snapshotter()) {
             snapshotters.entry(snapshotter.to_owned()).or_default();
         }
+        let mut surveys = Vec::new();
         for (snapshotter, init_error) in &snapshotters {
             let read = match init_error {
                 Some(why) => Err(why.clone()),
                 None if !known.contains(snapshotter) => Ok(Seen::default()),
-                None => Seen::read(self.containerd, snapshotter)
-                    .await
-                    .map_err(|e| e.to_string()),
+                None => self.seen(snapshotter, &configs).await,
             };
-            let (seen, silent) = match read {
-                Ok(mut seen) => {
-                    let anchor = format!("{ANCHOR}{snapshotter}");
-                    let tops = configs.values().filter_map(|labels| labels.get(&anchor));
-                    seen.forget_false_marks(self.containerd, snapshotter, tops)
-                        .await;
-                    (seen, None)
-                }
-                Err(why) => (Seen::default(), Some(why)),
-            };
-            let node = Node {
-                snapshotter,
-                configs: &configs,
-                names: &names,
-                working: &working,
-                silent,
-                seen,
-            };
-            found.extend(node.leftovers());
+            surveys.push(SnapshotterSurvey::new(snapshotter, read));
         }
-        for (config, labels) in &configs {
-            for key in labels.keys().filter(|key| meaning(key) == Meaning::Other) {
-                found.push(names.labelled(config, key, None));
-            }
-        }
+        // Leases are read after all snapshots: what a process has prepared by then is known by its lease, and what it
+        // prepares later is in no list.
+        let leases = self.leases.of_this_program(self.containerd).await?;
+        let store = Store {
+            working: self.working(&leases).await?,
+            configs,
+            names,
+        };
+        let mut found: Vec<_> = leases.iter().map(lease).collect();
+        found.extend(surveys.iter().flat_map(|it| it.leftovers(&store)));
+        found.extend(store.other_labels());
         Ok(found)
     }
 
-    /// Returns the temporary snapshots in leases of processes that still run.
-    async fn snapshots_at_work(
-        &self,
-        leases: &[(String, bool)],
-    ) -> Result<HashSet<String>, containerd::Error> {
-        let mut working = HashSet::new();
+    /// Reads the snapshots of a snapshotter.
+    async fn seen(&self, snapshotter: &str, configs: &Configs) -> Result<Seen, String> {
+        let seen = Seen::read(self.containerd, snapshotter).await;
+        let mut seen = seen.map_err(|e| e.to_string())?;
+        let anchor = format!("{ANCHOR}{snapshotter}");
+        let tops = configs.values().filter_map(|labels| labels.get(&anchor));
+        seen.forget_false_marks(self.containerd, snapshotter, tops)
+            .await;
+        Ok(seen)
+    }
+
+    /// Returns what the leases of processes that still run tell of.
+    async fn working(&self, leases: &[(String, bool)]) -> Result<Working, containerd::Error> {
+        let mut working = Working::default();
         for (lease, _) in leases.iter().filter(|(_, is_left)| !is_left) {
+            working.leases.insert(lease.clone());
             match self.containerd.lease_resources(lease).await {
                 Err(e) if e.is_not_found() => {}
-                held => working.extend(held?.into_iter().map(|held| held.id)),
+                held => {
+                    let held = held?.into_iter().map(|held| held.id);
+                    working.snapshots.extend(held);
+                }
             }
         }
         Ok(working)
     }
 
-    async fn configs(&self) -> Result<Configs, containerd::Error> {
-        let mut configs = Configs::new();
+    async fn content(&self) -> Result<Content, containerd::Error> {
+        let mut content = Content::default();
         let each = &mut |mut blob: Blob| {
+            content.blobs.insert(Digest::of(&blob.digest));
             blob.labels
                 .retain(|key, _| key.starts_with(ANCHOR) || key.starts_with(OWN_LABELS));
             if !blob.labels.is_empty() {
-                configs.insert(blob.digest, blob.labels);
+                content.configs.insert(blob.digest, blob.labels);
             }
         };
         self.containerd.blobs(each).await?;
-        Ok(configs)
+        Ok(content)
     }
 
-    /// Reads the names of all images. An image that cannot be read has none.
-    async fn names(&self) -> Result<Names, containerd::Error> {
+    /// Reads the names of all images, and which of those that have labels lack blobs. A broken image has no name.
+    async fn names(
+        &self,
+        configs: &Configs,
+        blobs: &HashSet<Digest>,
+    ) -> Result<Names, containerd::Error> {
         let mut names = Names::default();
         for image in distinct(self.containerd.images().await?) {
-            if let Ok(Some(ends)) = self.images.ends(&image.image).await {
-                let name = image.image.name;
-                let chain = ends.chain.map(|chain| (chain, name.clone()));
-                names.by_chain.extend(chain);
-                names.by_config.insert(ends.config, name);
+            let manifest = match self.images.readable(&image.image).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) => continue,
+                Err(e) => {
+                    names.unread = Some(e.to_string());
+                    continue;
+                }
+            };
+            let name = image.image.name;
+            let chain = manifest.chain_id().map(str::to_owned);
+            names
+                .by_chain
+                .extend(chain.map(|chain| (chain, name.clone())));
+            if configs.contains_key(&manifest.config) {
+                let mut layers = manifest.layers.iter().map(|layer| &layer.blob.digest);
+                let missing = layers.find(|blob| !blobs.contains(&Digest::of(blob)));
+                let missing = missing.map(|blob| (manifest.config.clone(), blob.clone()));
+                names.missing.extend(missing);
             }
+            names.by_config.insert(manifest.config.clone(), name);
         }
         Ok(names)
     }
+}
+
+/// What is kept of the content store.
+#[derive(Default)]
+struct Content {
+    configs: Configs,
+    blobs: HashSet<Digest>,
 }
 
 fn lease((id, is_left): &(String, bool)) -> Leftover {
@@ -145,152 +156,3 @@ fn lease((id, is_left): &(String, bool)) -> Leftover {
         fate: if *is_left { Fate::Removable } else { stays() },
     }
 }
-
-impl Names {
-    /// Returns the leftover of a label on a config blob.
-    fn labelled(&self, config: &str, key: &str, snapshotter: Option<&str>) -> Leftover {
-        Leftover {
-            kind: LeftoverKind::Label,
-            snapshotter: snapshotter.map(str::to_owned),
-            name: config.to_owned(),
-            label: Some(key.to_owned()),
-            config: Some(config.to_owned()),
-            image: self.by_config.get(config).cloned(),
-            fate: Fate::Removable,
-        }
-    }
-}
-
-/// One snapshotter, and what is known of the store.
-struct Node<'a> {
-    snapshotter: &'a str,
-    configs: &'a Configs,
-    names: &'a Names,
-    /// The temporary snapshots of processes that run.
-    working: &'a HashSet<String>,
-    /// Why the snapshots could not be listed.
-    silent: Option<String>,
-    seen: Seen,
-}
-
-impl Node<'_> {
-    fn leftovers(&self) -> Vec<Leftover> {
-        let mut found = self.snapshots();
-        for (config, labels) in self.configs {
-            found.extend(self.of_config(config, labels));
-        }
-        if let Some(why) = &self.silent {
-            let why = format!("the snapshotter does not answer: {why}");
-            found
-                .iter_mut()
-                .for_each(|it| it.fate = Fate::Failed(why.clone()));
-        }
-        found
-    }
-
-    /// Returns the snapshots and labels of snapshots that no config blob tells of.
-    fn snapshots(&self) -> Vec<Leftover> {
-        let anchored = self.configs.values().flat_map(BTreeMap::values);
-        let anchored: HashSet<_> = anchored.collect();
-        let seen = &self.seen;
-        let temporary = seen.temporary.iter();
-        let temporary = temporary.filter(|key| !self.working.contains(*key));
-        let temporary = temporary.map(|key| self.chain(LeftoverKind::TemporarySnapshot, key));
-        let private = seen.private.iter().filter(|name| !anchored.contains(name));
-        let private = private.map(|name| self.private(name));
-        let labels = seen.labels.iter().map(|(key, kind, label)| Leftover {
-            label: Some(label.clone()),
-            fate: match kind {
-                SnapshotKind::Committed => Fate::Removable,
-                _ => Fate::Stays("it is on a pod's own snapshot, and goes with the pod".to_owned()),
-            },
-            ..self.chain(LeftoverKind::Label, key)
-        });
-        temporary.chain(private).chain(labels).collect()
-    }
-
-    /// Returns what the labels of a config blob tell of.
-    fn of_config(&self, config: &str, labels: &Labels) -> Vec<Leftover> {
-        let here = |key: &str| meaning(key).snapshotter() == Some(self.snapshotter);
-        let copy = self.copy(config, labels);
-        let keeps_usage = copy
-            .as_ref()
-            .is_some_and(|copy| copy.fate != Fate::Removable);
-        let own = labels.iter().filter(|(key, _)| here(key));
-        let own = own.filter_map(|(key, value)| match meaning(key) {
-            Meaning::OwnAnchor(_) if is_private(value) => Some(Leftover {
-                label: Some(key.clone()),
-                config: Some(config.to_owned()),
-                ..self.private(value)
-            }),
-            // By it the next purge finds a guest-pulled chain that is in use now.
-            Meaning::Usage(_) if keeps_usage => None,
-            Meaning::OwnAnchor(_) | Meaning::Usage(_) => {
-                let labelled = self.names.labelled(config, key, Some(self.snapshotter));
-                Some(labelled)
-            }
-            Meaning::Anchor(_) | Meaning::Other => None,
-        });
-        let name = self.names.by_config.get(config);
-        let named = own.chain(copy).map(|leftover| Leftover {
-            image: name.cloned().or(leftover.image),
-            ..leftover
-        });
-        named.collect()
-    }
-
-    /// Returns the image's own chain, if it should not stay: no container has used what the plugin has unpacked; or it has
-    /// guest-pulled layers, which containerd alone would not have, and on which its own unpacks are broken.
-    fn copy(&self, config: &str, labels: &Labels) -> Option<Leftover> {
-        let anchor = format!("{ANCHOR}{}", self.snapshotter);
-        let top = labels.get(&anchor)?;
-        let usage = labels.get(&usage::key(self.snapshotter));
-        let is_broken = self.seen.below_host_layers(top).is_some();
-        let has_guest_layers = is_broken || (usage.is_some() && self.seen.is_proxied(top));
-        let is_unused = usage.is_some_and(|value| value != usage::USED);
-        let fate = match (has_guest_layers, self.seen.is_used(top)) {
-            (true, true) => Fate::Stays(
-                "containers use its guest-pulled layers: purge again when their pods are gone"
-                    .to_owned(),
-            ),
-            (true, false) => Fate::Removable,
-            // containerd would have unpacked it for its container.
-            (false, true) => return None,
-            (false, false) if !is_unused => return None,
-            (false, false) => Fate::Removable,
-        };
-        Some(Leftover {
-            label: Some(anchor),
-            config: Some(config.to_owned()),
-            fate,
-            ..self.chain(LeftoverKind::Copy, top)
-        })
-    }
-
-    fn private(&self, name: &str) -> Leftover {
-        let fate = match self.seen.is_used(name) {
-            true => Fate::Stays(STAYS_FOR_CONTAINER.to_owned()),
-            false => Fate::Removable,
-        };
-        Leftover {
-            fate,
-            ..self.chain(LeftoverKind::PrivateChain, name)
-        }
-    }
-
-    fn chain(&self, kind: LeftoverKind, name: &str) -> Leftover {
-        Leftover {
-            kind,
-            snapshotter: Some(self.snapshotter.to_owned()),
-            name: name.to_owned(),
-            label: None,
-            config: None,
-            image: self.names.by_chain.get(public_name(name)).cloned(),
-            fate: Fate::Removable,
-        }
-    }
-}
-
-/// Why a private chain stays.
-pub(super) const STAYS_FOR_CONTAINER: &str =
-    "a container uses it: containerd removes it after its last container";

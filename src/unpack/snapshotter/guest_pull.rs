@@ -118,8 +118,18 @@ pub(crate) async fn is_empty(
     snapshotter: &str,
     chain_id: &str,
 ) -> bool {
-    let inodes = containerd.inodes(snapshotter, chain_id).await;
-    inodes.map_or(true, |inodes| inodes <= 1)
+    let is_empty = is_surely_empty(containerd, snapshotter, chain_id);
+    is_empty.await.unwrap_or(true)
+}
+
+/// Like [`is_empty`], for a caller that removes an empty layer: an error is none of the two.
+pub(crate) async fn is_surely_empty(
+    containerd: &dyn Containerd,
+    snapshotter: &str,
+    chain_id: &str,
+) -> Result<bool, containerd::Error> {
+    let inodes = containerd.inodes(snapshotter, chain_id).await?;
+    Ok(inodes <= 1)
 }
 
 /// Returns the name of the private chain of the image whose own chain has the id `chain_id`.

@@ -207,6 +207,16 @@ pub(crate) fn is_temporary(key: &str) -> bool {
     prefixes.any(|prefix| key.starts_with(prefix))
 }
 
+/// Returns the lease under which a temporary snapshot was made, where its key has it.
+pub(crate) fn lease_of(key: &str) -> Option<&str> {
+    if let Some(lease) = key.strip_prefix(PROBE) {
+        return Some(lease);
+    }
+    let (unique, _) = key.split_once(' ')?;
+    let (lease, _) = unique.strip_prefix("extract-")?.rsplit_once('.')?;
+    lease.starts_with(PREFIX).then_some(lease)
+}
+
 fn gone_is_fine(result: Result<(), containerd::Error>) -> Result<(), containerd::Error> {
     result.or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })
 }
@@ -418,6 +428,19 @@ mod tests {
             );
             let removed = fake.remove("erofs", "sha256:b").await;
             assert!(removed.is_ok(), "{context}: {removed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_key_of_a_temporary_snapshot_has_its_lease() {
+        let leases = Arc::new(Leases::new(Role::Command));
+        let lease = leases.take(&Fake::default()).await.unwrap();
+        for key in [lease.extraction_key("sha256:c"), lease.probe_name()] {
+            assert_eq!(lease_of(&key), Some(lease.id()), "{key}");
+        }
+        let view = Lease::view_key("sha256:c");
+        for key in [view.as_str(), "extract-1.0 sha256:c", "sha256:c"] {
+            assert_eq!(lease_of(key), None, "{key}");
         }
     }
 

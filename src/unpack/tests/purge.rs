@@ -1,6 +1,7 @@
 //! Tests of what is found and removed when the plugin leaves, with a fault in every call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource};
@@ -14,24 +15,6 @@ use super::bench::Bench;
 use super::{EROFS, PARALLEL};
 
 const NYDUS: &str = "nydus";
-
-/// Every call of a purge.
-const CALLS: [&str; 14] = [
-    "list leases",
-    "list resources of lease",
-    "list",
-    "list images",
-    "read blob",
-    "list snapshotters",
-    "list snapshots of",
-    "remove snapshot",
-    "label snapshot",
-    "label blob",
-    "create lease",
-    "delete lease",
-    "stat snapshot",
-    "none",
-];
 
 fn anchor(snapshotter: &str, suffix: &str) -> String {
     format!("containerd.io/gc.ref.snapshot.{snapshotter}{suffix}")
@@ -160,43 +143,102 @@ async fn a_replaced_chain_is_the_plugins() {
     assert!(bench.fake.all(NYDUS).is_empty());
 }
 
+/// Returns a bench whose image has layers that the host has unpacked on a guest-pulled one.
+async fn mixed() -> Bench {
+    let fake = Fake::default();
+    let (lower, upper) = (
+        fake.image("r.example/lower:1", 1),
+        fake.image(super::NAME, 3),
+    );
+    let bench = Bench::on(fake, upper, NYDUS, PARALLEL).await;
+    bench.ask(&lower.name).outcome().await.unwrap();
+    for two in bench.chain_ids.windows(2) {
+        bench.fake.commit_unlabelled(NYDUS, &two[1], Some(&two[0]));
+    }
+    let anchor = (anchor(NYDUS, ""), bench.top().to_owned());
+    let label = Labels::from([anchor]);
+    bench.fake.label_blob(bench.config(), label).await.unwrap();
+    bench
+}
+
+/// Returns the states of the chains of the image of a bench.
+fn copies(found: &[Leftover]) -> Vec<&'static str> {
+    let is_own =
+        |it: &&Leftover| it.kind == LeftoverKind::Copy && it.image.as_deref() == Some(super::NAME);
+    found
+        .iter()
+        .filter(is_own)
+        .map(|it| it.fate.word())
+        .collect()
+}
+
 /// Its root file system is broken.
 #[tokio::test]
 async fn host_layers_on_guest_pulled_ones_are_removed() {
     for (is_marked_falsely, is_used) in [(false, false), (false, true), (true, false)] {
-        let fake = Fake::default();
-        let (lower, upper) = (
-            fake.image("r.example/lower:1", 1),
-            fake.image(super::NAME, 3),
-        );
-        let bench = Bench::on(fake, upper, NYDUS, PARALLEL).await;
-        bench.ask(&lower.name).outcome().await.unwrap();
+        let bench = mixed().await;
         if is_marked_falsely {
             bench.fake.fill(NYDUS, &bench.chain_ids[0]);
         }
-        for two in bench.chain_ids.windows(2) {
-            bench.fake.commit_unlabelled(NYDUS, &two[1], Some(&two[0]));
-        }
-        let anchor = (anchor(NYDUS, ""), bench.top().to_owned());
-        let label = Labels::from([anchor]);
-        bench.fake.label_blob(bench.config(), label).await.unwrap();
         if is_used {
             bench.fake.activate(NYDUS, "container", bench.top());
         }
         let purged = bench.purge().await;
-        let copies: Vec<_> = purged
-            .iter()
-            .filter(|it| it.kind == LeftoverKind::Copy && it.image.as_deref() == Some(super::NAME))
-            .map(|it| it.fate.word())
-            .collect();
         let expected = match (is_marked_falsely, is_used) {
             (true, _) => vec![],
             (_, true) => vec!["stays"],
             (_, false) => vec!["removed"],
         };
-        assert_eq!(copies, expected);
+        assert_eq!(copies(&purged), expected);
         assert_eq!(bench.has(bench.top()), expected != ["removed"]);
     }
+}
+
+/// An annotation of an image may have brought the mark of a layer that has content.
+#[tokio::test]
+async fn a_chain_stays_while_the_content_of_a_layer_is_unknown() {
+    let bench = mixed().await;
+    bench.fake.fill(NYDUS, &bench.chain_ids[0]);
+    let call = "ask usage of snapshot";
+    bench.fake.fail(call, 0, ErrorKind::TimedOut);
+    let purged = bench.purge().await;
+    assert_eq!(copies(&purged), ["failed"], "{purged:#?}");
+    bench.fake.collect_garbage();
+    assert!(bench.has(bench.top()));
+    assert_eq!(copies(&bench.purge().await), [""; 0]);
+}
+
+/// With `discard_unpacked_layers`, containerd keeps no blob of a layer that it has unpacked, and could not unpack the
+/// image for its container.
+#[tokio::test]
+async fn a_copy_whose_blobs_are_gone_stays() {
+    for snapshotter in [EROFS, NYDUS] {
+        let bench = ahead(snapshotter).await;
+        let blob = &bench.manifest.layers[1].blob.digest;
+        bench.fake.discard(blob);
+        let before = bench.labels().await;
+        let purged = bench.purge().await;
+        assert_eq!(fates(&purged), [(LeftoverKind::Copy, "stays")]);
+        let reason = purged[0].fate.reason();
+        assert!(reason.contains(blob), "{reason}");
+        assert!(bench.has(bench.top()));
+        assert_eq!(bench.labels().await, before);
+    }
+}
+
+/// Its blobs may be gone.
+#[tokio::test]
+async fn a_copy_stays_while_its_image_cannot_be_read() {
+    let bench = ahead(EROFS).await;
+    let images = Images::new(bench.fake.clone());
+    let survey = Survey {
+        containerd: bench.fake.as_ref(),
+        images: &images,
+        leases: &Leases::new(Role::Daemon),
+    };
+    bench.fake.fail("read blob", 0, ErrorKind::Unreachable);
+    let found = survey.run().await.unwrap();
+    assert_eq!(fates(&found), [(LeftoverKind::Copy, "failed")]);
 }
 
 #[tokio::test]
@@ -272,6 +314,13 @@ async fn the_label_of_a_pods_volume_stays() {
     assert_eq!(fates(&purged), expected);
 }
 
+/// Returns the labels of a lease whose process runs in another process namespace.
+fn running_elsewhere() -> Labels {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let owner = format!("command {} pid:[1] 1 1", boot.trim());
+    Labels::from([("nri-unpack/owner".to_owned(), owner)])
+}
+
 #[tokio::test]
 async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     let bench = ahead(EROFS).await;
@@ -287,14 +336,10 @@ async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     }
     let held = [&keys[0], &keys[1]].map(|key| Resource::snapshot(EROFS, key));
     bench.fake.lease("nri-unpack-1", Labels::new(), &held);
-    let init = "command boot pid:[1] 1 1".to_owned();
-    let here = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let init = init.replace("boot", here.trim());
     let working = "extract-nri-unpack-2.0 sha256:d";
     bench.fake.activate(EROFS, working, &top);
-    let elsewhere = Labels::from([("nri-unpack/owner".to_owned(), init)]);
     let held = [Resource::snapshot(EROFS, working)];
-    bench.fake.lease("nri-unpack-2", elsewhere, &held);
+    bench.fake.lease("nri-unpack-2", running_elsewhere(), &held);
     bench.fake.lease("another client's", Labels::new(), &[]);
     let purged = bench.purge().await;
     let expected = [
@@ -312,6 +357,31 @@ async fn leases_and_temporary_snapshots_of_ended_processes_are_removed() {
     // No child was left to garbage collection.
     bench.fake.forget(EROFS, working);
     bench.fake.remove(EROFS, &top).await.unwrap();
+}
+
+/// An `ensure` begins while the store is read.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_prepared_meanwhile_stays() {
+    const SECOND: Duration = Duration::from_secs(1);
+    for call in [
+        "list leases",
+        "list",
+        "list images",
+        "read blob",
+        "list snapshots of",
+    ] {
+        let bench = ahead(EROFS).await;
+        bench.engine.record_use(super::NAME, EROFS).await.unwrap();
+        let key = "extract-nri-unpack-2.0 sha256:d";
+        bench.fake.slow(call, SECOND);
+        let begin = async {
+            tokio::time::sleep(SECOND / 2).await;
+            bench.fake.lease("nri-unpack-2", running_elsewhere(), &[]);
+            bench.fake.activate(EROFS, key, bench.top());
+        };
+        let (purged, ()) = futures::join!(bench.purge(), begin);
+        assert!(bench.has(key), "{call}: {purged:#?}");
+    }
 }
 
 /// Two images with the same layers: the chain of the one is that of the other.
@@ -353,7 +423,7 @@ async fn a_copy_that_a_container_begins_to_use_gets_its_anchor_back() {
         containerd,
         leases: &leases,
     };
-    let purged = removal.run(found).await.unwrap();
+    let purged = removal.run(found).await;
     let expected = [
         (LeftoverKind::Copy, "stays"),
         (LeftoverKind::Label, "removed"),
@@ -381,36 +451,85 @@ async fn nothing_of_a_snapshotter_that_does_not_answer_is_removed() {
     assert_eq!(bench.labels().await, before);
 }
 
+/// Returns a bench with something of each kind, and a private chain that a container uses. Returns the name of that as well.
+async fn cluttered(snapshotter: &'static str) -> (Bench, String) {
+    let bench = match snapshotter {
+        NYDUS => mixed().await,
+        _ => ahead(snapshotter).await,
+    };
+    let used = format!("{}-used", private_name(bench.top()));
+    bench.anchor_private("/nri-unpack", &used).await;
+    bench.fake.activate(snapshotter, "container", &used);
+    let label = Labels::from([("nri-unpack/rebuilt-from".to_owned(), "overlayfs".to_owned())]);
+    let labelled = bench.fake.label_snapshot(snapshotter, &used, label).await;
+    labelled.unwrap();
+    let key = "extract-nri-unpack-1.0 sha256:c";
+    bench.fake.activate(snapshotter, key, &used);
+    let held = [Resource::snapshot(snapshotter, key)];
+    bench.fake.lease("nri-unpack-1", Labels::new(), &held);
+    bench.fake.lease("another client's", Labels::new(), &[]);
+    bench.fake.calls();
+    (bench, used)
+}
+
 /// After any fault the next purge removes the rest, and nothing in use was removed.
 #[tokio::test]
 async fn a_fault_in_any_call_leaves_work_for_the_next_purge() {
-    for call in CALLS {
-        for (after, is_lost) in (0..4).flat_map(|n| [(n, false), (n, true)]) {
-            let bench = ahead(EROFS).await;
-            let used = format!("{}-used", private_name(bench.top()));
-            bench.anchor_private("/nri-unpack", &used).await;
-            bench.fake.activate(EROFS, "container", &used);
-            let key = "extract-nri-unpack-1.0 sha256:c";
-            bench.fake.activate(EROFS, key, &used);
-            let held = [Resource::snapshot(EROFS, key)];
-            bench.fake.lease("nri-unpack-1", Labels::new(), &held);
+    for snapshotter in [EROFS, NYDUS] {
+        let (bench, _) = cluttered(snapshotter).await;
+        bench.purge().await;
+        let counts = bench.fake.count_calls().into_iter();
+        let calls: Vec<_> = counts
+            .flat_map(|(call, n)| (0..n).map(move |i| (call, i)))
+            .collect();
+        assert!(calls.len() > 20, "{calls:?}");
+        for ((call, after), is_lost) in calls.iter().flat_map(|c| [(c, false), (c, true)]) {
+            let (bench, used) = cluttered(snapshotter).await;
             match is_lost {
-                true => bench.fake.lose(call, after),
-                false => bench.fake.fail(call, after, ErrorKind::Other),
+                true => bench.fake.lose(call, *after),
+                false => bench.fake.fail(call, *after, ErrorKind::Other),
             }
-            let context = format!("{call} {after} {is_lost}");
+            let context = format!("{snapshotter} {call} {after} {is_lost}");
             let first = bench.engine.purge().await;
-            bench.fake.heal();
+            assert!(bench.fake.pending_faults().is_empty(), "{context}");
             let again = bench.purge().await;
             let is_done = |it: &Leftover| matches!(it.fate, Fate::Removed | Fate::Stays(_));
             assert!(
                 again.iter().all(is_done),
                 "{context}: {first:#?} {again:#?}"
             );
-            let names = bench.fake.all(EROFS).into_iter().map(|it| it.name);
+            let names = bench.fake.all(snapshotter).into_iter().map(|it| it.name);
             assert_eq!(names.collect::<Vec<_>>(), ["container", &used], "{context}");
             assert_eq!(bench.labels().await, Labels::new(), "{context}");
-            assert!(bench.fake.lease_ids().is_empty(), "{context}");
+            assert_eq!(bench.fake.lease_ids(), ["another client's"], "{context}");
         }
+    }
+}
+
+/// What was removed is reported.
+#[tokio::test]
+async fn an_error_about_leases_loses_no_report() {
+    let (bench, _) = cluttered(EROFS).await;
+    bench.engine.left_behind().await.unwrap();
+    let before_sweep = bench.fake.count_calls()["list leases"];
+    let whole = bench.purge().await;
+    let last = bench.fake.count_calls()["list leases"] - 1;
+    assert!(before_sweep < last);
+    for after in [before_sweep, last] {
+        let (bench, _) = cluttered(EROFS).await;
+        bench
+            .fake
+            .fail("list leases", after, ErrorKind::Unreachable);
+        let purged = bench.purge().await;
+        assert_eq!(purged.len(), whole.len(), "{purged:#?}");
+        for leftover in purged {
+            let is_failed = leftover.fate.word() == "failed";
+            let is_lease = leftover.kind == LeftoverKind::Lease;
+            assert_eq!(is_failed, is_lease, "{leftover:#?}");
+        }
+        let again = bench.purge().await;
+        let is_lease = |it: &&Leftover| it.kind == LeftoverKind::Lease;
+        let mut leases = again.iter().filter(is_lease);
+        assert!(leases.all(|it| it.fate == Fate::Removed), "{again:#?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The components that let the plugin use the API server, in each variant: what they add, alone and together, and that
-//! nothing of it is there without them.
+//! The components, in each variant. Those that let the plugin use the API server: what they add, alone and together, and
+//! that nothing of it is there without them. The one that purges: what it changes.
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::manifests::{VARIANTS, checked, render, render_with};
 
@@ -110,4 +110,33 @@ fn each_set_of_components_gives_one_token_with_the_least_rights() -> Result<()> 
         }
     }
     Ok(())
+}
+
+#[test]
+fn purge_takes_the_place_of_the_plugin() -> Result<()> {
+    for variant in VARIANTS {
+        let (plugin, purge) = (render(variant)?, render_with(variant, &["purge"])?);
+        let (plugin, mut purge) = (only_pod(&plugin)?, only_pod(&purge)?);
+        ensure!(purge["hostPID"] == true, "{variant}");
+        let mut expected = plugin;
+        expected["hostPID"] = true.into();
+        let container = &mut expected["containers"][0];
+        container["args"] = json!(["purge"]);
+        container["securityContext"]["capabilities"]["add"] =
+            json!(["DAC_READ_SEARCH", "SYS_PTRACE"]);
+        for key in ["ports", "livenessProbe", "readinessProbe"] {
+            let fields = container.as_object_mut().context("a container")?;
+            ensure!(fields.remove(key).is_some(), "{variant}: {key}");
+        }
+        let fields = purge["containers"][0].as_object_mut();
+        let ports = fields.context("a container")?.remove("ports");
+        ensure!(ports.is_none_or(|ports| ports == json!([])), "{variant}");
+        ensure!(purge == expected, "{variant}: {purge:#}");
+    }
+    Ok(())
+}
+
+/// Returns the only pod, as a document.
+fn only_pod(documents: &[Value]) -> Result<Value> {
+    Ok(serde_json::to_value(pod(documents)?)?)
 }

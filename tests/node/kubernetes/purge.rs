@@ -5,6 +5,7 @@ use k8s_cri::v1::{NamespaceMode, RunPodSandboxRequest, StopContainerRequest};
 use lab::{Log, Pod, Version};
 
 use super::kubelet;
+use super::manifests::Manifests;
 use super::pod::Deployed;
 use crate::support::{Node, handler};
 
@@ -65,6 +66,8 @@ impl Node {
 async fn purges(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
     let mut plugin = node.deploy().await?;
+    let mut component = Manifests::with_component("base", "purge")?;
+    *plugin.manifests.capabilities()? = component.capabilities()?.clone();
     let handler = handler(version);
     node.ensure_ready(&node.image.clone(), handler)?;
     let (own, host) = (NamespaceMode::Container, NamespaceMode::Node);
