@@ -25,7 +25,7 @@ const LAYERS: usize = 5;
 const IMAGES: usize = 6;
 
 /// The longest time of a hook: the default of `hooks.wait`, and a margin for a loaded machine.
-const LONGEST_HOOK: Duration = Duration::from_millis(500 + 200);
+const LONGEST_HOOK: Duration = Duration::from_millis(500 + 700);
 
 /// The tries of a kubelet, and the time between them.
 const TRIES: usize = 40;

@@ -23,6 +23,7 @@ const MINUTES: &str = "NRI_UNPACK_MINUTES";
 
 /// The duration in a test, and the pods of each second: 200 in a minute.
 const SHORT: Duration = Duration::from_secs(12);
+const LEAST: usize = 5 * PODS_OF_AN_IMAGE;
 const PER_MINUTE: u32 = 200;
 
 /// A new image is pulled for so many pods, and the one before it removed.
@@ -40,8 +41,9 @@ const MORE_ANONYMOUS: u64 = 8 << 10;
 const MORE_FILES: usize = 4;
 const MORE_THREADS: usize = 2;
 
-/// What a hook may take: `hooks.wait`, and some time to answer on a busy machine.
-const LONGEST_HOOK: Duration = Duration::from_millis(500 + 200);
+/// What a hook may take: `hooks.wait`, and the time in which a machine that is busy with a hundred pods lets it answer.
+/// containerd closes a plugin after two seconds.
+const LONGEST_HOOK: Duration = Duration::from_millis(500 + 700);
 
 /// What the plugin's process holds.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +145,7 @@ async fn pods_come_and_go(version: Version) -> Result<()> {
     let until = Instant::now() + duration()?;
     let mut ticks = tokio::time::interval(Duration::from_secs(60) / PER_MINUTE);
     let mut last: Option<Image> = None;
-    while Instant::now() < until {
+    while Instant::now() < until || pods < LEAST {
         let n = pods / PODS_OF_AN_IMAGE;
         let image = image(n)?;
         if pods % PODS_OF_AN_IMAGE == 0 {
