@@ -63,7 +63,7 @@ pub(super) struct Settings {
 }
 
 /// Crates that log each frame and each event of a connection. `RUST_LOG` can name them.
-const QUIET: [&str; 7] = [
+const QUIET: [&str; 8] = [
     "h2",
     "hyper",
     "hyper_util",
@@ -71,6 +71,8 @@ const QUIET: [&str; 7] = [
     "rustls",
     "tonic",
     "tower",
+    // The spans of the others: a hundred thousand lines in ten seconds.
+    "tracing",
 ];
 
 impl Settings {
