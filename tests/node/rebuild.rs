@@ -380,7 +380,8 @@ async fn a_large_layer_needs_no_more_memory() -> Result<()> {
         let annotation = [("nri-unpack/images", name.as_str())];
         let pod = node.cri.run_pod("erofs", &annotation).await?;
         node.wait_labelled("erofs").await?;
-        // A pod that waits for a container would have the next image made ready while its blob is there.
+        // A pod without a container would have the next image made ready while its blob is there.
+        node.cri.create_container(&pod, &name, &[], &[]).await?;
         node.cri.remove_pod(&pod).await?;
         let chain = node.store.chain("erofs", &node.image).await?;
         let is_rebuilt = |s: &lab::Snapshot| s.labels.contains_key("nri-unpack/rebuilt-from");
