@@ -230,6 +230,8 @@ async fn nothing_of_a_removed_image_is_held() -> Result<()> {
         println!("{memory}");
         held.push(memory.anonymous);
     }
-    ensure!(held[REMOVED - 1] < held[0] + HELD_KIB, "{held:?} KiB");
+    // What the allocator keeps is full after the first two.
+    let before = held[0].max(held[1]);
+    ensure!(held[REMOVED - 1] < before + HELD_KIB, "{held:?} KiB");
     Ok(())
 }
