@@ -61,8 +61,11 @@ impl Pods {
     ) -> Result<()> {
         for _ in 0..TRIES {
             let before = kills.now();
-            let is_right = self.try_once(image).await;
-            let is_right = is_right.with_context(|| image.name().to_owned())?;
+            let is_right = match self.try_once(image).await {
+                // The plugin was killed between the two calls of a swap.
+                Err(e) if is_without_snapshot(&e) && kills.now() != before => false,
+                tried => tried.with_context(|| image.name().to_owned())?,
+            };
             if is_right {
                 counts.made += 1;
                 return Ok(());
@@ -77,6 +80,12 @@ impl Pods {
         }
         anyhow::bail!("{}: no right container after {TRIES} tries", image.name())
     }
+}
+
+/// Whether a container was created whose snapshot is gone: it does not start, and the kubelet creates another one.
+fn is_without_snapshot(error: &tonic::Status) -> bool {
+    let message = error.message();
+    message.starts_with("snapshot ") && message.contains("does not exist")
 }
 
 impl Node {
