@@ -88,7 +88,7 @@ async fn work_ahead_stops_before_the_disk_is_full(version: Version) -> Result<()
     );
     ensure!(after >= MIN_FREE, "only {after} % are free");
 
-    // What a pod needs is unpacked all the same.
+    // What is asked for is unpacked nevertheless.
     let is_unpacked = |image: &Image| unpacked.iter().any(|it| it.name() == image.name());
     let resting = images.iter().find(|image| !is_unpacked(image));
     let resting = resting.context("an image that rests")?;
