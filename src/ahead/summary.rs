@@ -148,7 +148,7 @@ impl<'a> ReconcileSummary<'a> {
         self.left > 0
     }
 
-    /// Logs the summary and updates the metrics. Returns what is left to be done.
+    /// Updates the metrics, then logs the summary. Returns what is left to be done.
     pub(super) fn report(self, reported: &mut LastReported, started: Instant) -> Rest {
         let Self {
             snapshotter,
@@ -158,6 +158,9 @@ impl<'a> ReconcileSummary<'a> {
             again,
             ..
         } = self;
+        let states = self.states.iter();
+        let states = states.map(|(state, count)| (*state, *count));
+        metrics::reconciled(snapshotter, !self.silent, states);
         let (failed, no_room) = (self.failed.len(), self.no_room.len());
         let took_ms = logs::milliseconds(started.elapsed());
         let is_new = self.failed != reported.failed
@@ -176,9 +179,6 @@ impl<'a> ReconcileSummary<'a> {
             let images = images.collect::<Vec<_>>().join(", ");
             log::info!(snapshotter, no_room, images; "images rest until there is enough free space: they are unpacked when a pod needs them");
         }
-        let states = self.states.iter();
-        let states = states.map(|(state, count)| (*state, *count));
-        metrics::reconciled(snapshotter, !self.silent, states);
         *reported = LastReported {
             silent: self.silent,
             failed: self.failed,

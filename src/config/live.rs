@@ -24,86 +24,9 @@ impl Live {
 
     /// Puts `new` in force, except for the keys that take effect at a restart only: these keep their old
     /// values. Returns the keys and tables of this kind that `new` changes.
-    pub fn adopt(&self, new: Config) -> Vec<&'static str> {
-        let old = self.now();
-        let mut restart = Restart::default();
-        // Without `..` here and below, a new key does not compile until its place is decided.
-        let Config {
-            nri,
-            containerd,
-            hooks,
-            unpack,
-            pull,
-            handlers,
-            kubernetes,
-            snapshotters,
-            metrics,
-            log,
-        } = new;
-        let Unpack {
-            parallel_images,
-            parallel_layers,
-            min_free,
-            during_pull,
-            reconcile_every,
-            missing_content,
-        } = unpack;
-        let Hooks {
-            wait,
-            on_unready,
-            swap,
-            skip_namespaces,
-        } = hooks;
-        let Log {
-            file,
-            level,
-            format,
-        } = log;
-        let before = &old.unpack;
-        let in_force = Config {
-            nri: restart.keep("nri", nri, &old.nri),
-            containerd: restart.keep("containerd", containerd, &old.containerd),
-            pull: restart.keep("pull", pull, &old.pull),
-            metrics: restart.keep("metrics", metrics, &old.metrics),
-            kubernetes: restart.keep("kubernetes", kubernetes, &old.kubernetes),
-            unpack: Unpack {
-                parallel_images: restart.keep(
-                    "unpack.parallel_images",
-                    parallel_images,
-                    &before.parallel_images,
-                ),
-                parallel_layers: restart.keep(
-                    "unpack.parallel_layers",
-                    parallel_layers,
-                    &before.parallel_layers,
-                ),
-                missing_content: restart.keep(
-                    "unpack.missing_content",
-                    missing_content,
-                    &before.missing_content,
-                ),
-                // They are read when they are used.
-                min_free,
-                during_pull,
-                reconcile_every,
-            },
-            // They are read when they are used.
-            hooks: Hooks {
-                wait,
-                on_unready,
-                swap,
-                skip_namespaces,
-            },
-            handlers,
-            snapshotters,
-            // A reload configures the log again.
-            log: Log {
-                file,
-                level,
-                format,
-            },
-        };
-        *self.0.write() = Arc::new(in_force);
+    pub fn adopt(&self, mut new: Config) -> Vec<&'static str> {
+        let restart = Restart::keep_fixed(&mut new, &self.now());
+        *self.0.write() = Arc::new(new);
         restart.changed
     }
 }
@@ -115,12 +38,63 @@ struct Restart {
 }
 
 impl Restart {
-    /// Returns the old value, and notes the key if the new one differs.
-    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, new: T, old: &T) -> T {
-        if new != *old {
+    /// Puts the old values of these keys into the new configuration. Each key is listed, so that a new one does not
+    /// compile until it is decided whether a reload may change it. What is `_` is read when it is used; a reload
+    /// configures the log again.
+    fn keep_fixed(new: &mut Config, old: &Config) -> Self {
+        let Config {
+            nri,
+            containerd,
+            pull,
+            metrics,
+            kubernetes,
+            unpack,
+            hooks,
+            handlers: _,
+            snapshotters: _,
+            log,
+        } = new;
+        let Hooks {
+            wait: _,
+            on_unready: _,
+            swap: _,
+            skip_namespaces: _,
+        } = hooks;
+        let Log {
+            file: _,
+            level: _,
+            format: _,
+        } = log;
+        let mut restart = Self::default();
+        restart.keep("nri", nri, &old.nri);
+        restart.keep("containerd", containerd, &old.containerd);
+        restart.keep("pull", pull, &old.pull);
+        restart.keep("metrics", metrics, &old.metrics);
+        restart.keep("kubernetes", kubernetes, &old.kubernetes);
+        restart.keep_fixed_of_unpack(unpack, &old.unpack);
+        restart
+    }
+
+    fn keep_fixed_of_unpack(&mut self, new: &mut Unpack, old: &Unpack) {
+        let Unpack {
+            parallel_images: images,
+            parallel_layers: layers,
+            missing_content: content,
+            min_free: _,
+            during_pull: _,
+            reconcile_every: _,
+        } = new;
+        self.keep("unpack.parallel_images", images, &old.parallel_images);
+        self.keep("unpack.parallel_layers", layers, &old.parallel_layers);
+        self.keep("unpack.missing_content", content, &old.missing_content);
+    }
+
+    /// Keeps the old value, and notes the key if the new one differs.
+    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, new: &mut T, old: &T) {
+        if new != old {
             self.changed.push(key);
+            new.clone_from(old);
         }
-        old.clone()
     }
 }
 

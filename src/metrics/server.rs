@@ -1,6 +1,10 @@
 //! A small HTTP server: `/metrics`, `/readyz`, `/livez`. Connections are few and limited in
 //! time; if the address is in use, it is tried again.
+//!
+//! A client that opens more connections than are allowed closes the oldest ones, so that silent connections keep no
+//! scraper and no probe of the kubelet away.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
@@ -16,8 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::Listen;
 use crate::retry;
@@ -56,16 +59,14 @@ pub async fn serve(listen: Listen, readiness: Arc<dyn Readiness>) {
 /// # Errors
 /// If the address cannot be listened on, or no longer.
 async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Result<()> {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    // They end with the server.
-    let mut open = JoinSet::new();
+    let mut connections = Connections::default();
     match listen {
         Listen::Tcp(address) => {
             let listener = TcpListener::bind(address).await?;
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &connections, readiness, &mut open);
+                connections.open(stream, readiness.clone());
             }
         }
         Listen::Unix(path) => {
@@ -74,7 +75,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
-                converse(stream, &connections, readiness, &mut open);
+                connections.open(stream, readiness.clone());
             }
         }
     }
@@ -93,28 +94,36 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// In the background; with too many at once, not at all.
-fn converse<S>(
-    stream: S,
-    connections: &Arc<Semaphore>,
-    readiness: &Arc<dyn Readiness>,
-    open: &mut JoinSet<()>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    while open.try_join_next().is_some() {}
-    let Ok(permit) = connections.clone().try_acquire_owned() else {
-        return;
-    };
-    let readiness = readiness.clone();
-    open.spawn(async move {
-        let service = service_fn(|request| answer(request, readiness.clone()));
-        let connection = hyper::server::conn::http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), service);
-        // An error of the connection is the client's.
-        let _ = tokio::time::timeout(LONGEST, connection).await;
-        drop(permit);
-    });
+/// The open connections. They end with this value.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The oldest first; some may have ended.
+    order: VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    /// Serves a connection in the background. Closes the oldest one if there are too many.
+    fn open<S>(&mut self, stream: S, readiness: Arc<dyn Readiness>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        while self.tasks.try_join_next().is_some() {}
+        self.order.retain(|connection| !connection.is_finished());
+        while self.order.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            oldest.abort();
+        }
+        let opened = self.tasks.spawn(async move {
+            let service = service_fn(|request| answer(request, readiness.clone()));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service);
+            // An error of the connection is the client's.
+            let _ = tokio::time::timeout(LONGEST, connection).await;
+        });
+        self.order.push_back(opened);
+    }
 }
 
 async fn answer(

@@ -189,6 +189,76 @@ fn configurations_and_links_are_valid() -> Result<()> {
     Ok(())
 }
 
+/// Returns the names of the tests of a source file, each with its module.
+fn tests_of(crate_name: &str, file: &Path, directory: &Path) -> Result<Vec<String>> {
+    let module = file.strip_prefix(directory)?.with_extension("");
+    let module = module.iter().map(|part| part.to_string_lossy());
+    let module: Vec<_> = module.filter(|part| part != "mod").collect();
+    let text = std::fs::read_to_string(file)?;
+    let names = text.split("fn ").skip(1);
+    let names = names.filter_map(|rest| rest.split(['(', '<']).next());
+    let inner = if text.contains("\nmod tests {") {
+        "tests::"
+    } else {
+        ""
+    };
+    let name = |name| format!("{crate_name}{}::{inner}{name}", module.join("::"));
+    Ok(names.map(name).collect())
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Each row of a table of claims names tests that exist, by the beginning of their names.
+#[test]
+fn each_claim_of_the_threat_model_has_a_test() -> Result<()> {
+    let mut tests = vec![];
+    for (crate_name, directory) in [
+        ("", "tests/node"),
+        ("", "src"),
+        ("nri::", "nri/src"),
+        ("nri::", "nri/tests/plugin"),
+    ] {
+        let directory = root().join(directory);
+        let mut files = vec![];
+        sources(&directory, &mut files)?;
+        for file in files {
+            tests.extend(tests_of(crate_name, &file, &directory)?);
+        }
+    }
+    let text = std::fs::read_to_string(root().join("docs/threat-model.md"))?;
+    let tables = text.split("\n| claim | test |\n").skip(1);
+    let rows = tables.flat_map(|table| {
+        table
+            .lines()
+            .skip(1)
+            .take_while(|line| line.starts_with('|'))
+    });
+    let mut count = 0;
+    for row in rows {
+        let last = row.trim_end_matches('|').rsplit(" | ").next();
+        let named = last.context("no cell")?.split('`').skip(1).step_by(2);
+        let named: Vec<_> = named.filter(|name| name.contains("::")).collect();
+        ensure!(!named.is_empty(), "no test: {row}");
+        for name in named {
+            let exists = tests.iter().any(|test| test.starts_with(name));
+            ensure!(exists, "no test {name}: {row}");
+            count += 1;
+        }
+    }
+    ensure!(count > 20, "only {count}");
+    Ok(())
+}
+
 /// Runs all commands of the chapters. The commands of the README need a real system.
 #[tokio::test(flavor = "multi_thread")]
 async fn documented_commands_work() -> Result<()> {

@@ -54,6 +54,7 @@ mod lost;
 mod main_job;
 mod memory;
 mod metrics;
+mod metrics_clients;
 mod odd_documents;
 mod policy;
 mod pull;
