@@ -141,7 +141,7 @@ impl Resource<'_> {
         if !token.is_empty() {
             add(&mut query, "continue", token);
         }
-        read(&self.client, &query, MAX_PAGE).await
+        read(&self.client, get(&query)?, MAX_PAGE).await
     }
 
     /// Begins a watch from this version, which the server ends after some time.
@@ -172,19 +172,22 @@ impl Resource<'_> {
 
 /// Returns the object at this path.
 pub(super) async fn object<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Error> {
-    read(client, path, MAX_OBJECT).await
+    read(client, get(path)?, MAX_OBJECT).await
 }
 
-/// Changes the object at this path by the operations of a JSON patch, all of them or none.
-pub(super) async fn patch(client: &Client, path: &str, operations: &[Value]) -> Result<(), Error> {
+/// Changes the object at this path by the operations of a JSON patch, all of them or none. Returns the new object.
+pub(super) async fn patch<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    operations: &[Value],
+) -> Result<T, Error> {
     let body = serde_json::to_vec(operations).map_err(malformed)?;
     let request = Request::patch(path)
         .header(CONTENT_TYPE, "application/json-patch+json")
         .body(Body::from(body))
         .map_err(malformed)?;
-    // The answer is the object, which is not needed.
-    let answer = send(client, request, Instant::now() + ANSWER).await;
-    answer.map(drop)
+    // An answer that is no object is not the API server's: nothing may have changed.
+    read(client, request, MAX_OBJECT).await
 }
 
 fn get(query: &str) -> Result<Request<Body>, Error> {
@@ -192,9 +195,13 @@ fn get(query: &str) -> Result<Request<Body>, Error> {
 }
 
 /// Returns the whole answer, of at most `limit` bytes.
-async fn read<T: DeserializeOwned>(client: &Client, query: &str, limit: usize) -> Result<T, Error> {
+async fn read<T: DeserializeOwned>(
+    client: &Client,
+    request: Request<Body>,
+    limit: usize,
+) -> Result<T, Error> {
     let deadline = Instant::now() + ANSWER;
-    let body = send(client, get(query)?, deadline).await?;
+    let body = send(client, request, deadline).await?;
     let read = timeout_at(deadline, whole(body, limit)).await;
     let bytes = read.unwrap_or(Err(Error::Slow(ANSWER)))?;
     serde_json::from_slice(&bytes).map_err(malformed)
@@ -359,52 +366,4 @@ fn change<T: DeserializeOwned>(line: &[u8]) -> Result<Option<(Change<T>, String)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::objects::RuntimeClass;
-    use super::*;
-
-    fn read_line(line: &str) -> Result<Option<(Change<String>, String)>, Error> {
-        let name = |class: RuntimeClass| class.metadata.name;
-        let read = change::<RuntimeClass>(line.as_bytes())?;
-        Ok(read.map(|(change, version)| {
-            let change = match change {
-                Change::Applied(class) => Change::Applied(name(class)),
-                Change::Deleted(class) => Change::Deleted(name(class)),
-                Change::Bookmark => Change::Bookmark,
-            };
-            (change, version)
-        }))
-    }
-
-    #[test]
-    fn lines_become_changes_or_errors() {
-        let object = r#"{"metadata":{"name":"kata","resourceVersion":"7"},"handler":"k"}"#;
-        let of = |kind: &str| format!(r#"{{"type":"{kind}","object":{object}}}"#);
-        let kata = || "kata".to_owned();
-        for (line, expected) in [
-            (of("ADDED"), Some(Change::Applied(kata()))),
-            (of("MODIFIED"), Some(Change::Applied(kata()))),
-            (of("DELETED"), Some(Change::Deleted(kata()))),
-            (of("BOOKMARK"), Some(Change::Bookmark)),
-            (of("NEWS"), None),
-            (String::new(), None),
-        ] {
-            let expected = expected.map(|change| (change, "7".to_owned()));
-            assert_eq!(read_line(&line), Ok(expected), "{line}");
-        }
-        let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#;
-        assert_eq!(read_line(gone), Err(Error::Expired("too old".to_owned())));
-        for line in [
-            "\u{1}",
-            "{}",
-            "[]",
-            r#"{"type":"ADDED","object":3}"#,
-            r#"{"type":"ADDED","object":{"metadata":{"name":"x"}}}"#,
-        ] {
-            assert!(
-                matches!(read_line(line), Err(Error::Malformed(_))),
-                "{line}"
-            );
-        }
-    }
-}
+mod tests;

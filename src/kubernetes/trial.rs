@@ -1,5 +1,9 @@
 //! Tries the access to the API server once, for `doctor`.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use crate::config;
 
 use super::access::Access;
@@ -8,6 +12,10 @@ use super::objects::{Pod, RuntimeClass};
 use super::pods::{Classes, Pods};
 use super::reflector::Kind;
 use super::taint::{self, Found};
+
+/// The limit of a try. All other findings of `doctor` wait for it. Shorter than the limit of a connection, so that one that
+/// is not accepted has the same finding as an answer that does not come.
+const LIMIT: Duration = Duration::from_secs(8);
 
 /// The result of a try.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +70,9 @@ pub async fn try_access(config: &config::Kubernetes) -> Trial {
         Ok(None) => return Trial::Off,
         Err(e) => return Trial::Unusable(e.to_string()),
     };
-    match has_pods(&access).await {
+    let tried = timeout(LIMIT, has_pods(&access)).await;
+    let tried = tried.unwrap_or(Err((Pods::WORD, Error::Slow(LIMIT))));
+    match tried {
         Ok(has_pods) => Trial::Works {
             node: access.node().to_owned(),
             has_pods,
@@ -81,7 +91,8 @@ pub async fn try_taint(config: &config::Kubernetes) -> Trial {
         Err(e) => return Trial::Unusable(e.to_string()),
     };
     let node = access.node().to_owned();
-    match taint::try_out(&access, key).await {
+    let tried = timeout(LIMIT, taint::try_out(&access, key)).await;
+    match tried.unwrap_or(Err(Error::Slow(LIMIT))) {
         Ok(Found::None) => Trial::Off,
         Ok(Found::Taint) => Trial::Tainted {
             node,

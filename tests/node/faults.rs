@@ -4,8 +4,11 @@
 //! Without `NRI_UNPACK_FAULTS` a part of the calls is tried, chosen by `NRI_UNPACK_SEED`; with it each call.
 //! [`met`] fails if a method of the trait `Containerd` is in no run.
 
+mod ahead;
+pub(crate) mod api_server;
 mod at_random;
 mod frames;
+mod late;
 mod lost;
 mod met;
 mod swap;
@@ -198,12 +201,12 @@ impl Bench {
 }
 
 /// Whether each call gets a fault.
-fn is_complete() -> bool {
+pub(crate) fn is_complete() -> bool {
     std::env::var_os("NRI_UNPACK_FAULTS").is_some()
 }
 
 /// Returns the numbers of the calls that get a fault: in a short run one of so many.
-fn chosen(calls: usize, share: usize) -> Vec<usize> {
+pub(crate) fn chosen(calls: usize, share: usize) -> Vec<usize> {
     if is_complete() {
         return (0..calls).collect();
     }

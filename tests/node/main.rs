@@ -69,6 +69,7 @@ mod replacements;
 mod screens;
 mod service;
 mod shared_layers;
+mod silent_api_server;
 mod skip;
 mod small_disk;
 mod smoke;

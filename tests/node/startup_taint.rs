@@ -18,7 +18,7 @@ use crate::guest_pull::{NYDUS, start_with};
 use crate::support::{Node, PATIENCE, handler};
 
 /// The key of the taint.
-const TAINT: &str = "nri-unpack/starting";
+pub(crate) const TAINT: &str = "nri-unpack/starting";
 
 /// The message of its removal.
 const REMOVED: &str = "startup taint removed";
@@ -29,7 +29,7 @@ const PATCH: [&str; 1] = ["PATCH /api/v1/nodes/lab-node"];
 /// How long the taint is watched that has to stay.
 const STAYS: Duration = Duration::from_secs(1);
 
-fn taint(key: &str, effect: &str) -> Taint {
+pub(crate) fn taint(key: &str, effect: &str) -> Taint {
     Taint {
         key: key.to_owned(),
         effect: effect.to_owned(),
@@ -38,7 +38,7 @@ fn taint(key: &str, effect: &str) -> Taint {
 }
 
 /// Returns a node with these taints, as Kubernetes' own type writes it.
-fn kubernetes_node(taints: &[Taint]) -> Result<Value> {
+pub(crate) fn kubernetes_node(taints: &[Taint]) -> Result<Value> {
     let node = KubernetesNode {
         metadata: ObjectMeta {
             name: Some(NODE.to_owned()),
@@ -61,7 +61,7 @@ async fn with_new_node() -> Result<ApiServer> {
 }
 
 /// Waits until this node has no taint of this plugin.
-async fn until_untainted(server: &ApiServer) -> Result<()> {
+pub(crate) async fn until_untainted(server: &ApiServer) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while server
         .taints(NODE)

@@ -72,3 +72,6 @@ impl Body for PunctualBody {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,23 +4,30 @@
 //! It stores JSON and knows nothing else of the objects. It is not Kubernetes: what it answers is what the API's
 //! documentation says, and its failures are ours.
 
+mod answers;
+mod faults;
 mod nodes;
+mod request;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use answers::{bookmark, fail, garbage, send, send_events, send_list};
+use faults::Disturbance;
+pub use faults::Ignored;
+use request::{Request, read};
 use tls::Tls;
 
 /// The path of the pods of all namespaces.
@@ -28,9 +35,6 @@ const PODS: &str = "/api/v1/pods";
 
 /// The path of the RuntimeClasses.
 const CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
-
-/// The limit of a request's head, and of its body.
-const MAX_REQUEST: usize = 16 << 10;
 
 /// What the server does with the requests that come now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,13 @@ pub enum Mode {
     Silent,
     /// Answers each request with bytes that are no JSON; a list and a watch get as many as they read.
     Garbage,
+    /// Sends a part of its answer, and closes the connection. Only for requests that [`ApiServer::disturb`] chooses.
+    HalfCut,
+    /// Sends a part of its answer, and the rest after [`ApiServer::calm`]. Only for requests that [`ApiServer::disturb`]
+    /// chooses.
+    HalfSilent,
+    /// Answers after this time. Only for requests that [`ApiServer::disturb`] chooses.
+    Delay(Duration),
 }
 
 /// A running server. Dropping it ends it.
@@ -56,18 +67,17 @@ pub enum Mode {
 pub struct ApiServer {
     address: String,
     tls: Option<Tls>,
+    listener: Arc<TcpListener>,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
 
-#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     /// The number of changes, for those that wait for one.
     changes: watch::Sender<u64>,
 }
 
-#[derive(Debug)]
 struct State {
     mode: Mode,
     /// What it does with requests for nodes, if that is something else.
@@ -85,8 +95,20 @@ struct State {
     requests: Vec<String>,
     /// The number of times that all watches were cut.
     cuts: u64,
+    /// The number of times that all watches were ended.
+    ends: u64,
     /// The token that each request must have, if any.
     token: Option<String>,
+    /// Chooses requests that it handles otherwise.
+    disturbance: Option<Disturbance>,
+    /// Which part of a new connection gets no answer.
+    ignored: Option<Ignored>,
+    /// The connections that fill the queue, while none is taken.
+    fillers: Vec<std::net::TcpStream>,
+    /// The number of times that the two were ended.
+    calms: u64,
+    /// The number of open watches.
+    watches: usize,
 }
 
 impl ApiServer {
@@ -107,7 +129,7 @@ impl ApiServer {
     }
 
     async fn start_on(tls: Option<Tls>) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await?);
         let address = listener.local_addr()?.to_string();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -121,14 +143,21 @@ impl ApiServer {
                 events: Vec::new(),
                 requests: Vec::new(),
                 cuts: 0,
+                ends: 0,
                 token: None,
+                disturbance: None,
+                ignored: None,
+                fillers: vec![],
+                calms: 0,
+                watches: 0,
             }),
             changes: watch::Sender::new(0),
         });
-        let task = tokio::spawn(serve(listener, tls.clone(), shared.clone()));
+        let task = tokio::spawn(serve(listener.clone(), tls.clone(), shared.clone()));
         Ok(Self {
             address,
             tls,
+            listener,
             shared,
             task,
         })
@@ -167,6 +196,12 @@ impl ApiServer {
     /// [`Mode::Cut`], [`Mode::CutWatch`] or [`Mode::WatchError`], which end them.
     pub fn set(&self, mode: Mode) {
         self.shared.state.lock().mode = mode;
+        self.changed();
+    }
+
+    /// Ends all watches that are open, as after their time.
+    pub fn end_watches(&self) {
+        self.shared.state.lock().ends += 1;
         self.changed();
     }
 
@@ -220,9 +255,7 @@ impl ApiServer {
         state.version += 1;
         for path in [PODS, CLASSES] {
             let version = state.version;
-            let object = json!({"metadata": {"resourceVersion": version.to_string()}});
-            let event = json!({"type": "BOOKMARK", "object": object});
-            state.events.push((version, path, event));
+            state.events.push((version, path, bookmark(version)));
         }
         drop(state);
         self.changed();
@@ -307,6 +340,12 @@ impl Drop for ApiServer {
     }
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} requests", self.state.lock().requests.len())
+    }
+}
+
 impl Shared {
     /// Waits until neither all requests nor those for nodes are answered in this mode.
     async fn until_set_to_another(&self, mode: Mode) -> Result<()> {
@@ -324,11 +363,11 @@ impl Shared {
     }
 }
 
-async fn serve(listener: TcpListener, tls: Option<Tls>, shared: Arc<Shared>) {
+async fn serve(listener: Arc<TcpListener>, tls: Option<Tls>, shared: Arc<Shared>) {
     // Dropped with the task, and its connections with it.
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok(stream) = shared.accept(&listener).await else {
             return;
         };
         let (tls, shared) = (tls.clone(), shared.clone());
@@ -336,9 +375,9 @@ async fn serve(listener: TcpListener, tls: Option<Tls>, shared: Arc<Shared>) {
             // The client may go at any time.
             let _ = match tls {
                 None => answer(stream, &shared).await,
-                Some(tls) => match tls.acceptor.accept(stream).await {
+                Some(tls) => match shared.shake_hands(&tls, stream).await {
                     Ok(stream) => answer(stream, &shared).await,
-                    Err(e) => Err(e.into()),
+                    Err(e) => Err(e),
                 },
             };
         });
@@ -346,57 +385,56 @@ async fn serve(listener: TcpListener, tls: Option<Tls>, shared: Arc<Shared>) {
     }
 }
 
-/// A request without its headers but two.
-struct Request {
-    method: String,
-    path: String,
-    query: BTreeMap<String, String>,
-    token: Option<String>,
-    content_type: Option<String>,
-    body: Vec<u8>,
-}
-
 /// Answers one request, and closes the connection.
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
     let (request, target) = read(&mut stream).await?;
-    let (mode, token) = {
-        let mut state = shared.state.lock();
-        // A list and a watch are told apart by their queries.
-        let is_get = request.method == "GET";
-        let method = if is_get { "" } else { &request.method };
-        state
-            .requests
-            .push(format!("{method} {target}").trim_start().to_owned());
-        (state.mode, state.token.clone())
-    };
+    // A list and a watch are told apart by their queries.
+    let is_get = request.method == "GET";
+    let method = if is_get { "" } else { &request.method };
+    let words = format!("{method} {target}").trim_start().to_owned();
+    let (chosen, token) = shared.note(words);
     if token.is_some() && token != request.token {
         return fail(&mut stream, 401, "Unauthorized").await;
     }
+    match chosen {
+        Some(Mode::Silent) => shared.until_calm().await?,
+        Some(Mode::Delay(time)) => tokio::time::sleep(time).await,
+        Some(Mode::HalfCut | Mode::HalfSilent) if !request.is_watch() => {
+            let mut whole = Vec::new();
+            respond(&mut whole, shared, &request, None).await?;
+            let is_cut = chosen == Some(Mode::HalfCut);
+            return faults::half(&mut stream, shared, &whole, is_cut).await;
+        }
+        chosen => return respond(&mut stream, shared, &request, chosen).await,
+    }
+    respond(&mut stream, shared, &request, None).await
+}
+
+/// Sends the answer to a request in this mode; `None`: in that of the server.
+async fn respond(
+    stream: &mut (impl AsyncWrite + Unpin),
+    shared: &Shared,
+    request: &Request,
+    chosen: Option<Mode>,
+) -> Result<()> {
     if let Some(name) = request.path.strip_prefix(nodes::PATH) {
-        return nodes::answer(&mut stream, shared, name, &request).await;
+        return nodes::answer(stream, shared, name, request, chosen).await;
     }
     let path = match request.path.as_str() {
         PODS => PODS,
         CLASSES => CLASSES,
         _ => {
-            return fail(
-                &mut stream,
-                404,
-                "the server could not find the requested resource",
-            )
-            .await;
+            let message = "the server could not find the requested resource";
+            return fail(stream, 404, message).await;
         }
     };
-    let is_watch = request
-        .query
-        .get("watch")
-        .is_some_and(|watch| watch == "true");
-    if let Some(done) = failing(&mut stream, shared, mode).await {
+    let mode = chosen.unwrap_or_else(|| shared.state.lock().mode);
+    if let Some(done) = failing(stream, shared, mode).await {
         return done;
     }
-    match is_watch {
-        true => send_events(&mut stream, shared, path, &request).await,
-        false => send_list(&mut stream, shared, path, &request).await,
+    match request.is_watch() {
+        true => send_events(stream, shared, path, request, chosen).await,
+        false => send_list(stream, shared, path, request).await,
     }
 }
 
@@ -411,199 +449,11 @@ async fn failing(
         Mode::Silent => shared.until_set_to_another(Mode::Silent).await,
         Mode::Status(code) => fail(stream, code, "as the test says").await,
         Mode::Garbage => garbage(stream).await,
-        Mode::Good | Mode::WatchError(_) | Mode::CutWatch => return None,
+        Mode::Good
+        | Mode::WatchError(_)
+        | Mode::CutWatch
+        | Mode::HalfCut
+        | Mode::HalfSilent
+        | Mode::Delay(_) => return None,
     })
-}
-
-async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(Request, String)> {
-    let mut bytes = Vec::new();
-    while !bytes.ends_with(b"\r\n\r\n") {
-        ensure!(bytes.len() < MAX_REQUEST, "a request without end");
-        bytes.push(stream.read_u8().await?);
-    }
-    let text = String::from_utf8(bytes)?;
-    let mut lines = text.lines();
-    let first = lines.next().context("no request")?;
-    let (method, rest) = first.split_once(' ').context("no method")?;
-    let target = rest.split(' ').next().context("no target")?.to_owned();
-    let headers: Vec<_> = lines.filter_map(|line| line.split_once(": ")).collect();
-    let header = |name: &str| {
-        let mut named = headers
-            .iter()
-            .filter(|(of, _)| of.eq_ignore_ascii_case(name));
-        named.next().map(|(_, value)| *value)
-    };
-    let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    let length = header("content-length").unwrap_or("0").parse()?;
-    ensure!(length <= MAX_REQUEST, "a body of {length} bytes");
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let request = Request {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        query: pairs
-            .map(|(name, value)| (name.to_owned(), decoded(value)))
-            .collect(),
-        token: bearer.map(str::to_owned),
-        content_type: header("content-type").map(str::to_owned),
-        body,
-    };
-    Ok((request, target))
-}
-
-/// Returns a value of a query without its percent signs.
-fn decoded(value: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        let digits = |rest: &mut std::str::Bytes<'_>| {
-            let text = [rest.next()?, rest.next()?];
-            u8::from_str_radix(std::str::from_utf8(&text).ok()?, 16).ok()
-        };
-        bytes.push(match byte {
-            b'%' => digits(&mut rest).unwrap_or(byte),
-            _ => byte,
-        });
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-impl Request {
-    /// Whether the field selector selects this object.
-    fn selects(&self, object: &Value) -> bool {
-        let Some(selector) = self.query.get("fieldSelector") else {
-            return true;
-        };
-        let node = selector.strip_prefix("spec.nodeName=");
-        node.is_some_and(|node| object["spec"]["nodeName"] == node)
-    }
-
-    fn number(&self, name: &str) -> Option<u64> {
-        self.query.get(name)?.parse().ok()
-    }
-}
-
-async fn send(stream: &mut (impl AsyncWrite + Unpin), code: u16, body: &str) -> Result<()> {
-    let head = format!(
-        "HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await?;
-    Ok(())
-}
-
-fn status(code: u16, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message})
-}
-
-async fn fail(stream: &mut (impl AsyncWrite + Unpin), code: u16, message: &str) -> Result<()> {
-    send(stream, code, &status(code, message).to_string()).await
-}
-
-/// Sends bytes that are no JSON and have no end of a line, until the client goes.
-async fn garbage(stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-    begin_chunks(stream).await?;
-    loop {
-        chunk(stream, &[0xc3; 4096]).await?;
-    }
-}
-
-async fn begin_chunks(stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
-    stream.write_all(head.as_bytes()).await?;
-    stream.flush().await?;
-    Ok(())
-}
-
-async fn chunk(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
-    let head = format!("{:x}\r\n", bytes.len());
-    stream
-        .write_all(&[head.as_bytes(), bytes, b"\r\n"].concat())
-        .await?;
-    stream.flush().await?;
-    Ok(())
-}
-
-async fn send_list(
-    stream: &mut (impl AsyncWrite + Unpin),
-    shared: &Shared,
-    path: &'static str,
-    request: &Request,
-) -> Result<()> {
-    let from = request.number("continue").unwrap_or_default() as usize;
-    let list = {
-        let state = shared.state.lock();
-        let limit = request.number("limit").unwrap_or(u64::MAX);
-        let limit = state.page.min(usize::try_from(limit).unwrap_or(usize::MAX));
-        let of_path = state.objects.iter().filter(|((of, _), _)| *of == path);
-        let all: Vec<_> = of_path.map(|(_, object)| object).collect();
-        let all: Vec<_> = all
-            .into_iter()
-            .filter(|object| request.selects(object))
-            .collect();
-        let items: Vec<_> = all.iter().skip(from).take(limit).collect();
-        let mut metadata = json!({"resourceVersion": state.version.to_string()});
-        if from + items.len() < all.len() {
-            metadata["continue"] = (from + items.len()).to_string().into();
-        }
-        json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
-    };
-    send(stream, 200, &list.to_string()).await
-}
-
-async fn send_events(
-    stream: &mut (impl AsyncWrite + Unpin),
-    shared: &Shared,
-    path: &'static str,
-    request: &Request,
-) -> Result<()> {
-    let mut sent = request.number("resourceVersion").unwrap_or_default();
-    let lasts = request.number("timeoutSeconds").unwrap_or(1);
-    let deadline = Instant::now() + Duration::from_secs(lasts);
-    if sent < shared.state.lock().oldest {
-        return fail(stream, 410, "too old resource version").await;
-    }
-    let cuts = shared.state.lock().cuts;
-    let mut changes = shared.changes.subscribe();
-    begin_chunks(stream).await?;
-    loop {
-        changes.borrow_and_update();
-        let (mode, lines, version) = {
-            let state = shared.state.lock();
-            if state.cuts != cuts {
-                return Ok(());
-            }
-            let new = state.events.iter();
-            let new = new.filter(|(version, of, event)| {
-                let is_bookmark = event["type"] == "BOOKMARK";
-                *version > sent && *of == path && (is_bookmark || request.selects(&event["object"]))
-            });
-            let lines: Vec<_> = new.map(|(_, _, event)| event.to_string() + "\n").collect();
-            (state.mode, lines, state.version)
-        };
-        for line in lines {
-            chunk(stream, line.as_bytes()).await?;
-        }
-        sent = version;
-        match mode {
-            Mode::Cut => return Ok(()),
-            Mode::CutWatch => return chunk(stream, b"{\"type\":\"ADD").await,
-            Mode::WatchError(code) => {
-                let event = json!({"type": "ERROR", "object": status(code, "as the test says")});
-                chunk(stream, (event.to_string() + "\n").as_bytes()).await?;
-                break;
-            }
-            _ => {}
-        }
-        match tokio::time::timeout_at(deadline, changes.changed()).await {
-            Ok(changed) => changed?,
-            Err(_) => break,
-        }
-    }
-    stream.write_all(b"0\r\n\r\n").await?;
-    Ok(())
 }

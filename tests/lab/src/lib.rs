@@ -49,7 +49,7 @@ mod tap;
 mod traces;
 mod tree;
 
-pub use api_server::{ApiServer, Mode};
+pub use api_server::{ApiServer, Ignored, Mode};
 pub use chart::render_chart;
 pub use config::PAUSE;
 pub use containerd::Lab;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::containerd::Lab;
 use crate::proxy::ProxySnapshotter;
@@ -37,6 +37,9 @@ pub enum Fault {
     AnswerLost,
     /// The call reaches containerd after this time.
     Delay(Duration),
+    /// The call ends for its client as at its deadline, and containerd serves it after this time, also if the client has
+    /// ended by then.
+    GivenUp(Duration),
 }
 
 /// The proxy of a socket. Dropping it closes all connections.
@@ -56,6 +59,8 @@ struct Observer {
     fault: Mutex<Option<(NumberedFilter, Fault)>>,
     /// Chooses faults for all calls.
     disturbance: Mutex<Option<Disturbance>>,
+    /// The calls that their clients have given up.
+    late: Mutex<JoinSet<()>>,
 }
 
 type Filter = Box<dyn Fn(&Call) -> bool + Send>;
@@ -103,7 +108,15 @@ impl Tap {
     /// # Errors
     /// If the socket cannot be opened.
     pub fn start(lab: &Lab) -> Result<Self> {
-        Self::between(lab.socket_path("tap.sock")?, lab.socket())
+        Self::start_as(lab, "tap")
+    }
+
+    /// Like [`Self::start`], for one of several. Each has a name of its own.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened.
+    pub fn start_as(lab: &Lab, name: &str) -> Result<Self> {
+        Self::between(lab.socket_path(&format!("{name}.sock"))?, lab.socket())
     }
 
     /// Listens in front of this snapshotter, which may restart. containerd has to be configured for it.
@@ -192,6 +205,12 @@ impl Tap {
     /// Ends the fault. Returns whether it has occurred.
     pub fn heal(&self) -> bool {
         lock(&self.observer.fault).take().is_none()
+    }
+
+    /// Waits until containerd has served the calls that their clients have given up.
+    pub async fn until_served(&self) {
+        let late = std::mem::take(&mut *lock(&self.observer.late));
+        late.join_all().await;
     }
 
     /// Holds the next call that matches `which`, and only that one.

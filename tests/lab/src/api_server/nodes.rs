@@ -43,11 +43,12 @@ pub(super) async fn answer(
     shared: &Shared,
     name: &str,
     request: &Request,
+    chosen: Option<Mode>,
 ) -> Result<()> {
-    let mode = {
+    let mode = chosen.unwrap_or_else(|| {
         let state = shared.state.lock();
         state.nodes.unwrap_or(state.mode)
-    };
+    });
     if let Some(done) = failing(stream, shared, mode).await {
         return done;
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use h2::client::SendRequest;
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::codegen::Bytes;
 use tonic::codegen::http::Request;
 
-use super::{Call, Fault, Observer, Passage};
+use super::{Call, Fault, Observer, Passage, lock};
 
 /// The beginnings of the calls whose message is read before they are forwarded; each has a single message.
 const READ: [&str; 4] = [
@@ -37,8 +38,8 @@ pub(super) async fn serve(listener: UnixListener, server: PathBuf, observer: Arc
 }
 
 /// Serves one client's connection, with a connection of its own to the server.
-async fn connection(client: UnixStream, server: &Path, observer: Arc<Observer>) -> Result<()> {
-    let server = UnixStream::connect(server).await?;
+async fn connection(client: UnixStream, socket: &Path, observer: Arc<Observer>) -> Result<()> {
+    let server = UnixStream::connect(socket).await?;
     let (sender, server) = h2::client::handshake(server).await?;
     let mut client = h2::server::handshake(client).await?;
     let mut tasks = JoinSet::new();
@@ -48,7 +49,8 @@ async fn connection(client: UnixStream, server: &Path, observer: Arc<Observer>) 
             request = client.accept() => {
                 let Some(request) = request else { return Ok(()) };
                 let (request, respond) = request?;
-                tasks.spawn(forward(request, respond, sender.clone(), observer.clone()));
+                let (sender, socket) = (sender.clone(), socket.to_owned());
+                tasks.spawn(forward(request, respond, sender, socket, observer.clone()));
             }
             // The server has ended, so the connection ends. A broken stream ends only itself.
             Some(_) = tasks.join_next() => {
@@ -64,6 +66,7 @@ async fn forward(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     server: SendRequest<Bytes>,
+    socket: PathBuf,
     observer: Arc<Observer>,
 ) -> Result<()> {
     let (head, mut body) = request.into_parts();
@@ -96,6 +99,16 @@ async fn forward(
         }
         Passage::Failed(Fault::AnswerLost) => is_answered = false,
         Passage::Failed(Fault::Delay(time)) => tokio::time::sleep(time).await,
+        Passage::Failed(Fault::GivenUp(time)) => {
+            while let Some(data) = body.data().await {
+                message.extend_from_slice(&release_capacity(&mut body, data?)?);
+            }
+            // The code by which tonic reports its own deadline.
+            respond.send_reset(Reason::CANCEL);
+            let late = serve_late(Request::from_parts(head, ()), message, socket, time);
+            lock(&observer.late).spawn(async move { drop(late.await) });
+            return Ok(());
+        }
     }
     let mut server = server.ready().await?;
     let (response, mut up) = server.send_request(Request::from_parts(head, ()), false)?;
@@ -124,6 +137,31 @@ async fn forward(
     };
     tokio::try_join!(upwards, downwards)?;
     Ok(())
+}
+
+/// Sends a call on a connection of its own after this time, and reads the whole answer.
+async fn serve_late(
+    request: Request<()>,
+    message: Vec<u8>,
+    socket: PathBuf,
+    time: Duration,
+) -> Result<()> {
+    tokio::time::sleep(time).await;
+    let (server, connection) = h2::client::handshake(UnixStream::connect(socket).await?).await?;
+    let served = async {
+        let mut server = server.ready().await?;
+        let (response, mut up) = server.send_request(request, false)?;
+        up.send_data(message.into(), true)?;
+        let mut body = response.await?.into_body();
+        while let Some(data) = body.data().await {
+            release_capacity(&mut body, data?)?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        served = served => served,
+        ended = connection => Ok(ended?),
+    }
 }
 
 /// Copies all data and the trailers. A receiver may stop early, as containerd does when it responds before the

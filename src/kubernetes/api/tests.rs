@@ -1,0 +1,51 @@
+//! Lines of a watch, and requests that are not answered.
+
+mod silences;
+
+use super::super::objects::RuntimeClass;
+use super::*;
+
+fn read_line(line: &str) -> Result<Option<(Change<String>, String)>, Error> {
+    let name = |class: RuntimeClass| class.metadata.name;
+    let read = change::<RuntimeClass>(line.as_bytes())?;
+    Ok(read.map(|(change, version)| {
+        let change = match change {
+            Change::Applied(class) => Change::Applied(name(class)),
+            Change::Deleted(class) => Change::Deleted(name(class)),
+            Change::Bookmark => Change::Bookmark,
+        };
+        (change, version)
+    }))
+}
+
+#[test]
+fn lines_become_changes_or_errors() {
+    let object = r#"{"metadata":{"name":"kata","resourceVersion":"7"},"handler":"k"}"#;
+    let of = |kind: &str| format!(r#"{{"type":"{kind}","object":{object}}}"#);
+    let kata = || "kata".to_owned();
+    for (line, expected) in [
+        (of("ADDED"), Some(Change::Applied(kata()))),
+        (of("MODIFIED"), Some(Change::Applied(kata()))),
+        (of("DELETED"), Some(Change::Deleted(kata()))),
+        (of("BOOKMARK"), Some(Change::Bookmark)),
+        (of("NEWS"), None),
+        (String::new(), None),
+    ] {
+        let expected = expected.map(|change| (change, "7".to_owned()));
+        assert_eq!(read_line(&line), Ok(expected), "{line}");
+    }
+    let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#;
+    assert_eq!(read_line(gone), Err(Error::Expired("too old".to_owned())));
+    for line in [
+        "\u{1}",
+        "{}",
+        "[]",
+        r#"{"type":"ADDED","object":3}"#,
+        r#"{"type":"ADDED","object":{"metadata":{"name":"x"}}}"#,
+    ] {
+        assert!(
+            matches!(read_line(line), Err(Error::Malformed(_))),
+            "{line}"
+        );
+    }
+}
