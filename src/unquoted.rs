@@ -48,7 +48,7 @@ mod tests {
         for (text, expected) in [
             (
                 r#"{"number": "a \"se`cret\", expected"}"#,
-                "invalid type: string \"…\", expected u8 at line 1 column 35",
+                "invalid type: string \"…\", expected u8 at line 1 column 36",
             ),
             (
                 r#"{"kind": "se`cret"}"#,

@@ -111,14 +111,6 @@ async fn a_kubeconfig_is_not_shown(level: Level) -> Result<()> {
             )),
             unusable,
         ),
-        (
-            "no token",
-            kubeconfig(
-                &plain,
-                &format!("{{tokenFile: /nowhere/token, token: \"{BROKEN}\\n\"}}"),
-            ),
-            "API server",
-        ),
     ];
     for (what, text, words) in cases {
         let file = node.lab.path("kubeconfig");
