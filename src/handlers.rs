@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Config;
 use crate::containerd::Snapshotter;
+use crate::unquoted::without_values;
 pub use files::{FileConfig, Unseen};
 pub(crate) use migration::{CRI, IMAGES, RUNTIME};
 pub use origin::{Found, Origin};
@@ -125,7 +126,8 @@ impl Handlers {
         let mut problems = Vec::new();
         let mut status = match running.cri_status_config.map(cri_status::parse).transpose() {
             Ok(status) => status.unwrap_or_default(),
-            Err(reason) => {
+            Err(error) => {
+                let reason = without_values(&error);
                 problems.push(Problem::BadStatus { reason });
                 Reported::default()
             }

@@ -39,3 +39,4 @@ mod peer;
 mod printable;
 mod question;
 mod retry;
+mod unquoted;

@@ -199,6 +199,34 @@ mod tests {
         }
     }
 
+    /// Other crates log the bytes of messages at this level, with what is secret in them.
+    #[test]
+    fn the_lowest_level_is_for_our_own_crates() {
+        use log::Level::{Debug, Info, Trace, Warn};
+        let all = "trace,h2=trace";
+        for (filter, target, level, expected) in [
+            (None, "nri_unpack::hooks", Trace, true),
+            (None, "nri::mux", Trace, true),
+            (None, "ttrpc::asynchronous", Warn, true),
+            (None, "ttrpc::asynchronous", Info, false),
+            (None, "a_crate_that_is_new", Debug, false),
+            (None, "h2::codec", Warn, false),
+            (Some(all), "nri_unpack::hooks", Trace, true),
+            (Some(all), "h2::codec", Debug, true),
+            (Some(all), "h2::codec", Trace, false),
+            (Some(all), "ttrpc::asynchronous", Trace, false),
+            (Some(all), "nri_unpack_of_others", Trace, false),
+        ] {
+            let switch = switch(0, filter);
+            switch
+                .configure(&log_config("level = 'trace'"))
+                .expect("no file");
+            let metadata = Metadata::builder().level(level).target(target).build();
+            let enabled = switch.enabled(&metadata);
+            assert_eq!(enabled, expected, "{filter:?}, {target}, {level}");
+        }
+    }
+
     #[test]
     fn lines_go_to_the_configured_file() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -26,15 +26,26 @@ pub enum SessionEnd {
     /// A frame was too long; see [`Oversized`].
     #[error(transparent)]
     Oversized(#[from] Oversized),
-    /// A message was longer than ttrpc allows: the peer does not speak ttrpc, or its data is damaged.
+    /// A message was longer than ttrpc allows, or an answer longer than NRI's: the peer does not speak ttrpc, or its data
+    /// is damaged.
     #[error(
-        "a message of {length} bytes on virtual connection {connection} is over ttrpc's limit of 4 MiB"
+        "a message of {length} bytes on virtual connection {connection} is over the limit (a request 4 MiB, an answer \
+         64 KiB): is the peer an NRI runtime?"
     )]
     NotTtrpc {
         /// The connection's id.
         connection: u32,
         /// The length in the message's header, in bytes.
         length: usize,
+    },
+    /// A request has too much metadata to be decoded in little memory, or is shorter than its fields.
+    #[error(
+        "a request on virtual connection {connection} has more than 16 KiB besides its payload, or is cut short: is the \
+         peer an NRI runtime?"
+    )]
+    NotARequest {
+        /// The connection's id.
+        connection: u32,
     },
     /// One of the two ttrpc connections did not read its data in time.
     #[error("virtual connection {connection} did not read its data for {STALL_LIMIT:?}")]

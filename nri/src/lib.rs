@@ -12,6 +12,7 @@ pub mod api;
 mod boundaries;
 pub mod connect;
 mod end;
+mod envelope;
 mod events;
 pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]

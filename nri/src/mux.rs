@@ -1,8 +1,8 @@
 //! Multiplexes two ttrpc connections over one socket: the task that owns the socket, and the two virtual
 //! connections.
 //!
-//! Knows frames and connection ids, and of the payload only where ttrpc's messages end. The end of the task ends the session. ttrpc hides
-//! why a connection ended, so the task returns a [`SessionEnd`].
+//! Knows frames and connection ids, and of the payload only where ttrpc's messages end. The end of the task ends the
+//! session. ttrpc hides why a connection ended, so the task returns a [`SessionEnd`].
 //!
 //! All memory is bounded. A frame is forwarded in chunks and never held whole. Data that a virtual
 //! connection has not read is limited to `INCOMING_BYTES`, and data that the socket has not accepted to
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, PollSender};
 
-use crate::boundaries::{Boundaries, TooLong};
+use crate::boundaries::{Boundaries, Refused};
 use crate::end::{STALL_LIMIT, SessionEnd};
 use crate::frame::{HEADER_LEN, Header, MAX_PAYLOAD};
 
@@ -88,7 +88,10 @@ impl Lane {
     async fn write(&mut self, connection: u32, bytes: &[u8]) -> Result<(), SessionEnd> {
         if let Some(messages) = &mut self.messages {
             let followed = messages.follow(bytes);
-            followed.map_err(|TooLong(length)| SessionEnd::NotTtrpc { connection, length })?;
+            followed.map_err(|refused| match refused {
+                Refused::TooLong(length) => SessionEnd::NotTtrpc { connection, length },
+                Refused::NotARequest => SessionEnd::NotARequest { connection },
+            })?;
         }
         match timeout(STALL_LIMIT, self.stream.write_all(bytes)).await {
             Ok(Ok(())) => Ok(()),
@@ -117,12 +120,11 @@ pub fn divide<T>(trunk: T) -> (Mux<T>, VirtualConnection, VirtualConnection) {
 }
 
 impl<T: AsyncRead + AsyncWrite> Mux<T> {
-    /// Ends the session also when the peer sends a message that ttrpc does not allow.
+    /// Ends the session also when the peer sends a message that ttrpc or NRI does not allow.
     #[must_use]
     pub fn for_ttrpc(mut self) -> Self {
-        for lane in [&mut self.lanes.plugin, &mut self.lanes.runtime] {
-            lane.messages = Some(Boundaries::default());
-        }
+        self.lanes.plugin.messages = Some(Boundaries::of_requests());
+        self.lanes.runtime.messages = Some(Boundaries::of_answers());
         self
     }
 

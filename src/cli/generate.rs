@@ -1,5 +1,8 @@
 //! Generates shell completions and man pages from the definitions of the command line. Packages ship both.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -8,6 +11,9 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use super::{Exit, Failure};
+
+/// The mode of a page.
+const MODE: u32 = 0o644;
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
@@ -49,7 +55,9 @@ fn page(directory: &Path, name: String, command: Command) -> Result<(), Failure>
     let write = || {
         let mut text = Vec::new();
         Man::new(command).title(name).render(&mut text)?;
-        std::fs::write(&path, text)
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(MODE);
+        options.open(&path)?.write_all(&text)
     };
     let written = write().with_context(|| format!("cannot write {}", path.display()));
     written.map_err(Failure::Other)

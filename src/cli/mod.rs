@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
 use crate::containerd;
@@ -174,8 +175,22 @@ impl From<containerd::grpc::SetupError> for Failure {
     }
 }
 
+/// The limit of a core dump in bytes. With 1 the kernel writes none, and starts no program that collects them; with 0 it
+/// starts that program.
+const CORE: Option<u64> = Some(1);
+
+/// Prevents core dumps, which would contain credentials of registries and of Kubernetes. An error changes nothing else.
+fn prevent_core_dumps() {
+    let limit = Rlimit {
+        current: CORE,
+        maximum: CORE,
+    };
+    let _ = setrlimit(Resource::Core, limit);
+}
+
 /// Reads the arguments, runs the command, and prints its error.
 pub async fn main() -> Exit {
+    prevent_core_dumps();
     let Cli { global, command } = Cli::parse();
     let launched = std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
     let command = match command {

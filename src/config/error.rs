@@ -14,7 +14,7 @@ pub enum ConfigError {
         /// The error of the operating system.
         reason: io::Error,
     },
-    /// The text is not TOML, so there is no key to name. The line is quoted instead.
+    /// The text is not TOML, so there is no key to name. The beginning of the line is quoted instead.
     #[error("{origin}:{line}:{column}: {message} in `{quoted}`")]
     Malformed {
         /// The file's path, or the name of the text's origin.
@@ -25,7 +25,7 @@ pub enum ConfigError {
         column: usize,
         /// The error of the parser.
         message: String,
-        /// The line itself.
+        /// The beginning of the line.
         quoted: String,
     },
     /// A key is unknown, or its value is not valid.
@@ -52,12 +52,7 @@ impl ConfigError {
             line,
             column,
             message: error.message().to_owned(),
-            quoted: text
-                .lines()
-                .nth(line - 1)
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            quoted: beginning(text.lines().nth(line - 1).unwrap_or_default()),
         }
     }
 
@@ -72,6 +67,22 @@ impl ConfigError {
             message,
         }
     }
+}
+
+/// The most characters of a line that are quoted.
+const QUOTED: usize = 40;
+
+/// Returns a line up to its value: the file may be another one that was named by mistake, such as one with credentials.
+fn beginning(line: &str) -> String {
+    let line = line.trim();
+    let end = match line.find(['=', ':']) {
+        Some(end) => end + 1,
+        None if line.starts_with('[') => line.len(),
+        None => 0,
+    };
+    let shown: String = line[..end].chars().take(QUOTED).collect();
+    let rest = if shown.len() < line.len() { " …" } else { "" };
+    shown + rest
 }
 
 /// Returns the line and column where a span of `text` starts, both counted from 1. An error without a

@@ -75,9 +75,10 @@ fn absolute(text: &str) -> Result<PathBuf, InvalidValue> {
     if text.starts_with('/') {
         return Ok(text.into());
     }
-    Err(InvalidValue::new(format!(
-        "{text:?} is not an absolute path: start it with `/`"
-    )))
+    // The value is not quoted: it may be a secret instead of the path of one.
+    Err(InvalidValue::new(
+        "it is not an absolute path: start it with `/`",
+    ))
 }
 
 fn socket(text: &str) -> Result<PathBuf, InvalidValue> {

@@ -1,7 +1,7 @@
 //! What containerd's events say of images, snapshots and containers.
 
 use containerd_client::events::{ContainerDelete, SnapshotPrepare, SnapshotRemove};
-use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate};
+use containerd_client::services::v1::ImageDelete;
 use prost::Message;
 
 use super::Event;
@@ -25,6 +25,14 @@ pub(crate) const ALL: [&str; 6] = [
 
 /// The topics of removed images.
 pub(crate) const REMOVALS: [&str; 1] = [DELETED];
+
+/// `ImageCreate` and `ImageUpdate` without the image's labels, which are not needed, and of which an event of 4 MiB could
+/// have half a million.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageChanged {
+    #[prost(string, tag = "1")]
+    name: String,
+}
 
 /// A change of containerd's images, snapshots or containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +64,7 @@ impl StoreEvent {
     pub(crate) fn of(event: &Event) -> Option<Self> {
         let payload = event.payload.value.as_slice();
         match event.topic.as_str() {
-            CREATED => ImageCreate::decode(payload)
-                .ok()
-                .map(|e| Self::Image(e.name)),
-            UPDATED => ImageUpdate::decode(payload)
+            CREATED | UPDATED => ImageChanged::decode(payload)
                 .ok()
                 .map(|e| Self::Image(e.name)),
             DELETED => {

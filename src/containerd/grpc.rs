@@ -15,6 +15,7 @@ mod images;
 mod introspection;
 mod leases;
 mod snapshots;
+mod weight;
 mod write;
 
 use std::path::{Path, PathBuf};

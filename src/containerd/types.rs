@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use containerd_client::types::{Descriptor, Mount};
@@ -199,7 +200,7 @@ pub struct CriContainer {
     /// The pod's namespace.
     pub pod_namespace: String,
     /// The pod's annotations.
-    pub pod_annotations: Labels,
+    pub pod_annotations: Arc<Labels>,
 }
 
 /// One event of containerd.

@@ -14,7 +14,7 @@ pub enum Problem {
     #[error("cannot parse the configuration in containerd's CRI status: {reason}")]
     BadStatus {
         /// The parser's message.
-        reason: serde_json::Error,
+        reason: String,
     },
     /// A file of containerd's configuration cannot be read.
     #[error("cannot read containerd's configuration {}: {reason}", path.display())]

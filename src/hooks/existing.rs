@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use nri::{Container, Pod};
 
 use crate::ahead::Existing;
+use crate::containerd::Labels;
 use crate::handlers::Handlers;
 use crate::kubernetes;
 use crate::node::Node;
@@ -54,7 +55,7 @@ impl Session {
                 ahead.is_used(&container.image);
                 let pod = Pod {
                     namespace: container.pod_namespace,
-                    annotations: container.pod_annotations,
+                    annotations: Labels::clone(&container.pod_annotations),
                     runtime_handler: container.runtime_handler,
                     ..Pod::default()
                 };

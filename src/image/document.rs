@@ -15,6 +15,7 @@ use super::json::{
 };
 use super::media::is_layer;
 use crate::containerd;
+use crate::unquoted::without_values;
 use shape::Shape;
 
 /// The largest number of layers that is accepted. overlayfs mounts at most 500.
@@ -320,7 +321,7 @@ fn within(layers: usize) -> Result<(), String> {
 }
 
 fn malformed(error: serde_json::Error) -> Refusal {
-    Refusal::Malformed(error.to_string())
+    Refusal::Malformed(without_values(&error))
 }
 
 #[cfg(test)]

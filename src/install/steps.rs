@@ -1,14 +1,17 @@
 //! The steps of `install` and `uninstall`. Files are written atomically.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::{Error, unit};
 
 /// The mode of installed files. All users may read them, since they contain no secrets.
 const MODE: u32 = 0o644;
+
+/// The mode of directories that are missing. A smaller one, of the umask, is as good.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// One step of `install` or `uninstall`, also for a file that stays as it is.
 #[derive(Debug)]
@@ -132,7 +135,7 @@ impl Step {
 /// `replace` is set.
 fn write(path: &Path, text: &str, replace: bool) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
+    make(directory)?;
     let mut file = tempfile::Builder::new()
         .prefix(".nri-unpack")
         .permissions(Permissions::from_mode(MODE))
@@ -149,9 +152,17 @@ fn write(path: &Path, text: &str, replace: bool) -> io::Result<()> {
     Ok(())
 }
 
+fn make(directory: &Path) -> io::Result<()> {
+    let mut missing = DirBuilder::new();
+    missing
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(directory)
+}
+
 fn link(path: &Path, target: &Path) -> io::Result<()> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        make(directory)?;
     }
     symlink(target, path)
 }

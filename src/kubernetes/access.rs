@@ -13,6 +13,7 @@ use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
 use crate::config::{self, NodeName, Watch};
+use crate::unquoted::without_values;
 
 use super::api::Error;
 
@@ -107,7 +108,10 @@ impl Access {
         config.connect_timeout = Some(CONNECT);
         client(&config).map_err(|e| {
             let origin = &self.origin;
-            Error::Setup(format!("the credentials of {origin} cannot be used: {e}"))
+            let reason = without_values(&e);
+            Error::Setup(format!(
+                "the credentials of {origin} cannot be used: {reason}"
+            ))
         })
     }
 }
@@ -157,7 +161,11 @@ fn this_node() -> Result<NodeName, Error> {
 
 /// Reads a kubeconfig, with the files that it names.
 async fn read(path: &Path) -> Result<Config, Error> {
-    let wrong = |e: &dyn fmt::Display| Error::Setup(format!("kubeconfig {}: {e}", path.display()));
+    // The parser's own message has lines of the file.
+    let wrong = |e: &dyn fmt::Display| {
+        let reason = without_values(&e);
+        Error::Setup(format!("kubeconfig {}: {reason}", path.display()))
+    };
     let kubeconfig = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
     if let Some(plugin) = plugin(&kubeconfig) {
         return Err(wrong(&format!(

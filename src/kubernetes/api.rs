@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::unquoted::without_values;
+
 use super::objects::{Event, Page, Status, Versioned};
 
 /// How long the API server may take to begin an answer, and to end the page of a list.
@@ -92,7 +94,7 @@ impl Error {
 }
 
 fn malformed(error: impl Display) -> Error {
-    Error::Malformed(error.to_string())
+    Error::Malformed(without_values(&error))
 }
 
 /// A kind of object at the API server.

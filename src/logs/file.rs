@@ -6,8 +6,12 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+/// The mode of a new file, whatever the umask is: names of images and pods are for root only.
+const MODE: u32 = 0o600;
 
 /// A file to append to. After a failed write the file is opened again and the write repeated once. If that fails, the
 /// line is lost, and the next write opens the file again.
@@ -53,7 +57,8 @@ impl Write for LogFile {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(MODE).open(path)
 }
 
 #[cfg(test)]

@@ -62,6 +62,9 @@ pub(super) struct Settings {
     pub(super) filter: Option<String>,
 }
 
+/// The crates of this program. Of all others only warnings and errors are logged, unless `RUST_LOG` is set.
+const OWN: [&str; 2] = ["nri", "nri_unpack"];
+
 /// Crates that log each frame and each event of a connection. `RUST_LOG` can name them.
 const QUIET: [&str; 8] = [
     "h2",
@@ -93,14 +96,18 @@ impl Settings {
 
     pub(super) fn sink(&self, log: &config::Log) -> Result<Sink, SinkError> {
         let mut lines = env_logger::Builder::new();
-        lines
-            .filter_level(self.level(log.level))
-            .format_timestamp_millis();
+        let level = self.level(log.level);
+        lines.format_timestamp_millis();
         for name in QUIET {
             lines.filter_module(name, LevelFilter::Off);
         }
         if let Some(filter) = &self.filter {
-            lines.parse_filters(filter);
+            lines.filter_level(level).parse_filters(filter);
+        } else {
+            lines.filter_level(level.min(LevelFilter::Warn));
+            for name in OWN {
+                lines.filter_module(name, level);
+            }
         }
         if log.format == LogFormat::Json {
             lines.format(json::line);
@@ -181,6 +188,13 @@ impl Write for Lines {
     }
 }
 
+/// Whether a record may have the bytes of a message, such as the annotations of a pod or credentials. Other crates log them
+/// at their lowest level, which is therefore never written.
+fn has_messages(record: &Metadata<'_>) -> bool {
+    let of_crate = record.target().split("::").next().unwrap_or_default();
+    record.level() == log::Level::Trace && !OWN.contains(&of_crate)
+}
+
 /// The journal, or the queue in front of it.
 enum Journal {
     AtOnce(JournalLog),
@@ -240,11 +254,11 @@ impl Sink {
 
 impl Log for Sink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.lines.enabled(metadata)
+        self.lines.enabled(metadata) && !has_messages(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.lines.matches(record) {
+        if self.lines.matches(record) && !has_messages(record.metadata()) {
             self.report_lost();
             self.write(record);
         }

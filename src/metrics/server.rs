@@ -18,8 +18,9 @@ use hyper::header::{ACCEPT, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::fs::{Mode, fchmod};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::Listen;
@@ -71,7 +72,7 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
         }
         Listen::Unix(path) => {
             remove_stale(path.as_ref()).await?;
-            let listener = UnixListener::bind(path)?;
+            let listener = listen_on(path.as_ref())?;
             log::info!(listen:%; "metrics are served");
             loop {
                 let (stream, _) = listener.accept().await?;
@@ -79,6 +80,18 @@ async fn serve_once(listen: &Listen, readiness: &Arc<dyn Readiness>) -> io::Resu
             }
         }
     }
+}
+
+/// The waiting connections of the socket.
+const BACKLOG: u32 = 16;
+
+/// Listens on a socket that only root can connect to, whatever the umask is.
+fn listen_on(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    // The file gets the mode of the socket, so that there is no moment with another one.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
 }
 
 /// Removes a socket without a listener, but no other file of that name.

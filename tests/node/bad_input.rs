@@ -105,7 +105,7 @@ fn wrong_usage_exits_with_2() -> Result<()> {
         ),
         (
             &["check", "--containerd-socket", "x"],
-            "\"x\" is not an absolute path",
+            "is not an absolute path",
         ),
         (&["frobnicate"], "frobnicate"),
         (&[], "Usage"),

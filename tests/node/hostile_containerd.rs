@@ -11,13 +11,16 @@ use lab::{Nonsense, NonsenseServer, Plugin, Version};
 use crate::memory::Memory;
 use crate::support::{APP, DEFAULT_HOOKS, Node, program};
 
-const ALL: [Nonsense; 6] = [
+const ALL: [Nonsense; 9] = [
     Nonsense::Http1,
     Nonsense::Garbage,
     Nonsense::Huge,
     Nonsense::Empty,
     Nonsense::EndlessEmpty,
     Nonsense::EndlessLists,
+    Nonsense::ManyElements,
+    Nonsense::ManyEntries(2),
+    Nonsense::ManyEntries(6),
 ];
 
 /// Longer than a command takes: some calls, each with a deadline of ten seconds.
@@ -49,7 +52,7 @@ fn command(dir: &Path, arguments: &[&str]) -> Result<Command> {
 }
 
 /// Waits for the end of a process, and kills it if it does not end. Returns its exit status and its peak.
-async fn ended(mut command: Command) -> Result<(Option<i32>, u64)> {
+pub(crate) async fn ended(mut command: Command) -> Result<(Option<i32>, u64)> {
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -101,7 +104,8 @@ async fn the_plugin_goes_on_in_little_memory() -> Result<()> {
     node.hooks = DEFAULT_HOOKS;
     let containerd = node.lab.socket().display().to_string();
     for nonsense in ALL {
-        let socket = node.lab.socket_path(&format!("{nonsense:?}.sock"))?;
+        let socket = node.lab.socket_path("nonsense.sock")?;
+        drop(std::fs::remove_file(&socket));
         let server = NonsenseServer::start(&socket, nonsense)?;
         let config = node.config("");
         let config = config.replacen(&containerd, &socket.display().to_string(), 1);

@@ -3,12 +3,16 @@
 //!
 //! Broken documents are in `bad_input`, odd ones in `odd_documents`, and texts in `untrusted`. `make fuzz` tries others.
 
+mod blobs;
+mod layers;
+
 use anyhow::{Context, Result, ensure};
 use lab::images::{Builder, Compression};
 use lab::{Image, Layer, Version, images};
 use serde_json::{Value, json};
 
-use crate::support::Node;
+use crate::hostile_containerd::ended;
+use crate::support::{Node, PATIENCE, handler};
 
 /// The limit of the growth of the plugin's peak memory over all of these images. A document has at most 8 MiB.
 const MAX_GROWTH: u64 = 64 << 20;
@@ -110,15 +114,15 @@ fn accepted() -> Vec<Image> {
     vec![sizes, plain, zstd, forged]
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_image_crashes_the_plugin_or_takes_much_memory() -> Result<()> {
-    let mut node = Node::start(Version::V2_1).await?;
+async fn no_image_crashes_the_plugin_or_takes_much_memory(version: Version) -> Result<()> {
+    let handler = handler(version);
+    let mut node = Node::start(version).await?;
     node.serve("").await?;
     let before = node.peak_memory()?;
     for (image, words) in refused() {
         let name = image.name().to_owned();
         node.store.put_image(&image).await.context(name.clone())?;
-        let ensured = node.command(&["ensure", &name, "--snapshotter", "erofs"])?;
+        let ensured = node.command(&["ensure", &name, "--snapshotter", handler])?;
         let printed = String::from_utf8_lossy(&ensured.stderr).into_owned()
             + &String::from_utf8_lossy(&ensured.stdout);
         ensure!(ensured.status.code() == Some(1), "{ensured:?}");
@@ -127,19 +131,19 @@ async fn no_image_crashes_the_plugin_or_takes_much_memory() -> Result<()> {
             "{name}: {printed}"
         );
         let annotation = [("nri-unpack/images", name.as_str())];
-        let pod = node.cri.run_pod("erofs", &annotation).await?;
+        let pod = node.cri.run_pod(handler, &annotation).await?;
         node.wait_for_lines(&name, 1).await?;
         node.cri.remove_pod(&pod).await?;
-        node.assert_nothing_left("erofs").await?;
+        node.assert_nothing_left(handler).await?;
     }
     for image in accepted() {
         node.store.put_image(&image).await?;
-        node.ensure_ready(&image, "erofs")?;
+        node.ensure_ready(&image, handler)?;
         node.image = image;
-        node.assert_labelled("erofs").await?;
+        node.assert_labelled(handler).await?;
     }
     // The last one has the forged annotations.
-    let chain = node.store.chain("erofs", &node.image).await?;
+    let chain = node.store.chain(handler, &node.image).await?;
     for (key, value) in chain.iter().flat_map(|layer| &layer.labels) {
         let is_mapping = key.contains("mapping") || key.contains("proxy-mode");
         let is_forged = value.contains("sha256:forged") || value.contains("registry.test/other");
@@ -152,4 +156,51 @@ async fn no_image_crashes_the_plugin_or_takes_much_memory() -> Result<()> {
     println!("the plugin's peak memory has grown by {growth} bytes");
     ensure!(growth < MAX_GROWTH, "{growth} bytes");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_image_crashes_the_plugin_or_takes_much_memory_on_2_1() -> Result<()> {
+    no_image_crashes_the_plugin_or_takes_much_memory(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_image_crashes_the_plugin_or_takes_much_memory_on_1_7() -> Result<()> {
+    no_image_crashes_the_plugin_or_takes_much_memory(Version::V1_7).await
+}
+
+impl Node {
+    /// Has a command and the plugin make an image ready, and checks how both end: with an error that has these words, or,
+    /// without words, in any way. Returns the peak of the command's memory in bytes.
+    async fn meets(
+        &mut self,
+        image: &Image,
+        snapshotter: &str,
+        words: Option<&str>,
+    ) -> Result<u64> {
+        let name = image.name().to_owned();
+        let log = self.log.from_now();
+        let annotation = [("nri-unpack/images", name.as_str())];
+        let pod = self.cri.run_pod(snapshotter, &annotation).await?;
+        log.wait_for(&name, PATIENCE).await?;
+        let ensure = ["ensure", &name, "--snapshotter", snapshotter];
+        let (code, peak) = ended(self.command_of(&ensure)?).await?;
+        let output = self.command(&ensure)?;
+        let text = [&output.stdout[..], &output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        println!("{name}: {code:?}, {peak} KiB: {text}");
+        if let Some(words) = words {
+            ensure!(output.status.code() == Some(1), "{name}: {output:?}");
+            ensure!(
+                text.contains(&name) && text.contains(words),
+                "{name}: {text}"
+            );
+            // It is in the hook's way, or is given up before.
+            let created = self.cri.create_container(&pod, &name, &[], &[]).await;
+            ensure!(created.is_err(), "{name}: a container of a broken image");
+        }
+        ensure!(matches!(code, Some(0 | 1)), "{name}: {code:?}");
+        self.cri.remove_pod(&pod).await?;
+        self.assert_nothing_left(snapshotter).await?;
+        Ok(peak << 10)
+    }
 }

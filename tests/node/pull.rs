@@ -13,7 +13,7 @@ use lab::{Labels, Options, PASSWORD, Registry, USER, Version, images, namespaced
 use crate::support::{APP, Node, PROGRAM};
 
 /// Returns a node that has pulled the image from this registry for overlayfs, without the blobs of its layers.
-async fn node_without_blobs(version: Version, registry: Registry) -> Result<Node> {
+pub(crate) async fn node_without_blobs(version: Version, registry: Registry) -> Result<Node> {
     let mut options = Options::new(version);
     options.discard_unpacked_layers = true;
     let node = Node::start_on(version, options, registry, images::app(APP)?).await?;

@@ -1,12 +1,14 @@
 //! The unit on a real systemd, with its sandbox, beside a real containerd: it is installed with one command,
 //! used, monitored, and uninstalled.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Options, Systemd, Version};
 use tokio::time::sleep;
 
+use crate::capabilities::{check_privileges, of_status};
 use crate::rebuild;
 use crate::support::{Node, PATIENCE, PROGRAM};
 
@@ -78,6 +80,25 @@ impl Service {
         Ok(())
     }
 
+    /// Checks what the plugin's process may do, and who may read its directories.
+    fn check_privileges(&self) -> Result<()> {
+        let pid = self.show("MainPID")?;
+        let status = self.0.ok("cat", &[&format!("/proc/{pid}/status")])?;
+        check_privileges(&status)?;
+        // 2: with a filter.
+        ensure!(of_status(&status, "Seccomp")? == 2, "{status}");
+        for (path, mode) in [
+            ("/run/nri-unpack", 0o700),
+            ("/run/nri-unpack/metrics.sock", 0o600),
+            ("/var/log/nri-unpack", 0o700),
+        ] {
+            let metadata = std::fs::metadata(self.0.path(path))?;
+            let found = metadata.permissions().mode() & 0o7777;
+            ensure!(found == mode, "{path}: {found:o}");
+        }
+        Ok(())
+    }
+
     /// Installs the service as an operator does, who runs the printed command.
     async fn install(&self) -> Result<()> {
         let config = "/usr/local/etc/nri-unpack.toml";
@@ -113,6 +134,7 @@ async fn the_plugin_works_in_the_sandbox(below: &str) -> Result<()> {
         "no metrics"
     );
 
+    service.check_privileges()?;
     node.wait_labelled("erofs").await?;
     let name = node.image.name().to_owned();
     let pod = node.cri.run_pod("erofs", &[]).await?;

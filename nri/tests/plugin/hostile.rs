@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nri::api::{self, ConfigureRequest};
-use nri::{Events, Session, SessionError};
+use nri::{Events, Session, SessionEnd, SessionError};
 use protobuf::Message as _;
 use tokio::io::duplex;
 use tokio::net::UnixStream;
@@ -152,4 +152,29 @@ async fn half_a_message_and_silence_do_not_hold_up_the_end() {
     closed.expect("the end of the session");
     drop(runtime);
     assert_eq!(Arc::strong_count(&plugin), 1);
+}
+
+/// ttrpc decodes the metadata of a request before it calls a method, and before the payload is weighed.
+#[tokio::test]
+async fn a_request_of_much_metadata_ends_the_session_before_it_is_decoded() {
+    let plugin = recorder();
+    let (mut session, runtime) = started(&plugin).await;
+    let request = |entries| Request {
+        service: "nri.pkg.api.v1alpha1.Plugin".to_owned(),
+        method: "Configure".to_owned(),
+        metadata: vec![ttrpc::proto::KeyValue::default(); entries],
+        ..Default::default()
+    };
+    // As many as a tracer may add, and more.
+    let answer = runtime.client.request(request(1000)).await;
+    assert!(answer.is_ok(), "{answer:?}");
+    let sent = tokio::spawn(async move { runtime.client.request(request(100_000)).await });
+    let end = timeout(Duration::from_secs(10), session.ended()).await;
+    let end = end.expect("the end of the session");
+    assert!(
+        matches!(end, SessionEnd::NotARequest { connection: 1 }),
+        "{end:?}"
+    );
+    session.close().await;
+    assert!(sent.await.unwrap().is_err());
 }

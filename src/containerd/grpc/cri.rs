@@ -1,12 +1,13 @@
 //! Calls to the CRI plugin: its configuration, pods and containers.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use k8s_cri::v1 as cri;
 
 use super::deadline::PunctualChannel;
 use super::{Grpc, MAX_MESSAGE, failed};
-use crate::containerd::{CriContainer, Result};
+use crate::containerd::{CriContainer, Labels, Result};
 
 /// The largest answer that is accepted to measure CRI's state, in bytes: each pod may have 256 KiB of
 /// annotations.
@@ -91,21 +92,24 @@ pub(super) async fn containers(grpc: &Grpc) -> Result<Vec<CriContainer>> {
     let pods = pods
         .map_err(failed("ask CRI for its", "pods"))?
         .into_inner();
-    let pods = pods.items.into_iter().map(|pod| (pod.id.clone(), pod));
+    let pods = pods.items.into_iter().map(|mut pod| {
+        let annotations: Labels = std::mem::take(&mut pod.annotations).into_iter().collect();
+        (pod.id.clone(), (pod, Arc::new(annotations)))
+    });
     let pods: HashMap<_, _> = pods.collect();
     let request = grpc.ask(cri::ListContainersRequest::default());
     let containers = cri.list_containers(request).await;
     let containers = containers.map_err(failed("ask CRI for its", "containers"))?;
     let containers = containers.into_inner().containers.into_iter();
     let containers = containers.filter_map(|container| {
-        let pod = pods.get(&container.pod_sandbox_id)?;
+        let (pod, annotations) = pods.get(&container.pod_sandbox_id)?;
         Some(CriContainer {
             id: container.id,
             pod_id: container.pod_sandbox_id,
             image: container.image.unwrap_or_default().image,
             runtime_handler: pod.runtime_handler.clone(),
             pod_namespace: pod.metadata.clone().unwrap_or_default().namespace,
-            pod_annotations: pod.annotations.clone().into_iter().collect(),
+            pod_annotations: annotations.clone(),
         })
     });
     Ok(containers.collect())

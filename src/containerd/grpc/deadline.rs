@@ -1,6 +1,6 @@
-//! The channel to containerd, on which every answer ends within the deadline of its call. The deadline that tonic itself
-//! keeps ends with the first bytes of the answer: after them a server may be silent, or send messages without end, which
-//! even a call with one answer would read to their end.
+//! The channel to containerd, on which every answer ends within the deadline of its call, and no message is decoded that
+//! would take too much memory. The deadline that tonic itself keeps ends with the first bytes of the answer: after them a
+//! server may be silent, or send messages without end, which even a call with one answer would read to their end.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +12,8 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::codegen::{Body, BoxFuture, Bytes, Service, http};
 use tonic::transport::{Channel, Error};
+
+use super::weight::Scale;
 
 /// The deadline of a call, in the extensions of its request. A request without one has none.
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +34,22 @@ impl Service<http::Request<tonic::body::Body>> for PunctualChannel {
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let deadline = request.extensions().get::<Deadline>().copied();
+        let scale = Scale::of(request.uri().path());
         let answer = self.0.call(request);
         Box::pin(async move {
             let until = deadline.map(|Deadline(time)| Box::pin(tokio::time::sleep(time)));
-            Ok(answer.await?.map(|body| PunctualBody { body, until }))
+            let body = |body| PunctualBody { body, until, scale };
+            Ok(answer.await?.map(body))
         })
     }
 }
 
-/// The body of an answer, which ends with an error at the deadline.
+/// The body of an answer, which ends with an error at the deadline, and where a message is too heavy.
 #[derive(Debug)]
 pub(super) struct PunctualBody {
     body: tonic::body::Body,
     until: Option<Pin<Box<Sleep>>>,
+    scale: Scale,
 }
 
 impl Body for PunctualBody {
@@ -61,7 +66,17 @@ impl Body for PunctualBody {
             let late = Status::deadline_exceeded("the answer did not end in time");
             return Poll::Ready(Some(Err(late)));
         }
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        let data = match &frame {
+            Some(Ok(frame)) => frame.data_ref(),
+            _ => None,
+        };
+        if let Some(data) = data
+            && let Err(e) = self.scale.follow(data)
+        {
+            return Poll::Ready(Some(Err(Status::resource_exhausted(e.to_string()))));
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -28,6 +28,42 @@ pub enum Nonsense {
     EndlessEmpty,
     /// With messages of one empty element of a list, without end: of events, snapshots, blobs or leases.
     EndlessLists,
+    /// With a list of eight million empty elements, in a message of nearly 16 MiB.
+    ManyElements,
+    /// With a list of one element, which has two million entries of a map in its field of this number, in a message of
+    /// nearly 16 MiB: 2 is the labels of an image, 6 those of a snapshot and the annotations of a pod.
+    ManyEntries(u8),
+}
+
+/// Nearly the size of the largest message that clients of containerd take.
+const LARGEST: usize = (16 << 20) - 64;
+
+/// The size of an entry of a map, with a key of three bytes and no value.
+const ENTRY: usize = 7;
+
+/// Returns an element whose field of this number, a map, has two million entries.
+fn element_of_entries(field: u8) -> Vec<u8> {
+    let key = |n: usize| [0, 7, 14].map(|shift| (n >> shift) as u8 & 0x7f);
+    let entry = |n| [&[field << 3 | 2, 5, 0x0a, 3][..], &key(n)].concat();
+    (0..LARGEST / ENTRY).flat_map(entry).collect()
+}
+
+/// Returns a message behind its compression and its length.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("less than 4 GiB");
+    [&[0][..], &length.to_be_bytes(), message].concat()
+}
+
+/// Returns the first element of a list.
+fn listed(element: &[u8]) -> Vec<u8> {
+    let (mut length, mut message) = (element.len(), vec![0x0a]);
+    while length > 0x7f {
+        message.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    message.push(length as u8);
+    message.extend(element);
+    message
 }
 
 /// The server. Dropping it closes all connections.
@@ -103,8 +139,17 @@ async fn answer(
     let head = Response::builder().header("content-type", "application/grpc");
     let mut body = respond.send_response(head.body(())?, false)?;
     // A message begins with its compression and its length.
+    let large;
     let (message, copies): (&[u8], usize) = match nonsense {
         Nonsense::Http1 => (b"", 0),
+        Nonsense::ManyElements => {
+            large = framed(&[0x0a, 0].repeat(LARGEST / 2));
+            (&large, 1)
+        }
+        Nonsense::ManyEntries(field) => {
+            large = framed(&listed(&element_of_entries(field)));
+            (&large, 1)
+        }
         Nonsense::Garbage => (b"\0\0\0\0\x04\xff\xff\xff\xff", 1),
         Nonsense::Huge => (b"\0\xff\xff\xff\xff", 1),
         Nonsense::Empty => (b"\0\0\0\0\0", 1),

@@ -4,6 +4,7 @@
 //! that tests can compare both. Knows nothing of containerd and the registry.
 
 mod archive;
+mod bomb;
 mod build;
 mod format;
 mod index;
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use bomb::bomb;
 pub use build::Builder;
 pub use format::Compression;
 pub use layer::Layer;
