@@ -23,6 +23,9 @@ const READ: [&str; 4] = [
     "/containerd.services.introspection.v1.Introspection/Plugins",
 ];
 
+/// The longest time that a call which its client has given up is waited for.
+const LONGEST: Duration = Duration::from_secs(5);
+
 /// gRPC's code of an error that is not known.
 const UNKNOWN: &str = "2";
 
@@ -161,6 +164,8 @@ async fn serve_late(
     tokio::select! {
         served = served => served,
         ended = connection => Ok(ended?),
+        // A subscription to events has no end.
+        () = tokio::time::sleep(LONGEST) => Ok(()),
     }
 }
 
