@@ -47,14 +47,14 @@ const LONGEST_HOOK: Duration = Duration::from_millis(500 + 700);
 
 /// What the plugin's process holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+pub(crate) struct Held {
     memory: Memory,
     files: usize,
     threads: usize,
 }
 
 impl Held {
-    fn by(node: &Node) -> Result<Self> {
+    pub(crate) fn by(node: &Node) -> Result<Self> {
         let plugin = node.plugin.as_ref().context("serving")?;
         let pid = plugin.pid().context("the plugin does not run")?;
         let entries = |name: &str| {
@@ -68,7 +68,7 @@ impl Held {
     }
 
     /// Checks that no more is held than before.
-    fn assert_as(&self, before: &Self) -> Result<()> {
+    pub(crate) fn assert_as(&self, before: &Self) -> Result<()> {
         println!("before: {before}\nafter:  {self}");
         ensure!(
             self.files <= before.files + MORE_FILES,
