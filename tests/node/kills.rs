@@ -29,8 +29,8 @@ use crate::support::{ALL, Node, PATIENCE};
 use at_rest::InUse;
 use progress::Progress;
 
-pub(crate) use killer::Kills;
-pub(crate) use pods::{Pods, image_for, remove_as_kubelet};
+pub(crate) use killer::{Kills, restart_nydus};
+pub(crate) use pods::{LAYERS as OWN_LAYERS, Pods, image_for, remove_as_kubelet};
 
 /// The environment variable with the number of kills.
 const COUNT: &str = "NRI_UNPACK_KILLS";

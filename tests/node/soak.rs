@@ -4,6 +4,8 @@
 //! The tests are short. `NRI_UNPACK_MINUTES=20 cargo test --release --test node soak -- --nocapture --test-threads 1` runs
 //! 200 pods in each of twenty minutes.
 
+mod hour;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
