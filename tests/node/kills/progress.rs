@@ -77,7 +77,7 @@ impl Progress {
         eprintln!(
             "round {rounds} on {version:?}: {kills} kills; {made} pods, {failed} tries failed, at rest after {rest:.1?}"
         );
-        Ok(self.rounds % ROUNDS == 0)
+        Ok(self.rounds.is_multiple_of(ROUNDS))
     }
 
     /// Adds a round that has failed.
