@@ -289,7 +289,11 @@ impl Node {
         let containers = containers.await?.into_inner().containers.into_iter();
         let mut owned: BTreeSet<_> = pods.map(|pod| pod.id).collect();
         owned.extend(containers.map(|container| container.id));
-        owned.extend(images.iter().flat_map(Image::chain_ids));
+        // A private chain stays as long as its image.
+        let private = |id: String| ["", "host-"].map(|of| format!("nri-unpack-private-{of}{id}"));
+        let chains: Vec<_> = images.iter().flat_map(Image::chain_ids).collect();
+        owned.extend(chains.iter().cloned().flat_map(private));
+        owned.extend(chains);
         let snapshots = self.store.snapshots(snapshotter).await?;
         loop {
             let count = owned.len();
