@@ -46,7 +46,7 @@ BUILDAH := buildah --root $(CURDIR)/target/buildah --runroot $(CURDIR)/target/bu
 # All programs with one set of features, so that the demo and the tests share one build of what they depend on.
 BUILD := cargo build --workspace --bins --examples
 
-.PHONY: test demo quick lint fuzz fuzz-quick static check-static check-arm64 check-stargz check-chart image deb check-deb deny release deps build lab clean-lab
+.PHONY: test demo quick lint fuzz fuzz-quick kills static check-static check-arm64 check-stargz check-chart image deb check-deb deny release deps build lab clean-lab
 
 # The main job, with and without the plugin.
 demo: lab
@@ -75,6 +75,13 @@ fuzz fuzz-quick: deps $(CARGO_FUZZ)
 			fuzz/found/$$target fuzz/corpus/$$target -- -max_total_time=$(FOR) -rss_limit_mb=512 -timeout=10 \
 			-print_final_stats=1 || exit; \
 	done
+
+# Kills of the plugin, containerd and the snapshotter, in some 25 minutes. The same command goes on where it was stopped:
+# target/kills.json has what was done. Remove it, or name another NRI_UNPACK_SEED, to begin again. `make kills KILLS=1000`
+# makes 500 more. The logs are in target/kills.log.
+kills: KILLS := 500
+kills: lab
+	NRI_UNPACK_KILLS=$(KILLS) cargo test --test node -- --ignored --exact kills::many --nocapture >target/kills.log
 
 static: export CC_$(subst -,_,$(STATIC)) := $(STATIC_CC)
 static: export CARGO_TARGET_$(shell echo $(STATIC) | tr a-z- A-Z_)_LINKER := $(STATIC_CC)

@@ -233,7 +233,7 @@ impl Node {
     }
 
     /// Returns the digests of all blobs.
-    async fn blobs(&self) -> Result<BTreeSet<String>> {
+    pub(crate) async fn blobs(&self) -> Result<BTreeSet<String>> {
         let request = api::ListContentRequest::default();
         let listed = self.store.client.content().list(namespaced(request)).await;
         let mut listed = listed?.into_inner();
@@ -256,7 +256,7 @@ impl Node {
     }
 
     /// Returns the blobs that are being written.
-    async fn unfinished_blobs(&self) -> Result<Vec<String>> {
+    pub(crate) async fn unfinished_blobs(&self) -> Result<Vec<String>> {
         let request = namespaced(api::ListStatusesRequest::default());
         let listed = self.store.client.content().list_statuses(request).await?;
         let statuses = listed.into_inner().statuses.into_iter();

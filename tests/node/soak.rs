@@ -4,6 +4,8 @@
 //! The tests are short. `NRI_UNPACK_MINUTES=20 cargo test --release --test node soak -- --nocapture --test-threads 1` runs
 //! 200 pods in each of twenty minutes.
 
+mod hour;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -47,14 +49,14 @@ const LONGEST_HOOK: Duration = Duration::from_millis(500 + 700);
 
 /// What the plugin's process holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+pub(crate) struct Held {
     memory: Memory,
     files: usize,
     threads: usize,
 }
 
 impl Held {
-    fn by(node: &Node) -> Result<Self> {
+    pub(crate) fn by(node: &Node) -> Result<Self> {
         let plugin = node.plugin.as_ref().context("serving")?;
         let pid = plugin.pid().context("the plugin does not run")?;
         let entries = |name: &str| {
@@ -68,7 +70,7 @@ impl Held {
     }
 
     /// Checks that no more is held than before.
-    fn assert_as(&self, before: &Self) -> Result<()> {
+    pub(crate) fn assert_as(&self, before: &Self) -> Result<()> {
         println!("before: {before}\nafter:  {self}");
         ensure!(
             self.files <= before.files + MORE_FILES,

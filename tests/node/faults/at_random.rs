@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::FAULTS;
 use crate::after_pull::image;
-use crate::ahead_kills::Random;
 use crate::guest_pull::NYDUS;
+use crate::kills::Random;
 use crate::support::{ALL, DEFAULT_HOOKS, Node, handler};
 
 /// The environment variable with the number of images.

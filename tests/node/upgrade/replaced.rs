@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Cri, Image, Log, Plugin, Registry, Tap, Version};
 
-use crate::ahead_kills::{Counts, Pods, Random, image_for, remove_as_kubelet};
 use crate::guest_pull::{self, NYDUS};
+use crate::kills::{Counts, Kills, Pods, Random, image_for, remove_as_kubelet};
 use crate::support::{Node, PATIENCE, RESOLVED, handler};
 
 /// The environment variable with the number of replacements.
@@ -34,13 +34,14 @@ impl Streams {
         &self,
         pods: &mut Pods,
         registry: &Registry,
+        kills: &Kills,
     ) -> Result<(Counts, Vec<Image>)> {
         let (mut counts, mut images) = (Counts::default(), Vec::new());
         while !self.ended.load(Ordering::Relaxed) {
             let image = image_for(pods.handler, images.len())?;
             registry.push(&image).await?;
             self.begun.fetch_add(1, Ordering::Relaxed);
-            pods.create(&image, &mut counts).await?;
+            pods.create(&image, kills, &mut counts).await?;
             images.push(image);
         }
         Ok((counts, images))
@@ -107,14 +108,15 @@ async fn replaced(version: Version, handler: &'static str) -> Result<()> {
     let mut cri = node.lab.cri().await?;
     let log = node.log.clone();
     let mut plugin = node.plugin.take().context("serving")?;
-    let streams = Streams::default();
+    // Nothing is killed: no try may fail.
+    let (streams, kills) = (Streams::default(), Kills::new(&log));
     let replacements = async {
         let gaps = streams.replace(&mut plugin, &log, count, &mut random).await;
         streams.ended.store(true, Ordering::Relaxed);
         gaps
     };
     let (made, of_default, gaps) = tokio::join!(
-        streams.of_new_images(&mut pods, &node.registry),
+        streams.of_new_images(&mut pods, &node.registry, &kills),
         streams.of_default_handler(&mut cri, &node.image),
         replacements,
     );
@@ -123,16 +125,13 @@ async fn replaced(version: Version, handler: &'static str) -> Result<()> {
     gaps.sort_unstable();
     let gap = |at: usize| gaps[(gaps.len() - 1) * at / 100];
     println!(
-        "{version:?}, {handler}: replaced {count} times: {counts:?}, {of_default} pods of the default handler; without a \
+        "{version:?}, {handler}: replaced {count} times: {} pods, {of_default} of the default handler; without a \
          plugin for {:?} (median), {:?} (longest)",
+        counts.made,
         gap(50),
         gap(100)
     );
-    ensure!(
-        counts.failed_tries == 0 && counts.given_up == 0,
-        "{counts:?}"
-    );
-    ensure!(counts.made >= count && of_default > 0, "{counts:?}");
+    ensure!(counts.made >= count && of_default > 0, "too few pods");
     ensure!(log.lines_with("work did not end within").is_empty());
     node.assert_all_ready(&images, handler).await
 }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use lab::{Call, Held, Version};
 
 use super::Bench;
-use crate::ahead_kills::{Random, count};
 use crate::guest_pull::NYDUS;
+use crate::kills::{Random, count};
 use crate::support::PATIENCE;
 
 /// The kills of the command in a short run.
