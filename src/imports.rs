@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 16] = [
     &["metrics"],
     &["containerd", "ctr"],
     &["config"],
-    &["peak", "peer", "printable", "question", "retry"],
+    &["peak", "peer", "printable", "question", "retry", "unquoted"],
 ];
 
 /// The same for the rooms of `src/unpack`.

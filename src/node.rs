@@ -144,7 +144,7 @@ impl Node {
 
     async fn sweep(&self) {
         match self.engine.sweep().await {
-            Ok(0) => {}
+            Ok(0) => log::debug!("an earlier run has left nothing"),
             Ok(leases) => log::info!(leases; "removed the leftovers of an earlier run"),
             Err(e) => {
                 log::debug!(error:% = e; "sweep failed: the next sweep removes the leftovers of earlier runs")

@@ -192,14 +192,14 @@ impl Listing {
         incomplete.filter_map(|(name, _)| name.other())
     }
 
-    /// Returns the key of an active snapshot whose parent is marked as guest-pulled.
-    pub(crate) fn directly_on_guest_layer(&self) -> Option<String> {
-        let mut active = self.snapshots.iter();
-        let is_on = |(_, s): &(&Digest, &Listed)| {
+    /// Returns the keys of the active snapshots whose parent is marked as guest-pulled.
+    pub(crate) fn directly_on_guest_layers(&self) -> impl Iterator<Item = String> {
+        let active = self.snapshots.iter();
+        let is_on = move |(_, s): &(&Digest, &Listed)| {
             let parent = s.parent.as_ref().and_then(|it| self.snapshots.get(it));
             s.kind == SnapshotKind::Active && parent.is_some_and(|it| it.labels.is_proxied())
         };
-        active.find(is_on).map(|(name, _)| name.text())
+        active.filter(is_on).map(|(name, _)| name.text())
     }
 
     /// Returns the newest layer that is marked as guest-pulled.

@@ -17,6 +17,10 @@ use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::snapshotter::mounts;
 
+/// The limit of containers whose mounts are asked for, to see whether the guest pulls: a snapshotter that does not answer
+/// takes 10 s for each.
+const MAX_ASKED: usize = 8;
+
 /// Answers for all snapshotters of one engine. What was found out of one is in its [`Facts`].
 pub(crate) struct GuestMode {
     images: Arc<Images>,
@@ -177,12 +181,21 @@ impl GuestMode {
     }
 
     /// Returns what the snapshots show: the mounts of a container on a layer that may be guest-pulled, or else whether
-    /// such a layer holds nothing.
+    /// such a layer holds nothing. nydus-snapshotter cannot tell the mounts of each container after its restart.
     async fn is_shown(&self, facts: &Facts, listing: &Listing) -> bool {
         let (containerd, snapshotter) = (self.containerd(), facts.snapshotter.as_str());
-        if let Some(key) = listing.directly_on_guest_layer() {
-            let mounts = containerd.mounts(snapshotter, &key).await;
-            return mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts));
+        let mut containers = listing
+            .directly_on_guest_layers()
+            .take(MAX_ASKED)
+            .peekable();
+        if containers.peek().is_some() {
+            for key in containers {
+                let mounts = containerd.mounts(snapshotter, &key).await;
+                if mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts)) {
+                    return true;
+                }
+            }
+            return false;
         }
         match listing.newest_guest_layer() {
             Some(layer) => guest_pull::is_empty(containerd, snapshotter, &layer).await,

@@ -213,6 +213,23 @@ async fn a_command_finds_out_without_a_change() {
     }
 }
 
+/// nydus-snapshotter forgets containers when it is restarted.
+#[tokio::test]
+async fn one_container_is_enough_to_show_that_the_guest_pulls() {
+    let mut bench = Bench::new(NYDUS).await;
+    bench.restart(true);
+    bench.ensure().await.unwrap();
+    for container in ["a", "b", "c"] {
+        bench.fake.activate(NYDUS, container, bench.top());
+    }
+    bench.bench.set_policy(default_policy());
+    for call in 0..2 {
+        let asked = "ask mounts of snapshot";
+        bench.fake.fail(asked, call, ErrorKind::Other);
+    }
+    assert_eq!(bench.state().await, State::Ready);
+}
+
 #[tokio::test]
 async fn a_lazy_snapshotter_with_labelled_layers_is_not_probed() {
     let bench = Bench::new(OTHER).await;
