@@ -134,17 +134,24 @@ impl Node {
             node.resolve_until_known().await;
             node.engine.forget();
             node.find_out().await;
-            tokio::time::sleep(SWEEP_FIRST).await;
-            for pause in std::iter::once(SWEEP_SOON).chain(std::iter::repeat(SWEEP_EVERY)) {
-                node.sweep().await;
-                tokio::time::sleep(pause).await;
-            }
         });
+        let node = self.clone();
+        self.in_session(async move { node.sweep_regularly().await });
+    }
+
+    /// A snapshotter that does not answer does not delay it: it needs only containerd.
+    async fn sweep_regularly(&self) {
+        self.known_handlers().await;
+        tokio::time::sleep(SWEEP_FIRST).await;
+        for pause in std::iter::once(SWEEP_SOON).chain(std::iter::repeat(SWEEP_EVERY)) {
+            self.sweep().await;
+            tokio::time::sleep(pause).await;
+        }
     }
 
     async fn sweep(&self) {
         match self.engine.sweep().await {
-            Ok(0) => log::debug!("an earlier run has left nothing"),
+            Ok(0) => log::debug!("there are no leftovers of earlier runs to remove"),
             Ok(leases) => log::info!(leases; "removed the leftovers of an earlier run"),
             Err(e) => {
                 log::debug!(error:% = e; "sweep failed: the next sweep removes the leftovers of earlier runs")

@@ -2,7 +2,7 @@
 //! expected.
 
 /// What begins and what ends a value in a message of serde.
-const QUOTES: [(&str, &str); 2] = [("string \"", "\""), ("variant `", "`")];
+const QUOTES: [(&str, &str); 3] = [("string \"", "\""), ("variant `", "`"), ("field `", "`")];
 
 /// Returns the first line of a parser's message without quoted values. The lines after it are those of the document.
 pub(crate) fn without_values(error: &impl ToString) -> String {
@@ -15,9 +15,9 @@ pub(crate) fn without_values(error: &impl ToString) -> String {
         // The message goes on with what is expected, which may be quoted as well.
         let until = message.rfind(", expected").filter(|at| *at >= start);
         let rest = &message[start..until.unwrap_or(message.len())];
-        if let Some(length) = rest.rfind(end) {
-            message.replace_range(start..start + length, "…");
-        }
+        // A value with a line break ends in another line.
+        let length = rest.rfind(end).unwrap_or(rest.len());
+        message.replace_range(start..start + length, "…");
     }
     message
 }
@@ -54,6 +54,7 @@ mod tests {
                 r#"{"kind": "se`cret"}"#,
                 "unknown variant `…`, expected `A` or `B` at line 1 column 18",
             ),
+            (r#"{"kind": "secret\n"}"#, "unknown variant `…"),
             (
                 r#"{"number": 300}"#,
                 "invalid value: integer `300`, expected u8 at line 1 column 14",

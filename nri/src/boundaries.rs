@@ -104,7 +104,7 @@ impl Boundaries {
 mod tests {
     use super::*;
 
-    /// Returns a message whose bytes are a payload, as far as they are many.
+    /// Returns a request of this length, nearly all of it payload.
     fn message(length: usize) -> Vec<u8> {
         let header = [&(length as u32).to_be_bytes()[..], &[0, 0, 0, 1, 1, 0]].concat();
         let payload = length.saturating_sub(5);

@@ -1,5 +1,5 @@
 //! What a request of ttrpc has besides its payload: names, a timeout and metadata, which ttrpc decodes before it calls a
-//! method. Of two bytes each, a message of 4 MiB has two million entries of metadata, which take hundreds of megabytes.
+//! method. A message of 4 MiB can have two million entries of metadata of two bytes each, which take hundreds of megabytes.
 //!
 //! Pure: no I/O and no allocation. Reads a message in pieces, as they arrive.
 

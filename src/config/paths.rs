@@ -77,7 +77,7 @@ fn absolute(text: &str) -> Result<PathBuf, InvalidValue> {
     }
     // The value is not quoted: it may be a secret instead of the path of one.
     Err(InvalidValue::new(
-        "it is not an absolute path: start it with `/`",
+        "the path is not absolute: start it with `/`",
     ))
 }
 

@@ -41,7 +41,7 @@ fn invalid_values_have_their_error() {
         ("[snapshotters]\nnydus = \"cri\"\n", "2:9: snapshotters.nydus: invalid type: string \"cri\", expected a table"),
         // [nri]
         ("[nri]\nsocket = 3\n", "2:10: nri.socket: invalid type: integer `3`, expected a string"),
-        ("[nri]\nsocket = \"unix:///x\"\n", "2:10: nri.socket: it is not an absolute path: start it with `/`"),
+        ("[nri]\nsocket = \"unix:///x\"\n", "2:10: nri.socket: the path is not absolute: start it with `/`"),
         ("[nri]\nname = \"\"\n", "2:8: nri.name: a plugin name must not be empty"),
         ("[nri]\nname = \"a b\"\n", "2:8: nri.name: plugin name \"a b\" contains ' ': only letters, digits, '_', '.', '+' and '-' are allowed"),
         ("[nri]\nindex = 10\n", "2:9: nri.index: invalid type: integer `10`, expected a string"),
@@ -49,7 +49,7 @@ fn invalid_values_have_their_error() {
         ("[nri]\nindex = \"1x\"\n", "2:9: nri.index: plugin index \"1x\" must be two digits, 00 to 99"),
         // [containerd]
         ("[containerd]\nnamespace = \"k8s..io\"\n", "2:13: containerd.namespace: \"k8s..io\" is not a containerd namespace: use letters and digits, with a single `.`, `_` or `-` between them, 76 at most"),
-        ("[containerd]\nconfig = \"config.toml\"\n", "2:10: containerd.config: it is not an absolute path: start it with `/`"),
+        ("[containerd]\nconfig = \"config.toml\"\n", "2:10: containerd.config: the path is not absolute: start it with `/`"),
         // [hooks]
         ("[hooks]\nwait = 500\n", "2:8: hooks.wait: invalid type: integer `500`, expected a string"),
         ("[hooks]\nwait = \"500\"\n", "2:8: hooks.wait: \"500\" is not a duration: time unit needed, for example 500sec or 500ms; write it like \"500ms\" or \"2s\""),
@@ -70,14 +70,14 @@ fn invalid_values_have_their_error() {
         ("[unpack]\nmissing_content = \"rebuild\"\n", "2:19: unpack.missing_content: invalid type: string \"rebuild\", expected a sequence"),
         ("[unpack]\nmissing_content = [\"guess\"]\n", "2:20: unpack.missing_content[0]: unknown variant `guess`, expected `rebuild` or `pull`"),
         // [pull]
-        ("[pull]\nhosts = \"certs.d\"\n", "2:9: pull.hosts: it is not an absolute path: start it with `/`"),
+        ("[pull]\nhosts = \"certs.d\"\n", "2:9: pull.hosts: the path is not absolute: start it with `/`"),
         ("[pull]\npassword = \"x\"\n", "2:1: pull.password: unknown field `password`, expected `hosts` or `credentials`"),
         // [handlers]
         ("[handlers]\nkata = \"\"\n", "2:8: handlers.kata: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         ("[handlers]\n\"\" = \"nydus\"\n", "2:1: handlers.: \"\" is not a name: use letters, digits and punctuation other than `/`"),
         // [kubernetes]
         ("[kubernetes]\nwatch = \"yes\"\n", "2:9: kubernetes.watch: unknown variant `yes`, expected one of `auto`, `on`, `off`"),
-        ("[kubernetes]\nkubeconfig = \"~/.kube/config\"\n", "2:14: kubernetes.kubeconfig: it is not an absolute path: start it with `/`"),
+        ("[kubernetes]\nkubeconfig = \"~/.kube/config\"\n", "2:14: kubernetes.kubeconfig: the path is not absolute: start it with `/`"),
         ("[kubernetes]\nnode = \"Node_1\"\n", "2:8: kubernetes.node: \"Node_1\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
         ("[kubernetes]\nnode = \"a,b\"\n", "2:8: kubernetes.node: \"a,b\" is not the name of a node: use lower case letters and digits, with `.` and `-` between them, 253 at most"),
         ("[kubernetes]\ntoken = \"x\"\n", "2:1: kubernetes.token: unknown field `token`, expected one of `watch`, `kubeconfig`, `node`, `startup_taint`"),
@@ -104,8 +104,8 @@ fn invalid_values_have_their_error() {
         ("[snapshotters.x]\nprofile = \"soci\"\n", "2:11: snapshotters.x.profile: unknown variant `soci`, expected one of `auto`, `nydus`, `complete`"),
         // [metrics], [log]
         ("[metrics]\nlisten = \"localhost:9464\"\n", "2:10: metrics.listen: \"localhost:9464\" is not an address: write \"127.0.0.1:9464\" or \"unix:/path\""),
-        ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: it is not an absolute path: start it with `/`"),
-        ("[log]\nfile = \"\"\n", "2:8: log.file: it is not an absolute path: start it with `/`"),
+        ("[metrics]\nlisten = \"unix:x\"\n", "2:10: metrics.listen: the path is not absolute: start it with `/`"),
+        ("[log]\nfile = \"\"\n", "2:8: log.file: the path is not absolute: start it with `/`"),
         ("[log]\nlevel = \"verbose\"\n", "2:9: log.level: unknown variant `verbose`, expected one of `error`, `warn`, `info`, `debug`, `trace`"),
     ];
     for (text, expected) in cases {

@@ -152,23 +152,17 @@ fn empty<'a>(call: &'static str, subject: &'a str) -> impl Fn() -> Error + use<'
     move || Error::malformed(call, subject, "containerd's answer is empty")
 }
 
-/// Reads a stream of answers to its end within [`METADATA_DEADLINE`], since the request's own deadline
-/// covers only the first message.
+/// Reads a stream of answers to its end, which comes within the request's deadline ([`PunctualChannel`]).
 async fn drain<T>(
     call: &'static str,
     subject: &str,
     mut stream: tonic::Streaming<T>,
     mut take: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
-    let read = async {
-        while let Some(part) = stream.message().await.map_err(failed(call, subject))? {
-            take(part)?;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(METADATA_DEADLINE, read)
-        .await
-        .unwrap_or_else(|_| Err(failed(call, subject)(Status::deadline_exceeded("too slow"))))
+    while let Some(part) = stream.message().await.map_err(failed(call, subject))? {
+        take(part)?;
+    }
+    Ok(())
 }
 
 /// Counts the elements of a list. An error if they are too many.

@@ -10,7 +10,7 @@ use super::{Error, unit};
 /// The mode of installed files. All users may read them, since they contain no secrets.
 const MODE: u32 = 0o644;
 
-/// The mode of directories that are missing. A smaller one, of the umask, is as good.
+/// The mode of directories that are missing. The umask may reduce it.
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// One step of `install` or `uninstall`, also for a file that stays as it is.

@@ -177,19 +177,16 @@ pub(super) async fn object<T: DeserializeOwned>(client: &Client, path: &str) -> 
     read(client, get(path)?, MAX_OBJECT).await
 }
 
-/// Changes the object at this path by the operations of a JSON patch, all of them or none. Returns the new object.
-pub(super) async fn patch<T: DeserializeOwned>(
-    client: &Client,
-    path: &str,
-    operations: &[Value],
-) -> Result<T, Error> {
+/// Changes the object at this path by the operations of a JSON patch, all of them or none.
+pub(super) async fn patch(client: &Client, path: &str, operations: &[Value]) -> Result<(), Error> {
     let body = serde_json::to_vec(operations).map_err(malformed)?;
     let request = Request::patch(path)
         .header(CONTENT_TYPE, "application/json-patch+json")
         .body(Body::from(body))
         .map_err(malformed)?;
-    // An answer that is no object is not the API server's: nothing may have changed.
-    read(client, request, MAX_OBJECT).await
+    // An answer without the new object is not the API server's: nothing may have changed.
+    let _: Versioned = read(client, request, MAX_OBJECT).await?;
+    Ok(())
 }
 
 fn get(query: &str) -> Result<Request<Body>, Error> {

@@ -75,7 +75,7 @@ async fn remove(access: &Access, key: &str) -> Result<Found, Error> {
     if operations.is_empty() {
         return Ok(Found::None);
     }
-    let _: Node = api::patch(&client, &path, &operations).await?;
+    api::patch(&client, &path, &operations).await?;
     Ok(Found::Taint)
 }
 
@@ -83,7 +83,7 @@ async fn remove(access: &Access, key: &str) -> Result<Found, Error> {
 pub(super) async fn try_out(access: &Access, key: &str) -> Result<Found, Error> {
     let (client, path) = (access.client().await?, path(access));
     let operations = removal(&taints(&client, &path).await?, key);
-    let _: Node = api::patch(&client, &(path + "?dryRun=All"), &operations).await?;
+    api::patch(&client, &(path + "?dryRun=All"), &operations).await?;
     Ok(match operations.is_empty() {
         true => Found::None,
         false => Found::Taint,

@@ -105,7 +105,7 @@ fn wrong_usage_exits_with_2() -> Result<()> {
         ),
         (
             &["check", "--containerd-socket", "x"],
-            "is not an absolute path",
+            "the path is not absolute",
         ),
         (&["frobnicate"], "frobnicate"),
         (&[], "Usage"),

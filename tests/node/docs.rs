@@ -164,6 +164,22 @@ async fn the_remedy_for_a_missing_reference_helps_on_1_7() -> Result<()> {
     node.assert_guest_pulls(&container).await
 }
 
+/// Whether a page has a heading with this anchor: its words in small letters, with hyphens between them.
+fn has_heading(page: &Path, anchor: &str) -> Result<bool> {
+    if anchor.is_empty() {
+        return Ok(true);
+    }
+    let text = std::fs::read_to_string(page)?;
+    let mut headings = text.lines().filter(|line| line.starts_with('#'));
+    Ok(headings.any(|heading| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.collect::<String>().replace(' ', "-") == anchor
+    }))
+}
+
 /// The plugin's configurations in the documents are valid, and the targets of links exist.
 #[test]
 fn configurations_and_links_are_valid() -> Result<()> {
@@ -179,30 +195,35 @@ fn configurations_and_links_are_valid() -> Result<()> {
         for link in text.split("](").skip(1) {
             let (link, _) = link.split_once(')').unwrap_or_default();
             let is_ours = !link.contains("://");
-            ensure!(
-                !is_ours || directory.join(link).exists(),
-                "{}: {link}",
-                page.display()
-            );
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() {
+                page.clone()
+            } else {
+                directory.join(file)
+            };
+            let exists = !is_ours || target.exists() && has_heading(&target, heading)?;
+            ensure!(exists, "{}: {link}", page.display());
         }
     }
     Ok(())
 }
 
 /// Returns the names of the tests of a source file, each with its module.
-fn tests_of(crate_name: &str, file: &Path, directory: &Path) -> Result<Vec<String>> {
+fn tests_of(kind: &str, file: &Path, directory: &Path) -> Result<Vec<String>> {
     let module = file.strip_prefix(directory)?.with_extension("");
     let module = module.iter().map(|part| part.to_string_lossy());
     let module: Vec<_> = module.filter(|part| part != "mod").collect();
     let text = std::fs::read_to_string(file)?;
-    let names = text.split("fn ").skip(1);
-    let names = names.filter_map(|rest| rest.split(['(', '<']).next());
+    // The attribute of a test, perhaps others, and then its function.
+    let attributes = ["#[test]", "#[tokio::test"];
+    let tests = attributes.iter().flat_map(|it| text.split(it).skip(1));
+    let names = tests.filter_map(|rest| rest.split("fn ").nth(1)?.split('(').next());
     let inner = if text.contains("\nmod tests {") {
         "tests::"
     } else {
         ""
     };
-    let name = |name| format!("{crate_name}{}::{inner}{name}", module.join("::"));
+    let name = |name| format!("{kind}{}::{inner}{name}", module.join("::"));
     Ok(names.map(name).collect())
 }
 
@@ -222,17 +243,17 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 #[test]
 fn each_claim_of_the_threat_model_has_a_test() -> Result<()> {
     let mut tests = vec![];
-    for (crate_name, directory) in [
+    for (kind, directory) in [
         ("", "tests/node"),
-        ("", "src"),
-        ("nri::", "nri/src"),
-        ("nri::", "nri/tests/plugin"),
+        ("lib:", "src"),
+        ("nri:", "nri/src"),
+        ("nri:", "nri/tests/plugin"),
     ] {
         let directory = root().join(directory);
         let mut files = vec![];
         sources(&directory, &mut files)?;
         for file in files {
-            tests.extend(tests_of(crate_name, &file, &directory)?);
+            tests.extend(tests_of(kind, &file, &directory)?);
         }
     }
     let text = std::fs::read_to_string(root().join("docs/threat-model.md"))?;

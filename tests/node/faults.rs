@@ -1,5 +1,5 @@
-//! A fault in each call of an `ensure`, and of commands that only read: containerd answers with an error, its answer is lost, or it is slow. The command
-//! ends, and the next one makes the image ready and leaves nothing behind.
+//! A fault in each call of an `ensure`, and of commands that only read: containerd answers with an error, its answer is
+//! lost, or it is slow. The command ends, and the next one makes the image ready and leaves nothing behind.
 //!
 //! Without `NRI_UNPACK_FAULTS` a part of the calls is tried, chosen by `NRI_UNPACK_SEED`; with it each call.
 //! [`met`] fails if a method of the trait `Containerd` is in no run.

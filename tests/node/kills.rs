@@ -272,7 +272,8 @@ async fn a_round(version: Version) -> Result<()> {
     let mut random = Random::new()?;
     let mut bench = Bench::start(version).await?;
     let seed = random.below(usize::MAX) as u64;
-    let counts = bench.round(0, Random::of_round(seed, 0)).await?;
+    let round = bench.round(0, Random::of_round(seed, 0));
+    let counts = tokio::time::timeout(LONGEST_ROUND, round).await??;
     println!("{version:?}: {counts:?}");
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Clients of the metrics that are not what they should be: silent, slow, of another protocol, many at once. They keep no
 //! scraper away, hold no more than a few descriptors, and change nothing.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use lab::Version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,9 +11,12 @@ use tokio::net::TcpStream;
 use crate::metrics::{free_port, get};
 use crate::support::{Node, handler};
 
-/// More than there are connections at a time (16), and than a process has descriptors by default for these.
+/// More than there are connections at a time (16).
 const SILENT: usize = 100;
 const MORE_FILES: usize = 16 + 4;
+
+/// A connection that is silent is closed after 30 s.
+const SOON: Duration = Duration::from_secs(5);
 
 impl Node {
     fn open_files(&self) -> Result<usize> {
@@ -51,9 +56,9 @@ async fn silent_clients_keep_no_scraper_away() -> Result<()> {
     ensure!(scrape(&address, "/livez").await? == 200);
     let files = node.open_files()?;
     ensure!(files <= before + MORE_FILES, "{before}, then {files} files");
-    // The oldest was closed.
     let mut rest = vec![];
-    silent[0].read_to_end(&mut rest).await.ok();
+    let closed = tokio::time::timeout(SOON, silent[0].read_to_end(&mut rest)).await;
+    ensure!(closed.is_ok(), "the oldest connection is open");
 
     // The newest still waits.
     let newest = silent.last_mut().context("a connection")?;

@@ -126,7 +126,10 @@ impl Node {
         let container = self.cri.create_container(&sandbox, asked.name(), &[], &[]);
         container.await?;
         self.cri.remove_pod(&sandbox).await?;
-        for hook in log.lines_with("nri_unpack::hooks] answers hook=") {
+        let answers = "nri_unpack::hooks] answers hook=";
+        log.wait_for(&format!("{answers}CreateContainer"), PATIENCE)
+            .await?;
+        for hook in log.lines_with(answers) {
             ensure!(took(&hook)? < LONGEST_HOOK, "{hook}");
         }
         // The queue of what is asked for, and a command.

@@ -145,7 +145,11 @@ fn shape(path: &str) -> Option<&'static Shape> {
 /// An answer is not decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    #[error("a message takes more than {} MiB in memory: is this containerd?", MAX_WEIGHT >> 20)]
+    #[error(
+        "decoded, it would take more than {} MiB of memory, and a list of 10,000 images with 20 labels each takes 56: is \
+         this containerd?",
+        MAX_WEIGHT >> 20
+    )]
     Heavy,
     #[error("a message of {0} bytes, where at most {MAX_SMALL} are expected: is this containerd?")]
     Long(usize),
@@ -153,7 +157,7 @@ pub(super) enum Refused {
     Malformed,
 }
 
-/// A message that is open: messages in one another have no limit but those of their lengths.
+/// A message that is open. An inner one may claim to end after its outer one: only the outermost length is checked.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     shape: &'static Shape,
@@ -225,7 +229,9 @@ impl Scale {
                 }
                 continue;
             }
-            let skipped = self.skipped.min(bytes.len());
+            // A field that is cut short ends with its message.
+            let here = bytes.len().min(self.length - self.at);
+            let skipped = self.skipped.min(here);
             if skipped > 0 {
                 self.skipped -= skipped;
                 self.at += skipped;
@@ -244,6 +250,9 @@ impl Scale {
         let [_, l0, l1, l2, l3] = self.prefix;
         self.length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
         (self.seen, self.at, self.weight) = (0, 0, 0);
+        (self.skipped, self.number, self.shift) = (0, 0, 0);
+        self.next = Next::Tag;
+        self.open.clear();
         match self.shape {
             // tonic has the limit of its bytes.
             Some(shape) => {

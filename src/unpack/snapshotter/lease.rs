@@ -143,9 +143,17 @@ impl Leases {
         containerd: &dyn Containerd,
     ) -> Result<Vec<(String, bool)>, containerd::Error> {
         let is_left = |lease: &containerd::Lease| {
+            if self.active().contains(&lease.id) {
+                return false;
+            }
             let owner = lease.labels.get(OWNER).and_then(|text| Owner::parse(text));
-            !self.active().contains(&lease.id)
-                && owner.is_none_or(|owner| self.owner.may_sweep(&owner))
+            match owner.filter(|owner| !self.owner.may_sweep(owner)) {
+                Some(owner) => {
+                    log::debug!(lease = lease.id.as_str(), owner:%; "a lease stays: its process runs, or this cannot be told");
+                    false
+                }
+                None => true,
+            }
         };
         let all = containerd.leases().await?.into_iter();
         let own = all.filter(|lease| lease.id.starts_with(PREFIX));

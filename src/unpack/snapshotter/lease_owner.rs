@@ -107,17 +107,40 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// Returns the start time of a process: field 22 of `/proc/<pid>/stat`, counted from the closing parenthesis of the
-/// command, which may itself contain spaces and parentheses.
+/// Returns the start time of a process that runs: field 22 of `/proc/<pid>/stat`, counted from the closing parenthesis of the
+/// command, which may itself contain spaces and parentheses. A zombie has ended; only its parent has not asked for its status.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_command) = stat.rsplit_once(')')?;
-    after_command.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = after_command.split_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.nth(18)?.parse().ok(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zombie_does_not_run() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(start_time(child.id()).is_some());
+        // It ends with its input, and is a zombie until its status is asked for.
+        drop(child.stdin.take());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while start_time(child.id()).is_some() {
+            assert!(std::time::Instant::now() < deadline, "a zombie runs");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let stat = format!("/proc/{}/stat", child.id());
+        assert!(std::path::Path::new(&stat).exists());
+        child.wait().unwrap();
+    }
 
     #[test]
     fn only_leases_of_dead_processes_are_swept() {

@@ -17,8 +17,7 @@ use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::snapshotter::mounts;
 
-/// The limit of containers whose mounts are asked for, to see whether the guest pulls: a snapshotter that does not answer
-/// takes 10 s for each.
+/// The limit of containers whose mounts are asked for, to see whether the guest pulls.
 const MAX_ASKED: usize = 8;
 
 /// Answers for all snapshotters of one engine. What was found out of one is in its [`Facts`].
@@ -190,9 +189,10 @@ impl GuestMode {
             .peekable();
         if containers.peek().is_some() {
             for key in containers {
-                let mounts = containerd.mounts(snapshotter, &key).await;
-                if mounts.is_ok_and(|mounts| mounts::are_of_guest(&mounts)) {
-                    return true;
+                match containerd.mounts(snapshotter, &key).await {
+                    Ok(mounts) if mounts::are_of_guest(&mounts) => return true,
+                    Err(e) if e.is_unreachable() => return false,
+                    _ => {}
                 }
             }
             return false;

@@ -66,6 +66,31 @@ fn listed(element: &[u8]) -> Vec<u8> {
     message
 }
 
+/// What is sent in answer to a call: some messages, once if it is one, and without end if they are more.
+#[derive(Clone, Debug)]
+struct Answer {
+    piece: Bytes,
+    copies: usize,
+}
+
+impl Answer {
+    fn of(nonsense: Nonsense) -> Self {
+        // A message begins with its compression and its length.
+        let (message, copies) = match nonsense {
+            Nonsense::Http1 => (vec![], 0),
+            Nonsense::ManyElements => (framed(&[0x0a, 0].repeat(LARGEST / 2)), 1),
+            Nonsense::ManyEntries(field) => (framed(&listed(&element_of_entries(field))), 1),
+            Nonsense::Garbage => (b"\0\0\0\0\x04\xff\xff\xff\xff".to_vec(), 1),
+            Nonsense::Huge => (b"\0\xff\xff\xff\xff".to_vec(), 1),
+            Nonsense::Empty => (framed(b""), 1),
+            Nonsense::EndlessEmpty => (framed(b""), 4096),
+            Nonsense::EndlessLists => (framed(&[0x0a, 0]), 4096),
+        };
+        let piece = Bytes::from(message.repeat(copies));
+        Self { piece, copies }
+    }
+}
+
 /// The server. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct NonsenseServer {
@@ -82,7 +107,12 @@ impl NonsenseServer {
         let listener = UnixListener::bind(socket);
         let listener = listener.with_context(|| format!("listening on {}", socket.display()))?;
         let sent = Arc::<AtomicU64>::default();
-        let task = tokio::spawn(serve(listener, nonsense, sent.clone()));
+        let task = tokio::spawn(serve(
+            listener,
+            nonsense,
+            Answer::of(nonsense),
+            sent.clone(),
+        ));
         Ok(Self { sent, task })
     }
 
@@ -98,12 +128,12 @@ impl Drop for NonsenseServer {
     }
 }
 
-async fn serve(listener: UnixListener, nonsense: Nonsense, sent: Arc<AtomicU64>) {
+async fn serve(listener: UnixListener, nonsense: Nonsense, answer: Answer, sent: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         // A client may close its connection at any time.
-        let sent = sent.clone();
-        connections.spawn(async move { drop(connection(stream, nonsense, sent).await) });
+        let (answer, sent) = (answer.clone(), sent.clone());
+        connections.spawn(async move { drop(connection(stream, nonsense, answer, sent).await) });
         while connections.try_join_next().is_some() {}
     }
 }
@@ -111,6 +141,7 @@ async fn serve(listener: UnixListener, nonsense: Nonsense, sent: Arc<AtomicU64>)
 async fn connection(
     mut stream: UnixStream,
     nonsense: Nonsense,
+    each: Answer,
     sent: Arc<AtomicU64>,
 ) -> Result<()> {
     if nonsense == Nonsense::Http1 {
@@ -124,8 +155,8 @@ async fn connection(
     let mut answers = JoinSet::new();
     while let Some(request) = client.accept().await {
         let (_, respond) = request?;
-        let sent = sent.clone();
-        answers.spawn(async move { drop(answer(respond, nonsense, &sent).await) });
+        let (each, sent) = (each.clone(), sent.clone());
+        answers.spawn(async move { drop(answer(respond, each, &sent).await) });
         while answers.try_join_next().is_some() {}
     }
     Ok(())
@@ -133,30 +164,11 @@ async fn connection(
 
 async fn answer(
     mut respond: SendResponse<Bytes>,
-    nonsense: Nonsense,
+    Answer { piece, copies }: Answer,
     sent: &AtomicU64,
 ) -> Result<()> {
     let head = Response::builder().header("content-type", "application/grpc");
     let mut body = respond.send_response(head.body(())?, false)?;
-    // A message begins with its compression and its length.
-    let large;
-    let (message, copies): (&[u8], usize) = match nonsense {
-        Nonsense::Http1 => (b"", 0),
-        Nonsense::ManyElements => {
-            large = framed(&[0x0a, 0].repeat(LARGEST / 2));
-            (&large, 1)
-        }
-        Nonsense::ManyEntries(field) => {
-            large = framed(&listed(&element_of_entries(field)));
-            (&large, 1)
-        }
-        Nonsense::Garbage => (b"\0\0\0\0\x04\xff\xff\xff\xff", 1),
-        Nonsense::Huge => (b"\0\xff\xff\xff\xff", 1),
-        Nonsense::Empty => (b"\0\0\0\0\0", 1),
-        Nonsense::EndlessEmpty => (b"\0\0\0\0\0", 4096),
-        Nonsense::EndlessLists => (b"\0\0\0\0\x02\x0a\0", 4096),
-    };
-    let piece = Bytes::from(message.repeat(copies));
     loop {
         send(&mut body, piece.clone()).await?;
         sent.fetch_add(copies as u64, Ordering::Relaxed);

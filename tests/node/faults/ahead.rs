@@ -1,4 +1,4 @@
-//! A fault in each call of the look at all images: that at the plugin's start, and a later one, which finds images that a
+//! A fault in each call of a reconcile: that at the plugin's start, and a later one, which finds images that a
 //! garbage collection has taken away. All images become ready, nothing is left, the plugin goes on, and each failure is
 //! said once.
 //!

@@ -1,6 +1,5 @@
 //! The memory of the process: a crash writes none of it.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -55,6 +54,5 @@ async fn a_crash_writes_no_core_dump() -> Result<()> {
     );
     let left: Vec<_> = std::fs::read_dir(&directory)?.collect();
     ensure!(left.is_empty(), "{left:?}");
-    ensure!(!Path::new("/core").exists());
     Ok(())
 }

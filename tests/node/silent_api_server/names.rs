@@ -1,4 +1,4 @@
-//! The name of the API server is looked up at a server for names that does not answer. The plugin ends at once none the
+//! The name of the API server is looked up at a DNS server that does not answer. The plugin ends at once none the
 //! less: the C library's look-up cannot be ended, and takes half a minute.
 
 use std::net::UdpSocket;

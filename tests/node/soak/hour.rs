@@ -68,7 +68,7 @@ struct Life {
     /// The images of which pods are made, the oldest first.
     images: VecDeque<Image>,
     wrong: Vec<Image>,
-    /// The number of images so far, of minutes, and of tries that failed.
+    /// The numbers of images, reloads and pods so far, and of tries that failed.
     made: usize,
     reloads: usize,
     pods: usize,

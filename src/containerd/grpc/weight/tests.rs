@@ -286,6 +286,35 @@ fn what_is_small_on_the_wire_and_large_in_memory_is_refused() {
     assert_eq!(refused, Err(Refused::Long(empty.len())));
 }
 
+/// What is cut short ends with its message, and the next one is weighed as ever.
+#[test]
+fn a_message_that_is_cut_short_hides_nothing_of_the_next_one() {
+    let empty = [0x0a, 0].repeat(MAX_MESSAGE / 2);
+    // A number of eight bytes, one of four, a varint, a length, an element, each without its end.
+    for cut in [
+        &[9, 0][..],
+        &[13, 0],
+        &[8, 0x80],
+        &[10, 0x80],
+        &[10, 5, 0x0a],
+    ] {
+        let mut both = framed(cut);
+        both.extend(framed(&empty));
+        for piece in [1 << 10, both.len()] {
+            let mut scale = Scale::of(IMAGES_LIST);
+            let followed = both.chunks(piece).try_for_each(|bytes| scale.follow(bytes));
+            assert!(followed.is_err(), "{cut:?} in pieces of {piece}");
+        }
+        let mut twice = framed(cut);
+        twice.extend(framed(&[0x0a, 0]));
+        let followed = Scale::of(IMAGES_LIST).follow(&twice);
+        assert!(
+            matches!(followed, Ok(()) | Err(Refused::Malformed)),
+            "{cut:?}"
+        );
+    }
+}
+
 /// The peak of the memory in which a list of so many of these elements is decoded and kept, in MiB.
 fn peak_of(test: &str, path: &str, message: &[u8], decode: impl FnOnce(&[u8])) -> u64 {
     let peak = peak::of(module_path!(), test, || {

@@ -71,7 +71,7 @@ async fn all(client: &Client) -> Vec<(Option<Error>, Duration)> {
         ended(resource.list::<Pod>(drop)).await,
         ended(resource.any::<Pod>()).await,
         ended(object::<Node>(client, "/api/v1/nodes/n")).await,
-        ended(patch::<Node>(client, "/api/v1/nodes/n", &[])).await,
+        ended(patch(client, "/api/v1/nodes/n", &[])).await,
     ]
 }
 
