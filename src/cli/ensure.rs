@@ -98,9 +98,9 @@ pub(super) async fn ensure(config: Config, arguments: Arguments) -> Result<Exit,
             tokio::select! {
                 results = &mut all => results,
                 () = stop.cancelled() => {
-                    // Ends all flights. `all` returns their errors.
-                    node.engine.close().await;
-                    all.await
+                    // Ends all flights. `all` returns their errors; it goes on meanwhile, since flights may wait for it.
+                    let ((), results) = tokio::join!(node.engine.close(), &mut all);
+                    results
                 }
             }
         }

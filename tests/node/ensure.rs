@@ -92,7 +92,7 @@ async fn all_images_are_made_ready() -> Result<()> {
 /// On Ctrl-C with a visible bar and a half unpacked layer, no lease and no extraction snapshot remains.
 async fn stopped_by_ctrl_c(version: Version) -> Result<()> {
     let mut node = Node::start(version).await?;
-    node.image = images::large("registry.test/lab/large:1", 8, 4 << 20)?;
+    node.image = images::large("registry.test/lab/large:1", 12, 4 << 20)?;
     node.store.put_image(&node.image).await?;
     let config = node.lab.path("ensure.toml");
     std::fs::write(&config, node.config(""))?;
