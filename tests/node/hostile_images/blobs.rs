@@ -137,7 +137,7 @@ async fn bombs_take_no_memory_on_1_7() -> Result<()> {
 }
 
 /// As many times as an index names the next one, and as many indexes in one another. containerd 1.7 follows each of these
-/// paths: 500 times in six indexes take it more than 6 GB.
+/// paths.
 const WIDE: usize = 2;
 const DEEP: usize = 12;
 
@@ -160,8 +160,11 @@ fn below_indexes(name: &str, deep: usize) -> Image {
     image
 }
 
-/// No index can contain its own digest; one that was changed on the disk can.
-async fn indexes_that_lead_nowhere_are_refused(version: Version) -> Result<()> {
+/// No index can contain its own digest; one that was changed on the disk can. containerd 1.7 follows such indexes itself, when
+/// the image comes into its store, for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_that_lead_nowhere_are_refused_on_2_1() -> Result<()> {
+    let version = Version::V2_1;
     let handler = handler(version);
     let mut node = Node::start(version).await?;
     node.serve("").await?;
@@ -191,14 +194,4 @@ async fn indexes_that_lead_nowhere_are_refused(version: Version) -> Result<()> {
     println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
     ensure!(growth < MAX_GROWTH, "{growth} bytes");
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn indexes_that_lead_nowhere_are_refused_on_2_1() -> Result<()> {
-    indexes_that_lead_nowhere_are_refused(Version::V2_1).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn indexes_that_lead_nowhere_are_refused_on_1_7() -> Result<()> {
-    indexes_that_lead_nowhere_are_refused(Version::V1_7).await
 }
