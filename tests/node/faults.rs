@@ -11,6 +11,7 @@ mod frames;
 mod late;
 mod lost;
 mod met;
+mod place;
 mod swap;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use lab::{Fault, Options, Remote, Tap, Version};
 
 use crate::concurrency::of_its_own;
 use crate::guest_pull::NYDUS;
+use crate::random::Random;
 use crate::support::{CRI_LABELS, Node, handler};
 
 const FAULTS: [Fault; 3] = [
@@ -206,16 +208,12 @@ pub(crate) fn is_complete() -> bool {
 }
 
 /// Returns the numbers of the calls that get a fault: in a short run one of so many.
-pub(crate) fn chosen(calls: usize, share: usize) -> Vec<usize> {
+pub(crate) fn chosen(calls: usize, share: usize) -> Result<Vec<usize>> {
     if is_complete() {
-        return (0..calls).collect();
+        return Ok((0..calls).collect());
     }
-    let seed = std::env::var("NRI_UNPACK_SEED").ok();
-    let seed = seed.and_then(|seed| seed.parse().ok());
-    let seed: usize = seed.unwrap_or_else(|| std::process::id() as usize);
-    println!("NRI_UNPACK_SEED={seed}");
-    let first = seed % share.min(calls.max(1));
-    (first..calls).step_by(share).collect()
+    let first = Random::new()?.below(share.min(calls.max(1)));
+    Ok((first..calls).step_by(share).collect())
 }
 
 async fn every_call(version: Version, snapshotter: &'static str, before: Before) -> Result<()> {
@@ -229,7 +227,7 @@ async fn every_call(version: Version, snapshotter: &'static str, before: Before)
     let absent: BTreeSet<_> = absent.collect();
     ensure!(absent.is_empty(), "never called: {absent:?}");
 
-    for call in chosen(made.len(), before.share()) {
+    for call in chosen(made.len(), before.share())? {
         for fault in FAULTS {
             bench.reset().await?;
             bench.tap()?.fail(call, fault);
@@ -261,7 +259,7 @@ async fn in_commands(version: Version) -> Result<()> {
         let earlier = bench.tap()?.calls().len();
         run(&bench)?;
         let made: Vec<_> = bench.tap()?.calls().split_off(earlier);
-        for call in chosen(made.len(), SHARE) {
+        for call in chosen(made.len(), SHARE)? {
             for fault in FAULTS {
                 bench.tap()?.fail(call, fault);
                 let began = Instant::now();

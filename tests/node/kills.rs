@@ -8,13 +8,13 @@
 mod at_rest;
 mod killer;
 mod names;
-mod pods;
 mod progress;
 mod restart;
 mod seen;
+mod tries;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -23,21 +23,19 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::guest_pull::{NYDUS, start};
-use crate::soak::Held;
+use crate::pods::{Pods, image_for};
+use crate::random::Random;
+use crate::resources::Resources;
 use crate::support::{ALL, Node, PATIENCE};
 
 use at_rest::InUse;
 use progress::Progress;
 
-pub(crate) use killer::{Kills, restart_nydus};
-pub(crate) use pods::{LAYERS as OWN_LAYERS, Pods, image_for, remove_as_kubelet};
+pub(crate) use killer::Kills;
 
 /// The environment variable with the number of kills.
 const COUNT: &str = "NRI_UNPACK_KILLS";
 const MANY: usize = 500;
-
-/// The environment variable with the seed of the random numbers.
-const SEED: &str = "NRI_UNPACK_SEED";
 
 /// The moments at which something is killed in a round.
 const MOMENTS: usize = 5;
@@ -53,55 +51,6 @@ const LONGEST_ROUND: Duration = Duration::from_secs(300);
 
 /// After so many faults the many kills end.
 const MOST_FAULTS: usize = 5;
-
-/// Reproducible pseudo-random numbers.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// Takes the seed from the environment, or from the clock.
-    pub(crate) fn new() -> Result<Self> {
-        let seed = match seed()? {
-            Some(seed) => seed,
-            None => seed_of_clock()?,
-        };
-        println!("{SEED}={seed}");
-        Ok(Self(seed | 1))
-    }
-
-    /// Returns the numbers of a round, which do not depend on the rounds before.
-    fn of_round(seed: u64, round: usize) -> Self {
-        Self(
-            seed.wrapping_add(round as u64)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                | 1,
-        )
-    }
-
-    /// Returns a number below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % end
-    }
-
-    /// Returns a time below `end`.
-    fn time(&mut self, end: Duration) -> Duration {
-        Duration::from_micros(self.below(end.as_micros() as usize) as u64)
-    }
-}
-
-/// Returns the seed that the environment names.
-fn seed() -> Result<Option<u64>> {
-    let seed = std::env::var(SEED).ok();
-    let parsed = seed.map(|seed| seed.parse().with_context(|| format!("{SEED}={seed}")));
-    parsed.transpose()
-}
-
-fn seed_of_clock() -> Result<u64> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    Ok(now.as_nanos() as u64)
-}
 
 /// Returns the number of kills from the environment, or this default.
 pub(crate) fn count(default: usize) -> Result<usize> {
@@ -173,7 +122,7 @@ struct Bench {
     /// The images of the last round, which the next one removes.
     last: Vec<Image>,
     /// What the plugin and the node hold when nothing happens.
-    held: Held,
+    held: Resources,
     mounts: Vec<String>,
 }
 
@@ -190,7 +139,7 @@ impl Bench {
             in_use.push(InUse::start(&mut node, handler).await?);
         }
         let mut bench = Self {
-            held: Held::by(&node)?,
+            held: Resources::by(&node)?,
             node,
             handlers: handlers.to_vec(),
             in_use,
@@ -199,7 +148,7 @@ impl Bench {
         };
         bench.mounts = bench.mounts()?;
         bench.wait_at_rest(&mut Counts::default(), PATIENCE).await?;
-        bench.held = Held::by(&bench.node)?;
+        bench.held = Resources::by(&bench.node)?;
         Ok(bench)
     }
 

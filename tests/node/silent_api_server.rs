@@ -245,7 +245,7 @@ async fn holds_up_nothing(version: Version) -> Result<()> {
     node.hooks = DEFAULT_HOOKS;
     let handler = handler(version);
     let silences = Silence::all();
-    for n in chosen(silences.len(), SHARE) {
+    for n in chosen(silences.len(), SHARE)? {
         println!("{:?}", silences[n]);
         let tried = node.goes_on_beside(handler, n, &silences[n]).await;
         tried.with_context(|| format!("{:?}", silences[n]))?;

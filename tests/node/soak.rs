@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::after_pull::{percentiles, took};
 use crate::guest_pull::{NYDUS, start};
-use crate::memory::Memory;
+use crate::resources::Resources;
 use crate::support::{DEFAULT_HOOKS, Node, PATIENCE, handler};
 
 /// The environment variable with the duration of the stream of pods.
@@ -38,66 +38,9 @@ const AT_ONCE: usize = 100;
 /// Events in a burst.
 const EVENTS: usize = 10_000;
 
-/// What the plugin may hold more afterwards: its caches fill, and glibc keeps some freed memory.
-const MORE_ANONYMOUS: u64 = 8 << 10;
-const MORE_FILES: usize = 4;
-const MORE_THREADS: usize = 2;
-
 /// What a hook may take: `hooks.wait`, and the time in which a machine that is busy with a hundred pods lets it answer.
 /// containerd closes a plugin after two seconds.
 const LONGEST_HOOK: Duration = Duration::from_millis(500 + 700);
-
-/// What the plugin's process holds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Held {
-    memory: Memory,
-    files: usize,
-    threads: usize,
-}
-
-impl Held {
-    pub(crate) fn by(node: &Node) -> Result<Self> {
-        let plugin = node.plugin.as_ref().context("serving")?;
-        let pid = plugin.pid().context("the plugin does not run")?;
-        let entries = |name: &str| {
-            Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{pid}/{name}"))?.count())
-        };
-        Ok(Self {
-            memory: Memory::of(pid)?,
-            files: entries("fd")?,
-            threads: entries("task")?,
-        })
-    }
-
-    /// Checks that no more is held than before.
-    pub(crate) fn assert_as(&self, before: &Self) -> Result<()> {
-        println!("before: {before}\nafter:  {self}");
-        ensure!(
-            self.files <= before.files + MORE_FILES,
-            "files are left open"
-        );
-        ensure!(
-            self.threads <= before.threads + MORE_THREADS,
-            "threads are left"
-        );
-        ensure!(
-            self.memory.anonymous <= before.memory.anonymous + MORE_ANONYMOUS,
-            "memory is held"
-        );
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            memory,
-            files,
-            threads,
-        } = self;
-        write!(f, "{memory}, {files} files, {threads} threads")
-    }
-}
 
 impl Node {
     /// Checks that containerd has not closed the plugin, and that no hook took too long. The log has to be at trace.
@@ -157,7 +100,7 @@ async fn pods_come_and_go(version: Version) -> Result<()> {
             }
             // The first images fill the caches.
             if n == 2 {
-                before = Some(Held::by(&node)?);
+                before = Some(Resources::by(&node)?);
             }
         }
         ticks.tick().await;
@@ -176,7 +119,7 @@ async fn pods_come_and_go(version: Version) -> Result<()> {
     for snapshotter in [handlers[0], NYDUS] {
         node.assert_nothing_left(snapshotter).await?;
     }
-    Held::by(&node)?.assert_as(&before.context("too few pods")?)?;
+    Resources::by(&node)?.assert_as(&before.context("too few pods")?)?;
     node.assert_quick_hooks()
 }
 
@@ -197,7 +140,7 @@ async fn a_hundred_pods_at_once(version: Version) -> Result<()> {
     node.pull(&image).await?;
     node.serve_traced().await?;
     node.wait_image(&image, NYDUS).await?;
-    let before = Held::by(&node)?;
+    let before = Resources::by(&node)?;
     let handlers = [handler(version), NYDUS];
     let pods: FuturesUnordered<_> = (0..AT_ONCE)
         .map(|n| {
@@ -218,7 +161,7 @@ async fn a_hundred_pods_at_once(version: Version) -> Result<()> {
         node.wait_image(&image, snapshotter).await?;
         node.assert_nothing_left(snapshotter).await?;
     }
-    Held::by(&node)?.assert_as(&before)
+    Resources::by(&node)?.assert_as(&before)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +180,7 @@ async fn a_burst_of_events(version: Version) -> Result<()> {
     let mut node = start(version).await?;
     node.serve_traced().await?;
     node.wait_reconciled(NYDUS).await?;
-    let before = Held::by(&node)?;
+    let before = Resources::by(&node)?;
     let mut events = node.store.client.events();
     for n in 0..EVENTS {
         let event = ImageUpdate {
@@ -261,7 +204,7 @@ async fn a_burst_of_events(version: Version) -> Result<()> {
     let (_, created) = node.pod(NYDUS, image.name()).await?;
     ensure!(created < PATIENCE, "a creation took {created:?}");
     node.assert_quick_hooks()?;
-    Held::by(&node)?.assert_as(&before)
+    Resources::by(&node)?.assert_as(&before)
 }
 
 #[tokio::test(flavor = "multi_thread")]

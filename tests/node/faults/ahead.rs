@@ -6,19 +6,16 @@
 //! `NRI_UNPACK_FAULTS` the plugin tries again by itself, which takes ten seconds for an image that has failed.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Call, Fault, Image, Tap, Version};
 use tokio::time::{Instant, sleep};
 
+use super::place::Place;
 use super::{FAULTS, chosen, is_complete};
 use crate::after_pull::layered;
 use crate::support::{DEFAULT_HOOKS, Node, PATIENCE, handler};
-
-/// A call since the begin of the look: its method, and how many calls of this method come before it.
-type Place = (String, usize);
 
 const IMAGES: usize = 2;
 const LAYERS: usize = 2;
@@ -164,11 +161,7 @@ impl Bench {
         self.lose().await?;
         let log = self.node.log.from_now();
         if let Some((place, fault)) = fault {
-            let ((path, before), seen) = (place.clone(), AtomicUsize::new(0));
-            let is_it = move |call: &Call| {
-                call.path == path && seen.fetch_add(1, Ordering::Relaxed) == before
-            };
-            self.tap()?.fail_when(is_it, fault);
+            place.fail(self.tap()?, fault);
         }
         let earlier = self.tap()?.calls().len();
         self.begin()?;
@@ -183,7 +176,7 @@ impl Bench {
         ensure!(self.plugin()?.pid() == pid, "the plugin has ended");
         assert_said_once(&log, fault.is_some())?;
         let is_left = match fault {
-            Some((place, fault)) => is_left_to_the_sweep(&place.0, fault),
+            Some((place, fault)) => is_left_to_the_sweep(place, fault),
             None => false,
         };
         if is_left {
@@ -203,8 +196,8 @@ impl Bench {
 }
 
 /// Whether the plugin leaves a lease to its next start, as it could not delete it or remove a snapshot that it holds.
-fn is_left_to_the_sweep(path: &str, fault: Fault) -> bool {
-    let is_end = path.ends_with("Leases/Delete") || path.ends_with("Snapshots/Remove");
+fn is_left_to_the_sweep(place: &Place, fault: Fault) -> bool {
+    let is_end = place.is("Leases/Delete") || place.is("Snapshots/Remove");
     is_end && fault == Fault::Error
 }
 
@@ -227,15 +220,6 @@ fn assert_said_once(log: &lab::Log, may_fail: bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns the place of each call.
-fn places(calls: &[Call]) -> Vec<Place> {
-    let before = |i: usize, path: &str| calls[..i].iter().filter(|it| it.path == path).count();
-    let places = calls.iter().enumerate();
-    places
-        .map(|(i, call)| (call.path.clone(), before(i, &call.path)))
-        .collect()
-}
-
 async fn every_call(version: Version, look: Look) -> Result<()> {
     let mut bench = Bench::start(version, look).await?;
     let (made, _) = bench.run(None).await?;
@@ -244,27 +228,21 @@ async fn every_call(version: Version, look: Look) -> Result<()> {
         .filter(|name| !made.iter().any(|call| call.path.ends_with(**name)));
     let absent: Vec<_> = absent.collect();
     ensure!(absent.is_empty(), "never called: {absent:?}");
-    let places = places(&made);
+    let places = Place::of_each(&made);
     let pairs = places
         .iter()
         .flat_map(|place| FAULTS.map(|fault| (place, fault)));
     let pairs: Vec<_> = pairs.collect();
     println!("{look:?}: {} calls, {} faults", places.len(), pairs.len());
-    for n in chosen(pairs.len(), SHARE) {
+    for n in chosen(pairs.len(), SHARE)? {
         let (place, fault) = pairs[n];
-        let case = || format!("{fault:?} in {place:?}");
-        let mut has_occurred = false;
-        // The plugin does some things at the same time, and may make fewer calls.
-        for _ in 0..3 {
+        let run = async || {
             let began = Instant::now();
-            let run = bench.run(Some((place, fault))).await;
-            has_occurred = run.with_context(case)?.1;
-            println!("{}: {:?}", case(), began.elapsed());
-            if has_occurred {
-                break;
-            }
-        }
-        ensure!(has_occurred, "{}: no such call", case());
+            let (_, has_occurred) = bench.run(Some((place, fault))).await?;
+            println!("{fault:?} in {place:?}: {:?}", began.elapsed());
+            Ok(has_occurred)
+        };
+        place.meets(fault, run).await?;
     }
     Ok(())
 }

@@ -330,7 +330,7 @@ async fn every_request(version: Version) -> Result<()> {
         .flat_map(|place| FAULTS.map(|mode| (*place, mode)));
     let pairs: Vec<_> = pairs.collect();
     println!("{} requests, {} faults", places.len(), pairs.len());
-    for n in chosen(pairs.len(), SHARE) {
+    for n in chosen(pairs.len(), SHARE)? {
         let (place, mode) = pairs[n];
         let (fault, began) = (Fault::new(place, mode), Instant::now());
         let case = || format!("{mode:?} in {place:?}");
@@ -359,7 +359,7 @@ async fn in_doctor(version: Version) -> Result<()> {
     let pairs: Vec<_> = pairs.collect();
     println!("{} requests, {} faults", places.len(), pairs.len());
     let share = if is_complete() { 1 } else { 5 };
-    for n in chosen(pairs.len(), share) {
+    for n in chosen(pairs.len(), share)? {
         let (place, mode) = pairs[n];
         let fault = Fault::new(place, mode);
         fault.put_into(&server);

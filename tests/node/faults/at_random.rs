@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::FAULTS;
 use crate::after_pull::image;
 use crate::guest_pull::NYDUS;
-use crate::kills::Random;
+use crate::random::Random;
 use crate::support::{ALL, DEFAULT_HOOKS, Node, handler};
 
 /// The environment variable with the number of images.

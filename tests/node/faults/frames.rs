@@ -105,7 +105,7 @@ async fn every_frame(version: Version) -> Result<()> {
     println!("{version:?}: {frames} frames");
     // RegisterPlugin, Configure, Synchronize, and the two hooks of a pod, each with an answer.
     ensure!(frames >= 10, "{frames} frames");
-    for frame in chosen(frames, SHARE) {
+    for frame in chosen(frames, SHARE)? {
         for fault in FAULTS {
             if version == Version::V1_7
                 && fault == FrameFault::OtherConnection

@@ -70,7 +70,7 @@ async fn given_up(version: Version, snapshotter: &'static str, before: Before) -
     bench.assert_ready().await?;
     let made: Vec<_> = bench.tap()?.calls().split_off(earlier);
     println!("{} calls", made.len());
-    for call in chosen(made.len(), SHARE) {
+    for call in chosen(made.len(), SHARE)? {
         bench.reset().await?;
         bench.tap()?.fail(call, Fault::GivenUp(LATER));
         let began = Instant::now();

@@ -219,7 +219,7 @@ async fn every_call(version: Version) -> Result<()> {
     let bench = Bench::start(version).await?;
     let made = bench.clean_run().await?;
     println!("{} calls", made.len());
-    for call in chosen(made.len(), SHARE) {
+    for call in chosen(made.len(), SHARE)? {
         for fault in FAULTS {
             bench.lose().await?;
             bench.tap()?.fail(call, fault);

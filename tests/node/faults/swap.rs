@@ -3,13 +3,13 @@
 //! kubelet succeeds. Then the chain becomes ready, and nothing temporary is left.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_cri::v1::{ListContainersRequest, ListPodSandboxRequest};
 use lab::{Call, Fault, Kind, Options, Pod, Registry, Remote, Tap, Version, images};
 
+use super::place::Place;
 use super::{FAULTS, chosen, is_complete};
 use crate::after_pull::image;
 use crate::guest_pull::NYDUS;
@@ -49,9 +49,6 @@ const CHANGES: [&str; 6] = [
     "Snapshots/Prepare",
     "Snapshots/Remove",
 ];
-
-/// A call since the begin of a creation: its method, and how many calls of this method come before it.
-type Place = (String, usize);
 
 /// The calls that get a fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,11 +173,11 @@ impl Bench {
             .context("the lease stays")?;
         let hook = recreated + end + 1;
         println!("{} calls, {hook} of the hook", made.len());
-        let mut places = places(&made);
+        let mut places = Place::of_each(&made);
         let after = places.split_off(hook);
         let absent = CHANGES
             .iter()
-            .filter(|it| !places.iter().any(|(path, _)| path.ends_with(**it)));
+            .filter(|it| !places.iter().any(|place| place.is(it)));
         let absent: Vec<_> = absent.collect();
         ensure!(absent.is_empty(), "never called: {absent:?}");
         Ok(match part {
@@ -210,14 +207,8 @@ impl Bench {
     /// Creates a container with a fault in one call. Returns whether the fault has occurred.
     async fn with_fault(&mut self, part: Part, place: &Place, fault: Fault) -> Result<bool> {
         self.next_image().await?;
-        let ((path, before), began, seen) = (
-            place.clone(),
-            tokio::time::Instant::now(),
-            AtomicUsize::new(0),
-        );
-        let which =
-            move |call: &Call| call.path == path && seen.fetch_add(1, Ordering::Relaxed) == before;
-        self.tap()?.fail_when(which, fault);
+        let began = tokio::time::Instant::now();
+        place.fail(self.tap()?, fault);
         let (container, tries) = self.create().await?;
         let mut has_occurred = false;
         if part == Part::Hook {
@@ -229,7 +220,7 @@ impl Bench {
             tokio::time::sleep_until(began + time + BETWEEN_TRIES).await;
         }
         self.assert_replaced().await?;
-        if is_left_to_the_sweep(&place.0, fault) {
+        if is_left_to_the_sweep(place, fault) {
             self.assert_swept().await?;
         }
         self.node.assert_nothing_left(NYDUS).await?;
@@ -273,41 +264,23 @@ impl Node {
 }
 
 /// Whether a lease is left to the next sweep: it could not be deleted, or it was created when its hook had answered.
-fn is_left_to_the_sweep(path: &str, fault: Fault) -> bool {
-    path.ends_with("Leases/Delete") && fault == Fault::Error
-        || path.ends_with("Leases/Create") && fault == LATE
-}
-
-/// Returns the place of each call.
-fn places(calls: &[Call]) -> Vec<Place> {
-    let before = |i: usize, path: &str| calls[..i].iter().filter(|it| it.path == path).count();
-    let places = calls.iter().enumerate();
-    places
-        .map(|(i, call)| (call.path.clone(), before(i, &call.path)))
-        .collect()
+fn is_left_to_the_sweep(place: &Place, fault: Fault) -> bool {
+    place.is("Leases/Delete") && fault == Fault::Error || place.is("Leases/Create") && fault == LATE
 }
 
 async fn every_call(version: Version, part: Part) -> Result<()> {
     let mut bench = Bench::start(version).await?;
     let places = bench.clean_run(part).await?;
-    for (n, call) in chosen(places.len(), SHARE).into_iter().enumerate() {
+    for (n, call) in chosen(places.len(), SHARE)?.into_iter().enumerate() {
         let mut faults = FAULTS.to_vec();
         // It takes seconds.
         if part == Part::Hook && (n == 0 || is_complete()) {
             faults.push(LATE);
         }
         for fault in faults {
-            let case = || format!("{fault:?} in {:?}", places[call]);
-            let mut has_occurred = false;
-            // The plugin makes calls for other work as well, and one of them may be among the places.
-            for _ in 0..3 {
-                let occurs = bench.with_fault(part, &places[call], fault).await;
-                has_occurred = occurs.with_context(case)?;
-                if has_occurred {
-                    break;
-                }
-            }
-            ensure!(has_occurred, "{}: no such call", case());
+            let place = &places[call];
+            let run = async || bench.with_fault(part, place, fault).await;
+            place.meets(fault, run).await?;
         }
     }
     Ok(())

@@ -10,10 +10,10 @@ use k8s_cri::v1::{ContainerState, ListContainersRequest, ListPodSandboxRequest};
 use lab::{Image, PAUSE, Pod, Snapshot, images, namespaced};
 use tokio::time::Instant;
 
-use super::pods::LAYERS;
 use super::{Bench, Counts};
 use crate::guest_pull::NYDUS;
-use crate::soak::Held;
+use crate::pods::LAYERS;
+use crate::resources::Resources;
 use crate::support::Node;
 
 /// The plugin tries again after some seconds, and later after a minute.
@@ -133,7 +133,7 @@ impl Bench {
         let writes = node.unfinished_blobs().await?;
         ensure!(writes.is_empty(), "unfinished blobs: {writes:?}");
         self.assert_mounts().await?;
-        Held::by(&self.node)?.assert_as(&self.held)
+        Resources::by(&self.node)?.assert_as(&self.held)
     }
 
     /// Returns the snapshotters of the handlers, but the default one.

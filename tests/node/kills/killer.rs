@@ -7,8 +7,10 @@ use lab::{Lab, Log, Plugin, Remote};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{BETWEEN, Counts, MOMENTS, Random, Victim};
+use super::{BETWEEN, Counts, MOMENTS, Victim};
 use crate::guest_pull::NYDUS;
+use crate::pods::restart_nydus;
+use crate::random::Random;
 
 /// The log message of a plugin whose hooks are called.
 const REGISTERED: &str = "nri_unpack::hooks] registered ";
@@ -175,10 +177,4 @@ async fn restart(victim: Victim, plugin: &mut Plugin, lab: &Lab) -> Result<()> {
         Victim::Containerd => lab.restart().await,
         Victim::Snapshotter => restart_nydus(lab).await,
     }
-}
-
-/// Starts the killed nydus-snapshotter again, as documented: otherwise it creates no more containers (`restart.rs`).
-pub(crate) async fn restart_nydus(lab: &Lab) -> Result<()> {
-    std::fs::remove_file(lab.path("nydus/nydus.db"))?;
-    lab.remote(Remote::Nydus).restart().await
 }

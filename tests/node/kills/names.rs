@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use lab::{Call, Tap, Version};
 
-use super::image_for;
 use crate::guest_pull::{NYDUS, start};
+use crate::pods::image_for;
 use crate::support::PATIENCE;
 
 async fn killed_while_it_names_layers(version: Version) -> Result<()> {

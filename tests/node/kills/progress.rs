@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use lab::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, Random, Victim, seed, seed_of_clock};
+use super::{Counts, Victim};
+use crate::random::{Random, seed, seed_of_clock};
 
 /// The rounds on one node. Then the other version has its turn.
 const ROUNDS: usize = 25;

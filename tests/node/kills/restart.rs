@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use k8s_cri::v1::ListPodSandboxRequest;
 use lab::{Cri, PAUSE, Remote, Version, images};
 
-use super::pods::BETWEEN_TRIES;
+use super::tries::BETWEEN_TRIES;
 use crate::guest_pull::{NYDUS, start};
 
 const TRIES: usize = 20;

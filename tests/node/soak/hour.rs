@@ -11,9 +11,10 @@ use anyhow::{Context, Result, ensure};
 use lab::{Flaw, FrameFault, Image, Layer, NriTap, PAUSE, Remote, Version, images};
 use tokio::time::Instant;
 
-use super::Held;
 use crate::guest_pull::{NYDUS, start};
-use crate::kills::{OWN_LAYERS, Pods, Random, restart_nydus};
+use crate::pods::{LAYERS, Pods, restart_nydus};
+use crate::random::Random;
+use crate::resources::Resources;
 use crate::support::{ALL, Node, PATIENCE, handler};
 
 /// The environment variable for sixty minutes.
@@ -109,7 +110,7 @@ impl Life {
 
     fn next_image(&mut self) -> Result<Image> {
         self.made += 1;
-        images::own_layers(&format!("registry.test/hour/app:{}", self.made), OWN_LAYERS)
+        images::own_layers(&format!("registry.test/hour/app:{}", self.made), LAYERS)
     }
 
     async fn make(&mut self, event: Event) -> Result<()> {
@@ -226,7 +227,7 @@ async fn an_hour(version: Version) -> Result<()> {
     };
     let mut random = Random::new()?;
     let mut life = Life::begin(version).await?;
-    let before = Held::by(&life.node)?;
+    let before = Resources::by(&life.node)?;
     // Each event happens once, in an order by the seed.
     let mut each = EVENTS[..EACH].to_vec();
     for minute in 0..minutes {
@@ -250,7 +251,7 @@ async fn an_hour(version: Version) -> Result<()> {
         ..
     } = &life;
     println!("{version:?}: {events:?}, {made} images, {pods} pods, {failed} tries failed");
-    Held::by(&life.node)?.assert_as(&before)
+    Resources::by(&life.node)?.assert_as(&before)
 }
 
 #[tokio::test(flavor = "multi_thread")]

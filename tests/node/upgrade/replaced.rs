@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use lab::{Cri, Image, Log, Plugin, Registry, Tap, Version};
 
 use crate::guest_pull::{self, NYDUS};
-use crate::kills::{Counts, Kills, Pods, Random, image_for, remove_as_kubelet};
+use crate::kills::{Counts, Kills};
+use crate::pods::{Pods, image_for, remove_as_kubelet};
+use crate::random::Random;
 use crate::support::{Node, PATIENCE, RESOLVED, handler};
 
 /// The environment variable with the number of replacements.

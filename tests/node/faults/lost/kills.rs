@@ -11,7 +11,8 @@ use lab::{Call, Held, Version};
 
 use super::Bench;
 use crate::guest_pull::NYDUS;
-use crate::kills::{Random, count};
+use crate::kills::count;
+use crate::random::Random;
 use crate::support::PATIENCE;
 
 /// The kills of the command in a short run.

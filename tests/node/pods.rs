@@ -1,25 +1,15 @@
-//! Pods that come and go, as the kubelet makes them: it tries again.
+//! Pods that come and go, as the kubelet makes and removes them.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use k8s_cri::v1::{ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig};
-use lab::{Cri, Image, Pod, Store, images};
-use tokio::time::Instant;
+use lab::{Cri, Image, Lab, Pod, Remote, Store, images};
 
-use super::{Counts, Kills};
 use crate::after_pull::image;
 use crate::guest_pull::NYDUS;
-use crate::support::{Node, PATIENCE};
+use crate::support::Node;
 
 /// The number of an image's own layers.
 pub(crate) const LAYERS: usize = 5;
-
-/// The kubelet retries; a killed containerd takes some seconds to return.
-pub(super) const BETWEEN_TRIES: Duration = Duration::from_millis(500);
-
-/// The prefix of the plugin's own errors.
-const REJECTION: &str = "nri-unpack:";
 
 /// Creates pods with this handler.
 pub(crate) struct Pods {
@@ -29,44 +19,6 @@ pub(crate) struct Pods {
 }
 
 impl Pods {
-    /// Pulls an image, creates a pod and a container of it, and removes them. A try fails only because of a kill.
-    pub(crate) async fn create(
-        &mut self,
-        image: &Image,
-        kills: &Kills,
-        counts: &mut Counts,
-    ) -> Result<()> {
-        let what = format!("{} on «{}»", image.name(), self.handler);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let begun = kills.begin();
-            let (cause, failure) = match self.try_once(image).await {
-                Ok(true) => {
-                    counts.made += 1;
-                    return Ok(());
-                }
-                Ok(false) => {
-                    ensure!(self.handler == NYDUS, "{what}: files differ from the image");
-                    let cause = kills.of_host_unpack(&begun, self.handler);
-                    (cause, "unpacked on the host".to_owned())
-                }
-                Err(error) => {
-                    ensure!(
-                        !error.message().contains(REJECTION),
-                        "{what}: rejected by the plugin: {error}"
-                    );
-                    let cause = kills.of_error(&begun, self.handler, &error);
-                    (cause, error.message().to_owned())
-                }
-            };
-            println!("{what}: {cause:?} killed: {failure}");
-            let cause = cause.with_context(|| format!("{what}: no kill explains: {failure}"))?;
-            *counts.failed.entry(cause).or_default() += 1;
-            tokio::time::sleep(BETWEEN_TRIES).await;
-        }
-        anyhow::bail!("{what}: no pod within {PATIENCE:?}")
-    }
-
     /// Creates a pod and a container once; returns whether the container has the files of the image.
     pub(crate) async fn try_once(&mut self, image: &Image) -> Result<bool, tonic::Status> {
         self.cri.pull_image(image.name()).await?;
@@ -113,6 +65,12 @@ pub(crate) async fn remove_as_kubelet(
     cri.stop_container(container).await?;
     cri.remove_container(container).await?;
     cri.remove_pod(pod).await
+}
+
+/// Starts the killed nydus-snapshotter again, as documented: otherwise it creates no more containers (`kills::restart`).
+pub(crate) async fn restart_nydus(lab: &Lab) -> Result<()> {
+    std::fs::remove_file(lab.path("nydus/nydus.db"))?;
+    lab.remote(Remote::Nydus).restart().await
 }
 
 /// Returns an image that shares no layer of its own with the others.
