@@ -1,11 +1,12 @@
 //! A containerd that answers with nonsense, or without end: commands end with an error, and the plugin goes on, in
 //! little memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use futures::future::join_all;
 use lab::{Nonsense, NonsenseServer, Plugin, Version};
 
 use crate::memory::Memory;
@@ -35,7 +36,8 @@ const MANY: u64 = 2_000_000;
 /// As many answers, or refused connections, as show that the plugin works.
 const FEW: u64 = 5;
 
-fn command(dir: &Path, arguments: &[&str]) -> Result<Command> {
+/// Writes the configuration of a node in this directory. Returns its file.
+fn config(dir: &Path) -> Result<PathBuf> {
     let config = dir.join("config.toml");
     let text = format!(
         "[nri]\nsocket = {:?}\n[containerd]\nsocket = {:?}\nconfig = {:?}\n",
@@ -44,11 +46,15 @@ fn command(dir: &Path, arguments: &[&str]) -> Result<Command> {
         dir.join("containerd.toml")
     );
     std::fs::write(&config, text)?;
+    Ok(config)
+}
+
+fn command(config: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).arg("--config").arg(config);
     // As its unit does.
     command.env("MALLOC_ARENA_MAX", "1").stdin(Stdio::null());
-    Ok(command)
+    command
 }
 
 /// Waits for the end of a process, and kills it if it does not end. Returns its exit status and its peak.
@@ -78,13 +84,17 @@ pub(crate) async fn ended(mut command: Command) -> Result<(Option<i32>, u64)> {
 async fn commands_end() -> Result<()> {
     for nonsense in ALL {
         let dir = tempfile::tempdir()?;
+        let config = config(dir.path())?;
         let _server = NonsenseServer::start(&dir.path().join("containerd.sock"), nonsense)?;
-        for arguments in [
+        let commands = [
             &["ensure", "busybox:1", "--snapshotter", "erofs"][..],
             &["check"],
             &["doctor"],
-        ] {
-            let (code, peak) = ended(command(dir.path(), arguments)?).await?;
+        ];
+        // At the same time: an endless answer takes each ten seconds.
+        let ends = commands.map(|arguments| ended(command(&config, arguments)));
+        for (arguments, end) in commands.into_iter().zip(join_all(ends).await) {
+            let (code, peak) = end?;
             println!("{nonsense:?} {arguments:?}: {code:?}, {peak} KiB");
             // An empty list of images is no error.
             let is_fine = nonsense == Nonsense::Empty && arguments[0] == "check";

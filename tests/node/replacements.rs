@@ -13,10 +13,10 @@ use crate::support::{Node, ON_DEMAND};
 const IMAGES: usize = 12;
 
 /// How long the plugin is watched.
-const WATCHED: Duration = Duration::from_secs(20);
+const WATCHED: Duration = Duration::from_secs(12);
 
 /// The rounds in that time; with one for each image there would be twelve times as many.
-const MOST_LISTINGS: usize = 8;
+const MOST_LISTINGS: usize = 6;
 
 /// A chain is replaced in this time after its container is removed.
 const SOON: Duration = Duration::from_secs(5);
