@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lab::nydus::GUEST_PULL;
-use lab::{Image, Options, PAUSE, Remote, Snapshot, Version, images};
+use lab::{Image, Labels, Options, PAUSE, Remote, Snapshot, Version, images};
 
 use crate::support::{CRI_LABELS, Node, ON_DEMAND, PATIENCE};
 
@@ -16,6 +16,12 @@ fn is_proxied(snapshot: &Snapshot) -> bool {
         .labels
         .get(PROXIED)
         .is_some_and(|value| value == "true")
+}
+
+/// Whether this is a layer of an unpack of containerd's own.
+pub(crate) fn is_unlabelled(snapshot: &Snapshot) -> bool {
+    let mut labels = CRI_LABELS.iter().chain([&PROXIED]);
+    !labels.any(|label| snapshot.labels.contains_key(*label))
 }
 
 /// Starts a node with nydus-snapshotter, without the plugin.
@@ -289,6 +295,52 @@ async fn a_chain_in_use_is_kept_on_2_1() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_in_use_is_kept_on_1_7() -> Result<()> {
     a_chain_in_use_is_kept(Version::V1_7).await
+}
+
+/// containerd was killed in its own unpack and has left the lowest layer, without labels. The layers above are labelled, and
+/// that is enough: a mount depends on the top layer alone. So the lowest one stays as it is, also for another image of it.
+async fn a_layer_of_an_unfinished_unpack_stays(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let image = node.image.clone();
+    let (bottom, none) = (image.chain_ids()[0].clone(), Labels::new());
+    let keeps = Labels::from([("containerd.io/gc.root".to_owned(), "1".to_owned())]);
+    let store = &node.store;
+    store.put_lease("unfinished", &none).await?;
+    store
+        .put_committed("unfinished", NYDUS, &bottom, "", &keeps)
+        .await?;
+    ensure!(node.state_of(&image, NYDUS).await? == "partial");
+    let ensure = ["ensure", image.name(), "--handler", NYDUS];
+    let ensured = node.command(&[&ensure[..], &["--output", "json"]].concat())?;
+    ensure!(ensured.status.success(), "{ensured:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ensured.stdout)?;
+    let kept = &report["results"][0]["layers_kept"];
+    ensure!(kept == 1, "{report:#}");
+    ensure!(node.state_of(&image, NYDUS).await? == "ready");
+
+    node.serve(ON_DEMAND).await?;
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    for _ in 0..2 {
+        let created = node.cri.create_container(&pod, image.name(), &[], &[]);
+        let container = created.await?;
+        node.assert_guest_pulls(&container).await?;
+    }
+    let chain = node.store.chain(NYDUS, &image).await?;
+    ensure!(
+        is_unlabelled(&chain[0]) && chain[1..].iter().all(is_proxied),
+        "{chain:#?}"
+    );
+    node.assert_nothing_left(NYDUS).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_an_unfinished_unpack_stays_on_2_1() -> Result<()> {
+    a_layer_of_an_unfinished_unpack_stays(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_an_unfinished_unpack_stays_on_1_7() -> Result<()> {
+    a_layer_of_an_unfinished_unpack_stays(Version::V1_7).await
 }
 
 /// Twenty containers are created at once, right after the pull. containerd's fallback unpacks on the host, and

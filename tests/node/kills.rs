@@ -228,7 +228,6 @@ async fn a_round(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "has an open fault (docs/reliability.md); `make kills` plays it"]
 async fn a_round_on_2_1() -> Result<()> {
     a_round(Version::V2_1).await
 }
