@@ -59,7 +59,8 @@ struct Row {
     state: State,
     action: Action,
     layers_done: usize,
-    /// The number of lower layers that stay as the host has unpacked them, since something else uses them.
+    /// The number of lower layers that stay as the host has unpacked them, since something else uses them, or an unpack of
+    /// containerd's own ended above them.
     layers_kept: usize,
     duration_ms: u128,
     /// `null` if there was no error.

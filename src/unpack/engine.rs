@@ -446,6 +446,7 @@ impl Engine {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        self.leases.close(self.containerd.as_ref()).await;
     }
 
     /// Takes each lock that all work needs and releases it.

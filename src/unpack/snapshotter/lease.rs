@@ -39,6 +39,9 @@ const EXPIRE: &str = "containerd.io/gc.expire";
 /// is in another pid namespace.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The longest time of the sweep at the end of the process. A containerd that does not answer must not hold it up.
+const LAST_SWEEP: Duration = Duration::from_secs(2);
+
 /// The leases of this process.
 #[derive(Debug)]
 pub(crate) struct Leases {
@@ -46,6 +49,8 @@ pub(crate) struct Leases {
     next: AtomicU64,
     /// The ids of the leases in use, which the sweep skips.
     active: Mutex<HashSet<String>>,
+    /// Whether a lease was dropped that may still exist: its work was cancelled, or containerd did not delete it.
+    are_left: AtomicBool,
 }
 
 impl Leases {
@@ -54,6 +59,7 @@ impl Leases {
             owner: Owner::this_process(role),
             next: AtomicU64::default(),
             active: Mutex::default(),
+            are_left: AtomicBool::default(),
         }
     }
 
@@ -78,6 +84,21 @@ impl Leases {
         };
         if let Err(e) = collected.await {
             log::debug!(error:% = e; "garbage collection failed: containerd's next one removes the layers of images that were removed");
+        }
+    }
+
+    /// Removes the leases whose work was cancelled, when all work has ended: no later sweep may come. Takes no call if there
+    /// are none.
+    pub(crate) async fn close(&self, containerd: &dyn Containerd) {
+        if !self.are_left.load(Ordering::Relaxed) {
+            return;
+        }
+        match tokio::time::timeout(LAST_SWEEP, self.sweep(containerd)).await {
+            Ok(Ok(leases)) => log::debug!(leases; "removed the leases of cancelled work"),
+            Ok(Err(e)) => {
+                log::debug!(error:% = e; "leases of cancelled work stay: the next start removes them");
+            }
+            Err(_) => log::debug!("leases of cancelled work stay: the next start removes them"),
         }
     }
 
@@ -244,6 +265,7 @@ pub(crate) struct Lease {
     later: Mutex<Vec<(String, String)>>,
     /// Whether the lease stays, since the sweep has to remove one of its snapshots.
     kept: AtomicBool,
+    is_deleted: AtomicBool,
     leases: Arc<Leases>,
 }
 
@@ -260,6 +282,7 @@ impl Lease {
             keys: AtomicU64::default(),
             later: Mutex::default(),
             kept: AtomicBool::default(),
+            is_deleted: AtomicBool::default(),
             leases: leases.clone(),
         }
     }
@@ -319,7 +342,7 @@ impl Lease {
         self,
         containerd: &dyn Containerd,
     ) -> Result<(), containerd::Error> {
-        gone_is_fine(containerd.delete_lease(&self.id, true).await)
+        self.try_delete(containerd, true).await
     }
 
     /// Makes [`Lease::release`] remove a temporary snapshot that may not exist yet.
@@ -359,7 +382,7 @@ impl Lease {
             let snapshot = Resource::snapshot(snapshotter, key);
             containerd.hold(&own.id, snapshot).await?;
         }
-        gone_is_fine(containerd.delete_lease(&self.id, false).await)?;
+        self.try_delete(containerd, false).await?;
         for (snapshotter, key) in snapshots {
             own.remove(containerd, snapshotter, key).await;
         }
@@ -369,8 +392,19 @@ impl Lease {
         Ok(())
     }
 
+    /// Deletes the lease; with `and_collect` it waits for a garbage collection.
+    async fn try_delete(
+        &self,
+        containerd: &dyn Containerd,
+        and_collect: bool,
+    ) -> Result<(), containerd::Error> {
+        gone_is_fine(containerd.delete_lease(&self.id, and_collect).await)?;
+        self.is_deleted.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn delete(&self, containerd: &dyn Containerd) {
-        if let Err(e) = gone_is_fine(containerd.delete_lease(&self.id, false).await) {
+        if let Err(e) = self.try_delete(containerd, false).await {
             log::warn!(lease = self.id.as_str(), error:% = e; "lease could not be deleted: the next sweep deletes it");
         }
     }
@@ -380,6 +414,9 @@ impl Drop for Lease {
     /// Lets the sweep remove the lease, if it still exists.
     fn drop(&mut self) {
         self.leases.active().remove(&self.id);
+        if !self.is_deleted.load(Ordering::Relaxed) {
+            self.leases.are_left.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -268,6 +268,59 @@ async fn callers_at_the_same_time_share_one_probe() {
     }
 }
 
+/// A stop and a reload drop a probe at any moment. The end of the engine removes what it has left; no later start may come.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_dropped_leaves_nothing() {
+    let millis = Duration::from_millis;
+    let mut cancelled = 0;
+    for moment in (50..1000).step_by(100) {
+        let bench = Bench::new(NYDUS).await;
+        bench.restart(true);
+        for call in [
+            "create lease",
+            "stat snapshot",
+            "remove snapshot",
+            "delete lease",
+        ] {
+            bench.fake.slow(call, millis(100));
+        }
+        bench.fake.prepares_in(NYDUS, millis(100));
+        let probe = bench.engine.find_out(NYDUS);
+        let ended = tokio::time::timeout(millis(moment), probe).await;
+        cancelled += usize::from(ended.is_err());
+        bench.engine.close().await;
+        assert!(bench.fake.lease_ids().is_empty(), "{moment}");
+        assert!(bench.fake.all(NYDUS).is_empty(), "{moment}");
+    }
+    assert!(cancelled > 3, "{cancelled}");
+}
+
+/// Without such a lease the end of the engine takes no call, and a containerd that hangs does not hold it up.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_engine_is_quick() {
+    let bench = Bench::new(NYDUS).await;
+    bench.restart(true);
+    bench.engine.find_out(NYDUS).await;
+    bench.fake.calls();
+    bench.engine.close().await;
+    assert_eq!(bench.fake.calls(), Vec::<String>::new());
+
+    let bench = Bench::new(NYDUS).await;
+    bench.restart(true);
+    bench.fake.prepares_in(NYDUS, Duration::from_secs(5));
+    let probe = bench.engine.find_out(NYDUS);
+    let ended = tokio::time::timeout(Duration::from_secs(1), probe).await;
+    assert!(ended.is_err());
+    bench.fake.slow("list leases", Duration::from_secs(3600));
+    let began = tokio::time::Instant::now();
+    bench.engine.close().await;
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
 /// The restart was not seen, for example since the socket is the same.
 #[tokio::test]
 async fn a_layer_that_is_not_left_to_the_guest_contradicts_the_finding() {
