@@ -136,6 +136,13 @@ impl Kills {
         (is_without_snapshot && killed).then_some(Victim::Plugin)
     }
 
+    /// Returns the kill that explains why the plugin has rejected a container: it did not reach the snapshotter, and so could
+    /// not move the container away from a host's unpack.
+    pub(super) fn of_rejection(&self, of: &Try, handler: &str) -> Option<Victim> {
+        let of_plugin = |victim| handler == NYDUS && victim == Victim::Snapshotter;
+        self.last_away(of, of_plugin)
+    }
+
     /// Returns the kill that explains why a container stands on a host's unpack: the plugin was not asked about it, or did
     /// not reach the snapshotter.
     pub(super) fn of_host_unpack(&self, of: &Try, handler: &str) -> Option<Victim> {
@@ -152,12 +159,15 @@ impl Kills {
 
     /// Returns which daemon that a pod of this handler needs was not there during the try.
     fn away(&self, of: &Try, handler: &str) -> Option<Victim> {
-        let made = self.made.lock();
-        let is_needed = |victim| match victim {
+        self.last_away(of, |victim| match victim {
             Victim::Plugin => false,
             Victim::Containerd => true,
             Victim::Snapshotter => handler == NYDUS,
-        };
+        })
+    }
+
+    fn last_away(&self, of: &Try, is_needed: impl Fn(Victim) -> bool) -> Option<Victim> {
+        let made = self.made.lock();
         let was_away = |kill: &&Kill| kill.back.is_none_or(|back| of.began < back + RECONNECTS);
         let mut away = made.iter().rev().filter(|kill| is_needed(kill.victim));
         away.find(was_away).map(|kill| kill.victim)

@@ -18,7 +18,8 @@ pub(super) const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 const REJECTION: &str = "nri-unpack:";
 
 impl Pods {
-    /// Pulls an image, creates a pod and a container of it, and removes them. A try fails only because of a kill.
+    /// Pulls an image, creates a pod and a container of it, and removes them. A try fails only because of a kill; the
+    /// plugin rejects one only where it does not reach the snapshotter.
     pub(crate) async fn create(
         &mut self,
         image: &Image,
@@ -40,11 +41,10 @@ impl Pods {
                     (cause, "unpacked on the host".to_owned())
                 }
                 Err(error) => {
-                    ensure!(
-                        !error.message().contains(REJECTION),
-                        "{what}: rejected by the plugin: {error}"
-                    );
-                    let cause = kills.of_error(&begun, self.handler, &error);
+                    let cause = match error.message().contains(REJECTION) {
+                        true => kills.of_rejection(&begun, self.handler),
+                        false => kills.of_error(&begun, self.handler, &error),
+                    };
                     (cause, error.message().to_owned())
                 }
             };
