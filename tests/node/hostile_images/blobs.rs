@@ -82,10 +82,7 @@ async fn truncated_layers_are_refused(version: Version) -> Result<()> {
     file.set_len(20)?;
     node.meets(&image, handler, Some(digest)).await?;
 
-    let growth = node.peak_memory()? - before;
-    println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
-    ensure!(growth < MAX_GROWTH, "{growth} bytes");
-    Ok(())
+    node.assert_growth(before, MAX_GROWTH)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,10 +117,7 @@ async fn bombs_take_no_memory(version: Version) -> Result<()> {
         node.cri.remove_image(image.name()).await?;
         node.store.collect_garbage().await?;
     }
-    let growth = node.peak_memory()? - before;
-    println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
-    ensure!(growth < MAX_GROWTH / 2, "{growth} bytes");
-    Ok(())
+    node.assert_growth(before, MAX_GROWTH)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,8 +184,5 @@ async fn indexes_that_lead_nowhere_are_refused_on_2_1() -> Result<()> {
     node.meets(&itself, handler, Some("do not match this digest"))
         .await?;
 
-    let growth = node.peak_memory()? - before;
-    println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
-    ensure!(growth < MAX_GROWTH, "{growth} bytes");
-    Ok(())
+    node.assert_growth(before, MAX_GROWTH)
 }

@@ -67,10 +67,7 @@ async fn extreme_layers_take_little_memory(version: Version) -> Result<()> {
         node.store.put_image(&image).await?;
         node.meets(&image, handler, None).await?;
     }
-    let growth = node.peak_memory()? - before;
-    println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
-    ensure!(growth < MAX_GROWTH, "{growth} bytes");
-    Ok(())
+    node.assert_growth(before, MAX_GROWTH)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,10 +90,7 @@ async fn the_same_layer_many_times(version: Version) -> Result<()> {
     let image = repeated(image("repeated").build(), layers());
     node.store.put_image(&image).await?;
     node.meets(&image, handler, None).await?;
-    let growth = node.peak_memory()? - before;
-    println!("{version:?}: the plugin's peak memory has grown by {growth} bytes");
-    ensure!(growth < MAX_GROWTH, "{growth} bytes");
-    Ok(())
+    node.assert_growth(before, MAX_GROWTH)
 }
 
 #[tokio::test(flavor = "multi_thread")]
