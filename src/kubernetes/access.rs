@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use secrecy::ExposeSecret;
 use tower::{BoxError, ServiceBuilder};
 
 use crate::config::{self, NodeName, Watch};
@@ -175,7 +177,16 @@ async fn read(path: &Path) -> Result<Config, Error> {
     }
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    config.map_err(|e| wrong(&e))
+    let config = config.map_err(|e| wrong(&e))?;
+    if let Some(token) = &config.auth_info.token
+        && HeaderValue::try_from(token.expose_secret()).is_err()
+    {
+        // A library would panic.
+        return Err(wrong(
+            &"its token has a character that no HTTP header has, such as a line break: remove it",
+        ));
+    }
+    Ok(config)
 }
 
 /// Returns the kind of the program that supplies the credentials of the current context, if there is one.
@@ -275,6 +286,20 @@ mod tests {
             let error = read_user(user).await.unwrap_err().to_string();
             let names_both = error.contains(word) && error.contains("kubernetes.kubeconfig");
             assert!(names_both, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_no_header_can_have_is_named_and_not_shown() {
+        for token in [r"secret\n", r"se\x00cret", r"se\ecret", r"sé\x7fcret"] {
+            let error = read_user(&format!("{{token: \"{token}\"}}")).await;
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("kubeconfig /") && error.contains("line break"));
+            assert!(!error.contains("cret"), "{error}");
+        }
+        for token in ["abc", "sé", "with space"] {
+            let config = read_user(&format!("{{token: \"{token}\"}}")).await;
+            assert!(client(&config.unwrap()).is_ok(), "{token}");
         }
     }
 

@@ -111,6 +111,11 @@ async fn a_kubeconfig_is_not_shown(level: Level) -> Result<()> {
             )),
             unusable,
         ),
+        (
+            "a token with a line break",
+            kubeconfig(&plain, &format!("{{token: \"{BROKEN}\\n\"}}")),
+            "kubeconfig",
+        ),
     ];
     for (what, text, words) in cases {
         let file = node.lab.path("kubeconfig");
