@@ -2,6 +2,7 @@
 //! what was found out of its process.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::containerd::{self, Containerd};
 use crate::image::Manifest;
@@ -180,27 +181,38 @@ impl GuestMode {
     }
 
     /// Returns what the snapshots show: the mounts of a container on a layer that may be guest-pulled, or else whether
-    /// such a layer holds nothing. nydus-snapshotter cannot tell the mounts of each container after its restart.
+    /// such a layer holds nothing.
     async fn is_shown(&self, facts: &Facts, listing: &Listing) -> bool {
         let (containerd, snapshotter) = (self.containerd(), facts.snapshotter.as_str());
-        let mut containers = listing
-            .directly_on_guest_layers()
-            .take(MAX_ASKED)
-            .peekable();
-        if containers.peek().is_some() {
-            for key in containers {
-                match containerd.mounts(snapshotter, &key).await {
-                    Ok(mounts) if mounts::are_of_guest(&mounts) => return true,
-                    Err(e) if e.is_unreachable() => return false,
-                    _ => {}
-                }
+        let capabilities = facts.capabilities_now(containerd).await;
+        let since = capabilities.map_or(None, |it| Process::at(it.socket).since());
+        for key in listing.directly_on_guest_layers().take(MAX_ASKED) {
+            match containerd.mounts(snapshotter, &key).await {
+                Ok(mounts) if mounts::are_of_guest(&mounts) => return true,
+                Err(e) if e.is_unreachable() => return false,
+                _ if self.is_of_process(snapshotter, &key, since).await => return false,
+                _ => {}
             }
-            return false;
         }
         match listing.newest_guest_layer() {
             Some(layer) => guest_pull::is_empty(containerd, snapshotter, &layer).await,
             None => false,
         }
+    }
+
+    /// Whether a container was made since the snapshotter's process began. nydus-snapshotter cannot tell the mounts of an
+    /// earlier one: that shows nothing.
+    async fn is_of_process(
+        &self,
+        snapshotter: &str,
+        container: &str,
+        since: Option<SystemTime>,
+    ) -> bool {
+        let Some(since) = since else {
+            return true;
+        };
+        let stat = self.containerd().stat(snapshotter, container).await;
+        stat.is_ok_and(|stat| stat.created_at.is_some_and(|at| at > since))
     }
 
     /// Returns the error of a chain without an image, without a state that only a label shows: in a snapshotter that

@@ -3,7 +3,7 @@
 
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
@@ -81,6 +81,12 @@ impl Bench {
     fn restart(&self, guest_pulls: bool) {
         self.fake
             .restart(self.snapshotter, &self.socket(), guest_pulls);
+    }
+
+    /// Makes a container on the image's chain, after the last restart.
+    fn activate_now(&self, key: &str) {
+        self.fake.activate(NYDUS, key, self.top());
+        self.fake.set_created(NYDUS, key, SystemTime::now());
     }
 
     async fn parent_of(&self, key: &str) -> ParentChain {
@@ -200,7 +206,7 @@ async fn a_command_finds_out_without_a_change() {
             bench.restart(false);
         }
         if with_container {
-            bench.fake.activate(NYDUS, "c", bench.top());
+            bench.activate_now("c");
         }
         bench.bench.set_policy(default_policy());
         bench.fake.calls();
@@ -213,7 +219,23 @@ async fn a_command_finds_out_without_a_change() {
     }
 }
 
-/// nydus-snapshotter forgets containers when it is restarted.
+/// A snapshotter cannot tell the mounts of containers from before its restart.
+#[tokio::test]
+async fn a_container_from_before_a_restart_shows_nothing() {
+    let mut bench = Bench::new(NYDUS).await;
+    bench.restart(true);
+    bench.ensure().await.unwrap();
+    for container in ["a", "b"] {
+        bench.fake.activate(NYDUS, container, bench.top());
+    }
+    bench.restart(false);
+    bench.bench.set_policy(default_policy());
+    assert_eq!(bench.state().await, State::Ready);
+    bench.activate_now("c");
+    bench.bench.set_policy(default_policy());
+    assert_eq!(bench.state().await, State::Mixed);
+}
+
 #[tokio::test]
 async fn one_container_is_enough_to_show_that_the_guest_pulls() {
     let mut bench = Bench::new(NYDUS).await;

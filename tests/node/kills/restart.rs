@@ -6,6 +6,8 @@ use lab::{Cri, PAUSE, Remote, Version, images};
 
 use super::tries::BETWEEN_TRIES;
 use crate::guest_pull::{NYDUS, start};
+use crate::pods::restart_nydus;
+use crate::support::PATIENCE;
 
 const TRIES: usize = 20;
 
@@ -59,6 +61,44 @@ async fn nydus_restart(version: Version) -> Result<()> {
     ensure!(pods.items.iter().any(runs), "{pods:#?}");
     node.remove_pods_except(&[]).await?;
     node.assert_nothing_left(NYDUS).await
+}
+
+/// nydus-snapshotter cannot tell the mounts of any container, since all are from before its restart. `check` sees nevertheless
+/// that the guest pulls.
+async fn ready_images_stay_ready(version: Version) -> Result<()> {
+    let mut node = start(version).await?;
+    let (pause, image) = (images::pause(&[PAUSE])?, node.image.clone());
+    for image in [&pause, &image] {
+        node.ensure_ready(image, NYDUS)?;
+    }
+    let pod = node.cri.run_pod(NYDUS, &[]).await?;
+    let name = image.name().to_owned();
+    let container = node.cri.create_container(&pod, &name, &[], &[]).await?;
+    node.assert_guest_pulls(&container).await?;
+    node.lab.remote(Remote::Nydus).kill();
+    restart_nydus(&node.lab).await?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while node.store.snapshots(NYDUS).await.is_err() {
+        ensure!(tokio::time::Instant::now() < deadline, "nydus is away");
+        tokio::time::sleep(BETWEEN_TRIES).await;
+    }
+    let mounts = node.store.mounts(NYDUS, &container).await;
+    ensure!(mounts.is_err(), "{mounts:?}");
+    for image in [&pause, &image] {
+        let state = node.state_of(image, NYDUS).await?;
+        ensure!(state == "ready", "{}: {state}", image.name());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_images_stay_ready_on_2_1() -> Result<()> {
+    ready_images_stay_ready(Version::V2_1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_images_stay_ready_on_1_7() -> Result<()> {
+    ready_images_stay_ready(Version::V1_7).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
