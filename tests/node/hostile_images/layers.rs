@@ -1,6 +1,6 @@
 //! Layers that are valid and extreme: the same one many times, one with many names, and ones that hide everything.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use lab::{Image, Layer, Version};
 
 use super::{MAX_GROWTH, image, repeated};
