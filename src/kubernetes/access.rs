@@ -178,15 +178,22 @@ async fn read(path: &Path) -> Result<Config, Error> {
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
     let config = config.map_err(|e| wrong(&e))?;
-    if let Some(token) = &config.auth_info.token
-        && HeaderValue::try_from(token.expose_secret()).is_err()
-    {
-        // A library would panic.
-        return Err(wrong(
-            &"its token has a character that no HTTP header has, such as a line break: remove it",
-        ));
-    }
+    check(&config).map_err(|what| wrong(&what))?;
     Ok(config)
+}
+
+/// Returns an error for what makes a library panic.
+fn check(config: &Config) -> Result<(), &'static str> {
+    let server = &config.cluster_url;
+    if !matches!(server.scheme_str(), Some("http" | "https")) {
+        return Err("its server has to begin with https:// or http://");
+    }
+    match &config.auth_info.token {
+        Some(token) if HeaderValue::try_from(token.expose_secret()).is_err() => Err(
+            "its token has a character that no HTTP header has, such as a line break: remove it",
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the kind of the program that supplies the credentials of the current context, if there is one.
@@ -229,6 +236,10 @@ fn client(config: &Config) -> Result<Client, kube::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::api::Resource;
     use super::*;
 
     #[test]
@@ -301,6 +312,101 @@ mod tests {
             let config = read_user(&format!("{{token: \"{token}\"}}")).await;
             assert!(client(&config.unwrap()).is_ok(), "{token}");
         }
+    }
+
+    /// The keys of a cluster, of a user and of a context, each with texts that are none of what it takes.
+    #[tokio::test]
+    async fn no_value_of_a_kubeconfig_makes_a_library_panic() {
+        let keys = [
+            "cluster.server",
+            "cluster.proxy-url",
+            "cluster.tls-server-name",
+            "cluster.certificate-authority",
+            "cluster.certificate-authority-data",
+            "user.token",
+            "user.tokenFile",
+            "user.username",
+            "user.password",
+            "user.client-certificate",
+            "user.client-certificate-data",
+            "user.client-key",
+            "user.client-key-data",
+            "user.as",
+            "context.namespace",
+            "context.cluster",
+            "context.user",
+        ];
+        let values = [
+            "",
+            " ",
+            "\n",
+            "\0",
+            "a b",
+            "é",
+            "::",
+            "//",
+            "a@b:c@d",
+            "https://",
+            "http://[::",
+            "https://127.0.0.1:99999",
+            "https://127.0.0.1:1/\u{1}?a#b",
+            "http://u\n:p@127.0.0.1:1",
+            "unix:///nowhere",
+            "socks5://127.0.0.1:1",
+            "/nowhere/file",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCkFBQUEKLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=",
+            "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCkFBQUEKLS0tLS1FTkQgUFJJVkFURSBLRVktLS0tLQo=",
+            &"x".repeat(100_000),
+        ];
+        // A client works in a task of its own, on this thread.
+        let panics = Arc::new(AtomicUsize::new(0));
+        let (counted, thread) = (panics.clone(), std::thread::current().id());
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().id() == thread {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            hook(panic);
+        }));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut requests = 0;
+        for (key, value) in keys.iter().flat_map(|key| values.map(|value| (key, value))) {
+            let mut all = serde_json::json!({
+                "cluster": {"server": "https://127.0.0.1:1"},
+                "user": {},
+                "context": {"cluster": "c", "user": "u"},
+            });
+            let (part, key) = key.split_once('.').unwrap();
+            all[part][key] = value.into();
+            let kubeconfig = serde_json::json!({
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "a",
+                "clusters": [{"name": "c", "cluster": all["cluster"]}],
+                "users": [{"name": "u", "user": all["user"]}],
+                "contexts": [{"name": "a", "context": all["context"]}],
+            });
+            std::fs::write(&file, kubeconfig.to_string()).unwrap();
+            let Ok(config) = read(file.path()).await else {
+                continue;
+            };
+            let Ok(client) = client(&config) else {
+                continue;
+            };
+            let pods = Resource {
+                client,
+                path: "/api/v1/pods",
+                fields: None,
+            };
+            let asked = pods.any::<serde_json::Value>();
+            let asked = tokio::time::timeout(Duration::from_millis(200), asked).await;
+            let is_answered = matches!(asked, Ok(Ok(_)));
+            let panics = panics.load(Ordering::Relaxed);
+            assert!(!is_answered && panics == 0, "{part}.{key} = {value:?}");
+            requests += 1;
+        }
+        assert!(requests > keys.len(), "{requests}");
     }
 
     #[tokio::test]
