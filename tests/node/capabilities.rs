@@ -1,12 +1,11 @@
 //! The two capabilities that the unit and the manifests leave to the plugin: what each is needed for, and that no other is.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Image, Layer, Plugin, Version};
 
-use crate::support::{Node, PATIENCE, handler};
+use crate::support::{Node, PATIENCE, handler, write_script};
 
 /// Those of the unit, in the words of `setpriv`.
 const READ_ANY_FILE: &str = "+dac_read_search";
@@ -132,8 +131,7 @@ async fn the_plugin_works_with_both_and_no_other(version: Version) -> Result<()>
         "#!/bin/sh\nexec setpriv --bounding-set=-all,{READ_ANY_FILE},{SEE_OVERLAYFS} --inh-caps=-all --no-new-privs \
          {program} \"$@\"\n"
     );
-    std::fs::write(&wrapper, text)?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
+    write_script(&wrapper, &text)?;
     node.program = wrapper;
     let [ahead, asked_for] = [image(20), image(21)];
     node.unpacked_without_blobs(&ahead).await?;

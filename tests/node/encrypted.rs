@@ -2,14 +2,13 @@
 //! program of these tests checks the payload, and copies the layer: only the media type says that it is
 //! encrypted.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Image, Layer, Options, Version};
 use serde_json::Value;
 
-use crate::support::{DEFAULT_HOOKS, Node, handler};
+use crate::support::{DEFAULT_HOOKS, Node, handler, write_script};
 
 /// Fails without its payload, which containerd passes as file descriptor 3, and while it is locked. Keeps the
 /// payload of its last run.
@@ -24,8 +23,7 @@ exec cat
 
 fn options(version: Version, directory: &Path) -> Result<Options> {
     let program = directory.join("decrypt");
-    std::fs::write(&program, PROCESSOR)?;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    write_script(&program, PROCESSOR)?;
     let mut options = Options::new(version);
     let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
     options.extra_config = format!(

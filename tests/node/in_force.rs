@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Options, Plugin, Remote, Version};
 use serde_json::Value;
 
-use crate::support::{Node, PATIENCE, PROGRAM, RESOLVED};
+use crate::support::{Node, PATIENCE, PROGRAM, RESOLVED, write_script};
 
 impl Node {
     /// Returns the exit code and the report of `handlers`, with `file` as containerd's configured file.
@@ -103,8 +103,6 @@ async fn the_running_containerd_has_precedence(version: Version) -> Result<()> {
 /// The plugin runs in a mount namespace of its own, as in a container. Its log names the imported files that it
 /// cannot see.
 async fn unseen_imports_are_logged(version: Version) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
     const UNSEEN: &str = "/nowhere/conf.d/*.toml, a folder that does not exist for this process";
     let node = Node::start(version).await?;
     let text = std::fs::read_to_string(node.lab.config())?;
@@ -115,8 +113,7 @@ async fn unseen_imports_are_logged(version: Version) -> Result<()> {
     let config = node.config("").replace(&original, &format!("{changed:?}"));
     let wrapper = node.lab.path("apart");
     let script = format!("#!/bin/sh\nexec unshare --mount {PROGRAM} \"$@\"\n");
-    std::fs::write(&wrapper, script)?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
+    write_script(&wrapper, &script)?;
     let wrapper = wrapper.display().to_string();
     for (program, is_seen) in [(PROGRAM, true), (&wrapper, false)] {
         let plugin = Plugin::start(&node.lab, program, &config)?;

@@ -2,15 +2,15 @@
 //! nothing is writable by others than root, and what has names of images and pods is readable by root only.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Metadata, Permissions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Log, Plugin, Version};
 
-use crate::support::{Node, PATIENCE, PROGRAM, RESOLVED};
+use crate::support::{Node, PATIENCE, PROGRAM, RESOLVED, write_script};
 
 /// A file that only root may read: lines of the log, and what the metrics say, have names of images and pods.
 const OF_ROOT: u32 = 0o600;
@@ -51,8 +51,7 @@ fn wrapper(path: &Path, directory: &Path, umask: &str) -> Result<()> {
     let text = format!(
         "#!/bin/sh\numask {umask}\ncd {at}\nHOME={at} TMPDIR={at}/tmp exec {PROGRAM} \"$@\"\n"
     );
-    fs::write(path, text)?;
-    Ok(fs::set_permissions(path, Permissions::from_mode(0o755))?)
+    write_script(path, &text)
 }
 
 /// Returns everything below a directory.

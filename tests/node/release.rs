@@ -3,8 +3,6 @@
 //! names exist.
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,7 +11,7 @@ use lab::{Systemd, Version};
 use nri_unpack::config::Config;
 
 use crate::bound::own_image;
-use crate::support::{Node, handler};
+use crate::support::{Node, handler, write_script};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -182,8 +180,7 @@ async fn the_program_for_arm64() -> Result<()> {
     let program = musl("aarch64")?;
     let emulated = node.lab.path("nri-unpack");
     let script = format!("#!/bin/sh\nexec qemu-aarch64 {program:?} \"$@\"\n");
-    std::fs::write(&emulated, script)?;
-    std::fs::set_permissions(&emulated, Permissions::from_mode(0o755))?;
+    write_script(&emulated, &script)?;
     node.program = emulated;
 
     let default = Command::new(&node.program)

@@ -17,7 +17,7 @@ use lab::{Log, Plugin};
 use tokio::net::UnixStream;
 
 use crate::metrics::get;
-use crate::support::{Node, PROGRAM};
+use crate::support::{Node, PROGRAM, write_script};
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,18 +100,14 @@ fn check_process(pid: u32, secrets: &[&str]) -> Result<()> {
 impl Node {
     /// Makes the program log at this level from its next start on.
     fn log_at(&mut self, level: Level) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
         let path = self.lab.path("traced");
         let variable = match level {
             Level::Own => String::new(),
             Level::Every => format!("RUST_LOG={} ", CRATES.join(",")),
         };
         // The commands log with -vv only.
-        std::fs::write(
-            &path,
-            format!("#!/bin/sh\n{variable}exec {PROGRAM} \"$@\"\n"),
-        )?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        let script = format!("#!/bin/sh\n{variable}exec {PROGRAM} \"$@\"\n");
+        write_script(&path, &script)?;
         self.program = path;
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! Shared helpers: a node with an image that was pulled for overlayfs only, and the plugin on it.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -84,6 +86,15 @@ pub(crate) fn handler(version: Version) -> &'static str {
         Version::V1_7 => "native",
         Version::V2_1 => "erofs",
     }
+}
+
+/// Writes a program.
+pub(crate) fn write_script(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    Ok(std::fs::set_permissions(
+        path,
+        Permissions::from_mode(0o755),
+    )?)
 }
 
 impl Node {

@@ -2,7 +2,6 @@
 //! containerd creates its containers on a copy of the image with other owners.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{
@@ -14,7 +13,7 @@ use k8s_cri::v1::{
 use lab::{Lab, Options, Pod, Version};
 
 use crate::guest_pull::{NYDUS, start_with};
-use crate::support::{Node, ON_DEMAND, handler};
+use crate::support::{Node, ON_DEMAND, handler, write_script};
 
 /// A pod with a user namespace needs a network namespace of its own; containerd needs no more of the network
 /// than this plugin.
@@ -30,8 +29,7 @@ fn install_network(lab: &Lab) -> Result<()> {
     fs::create_dir_all(&directory)?;
     for name in ["loopback", "none"] {
         let script = directory.join(name);
-        fs::write(&script, CNI)?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        write_script(&script, CNI)?;
     }
     let list = r#"{"cniVersion":"0.3.1","name":"lab-network","plugins":[{"type":"none"}]}"#;
     fs::write(directory.join("10-none.conflist"), list)?;
@@ -55,8 +53,7 @@ fn use_runc_wrapper(lab: &Lab) -> Result<()> {
         .find_map(|line| line.strip_prefix("BinaryName = "));
     let real = line.context("no runc")?;
     let script = lab.path("runc-for-user-namespaces");
-    fs::write(&script, RUNC_WRAPPER)?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    write_script(&script, RUNC_WRAPPER)?;
     let beside = lab.path("runc-for-user-namespaces.real");
     std::os::unix::fs::symlink(real.trim_matches('"'), beside)?;
     fs::write(lab.config(), config.replace(real, &format!("{script:?}")))?;

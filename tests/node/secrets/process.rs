@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::Version;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::Node;
+use crate::support::{Node, write_script};
 
 /// Where the kernel writes a core dump: a file, or the standard input of a program.
 const PATTERN: &str = "/proc/sys/kernel/core_pattern";
@@ -17,7 +17,6 @@ const ENDED: Duration = Duration::from_secs(10);
 /// The limit holds also where the shell that starts the plugin has none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_writes_no_core_dump() -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
     let mut node = Node::start(Version::V2_1).await?;
     let directory = node.lab.path("crash");
     std::fs::create_dir(&directory)?;
@@ -27,8 +26,7 @@ async fn a_crash_writes_no_core_dump() -> Result<()> {
         directory.display(),
         node.program.display()
     );
-    std::fs::write(&wrapper, text)?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
+    write_script(&wrapper, &text)?;
     node.program = wrapper;
     node.serve("").await?;
     let plugin = node.plugin.as_mut().context("no plugin")?;

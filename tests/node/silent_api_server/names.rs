@@ -2,7 +2,6 @@
 //! less: the C library's look-up cannot be ended, and takes half a minute.
 
 use std::net::UdpSocket;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use lab::{ApiServer, Version};
 
 use crate::bound::NODE;
 use crate::startup_taint::TAINT;
-use crate::support::{Node, PATIENCE};
+use crate::support::{Node, PATIENCE, write_script};
 
 /// An address of the loopback interface that nothing else uses.
 const NAMES: &str = "127.0.0.153";
@@ -27,15 +26,12 @@ async fn a_name_that_is_looked_up_does_not_hold_up_the_end() -> Result<()> {
     )?;
     let script = node.lab.path("in-its-own-mounts");
     let program = node.program.display();
-    std::fs::write(
-        &script,
-        format!(
-            "#!/bin/sh\nexec unshare --mount --propagation slave sh -c \
-             'mount --bind {} /etc/resolv.conf && exec {program} \"$@\"' sh \"$@\"\n",
-            resolv.display()
-        ),
-    )?;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation slave sh -c \
+         'mount --bind {} /etc/resolv.conf && exec {program} \"$@\"' sh \"$@\"\n",
+        resolv.display()
+    );
+    write_script(&script, &text)?;
     node.program = script;
     let kubeconfig = node.lab.path("kubeconfig");
     let named = server
