@@ -93,6 +93,9 @@ const SHARE: usize = 41;
 /// The pods that are bound before the plugin starts; each is on a page of its own.
 const BEFORE: usize = 2;
 
+/// The watch of each kind that begins again with a version that is too old.
+const TOO_OLD: usize = 2;
+
 /// No request comes for so long after the last one.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -144,6 +147,12 @@ impl Fault {
             // A version that is too old is part of lists and watches.
             (Mode::Status(410), Kind::Node | Kind::Patch) => 1,
             (Mode::Status(410), _) => 0,
+            // The head of the answer says already that the version is too old.
+            (Mode::HalfCut, Kind::WatchOfPods | Kind::WatchOfClasses)
+                if self.place.1 == TOO_OLD =>
+            {
+                0
+            }
             _ => 1,
         }
     }
