@@ -22,8 +22,12 @@ const PREFIX: &str = "nri-unpack/";
 /// The longest wait for a holder. An unpack of a layer takes less, and a second unpack of it does no harm.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 
-/// The pause between attempts while the holder accepts no more connections.
+/// The pause after a connection that failed.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// So many connections in a row fail only at a socket that is no lock: a holder refuses them for microseconds, before it
+/// listens and when it ends.
+const MOST_FAILURES: usize = 20;
 
 /// The held lock of a layer, until it is dropped.
 #[derive(Debug)]
@@ -67,17 +71,29 @@ fn name(identity: &str, snapshotter: &str, chain_id: &str) -> String {
 }
 
 async fn hold(name: &str) -> Option<UnixListener> {
-    loop {
+    let mut failures = 0;
+    while failures < MOST_FAILURES {
         match try_hold(name) {
             Tried::Held(listener) => return Some(listener),
             Tried::Impossible(e) => {
                 log::debug!(error:% = e; "layer could not be locked: another process may unpack it at the same time");
                 return None;
             }
-            Tried::Taken if !released(name).await => return None,
             Tried::Taken => {}
         }
+        match released(name).await {
+            Ok(true) => failures = 0,
+            Ok(false) => return None,
+            Err(_) => {
+                failures += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
+    log::debug!(
+        "the lock of a layer is held by what accepts no connection: the layer is unpacked without the lock"
+    );
+    None
 }
 
 fn try_hold(name: &str) -> Tried {
@@ -91,25 +107,17 @@ fn try_hold(name: &str) -> Tried {
 
 /// Waits until the holder ends: it never accepts the connection, which the kernel closes then. Returns `false` at
 /// once if the holder is a process of another user. Any user can compute the names, and must not block an unpack.
-async fn released(name: &str) -> bool {
-    match UnixStream::connect(format!("\0{name}")).await {
-        Ok(mut holder) => {
-            let is_ours = holder
-                .peer_cred()
-                .is_ok_and(|holder| is_trusted(holder.uid()));
-            if is_ours {
-                // The holder sends nothing: the read returns when it ends.
-                let _ = holder.read(&mut [0]).await;
-            }
-            is_ours
-        }
-        // The holder has just ended.
-        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => true,
-        Err(_) => {
-            tokio::time::sleep(PAUSE).await;
-            true
-        }
+///
+/// # Errors
+/// If there is no connection: the holder has just ended, or does not listen, or too many wait for it.
+async fn released(name: &str) -> std::io::Result<bool> {
+    let mut holder = UnixStream::connect(format!("\0{name}")).await?;
+    let is_ours = is_trusted(holder.peer_cred()?.uid());
+    if is_ours {
+        // The holder sends nothing: the read returns when it ends.
+        let _ = holder.read(&mut [0]).await;
     }
+    Ok(is_ours)
 }
 
 /// Whether a process of this user may block an unpack: root, or the user of this process.
@@ -120,6 +128,8 @@ fn is_trusted(user: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixSocket;
+
     use super::*;
 
     async fn is_free(name: &str) -> bool {
@@ -146,6 +156,35 @@ mod tests {
         assert!(!waits.is_finished());
         drop(held);
         assert!(waits.await.unwrap().is_some());
+    }
+
+    /// Any user can bind the name, and must not block an unpack. A task that does not wait would block all others, too: so
+    /// this one has a thread of its own.
+    #[tokio::test]
+    async fn a_socket_that_takes_no_connection_is_no_lock() {
+        for listens in [false, true] {
+            let name = format!("test {} {listens}", std::process::id());
+            let socket = || UnixSocket::new_stream().unwrap();
+            let (held, address) = (socket(), format!("\0{name}"));
+            held.bind(&address).unwrap();
+            let mut full = Vec::new();
+            let _held = match listens {
+                false => (Some(held), None),
+                true => (None, Some(held.listen(0).unwrap())),
+            };
+            while let Ok(connection) = socket().connect(&address).await {
+                full.push(connection);
+            }
+            let (sender, answer) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().unwrap();
+                let held = runtime.block_on(hold(&name));
+                let _ = sender.send(held.is_none());
+            });
+            let gives_up = answer.recv_timeout(Duration::from_secs(10));
+            assert_eq!(gives_up, Ok(true), "{listens}");
+        }
     }
 
     #[test]
