@@ -1,6 +1,10 @@
 //! The owner of a lease: the process that made it, recorded in a label. It decides whether another process may sweep
 //! the lease.
 
+use std::io::ErrorKind;
+
+use rustix::io::Errno;
+
 /// The value of a part of an owner that could not be read.
 const UNKNOWN: &str = "unknown";
 
@@ -40,7 +44,7 @@ impl Owner {
             boot: boot.unwrap_or_else(unknown),
             namespace: namespace.unwrap_or_else(unknown),
             pid,
-            started: start_time(pid).unwrap_or_default(),
+            started: start_time(pid).ok().flatten().unwrap_or_default(),
         }
     }
 
@@ -55,7 +59,8 @@ impl Owner {
         }
         if other.namespace == self.namespace {
             let is_self = other.pid == self.pid && other.started == self.started;
-            return is_self || start_time(other.pid) != Some(other.started);
+            let runs = |started| started == Some(other.started);
+            return is_self || start_time(other.pid).is_ok_and(|started| !runs(started));
         }
         self.role == Role::Daemon && other.role == Role::Daemon
     }
@@ -107,10 +112,23 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// Returns the start time of a process that runs: field 22 of `/proc/<pid>/stat`, counted from the closing parenthesis of the
-/// command, which may itself contain spaces and parentheses. A zombie has ended; only its parent has not asked for its status.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// Returns the start time of a process; `None` if it does not run.
+///
+/// # Errors
+/// If that cannot be told, for example since too many files are open.
+fn start_time(pid: u32) -> std::io::Result<Option<u64>> {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(started(&stat)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        // It has ended between the two calls.
+        Err(e) if e.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Returns field 22 of `/proc/<pid>/stat`, counted from the closing parenthesis of the command, which may itself contain
+/// spaces and parentheses. A zombie has ended; only its parent has not asked for its status.
+fn started(stat: &str) -> Option<u64> {
     let (_, after_command) = stat.rsplit_once(')')?;
     let mut fields = after_command.split_whitespace();
     match fields.next()? {
@@ -129,11 +147,11 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        assert!(start_time(child.id()).is_some());
+        assert!(start_time(child.id()).unwrap().is_some());
         // It ends with its input, and is a zombie until its status is asked for.
         drop(child.stdin.take());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while start_time(child.id()).is_some() {
+        while start_time(child.id()).unwrap().is_some() {
             assert!(std::time::Instant::now() < deadline, "a zombie runs");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -150,7 +168,7 @@ mod tests {
         let parent = std::os::unix::process::parent_id();
         let running = Owner {
             pid: parent,
-            started: start_time(parent).unwrap(),
+            started: start_time(parent).unwrap().unwrap(),
             ..me.clone()
         };
         let of = |boot: &str, namespace: &str, role| Owner {
