@@ -36,6 +36,7 @@ pub use sections::{
     MissingContent, Nri, OnUnready, Pull, Unpack, Watch,
 };
 pub use template::{Template, Variable};
+pub(crate) use units::parse_duration;
 pub use units::{HookWait, Interval, Percent, Workers};
 
 impl Config {

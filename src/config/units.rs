@@ -136,8 +136,20 @@ impl TryFrom<String> for Interval {
     }
 }
 
+/// Parses a duration like `1h 30m`. humantime panics where the parts are 2⁶⁴ s together: a text of this length with numbers
+/// of so many digits has less.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    const MOST_BYTES: usize = 64;
+    const MOST_DIGITS: usize = 10;
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    if text.len() > MOST_BYTES || numbers.any(|number| number.len() > MOST_DIGITS) {
+        return Err("it is too long".to_owned());
+    }
+    humantime::parse_duration(text).map_err(|e| e.to_string())
+}
+
 fn duration(text: &str, examples: &str) -> Result<Duration, InvalidValue> {
-    humantime::parse_duration(text).map_err(|error| {
+    parse_duration(text).map_err(|error| {
         InvalidValue::new(format!(
             "{text:?} is not a duration: {error}; write it like {examples}"
         ))

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use toml::Value;
 
+use crate::config::parse_duration;
+
 use super::document::images_table;
 use super::migration::{CRI, IMAGES, Rules};
 use super::tree::Tree;
@@ -65,7 +67,7 @@ impl Settings {
     /// Returns the time that NRI waits for a plugin's answer and its file, if a file sets it.
     pub fn request_timeout(&self) -> Option<(Duration, &Path)> {
         let (value, path) = self.find(&["plugins", NRI_TABLE, "plugin_request_timeout"])?;
-        let timeout = humantime::parse_duration(value.as_str()?).ok()?;
+        let timeout = parse_duration(value.as_str()?).ok()?;
         Some((timeout, path))
     }
 

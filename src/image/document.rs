@@ -19,7 +19,7 @@ use crate::unquoted::without_values;
 use shape::Shape;
 
 /// The largest number of layers that is accepted. overlayfs mounts at most 500.
-const MAX_LAYERS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 4096;
 
 /// The prefix of the annotations that containerd and its snapshotters read.
 const CONTAINERD: &str = "containerd.io/";

@@ -26,6 +26,7 @@ pub use cache::Ends;
 pub(crate) use digest::Digest;
 pub(crate) use distinct::by_target;
 pub use distinct::{Distinct, distinct};
+pub(crate) use document::MAX_LAYERS;
 pub use extra::log_omitted;
 pub use labels::{
     IMAGE_LAYERS, IMAGE_REF, LAYER_DIGEST, MANIFEST_DIGEST, PARENT_CHAIN_ID, PROXY_MODE,

@@ -37,6 +37,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The kernel looks after this time of silence whether the API server is still there. That wakes no process.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// The limit of the path in a server's address, in bytes. It comes before the path of each request.
+const LONGEST_PATH: usize = 2 << 10;
+
 /// The limit of what is buffered of an answer.
 const BUFFER: usize = 64 << 10;
 
@@ -187,6 +190,9 @@ fn check(config: &Config) -> Result<(), &'static str> {
     let server = &config.cluster_url;
     if !matches!(server.scheme_str(), Some("http" | "https")) {
         return Err("its server has to begin with https:// or http://");
+    }
+    if server.path().len() > LONGEST_PATH {
+        return Err("the path of its server is too long");
     }
     match &config.auth_info.token {
         Some(token) if HeaderValue::try_from(token.expose_secret()).is_err() => Err(
@@ -358,6 +364,7 @@ mod tests {
             "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCkFBQUEKLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=",
             "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCkFBQUEKLS0tLS1FTkQgUFJJVkFURSBLRVktLS0tLQo=",
             &"x".repeat(100_000),
+            &format!("https://127.0.0.1:1/{}", "x".repeat(65_500)),
         ];
         // A client works in a task of its own, on this thread.
         let panics = Arc::new(AtomicUsize::new(0));

@@ -26,6 +26,12 @@ const PAGE: u32 = 100;
 /// The same after a page that was too large.
 const SMALL_PAGE: u32 = 5;
 
+/// The limit of pages: no node has so many pods, also in small pages.
+const MOST_PAGES: usize = 1000;
+
+/// The limit of a path with its query, in bytes. Beyond 64 KiB, with the server's own path, a library panics.
+const LONGEST_QUERY: usize = 32 << 10;
+
 /// The limit of a page. etcd stores at most 1.5 MiB for an object.
 const MAX_PAGE: usize = 16 << 20;
 
@@ -111,7 +117,7 @@ impl Resource<'_> {
         mut each: impl FnMut(Vec<T>),
     ) -> Result<String, Error> {
         let (mut limit, mut token) = (PAGE, String::new());
-        loop {
+        for _ in 0..MOST_PAGES {
             let page: Page<T> = match self.page(limit, &token).await {
                 Err(Error::TooLarge(_)) if limit == PAGE => {
                     limit = SMALL_PAGE;
@@ -129,6 +135,7 @@ impl Resource<'_> {
             }
             token = next;
         }
+        Err(malformed("the list does not end"))
     }
 
     /// Returns the first object of the list, if there is one.
@@ -190,6 +197,9 @@ pub(super) async fn patch(client: &Client, path: &str, operations: &[Value]) -> 
 }
 
 fn get(query: &str) -> Result<Request<Body>, Error> {
+    if query.len() > LONGEST_QUERY {
+        return Err(malformed("the name of the next page is too long"));
+    }
     Request::get(query).body(Body::empty()).map_err(malformed)
 }
 

@@ -15,6 +15,9 @@ use tonic::transport::{Channel, Error};
 
 use super::weight::Scale;
 
+/// The details of a status, which nothing here reads. tonic panics if they are no base64.
+const DETAILS: &str = "grpc-status-details-bin";
+
 /// The deadline of a call, in the extensions of its request. A request without one has none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Duration);
@@ -39,7 +42,9 @@ impl Service<http::Request<tonic::body::Body>> for PunctualChannel {
         Box::pin(async move {
             let until = deadline.map(|Deadline(time)| Box::pin(tokio::time::sleep(time)));
             let body = |body| PunctualBody { body, until, scale };
-            Ok(answer.await?.map(body))
+            let mut answer = answer.await?.map(body);
+            answer.headers_mut().remove(DETAILS);
+            Ok(answer)
         })
     }
 }
@@ -66,7 +71,12 @@ impl Body for PunctualBody {
             let late = Status::deadline_exceeded("the answer did not end in time");
             return Poll::Ready(Some(Err(late)));
         }
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        let mut frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trailers.remove(DETAILS);
+        }
         let data = match &frame {
             Some(Ok(frame)) => frame.data_ref(),
             _ => None,

@@ -2,8 +2,40 @@
 
 mod silences;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::super::objects::RuntimeClass;
 use super::*;
+
+/// Returns a server whose page `n` names this next page.
+fn paging(next: impl Fn(usize) -> String + Clone + Send + 'static) -> (Client, Arc<AtomicUsize>) {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let next = next(counted.fetch_add(1, Ordering::Relaxed));
+        let page = serde_json::json!({"metadata": {"resourceVersion": "1", "continue": next}, "items": []});
+        std::future::ready(hyper::Response::builder().body(page.to_string()))
+    });
+    (Client::new(service, "default"), requests)
+}
+
+/// A list that does not end would be read for ever, without a pause.
+#[tokio::test]
+async fn a_list_has_an_end() {
+    let even = |n: usize| (n % 2).to_string();
+    let long = |_| "x".repeat(LONGEST_QUERY);
+    for ((client, requests), most) in [(paging(even), MOST_PAGES), (paging(long), 1)] {
+        let resource = Resource {
+            client,
+            path: "/api/v1/pods",
+            fields: None,
+        };
+        let listed = resource.list(|_: Vec<RuntimeClass>| ()).await;
+        assert!(matches!(listed, Err(Error::Malformed(_))), "{listed:?}");
+        assert_eq!(requests.load(Ordering::Relaxed), most);
+    }
+}
 
 fn read_line(line: &str) -> Result<Option<(Change<String>, String)>, Error> {
     let name = |class: RuntimeClass| class.metadata.name;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::containerd::{self, Containerd, Snapshot, SnapshotKind};
+use crate::image::MAX_LAYERS;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::guest_pull::{is_private, is_surely_empty};
 use crate::unpack::snapshotter::lease::{Leases, is_temporary};
@@ -77,14 +78,11 @@ impl Seen {
     /// Returns the highest guest-pulled layer below layers that the host has unpacked, if the chain with this top layer has
     /// both.
     pub(super) fn below_host_layers<'a>(&'a self, top: &'a str) -> Option<&'a str> {
-        let mut below = (!self.is_proxied(top)).then_some(top);
-        while let Some(layer) = below {
-            if self.proxied.contains(layer) {
-                return Some(layer);
-            }
-            below = self.parents.get(layer).map(String::as_str);
-        }
-        None
+        // An answer may describe a snapshot that is below itself.
+        let parent = |layer: &&'a str| self.parents.get(*layer).map(String::as_str);
+        let chain = std::iter::successors(Some(top), parent).take(MAX_LAYERS);
+        let mut chain = chain.take_while(|_| !self.is_proxied(top));
+        chain.find(|layer| self.proxied.contains(*layer))
     }
 
     /// Forgets the mark of layers with content below these tops: an annotation of an image may have brought it.

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use tokio::sync::OnceCell;
 
 use crate::containerd::{self, Blob, Containerd, Labels, Snapshot, SnapshotKind};
-use crate::image::Digest;
+use crate::image::{Digest, MAX_LAYERS};
 use crate::unpack::chain::profile::is_proxied;
 use kept::{KeptLabels, LabelPool};
 
@@ -211,7 +211,7 @@ impl Listing {
 
     fn is_above_guest_layer(&self, snapshot: &Listed) -> bool {
         let parent = |s: &&Listed| self.snapshots.get(s.parent.as_ref()?);
-        let mut below = std::iter::successors(parent(&snapshot), parent);
+        let mut below = std::iter::successors(parent(&snapshot), parent).take(MAX_LAYERS);
         below.any(|layer| layer.labels.is_proxied())
     }
 

@@ -1,7 +1,7 @@
 //! Finds the image of a request: by its name, or by the chain that a container is based on.
 
 use crate::containerd::Image;
-use crate::image;
+use crate::image::{self, MAX_LAYERS};
 
 use super::images::Images;
 use super::request::{Request, Want};
@@ -96,8 +96,12 @@ impl Images {
         chain: &str,
     ) -> Result<Option<State>, Error> {
         let mut has_host_layer = false;
+        // As many steps as a chain has layers: an answer may describe a snapshot that is below itself.
         let mut next = Some(chain.to_owned());
-        while let Some(name) = next {
+        for _ in 0..MAX_LAYERS {
+            let Some(name) = next else {
+                break;
+            };
             let layer = match self.containerd().stat(snapshotter, &name).await {
                 Ok(layer) => layer,
                 Err(e) if e.is_not_found() => return Ok(None),

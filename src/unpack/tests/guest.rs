@@ -477,6 +477,22 @@ async fn twenty_containers_of_one_image_are_all_moved() {
 }
 
 /// A list of all snapshots takes 0.4 ms for each snapshot of nydus, and a hook waits for this flight.
+/// No containerd has such a snapshot, but an answer may describe it.
+#[tokio::test]
+async fn a_snapshot_below_itself_is_followed_to_an_end() {
+    let bench = Bench::new().await;
+    bench.fake.commit_unlabelled(NYDUS, "a", Some("b"));
+    bench.fake.commit_unlabelled(NYDUS, "b", Some("a"));
+    let mut created = bench.create("c", "a", None);
+    let created = tokio::time::timeout(Duration::from_secs(20), created.outcome()).await;
+    let error = created.unwrap().unwrap_err();
+    assert!(matches!(*error, Error::NoImage { .. }), "{error}");
+    let listing = bench.engine.list(bench.snapshotter).await.unwrap();
+    assert_eq!(listing.len(), 2);
+    let left = bench.engine.left_behind().await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 #[tokio::test]
 async fn a_chain_below_a_container_is_in_use_without_a_list_of_snapshots() {
     let bench = Bench::new().await;

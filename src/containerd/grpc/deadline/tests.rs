@@ -38,9 +38,16 @@ enum Slow {
 
 /// Returns a client of such a containerd.
 fn client(slow: Slow) -> Grpc {
+    client_of(move |respond| answer(respond, slow))
+}
+
+/// Returns a client of a containerd that answers so.
+fn client_of<F: Future<Output = Result<(), h2::Error>> + Send + 'static>(
+    answer: impl Fn(SendResponse<Bytes>) -> F + Copy + Send + Sync + 'static,
+) -> Grpc {
     let connect = move |_| async move {
         let (client, server) = tokio::io::duplex(1 << 16);
-        tokio::spawn(serve(server, slow));
+        tokio::spawn(serve(server, answer));
         Ok::<_, std::io::Error>(TokioIo::new(client))
     };
     let channel = Endpoint::from_static("http://containerd")
@@ -52,7 +59,10 @@ fn client(slow: Slow) -> Grpc {
     }
 }
 
-async fn serve(stream: DuplexStream, slow: Slow) {
+async fn serve<F: Future<Output = Result<(), h2::Error>> + Send + 'static>(
+    stream: DuplexStream,
+    answer: impl Fn(SendResponse<Bytes>) -> F + Copy + Send + Sync + 'static,
+) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, respond))) = connection.accept().await {
         tokio::spawn(async move {
@@ -64,7 +74,7 @@ async fn serve(stream: DuplexStream, slow: Slow) {
                 std::future::pending().await
             };
             tokio::select! {
-                ended = answer(respond, slow) => ended,
+                ended = answer(respond) => ended,
                 ended = read => ended,
             }
         });
@@ -187,6 +197,28 @@ fn source() -> Source {
         reference: "r.example/a:1".to_owned(),
         hosts: PathBuf::new(),
         logins: Logins::from([("r.example".to_owned(), login)]),
+    }
+}
+
+/// tonic panics if the details of a status are no base64. They are in the head of an answer, or behind its messages.
+#[tokio::test]
+async fn details_of_a_status_are_not_read() {
+    let in_head = |mut respond: SendResponse<Bytes>| async move {
+        let head = http::Response::builder().header("content-type", "application/grpc");
+        let head = head.header("grpc-status", "5").header(DETAILS, "!");
+        respond.send_response(head.body(()).unwrap(), true)?;
+        Ok(())
+    };
+    let behind = |mut respond: SendResponse<Bytes>| async move {
+        let head = http::Response::builder().header("content-type", "application/grpc");
+        let mut body = respond.send_response(head.body(()).unwrap(), false)?;
+        let status = [("grpc-status", "5"), (DETAILS, "!")];
+        let status = status.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        body.send_trailers(status.into_iter().collect())
+    };
+    for grpc in [client_of(in_head), client_of(behind)] {
+        let error = grpc.version().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotFound, "{error:?}");
     }
 }
 
