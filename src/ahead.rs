@@ -96,10 +96,11 @@ impl Ahead {
             removals: Notify::new(),
             bound: Bound::default(),
         });
-        node.in_session(watch::run(ahead.clone()));
-        node.in_session(removals::run(ahead.clone()));
+        let [watching, removing, working] = [(); 3].map(|()| ahead.clone());
+        node.always_in_session(move || watch::run(watching.clone()));
+        node.always_in_session(move || removals::run(removing.clone()));
         node.in_session(arrivals::run(ahead.clone(), arrivals));
-        node.in_session(workers::run(ahead.clone()));
+        node.always_in_session(move || workers::run(working.clone()));
         ahead
     }
 

@@ -20,7 +20,15 @@ const FLOORS: [&[&str]; 16] = [
     &["metrics"],
     &["containerd", "ctr"],
     &["config"],
-    &["peak", "peer", "printable", "question", "retry", "unquoted"],
+    &[
+        "panics",
+        "peak",
+        "peer",
+        "printable",
+        "question",
+        "retry",
+        "unquoted",
+    ],
 ];
 
 /// The same for the rooms of `src/unpack`.

@@ -30,6 +30,8 @@ use crate::config::{Config, Watch};
 use crate::metrics;
 use crate::node::Node;
 #[cfg(feature = "kubernetes")]
+use crate::panics;
+#[cfg(feature = "kubernetes")]
 use crate::policy;
 
 #[cfg(feature = "kubernetes")]
@@ -87,7 +89,7 @@ pub fn synchronized(_: &Arc<Node>, _: &Arc<Ahead>) {}
 #[cfg(feature = "kubernetes")]
 async fn remove_taint(access: access::Access, key: String, ahead: Arc<Ahead>) {
     ahead.until_pinned_ready().await;
-    taint::run(&access, &key).await;
+    panics::begin_again(|| taint::run(&access, &key)).await;
 }
 
 /// Says that there is nothing to start, if the configuration asks for something.
@@ -109,7 +111,7 @@ async fn watch(access: access::Access, node: Arc<Node>, ahead: Arc<Ahead>) {
     log::info!(node = access.node(), from:% = access.origin(); "watching the pods that are bound to this node");
     let (classes, pods) = (pods::Classes(&known), pods::Pods(&known));
     tokio::join!(
-        reflector::run(&access, &classes),
-        reflector::run(&access, &pods),
+        panics::begin_again(|| reflector::run(&access, &classes)),
+        panics::begin_again(|| reflector::run(&access, &pods)),
     );
 }

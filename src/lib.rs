@@ -33,6 +33,7 @@ pub mod fuzz;
 mod imports;
 pub mod logs;
 pub mod metrics;
+mod panics;
 #[cfg(test)]
 mod peak;
 mod peer;

@@ -17,6 +17,7 @@ mod sink;
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     fmt,
+    io::Write,
     panic::PanicHookInfo,
     sync::Arc,
     time::Duration,
@@ -26,6 +27,7 @@ use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
 use parking_lot::RwLock;
 
 use crate::config;
+use crate::metrics;
 use sink::{Settings, Sink};
 
 pub use sink::{Launch, SinkError};
@@ -57,10 +59,12 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let text = text.or(payload.downcast_ref::<String>().map(String::as_str));
     let message = text.unwrap_or("without a message");
     let at = panic.location();
+    metrics::panicked();
     log::error!(at:% = at.map_or_else(String::new, ToString::to_string); "panicked: {message}; please report this");
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
-        eprintln!("{backtrace}");
+        // Not by a macro, which panics where nothing reads standard error.
+        let _ = writeln!(std::io::stderr(), "{backtrace}");
     }
     log::logger().flush();
 }

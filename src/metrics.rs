@@ -56,6 +56,7 @@ struct Metrics {
     bound_pods: Gauge,
     bound_left_out: Counter,
     log_lines_lost: Counter,
+    panics: Counter,
     startup_taint: Gauge,
 }
 
@@ -108,6 +109,7 @@ impl Metrics {
             bound_pods: Gauge::default(),
             bound_left_out: Counter::default(),
             log_lines_lost: Counter::default(),
+            panics: Counter::default(),
             startup_taint: Gauge::default(),
         };
         this.registered()
@@ -196,6 +198,11 @@ impl Metrics {
             "log_lines_lost",
             "Log lines that were dropped because the journal, the file or standard error did not take them in time",
             self.log_lines_lost.clone(),
+        );
+        to.register(
+            "panics",
+            "Panics of the plugin, which the log names: a fault to be reported",
+            self.panics.clone(),
         );
         to.register(
             "kubernetes_startup_taint",
@@ -323,6 +330,11 @@ pub fn bound_left_out() {
 /// Records a log line that was dropped.
 pub fn log_line_lost() {
     METRICS.log_lines_lost.inc();
+}
+
+/// Records a panic.
+pub fn panicked() {
+    METRICS.panics.inc();
 }
 
 /// Records whether this node may have its startup taint.

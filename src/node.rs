@@ -17,6 +17,7 @@ use crate::config::{Config, Live};
 use crate::containerd::Containerd;
 use crate::containerd::grpc::{Grpc, SetupError};
 use crate::free_space::{self, FreeSpace};
+use crate::panics;
 use crate::policy;
 use crate::unpack::{Engine, Parallel, Role};
 
@@ -108,11 +109,14 @@ impl Node {
     pub fn reload(self: &Arc<Self>, config: Config) -> Vec<&'static str> {
         let in_vain = self.config.adopt(config);
         let node = self.clone();
-        self.in_session(async move {
-            node.resolve_until_known().await;
-            node.engine.forget();
-            node.reloaded.notify_one();
-            node.find_out().await;
+        self.always_in_session(move || {
+            let node = node.clone();
+            async move {
+                node.resolve_until_known().await;
+                node.engine.forget();
+                node.reloaded.notify_one();
+                node.find_out().await;
+            }
         });
         in_vain
     }
@@ -130,13 +134,19 @@ impl Node {
             .send_modify(|state| state.answer = Answer::Awaited);
         self.begin_session();
         let node = self.clone();
-        self.in_session(async move {
-            node.resolve_until_known().await;
-            node.engine.forget();
-            node.find_out().await;
+        self.always_in_session(move || {
+            let node = node.clone();
+            async move {
+                node.resolve_until_known().await;
+                node.engine.forget();
+                node.find_out().await;
+            }
         });
         let node = self.clone();
-        self.in_session(async move { node.sweep_regularly().await });
+        self.always_in_session(move || {
+            let node = node.clone();
+            async move { node.sweep_regularly().await }
+        });
     }
 
     /// A snapshotter that does not answer does not delay it: it needs only containerd.
@@ -165,20 +175,28 @@ impl Node {
         std::mem::replace(&mut *session, token).cancel();
     }
 
-    /// Runs work in the background, until the next session begins.
+    /// Runs work in the background, until the next session begins. A panic ends it.
     pub fn in_session(&self, work: impl Future<Output = ()> + Send + 'static) {
         let session = self.session.lock();
         let token = session.clone();
         self.tasks.spawn(async move {
-            token.run_until_cancelled(work).await;
+            token.run_until_cancelled(panics::contain(work)).await;
         });
+    }
+
+    /// Like [`Self::in_session`], for work that begins again after a panic.
+    pub fn always_in_session<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        work: impl FnMut() -> F + Send + 'static,
+    ) {
+        self.in_session(panics::begin_again(work));
     }
 
     /// Runs work in the background, until the node is closed.
     pub fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            stop.run_until_cancelled(work).await;
+            stop.run_until_cancelled(panics::contain(work)).await;
         });
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::containerd::{self, Image};
 use crate::image;
+use crate::panics;
 
 use super::job::{Arrived, Job};
 use super::origin::{self, Extraction};
@@ -26,7 +27,9 @@ pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
         Some((arrival, arrivals))
     };
     let arrivals = stream::unfold(arrivals, next);
-    let looks = arrivals.for_each_concurrent(AT_ONCE, |arrival| look(ahead, arrival));
+    let looks = arrivals.for_each_concurrent(AT_ONCE, |arrival| async move {
+        panics::contain(look(ahead, arrival)).await;
+    });
     looks.await;
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Interval;
+use crate::panics;
 use crate::retry;
 
 use super::summary::{LastReported, Rest};
@@ -18,8 +19,10 @@ pub(super) async fn run(ahead: &Ahead, worker: &Worker) {
     let mut later = Later::new();
     loop {
         wanted(ahead, worker, &mut later).await;
+        let reconciled = panics::contain(reconcile::run(ahead, worker, &mut reported));
         let result = tokio::select! {
-            result = reconcile::run(ahead, worker, &mut reported) => result,
+            // After a panic it is tried again.
+            result = reconciled => result.unwrap_or(Ok(Rest::Unanswered)),
             () = worker.restart.notified() => {
                 // The reconcile starts again with the new configuration. Flights that have begun go on.
                 worker.reconcile.notify_one();

@@ -5,6 +5,7 @@ mod demand;
 mod eager;
 mod learned;
 mod limits;
+mod panics;
 mod pulls;
 mod replacements;
 mod schedule;

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::Error;
+use crate::panics;
 use crate::retry;
 
 use super::eager::{self, ManagedSnapshotter};
@@ -23,6 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) async fn run(ahead: Arc<Ahead>) {
     let all = CancellationToken::new();
     let _ends = all.clone().drop_guard();
+    // After a panic there are workers that have ended.
+    ahead.workers.send_replace(None);
     let mut pauses = retry::pauses_up_to(LONGEST_PAUSE);
     let mut again = None;
     let mut is_reloaded = false;
@@ -111,9 +114,9 @@ fn start(
             tokio::join!(
                 run_jobs(&ahead, &it, jobs),
                 run_jobs(&ahead, &it, asked),
-                lost::run(&ahead, &it),
-                run_retries(&it),
-                schedule::run(&ahead, &it)
+                panics::begin_again(|| lost::run(&ahead, &it)),
+                panics::begin_again(|| run_retries(&it)),
+                panics::begin_again(|| schedule::run(&ahead, &it))
             );
         };
         it.until_end(work).await;
@@ -129,7 +132,9 @@ async fn run_jobs(ahead: &Ahead, worker: &Worker, jobs: mpsc::Receiver<Job>) {
         Some((job, jobs))
     };
     let jobs = stream::unfold(jobs, next);
-    let work = jobs.for_each_concurrent(MAX_JOBS, |job| work::run(ahead, worker, job));
+    let work = jobs.for_each_concurrent(MAX_JOBS, |job| async move {
+        panics::contain(work::run(ahead, worker, job)).await;
+    });
     work.await;
 }
 

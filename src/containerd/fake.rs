@@ -60,6 +60,8 @@ struct State {
     /// The number of blobs that are being applied, and its maximum so far.
     applying: (usize, usize),
     down: bool,
+    /// The call that panics, and how many of its name come before it.
+    panics: Option<(&'static str, usize)>,
     /// The subscribers to events.
     listeners: Vec<mpsc::UnboundedSender<Event>>,
     /// The calls in their order, each with its subject.
@@ -97,6 +99,16 @@ impl Fake {
             kind,
             lost,
         });
+    }
+
+    /// Makes one call of this name panic. `after` counts as in [`Self::fail`].
+    pub(crate) fn panic(&self, call: &'static str, after: usize) {
+        self.state().panics = Some((call, after));
+    }
+
+    /// Whether no call will panic.
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.state().panics.is_none()
     }
 
     /// Removes all faults.
@@ -203,6 +215,15 @@ impl Fake {
         }
         let mut state = self.state();
         state.calls.push((call, subject.to_owned()));
+        match &mut state.panics {
+            Some((name, 0)) if *name == call => {
+                state.panics = None;
+                drop(state);
+                panic!("a panic of the test");
+            }
+            Some((name, after)) if *name == call => *after -= 1,
+            _ => {}
+        }
         let effect = match state.fault(call) {
             _ if state.down => Err(ErrorKind::Unreachable),
             None => effect(&mut state.store),
