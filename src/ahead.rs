@@ -48,6 +48,7 @@ use crate::handlers::Handlers;
 use crate::image;
 use crate::metrics;
 use crate::node::Node;
+use crate::panics;
 use crate::unpack::{Error, Outcome, Urgency};
 
 use bound::Bound;
@@ -96,12 +97,22 @@ impl Ahead {
             removals: Notify::new(),
             bound: Bound::default(),
         });
-        let [watching, removing, working] = [(); 3].map(|()| ahead.clone());
-        node.always_in_session(move || watch::run(watching.clone()));
-        node.always_in_session(move || removals::run(removing.clone()));
+        ahead.always(watch::run);
+        ahead.always(removals::run);
+        ahead.always(workers::run);
         node.in_session(arrivals::run(ahead.clone(), arrivals));
-        node.always_in_session(move || workers::run(working.clone()));
         ahead
+    }
+
+    /// Runs a part of the work, again after each panic.
+    fn always<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        run: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
+    ) {
+        let ahead = self.clone();
+        self.node.in_session(async move {
+            panics::begin_again(|| run(ahead.clone())).await;
+        });
     }
 
     /// Makes the images of these containers ready for later containers, in the background.

@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 16] = [
     &["free_space", "logs"],
     &["metrics"],
     &["containerd", "ctr"],
-    &["config"],
+    &["config", "panics"],
     &[
         "panics",
         "peak",

@@ -109,14 +109,11 @@ impl Node {
     pub fn reload(self: &Arc<Self>, config: Config) -> Vec<&'static str> {
         let in_vain = self.config.adopt(config);
         let node = self.clone();
-        self.always_in_session(move || {
-            let node = node.clone();
-            async move {
-                node.resolve_until_known().await;
-                node.engine.forget();
-                node.reloaded.notify_one();
-                node.find_out().await;
-            }
+        self.in_session(async move {
+            panics::begin_again(|| node.resolve_until_known()).await;
+            node.engine.forget();
+            node.reloaded.notify_one();
+            node.find_out().await;
         });
         in_vain
     }
@@ -134,18 +131,14 @@ impl Node {
             .send_modify(|state| state.answer = Answer::Awaited);
         self.begin_session();
         let node = self.clone();
-        self.always_in_session(move || {
-            let node = node.clone();
-            async move {
-                node.resolve_until_known().await;
-                node.engine.forget();
-                node.find_out().await;
-            }
+        self.in_session(async move {
+            panics::begin_again(|| node.resolve_until_known()).await;
+            node.engine.forget();
+            node.find_out().await;
         });
         let node = self.clone();
-        self.always_in_session(move || {
-            let node = node.clone();
-            async move { node.sweep_regularly().await }
+        self.in_session(async move {
+            panics::begin_again(|| node.sweep_regularly()).await;
         });
     }
 
@@ -182,14 +175,6 @@ impl Node {
         self.tasks.spawn(async move {
             token.run_until_cancelled(panics::contain(work)).await;
         });
-    }
-
-    /// Like [`Self::in_session`], for work that begins again after a panic.
-    pub fn always_in_session<F: Future<Output = ()> + Send + 'static>(
-        &self,
-        work: impl FnMut() -> F + Send + 'static,
-    ) {
-        self.in_session(panics::begin_again(work));
     }
 
     /// Runs work in the background, until the node is closed.

@@ -28,7 +28,10 @@ pub(super) async fn run(ahead: Arc<Ahead>, arrivals: mpsc::Receiver<Arrival>) {
     };
     let arrivals = stream::unfold(arrivals, next);
     let looks = arrivals.for_each_concurrent(AT_ONCE, |arrival| async move {
-        panics::contain(look(ahead, arrival)).await;
+        if panics::contain(look(ahead, arrival)).await.is_none() {
+            // It finds the image.
+            ahead.queue.reconcile();
+        }
     });
     looks.await;
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 
 use crate::handlers::Handlers;
+use crate::panics;
 use crate::unpack::{ParentChain, Request, Urgency, Want};
 
 use super::{Ahead, is_news};
@@ -40,7 +41,7 @@ pub(super) async fn check(ahead: &Ahead, existing: impl FnOnce(&Handlers) -> Vec
     }
     let checks = by_snapshotter.into_values().map(|containers| async {
         for container in containers {
-            check_one(ahead, container).await;
+            panics::contain(check_one(ahead, container)).await;
         }
     });
     join_all(checks).await;

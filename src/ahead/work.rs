@@ -6,6 +6,7 @@ use crate::containerd::Image;
 use crate::free_space::Reservation;
 use crate::image;
 use crate::logs;
+use crate::panics;
 use crate::unpack::{Action, Outcome, Urgency, Want};
 
 use super::choice::EXPANSION;
@@ -21,7 +22,11 @@ const AFTER_CREATION: Duration = Duration::from_secs(1);
 pub(super) async fn run(ahead: &Ahead, worker: &Worker, job: Job) {
     match job {
         Job::Arrived(arrived) => image_arrived(ahead, worker, &arrived).await,
-        Job::Again(image) => try_again(ahead, worker, &image).await,
+        Job::Again(image) => {
+            // A panic must not keep it from the next try.
+            panics::contain(try_again(ahead, worker, &image)).await;
+            worker.retries.tried(&image);
+        }
         Job::Pulled(image) => image_arrives(ahead, worker, &image).await,
         Job::Raised(want) => raise(ahead, worker, &want).await,
         Job::Bound(image) => pod_bound(ahead, worker, &image).await,
@@ -60,7 +65,6 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
             worker.reconcile_later.notify_one();
         }
     }
-    worker.retries.tried(image);
 }
 
 /// Makes an image ready that a bound pod waits for. An image that is not in the store yet arrives later.
@@ -199,8 +203,11 @@ async fn arrives(ahead: &Ahead, worker: &Worker, want: Want, image: &Image, why:
 async fn record_use(ahead: &Ahead, worker: &Worker, reference: &str) {
     let snapshotter = worker.name();
     tokio::time::sleep(AFTER_CREATION).await;
-    if let Err(e) = ahead.node.engine.record_use(reference, snapshotter).await {
+    let recorded = panics::contain(ahead.node.engine.record_use(reference, snapshotter)).await;
+    if !matches!(recorded, Some(Ok(()))) {
         worker.demand.forget_use(reference);
+    }
+    if let Some(Err(e)) = recorded {
         log::debug!(image = reference, snapshotter, error:% = e; "use of the image could not be recorded: the next container of it tries again");
     }
 }

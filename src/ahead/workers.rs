@@ -24,22 +24,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) async fn run(ahead: Arc<Ahead>) {
     let all = CancellationToken::new();
     let _ends = all.clone().drop_guard();
-    // After a panic there are workers that have ended.
-    ahead.workers.send_replace(None);
+    // It begins again after a panic, which has ended its workers.
+    if ahead.workers.send_replace(None).is_some() {
+        ahead.queue.reconcile();
+    }
     let mut pauses = retry::pauses_up_to(LONGEST_PAUSE);
     let mut again = None;
     let mut is_reloaded = false;
     loop {
         is_reloaded |= wanted(&ahead, again.take()).await;
-        match managed(&ahead).await {
-            Ok(managed) => {
+        match panics::contain(managed(&ahead)).await {
+            Some(Ok(managed)) => {
                 keep(&ahead, managed, std::mem::take(&mut is_reloaded), &all);
                 pauses = retry::pauses_up_to(LONGEST_PAUSE);
             }
-            Err(e) => {
+            Some(Err(e)) => {
                 log::debug!(error:% = e; "snapshotters could not be listed: trying again");
                 again = pauses.next();
             }
+            None => again = pauses.next(),
         }
     }
 }
@@ -133,7 +136,13 @@ async fn run_jobs(ahead: &Ahead, worker: &Worker, jobs: mpsc::Receiver<Job>) {
     };
     let jobs = stream::unfold(jobs, next);
     let work = jobs.for_each_concurrent(MAX_JOBS, |job| async move {
-        panics::contain(work::run(ahead, worker, job)).await;
+        if panics::contain(work::run(ahead, worker, job))
+            .await
+            .is_none()
+        {
+            // It finds the image.
+            worker.reconcile_later.notify_one();
+        }
     });
     work.await;
 }

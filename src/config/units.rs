@@ -136,14 +136,17 @@ impl TryFrom<String> for Interval {
     }
 }
 
-/// Parses a duration like `1h 30m`. humantime panics where the parts are 2⁶⁴ s together: a text of this length with numbers
-/// of so many digits has less.
+/// Parses a duration like `1h 30m`. humantime panics where the parts are 2⁶⁴ s together. A text of this length has at most
+/// five numbers of so many digits with a unit, each below 3.2·10¹⁷ s, and the shorter ones are less.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const MOST_BYTES: usize = 64;
     const MOST_DIGITS: usize = 10;
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
-    if text.len() > MOST_BYTES || numbers.any(|number| number.len() > MOST_DIGITS) {
-        return Err("it is too long".to_owned());
+    if text.len() > MOST_BYTES {
+        return Err(format!("it has more than {MOST_BYTES} bytes"));
+    }
+    if numbers.any(|number| number.len() > MOST_DIGITS) {
+        return Err(format!("it has a number of more than {MOST_DIGITS} digits"));
     }
     humantime::parse_duration(text).map_err(|e| e.to_string())
 }

@@ -29,7 +29,8 @@ const SMALL_PAGE: u32 = 5;
 /// The limit of pages: no node has so many pods, also in small pages.
 const MOST_PAGES: usize = 1000;
 
-/// The limit of a path with its query, in bytes. Beyond 64 KiB, with the server's own path, a library panics.
+/// The limit of a path with its query, in bytes. Beyond 64 KiB, with the server's own path, kube
+/// panics.
 const LONGEST_QUERY: usize = 32 << 10;
 
 /// The limit of a page. etcd stores at most 1.5 MiB for an object.
@@ -198,7 +199,9 @@ pub(super) async fn patch(client: &Client, path: &str, operations: &[Value]) -> 
 
 fn get(query: &str) -> Result<Request<Body>, Error> {
     if query.len() > LONGEST_QUERY {
-        return Err(malformed("the name of the next page is too long"));
+        return Err(malformed(
+            "a name or a version for the next request is too long",
+        ));
     }
     Request::get(query).body(Body::empty()).map_err(malformed)
 }

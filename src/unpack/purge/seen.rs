@@ -78,10 +78,12 @@ impl Seen {
     /// Returns the highest guest-pulled layer below layers that the host has unpacked, if the chain with this top layer has
     /// both.
     pub(super) fn below_host_layers<'a>(&'a self, top: &'a str) -> Option<&'a str> {
-        // An answer may describe a snapshot that is below itself.
+        if self.is_proxied(top) {
+            return None;
+        }
         let parent = |layer: &&'a str| self.parents.get(*layer).map(String::as_str);
-        let chain = std::iter::successors(Some(top), parent).take(MAX_LAYERS);
-        let mut chain = chain.take_while(|_| !self.is_proxied(top));
+        // An answer may describe a snapshot that is below itself.
+        let mut chain = std::iter::successors(Some(top), parent).take(MAX_LAYERS);
         chain.find(|layer| self.proxied.contains(*layer))
     }
 

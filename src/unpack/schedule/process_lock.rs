@@ -90,9 +90,7 @@ async fn hold(name: &str) -> Option<UnixListener> {
             }
         }
     }
-    log::debug!(
-        "the lock of a layer is held by what accepts no connection: the layer is unpacked without the lock"
-    );
+    log::warn!(name; "a socket has the name of a layer's lock and takes no connection, so no process of this program holds it: the layer is unpacked without the lock");
     None
 }
 

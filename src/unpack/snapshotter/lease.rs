@@ -49,8 +49,9 @@ pub(crate) struct Leases {
     next: AtomicU64,
     /// The ids of the leases in use, which the sweep skips.
     active: Mutex<HashSet<String>>,
-    /// Whether a lease was dropped that may still exist: its work was cancelled, or containerd did not delete it.
-    are_left: AtomicBool,
+    /// The ids of the leases that were dropped and may still exist: their work was cancelled, or containerd did not delete
+    /// them.
+    left: Mutex<HashSet<String>>,
 }
 
 impl Leases {
@@ -59,7 +60,7 @@ impl Leases {
             owner: Owner::this_process(role),
             next: AtomicU64::default(),
             active: Mutex::default(),
-            are_left: AtomicBool::default(),
+            left: Mutex::default(),
         }
     }
 
@@ -87,14 +88,14 @@ impl Leases {
         }
     }
 
-    /// Removes the leases whose work was cancelled, when all work has ended: no later sweep may come. Takes no call if there
-    /// are none.
+    /// Removes the leases of this process whose work was cancelled, when all work has ended: no later sweep may come. Takes
+    /// no call if there are none.
     pub(crate) async fn close(&self, containerd: &dyn Containerd) {
-        if !self.are_left.load(Ordering::Relaxed) {
-            return;
-        }
-        match tokio::time::timeout(LAST_SWEEP, self.sweep(containerd)).await {
-            Ok(Ok(leases)) => log::debug!(leases; "removed the leases of cancelled work"),
+        let left = std::mem::take(&mut *self.left.lock());
+        let swept = left.iter().map(|lease| sweep_one(containerd, lease));
+        let swept = futures::future::try_join_all(swept);
+        match tokio::time::timeout(LAST_SWEEP, swept).await {
+            Ok(Ok(_)) => {}
             Ok(Err(e)) => {
                 log::debug!(error:% = e; "leases of cancelled work stay: the next start removes them");
             }
@@ -112,7 +113,10 @@ impl Leases {
         let mut swept = 0;
         for lease in self.leftovers(containerd).await? {
             match sweep_one(containerd, &lease).await {
-                Ok(()) => swept += 1,
+                Ok(()) => {
+                    self.left.lock().remove(&lease);
+                    swept += 1;
+                }
                 Err(e) => {
                     log::debug!(lease, error:% = e; "leftover lease could not be removed: the next sweep tries again");
                 }
@@ -415,7 +419,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.leases.active().remove(&self.id);
         if !self.is_deleted.load(Ordering::Relaxed) {
-            self.leases.are_left.store(true, Ordering::Relaxed);
+            self.leases.left.lock().insert(self.id.clone());
         }
     }
 }

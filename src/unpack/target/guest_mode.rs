@@ -186,13 +186,18 @@ impl GuestMode {
         let (containerd, snapshotter) = (self.containerd(), facts.snapshotter.as_str());
         let capabilities = facts.capabilities_now(containerd).await;
         let since = capabilities.map_or(None, |it| Process::at(it.socket).since());
+        let mut is_asked = false;
         for key in listing.directly_on_guest_layers().take(MAX_ASKED) {
             match containerd.mounts(snapshotter, &key).await {
                 Ok(mounts) if mounts::are_of_guest(&mounts) => return true,
                 Err(e) if e.is_unreachable() => return false,
-                _ if self.is_of_process(snapshotter, &key, since).await => return false,
-                _ => {}
+                _ if self.is_made_since(snapshotter, &key, since).await => return false,
+                _ => is_asked = true,
             }
+        }
+        // Where the socket is not seen, it is not known which containers are from before a restart.
+        if is_asked && since.is_none() {
+            return false;
         }
         match listing.newest_guest_layer() {
             Some(layer) => guest_pull::is_empty(containerd, snapshotter, &layer).await,
@@ -200,16 +205,16 @@ impl GuestMode {
         }
     }
 
-    /// Whether a container was made since the snapshotter's process began. nydus-snapshotter cannot tell the mounts of an
-    /// earlier one: that shows nothing.
-    async fn is_of_process(
+    /// Whether a container was certainly made since the snapshotter's process began. nydus-snapshotter cannot tell the mounts
+    /// of an earlier one: that shows nothing.
+    async fn is_made_since(
         &self,
         snapshotter: &str,
         container: &str,
         since: Option<SystemTime>,
     ) -> bool {
         let Some(since) = since else {
-            return true;
+            return false;
         };
         let stat = self.containerd().stat(snapshotter, container).await;
         stat.is_ok_and(|stat| stat.created_at.is_some_and(|at| at > since))

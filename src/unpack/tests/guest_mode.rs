@@ -238,18 +238,30 @@ async fn a_container_from_before_a_restart_shows_nothing() {
 
 #[tokio::test]
 async fn one_container_is_enough_to_show_that_the_guest_pulls() {
-    let mut bench = Bench::new(NYDUS).await;
-    bench.restart(true);
-    bench.ensure().await.unwrap();
-    for container in ["a", "b", "c"] {
-        bench.fake.activate(NYDUS, container, bench.top());
+    for is_seen in [true, false] {
+        let mut bench = Bench::new(NYDUS).await;
+        bench.restart(true);
+        bench.ensure().await.unwrap();
+        for container in ["a", "b", "c"] {
+            bench.fake.activate(NYDUS, container, bench.top());
+        }
+        if !is_seen {
+            // As in a container that does not mount its directory.
+            std::fs::remove_file(bench.socket()).unwrap();
+        }
+        for (failing, expected) in [(2, State::Ready), (3, State::Mixed)] {
+            bench.bench.set_policy(default_policy());
+            for _ in 0..failing {
+                bench
+                    .fake
+                    .fail("ask mounts of snapshot", 0, ErrorKind::Other);
+            }
+            // A socket that is seen tells that all containers are from before the restart.
+            let expected = if is_seen { State::Ready } else { expected };
+            assert_eq!(bench.state().await, expected, "{is_seen} {failing}");
+            assert!(bench.fake.pending_faults().is_empty());
+        }
     }
-    bench.bench.set_policy(default_policy());
-    for call in 0..2 {
-        let asked = "ask mounts of snapshot";
-        bench.fake.fail(asked, call, ErrorKind::Other);
-    }
-    assert_eq!(bench.state().await, State::Ready);
 }
 
 #[tokio::test]
@@ -333,7 +345,8 @@ async fn the_end_of_the_engine_is_quick() {
     let probe = bench.engine.find_out(NYDUS);
     let ended = tokio::time::timeout(Duration::from_secs(1), probe).await;
     assert!(ended.is_err());
-    bench.fake.slow("list leases", Duration::from_secs(3600));
+    let call = "list resources of lease";
+    bench.fake.slow(call, Duration::from_secs(3600));
     let began = tokio::time::Instant::now();
     bench.engine.close().await;
     assert!(
