@@ -13,9 +13,6 @@ use tokio::time::Instant;
 use crate::guest_pull::{NYDUS, start};
 use crate::support::{Node, PATIENCE, handler};
 
-/// The words of the log when the plugin notices the loss.
-const NOTICED: &str = "snapshotter has lost its snapshots";
-
 /// The pause between the tries of a pod. The kubelet makes longer ones.
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
@@ -123,13 +120,13 @@ async fn what_no_container_holds_is_healed(version: Version) -> Result<()> {
         .build();
     let images = [node.image.clone(), other];
     node.pull_all(&images).await?;
-    // The work ahead is over: only the regular look can notice the loss.
-    node.wait_for_lines("reconcile finished", 1).await?;
+    // The work ahead is over, or nearly: the regular look notices the loss, or a reconcile that the pull has caused.
+    node.wait_reconciled(NYDUS).await?;
     let pod = node.cri.run_pod(NYDUS, &[]).await?;
     let held = images[0].name();
     node.cri.create_container(&pod, held, &[], &[]).await?;
     node.lose_nydus().await?;
-    node.wait_for_lines(NOTICED, 1).await?;
+    node.wait_for_lines("in nydus is lost", 1).await?;
     node.wait_all(&images[1..]).await?;
     ensure!(node.state_of(&images[0], NYDUS).await? == "lost");
     let row = node.row(&["ensure", held, "--snapshotter", NYDUS])?;
@@ -189,7 +186,7 @@ async fn a_local_snapshotter_heals(version: Version) -> Result<()> {
     node.cri.create_container(&pod, &image, &[], &[]).await?;
     node.wait_labelled(snapshotter).await?;
     node.cri.remove_pod(&pod).await?;
-    node.wait_for_lines("reconcile finished", 1).await?;
+    node.wait_reconciled(snapshotter).await?;
     node.lab.stop().await?;
     let directory = format!("io.containerd.snapshotter.v1.{snapshotter}");
     let directory = node.lab.root().join(directory);

@@ -38,9 +38,6 @@ async fn each_fault_is_seen() -> Result<()> {
         .put_committed("of-another", "erofs", "left", "", &keeps)
         .await?;
     bench.assert_sees("snapshots are left").await?;
-    let store = &bench.node.store;
-    store.put_lease("nri-unpack-left", &Labels::new()).await?;
-    bench.assert_sees("leases are left").await?;
 
     let image = bench.in_use[0].image.clone();
     let wrong = labels(CRI_LABELS[3], "sha256:other");
@@ -55,6 +52,10 @@ async fn each_fault_is_seen() -> Result<()> {
     let mut records = bench.node.store.client.images();
     records.delete(namespaced(request)).await?;
     bench.assert_sees("is lost").await?;
+
+    let store = &bench.node.store;
+    store.put_lease("nri-unpack-left", &Labels::new()).await?;
+    bench.assert_sees("leases are left").await?;
 
     let container = bench.in_use[1].container.clone();
     let change = ["sh", "-c", "echo changed >/data/0"];
