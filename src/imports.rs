@@ -20,15 +20,7 @@ const FLOORS: [&[&str]; 16] = [
     &["metrics"],
     &["containerd", "ctr"],
     &["config", "panics"],
-    &[
-        "panics",
-        "peak",
-        "peer",
-        "printable",
-        "question",
-        "retry",
-        "unquoted",
-    ],
+    &["peak", "peer", "printable", "question", "retry", "unquoted"],
 ];
 
 /// The same for the rooms of `src/unpack`.

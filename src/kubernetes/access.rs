@@ -192,7 +192,7 @@ fn check(config: &Config) -> Result<(), &'static str> {
         return Err("its server has to begin with https:// or http://");
     }
     if server.path().len() > LONGEST_PATH {
-        return Err("the path of its server is too long");
+        return Err("the path of its server has more than 2048 bytes: shorten it");
     }
     match &config.auth_info.token {
         Some(token) if HeaderValue::try_from(token.expose_secret()).is_err() => Err(
