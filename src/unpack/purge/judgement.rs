@@ -7,8 +7,8 @@ use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{Labels, SnapshotKind};
 use crate::unpack::snapshotter::guest_pull::{is_private, public_name};
-use crate::unpack::snapshotter::lease::lease_of;
 use crate::unpack::snapshotter::listing::ANCHOR;
+use crate::unpack::snapshotter::temporary::lease_of;
 use crate::unpack::target::usage;
 
 /// The config blobs with anchors or labels of this program: these labels, by the digest of the blob.

@@ -6,8 +6,9 @@ use crate::containerd::{self, Containerd, Snapshot, SnapshotKind};
 use crate::image::MAX_LAYERS;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::guest_pull::{is_private, is_surely_empty};
-use crate::unpack::snapshotter::lease::{Leases, is_temporary};
+use crate::unpack::snapshotter::leases::Leases;
 use crate::unpack::snapshotter::listing::OWN_LABELS;
+use crate::unpack::snapshotter::temporary::is_temporary;
 
 /// What the snapshots of one snapshotter show.
 #[derive(Default)]

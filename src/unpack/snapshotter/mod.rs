@@ -7,6 +7,8 @@ pub(crate) mod findings;
 pub(crate) mod guest_pull;
 pub(crate) mod lease;
 pub(crate) mod lease_owner;
+pub(crate) mod leases;
 pub(crate) mod listing;
 pub(crate) mod mounts;
 pub(crate) mod sentinels;
+pub(crate) mod temporary;

@@ -9,6 +9,7 @@ use crate::containerd::{self, Containerd, Mount};
 
 use super::{Failure, SOURCE};
 use crate::unpack::snapshotter::lease::Lease;
+use crate::unpack::snapshotter::temporary;
 
 /// The number of attempts to make a view. A view of the same name may exist: another process made it and is
 /// about to remove it, or a crash left it.
@@ -46,7 +47,7 @@ async fn view(
     lease: &Lease,
     chain_id: &str,
 ) -> Result<Vec<Mount>, Failure> {
-    let key = Lease::view_key(chain_id);
+    let key = temporary::view(chain_id);
     let mut taken = None;
     for _ in 0..VIEW_TRIES {
         let viewed = containerd.view(lease.id(), SOURCE, &key, chain_id).await;
