@@ -6,6 +6,9 @@ use crate::containerd::Descriptor;
 
 use super::media::is_encrypted;
 
+/// No blob is larger, in bytes.
+const LARGEST: u64 = 1 << 40;
+
 /// An image's manifest for this node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
@@ -24,6 +27,13 @@ impl Manifest {
     }
 }
 
+/// Returns a blob's size in bytes from its descriptor; 0 if no blob has that size. containerd checks the sizes of what it
+/// pulls; an imported image may state any.
+pub fn stated_bytes(blob: &Descriptor) -> u64 {
+    let bytes = u64::try_from(blob.size).unwrap_or_default();
+    if bytes <= LARGEST { bytes } else { 0 }
+}
+
 /// One layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
@@ -36,9 +46,9 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Returns the blob's size in bytes from the manifest; 0 if it is negative.
+    /// Returns the size of its blob, as in [`stated_bytes`].
     pub fn bytes(&self) -> u64 {
-        self.blob.size.try_into().unwrap_or_default()
+        stated_bytes(&self.blob)
     }
 
     /// Whether the blob must be decrypted before it can be unpacked on this host. A guest that pulls the image
@@ -95,6 +105,18 @@ pub(super) mod tests {
             config: digest("config", 0),
             layers: chain(blobs.collect(), diff_ids),
         }
+    }
+
+    #[test]
+    fn a_size_that_no_blob_has_counts_as_nothing() {
+        let bytes = |size| {
+            stated_bytes(&Descriptor {
+                size,
+                ..Descriptor::default()
+            })
+        };
+        let sizes = [7, 1 << 40, (1 << 40) + 1, i64::MAX, -1, i64::MIN];
+        assert_eq!(sizes.map(bytes), [7, 1 << 40, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use labels::{
     SNAPSHOT_REF, is_from_the_pull, is_named_by,
 };
 pub use layer_labels::{Base, LayerLabels};
-pub use manifest::{Layer, Manifest};
+pub use manifest::{Layer, Manifest, stated_bytes};
 pub use platform::Platform;
 pub use read::Manifests;
 pub(crate) use reference::DOCKER_HUB;

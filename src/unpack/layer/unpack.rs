@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::{self, Containerd, Descriptor, Labels, Mount, Payloads};
-use crate::image::{Layer, Manifest};
+use crate::image::{Layer, Manifest, stated_bytes};
 use crate::metrics;
 
 use super::content::Content;
@@ -268,7 +268,7 @@ impl Unpack<'_> {
     /// Waits for a permit, then applies the content once.
     async fn try_apply(&self, mounts: Vec<Mount>, content: &Content) -> Result<(), Failure> {
         let (blob, throughput) = (&content.blob, &self.layers.throughput);
-        let bytes: u64 = blob.size.try_into().unwrap_or_default();
+        let bytes = stated_bytes(blob);
         let payloads = self.payloads(content);
         let apply = async {
             let _applying = match self.place {
