@@ -92,8 +92,9 @@ impl Grpc {
         let path = socket
             .to_str()
             .ok_or_else(|| SetupError::Path(socket.to_owned()))?;
+        // Two slashes, so that a path that begins with two stays absolute.
         let endpoint =
-            Endpoint::from_shared(format!("unix:{path}")).map_err(|e| SetupError::Endpoint {
+            Endpoint::from_shared(format!("unix://{path}")).map_err(|e| SetupError::Endpoint {
                 path: path.to_owned(),
                 reason: e.to_string(),
             })?;
