@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, Config, ConfigError, Namespace, SocketPath};
 use crate::containerd;
@@ -188,9 +188,18 @@ fn prevent_core_dumps() {
     let _ = setrlimit(Resource::Core, limit);
 }
 
+/// Allows as many open files as may be. A layer that is being unpacked has a lock, which is a socket, and an image may have
+/// more layers than the 1,024 files that most processes begin with. An error changes nothing.
+fn allow_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// Reads the arguments, runs the command, and prints its error.
 pub async fn main() -> Exit {
     prevent_core_dumps();
+    allow_open_files();
     let Cli { global, command } = Cli::parse();
     let launched = std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
     let command = match command {

@@ -57,6 +57,7 @@ mod metrics;
 mod metrics_clients;
 mod modes;
 mod odd_documents;
+mod open_files;
 mod pods;
 mod policy;
 mod pull;
