@@ -28,7 +28,8 @@ use crate::kubernetes;
 use crate::logs;
 use crate::metrics;
 use crate::node::Node;
-use crate::policy::Strictness;
+use crate::panics;
+use crate::policy::{Doubt, Strictness};
 use crate::unpack::{
     Candidate, CandidateKind, LEAST_WAIT, Request, SwapDeadlines, Ticket, Urgency, Want,
 };
@@ -44,6 +45,10 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 /// The part of the runtime's request timeout that is kept for sending the answer on a busy node.
 /// After the timeout containerd closes the connection to the plugin.
 pub const MARGIN: Duration = Duration::from_millis(100);
+
+/// Why nothing is known of a pod. The panic itself is in the log (`panics`).
+const PANICKED: &str =
+    "the plugin failed while it looked at the pod, by a fault of its own: its log has a panic";
 
 /// Opens the node when the runtime configures the plugin: a plugin that containerd launches gets its
 /// configuration at that time.
@@ -209,6 +214,21 @@ impl Session {
         if let Some(why) = pod_snapshotter.skip_ignored {
             log::warn!(pod:% = format_args!("{}/{}", pod.namespace, pod.name), snapshotter = pod_snapshotter.snapshotter.as_str(), why; "annotation nri-unpack/mode: skip does not count in this namespace: the pod is managed");
         }
+        let judged = self.judge_sandbox(pod, &pod_snapshotter, started, deadline);
+        panics::contain(judged).await.unwrap_or_else(|| {
+            let subject = Subject::sandbox(pod, "", &pod_snapshotter.snapshotter, started);
+            subject.say(Verdict::LetPass, None, NOTHING, PANICKED);
+            Ok(())
+        })
+    }
+
+    async fn judge_sandbox(
+        &self,
+        pod: &Pod,
+        pod_snapshotter: &PodSnapshotter,
+        started: Instant,
+        deadline: Instant,
+    ) -> HandlerResult {
         let prepared = async {
             if pod_snapshotter.left_to_containerd {
                 return None;
@@ -218,7 +238,7 @@ impl Session {
             Some(self.make_ready(pod, snapshotter, started, deadline).await)
         };
         // At the same time: images that take long would leave no time for the sandbox.
-        let judged = sandbox::judge(self, pod, &pod_snapshotter, started, deadline);
+        let judged = sandbox::judge(self, pod, pod_snapshotter, started, deadline);
         let (verdict, judged) = tokio::join!(prepared, judged);
         let (of_sandbox, answer) = judged.unzip();
         if let Some(verdict) = of_sandbox.or(verdict) {
@@ -254,15 +274,29 @@ impl Session {
             strictness: self.strictness(&pod_snapshotter),
             started,
         };
+        let judged = panics::contain(self.judge_container(&creation, deadline)).await;
+        judged.unwrap_or_else(|| creation.doubted(Doubt::Unready, None, PANICKED))
+    }
+
+    async fn judge_container(&self, creation: &Creation<'_>, deadline: Instant) -> HandlerResult {
+        let Creation {
+            container,
+            snapshotter,
+            strictness: Strictness {
+                left_to_containerd, ..
+            },
+            started,
+            ..
+        } = *creation;
         // The container's own chain is looked at after this, in the time that is left.
         let volumes_by = started + (deadline - started) / 2;
-        volumes::judge(self, &creation, volumes_by).await?;
+        volumes::judge(self, creation, volumes_by).await?;
         let candidate = Candidate {
             snapshotter: snapshotter.to_owned(),
             key: container.id.clone(),
             kind: CandidateKind::Container {
                 image: image_name(container).map(str::to_owned),
-                left_to_containerd: pod_snapshotter.left_to_containerd,
+                left_to_containerd,
                 may_move: self.node.config().hooks.swap,
             },
         };
@@ -301,6 +335,15 @@ impl Session {
     /// # Errors
     /// Why the snapshotter is not known.
     async fn pod_snapshotter(
+        &self,
+        pod: &Pod,
+        deadline: Instant,
+    ) -> Result<Option<PodSnapshotter>, String> {
+        let found = panics::contain(self.find_pod_snapshotter(pod, deadline)).await;
+        found.unwrap_or_else(|| Err(PANICKED.to_owned()))
+    }
+
+    async fn find_pod_snapshotter(
         &self,
         pod: &Pod,
         deadline: Instant,

@@ -1,6 +1,7 @@
 //! Tests of the hooks with the in-memory containerd and a paused clock.
 
 mod broken;
+mod panics;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
