@@ -18,7 +18,7 @@ use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::Reporter;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
 

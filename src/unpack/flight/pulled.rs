@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::executor::PlanExecutor;
 use crate::unpack::chain::error::Error;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 
 /// The time between two looks for a blob.
 const LOOK: Duration = Duration::from_millis(50);

@@ -26,7 +26,7 @@ use crate::unpack::schedule::place::Places;
 use crate::unpack::schedule::priority::Priority;
 use crate::unpack::schedule::progress::{Outcome, Reporter, Ticket};
 use crate::unpack::snapshotter::facts::Facts;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::sentinels::Sentinels;
 use crate::unpack::target::Target;
 use crate::unpack::target::content_needs::NeedContent;

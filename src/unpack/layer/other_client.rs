@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::containerd::{self, Snapshot, SnapshotKind};
 use crate::unpack::schedule::last_look::LastLook;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 
 use super::unpack::{Failure, Unpack};
 

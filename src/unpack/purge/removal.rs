@@ -10,7 +10,7 @@ use super::judgement::STAYS_FOR_CONTAINER;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Containerd, Labels};
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 
 /// Removes what a survey has found.
 pub(crate) struct Removal<'a> {

@@ -6,7 +6,7 @@ use crate::containerd::{self, Containerd, Snapshot, SnapshotKind};
 use crate::image::MAX_LAYERS;
 use crate::unpack::chain::profile::is_proxied;
 use crate::unpack::snapshotter::guest_pull::{is_private, is_surely_empty};
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::OWN_LABELS;
 use crate::unpack::snapshotter::temporary::is_temporary;
 

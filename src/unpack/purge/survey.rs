@@ -10,7 +10,7 @@ use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
 use crate::containerd::{self, Blob, Containerd};
 use crate::image::{Digest, distinct};
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, OWN_LABELS};
 use crate::unpack::target::images::Images;
 

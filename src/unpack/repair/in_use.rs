@@ -11,8 +11,7 @@ use crate::unpack::schedule::layer_locks::LayerLocks;
 use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::schedule::progress::Reporter;
 use crate::unpack::snapshotter::guest_pull::{Guest, private_name};
-use crate::unpack::snapshotter::lease::Lease;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::target::Target;
 
 /// The next step of the work on a target.

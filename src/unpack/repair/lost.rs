@@ -19,7 +19,7 @@ use crate::containerd::{self, Containerd, Labels};
 use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
 use crate::unpack::schedule::process_lock::process_lock;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, is_anchor};
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;

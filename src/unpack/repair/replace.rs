@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use crate::containerd::{self, Containerd, ErrorKind, Labels, Snapshot};
 use crate::image::Manifest;
 use crate::unpack::chain::profile::is_proxied;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::target::usage;
 
 /// The outcome of a replacement.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::containerd::{self, Containerd, Snapshot};
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 
 /// The users of chains at the time of the listing.
 #[derive(Default)]

@@ -19,8 +19,7 @@ use crate::unpack::layer::unpack::{Failure, Unpack};
 use crate::unpack::schedule::limits::Layers;
 use crate::unpack::schedule::priority::{Priority, Urgency};
 use crate::unpack::schedule::progress::{Done, Reporter};
-use crate::unpack::snapshotter::lease::Lease;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::{Lease, Leases};
 use crate::unpack::snapshotter::listing::{FILLED, is_filled};
 use crate::unpack::target::{Target, gc_protect};
 

@@ -6,15 +6,16 @@
 //! A temporary snapshot is always removed by name before its lease is deleted. If garbage collection deletes it
 //! instead, its parent keeps an entry of a child and can never be removed again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd, Labels, Resource};
 
-use super::leases::Leases;
+use super::lease_owner::{Owner, Role};
 use super::temporary;
 
 /// The label with the process that made the lease. The sweep reads whether that process still runs.
@@ -26,6 +27,55 @@ const EXPIRE: &str = "containerd.io/gc.expire";
 /// The lifetime of a lease, longer than any unpack. It ends the leases that no sweep may remove, because their owner
 /// is in another pid namespace.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The leases of this process.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    pub(super) owner: Owner,
+    pub(super) next: AtomicU64,
+    /// The ids of the leases in use, which the sweep skips.
+    active: Mutex<HashSet<String>>,
+    /// The ids of the leases that were dropped and may still exist: their work was cancelled, or containerd did not delete
+    /// them.
+    pub(super) left: Mutex<HashSet<String>>,
+}
+
+impl Leases {
+    pub(crate) fn new(role: Role) -> Self {
+        Self {
+            owner: Owner::this_process(role),
+            next: AtomicU64::default(),
+            active: Mutex::default(),
+            left: Mutex::default(),
+        }
+    }
+
+    /// Creates a lease.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        containerd: &dyn Containerd,
+    ) -> Result<Lease, containerd::Error> {
+        Lease::create(self, containerd).await
+    }
+
+    /// Runs a garbage collection, which removes what a flight made for an image that was removed meanwhile. After an
+    /// error, containerd's next collection removes it.
+    pub(crate) async fn collect(self: &Arc<Self>, containerd: &dyn Containerd) {
+        let collected = async {
+            self.take(containerd)
+                .await?
+                .release_and_collect(containerd)
+                .await
+        };
+        if let Err(e) = collected.await {
+            log::debug!(error:% = e; "garbage collection failed: containerd's next one removes the layers of images that were removed");
+        }
+    }
+
+    pub(super) fn active(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.active.lock()
+    }
+}
 
 /// A lease of this process, until [`Lease::release`].
 #[derive(Debug)]
@@ -198,8 +248,6 @@ mod tests {
     use super::*;
     use crate::containerd::ErrorKind;
     use crate::containerd::fake::Fake;
-
-    use super::super::lease_owner::Role;
 
     /// Such a snapshot may be made at any moment until the lease is gone. If garbage collection removed it, its parent could
     /// never be removed.

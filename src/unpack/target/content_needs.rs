@@ -17,7 +17,7 @@ use crate::containerd::Containerd;
 use super::Target;
 use crate::unpack::chain::error::Error;
 use crate::unpack::snapshotter::guest_pull::Guest;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 
 /// How long the cache keeps that a layer needs its content. While a registry does not answer, a layer that is mounted
 /// lazily looks like one that needs its content.

@@ -14,7 +14,7 @@ use crate::unpack::chain::profile::{Profile, is_proxied};
 use crate::unpack::snapshotter::facts::Facts;
 use crate::unpack::snapshotter::findings::Process;
 use crate::unpack::snapshotter::guest_pull;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
 use crate::unpack::snapshotter::mounts;
 

@@ -22,7 +22,7 @@ use crate::unpack::chain::error::Error;
 use crate::unpack::chain::profile::{Profile, Repair};
 use crate::unpack::chain::state::{Origin, Rules};
 use crate::unpack::snapshotter::facts::Facts;
-use crate::unpack::snapshotter::leases::Leases;
+use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::Listing;
 
 /// Resolves requests to targets, for one engine.

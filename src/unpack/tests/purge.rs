@@ -8,7 +8,7 @@ use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource};
 
 use super::super::purge::{Removal, Survey};
 use super::super::snapshotter::guest_pull::private_name;
-use super::super::snapshotter::leases::Leases;
+use super::super::snapshotter::lease::Leases;
 use super::super::target::images::Images;
 use super::super::{Fate, Leftover, LeftoverKind, Role, Usage};
 use super::bench::Bench;

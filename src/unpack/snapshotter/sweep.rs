@@ -1,77 +1,27 @@
-//! The leases of this process, and the sweep of those that a crash left.
+//! The sweep of what processes that have ended left: their leases and temporary snapshots. And the leases of others.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::containerd::{self, Containerd, Resource};
 
-use super::lease::{Lease, OWNER, gone_is_fine};
-use super::lease_owner::{Owner, Role};
+use super::lease::{Leases, OWNER, gone_is_fine};
+use super::lease_owner::Owner;
 use super::temporary;
 
 /// The longest time of the sweep at the end of the process. A containerd that does not answer must not hold it up.
 const LAST_SWEEP: Duration = Duration::from_secs(2);
 
-/// The leases of this process.
-#[derive(Debug)]
-pub(crate) struct Leases {
-    pub(super) owner: Owner,
-    pub(super) next: AtomicU64,
-    /// The ids of the leases in use, which the sweep skips.
-    active: Mutex<HashSet<String>>,
-    /// The ids of the leases that were dropped and may still exist: their work was cancelled, or containerd did not delete
-    /// them.
-    pub(super) left: Mutex<HashSet<String>>,
-}
-
 impl Leases {
-    pub(crate) fn new(role: Role) -> Self {
-        Self {
-            owner: Owner::this_process(role),
-            next: AtomicU64::default(),
-            active: Mutex::default(),
-            left: Mutex::default(),
-        }
-    }
-
-    /// Creates a lease.
-    pub(crate) async fn take(
-        self: &Arc<Self>,
-        containerd: &dyn Containerd,
-    ) -> Result<Lease, containerd::Error> {
-        Lease::create(self, containerd).await
-    }
-
-    /// Runs a garbage collection, which removes what a flight made for an image that was removed meanwhile. After an
-    /// error, containerd's next collection removes it.
-    pub(crate) async fn collect(self: &Arc<Self>, containerd: &dyn Containerd) {
-        let collected = async {
-            self.take(containerd)
-                .await?
-                .release_and_collect(containerd)
-                .await
-        };
-        if let Err(e) = collected.await {
-            log::debug!(error:% = e; "garbage collection failed: containerd's next one removes the layers of images that were removed");
-        }
-    }
-
     /// Removes the leases of this process whose work was cancelled, when all work has ended: no later sweep may come. Takes
     /// no call if there are none.
     pub(crate) async fn close(&self, containerd: &dyn Containerd) {
         let left = std::mem::take(&mut *self.left.lock());
         let swept = left.iter().map(|lease| sweep_one(containerd, lease));
-        let swept = futures::future::try_join_all(swept);
-        match tokio::time::timeout(LAST_SWEEP, swept).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => {
-                log::debug!(error:% = e; "leases of cancelled work stay: the next start removes them");
-            }
-            Err(_) => log::debug!("leases of cancelled work stay: the next start removes them"),
+        let swept = futures::future::join_all(swept);
+        let swept = tokio::time::timeout(LAST_SWEEP, swept).await;
+        if !swept.is_ok_and(|swept| swept.iter().all(Result::is_ok)) {
+            log::debug!("leases of cancelled work stay: the next start removes them");
         }
     }
 
@@ -83,10 +33,14 @@ impl Leases {
         containerd: &dyn Containerd,
     ) -> Result<usize, containerd::Error> {
         let mut swept = 0;
-        for lease in self.leftovers(containerd).await? {
-            match sweep_one(containerd, &lease).await {
+        let before = self.left.lock().clone();
+        let own = self.of_this_program(containerd).await?;
+        let gone = |id: &String| before.contains(id) && own.iter().all(|(own, _)| own != id);
+        self.left.lock().retain(|id| !gone(id));
+        for (lease, _) in own.iter().filter(|(_, is_left)| *is_left) {
+            match sweep_one(containerd, lease).await {
                 Ok(()) => {
-                    self.left.lock().remove(&lease);
+                    self.left.lock().remove(lease);
                     swept += 1;
                 }
                 Err(e) => {
@@ -158,10 +112,6 @@ impl Leases {
             .map(|lease| (lease.id.clone(), is_left(&lease)))
             .collect())
     }
-
-    pub(super) fn active(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.active.lock()
-    }
 }
 
 /// Passes the resources in the leases of other clients to `each`.
@@ -208,6 +158,9 @@ async fn remove_temporary(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::lease_owner::Role;
     use super::*;
     use crate::containerd::Labels;
     use crate::containerd::fake::Fake;
