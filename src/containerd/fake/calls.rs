@@ -143,7 +143,11 @@ impl Containerd for Fake {
     }
 
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        let effect = |store: &mut Store| found(store.snapshot(snapshotter, key).cloned());
+        let effect = |store: &mut Store| match SNAPSHOTTERS.contains(&snapshotter) {
+            true => found(store.snapshot(snapshotter, key).cloned()),
+            // containerd says that it has no such snapshotter, and not that there is no such snapshot.
+            false => Err(ErrorKind::Other),
+        };
         self.call("stat snapshot", key, effect).await
     }
 

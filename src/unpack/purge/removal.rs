@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::judgement::STAYS_FOR_CONTAINER;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
-use crate::containerd::{self, Containerd, Labels};
+use crate::containerd::{self, Containerd, Labels, Snapshotter};
 use crate::unpack::snapshotter::lease::Leases;
 
 /// Removes what a survey has found.
@@ -21,6 +21,8 @@ pub(crate) struct Removal<'a> {
 /// What is there after the garbage collection.
 struct Now {
     collected: Result<(), containerd::Error>,
+    /// The snapshotters that containerd has; `None` if it has not told them.
+    snapshotters: Option<Vec<Snapshotter>>,
     /// The snapshots of each snapshotter, read when they are needed first.
     seen: HashMap<String, Result<Seen, String>>,
 }
@@ -39,6 +41,7 @@ impl Removal<'_> {
         self.unlabel_configs(&mut found).await;
         let mut now = Now {
             collected: self.collect().await,
+            snapshotters: self.containerd.snapshotters().await.ok(),
             seen: HashMap::new(),
         };
         for leftover in &mut found {
@@ -110,6 +113,8 @@ impl Removal<'_> {
         };
         leftover.fate = match self.containerd.stat(snapshotter, &leftover.name).await {
             Err(e) if e.is_not_found() => Fate::Removed,
+            // The label was all that was left.
+            Err(_) if !now.has_snapshotter(snapshotter) => Fate::Removed,
             Err(e) => Fate::Failed(e.to_string()),
             Ok(_) => match (now.is_used(self.containerd, leftover).await, &now.collected) {
                 (Err(e), _) => Fate::Failed(e),
@@ -157,6 +162,11 @@ impl Removal<'_> {
 }
 
 impl Now {
+    fn has_snapshotter(&self, name: &str) -> bool {
+        let snapshotters = self.snapshotters.as_ref();
+        snapshotters.is_none_or(|all| all.iter().any(|it| it.name == name))
+    }
+
     /// Whether a container uses the chain of a leftover.
     async fn is_used(
         &mut self,

@@ -88,6 +88,12 @@ impl Seen {
         chain.find(|layer| self.proxied.contains(*layer))
     }
 
+    /// Forgets the marks of guest-pulled layers in a built-in snapshotter: annotations of images have brought them.
+    pub(super) fn forget_all_marks(&mut self) {
+        self.proxied.clear();
+        self.parents.clear();
+    }
+
     /// Forgets the mark of layers with content below these tops: an annotation of an image may have brought it.
     pub(super) async fn forget_false_marks(
         &mut self,

@@ -8,7 +8,7 @@ use super::judgement::{Configs, Names, SnapshotterSurvey, Store, Working};
 use super::meaning::meaning;
 use super::seen::Seen;
 use super::{Fate, Leftover, LeftoverKind};
-use crate::containerd::{self, Blob, Containerd};
+use crate::containerd::{self, Blob, Containerd, Snapshotter};
 use crate::image::{Digest, distinct};
 use crate::unpack::snapshotter::lease::Leases;
 use crate::unpack::snapshotter::listing::{ANCHOR, OWN_LABELS};
@@ -26,24 +26,28 @@ impl Survey<'_> {
     pub(crate) async fn run(&self) -> Result<Vec<Leftover>, containerd::Error> {
         let Content { configs, blobs } = self.content().await?;
         let names = self.names(&configs, &blobs).await?;
-        let mut snapshotters: BTreeMap<String, Option<String>> = BTreeMap::new();
-        for listed in self.containerd.snapshotters().await? {
-            snapshotters.insert(listed.name, listed.init_error);
-        }
+        let listed = self.containerd.snapshotters().await?;
+        let mut snapshotters = BTreeMap::from_iter(
+            listed
+                .into_iter()
+                .map(|listed| (listed.name.clone(), Some(listed))),
+        );
         // What containerd has no snapshotter for is kept by labels alone.
-        let known: HashSet<_> = snapshotters.keys().cloned().collect();
         let named = configs.values().flat_map(BTreeMap::keys);
         for snapshotter in named.filter_map(|key| meaning(key).snapshotter()) {
             snapshotters.entry(snapshotter.to_owned()).or_default();
         }
         let mut surveys = Vec::new();
-        for (snapshotter, init_error) in &snapshotters {
-            let read = match init_error {
-                Some(why) => Err(why.clone()),
-                None if !known.contains(snapshotter) => Ok(Seen::default()),
-                None => self.seen(snapshotter, &configs).await,
+        for (name, listed) in &snapshotters {
+            let read = match listed {
+                None => Ok(Seen::default()),
+                Some(Snapshotter {
+                    init_error: Some(why),
+                    ..
+                }) => Err(why.clone()),
+                Some(snapshotter) => self.seen(snapshotter, &configs).await,
             };
-            surveys.push(SnapshotterSurvey::new(snapshotter, read));
+            surveys.push(SnapshotterSurvey::new(name, read));
         }
         // Leases are read after all snapshots: what a process has prepared by then is known by its lease, and what it
         // prepares later is in no list.
@@ -60,13 +64,16 @@ impl Survey<'_> {
     }
 
     /// Reads the snapshots of a snapshotter.
-    async fn seen(&self, snapshotter: &str, configs: &Configs) -> Result<Seen, String> {
-        let seen = Seen::read(self.containerd, snapshotter).await;
+    async fn seen(&self, snapshotter: &Snapshotter, configs: &Configs) -> Result<Seen, String> {
+        let name = snapshotter.name.as_str();
+        let seen = Seen::read(self.containerd, name).await;
         let mut seen = seen.map_err(|e| e.to_string())?;
-        let anchor = format!("{ANCHOR}{snapshotter}");
+        if snapshotter.proxy_address().is_none() {
+            seen.forget_all_marks();
+        }
+        let anchor = format!("{ANCHOR}{name}");
         let tops = configs.values().filter_map(|labels| labels.get(&anchor));
-        seen.forget_false_marks(self.containerd, snapshotter, tops)
-            .await;
+        seen.forget_false_marks(self.containerd, name, tops).await;
         Ok(seen)
     }
 

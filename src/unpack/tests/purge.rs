@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::containerd::fake::Fake;
 use crate::containerd::{Containerd, ErrorKind, Image, Labels, Resource};
 
+use super::super::proxied;
 use super::super::purge::{Removal, Survey};
 use super::super::snapshotter::guest_pull::private_name;
 use super::super::snapshotter::lease::Leases;
@@ -20,9 +21,16 @@ fn anchor(snapshotter: &str, suffix: &str) -> String {
     format!("containerd.io/gc.ref.snapshot.{snapshotter}{suffix}")
 }
 
+/// Returns a containerd with nydus as a proxy plugin.
+fn with_proxy() -> Fake {
+    let fake = Fake::default();
+    fake.is_lazy(NYDUS, &[]);
+    fake
+}
+
 /// Returns a bench whose image the engine has made ready ahead.
 async fn ahead(snapshotter: &'static str) -> Bench {
-    let fake = Fake::default();
+    let fake = with_proxy();
     let image = fake.image(super::NAME, 3);
     let bench = Bench::on(fake, image, snapshotter, PARALLEL).await;
     bench.ensure().await.unwrap();
@@ -126,7 +134,7 @@ async fn a_guest_pulled_chain_stays_only_while_a_container_uses_it() {
 /// containerd has unpacked the image on the host, and set the anchor: the plugin has replaced the chain since.
 #[tokio::test]
 async fn a_replaced_chain_is_the_plugins() {
-    let fake = Fake::default();
+    let fake = with_proxy();
     let image = fake.image(super::NAME, 3);
     let bench = Bench::on(fake, image, NYDUS, PARALLEL).await;
     bench.commit_without_labels(3);
@@ -145,7 +153,7 @@ async fn a_replaced_chain_is_the_plugins() {
 
 /// Returns a bench whose image has layers that the host has unpacked on a guest-pulled one.
 async fn mixed() -> Bench {
-    let fake = Fake::default();
+    let fake = with_proxy();
     let (lower, upper) = (
         fake.image("r.example/lower:1", 1),
         fake.image(super::NAME, 3),
@@ -192,6 +200,27 @@ async fn host_layers_on_guest_pulled_ones_are_removed() {
         assert_eq!(copies(&purged), expected);
         assert_eq!(bench.has(bench.top()), expected != ["removed"]);
     }
+}
+
+/// In a built-in snapshotter an annotation of the image has brought the mark, whatever the usage of the layer is: of a file
+/// with a file system it is one inode.
+#[tokio::test]
+async fn a_marked_layer_of_a_built_in_snapshotter_is_like_any_other() {
+    let bench = Bench::new(3).await;
+    let mut parent = None;
+    for (n, chain) in bench.chain_ids.iter().enumerate() {
+        let labels = match n {
+            0 => proxied(Labels::new()),
+            _ => Labels::new(),
+        };
+        bench.fake.put(EROFS, chain, parent, labels);
+        parent = Some(chain.as_str());
+    }
+    let label = Labels::from([(anchor(EROFS, ""), bench.top().to_owned())]);
+    bench.fake.label_blob(bench.config(), label).await.unwrap();
+    let purged = bench.purge().await;
+    assert!(purged.is_empty(), "{purged:#?}");
+    assert!(bench.has(bench.top()));
 }
 
 /// An annotation of an image may have brought the mark of a layer that has content.
