@@ -9,14 +9,21 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Logins, Source};
+use crate::containerd::{self, Containerd, Labels, Logins, Source};
 use crate::image::{self, Manifest};
 
 use super::kept_blobs::changes_back;
+use crate::unpack::schedule::process_lock::process_lock;
 use crate::unpack::snapshotter::lease::Lease;
 
 /// The first containerd version whose transfer service uses the node's registry configuration.
 const SINCE: (u64, u64) = (2, 1);
+
+/// The name of the lock against other processes, which fetch blobs of the same image.
+const LOCK: &str = "pull";
+
+/// The number of attempts to restore the labels.
+const RESTORE_TRIES: usize = 3;
 
 /// The configuration with which containerd reaches registries.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,15 +95,30 @@ impl Pull<'_> {
     /// Fetches the blobs, then restores the manifest's gc labels: containerd's fetch adds one for each blob.
     async fn fetch(&self, source: &Source) -> Result<(), Failure> {
         let digest = &self.manifest.digest;
+        // Another process would take the labels of this fetch for those from before.
+        let lock = process_lock(self.containerd, LOCK, digest);
+        let _lock = self.stop.run_until_cancelled(lock).await;
         let before = self.containerd.blob(digest).await?.labels;
         let fetch = self.containerd.fetch(self.lease.id(), source);
         let fetched = self.stop.run_until_cancelled(fetch).await;
+        let mut restored = self.restore(&before).await;
+        for _ in 1..RESTORE_TRIES {
+            if restored.is_err() {
+                restored = self.restore(&before).await;
+            }
+        }
+        restored?;
+        Ok(fetched.ok_or(Failure::Stopped)??)
+    }
+
+    async fn restore(&self, before: &Labels) -> Result<(), containerd::Error> {
+        let digest = &self.manifest.digest;
         let now = self.containerd.blob(digest).await?.labels;
-        let changes = changes_back(&before, &now);
+        let changes = changes_back(before, &now);
         if !changes.is_empty() {
             self.containerd.label_blob(digest, changes).await?;
         }
-        Ok(fetched.ok_or(Failure::Stopped)??)
+        Ok(())
     }
 }
 

@@ -136,6 +136,8 @@ async fn a_fault_in_any_step_leaves_nothing_and_the_next_ensure_finishes() {
             bench.fake.heal();
             let context = format!("{call} {after}: {first:?}");
             assert!(bench.fake.lease_ids().is_empty(), "{context}");
+            let manifest = bench.fake.blob(&bench.manifest.digest).await.unwrap();
+            assert_eq!(manifest.labels, bench.before, "{context}");
             bench.ensure().await.unwrap();
             assert_eq!(bench.fake.all(EROFS).len(), 3, "{context}");
         }
