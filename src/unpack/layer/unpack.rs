@@ -33,6 +33,10 @@ use crate::unpack::snapshotter::{guest_pull, mounts};
 /// The time after which an apply is expected to run. An apply whose blob is gone fails sooner.
 const REFUSED: Duration = Duration::from_millis(20);
 
+/// The time after which an apply may hang, as on a device that is full: it no longer counts among those that run, so that
+/// it holds up no other snapshotter. Of a large layer on a slow disk, another apply runs beside it then.
+const HANGS: Duration = Duration::from_secs(5 * 60);
+
 /// The label of a verified layer's blob. Its value is the digest of the uncompressed content.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
@@ -271,18 +275,22 @@ impl Unpack<'_> {
         let bytes = stated_bytes(blob);
         let payloads = self.payloads(content);
         let apply = async {
-            let _applying = match self.place {
+            let applying = match self.place {
                 Some(place) => Some(place.apply().await),
                 None => None,
             };
-            let _permit = self.layers.limits.permits.acquire(self.priority).await;
+            let permit = self.layers.limits.permits.acquire(self.priority).await;
             let began = Instant::now();
             let mut apply = pin!(self.containerd.apply(blob, mounts, payloads));
-            let applied = match tokio::time::timeout(REFUSED, apply.as_mut()).await {
-                Ok(applied) => applied,
-                Err(_) => {
-                    let least = throughput.least(bytes);
-                    self.reporter.not_before(began + least);
+            let mut applied = tokio::time::timeout(REFUSED, apply.as_mut()).await.ok();
+            if applied.is_none() {
+                self.reporter.not_before(began + throughput.least(bytes));
+                applied = tokio::time::timeout(HANGS, apply.as_mut()).await.ok();
+            }
+            let applied = match applied {
+                Some(applied) => applied,
+                None => {
+                    drop((applying, permit));
                     apply.await
                 }
             };

@@ -81,3 +81,37 @@ async fn a_creation_raises_the_flight_that_holds_the_base_layer() {
     }
     bench.assert_nothing_left();
 }
+
+/// As on a device that is full. containerd's own limit is an hour.
+#[tokio::test(start_paused = true)]
+async fn applies_that_hang_hold_up_no_other_snapshotter() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TWO: Parallel = Parallel {
+        images: 2,
+        layers: 2,
+    };
+    let fake = Fake::default();
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let image = |name: &str| {
+        let layer = fake.document(media_type, name.as_bytes());
+        let image = fake.image_from(name, std::slice::from_ref(&layer));
+        (image, layer.digest)
+    };
+    let hang = ["r.example/hangs:1", "r.example/hangs:2"].map(image);
+    let (other, _) = image("r.example/other:1");
+    for (_, layer) in &hang {
+        fake.applies_in(layer, HOUR);
+    }
+    let bench = Bench::on(fake, other, EROFS, TWO).await;
+    let mut hanging = hang
+        .each_ref()
+        .map(|(image, _)| ask(&bench, &image.name, "native", Urgency::Asked));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = tokio::time::Instant::now();
+    bench.ensure().await.unwrap();
+    assert!(began.elapsed() < HOUR / 6, "{:?}", began.elapsed());
+    for ticket in &mut hanging {
+        assert_eq!(ticket.outcome().await.unwrap().layers_done, 1);
+    }
+    assert!(began.elapsed() > HOUR / 2);
+}
