@@ -34,8 +34,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The number of attempts to restore an anchor.
 const RESTORE_TRIES: usize = 3;
 
-/// The suffix of the anchor of the layers that are left of an image.
+/// The suffix of the anchor of the layers that are left of an image. It also shows that the image had anchors.
 const KEPT: &str = "/nri-unpack-kept";
+
+/// The value of that anchor if no layer is left: no snapshot has this name, and garbage collection ignores it.
+const NOTHING: &str = "nothing";
 
 /// The name of the lock against other processes, which remove the same records.
 const LOCK: &str = "lost";
@@ -155,10 +158,14 @@ impl LostImages<'_> {
             Err(e) if e.is_not_found() => Labels::new(),
             Err(e) => return Err(e),
         };
-        let kept = self.kept();
-        anchors.retain(|key, _| is_anchor(key, &self.target.snapshotter) && *key != kept);
-        // A process that was killed has not restored it.
+        anchors.retain(|key, _| is_anchor(key, &self.target.snapshotter));
+        let was_anchored = anchors.remove(&self.kept()).is_some();
         if let (true, Some(top)) = (anchors.is_empty(), manifest.chain_id()) {
+            // It was never unpacked: it shares a lost layer with another image.
+            if !was_anchored && manifest.config != self.target.manifest.config {
+                return Ok(None);
+            }
+            // A process that was killed has not restored it.
             let key = format!("{ANCHOR}{}", self.target.snapshotter);
             anchors.insert(key, top.to_owned());
         }
@@ -231,7 +238,7 @@ impl LostImages<'_> {
             }
             let none = image.anchors.keys().map(|key| (key.clone(), String::new()));
             // In the same call: a process that is killed after it leaves the layers anchored.
-            let kept = image.highest_kept().unwrap_or_default();
+            let kept = image.highest_kept().unwrap_or(NOTHING);
             let kept = (self.kept(), kept.to_owned());
             self.set_anchors(image, none.chain([kept]).collect())
                 .await?;

@@ -1,7 +1,8 @@
 //! A snapshotter that has lost its state: what is removed, what stays, and a fault in every call.
 
 use super::*;
-use crate::containerd::{Descriptor, Snapshot};
+use crate::containerd::{Descriptor, Labels, Snapshot};
+use crate::image::{Manifests, Platform};
 
 /// An image whose layers are the lowest two of the bench's image and one of its own.
 const OTHER: &str = "r.example/other:1";
@@ -78,6 +79,56 @@ async fn below_a_container_the_records_stay_until_it_is_gone() {
     assert_eq!(bench.ensure().await.unwrap().action, Action::Replaced);
     ensure_other(&bench).await.unwrap();
     bench.assert_nothing_left();
+}
+
+/// An image that was never unpacked shares the lost layers of one that was: it gets no anchor.
+#[tokio::test]
+async fn the_repair_of_a_loss_anchors_no_other_image() {
+    for is_used in [false, true] {
+        let bench = Bench::new(3).await;
+        let layers = ["layer 0", "layer 1", "the other's own layer"];
+        let layers = layers.map(|content| bench.fake.document(MEDIA_TYPE, content.as_bytes()));
+        let other = bench.fake.image_from(OTHER, &layers as &[Descriptor]);
+        let manifests = Manifests::new(Platform::of_this_node());
+        let manifest = manifests.read(bench.fake.as_ref(), &other).await.unwrap();
+        bench.ensure().await.unwrap();
+        if is_used {
+            bench.fake.activate(EROFS, "container", bench.top());
+        }
+        bench.fake.lose_snapshots(EROFS);
+        assert_eq!(bench.ensure().await.is_err(), is_used);
+        let config = bench.fake.blob(&manifest.config).await.unwrap();
+        assert_eq!(config.labels, Labels::new(), "{is_used}");
+        let expected = if is_used { State::Lost } else { State::Ready };
+        assert_eq!(bench.state().await, expected);
+    }
+}
+
+/// A process that is killed while the anchors are away leaves a mark, by which the next one restores them.
+#[tokio::test(start_paused = true)]
+async fn after_a_kill_the_anchors_of_other_images_are_restored() {
+    let mut bench = lost().await;
+    let other = Containerd::image(bench.fake.as_ref(), OTHER).await.unwrap();
+    let manifests = Manifests::new(Platform::of_this_node());
+    let manifest = manifests.read(bench.fake.as_ref(), &other).await.unwrap();
+    let top = manifest.chain_id().unwrap();
+    bench.fake.activate(EROFS, "container", top);
+    bench.fake.lose_snapshots(EROFS);
+    let anchor = format!("containerd.io/gc.ref.snapshot.{EROFS}");
+    let anchors = async |bench: &Bench| {
+        let config = bench.fake.blob(&manifest.config).await.unwrap();
+        config.labels.get(&anchor).cloned()
+    };
+    // The first engine never goes on.
+    let day = Duration::from_secs(24 * 3600);
+    bench.fake.slow("delete lease", day);
+    let _killed = bench.ask(NAME);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(anchors(&bench).await, None);
+    bench.fake.slow("delete lease", Duration::ZERO);
+    bench.set_policy(default_policy());
+    bench.ensure().await.unwrap_err();
+    assert_eq!(anchors(&bench).await.as_deref(), Some(top));
 }
 
 #[tokio::test]
