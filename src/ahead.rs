@@ -322,11 +322,21 @@ impl Ahead {
 
     /// Handles the removal of an image of this name.
     fn image_removed(&self, name: &str) {
+        self.used.lock().remove(name);
+        self.images_removed(Some(name));
+    }
+
+    /// Handles the begin of a subscription: events may have been missed.
+    fn subscribed(&self) {
+        self.images_removed(None);
+        self.queue.reconcile();
+    }
+
+    fn images_removed(&self, name: Option<&str>) {
         // An image that is pulled again while a container runs has its chain, but not its anchor: the gc label
         // on the config blob.
-        self.node.engine.image_removed(name);
+        self.node.engine.images_removed(name);
         self.pulls.forget();
-        self.used.lock().remove(name);
         self.removals.notify_one();
         for worker in self.known_workers() {
             worker.image_removed();

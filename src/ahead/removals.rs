@@ -55,7 +55,7 @@ async fn watch(node: &Node) -> Result<(), Error> {
     let mut events = node.containerd.events(&events::REMOVALS).await?;
     while let Some(event) = events.next().await {
         if let Some(StoreEvent::ImageRemoved(name)) = StoreEvent::of(&event?) {
-            node.engine.image_removed(&name);
+            node.engine.images_removed(Some(&name));
             tokio::time::sleep(GATHER).await;
             node.engine.end_removed().await?;
         }

@@ -32,7 +32,7 @@ pub(super) async fn run(ahead: Arc<Ahead>) {
     loop {
         let subscribed = async {
             tokio::time::sleep(SUBSCRIBED).await;
-            ahead.queue.reconcile();
+            ahead.subscribed();
         };
         let mut received = false;
         let ended = {
@@ -65,7 +65,7 @@ async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
         let event = event?;
         if !std::mem::replace(received, true) {
             // The subscription has certainly begun now, and may have begun after the first reconcile.
-            ahead.queue.reconcile();
+            ahead.subscribed();
         }
         match StoreEvent::of(&event) {
             // Handled at once, not through the queue: a chain of the image must no longer count as ready.

@@ -366,13 +366,17 @@ impl Engine {
         outcome
     }
 
-    /// Forgets which chains are ready, after an image was removed. A container may keep the chain of the image, but the
-    /// chain has lost its anchor (the gc label on the config blob) when the image is pulled again.
-    pub fn image_removed(&self, name: &str) {
+    /// Forgets which chains are ready, after an image of this name was removed, or any may have been. A container may keep
+    /// the chain of the image, but the chain has lost its anchor (the gc label on the config blob) when the image is pulled
+    /// again.
+    pub fn images_removed(&self, name: Option<&str>) {
         self.shared.removals.count();
         for worker in self.workers.all() {
-            worker.ready_cache.image_removed(name);
-            worker.need_content.forget();
+            worker.ready_cache.images_removed(name);
+            // A look at content may ask a registry: not for all images because any may have been removed.
+            if name.is_some() {
+                worker.need_content.forget();
+            }
         }
     }
 
@@ -392,12 +396,13 @@ impl Engine {
 
     /// Forgets what was cached, since containerd was restarted or the policy has changed.
     pub fn forget(&self) {
+        self.resolver.forget();
         for worker in self.workers.all() {
-            worker.ready_cache.forget();
             worker.need_content.forget();
             worker.facts.forget();
+            // Last: what a flight records after it was found out after all this.
+            worker.ready_cache.forget();
         }
-        self.resolver.forget();
     }
 
     fn facts(&self, snapshotter: &str) -> Arc<Facts> {

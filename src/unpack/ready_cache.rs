@@ -46,6 +46,16 @@ struct Entries {
     /// The chain id, by the image name in a container's annotation. It is a guess that saves a round trip, and is always
     /// verified.
     chains: HashMap<String, String>,
+    now: Moment,
+}
+
+/// A moment between two clearings of the cache. What was found out before a clearing must not be recorded after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// The number of times that everything was forgotten: since then other labels may be required.
+    pub(crate) forgotten: u64,
+    /// The number of times that images were removed.
+    removed: u64,
 }
 
 /// The top layer of a chain, and the mode of the snapshotter in which the chain is ready.
@@ -57,17 +67,29 @@ pub(crate) struct Top {
 }
 
 impl ReadyCache {
-    /// Records that a chain is ready.
-    pub(crate) fn record_ready(&self, chain: &str, top: Option<Top>) {
-        if let Some(top) = top {
-            bounded(&mut self.entries().ready).insert(chain.to_owned(), top);
+    /// Returns the moment for a later record.
+    pub(crate) fn now(&self) -> Moment {
+        self.entries().now
+    }
+
+    /// Records that a chain was found ready. `since` is from before the image and its rules were looked up.
+    pub(crate) fn record_ready(&self, chain: &str, top: Option<Top>, since: Moment) {
+        let mut entries = self.entries();
+        if let Some(top) = top
+            && entries.now == since
+        {
+            bounded(&mut entries.ready).insert(chain.to_owned(), top);
         }
     }
 
-    /// Records that a container can start from a chain, whose labels were not checked.
-    pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>) {
-        if let Some(top) = top {
-            bounded(&mut self.entries().sound).insert(chain.to_owned(), top);
+    /// Records that a container can start from a chain, whose labels were not checked. `since` as in
+    /// [`Self::record_ready`].
+    pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>, since: Moment) {
+        let mut entries = self.entries();
+        if let Some(top) = top
+            && entries.now.forgotten == since.forgotten
+        {
+            bounded(&mut entries.sound).insert(chain.to_owned(), top);
         }
     }
 
@@ -76,13 +98,17 @@ impl ReadyCache {
         let mut entries = self.entries();
         entries.ready.clear();
         entries.sound.clear();
+        entries.now.forgotten += 1;
     }
 
-    /// Forgets every ready chain after the image of this name was removed, and the guess for that name.
-    pub(crate) fn image_removed(&self, name: &str) {
+    /// Forgets every ready chain after images were removed, and the guess for the name of one.
+    pub(crate) fn images_removed(&self, name: Option<&str>) {
         let mut entries = self.entries();
         entries.ready.clear();
-        entries.chains.remove(name);
+        entries.now.removed += 1;
+        if let Some(name) = name {
+            entries.chains.remove(name);
+        }
     }
 
     /// Records that a container with this image name is based on this chain.

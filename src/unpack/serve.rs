@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::ready_cache::SANDBOX;
+use super::ready_cache::{Moment, SANDBOX};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Worker;
@@ -25,6 +25,7 @@ pub(crate) struct Serve<'a> {
 impl Serve<'_> {
     /// Serves the request until its end.
     pub(crate) async fn run(&self, priority: Priority, reporter: Reporter) {
+        let since = self.worker.ready_cache.now();
         match self.resolver.target(self.request, &self.worker.facts).await {
             Err(e) => {
                 let e = self.resolver.images.unless_removed(e).await;
@@ -61,17 +62,17 @@ impl Serve<'_> {
                 match next.await {
                     NextStep::Fail(e) => reporter.end(Err(Arc::new(e))),
                     NextStep::LeftToContainerd(created_at) => {
-                        self.leave_alone(&target, created_at, reporter);
+                        self.leave_alone(&target, since, created_at, reporter);
                     }
                     NextStep::PrivateChain(private) => {
-                        self.unpack_private(&target, *private, priority, reporter)
+                        self.unpack_private(&target, *private, since, priority, reporter)
                             .await
                     }
                     NextStep::Flight => {
                         if target.in_use {
                             reporter.all_committed();
                         }
-                        let flight = self.worker.flight_of(target, priority).await;
+                        let flight = self.worker.flight_of(target, since, priority).await;
                         let outcome = reporter.watch(flight, true).await;
                         if let Err(e) = &outcome
                             && e.contradicts_guest_pull()
@@ -100,11 +101,17 @@ impl Serve<'_> {
     }
 
     /// Ends the request with the result that the image is left to containerd and a container can start from its chain.
-    fn leave_alone(&self, target: &Target, created_at: Option<SystemTime>, reporter: Reporter) {
+    fn leave_alone(
+        &self,
+        target: &Target,
+        since: Moment,
+        created_at: Option<SystemTime>,
+        reporter: Reporter,
+    ) {
         let (image, snapshotter) = (target.image.clone(), target.snapshotter.clone());
         if let Want::Container { chain, .. } | Want::Sandbox { chain, .. } = &self.request.want {
             let top = created_at.map(|created_at| target.top(created_at));
-            self.worker.ready_cache.record_sound(chain, top);
+            self.worker.ready_cache.record_sound(chain, top, since);
         }
         let error = match self.request.want.is_left_to_containerd() {
             true => Error::LeftToContainerd { image, snapshotter },
@@ -118,11 +125,12 @@ impl Serve<'_> {
         &self,
         target: &Target,
         private: Target,
+        since: Moment,
         priority: Priority,
         reporter: Reporter,
     ) {
         let chain = private.manifest.chain_id().map(str::to_owned);
-        let flight = self.worker.flight_of(private, priority).await;
+        let flight = self.worker.flight_of(private, since, priority).await;
         reporter.found(State::Mixed);
         let outcome = reporter.watch(flight, false).await;
         let error = match outcome {

@@ -47,7 +47,9 @@ impl PlanExecutor<'_> {
         Ok(true)
     }
 
-    /// Waits until the blob of the lowest of these layers is there. Returns the end of the layers whose blobs are there.
+    /// Waits until the blob of the lowest of these layers is there. Returns the end of the layers whose blobs are there; of
+    /// all layers if the pull has ended without it and the image has a record: containerd pulls no blob of a layer that
+    /// its own snapshotter has.
     async fn available(&self, layers: &Range<usize>) -> Result<usize, Error> {
         let context = self.context;
         let arrives = async {
@@ -55,8 +57,7 @@ impl PlanExecutor<'_> {
             while !self.has_blob(layers.start).await? {
                 if looked.elapsed() >= LOOK_AT_PULL {
                     if !self.is_being_pulled().await? && !self.has_blob(layers.start).await? {
-                        // The pull has failed, or was cancelled.
-                        return Err(context.stopped());
+                        return Ok(None);
                     }
                     looked = Instant::now();
                 }
@@ -66,12 +67,15 @@ impl PlanExecutor<'_> {
             while end < layers.end && self.has_blob(end).await? {
                 end += 1;
             }
-            Ok(end)
+            Ok(Some(end))
         };
         let arrives = tokio::time::timeout(LONGEST, arrives);
         match context.stop.run_until_cancelled(arrives).await {
-            Some(Ok(available)) => available,
-            Some(Err(_)) | None => Err(context.stopped()),
+            Some(Ok(Err(e))) => Err(e),
+            Some(Ok(Ok(Some(available)))) => Ok(available),
+            Some(Ok(Ok(None)) | Err(_)) if context.record.pull_ended() => Ok(layers.end),
+            // The pull has failed, or was cancelled.
+            _ => Err(context.stopped()),
         }
     }
 

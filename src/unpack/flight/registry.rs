@@ -27,12 +27,16 @@ struct ActiveFlight {
     priority: Priority,
     /// The digest of its image's config blob.
     config: String,
+    /// The number of times that the caches were forgotten before its target was looked up.
+    forgotten: u64,
     /// The target digests of its callers' image records.
     records: HashSet<String>,
     /// The last caller found the image during its pull: it has no record yet.
     arrives: bool,
     /// The first caller found it during its pull: the labels may name the image otherwise than its record.
     began_in_pull: bool,
+    /// The pull has ended without all blobs, and no record waits: later callers get a flight of their own.
+    is_over: bool,
     first_caller: u64,
     last_caller: u64,
     stop: CancellationToken,
@@ -42,7 +46,8 @@ struct ActiveFlight {
 pub(crate) enum Joined {
     /// Wait for this flight.
     Ours(Ticket),
-    /// Wait for the flight of another image, or for one that began during this image's pull, and join again.
+    /// Wait for the flight of another image, one that began during this image's pull or whose pull is over, or one with
+    /// other rules, and join again.
     Another(Ticket),
     /// Run the flight.
     First(Ticket, Reporter, FlightToken),
@@ -75,6 +80,7 @@ impl Flights {
     pub(crate) fn join(
         &self,
         target: &Target,
+        forgotten: u64,
         priority: &Priority,
         shares_pull: bool,
         stop: &CancellationToken,
@@ -87,7 +93,9 @@ impl Flights {
         if let Some(flight) = inner.flights.get_mut(chain) {
             flight.priority.raise_to(priority);
             let ticket = flight.ticket.clone();
-            if flight.config != target.manifest.config {
+            let is_another =
+                flight.config != target.manifest.config || flight.forgotten != forgotten;
+            if is_another || flight.is_over {
                 return Joined::Another(ticket);
             }
             flight.last_caller = caller;
@@ -105,9 +113,11 @@ impl Flights {
             ticket: ticket.clone(),
             priority: priority.clone(),
             config: target.manifest.config.clone(),
+            forgotten,
             records: HashSet::from([target.record.clone()]),
             arrives: target.arrives,
             began_in_pull: target.arrives,
+            is_over: false,
             first_caller: caller,
             last_caller: caller,
             stop: stop.clone(),
@@ -127,6 +137,17 @@ impl Flights {
         if inner.flights.get(&token.chain).is_some_and(|f| f.is(token)) {
             inner.flights.remove(&token.chain);
         }
+    }
+
+    /// Handles the end of a pull that has left out blobs. Returns whether the flight goes on without them: for an image that
+    /// has a record by now.
+    pub(crate) fn pull_ended(&self, token: &FlightToken) -> bool {
+        let mut inner = self.lock();
+        let flight = inner.flights.get_mut(&token.chain);
+        flight.filter(|f| f.is(token)).is_some_and(|flight| {
+            flight.is_over = flight.arrives;
+            !flight.is_over
+        })
     }
 
     /// The images that a flight is for.

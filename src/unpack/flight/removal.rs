@@ -50,6 +50,11 @@ impl Record<'_> {
         self.removals.now()
     }
 
+    /// Handles the end of the image's pull, as in [`Flights::pull_ended`].
+    pub(crate) fn pull_ended(&self) -> bool {
+        self.flights.pull_ended(self.token)
+    }
+
     /// Whether the image was removed. One that is still being pulled was not.
     pub(crate) async fn is_gone(&self) -> bool {
         match self.flights.wanted(self.token) {

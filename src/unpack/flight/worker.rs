@@ -16,7 +16,7 @@ use super::registry::{FlightToken, Flights, Joined};
 use super::removal::{Record, Removals};
 use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::ready_cache::ReadyCache;
+use crate::unpack::ready_cache::{Moment, ReadyCache};
 use crate::unpack::repair::lost::Collections;
 use crate::unpack::repair::replacements::ReplacementQueue;
 use crate::unpack::schedule::last_look::LastLook;
@@ -106,8 +106,15 @@ impl Worker {
 
     /// Returns the ticket of this image's flight. If the chain has a flight of another image with the same layers, or one
     /// that began while this image was being pulled, waits for that one first: it unpacks the layers, and this image's
-    /// own flight then sets only its anchor (the gc label on the config blob) or the name in the labels.
-    pub(crate) async fn flight_of(self: &Arc<Self>, target: Target, priority: Priority) -> Ticket {
+    /// own flight then sets only its anchor (the gc label on the config blob) or the name in the labels. The same for a
+    /// flight from before everything was forgotten, which may have other rules. `since` is from before the target was
+    /// looked up.
+    pub(crate) async fn flight_of(
+        self: &Arc<Self>,
+        target: Target,
+        since: Moment,
+        priority: Priority,
+    ) -> Ticket {
         let target = Arc::new(target);
         let containerd = self.shared.containerd.as_ref();
         // A snapshotter that applies the layers asks no registry: the labels may get their name later, and the callers see
@@ -115,7 +122,7 @@ impl Worker {
         let shares_pull =
             !target.may_have_guest_layers && self.facts.capabilities(containerd).await.applies;
         loop {
-            match self.join(&target, &priority, shares_pull) {
+            match self.join(&target, since, &priority, shares_pull) {
                 Joined::Ours(ticket) => return ticket,
                 // A failure of the other flight does not concern this image.
                 Joined::Another(mut ticket) => drop(ticket.outcome().await),
@@ -128,11 +135,15 @@ impl Worker {
     fn join(
         self: &Arc<Self>,
         target: &Arc<Target>,
+        since: Moment,
         priority: &Priority,
         shares_pull: bool,
     ) -> Joined {
         let stop = &self.shared.stop;
-        let joined = self.flights.join(target, priority, shares_pull, stop);
+        let forgotten = since.forgotten;
+        let joined = self
+            .flights
+            .join(target, forgotten, priority, shares_pull, stop);
         let Joined::First(ticket, reporter, token) = joined else {
             self.layers.layer_locks.inherit();
             self.places.wake();
@@ -142,6 +153,7 @@ impl Worker {
         let guard = FlightGuard {
             worker: self.clone(),
             token,
+            since,
         };
         self.shared
             .tasks
@@ -162,6 +174,7 @@ impl Worker {
 struct FlightGuard {
     worker: Arc<Worker>,
     token: FlightToken,
+    since: Moment,
 }
 
 impl FlightGuard {
@@ -210,7 +223,7 @@ impl FlightGuard {
         // If the image is still being pulled, its labels have to be checked again when it has a name.
         if !target.arrives {
             let top = created_at.map(|created_at| target.top(created_at));
-            worker.ready_cache.record_ready(chain, top);
+            worker.ready_cache.record_ready(chain, top, self.since);
         }
         Ok(done)
     }

@@ -125,3 +125,61 @@ async fn close_stops_a_flight_and_cleans_up() {
     bench.assert_nothing_left();
     assert_eq!(bench.state().await, State::Partial);
 }
+
+/// containerd pulls no blob of a layer that its own snapshotter has: the layer is made as for any other image.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_arrives_is_not_stopped_with_the_wait_for_its_blobs() {
+    let bench = Bench::new(3).await;
+    let lowest = &bench.manifest.layers[0].blob.digest;
+    bench.fake.discard(lowest);
+    let in_pull = Want::Arriving(bench.image.clone());
+    let mut in_pull = bench.request(in_pull, Urgency::Arrived);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let arrived = bench.ask(NAME).outcome().await.unwrap_err();
+    assert!(arrived.to_string().contains(lowest), "{arrived}");
+    in_pull.outcome().await.unwrap_err();
+    bench.assert_nothing_left();
+    // Without a record the wait is all that there is.
+    let in_pull = Want::Arriving(bench.image.clone());
+    let error = bench.request(in_pull, Urgency::Arrived).outcome().await;
+    assert!(matches!(*error.unwrap_err(), Error::Stopped(_)));
+}
+
+/// Other labels may be required since, and an image that was removed has no anchor when it is pulled again.
+#[tokio::test(start_paused = true)]
+async fn what_was_found_before_the_cache_was_cleared_is_not_recorded() {
+    type Clear = fn(&Engine);
+    let clears: [(Clear, bool); 3] = [
+        (|_| {}, true),
+        (Engine::forget, false),
+        (|engine| engine.images_removed(None), false),
+    ];
+    for (n, (clear, is_known)) in clears.into_iter().enumerate() {
+        let bench = Bench::new(2).await;
+        bench.fake.slow("apply layer", Duration::from_secs(10));
+        let mut ticket = bench.ask(NAME);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        clear(&bench.engine);
+        ticket.outcome().await.unwrap();
+        bench.fake.activate(EROFS, "container", bench.top());
+        let parent = bench.engine.parent_chain(EROFS, "container", None, false);
+        let is_ready = parent.await.unwrap() == ParentChain::Ready;
+        assert_eq!(is_ready, is_known, "{n}");
+    }
+}
+
+/// The flight has the rules of the earlier policy.
+#[tokio::test(start_paused = true)]
+async fn a_flight_from_before_the_policy_changed_is_joined_by_nobody() {
+    let bench = Bench::new(2).await;
+    bench.fake.slow("apply layer", Duration::from_secs(10));
+    let mut before = bench.ask(NAME);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.engine.forget();
+    let mut after = bench.ask(NAME);
+    let mut again = bench.ask(NAME);
+    assert_eq!(before.outcome().await.unwrap().action, Action::Unpacked);
+    for ticket in [&mut after, &mut again] {
+        assert_eq!(ticket.outcome().await.unwrap().action, Action::None);
+    }
+}
