@@ -1,8 +1,12 @@
 //! What is known of a snapshotter that has lost its state. Images below a container stay lost until the container is
 //! removed.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
+use crate::containerd::Image;
 use crate::unpack::{Error, State};
 
 /// What is known of a loss of one snapshotter.
@@ -14,6 +18,8 @@ pub(super) struct Loss {
     remains: AtomicBool,
     /// A container or a snapshot was removed since the last look.
     user_removed: AtomicBool,
+    /// The target digests of the lost images that were not made again yet. Their records and anchors may be gone already.
+    images: Mutex<HashSet<String>>,
 }
 
 impl Loss {
@@ -31,6 +37,30 @@ impl Loss {
     /// Ends a reconcile. One that is started again, as after another loss, does not end.
     pub(super) fn reconcile_ended(&self) {
         self.noticed.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether an image is lost and has to be made again.
+    pub(super) fn includes(&self, image: &Image) -> bool {
+        self.images.lock().contains(&image.target.digest)
+    }
+
+    /// Records that an image is lost.
+    pub(super) fn add(&self, image: &Image) {
+        self.images.lock().insert(image.target.digest.clone());
+    }
+
+    /// Records that an image is there.
+    pub(super) fn remove(&self, image: &Image) {
+        self.images.lock().remove(&image.target.digest);
+    }
+
+    /// Forgets the images that have no record any more.
+    pub(super) fn keep<'a>(&self, images: impl Iterator<Item = &'a Image>) {
+        let mut lost = self.images.lock();
+        if !lost.is_empty() {
+            let records: HashSet<_> = images.map(|image| image.target.digest.as_str()).collect();
+            lost.retain(|digest| records.contains(digest.as_str()));
+        }
     }
 
     /// Records that an image could not be made ready.

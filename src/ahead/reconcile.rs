@@ -19,7 +19,7 @@ use super::eager::{self, StoreImage, Why};
 use super::summary::{LastReported, ReconcileSummary, Rest};
 use super::unready::PendingGuard;
 use super::worker::Worker;
-use super::{Ahead, is_settled, learned};
+use super::{Ahead, is_settled, is_tried_again, learned};
 
 /// The limit of the pause after an unpacked image. The pause is as long as the unpack took, so that containerd
 /// has half of its time for other clients.
@@ -95,6 +95,7 @@ pub(super) async fn run(
     // Pods wait for the pinned images, and the engine looks at each of them itself: so their work does not wait for
     // the scan of the others.
     let pinned = work(ahead, worker, pinned(ahead, worker, &store_images));
+    worker.loss.keep(store_images.iter().map(|it| &it.image));
     let (pinned, scan) = futures::join!(
         pinned,
         scan(
@@ -122,7 +123,9 @@ pub(super) async fn run(
         count(&mut summary, reported, worked);
     }
     worker.left.store(summary.has_left(), Ordering::Relaxed);
-    worker.loss.reconcile_ended();
+    if scan.has_listed {
+        worker.loss.reconcile_ended();
+    }
     Ok(summary.report(reported, started))
 }
 
@@ -248,7 +251,7 @@ async fn scan<'a>(
             }
             why => why,
         };
-        if why.is_none() && !has_lost {
+        if why.is_none() && !has_lost && !worker.loss.includes(image) {
             continue;
         }
         let status = node
@@ -258,6 +261,9 @@ async fn scan<'a>(
         let status = match status {
             Ok(status) => status,
             Err(e) => {
+                if is_tried_again(&e) {
+                    worker.retries.failed(&image.name);
+                }
                 summary.unseen(reported, image.name.clone(), &e);
                 continue;
             }
@@ -268,6 +274,11 @@ async fn scan<'a>(
         if has_lost && status.committed < status.layers {
             let usage = node.engine.usage_in(image, &listing).await;
             is_lost |= usage.is_ok_and(|usage| usage != Usage::Absent);
+        }
+        match status.state {
+            State::Ready => worker.loss.remove(image),
+            _ if is_lost => worker.loss.add(image),
+            _ => is_lost = worker.loss.includes(image),
         }
         let Some(why) = why.or(is_lost.then_some(Why::Lost)) else {
             continue;

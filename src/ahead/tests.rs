@@ -5,6 +5,7 @@ mod demand;
 mod eager;
 mod learned;
 mod limits;
+mod lost;
 mod panics;
 mod pulls;
 mod replacements;

@@ -113,6 +113,7 @@ async fn make_ready(
         Some(Why::Pinned) => Why::Pinned,
         _ if is_bound => Why::PodBound,
         Some(why) => why,
+        None if worker.loss.includes(record) => Why::Lost,
         None => demanded().await?,
     };
     let urgency = match is_bound {

@@ -1,6 +1,8 @@
 //! Tests of events: new images, volumes, and removed images.
 
 use super::*;
+use crate::containerd::ErrorKind;
+use crate::unpack::ParentChain;
 
 #[tokio::test(start_paused = true)]
 async fn images_of_events_and_of_missed_events_are_made_ready() {
@@ -19,6 +21,46 @@ async fn images_of_events_and_of_missed_events_are_made_ready() {
     bench.emit_created(&third.name);
     settle().await;
     assert_eq!(bench.state(&third, "erofs").await, State::Ready);
+}
+
+/// While the plugin heard nothing, the image was removed and pulled again: below a container its chain stays, without the
+/// anchor.
+#[tokio::test(start_paused = true)]
+async fn after_a_gap_in_the_events_no_chain_counts_as_known() {
+    for hears in [true, false] {
+        let bench = Bench::on(Fake::default(), ALL).await;
+        let image = image_with_own_layer(&bench.fake, NAME);
+        bench.emit_created(NAME);
+        settle().await;
+        bench
+            .fake
+            .activate("erofs", "container", &only_chain(&image));
+        if !hears {
+            bench.fake.slow("get image", Duration::from_secs(3600));
+            bench.fake.slow("list images of", Duration::from_secs(3600));
+            bench.fake.hang_up();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let parent = bench
+            .node
+            .engine
+            .parent_chain("erofs", "container", None, false);
+        assert_eq!(parent.await.unwrap() == ParentChain::Ready, hears);
+    }
+}
+
+/// A look at an image that fails is repeated, and no event is needed.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_could_not_be_looked_at_is_tried_again() {
+    let bench = Bench::on(Fake::default(), ALL).await;
+    bench.emit_created("r.example/none:1");
+    settle().await;
+    let image = image_with_own_layer(&bench.fake, NAME);
+    bench.fake.fail("read blob", 0, ErrorKind::Other);
+    bench.fake.hang_up();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(bench.fake.pending_faults(), [""; 0]);
+    assert_eq!(bench.state(&image, "erofs").await, State::Ready);
 }
 
 #[tokio::test(start_paused = true)]
