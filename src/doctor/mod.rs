@@ -17,6 +17,7 @@ mod leftovers;
 mod lost;
 mod nri;
 mod permissions;
+mod process_files;
 mod processes;
 mod pulls;
 mod reach;

@@ -7,9 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::config::{Config, SocketPath};
 use crate::install::is_named;
 use crate::peer;
+
+use super::process_files;
 
 /// What started a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,15 +157,16 @@ impl Process {
                 .map_or(true, is_same)
     }
 
-    /// Whether its socket is our own. Its path alone does not tell: a pod has a root of its own.
+    /// Whether its socket is our own. Its path alone does not tell: a pod has a root of its own. The paths decide only
+    /// where its root cannot be looked at, or our own socket does not exist.
     fn is_same_socket(&self, its: &Path, own: &Path) -> bool {
-        let file = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-        let in_its_root = its
-            .strip_prefix("/")
-            .map(|path| self.proc.join("root").join(path));
-        match (in_its_root.ok().and_then(|path| file(&path)), file(own)) {
-            (Some(its), Some(own)) => its == own,
-            _ => same(its, own),
+        let Ok(file) = fs::metadata(own) else {
+            return same(its, own);
+        };
+        match process_files::inode(&self.proc, its) {
+            Ok(its) => its == (file.dev(), file.ino()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => false,
+            Err(_) => same(its, own),
         }
     }
 
@@ -173,15 +178,8 @@ impl Process {
         }
         let file =
             option(&self.command, "--config").unwrap_or_else(|| Config::DEFAULT_PATH.to_owned());
-        // The path is resolved in the root and working directory of that process.
-        let file = match Path::new(&file).strip_prefix("/") {
-            Ok(file) => self.proc.join("root").join(file),
-            Err(_) => self.proc.join("cwd").join(file),
-        };
-        let text = match fs::read_to_string(&file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text.map_err(|_| Unknown)?,
-        };
+        let text = process_files::read(&self.proc, Path::new(&file)).map_err(|_| Unknown)?;
+        let text = text.unwrap_or_default();
         let table: toml::Table = text.parse().map_err(|_| Unknown)?;
         match table.get(key[0]).map(|table| table.get(key[1])) {
             Some(Some(toml::Value::String(socket))) => Ok(socket.into()),
@@ -345,6 +343,30 @@ mod tests {
             };
             assert_eq!(process.serves(&config, Some(7)), expected, "{word}");
         }
+    }
+
+    /// Another node on this machine, such as one of kind, has its own socket at the same path.
+    #[test]
+    fn a_socket_is_that_of_the_root_of_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().join("nri.sock");
+        let of_pod = Path::new("/run/nri.sock");
+        let process = Process {
+            pid: 8,
+            proc: directory.path().join("8"),
+            command: vec![],
+            parent: None,
+            is_launched: Ok(false),
+        };
+        assert!(process.is_same_socket(&own, &own), "neither exists");
+        fs::write(&own, "").unwrap();
+        fs::create_dir_all(process.proc.join("root/run")).unwrap();
+        assert!(!process.is_same_socket(&own, &own), "another root");
+        fs::write(process.proc.join("root/run/nri.sock"), "").unwrap();
+        assert!(!process.is_same_socket(of_pod, &own), "another file");
+        fs::remove_file(process.proc.join("root/run/nri.sock")).unwrap();
+        fs::hard_link(&own, process.proc.join("root/run/nri.sock")).unwrap();
+        assert!(process.is_same_socket(of_pod, &own), "a mount");
     }
 
     #[test]
