@@ -57,7 +57,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Config(error) => Self::Config(error),
-            Error::Program { .. } => Self::Usage(error.to_string()),
+            Error::Program { .. } | Error::ProgramName(_) => Self::Usage(error.to_string()),
             error => Self::Other(error.into()),
         }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::config::{Config, SocketPath};
-use crate::install::is_named;
+use crate::install::is_program;
 use crate::peer;
 
 use super::process_files;
@@ -95,11 +95,9 @@ impl Process {
         let command = fs::read(proc.join("cmdline")).ok()?;
         let program = command.split(|&b| b == 0).next().unwrap_or_default();
         let program = Path::new(OsStr::from_bytes(program));
-        let is_ours = match unless_ended(fs::read_link(proc.join("exe")))? {
-            Ok(program) => is_ours(&program),
-            Err(Unknown) => is_ours(program),
-        };
-        if !is_ours {
+        // A link that containerd launches may have the name, and its target another one.
+        let file = unless_ended(fs::read_link(proc.join("exe")))?;
+        if !is_ours(program) && !file.is_ok_and(|file| is_ours(&file)) {
             return None;
         }
         let words = command.split(|&b| b == 0);
@@ -200,12 +198,12 @@ fn unless_ended<T>(read: io::Result<T>) -> Option<Result<T, Unknown>> {
     }
 }
 
-/// Whether a path is this program, by its name. The file may have been replaced since the process started.
+/// Whether a path is this program, by its name. The file may have been renamed or replaced since the process started.
 pub(super) fn is_ours(program: &Path) -> bool {
     let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
     let name = String::from_utf8_lossy(name);
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
-    is_named(name)
+    is_program(name)
 }
 
 /// Returns the parent process. In `stat` it is the second field after the command's name, which may contain any
@@ -374,7 +372,11 @@ mod tests {
         for (path, ours) in [
             ("/usr/local/bin/nri-unpack", true),
             ("/usr/local/bin/nri-unpack (deleted)", true),
+            ("/usr/local/bin/nri-unpack.old", true),
+            ("/usr/local/bin/nri-unpack.old (deleted)", true),
+            ("/opt/x/nri-unpack-0.2.0", true),
             ("/opt/nri/plugins/10-nri-unpack", true),
+            ("/usr/bin/nri-unpacker", false),
             ("/usr/bin/containerd", false),
             ("/usr/bin/not-nri-unpack", false),
         ] {
