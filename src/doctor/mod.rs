@@ -50,7 +50,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     let inventory = Inventory::read(node.clone()).await;
     let instances = Instances::read(&inventory).await;
     let mut findings = [
-        reach::check(&inventory),
+        reach::check(&inventory).await,
         cri::check(&inventory),
         nri::check(&inventory, &instances),
         files::check(&inventory),
