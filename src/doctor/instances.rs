@@ -7,7 +7,7 @@ use nri::Identity;
 
 use crate::config::Config;
 use crate::handlers::NRI_TABLE;
-use crate::install::{ENABLED, PACKAGED, PLUGINS, UNIT, is_named};
+use crate::install::{ENABLED, PACKAGED, PLUGINS, UNIT, is_launched, misnamed};
 use crate::peer;
 
 use super::finding::{Finding, Severity};
@@ -20,6 +20,8 @@ pub(super) struct Instances {
     running: Vec<(u32, By)>,
     /// The entries of NRI's plugin directory that start this plugin.
     links: Vec<PathBuf>,
+    /// The entries with which containerd does not start.
+    misnamed: Vec<PathBuf>,
     has_unit: bool,
     is_enabled: bool,
 }
@@ -33,6 +35,7 @@ impl Instances {
         Self {
             running: running(inventory.config(), containerd),
             links: links(Path::new(plugins.unwrap_or(PLUGINS))),
+            misnamed: misnamed(&inventory.files),
             has_unit: PACKAGED
                 .iter()
                 .chain([&UNIT])
@@ -86,6 +89,7 @@ impl Instances {
             "no image is made ready for a pod, and containerd unpacks without labels where one is missing",
         );
         let advice = match self.links.first() {
+            _ if self.must_be_renamed() => "remove or rename what plugin-misnamed names; containerd starts the plugin by an entry of the form NN-name, at its next start".to_owned(),
             Some(link) => format!(
                 "restart containerd, which starts {}; if it does not, see containerd's log",
                 link.display()
@@ -99,7 +103,9 @@ impl Instances {
 
     /// Returns the commands that start the plugin in the way in which it is installed, or that install and start it.
     pub(super) fn start(&self) -> &'static [&'static str] {
-        if !self.links.is_empty() {
+        if self.must_be_renamed() {
+            &[]
+        } else if !self.links.is_empty() {
             &["systemctl restart containerd"]
         } else if self.has_unit {
             &["systemctl enable --now nri-unpack"]
@@ -108,6 +114,16 @@ impl Instances {
                 "nri-unpack install --launched-by systemd",
                 "systemctl daemon-reload && systemctl enable --now nri-unpack",
             ]
+        }
+    }
+
+    /// Whether containerd starts this plugin only after an entry of the plugin directory has another name. With it
+    /// containerd does not start.
+    fn must_be_renamed(&self) -> bool {
+        let is_own = || self.misnamed.iter().any(|path| is_entry_of_ours(path));
+        match self.links.is_empty() {
+            true => !self.has_unit && is_own(),
+            false => !self.misnamed.is_empty(),
         }
     }
 
@@ -155,18 +171,75 @@ impl Instances {
 /// Returns the entries of NRI's plugin directory by which containerd launches this plugin.
 fn links(plugins: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(plugins).into_iter().flatten().flatten();
-    let ours = entries.filter(|entry| {
-        let target = fs::canonicalize(entry.path());
-        is_named(&entry.file_name().to_string_lossy()) || target.is_ok_and(|path| is_ours(&path))
-    });
-    let mut links: Vec<_> = ours.map(|entry| entry.path()).collect();
+    let paths = entries.map(|entry| entry.path());
+    let mut links: Vec<_> = paths
+        .filter(|path| is_launched(path) && is_entry_of_ours(path))
+        .collect();
     links.sort();
     links
 }
 
+/// Whether an entry of NRI's plugin directory is this program, by its name or the name of its target.
+fn is_entry_of_ours(path: &Path) -> bool {
+    is_ours(path) || fs::canonicalize(path).is_ok_and(|path| is_ours(&path))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
+
+    #[test]
+    fn containerd_launches_executable_files_with_an_index() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, mode) in [
+            ("10-nri-unpack", 0o755),
+            ("20-nri-unpack", 0o644),
+            ("30-another", 0o755),
+            ("nri-unpack", 0o755),
+        ] {
+            let path = directory.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        symlink("/opt/x/nri-unpacker", directory.path().join("40-other")).unwrap();
+        let expected = directory.path().join("10-nri-unpack");
+        assert_eq!(links(directory.path()), [expected]);
+    }
+
+    /// containerd does not start with a file whose name has no index.
+    #[test]
+    fn containerd_is_not_restarted_with_a_misnamed_file() {
+        let link = || vec![PathBuf::from("/opt/nri/plugins/10-nri-unpack")];
+        let ours = || vec![PathBuf::from("/opt/nri/plugins/nri-unpack")];
+        let other = || vec![PathBuf::from("/opt/nri/plugins/other")];
+        for (links, misnamed, has_unit, start) in [
+            (link(), ours(), false, ""),
+            (link(), other(), true, ""),
+            (vec![], ours(), false, ""),
+            (vec![], ours(), true, "systemctl enable --now nri-unpack"),
+            (
+                vec![],
+                other(),
+                false,
+                "nri-unpack install --launched-by systemd",
+            ),
+        ] {
+            let instances = Instances {
+                links,
+                misnamed,
+                has_unit,
+                ..Instances::default()
+            };
+            let found = &instances.check()[0];
+            let first = found.remedy.commands.first();
+            assert_eq!(first.map_or("", |it| it), start);
+            let names_it = found.remedy.say.contains("plugin-misnamed");
+            assert_eq!(names_it, start.is_empty(), "{}", found.remedy.say);
+        }
+    }
 
     #[test]
     fn the_remedy_for_an_absent_plugin_depends_on_what_is_installed() {

@@ -19,6 +19,7 @@ use nri::Identity;
 use crate::config::{Config, ConfigError};
 
 pub use error::Error;
+pub(crate) use launched::is_launched;
 pub use launched::{Launched, launched, misnamed};
 pub(crate) use paths::{ENABLED, PACKAGED, PLUGINS, UNIT, is_program};
 pub use paths::{Root, is_named};
