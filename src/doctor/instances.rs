@@ -10,7 +10,7 @@ use crate::handlers::NRI_TABLE;
 use crate::install::{ENABLED, PACKAGED, PLUGINS, UNIT, is_launched, misnamed};
 use crate::peer;
 
-use super::finding::{Finding, Severity};
+use super::finding::{Finding, Severity, word};
 use super::inventory::Inventory;
 use super::processes::{By, is_ours, running};
 
@@ -130,6 +130,8 @@ impl Instances {
     fn several(&self) -> Finding {
         let named = |(pid, by): &(u32, By)| match by {
             By::Containerd => format!("{pid} (launched by containerd)"),
+            By::Unit => format!("{pid} (the unit)"),
+            By::Pod => format!("{pid} (a pod)"),
             By::Another => pid.to_string(),
         };
         let pids: Vec<_> = self.running.iter().map(named).collect();
@@ -157,14 +159,58 @@ impl Instances {
         self.choose(finding)
     }
 
+    /// Adds the remedy: one of the plugins stays.
     fn choose(&self, finding: Finding) -> Finding {
-        let finding = finding.advise("choose what starts it: systemd (remove it from NRI's plugin directory) or containerd (disable the unit)");
-        match self.links.as_slice() {
-            [] => finding.run("systemctl restart nri-unpack"),
-            links => links.iter().fold(finding, |finding, link| {
-                finding.run(format!("rm {}", link.display()))
-            }),
+        let stays = self.stays();
+        let mut say = match stays {
+            By::Pod => "keep one DaemonSet, delete others, and remove what else starts the plugin on this node",
+            By::Unit => "keep the unit, and remove what else starts the plugin: links in NRI's plugin directory, processes, a DaemonSet",
+            By::Containerd => "keep one link in NRI's plugin directory, and remove what else starts the plugin",
+            By::Another => "keep one process, and end those that were started by hand",
         }
+        .to_owned();
+        let mut commands = self.removals(stays);
+        let others = self.pids(By::Containerd).len();
+        if others > usize::from(stays == By::Containerd) {
+            match self.misnamed.is_empty() {
+                true => commands.push("systemctl restart containerd".to_owned()),
+                false => {
+                    say += "; containerd ends the plugins that it has launched at its next restart, before which remove or rename what plugin-misnamed names"
+                }
+            }
+        }
+        commands.into_iter().fold(finding.advise(say), Finding::run)
+    }
+
+    /// Returns what the remaining plugin is started by. Of the running ones, a DaemonSet would come back by itself.
+    fn stays(&self) -> By {
+        let order = [By::Pod, By::Unit, By::Containerd];
+        let is_running = |by: &By| !self.pids(*by).is_empty();
+        order.into_iter().find(is_running).unwrap_or(By::Another)
+    }
+
+    fn pids(&self, wanted: By) -> Vec<u32> {
+        let running = self.running.iter().filter(|(_, by)| *by == wanted);
+        running.map(|(pid, _)| *pid).collect()
+    }
+
+    /// Returns the commands that remove what starts the other plugins. A plugin that containerd has launched runs until
+    /// containerd is restarted.
+    fn removals(&self, stays: By) -> Vec<String> {
+        let has_unit = self.is_enabled || !self.pids(By::Unit).is_empty();
+        let is_link_kept = match stays {
+            By::Containerd => true,
+            By::Another => !has_unit,
+            By::Unit | By::Pod => false,
+        };
+        let ends_unit = has_unit && matches!(stays, By::Containerd | By::Pod);
+        let unit = ends_unit.then(|| "systemctl disable --now nri-unpack".to_owned());
+        let links = self.links.iter().skip(usize::from(is_link_kept));
+        let links = links.map(|link| format!("rm {}", word(&link.display().to_string())));
+        let by_hand = self.pids(By::Another).into_iter();
+        let by_hand = by_hand.skip(usize::from(stays == By::Another));
+        let by_hand = by_hand.map(|pid| format!("kill {pid}"));
+        unit.into_iter().chain(by_hand).chain(links).collect()
     }
 }
 
@@ -239,6 +285,65 @@ mod tests {
             let names_it = found.remedy.say.contains("plugin-misnamed");
             assert_eq!(names_it, start.is_empty(), "{}", found.remedy.say);
         }
+    }
+
+    #[test]
+    fn one_of_several_plugins_stays() {
+        use By::{Another, Containerd, Pod, Unit};
+        const RESTART: &str = "systemctl restart containerd";
+        const DISABLE: &str = "systemctl disable --now nri-unpack";
+        for (running, links, is_enabled, expected) in [
+            // Running plugins.
+            (
+                &[Containerd, Containerd][..],
+                &["10-a", "20-b"][..],
+                false,
+                &["rm 20-b", RESTART][..],
+            ),
+            (&[Containerd, Containerd], &["10-a"], false, &[RESTART]),
+            (
+                &[Containerd, Unit],
+                &["10-a b"],
+                true,
+                &["rm '10-a b'", RESTART],
+            ),
+            (&[Containerd, Another], &["10-a"], false, &["kill 1"]),
+            (&[Pod, Unit], &[], true, &[DISABLE]),
+            (&[Pod, Containerd], &["10-a"], false, &["rm 10-a", RESTART]),
+            (&[Pod, Pod], &[], false, &[]),
+            (&[Unit, Another], &[], true, &["kill 1"]),
+            (&[Another, Another], &[], false, &["kill 1"]),
+            // A second one starts later.
+            (&[Unit], &["10-a"], true, &["rm 10-a"]),
+            (&[Containerd], &["10-a"], true, &[DISABLE]),
+            (&[Containerd], &["10-a", "20-b"], false, &["rm 20-b"]),
+            (&[Another], &["10-a", "20-b"], false, &["rm 20-b"]),
+            (&[Another], &["10-a"], true, &["rm 10-a"]),
+        ] {
+            let instances = Instances {
+                running: (0..).zip(running.iter().copied()).collect(),
+                links: links.iter().map(PathBuf::from).collect(),
+                is_enabled,
+                ..Instances::default()
+            };
+            let found = instances.check();
+            assert_eq!(found[0].id, "second-instance");
+            let commands = &found[0].remedy.commands;
+            assert_eq!(commands, expected, "{running:?} {links:?} {is_enabled}");
+        }
+    }
+
+    #[test]
+    fn containerd_does_not_restart_with_two_plugins_and_a_misnamed_file() {
+        let instances = Instances {
+            running: vec![(1, By::Containerd), (2, By::Unit)],
+            links: vec!["10-a".into()],
+            misnamed: vec!["a".into()],
+            ..Instances::default()
+        };
+        let found = &instances.check()[0].remedy;
+        assert_eq!(found.commands, ["rm 10-a"]);
+        assert!(found.say.contains("plugin-misnamed"), "{}", found.say);
     }
 
     #[test]

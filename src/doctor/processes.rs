@@ -19,6 +19,11 @@ use super::process_files;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
     Containerd,
+    /// The systemd unit.
+    Unit,
+    /// A pod, of a DaemonSet for example.
+    Pod,
+    /// A command, or what cannot be told.
     Another,
 }
 
@@ -136,11 +141,17 @@ impl Process {
                     &Config::default().nri.socket,
                 )?;
                 let is_same = self.is_same_socket(&socket, config.nri.socket.as_ref());
-                Ok(is_same.then_some(By::Another))
+                Ok(is_same.then(|| self.started_by()))
             }
             Err(Unknown) if self.has("run") || is_child == Ok(true) => Err(Unknown),
             Err(Unknown) => Ok(None),
         }
+    }
+
+    /// Returns what started a plugin that containerd did not launch.
+    fn started_by(&self) -> By {
+        let cgroups = fs::read_to_string(self.proc.join("cgroup"));
+        cgroups.map_or(By::Another, |cgroups| of_cgroups(&cgroups))
     }
 
     /// Whether it makes images ready in the containerd of this configuration, or may do so.
@@ -204,6 +215,22 @@ pub(super) fn is_ours(program: &Path) -> bool {
     let name = String::from_utf8_lossy(name);
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
     is_program(name)
+}
+
+/// Returns what started a process with these control groups. From another namespace of them, the first parts of a
+/// pod's path are not visible.
+fn of_cgroups(cgroups: &str) -> By {
+    let is_of_pod = |part: &str| {
+        ["kubepods", "pod", "cri-containerd-"]
+            .iter()
+            .any(|start| part.starts_with(start))
+    };
+    let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
+    match parts.find(|part| *part == "nri-unpack.service" || is_of_pod(part)) {
+        Some("nri-unpack.service") => By::Unit,
+        Some(_) => By::Pod,
+        None => By::Another,
+    }
 }
 
 /// Returns the parent process. In `stat` it is the second field after the command's name, which may contain any
@@ -381,6 +408,28 @@ mod tests {
             ("/usr/bin/not-nri-unpack", false),
         ] {
             assert_eq!(is_ours(Path::new(path)), ours, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_control_group_tells_what_started_a_plugin() {
+        for (cgroups, by) in [
+            ("0::/system.slice/nri-unpack.service\n", By::Unit),
+            (
+                "2:cpu:/\n1:name=systemd:/system.slice/nri-unpack.service\n",
+                By::Unit,
+            ),
+            ("0::/../../../system.slice/nri-unpack.service\n", By::Unit),
+            ("0::/kubepods/besteffort/pod1/2\n", By::Pod),
+            ("0::/../../pod1/2\n", By::Pod),
+            (
+                "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-2.scope\n",
+                By::Pod,
+            ),
+            ("0::/user.slice/user-0.slice/session-1.scope\n", By::Another),
+            ("", By::Another),
+        ] {
+            assert_eq!(of_cgroups(cgroups), by, "{cgroups}");
         }
     }
 
