@@ -10,6 +10,7 @@ use super::finding::{Finding, Remedy};
 
 /// The commands of plain containerd in remedies.
 const RESTART: &str = "systemctl restart containerd";
+const START: &str = "systemctl start containerd";
 const LOG: &str = "journalctl -u containerd";
 
 /// The file of Talos' machine configuration that is merged into containerd's.
@@ -23,6 +24,9 @@ pub(super) struct Distribution {
     change: Change,
     /// The command in the place of [`RESTART`].
     restart: &'static str,
+    /// The command in the place of [`START`]. Which service of a distribution runs depends on the role of the node:
+    /// `--all` starts the enabled one.
+    start: &'static str,
     /// The command in the place of [`LOG`].
     log: &'static str,
 }
@@ -48,12 +52,14 @@ const ALL: [Distribution; 5] = [
         writes: "/var/lib/rancher/k3s/agent/etc/containerd",
         change: RANCHER,
         restart: "systemctl try-restart 'k3s*.service'",
+        start: "systemctl start --all 'k3s*.service'",
         log: "tail /var/lib/rancher/k3s/agent/containerd/containerd.log",
     },
     Distribution {
         writes: "/var/lib/rancher/rke2/agent/etc/containerd",
         change: RANCHER,
         restart: "systemctl try-restart 'rke2-*.service'",
+        start: "systemctl start --all 'rke2-*.service'",
         log: "tail /var/lib/rancher/rke2/agent/containerd/containerd.log",
     },
     Distribution {
@@ -63,6 +69,7 @@ const ALL: [Distribution; 5] = [
             "containerd.toml is written from the template at each start",
         ),
         restart: "snap restart microk8s.daemon-containerd",
+        start: "snap start microk8s.daemon-containerd",
         log: "journalctl -u snap.microk8s.daemon-containerd",
     },
     Distribution {
@@ -72,12 +79,14 @@ const ALL: [Distribution; 5] = [
             "k0s writes containerd.toml as long as it begins with k0s_managed=true",
         ),
         restart: "systemctl try-restart 'k0s*.service'",
+        start: "systemctl start --all 'k0s*.service'",
         log: "journalctl -u 'k0s*.service'",
     },
     Distribution {
         writes: "/etc/cri",
         change: Change::MachineConfiguration,
         restart: "talosctl --nodes NODE reboot",
+        start: "talosctl --nodes NODE reboot",
         log: "talosctl --nodes NODE logs cri",
     },
 ];
@@ -88,15 +97,18 @@ pub(super) fn of(containerd_config: &Path) -> Option<&'static Distribution> {
         .find(|it| containerd_config.starts_with(it.writes))
 }
 
+/// Returns the command that restarts the containerd with this configuration.
+pub(crate) fn restart(containerd_config: &Path) -> &'static str {
+    of(containerd_config).map_or(RESTART, |it| it.restart)
+}
+
 impl Distribution {
     /// Translates the remedy of a finding.
     pub(super) fn translate(&self, finding: &mut Finding) {
         let remedy = &mut finding.remedy;
         for command in &mut remedy.commands {
-            if command == RESTART {
-                *command = self.restart.to_owned();
-            } else if let Some(options) = command.strip_prefix(LOG) {
-                *command = format!("{}{options}", self.log);
+            if let Some(own) = self.command(command) {
+                *command = own;
             }
         }
         if !remedy
@@ -112,6 +124,15 @@ impl Distribution {
                 remedy.say = format!("{}; {note}", remedy.say);
             }
             Change::MachineConfiguration => machine_configuration(remedy),
+        }
+    }
+
+    /// Returns the command in the place of one of plain containerd; `None` if it is another command.
+    fn command(&self, of_containerd: &str) -> Option<String> {
+        match of_containerd {
+            RESTART => Some(self.restart.to_owned()),
+            START => Some(self.start.to_owned()),
+            other => Some(format!("{}{}", self.log, other.strip_prefix(LOG)?)),
         }
     }
 
@@ -160,7 +181,8 @@ mod tests {
             .advise("switch it on, and restart containerd")
             .lines(Path::new(file), "[a]\n  b = 1")
             .run("systemctl restart containerd")
-            .run("journalctl -u containerd -n 50");
+            .run("journalctl -u containerd -n 50")
+            .run("systemctl start containerd");
         of(Path::new(config)).unwrap().translate(&mut finding);
         finding.remedy
     }
@@ -197,6 +219,8 @@ mod tests {
             let distribution = ALL.iter().find(of_distribution).unwrap();
             assert_eq!(remedy.commands[0], distribution.restart);
             assert!(remedy.commands[1].starts_with(distribution.log));
+            assert_eq!(remedy.commands[2], distribution.start);
+            assert_eq!(restart(Path::new(config)), distribution.restart);
         }
     }
 
@@ -230,22 +254,23 @@ mod tests {
     fn plain_containerd_is_no_distribution() {
         for config in ["/etc/containerd/config.toml", "/etc/k0sctl/x.toml"] {
             assert!(of(Path::new(config)).is_none(), "{config}");
+            assert_eq!(restart(Path::new(config)), RESTART);
         }
     }
 
-    /// Each command that restarts containerd, or shows its log, has the form that is translated.
+    /// Each command that starts or restarts containerd has the form that is translated.
     #[test]
     fn the_commands_of_all_checks_are_translated() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/doctor");
         for file in std::fs::read_dir(root).unwrap() {
             let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-            for (i, _) in text.match_indices(".run(\"systemctl restart ") {
-                let command = &text[i + ".run(\"".len()..];
-                let command = command.split('"').next().unwrap();
-                assert!(
-                    [RESTART, "systemctl restart nri-unpack"].contains(&command),
-                    "{command}"
-                );
+            for verb in ["start", "restart"] {
+                for (i, _) in text.match_indices(&format!(".run(\"systemctl {verb} ")) {
+                    let command = &text[i + ".run(\"".len()..];
+                    let command = command.split('"').next().unwrap();
+                    let known = [RESTART, START, "systemctl restart nri-unpack"];
+                    assert!(known.contains(&command), "{command}");
+                }
             }
         }
     }

@@ -30,6 +30,7 @@ use crate::containerd;
 use crate::node::Node;
 use crate::unpack::{Request, Urgency, Want};
 
+pub(crate) use distribution::restart;
 use finding::Cure;
 pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
