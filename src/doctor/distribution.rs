@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use crate::handlers::CRI;
+
 use super::finding::{Finding, Remedy};
 
 /// The commands of plain containerd in remedies.
@@ -36,28 +38,44 @@ pub(super) struct Distribution {
 enum Change {
     /// By a file that the distribution reads or imports, relative to the directory that it writes, and what to know of it.
     File(&'static str, &'static str),
+    /// By a file of k3s or RKE2, whose name depends on the version of containerd.
+    Rancher,
     /// By a patch of the machine configuration.
     MachineConfiguration,
 }
 
-/// For k3s and RKE2.
-const RANCHER: Change = Change::File(
+/// For containerd 2 on k3s and RKE2, and for an unknown version.
+const RANCHER: (&str, &str) = (
     "config-v3.toml.d/nri-unpack.toml",
-    "config.toml is written at each start; if it does not import config-v3.toml.d, put the lines into the template \
-     config-v3.toml.tmpl (config.toml.d and config.toml.tmpl for containerd 1.7)",
+    "config.toml is written at each start; if it does not import config-v3.toml.d, put the keys into the same table of the \
+     template config-v3.toml.tmpl",
+);
+
+/// For containerd 1.7 on k3s and RKE2.
+const RANCHER_1_7: (&str, &str) = (
+    "config.toml.d/nri-unpack.toml",
+    "config.toml is written at each start; if it does not import config.toml.d, put the keys into the same table of the \
+     template config.toml.tmpl",
+);
+
+/// For a key of CRI's table and containerd 1.7, where an imported file replaces a plugin's table as a whole.
+const RANCHER_1_7_CRI: (&str, &str) = (
+    "config.toml.tmpl",
+    "config.toml is written from this template at each start; if there is none, begin it as a copy of config.toml, and change \
+     the keys in the table that it has; a file of config.toml.d would replace all of CRI's settings",
 );
 
 const ALL: [Distribution; 5] = [
     Distribution {
         writes: "/var/lib/rancher/k3s/agent/etc/containerd",
-        change: RANCHER,
+        change: Change::Rancher,
         restart: "systemctl try-restart 'k3s*.service'",
         start: "systemctl start --all 'k3s*.service'",
         log: "tail /var/lib/rancher/k3s/agent/containerd/containerd.log",
     },
     Distribution {
         writes: "/var/lib/rancher/rke2/agent/etc/containerd",
-        change: RANCHER,
+        change: Change::Rancher,
         restart: "systemctl try-restart 'rke2-*.service'",
         start: "systemctl start --all 'rke2-*.service'",
         log: "tail /var/lib/rancher/rke2/agent/containerd/containerd.log",
@@ -103,8 +121,8 @@ pub(crate) fn restart(containerd_config: &Path) -> &'static str {
 }
 
 impl Distribution {
-    /// Translates the remedy of a finding.
-    pub(super) fn translate(&self, finding: &mut Finding) {
+    /// Translates the remedy of a finding for this version of containerd.
+    pub(super) fn translate(&self, finding: &mut Finding, version: Option<(u64, u64)>) {
         let remedy = &mut finding.remedy;
         for command in &mut remedy.commands {
             if let Some(own) = self.command(command) {
@@ -118,13 +136,13 @@ impl Distribution {
         {
             return;
         }
-        match self.change {
-            Change::File(name, note) => {
-                remedy.file = Some(Path::new(self.writes).join(name));
-                remedy.say = format!("{}; {note}", remedy.say);
-            }
-            Change::MachineConfiguration => machine_configuration(remedy),
-        }
+        let (name, note) = match self.change {
+            Change::File(name, note) => (name, note),
+            Change::Rancher => rancher(remedy, version),
+            Change::MachineConfiguration => return machine_configuration(remedy),
+        };
+        remedy.file = Some(Path::new(self.writes).join(name));
+        remedy.say = format!("{}; {note}", remedy.say);
     }
 
     /// Returns the command in the place of one of plain containerd; `None` if it is another command.
@@ -140,9 +158,19 @@ impl Distribution {
     /// imports.
     fn is_written(&self, file: &Path) -> bool {
         match self.change {
-            Change::File(..) => file.parent() == Some(Path::new(self.writes)),
+            Change::File(..) | Change::Rancher => file.parent() == Some(Path::new(self.writes)),
             Change::MachineConfiguration => file.starts_with(self.writes),
         }
+    }
+}
+
+/// Returns the file of k3s or RKE2 to change, and what to know of it.
+fn rancher(remedy: &Remedy, version: Option<(u64, u64)>) -> (&'static str, &'static str) {
+    let is_of_cri = || remedy.lines.iter().any(|line| line.contains(CRI));
+    match version {
+        Some((1, _)) if is_of_cri() => RANCHER_1_7_CRI,
+        Some((1, _)) => RANCHER_1_7,
+        _ => RANCHER,
     }
 }
 
@@ -183,8 +211,52 @@ mod tests {
             .run("systemctl restart containerd")
             .run("journalctl -u containerd -n 50")
             .run("systemctl start containerd");
-        of(Path::new(config)).unwrap().translate(&mut finding);
+        let distribution = of(Path::new(config)).unwrap();
+        distribution.translate(&mut finding, Some((2, 1)));
         finding.remedy
+    }
+
+    #[test]
+    fn the_file_of_k3s_depends_on_the_version() {
+        let k3s = Path::new("/var/lib/rancher/k3s/agent/etc/containerd");
+        let nri = "[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = false";
+        let cri =
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  discard_unpacked_layers = false";
+        for (version, lines, file, named) in [
+            (
+                Some((1, 7)),
+                nri,
+                "config.toml.d/nri-unpack.toml",
+                "config.toml.tmpl",
+            ),
+            (Some((1, 7)), cri, "config.toml.tmpl", "copy of config.toml"),
+            (
+                Some((2, 1)),
+                nri,
+                "config-v3.toml.d/nri-unpack.toml",
+                "config-v3.toml.tmpl",
+            ),
+            (
+                None,
+                nri,
+                "config-v3.toml.d/nri-unpack.toml",
+                "config-v3.toml.tmpl",
+            ),
+        ] {
+            let main = k3s.join("config.toml");
+            let finding = Finding::new("id", Severity::Error, "found", "means");
+            let mut finding = finding.advise("do").lines(&main, lines);
+            of(&main).unwrap().translate(&mut finding, version);
+            let Remedy {
+                say,
+                file: to_change,
+                ..
+            } = finding.remedy;
+            assert_eq!(to_change, Some(k3s.join(file)), "{version:?} {lines}");
+            assert!(say.contains(named), "{say}");
+            let is_1_7 = version == Some((1, 7));
+            assert_eq!(say.contains("v3"), !is_1_7, "{say}");
+        }
     }
 
     #[test]

@@ -69,8 +69,9 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     .concat();
     findings.sort_by_key(|finding| finding.severity);
     if let Some(distribution) = distribution::of(inventory.config().containerd.config.as_ref()) {
+        let version = inventory.version();
         let each = findings.iter_mut();
-        each.for_each(|finding| distribution.translate(finding));
+        each.for_each(|finding| distribution.translate(finding, version));
     }
     Examination {
         containerd: inventory.seen.map(|seen| seen.version),
