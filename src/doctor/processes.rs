@@ -220,10 +220,11 @@ pub(super) fn is_ours(program: &Path) -> bool {
 /// Returns what started a process with these control groups. From another namespace of them, the first parts of a
 /// pod's path are not visible.
 fn of_cgroups(cgroups: &str) -> By {
+    // A pod's group is called after its uid.
+    let is_uid = |uid: &str| uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     let is_of_pod = |part: &str| {
-        ["kubepods", "pod", "cri-containerd-"]
-            .iter()
-            .any(|start| part.starts_with(start))
+        let mut starts = ["kubepods", "cri-containerd-"].iter();
+        starts.any(|start| part.starts_with(start)) || part.strip_prefix("pod").is_some_and(is_uid)
     };
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     match parts.find(|part| *part == "nri-unpack.service" || is_of_pod(part)) {
@@ -427,6 +428,7 @@ mod tests {
                 By::Pod,
             ),
             ("0::/user.slice/user-0.slice/session-1.scope\n", By::Another),
+            ("0::/system.slice/podman.service\n", By::Another),
             ("", By::Another),
         ] {
             assert_eq!(of_cgroups(cgroups), by, "{cgroups}");
