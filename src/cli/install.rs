@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use crate::config::Config;
+use crate::doctor;
 use crate::install::{self, Error, Install, LaunchedBy, Root, Step};
 
 use super::{Exit, Failure, Global};
@@ -57,7 +58,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Config(error) => Self::Config(error),
-            Error::Program { .. } => Self::Usage(error.to_string()),
+            Error::Program { .. } | Error::ProgramName(_) => Self::Usage(error.to_string()),
             error => Self::Other(error.into()),
         }
     }
@@ -84,7 +85,12 @@ pub(super) fn install(global: &Global, arguments: InstallArguments) -> Result<Ex
                 root.display()
             ))?;
         }
-        (LaunchedBy::Containerd, None) => super::print("next: systemctl restart containerd")?,
+        (LaunchedBy::Containerd, None) => {
+            // The plan has read it without an error.
+            let config = Config::load(global.config.as_deref()).unwrap_or_default();
+            let command = doctor::restart(config.containerd.config.as_ref());
+            super::print(&format!("next: {command}"))?;
+        }
         // The containerd of that root finds the plugin at its start.
         (LaunchedBy::Containerd, Some(_)) => {}
     }
@@ -106,6 +112,7 @@ pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Resul
     if !steps.iter().any(Step::is_change) {
         super::print("nothing to remove")?;
     }
+    let end = |launcher| end(launcher, &config);
     let commands: Vec<_> = launchers.into_iter().map(end).collect();
     if root.0.is_none() && !commands.is_empty() {
         super::print(&format!("next: {}", commands.join(" && ")))?;
@@ -117,10 +124,10 @@ pub(super) fn uninstall(global: &Global, arguments: UninstallArguments) -> Resul
 }
 
 /// Returns the command that ends a plugin of this launcher.
-fn end(launcher: LaunchedBy) -> &'static str {
+fn end(launcher: LaunchedBy, config: &Config) -> &'static str {
     match launcher {
         LaunchedBy::Systemd => "systemctl daemon-reload && systemctl stop nri-unpack",
-        LaunchedBy::Containerd => "systemctl restart containerd",
+        LaunchedBy::Containerd => doctor::restart(config.containerd.config.as_ref()),
     }
 }
 
@@ -157,4 +164,25 @@ fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata()
         .is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_of_containerd_ends_with_the_service_of_the_distribution() {
+        let k3s = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+        for (path, command) in [
+            (
+                "/etc/containerd/config.toml",
+                "systemctl restart containerd",
+            ),
+            (k3s, "systemctl try-restart 'k3s*.service'"),
+        ] {
+            let text = format!("[containerd]\nconfig = {path:?}");
+            let config = Config::from_toml(&text, "config.toml").unwrap();
+            assert_eq!(end(LaunchedBy::Containerd, &config), command);
+        }
+    }
 }

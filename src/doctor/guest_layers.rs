@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::ahead::image_volume;
 use crate::unpack::{Listing, State};
 
-use super::finding::{Finding, Severity};
+use super::finding::{Finding, Severity, some};
 use super::inventory::Inventory;
 
 pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
@@ -40,7 +40,7 @@ fn excluded(snapshotter: &str, images: &[&str]) -> Option<Finding> {
     }
     let found = format!(
         "excluded images in {snapshotter} stand on guest-pulled layers: {}",
-        images.join(", ")
+        some(images, images.len())
     );
     let means = "a running plugin moves their containers onto a chain that the host has unpacked completely; \
                  without it their root file system lacks these layers";

@@ -2,7 +2,7 @@
 
 use super::finding::{Finding, Severity};
 use super::inventory::{Inventory, PULL_HANDLER, Seen};
-use super::pulls::{PULLS_FROM, is_labelled_by_transfer, lines, switch, unpacks};
+use super::pulls::{is_by_transfer, is_labelled_by_transfer, lines, switch, unpacks};
 
 /// The containerd that pulls for a handler without being configured to.
 const UNCONFIGURED: (u64, u64) = (1, 7);
@@ -115,9 +115,8 @@ impl Why {
 
 /// Returns why a pull without labels fails in this snapshotter, if it does.
 fn why(inventory: &Inventory, seen: &Seen, snapshotter: &str) -> Option<Why> {
-    let by_transfer = inventory.version() >= Some(PULLS_FROM);
     let is_listed = || unpacks(inventory).is_some_and(|(listed, _)| listed.contains(&snapshotter));
-    if by_transfer && !is_listed() {
+    if is_by_transfer(inventory) && !is_listed() {
         return Some(Why::NotListed);
     }
     let refuses = seen.is_proxy(snapshotter)

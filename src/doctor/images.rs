@@ -10,7 +10,7 @@ use crate::ctr::Ctr;
 use crate::image::{self, Distinct};
 use crate::unpack::{Error, ImageStatus, Listing, REBUILT_FROM, State};
 
-use super::finding::{Cure, Finding, Severity, word};
+use super::finding::{Cure, Finding, Severity, some, word};
 use super::inventory::{Inventory, Seen};
 use super::permissions;
 use super::pulls::PULLS_FROM;
@@ -209,7 +209,7 @@ impl<'a> Unreadable<'a> {
             let found = format!(
                 "{} not readable: {} ({why})",
                 counted(names.len()),
-                some(&names)
+                some(&names, SHOWN)
             );
             Some(Finding::new(id, Severity::Warning, found, MEANS))
         };
@@ -255,14 +255,6 @@ fn fetch(inventory: &Inventory, finding: Finding, names: &[&str]) -> Finding {
     named.fold(finding, |finding, name| finding.run(ctr.fetch(name)))
 }
 
-fn ensure(images: &[&str], snapshotter: &str) -> String {
-    let images: Vec<_> = images.iter().map(|name| word(name)).collect();
-    format!(
-        "nri-unpack ensure {} --snapshotter {snapshotter}",
-        images.join(" ")
-    )
-}
-
 fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Finding> {
     if state == State::Ready {
         return None;
@@ -276,7 +268,7 @@ fn pause(seen: &Seen, name: &str, snapshotter: &str, state: State) -> Option<Fin
             format!("the sandbox of a pod of handler {users} fails, is slow, or runs on layers that the host has unpacked; NRI has no event before it is created"),
         )
         .advise("make it ready; a running plugin does so by itself, unless its configuration excludes it")
-        .run(ensure(&[name], snapshotter))
+        .ensure(&[name], snapshotter)
         .cure(Cure::Ensure {
             images: vec![name.to_owned()],
             snapshotter: snapshotter.to_owned(),
@@ -331,7 +323,7 @@ fn of_state(
     let found = format!(
         "{} {state} in {snapshotter}: {}",
         counted(names.len()),
-        some(names)
+        some(names, SHOWN)
     );
     let finding = Finding::new(id, severity, found, means);
     if state == State::Unavailable {
@@ -339,32 +331,12 @@ fn of_state(
     }
     finding
         .advise("make it ready; a chain in use is repaired as far as possible, and completely when nothing uses it")
-        .run(ensure(names, snapshotter))
+        .ensure(names, snapshotter)
 }
 
 fn counted(images: usize) -> String {
     match images {
         1 => "1 image is".to_owned(),
         n => format!("{n} images are"),
-    }
-}
-
-fn some(names: &[&str]) -> String {
-    let shown = names.iter().take(SHOWN).copied();
-    let shown = shown.collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_lists_of_names_are_shortened() {
-        assert_eq!(some(&["a", "b"]), "a, b");
-        assert_eq!(some(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::containerd::Containerd;
 use crate::unpack::{Listing, State};
 
-use super::finding::{Cure, Finding, Severity, word};
+use super::finding::{Cure, Finding, Severity, some};
 use super::inventory::Inventory;
 
 pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
@@ -72,31 +72,26 @@ fn finding(snapshotter: &str, images: &[(&str, bool)], pods: &BTreeSet<String>) 
     let found = format!(
         "the snapshotter {snapshotter} has lost layers of {} images: {}",
         names.len(),
-        names.join(", ")
+        some(&names, names.len())
     );
     let means = "pods of these images fail: «not found», «already exists»; the snapshotter's content was deleted without containerd";
     let finding = Finding::new("snapshots-lost", Severity::Error, found, means);
+    let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
     let say = match pods.is_empty() {
         true => "make the images again; a running plugin does so by itself".to_owned(),
         false => format!(
             "delete these pods, whose own snapshots are lost as well: {}; then make the images again, which a running plugin does by itself",
-            pods.iter().cloned().collect::<Vec<_>>().join(", ")
+            some(&pods, pods.len())
         ),
     };
     let managed = images.iter().filter(|(_, is_excluded)| !is_excluded);
     let managed: Vec<_> = managed.map(|(name, _)| *name).collect();
-    let words: Vec<_> = managed.iter().map(|name| word(name)).collect();
     let finding = finding.advise(say);
     if managed.is_empty() {
         return finding;
     }
-    finding
-        .run(format!(
-            "nri-unpack ensure {} --snapshotter {snapshotter}",
-            words.join(" ")
-        ))
-        .cure(Cure::Ensure {
-            images: managed.iter().map(ToString::to_string).collect(),
-            snapshotter: snapshotter.to_owned(),
-        })
+    finding.ensure(&managed, snapshotter).cure(Cure::Ensure {
+        images: managed.iter().map(ToString::to_string).collect(),
+        snapshotter: snapshotter.to_owned(),
+    })
 }

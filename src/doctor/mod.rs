@@ -17,6 +17,7 @@ mod leftovers;
 mod lost;
 mod nri;
 mod permissions;
+mod process_files;
 mod processes;
 mod pulls;
 mod reach;
@@ -29,6 +30,7 @@ use crate::containerd;
 use crate::node::Node;
 use crate::unpack::{Request, Urgency, Want};
 
+pub(crate) use distribution::restart;
 use finding::Cure;
 pub use finding::{Finding, Remedy, Severity};
 use instances::Instances;
@@ -49,7 +51,7 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     let inventory = Inventory::read(node.clone()).await;
     let instances = Instances::read(&inventory).await;
     let mut findings = [
-        reach::check(&inventory),
+        reach::check(&inventory).await,
         cri::check(&inventory),
         nri::check(&inventory, &instances),
         files::check(&inventory),
@@ -67,8 +69,9 @@ pub async fn examine(node: &Arc<Node>) -> Examination {
     .concat();
     findings.sort_by_key(|finding| finding.severity);
     if let Some(distribution) = distribution::of(inventory.config().containerd.config.as_ref()) {
+        let version = inventory.version();
         let each = findings.iter_mut();
-        each.for_each(|finding| distribution.translate(finding));
+        each.for_each(|finding| distribution.translate(finding, version));
     }
     Examination {
         containerd: inventory.seen.map(|seen| seen.version),

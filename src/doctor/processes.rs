@@ -7,14 +7,23 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::config::{Config, SocketPath};
-use crate::install::is_named;
+use crate::install::is_program;
 use crate::peer;
+
+use super::process_files;
 
 /// What started a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
     Containerd,
+    /// The systemd unit.
+    Unit,
+    /// A pod, of a DaemonSet for example.
+    Pod,
+    /// A command, or what cannot be told.
     Another,
 }
 
@@ -91,11 +100,9 @@ impl Process {
         let command = fs::read(proc.join("cmdline")).ok()?;
         let program = command.split(|&b| b == 0).next().unwrap_or_default();
         let program = Path::new(OsStr::from_bytes(program));
-        let is_ours = match unless_ended(fs::read_link(proc.join("exe")))? {
-            Ok(program) => is_ours(&program),
-            Err(Unknown) => is_ours(program),
-        };
-        if !is_ours {
+        // A link that containerd launches may have the name, and its target another one.
+        let file = unless_ended(fs::read_link(proc.join("exe")))?;
+        if !is_ours(program) && !file.is_ok_and(|file| is_ours(&file)) {
             return None;
         }
         let words = command.split(|&b| b == 0);
@@ -134,11 +141,17 @@ impl Process {
                     &Config::default().nri.socket,
                 )?;
                 let is_same = self.is_same_socket(&socket, config.nri.socket.as_ref());
-                Ok(is_same.then_some(By::Another))
+                Ok(is_same.then(|| self.started_by()))
             }
             Err(Unknown) if self.has("run") || is_child == Ok(true) => Err(Unknown),
             Err(Unknown) => Ok(None),
         }
+    }
+
+    /// Returns what started a plugin that containerd did not launch.
+    fn started_by(&self) -> By {
+        let cgroups = fs::read_to_string(self.proc.join("cgroup"));
+        cgroups.map_or(By::Another, |cgroups| of_cgroups(&cgroups))
     }
 
     /// Whether it makes images ready in the containerd of this configuration, or may do so.
@@ -153,15 +166,16 @@ impl Process {
                 .map_or(true, is_same)
     }
 
-    /// Whether its socket is our own. Its path alone does not tell: a pod has a root of its own.
+    /// Whether its socket is our own. Its path alone does not tell: a pod has a root of its own. The paths decide only
+    /// where its root cannot be looked at, or our own socket does not exist.
     fn is_same_socket(&self, its: &Path, own: &Path) -> bool {
-        let file = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-        let in_its_root = its
-            .strip_prefix("/")
-            .map(|path| self.proc.join("root").join(path));
-        match (in_its_root.ok().and_then(|path| file(&path)), file(own)) {
-            (Some(its), Some(own)) => its == own,
-            _ => same(its, own),
+        let Ok(file) = fs::metadata(own) else {
+            return same(its, own);
+        };
+        match process_files::inode(&self.proc, its) {
+            Ok(its) => its == (file.dev(), file.ino()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => false,
+            Err(_) => same(its, own),
         }
     }
 
@@ -173,15 +187,8 @@ impl Process {
         }
         let file =
             option(&self.command, "--config").unwrap_or_else(|| Config::DEFAULT_PATH.to_owned());
-        // The path is resolved in the root and working directory of that process.
-        let file = match Path::new(&file).strip_prefix("/") {
-            Ok(file) => self.proc.join("root").join(file),
-            Err(_) => self.proc.join("cwd").join(file),
-        };
-        let text = match fs::read_to_string(&file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text.map_err(|_| Unknown)?,
-        };
+        let text = process_files::read(&self.proc, Path::new(&file)).map_err(|_| Unknown)?;
+        let text = text.unwrap_or_default();
         let table: toml::Table = text.parse().map_err(|_| Unknown)?;
         match table.get(key[0]).map(|table| table.get(key[1])) {
             Some(Some(toml::Value::String(socket))) => Ok(socket.into()),
@@ -202,12 +209,29 @@ fn unless_ended<T>(read: io::Result<T>) -> Option<Result<T, Unknown>> {
     }
 }
 
-/// Whether a path is this program, by its name. The file may have been replaced since the process started.
+/// Whether a path is this program, by its name. The file may have been renamed or replaced since the process started.
 pub(super) fn is_ours(program: &Path) -> bool {
     let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
     let name = String::from_utf8_lossy(name);
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
-    is_named(name)
+    is_program(name)
+}
+
+/// Returns what started a process with these control groups. From another namespace of them, the first parts of a
+/// pod's path are not visible.
+fn of_cgroups(cgroups: &str) -> By {
+    // A pod's group is called after its uid.
+    let is_uid = |uid: &str| uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let is_of_pod = |part: &str| {
+        let mut starts = ["kubepods", "cri-containerd-"].iter();
+        starts.any(|start| part.starts_with(start)) || part.strip_prefix("pod").is_some_and(is_uid)
+    };
+    let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
+    match parts.find(|part| *part == "nri-unpack.service" || is_of_pod(part)) {
+        Some("nri-unpack.service") => By::Unit,
+        Some(_) => By::Pod,
+        None => By::Another,
+    }
 }
 
 /// Returns the parent process. In `stat` it is the second field after the command's name, which may contain any
@@ -347,16 +371,67 @@ mod tests {
         }
     }
 
+    /// Another node on this machine, such as one of kind, has its own socket at the same path.
+    #[test]
+    fn a_socket_is_that_of_the_root_of_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().join("nri.sock");
+        let of_pod = Path::new("/run/nri.sock");
+        let process = Process {
+            pid: 8,
+            proc: directory.path().join("8"),
+            command: vec![],
+            parent: None,
+            is_launched: Ok(false),
+        };
+        assert!(process.is_same_socket(&own, &own), "neither exists");
+        fs::write(&own, "").unwrap();
+        fs::create_dir_all(process.proc.join("root/run")).unwrap();
+        assert!(!process.is_same_socket(&own, &own), "another root");
+        fs::write(process.proc.join("root/run/nri.sock"), "").unwrap();
+        assert!(!process.is_same_socket(of_pod, &own), "another file");
+        fs::remove_file(process.proc.join("root/run/nri.sock")).unwrap();
+        fs::hard_link(&own, process.proc.join("root/run/nri.sock")).unwrap();
+        assert!(process.is_same_socket(of_pod, &own), "a mount");
+    }
+
     #[test]
     fn the_program_is_known_by_its_name() {
         for (path, ours) in [
             ("/usr/local/bin/nri-unpack", true),
             ("/usr/local/bin/nri-unpack (deleted)", true),
+            ("/usr/local/bin/nri-unpack.old", true),
+            ("/usr/local/bin/nri-unpack.old (deleted)", true),
+            ("/opt/x/nri-unpack-0.2.0", true),
             ("/opt/nri/plugins/10-nri-unpack", true),
+            ("/usr/bin/nri-unpacker", false),
             ("/usr/bin/containerd", false),
             ("/usr/bin/not-nri-unpack", false),
         ] {
             assert_eq!(is_ours(Path::new(path)), ours, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_control_group_tells_what_started_a_plugin() {
+        for (cgroups, by) in [
+            ("0::/system.slice/nri-unpack.service\n", By::Unit),
+            (
+                "2:cpu:/\n1:name=systemd:/system.slice/nri-unpack.service\n",
+                By::Unit,
+            ),
+            ("0::/../../../system.slice/nri-unpack.service\n", By::Unit),
+            ("0::/kubepods/besteffort/pod1/2\n", By::Pod),
+            ("0::/../../pod1/2\n", By::Pod),
+            (
+                "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-2.scope\n",
+                By::Pod,
+            ),
+            ("0::/user.slice/user-0.slice/session-1.scope\n", By::Another),
+            ("0::/system.slice/podman.service\n", By::Another),
+            ("", By::Another),
+        ] {
+            assert_eq!(of_cgroups(cgroups), by, "{cgroups}");
         }
     }
 

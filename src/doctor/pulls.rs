@@ -74,29 +74,29 @@ fn annotations(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     )
 }
 
-/// Whether the transfer service, by which CRI pulls from 2.1 on, sets the labels. An export of the proxy plugin
-/// decides.
+/// Whether CRI pulls by the transfer service, which it does from 2.1 on.
+pub(super) fn is_by_transfer(inventory: &Inventory) -> bool {
+    let version = inventory.version();
+    version.is_some_and(|version| version >= PULLS_FROM)
+        && !inventory.files.settings().pulls_locally()
+}
+
+/// Whether the transfer service pulls, and sets the labels. An export of the proxy plugin decides about the labels.
 pub(super) fn is_labelled_by_transfer(inventory: &Inventory, seen: &Seen, name: &str) -> bool {
     let export = |s: &Snapshotter| s.exports.get("enable_remote_snapshot_annotations").cloned();
     let is_on = seen
         .snapshotter(name)
         .and_then(export)
         .is_some_and(|on| on == "true");
-    is_on
-        && inventory
-            .version()
-            .is_some_and(|version| version >= PULLS_FROM)
+    is_on && is_by_transfer(inventory)
 }
 
-/// Checks that the transfer service, by which CRI pulls from 2.1 on, unpacks for the default snapshotter. It does so by
-/// default; `unpack_config` may name others.
+/// Checks that the transfer service unpacks for the default snapshotter, if CRI pulls by it. It does so by default;
+/// `unpack_config` may name others.
 fn unpacked_elsewhere(inventory: &Inventory, seen: &Seen) -> Option<Finding> {
     let (names, path) = unpacks(inventory)?;
     let default = seen.handlers.default_name()?;
-    let is_by_transfer = inventory
-        .version()
-        .is_some_and(|version| version >= PULLS_FROM);
-    if !is_by_transfer || names.is_empty() || names.contains(&default) {
+    if !is_by_transfer(inventory) || names.is_empty() || names.contains(&default) {
         return None;
     }
     let found = format!(

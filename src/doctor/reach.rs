@@ -1,8 +1,10 @@
 //! Checks that containerd answers, and that its version is supported.
 
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
 
 use crate::containerd;
 
@@ -12,31 +14,41 @@ use super::inventory::Inventory;
 /// The first and the last version of containerd that the plugin supports.
 const KNOWN: [(u64, u64); 2] = [(1, 7), (2, 4)];
 
-pub(super) fn check(inventory: &Inventory) -> Vec<Finding> {
+/// The limit of a connection. The kernel makes it at once, or not at all.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+pub(super) async fn check(inventory: &Inventory) -> Vec<Finding> {
     let socket: &Path = inventory.config().containerd.socket.as_ref();
     match &inventory.seen {
         Ok(seen) => version(&seen.version).into_iter().collect(),
-        Err(error) => vec![unreachable(socket, error)],
+        Err(error) => vec![unreachable(socket, error).await],
     }
 }
 
 /// Returns the finding for a containerd that cannot be reached. A connection to its socket gives a more precise error
 /// than the failed call.
-fn unreachable(socket: &Path, error: &containerd::Error) -> Finding {
+async fn unreachable(socket: &Path, error: &containerd::Error) -> Finding {
     const MEANS: &str = "the plugin cannot check or unpack images; by default, containers are created as without it";
     let at = socket.display();
     let finding = |id, found| Finding::new(id, Severity::Error, found, MEANS);
-    let why = match UnixStream::connect(socket) {
+    let silent = |found| {
+        finding("containerd-silent", found)
+            .advise("look for the reason in containerd's log")
+            .run("journalctl -u containerd -n 50")
+    };
+    let connected = tokio::time::timeout(CONNECT_DEADLINE, UnixStream::connect(socket));
+    let why = match connected.await.unwrap_or(Err(ErrorKind::TimedOut.into())) {
         Ok(_) => {
-            let found =
-                format!("containerd at {at} accepts connections and does not answer: {error}");
-            return finding("containerd-silent", found)
-                .advise("look for the reason in containerd's log")
-                .run("journalctl -u containerd -n 50");
+            return silent(format!(
+                "containerd at {at} accepts connections and does not answer: {error}"
+            ));
         }
         Err(why) => why,
     };
     match why.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => silent(format!(
+            "containerd at {at} takes no more connections: {error}"
+        )),
         ErrorKind::NotFound => finding(
             "containerd-socket-missing",
             format!("containerd's socket {at} does not exist"),
@@ -85,7 +97,26 @@ fn version(version: &str) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixSocket;
+
     use super::*;
+
+    /// A server that has stopped to accept: a blocking connection to it waits for ever.
+    #[tokio::test]
+    async fn a_containerd_that_accepts_no_connection_is_silent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("containerd.sock");
+        let socket = UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let _server = socket.listen(0).unwrap();
+        let mut waiting = vec![];
+        while let Ok(client) = UnixStream::connect(&path).await {
+            waiting.push(client);
+        }
+        let error = containerd::Error::malformed("version", "containerd", "late");
+        let found = unreachable(&path, &error).await;
+        assert_eq!(found.id, "containerd-silent", "{found:?}");
+    }
 
     #[test]
     fn unsupported_versions_are_found() {

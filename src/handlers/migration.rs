@@ -29,6 +29,14 @@ const OF_IMAGES: [&str; 3] = [
     "discard_unpacked_layers",
 ];
 
+/// The keys that version 3 moved from CRI's table to the images' table, as far as they are read here.
+const OF_PULLS: [&str; 4] = [
+    "registry",
+    "image_decryption",
+    "max_concurrent_downloads",
+    "image_pull_with_sync_fs",
+];
+
 /// The rules by which a containerd reads its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rules {
@@ -183,9 +191,7 @@ fn split_cri(file: &mut Tree) {
             .table_mut("pinned_images")
             .replace("sandbox", &sandbox);
     }
-    ["registry", "image_decryption"]
-        .iter()
-        .for_each(|key| images.replace(key, &cri));
+    OF_PULLS.iter().for_each(|key| images.replace(key, &cri));
     let Some(containerd) = cri.table(&["containerd"]).cloned() else {
         return;
     };

@@ -71,6 +71,26 @@ impl Settings {
         Some((timeout, path))
     }
 
+    /// Whether CRI of containerd 2.1 or later pulls images itself, and not by the transfer service. It does if
+    /// `use_local_image_pull` is set, and if it has a setting that the transfer service does not support
+    /// (`CheckLocalImagePullConfigs` in containerd).
+    pub fn pulls_locally(&self) -> bool {
+        const DOWNLOADS: [&str; 3] = ["plugins", IMAGES, "max_concurrent_downloads"];
+        const BY_DEFAULT: i64 = 3;
+        let is = |key, value| self.images_switch(key).is_some_and(|(on, _)| on == value);
+        let registry = |key| ["plugins", IMAGES, "registry", key];
+        let downloads = self.find(&DOWNLOADS);
+        let downloads = downloads.and_then(|(number, _)| number.as_integer());
+        is("use_local_image_pull", true)
+            || is("disable_snapshot_annotations", false)
+            || is("discard_unpacked_layers", true)
+            || is("image_pull_with_sync_fs", true)
+            || ["mirrors", "configs", "auths"]
+                .iter()
+                .any(|key| self.names(&registry(key)).next().is_some())
+            || downloads.is_some_and(|number| number != BY_DEFAULT)
+    }
+
     /// Whether CRI passes the node's keys to the unpack of an encrypted layer. It does unless
     /// `image_decryption.key_model` differs from its default `node`.
     pub fn hands_keys_over(&self) -> bool {
@@ -86,6 +106,7 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileConfig;
     use super::*;
 
     #[test]
@@ -115,6 +136,61 @@ mod tests {
             let tree = Tree::new(text.parse().expect("TOML"), &Path::new("/a").into());
             let settings = Settings::new(tree, rules);
             assert_eq!(settings.hands_keys_over(), expected, "{table} {model}");
+        }
+    }
+
+    #[test]
+    fn cri_pulls_itself_with_settings_that_the_transfer_service_lacks() {
+        const V2: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'";
+        const V3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.images'";
+        for (table, text, expected) in [
+            (V3, "]\n", false),
+            (V3, "]\nuse_local_image_pull = true", true),
+            (V3, "]\nuse_local_image_pull = false", false),
+            (V3, "]\ndisable_snapshot_annotations = false", true),
+            (V3, "]\ndisable_snapshot_annotations = true", false),
+            (V3, "]\ndiscard_unpacked_layers = true", true),
+            (V3, "]\nimage_pull_with_sync_fs = true", true),
+            (V3, "]\nmax_concurrent_downloads = 3", false),
+            (V3, "]\nmax_concurrent_downloads = 10", true),
+            (
+                V3,
+                ".registry]\nconfig_path = '/etc/containerd/certs.d'",
+                false,
+            ),
+            (V3, ".registry.mirrors]\n", false),
+            (
+                V3,
+                ".registry.mirrors.'docker.io']\nendpoint = ['https://a']",
+                true,
+            ),
+            (
+                V3,
+                ".registry.configs.'r.example'.auth]\nusername = 'a'",
+                true,
+            ),
+            (
+                V3,
+                ".registry.auths.'https://r.example']\nusername = 'a'",
+                true,
+            ),
+            (V2, "]\n", false),
+            (V2, "]\nmax_concurrent_downloads = 10", true),
+            (V2, "]\nimage_pull_with_sync_fs = true", true),
+            (
+                V2,
+                ".registry.mirrors.'docker.io']\nendpoint = ['https://a']",
+                true,
+            ),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("config.toml");
+            std::fs::write(&path, format!("{table}{text}\n")).unwrap();
+            for version in [(2, 1), (2, 4)] {
+                let files = FileConfig::read(&path, Some(version));
+                let found = files.settings().pulls_locally();
+                assert_eq!(found, expected, "{table}{text} {version:?}");
+            }
         }
     }
 

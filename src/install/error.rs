@@ -28,6 +28,9 @@ pub enum Error {
         /// The remedy.
         remedy: String,
     },
+    /// A program that `doctor` and `uninstall` would not find.
+    #[error("{} has another name than nri-unpack, by which `doctor` and `uninstall` find it; rename it to nri-unpack, or to nri-unpack-VERSION", .0.display())]
+    ProgramName(PathBuf),
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),

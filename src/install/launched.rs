@@ -9,7 +9,7 @@ use nri::Identity;
 
 use crate::handlers::FileConfig;
 
-use super::paths::{Root, entries, is_ours};
+use super::paths::{Root, entries, file_name, is_ours};
 
 /// This plugin in NRI's plugin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +52,17 @@ pub fn misnamed(files: &FileConfig) -> Vec<PathBuf> {
 
 /// Whether containerd would launch a file and cannot parse its name.
 pub(super) fn is_misnamed(path: &Path) -> bool {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return false;
-    };
-    let is_executable = !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    is_executable && name.parse::<Identity>().is_err()
+    is_executable(path) && file_name(path).parse::<Identity>().is_err()
+}
+
+/// Whether containerd launches this file of NRI's plugin directory.
+pub(crate) fn is_launched(path: &Path) -> bool {
+    is_executable(path) && file_name(path).parse::<Identity>().is_ok()
+}
+
+fn is_executable(path: &Path) -> bool {
+    let metadata = fs::symlink_metadata(path);
+    metadata.is_ok_and(|it| !it.is_dir() && it.permissions().mode() & 0o111 != 0)
 }
 
 /// Whether a file has no text. The plugin then reads the default configuration file instead.

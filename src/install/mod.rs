@@ -19,8 +19,9 @@ use nri::Identity;
 use crate::config::{Config, ConfigError};
 
 pub use error::Error;
+pub(crate) use launched::is_launched;
 pub use launched::{Launched, launched, misnamed};
-pub(crate) use paths::{ENABLED, PACKAGED, PLUGINS, UNIT};
+pub(crate) use paths::{ENABLED, PACKAGED, PLUGINS, UNIT, is_program};
 pub use paths::{Root, is_named};
 pub use remove::{launchers, removal};
 pub use steps::Step;
@@ -53,6 +54,9 @@ pub struct Install<'a> {
 impl Install<'_> {
     /// Returns the steps in their order. The last one installs what starts the plugin.
     pub fn plan(&self, by: LaunchedBy) -> Result<Vec<Step>, Error> {
+        if !is_program(&paths::file_name(&self.program)) {
+            return Err(Error::ProgramName(self.program.clone()));
+        }
         let steps = match by {
             LaunchedBy::Containerd => self.for_containerd()?,
             LaunchedBy::Systemd => self.for_systemd()?,

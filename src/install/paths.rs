@@ -1,6 +1,6 @@
 //! The paths that `install` uses, and the check whether a file there belongs to this plugin.
 
-use std::ffi::OsStr;
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -126,26 +126,58 @@ pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Whether a file name is `nri-unpack`, or has the form that NRI requires, such as `10-nri-unpack`.
 pub fn is_named(name: &str) -> bool {
-    match name.split_once('-') {
+    suffix(name) == Some("")
+}
+
+/// Whether a file name is that of this program in some version, such as `nri-unpack-0.2.0`, or `nri-unpack.old` after an
+/// update.
+pub(crate) fn is_program(name: &str) -> bool {
+    suffix(name).is_some_and(|suffix| suffix.is_empty() || suffix.starts_with(['.', '-']))
+}
+
+/// Returns what follows the name of the program, which an index may precede.
+fn suffix(name: &str) -> Option<&str> {
+    let named = match name.split_once('-') {
         Some((index, rest)) if index.len() == 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
-            rest == PROGRAM
+            rest
         }
-        _ => name == PROGRAM,
-    }
+        _ => name,
+    };
+    named.strip_prefix(PROGRAM)
 }
 
 /// Whether an entry of the plugin directory starts this plugin, by its name or the name of its target.
 pub(super) fn is_ours(path: &Path) -> bool {
-    let named = |path: &Path| is_named(&path.file_name().unwrap_or_default().to_string_lossy());
-    named(path) || target(path).is_some_and(|target| named(&target))
+    is_named(&file_name(path)) || is_our_link(path)
 }
 
 /// Whether a path is a link to this program, as `install` makes it.
 pub(super) fn is_our_link(path: &Path) -> bool {
-    let target = target(path);
-    target.is_some_and(|target| target.file_name() == Some(OsStr::new(PROGRAM)))
+    fs::read_link(path).is_ok_and(|target| is_program(&file_name(&target)))
 }
 
-fn target(path: &Path) -> Option<PathBuf> {
-    fs::read_link(path).ok()
+pub(super) fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_known_by_its_name() {
+        for (name, named, program) in [
+            ("nri-unpack", true, true),
+            ("10-nri-unpack", true, true),
+            ("nri-unpack.old", false, true),
+            ("nri-unpack-0.2.0", false, true),
+            ("nri-unpacker", false, false),
+            ("100-nri-unpack", false, false),
+            ("not-nri-unpack", false, false),
+            ("", false, false),
+        ] {
+            let found = (is_named(name), is_program(name));
+            assert_eq!(found, (named, program), "{name}");
+        }
+    }
 }

@@ -111,12 +111,17 @@ mod tests {
 
     #[test]
     fn launchers_are_derived_from_the_removed_files() {
+        use LaunchedBy::{Containerd, Systemd};
         let directory = tempfile::tempdir().unwrap();
         let root = Root(Some(directory.path().to_owned()));
-        for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {
+        for (by, program) in [
+            (Systemd, "/usr/local/bin/nri-unpack"),
+            (Containerd, "/usr/local/bin/nri-unpack"),
+            (Containerd, "/opt/x/nri-unpack-0.2.0"),
+        ] {
             let install = Install {
                 root: root.clone(),
-                program: "/usr/local/bin/nri-unpack".into(),
+                program: program.into(),
                 config: None,
             };
             for step in install.plan(by).unwrap() {
@@ -128,6 +133,20 @@ mod tests {
                 step.run().unwrap();
             }
             assert!(removal(&root, &Config::default()).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_program_that_would_not_be_found_is_not_installed() {
+        let directory = tempfile::tempdir().unwrap();
+        let install = Install {
+            root: Root(Some(directory.path().to_owned())),
+            program: "/opt/x/unpacker".into(),
+            config: None,
+        };
+        for by in [LaunchedBy::Systemd, LaunchedBy::Containerd] {
+            let error = install.plan(by).unwrap_err();
+            assert!(matches!(error, Error::ProgramName(_)), "{error}");
         }
     }
 }

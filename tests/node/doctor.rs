@@ -171,7 +171,13 @@ async fn configuration_faults_are_found() -> Result<()> {
         let table = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]";
         format!("{text}\n{table}\nplatform = \"linux\"\nsnapshotter = \"native\"\n")
     };
-    let cases: [(Change<'_>, &str, &[[&str; 3]]); 8] = [
+    // CRI pulls by itself then, and not by the transfer service.
+    let locally = |text: String| {
+        let key = "discard_unpacked_layers = false";
+        unpacks(text.replace(key, &format!("{key}\nuse_local_image_pull = true")))
+    };
+    let cases: [(Change<'_>, &str, &[[&str; 3]]); 9] = [
+        (&locally, "", &[]),
         (
             &disabled,
             "",
