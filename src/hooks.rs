@@ -47,8 +47,7 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 pub const MARGIN: Duration = Duration::from_millis(100);
 
 /// Why nothing is known of a pod. The panic itself is in the log (`panics`).
-const PANICKED: &str =
-    "the plugin failed while it looked at the pod, by a fault of its own: its log has a panic";
+const PANICKED: &str = "the plugin failed while it looked at the pod, by a fault of its own: please report the panic in its log";
 
 /// Opens the node when the runtime configures the plugin: a plugin that containerd launches gets its
 /// configuration at that time.
@@ -214,31 +213,26 @@ impl Session {
         if let Some(why) = pod_snapshotter.skip_ignored {
             log::warn!(pod:% = format_args!("{}/{}", pod.namespace, pod.name), snapshotter = pod_snapshotter.snapshotter.as_str(), why; "annotation nri-unpack/mode: skip does not count in this namespace: the pod is managed");
         }
-        let judged = self.judge_sandbox(pod, &pod_snapshotter, started, deadline);
-        panics::contain(judged).await.unwrap_or_else(|| {
+        let failed = || {
             let subject = Subject::sandbox(pod, "", &pod_snapshotter.snapshotter, started);
-            subject.say(Verdict::LetPass, None, NOTHING, PANICKED);
-            Ok(())
-        })
-    }
-
-    async fn judge_sandbox(
-        &self,
-        pod: &Pod,
-        pod_snapshotter: &PodSnapshotter,
-        started: Instant,
-        deadline: Instant,
-    ) -> HandlerResult {
+            subject.note(Verdict::LetPass, None, NOTHING, PANICKED);
+            Verdict::LetPass
+        };
         let prepared = async {
             if pod_snapshotter.left_to_containerd {
                 return None;
             }
             let snapshotter = &pod_snapshotter.snapshotter;
             self.ahead.pod_waits(snapshotter, &pod.id);
-            Some(self.make_ready(pod, snapshotter, started, deadline).await)
+            let ready = panics::contain(self.make_ready(pod, snapshotter, started, deadline));
+            Some(ready.await.unwrap_or_else(failed))
         };
         // At the same time: images that take long would leave no time for the sandbox.
-        let judged = sandbox::judge(self, pod, pod_snapshotter, started, deadline);
+        let judged = async {
+            let judged = sandbox::judge(self, pod, &pod_snapshotter, started, deadline);
+            let judged = panics::contain(judged).await;
+            judged.unwrap_or_else(|| Some((failed(), Ok(()))))
+        };
         let (verdict, judged) = tokio::join!(prepared, judged);
         let (of_sandbox, answer) = judged.unzip();
         if let Some(verdict) = of_sandbox.or(verdict) {

@@ -7,7 +7,7 @@ use super::*;
 const FEW: usize = 2;
 
 /// Starts a pod and a container whose image is unpacked without labels, and returns the hook's answer for the container, and
-/// the calls so far. Afterwards another container starts as ever.
+/// the calls so far. Afterwards another container starts.
 async fn created(
     config: &str,
     handler: &str,
