@@ -6,10 +6,9 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat, openat2};
 use rustix::io::Errno;
 
 /// The limit of a configuration file in bytes. The complete one has a third of it.
@@ -59,21 +58,13 @@ fn resolve(proc: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
     };
     let base = open(proc.join(base), LOOK | OFlags::DIRECTORY, Mode::empty())?;
     let how = how | ResolveFlags::NO_MAGICLINKS;
-    match openat2(base, path, LOOK, Mode::empty(), how) {
-        // Linux before 5.6. In the same root, a path leads both processes to the same file.
-        Err(Errno::NOSYS) if path.is_absolute() && has_own_root(proc) => {
-            open(path, LOOK, Mode::empty())
+    match openat2(&base, path, LOOK, Mode::empty(), how) {
+        // Linux before 5.6. A link may lead to a file of our own root, of which no more is read.
+        Err(Errno::NOSYS) => {
+            let relative = path.strip_prefix("/").unwrap_or(path);
+            openat(&base, relative, LOOK, Mode::empty())
         }
         file => file,
-    }
-}
-
-/// Whether a process has the root of this one.
-fn has_own_root(proc: &Path) -> bool {
-    let inode = |path: &Path| path.metadata().map(|it| (it.dev(), it.ino()));
-    match (inode(&proc.join("root")), inode(Path::new("/"))) {
-        (Ok(its), Ok(own)) => its == own,
-        _ => false,
     }
 }
 

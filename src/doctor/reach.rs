@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that has stopped to accept: a blocking connection to it waits for ever.
+    /// A server that has stopped accepting: a blocking connection to it waits for ever.
     #[tokio::test]
     async fn a_containerd_that_accepts_no_connection_is_silent() {
         let directory = tempfile::tempdir().unwrap();
