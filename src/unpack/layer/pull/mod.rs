@@ -97,7 +97,8 @@ impl Pull<'_> {
         let digest = &self.manifest.digest;
         // Another process would take the labels of this fetch for those from before.
         let lock = process_lock(self.containerd, LOCK, digest);
-        let _lock = self.stop.run_until_cancelled(lock).await;
+        let lock = self.stop.run_until_cancelled(lock).await;
+        let _lock = lock.ok_or(Failure::Stopped)?;
         let before = self.containerd.blob(digest).await?.labels;
         let fetch = self.containerd.fetch(self.lease.id(), source);
         let fetched = self.stop.run_until_cancelled(fetch).await;
