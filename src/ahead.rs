@@ -195,6 +195,7 @@ impl Ahead {
         match &outcome {
             Ok(done) => {
                 worker.count.more(done.layers_done);
+                worker.loss.remove(entry.record());
                 if worker.retries.forget(image) {
                     // Updates the metrics.
                     worker.reconcile.notify_one();

@@ -49,9 +49,9 @@ impl Loss {
         self.images.lock().insert(image.target.digest.clone());
     }
 
-    /// Records that an image is there.
-    pub(super) fn remove(&self, image: &Image) {
-        self.images.lock().remove(&image.target.digest);
+    /// Records that the image with this target digest is there.
+    pub(super) fn remove(&self, digest: &str) {
+        self.images.lock().remove(digest);
     }
 
     /// Forgets the images that have no record any more.

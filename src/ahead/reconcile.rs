@@ -12,7 +12,7 @@ use crate::containerd::{self, Containerd, Image};
 use crate::handlers::Handlers;
 use crate::image;
 use crate::logs;
-use crate::unpack::{Action, Outcome, State, Urgency, Usage, Want};
+use crate::unpack::{Action, Outcome, State, Urgency, Want};
 
 use super::choice::{Choice, Kind, choice};
 use super::eager::{self, StoreImage, Why};
@@ -231,6 +231,7 @@ async fn scan<'a>(
     scan.has_listed = true;
     // Pinned images come first, so they show the loss before the other images are looked at.
     let mut held = listing.len();
+    has_lost |= listing.has_loss();
     worker.count.listed(held);
     let learned = match eager::takes_demand(&node.config(), &worker.snapshotter) {
         true => learned::wanted(&node.engine, store_images, &listing).await,
@@ -272,11 +273,11 @@ async fn scan<'a>(
         has_lost |= is_lost;
         // The work on another lost image may have removed its records already, but its anchor is there.
         if has_lost && status.committed < status.layers {
-            let usage = node.engine.usage_in(image, &listing).await;
-            is_lost |= usage.is_ok_and(|usage| usage != Usage::Absent);
+            let had = node.engine.had_in(image, &listing).await;
+            is_lost |= had.unwrap_or(false);
         }
         match status.state {
-            State::Ready => worker.loss.remove(image),
+            State::Ready => worker.loss.remove(&image.target.digest),
             _ if is_lost => worker.loss.add(image),
             _ => is_lost = worker.loss.includes(image),
         }

@@ -54,6 +54,10 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
     let snapshotter = worker.name();
     match arrivals::look_at(ahead, image).await {
         Ok(Some(arrived)) => {
+            // It may be one that could not be looked at in the reconcile after a loss.
+            if let Ok(true) = ahead.node.engine.had(&arrived.record, snapshotter).await {
+                worker.loss.add(&arrived.record);
+            }
             let outcome = make_ready(ahead, worker, &arrived, Urgency::Background).await;
             if let Some(Err(e)) = outcome {
                 log::debug!(image, snapshotter, error:% = e; "image could not be made ready ahead: the plugin tries again");
@@ -109,11 +113,12 @@ async fn make_ready(
     let (node, config) = (&ahead.node, ahead.node.config());
     let demanded = || demanded::why(ahead, worker, record, name);
     let is_bound = ahead.is_bound(worker, [&record.name, name]);
+    let is_lost = worker.loss.includes(record);
     let mut why = match eager::why(&config, &worker.snapshotter, *is_pinned) {
         Some(Why::Pinned) => Why::Pinned,
         _ if is_bound => Why::PodBound,
+        None | Some(Why::WithoutContent) if is_lost => Why::Lost,
         Some(why) => why,
-        None if worker.loss.includes(record) => Why::Lost,
         None => demanded().await?,
     };
     let urgency = match is_bound {

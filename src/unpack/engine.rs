@@ -212,7 +212,7 @@ impl Engine {
         let worker = self.workers.of(snapshotter);
         let look = worker.sentinels.look(containerd, snapshotter).await?;
         if look == Look::Lost {
-            worker.ready_cache.forget();
+            worker.ready_cache.lost();
         }
         Ok(look)
     }
@@ -247,6 +247,16 @@ impl Engine {
     /// Returns the same from a listing.
     pub async fn usage_in(&self, image: &Image, listing: &Listing) -> Result<Usage, Error> {
         usage::listed(&self.resolver.images, image, listing).await
+    }
+
+    /// Returns whether a snapshotter has an image, or had it until its loss.
+    pub async fn had(&self, image: &Image, snapshotter: &str) -> Result<bool, Error> {
+        usage::had(&self.resolver.images, image, snapshotter).await
+    }
+
+    /// Returns the same from a listing.
+    pub async fn had_in(&self, image: &Image, listing: &Listing) -> Result<bool, Error> {
+        usage::had_in(&self.resolver.images, image, listing).await
     }
 
     /// Records that a container uses an image in a snapshotter. The reference may be a name, a digest or an id.
@@ -400,7 +410,7 @@ impl Engine {
         for worker in self.workers.all() {
             worker.need_content.forget();
             worker.facts.forget();
-            // Last: what a flight records after it was found out after all this.
+            // Last: what was found out with older facts must not be recorded after this.
             worker.ready_cache.forget();
         }
     }

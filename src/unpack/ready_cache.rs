@@ -46,15 +46,15 @@ struct Entries {
     /// The chain id, by the image name in a container's annotation. It is a guess that saves a round trip, and is always
     /// verified.
     chains: HashMap<String, String>,
-    now: Moment,
+    now: Epoch,
 }
 
-/// A moment between two clearings of the cache. What was found out before a clearing must not be recorded after it.
+/// The time between two clearings of the cache. What was found out before a clearing must not be recorded after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moment {
-    /// The number of times that everything was forgotten: since then other labels may be required.
+pub(crate) struct Epoch {
+    /// The number of times that everything was forgotten: then other labels may be required.
     pub(crate) forgotten: u64,
-    /// The number of times that images were removed.
+    /// The number of times that images were removed, or lost.
     removed: u64,
 }
 
@@ -67,13 +67,13 @@ pub(crate) struct Top {
 }
 
 impl ReadyCache {
-    /// Returns the moment for a later record.
-    pub(crate) fn now(&self) -> Moment {
+    /// Returns the epoch for a later record.
+    pub(crate) fn now(&self) -> Epoch {
         self.entries().now
     }
 
     /// Records that a chain was found ready. `since` is from before the image and its rules were looked up.
-    pub(crate) fn record_ready(&self, chain: &str, top: Option<Top>, since: Moment) {
+    pub(crate) fn record_ready(&self, chain: &str, top: Option<Top>, since: Epoch) {
         let mut entries = self.entries();
         if let Some(top) = top
             && entries.now == since
@@ -84,7 +84,7 @@ impl ReadyCache {
 
     /// Records that a container can start from a chain, whose labels were not checked. `since` as in
     /// [`Self::record_ready`].
-    pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>, since: Moment) {
+    pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>, since: Epoch) {
         let mut entries = self.entries();
         if let Some(top) = top
             && entries.now.forgotten == since.forgotten
@@ -99,6 +99,14 @@ impl ReadyCache {
         entries.ready.clear();
         entries.sound.clear();
         entries.now.forgotten += 1;
+    }
+
+    /// Forgets every chain, since the snapshotter has lost its state. The rules are the same.
+    pub(crate) fn lost(&self) {
+        let mut entries = self.entries();
+        entries.ready.clear();
+        entries.sound.clear();
+        entries.now.removed += 1;
     }
 
     /// Forgets every ready chain after images were removed, and the guess for the name of one.

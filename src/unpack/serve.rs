@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::ready_cache::{Moment, SANDBOX};
+use super::ready_cache::{Epoch, SANDBOX};
 use crate::unpack::chain::error::Error;
 use crate::unpack::chain::state::State;
 use crate::unpack::flight::worker::Worker;
@@ -104,7 +104,7 @@ impl Serve<'_> {
     fn leave_alone(
         &self,
         target: &Target,
-        since: Moment,
+        since: Epoch,
         created_at: Option<SystemTime>,
         reporter: Reporter,
     ) {
@@ -125,7 +125,7 @@ impl Serve<'_> {
         &self,
         target: &Target,
         private: Target,
-        since: Moment,
+        since: Epoch,
         priority: Priority,
         reporter: Reporter,
     ) {

@@ -3,27 +3,50 @@
 use super::*;
 use crate::containerd::ErrorKind;
 
-const PINNED: &str = "[snapshotters.erofs]\neager = \"pinned\"\n";
-
 #[tokio::test(start_paused = true)]
 async fn a_lost_image_is_made_again_after_a_fault() {
+    after_a_fault("[snapshotters.erofs]\neager = \"pinned\"\n", false).await;
+}
+
+/// By default it gets the images ahead that it mounts without their content: these need it.
+#[tokio::test(start_paused = true)]
+async fn a_lost_image_of_a_proxy_plugin_is_made_again_after_a_fault() {
+    after_a_fault("", true).await;
+}
+
+async fn after_a_fault(config: &str, is_proxy: bool) {
     let faults = [
         ("none", 0),
         ("apply layer", 0),
         ("apply layer", 1),
+        ("apply layer", 2),
         ("list snapshots of", 0),
         ("delete lease", 0),
-        ("read blob", 0),
+        ("look up record of snapshot", 1),
+        ("look up record of snapshot", 2),
+        ("look up record of snapshot", 3),
+        ("look up blob", 0),
+        ("look up blob", 1),
     ];
-    for ((call, after), kind) in faults
+    let kinds = [ErrorKind::Other, ErrorKind::Unreachable];
+    let cases = faults
         .into_iter()
-        .flat_map(|fault| [ErrorKind::Other, ErrorKind::Unreachable].map(|kind| (fault, kind)))
-    {
+        .flat_map(|fault| kinds.map(|kind| (fault, kind)));
+    for ((call, after), kind) in cases {
         let fake = Fake::default();
-        let names = ["r.example/a:1", "r.example/b:1", "r.example/never:1"];
+        if is_proxy {
+            fake.is_lazy("erofs", &[]);
+        }
+        let names = [
+            "r.example/pause:1",
+            "r.example/a:1",
+            "r.example/b:1",
+            "r.example/never:1",
+        ];
         let images = names.map(|name| image_with_own_layer(&fake, name));
-        let bench = Bench::on(fake, PINNED).await;
-        for image in &images[..2] {
+        fake.label_image(&images[0], pinned());
+        let bench = Bench::on(fake, config).await;
+        for image in &images[..3] {
             let asked = Request {
                 want: Want::Image(image.name.clone()),
                 snapshotter: "erofs".to_owned(),
@@ -35,11 +58,17 @@ async fn a_lost_image_is_made_again_after_a_fault() {
         bench.fake.lose_snapshots("erofs");
         bench.fake.fail(call, after, kind);
         tokio::time::sleep(Duration::from_secs(10 * 60)).await;
+        let context = format!("{call} {after} {kind:?}");
+        assert_eq!(
+            bench.fake.pending_faults().is_empty(),
+            call != "none",
+            "{context}"
+        );
         bench.fake.heal();
-        let expected = [State::Ready, State::Ready, State::Missing];
+        let expected = [State::Ready, State::Ready, State::Ready, State::Missing];
         for (image, expected) in images.iter().zip(expected) {
             let state = bench.state(image, "erofs").await;
-            assert_eq!(state, expected, "{call} {after} {kind:?}: {}", image.name);
+            assert_eq!(state, expected, "{context}: {}", image.name);
         }
     }
 }

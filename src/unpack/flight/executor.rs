@@ -21,6 +21,7 @@ use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::place::Place;
 use crate::unpack::snapshotter::lease::Lease;
+use crate::unpack::snapshotter::listing::loss_anchor;
 use crate::unpack::target::{gc_protect, usage};
 
 /// The executor of a plan that was made from one status of the chain.
@@ -290,6 +291,10 @@ impl<'a> PlanExecutor<'a> {
             let found = containerd.blob(config).await?;
             let mut labels = usage::unused(&found.labels, &target.snapshotter);
             labels.insert(target.anchor(), chain_id.to_owned());
+            let loss = loss_anchor(&target.snapshotter);
+            if found.labels.contains_key(&loss) {
+                labels.insert(loss, String::new());
+            }
             containerd.label_blob(config, labels).await
         };
         anchored.await.map_err(|e| target.failed(e))?;

@@ -67,15 +67,18 @@ impl PlanExecutor<'_> {
             while end < layers.end && self.has_blob(end).await? {
                 end += 1;
             }
-            Ok(Some(end))
+            Ok::<_, Error>(Some(end))
         };
         let arrives = tokio::time::timeout(LONGEST, arrives);
-        match context.stop.run_until_cancelled(arrives).await {
-            Some(Ok(Err(e))) => Err(e),
-            Some(Ok(Ok(Some(available)))) => Ok(available),
-            Some(Ok(Ok(None)) | Err(_)) if context.record.pull_ended() => Ok(layers.end),
+        let arrives = context.stop.run_until_cancelled(arrives).await;
+        let arrived = arrives.ok_or_else(|| context.stopped())?;
+        if let Some(available) = arrived.unwrap_or(Ok(None))? {
+            return Ok(available);
+        }
+        match context.record.pull_ended() {
+            true => Ok(layers.end),
             // The pull has failed, or was cancelled.
-            _ => Err(context.stopped()),
+            false => Err(context.stopped()),
         }
     }
 

@@ -35,7 +35,7 @@ struct ActiveFlight {
     arrives: bool,
     /// The first caller found it during its pull: the labels may name the image otherwise than its record.
     began_in_pull: bool,
-    /// The pull has ended without all blobs, and no record waits: later callers get a flight of their own.
+    /// The pull has ended without all blobs, and the image has no record yet: later callers get a flight of their own.
     is_over: bool,
     first_caller: u64,
     last_caller: u64,

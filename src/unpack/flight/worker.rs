@@ -16,7 +16,7 @@ use super::registry::{FlightToken, Flights, Joined};
 use super::removal::{Record, Removals};
 use crate::unpack::chain::action::Action;
 use crate::unpack::layer::fallback::ContentFallback;
-use crate::unpack::ready_cache::{Moment, ReadyCache};
+use crate::unpack::ready_cache::{Epoch, ReadyCache};
 use crate::unpack::repair::lost::Collections;
 use crate::unpack::repair::replacements::ReplacementQueue;
 use crate::unpack::schedule::last_look::LastLook;
@@ -112,7 +112,7 @@ impl Worker {
     pub(crate) async fn flight_of(
         self: &Arc<Self>,
         target: Target,
-        since: Moment,
+        since: Epoch,
         priority: Priority,
     ) -> Ticket {
         let target = Arc::new(target);
@@ -135,7 +135,7 @@ impl Worker {
     fn join(
         self: &Arc<Self>,
         target: &Arc<Target>,
-        since: Moment,
+        since: Epoch,
         priority: &Priority,
         shares_pull: bool,
     ) -> Joined {
@@ -174,7 +174,7 @@ impl Worker {
 struct FlightGuard {
     worker: Arc<Worker>,
     token: FlightToken,
-    since: Moment,
+    since: Epoch,
 }
 
 impl FlightGuard {

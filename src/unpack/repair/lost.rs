@@ -20,7 +20,7 @@ use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
 use crate::unpack::schedule::process_lock::process_lock;
 use crate::unpack::snapshotter::lease::Leases;
-use crate::unpack::snapshotter::listing::{ANCHOR, is_anchor};
+use crate::unpack::snapshotter::listing::{ANCHOR, NOTHING_LEFT, is_anchor, loss_anchor};
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::store_images::RequestImages;
@@ -33,12 +33,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// The number of attempts to restore an anchor.
 const RESTORE_TRIES: usize = 3;
-
-/// The suffix of the anchor of the layers that are left of an image. It also shows that the image had anchors.
-const KEPT: &str = "/nri-unpack-kept";
-
-/// The value of that anchor if no layer is left: no snapshot has this name, and garbage collection ignores it.
-const NOTHING: &str = "nothing";
 
 /// The name of the lock against other processes, which remove the same records.
 const LOCK: &str = "lost";
@@ -159,7 +153,7 @@ impl LostImages<'_> {
             Err(e) => return Err(e),
         };
         anchors.retain(|key, _| is_anchor(key, &self.target.snapshotter));
-        let was_anchored = anchors.remove(&self.kept()).is_some();
+        let was_anchored = anchors.remove(&self.loss_anchor()).is_some();
         if let (true, Some(top)) = (anchors.is_empty(), manifest.chain_id()) {
             // It was never unpacked: it shares a lost layer with another image.
             if !was_anchored && manifest.config != self.target.manifest.config {
@@ -238,8 +232,8 @@ impl LostImages<'_> {
             }
             let none = image.anchors.keys().map(|key| (key.clone(), String::new()));
             // In the same call: a process that is killed after it leaves the layers anchored.
-            let kept = image.highest_kept().unwrap_or(NOTHING);
-            let kept = (self.kept(), kept.to_owned());
+            let kept = image.highest_kept().unwrap_or(NOTHING_LEFT);
+            let kept = (self.loss_anchor(), kept.to_owned());
             self.set_anchors(image, none.chain([kept]).collect())
                 .await?;
         }
@@ -247,8 +241,8 @@ impl LostImages<'_> {
         lease.release_and_collect(self.containerd).await
     }
 
-    /// Restores the anchors of an image, unless its records are gone. Of an image that is lost in part, the layers that the
-    /// snapshotter still has then keep their anchor until the image is removed.
+    /// Restores the anchors of an image, unless its records are gone. Then the anchor of what is left stays until the image
+    /// is made again.
     async fn restore(&self, image: &LostImage) -> Result<(), containerd::Error> {
         let lowest = &image.manifest.layers[image.lowest].chain_id;
         let has_record = match self.exists(lowest).await {
@@ -265,14 +259,13 @@ impl LostImages<'_> {
         };
         // While it is not known, both stay.
         if has_record == Ok(true) {
-            anchors.insert(self.kept(), String::new());
+            anchors.insert(self.loss_anchor(), String::new());
         }
         self.set_anchors(image, anchors).await
     }
 
-    /// Returns the key of the anchor of the layers below the lost ones.
-    fn kept(&self) -> String {
-        format!("{ANCHOR}{}{KEPT}", self.target.snapshotter)
+    fn loss_anchor(&self) -> String {
+        loss_anchor(&self.target.snapshotter)
     }
 
     async fn set_anchors(

@@ -32,7 +32,7 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug)]
 pub(crate) struct Leases {
     pub(super) owner: Owner,
-    pub(super) next: AtomicU64,
+    next: AtomicU64,
     /// The ids of the leases in use, which the sweep skips.
     active: Mutex<HashSet<String>>,
     /// The ids of the leases that were dropped and may still exist: their work was cancelled, or containerd did not delete

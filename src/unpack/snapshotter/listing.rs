@@ -30,6 +30,18 @@ pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
     suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('/'))
 }
 
+/// The suffix of the anchor of a lost image.
+const LOSS: &str = "/nri-unpack-kept";
+
+/// Returns the key of the anchor of an image that the snapshotter has lost: of the layers that are left, or [`NOTHING_LEFT`].
+/// It is there from the removal of the lost records until the image is anchored again.
+pub(crate) fn loss_anchor(snapshotter: &str) -> String {
+    format!("{ANCHOR}{snapshotter}{LOSS}")
+}
+
+/// The value of that anchor if no layer is left. No snapshot has this name, and garbage collection ignores it.
+pub(crate) const NOTHING_LEFT: &str = "nothing";
+
 /// The prefix of the label of a config blob that shows whether a container has used the image in a snapshotter. The name
 /// of the snapshotter follows.
 pub(crate) const USAGE: &str = "nri-unpack/usage.";
@@ -223,6 +235,13 @@ impl Listing {
     pub(crate) fn has_anchors(&self) -> bool {
         let mut keys = self.blobs.anchors.values().flat_map(Labels::keys);
         keys.any(|key| is_anchor(key, &self.snapshotter))
+    }
+
+    /// Whether the snapshotter has lost an image that was not made again yet.
+    pub(crate) fn has_loss(&self) -> bool {
+        let key = loss_anchor(&self.snapshotter);
+        let mut anchors = self.blobs.anchors.values();
+        anchors.any(|anchors| anchors.contains_key(&key))
     }
 
     /// Returns the anchors of a blob, and the labels of its usage.

@@ -7,7 +7,6 @@ pub(super) const LEASE: &str = "nri-unpack-";
 /// The prefix of the keys of all extraction snapshots: `extract-<unique> <chain id>`. The unique part of this program's
 /// begins with the lease's id.
 const EXTRACTION: &str = "extract-";
-const EXTRACTION_OF_OURS: &str = "extract-nri-unpack-";
 
 /// The prefix of the keys of this program's views.
 const VIEW: &str = "nri-unpack-view ";
@@ -33,8 +32,10 @@ pub(crate) fn view(chain_id: &str) -> String {
 
 /// Whether this is the key of a temporary snapshot of this program.
 pub(crate) fn is_temporary(key: &str) -> bool {
-    let mut prefixes = [VIEW, PROBE, EXTRACTION_OF_OURS].iter();
-    prefixes.any(|prefix| key.starts_with(prefix))
+    let unique = key.strip_prefix(EXTRACTION);
+    unique.is_some_and(|unique| unique.starts_with(LEASE))
+        || key.starts_with(VIEW)
+        || key.starts_with(PROBE)
 }
 
 /// Returns the lease under which a temporary snapshot was made, where its key has it.

@@ -170,7 +170,7 @@ async fn what_was_found_before_the_cache_was_cleared_is_not_recorded() {
 
 /// The flight has the rules of the earlier policy.
 #[tokio::test(start_paused = true)]
-async fn a_flight_from_before_the_policy_changed_is_joined_by_nobody() {
+async fn nobody_joins_a_flight_from_before_a_change_of_the_policy() {
     let bench = Bench::new(2).await;
     bench.fake.slow("apply layer", Duration::from_secs(10));
     let mut before = bench.ask(NAME);

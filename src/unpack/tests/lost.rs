@@ -36,6 +36,9 @@ async fn a_lost_chain_is_made_again_although_another_image_has_the_same_base() {
     let done = ensure_other(&bench).await.unwrap();
     assert_eq!((done.action, done.layers_done), (Action::Unpacked, 1));
     bench.assert_nothing_left();
+    // The marks of the loss have gone.
+    let listing = bench.engine.list(EROFS).await.unwrap();
+    assert!(listing.has_anchors() && !listing.has_loss());
     assert_eq!(bench.fake.all(EROFS).len(), 4);
 }
 
