@@ -131,9 +131,9 @@ async fn the_watch_goes_on_after_a_failure() -> Result<()> {
     Ok(())
 }
 
-/// A quiet watch makes no requests and lets the processor rest; bookmarks keep it young.
+/// A quiet watch makes no requests and runs in no loop; bookmarks keep it young.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_watch_costs_nothing() -> Result<()> {
+async fn a_quiet_watch_makes_no_requests() -> Result<()> {
     let version = Version::V2_1;
     let mut node = Node::start(version).await?;
     let server = node.serve_watching(version, "").await?;
