@@ -30,7 +30,9 @@ pub fn launchers(root: &Root, steps: &[Step]) -> Vec<LaunchedBy> {
     if removed().any(|path| path == unit) {
         launchers.push(LaunchedBy::Systemd);
     }
-    if removed().any(paths::is_our_link) {
+    // The link of `systemctl enable` leads to the unit.
+    let enabled = root.at(ENABLED);
+    if removed().any(|path| path != enabled && paths::is_our_link(path)) {
         launchers.push(LaunchedBy::Containerd);
     }
     launchers
@@ -126,6 +128,12 @@ mod tests {
             };
             for step in install.plan(by).unwrap() {
                 step.run().unwrap();
+            }
+            if by == Systemd {
+                // As `systemctl enable` does.
+                let enabled = root.at(ENABLED);
+                fs::create_dir_all(enabled.parent().unwrap()).unwrap();
+                std::os::unix::fs::symlink(UNIT, enabled).unwrap();
             }
             let steps = removal(&root, &Config::default()).unwrap();
             assert_eq!(launchers(&root, &steps), [by]);
