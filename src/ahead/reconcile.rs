@@ -231,7 +231,7 @@ async fn scan<'a>(
     scan.has_listed = true;
     // Pinned images come first, so they show the loss before the other images are looked at.
     let mut held = listing.len();
-    has_lost |= listing.has_loss();
+    let has_marks = listing.has_loss();
     worker.count.listed(held);
     let learned = match eager::takes_demand(&node.config(), &worker.snapshotter) {
         true => learned::wanted(&node.engine, store_images, &listing).await,
@@ -252,7 +252,8 @@ async fn scan<'a>(
             }
             why => why,
         };
-        if why.is_none() && !has_lost && !worker.loss.includes(image) {
+        let is_marked = has_marks && node.engine.is_marked_lost(image, &listing).await;
+        if why.is_none() && !has_lost && !is_marked && !worker.loss.includes(image) {
             continue;
         }
         let status = node
@@ -262,6 +263,9 @@ async fn scan<'a>(
         let status = match status {
             Ok(status) => status,
             Err(e) => {
+                if has_lost && node.engine.had(image, &listing).await {
+                    worker.loss.add(image);
+                }
                 if is_tried_again(&e) {
                     worker.retries.failed(&image.name);
                 }
@@ -271,13 +275,18 @@ async fn scan<'a>(
         };
         let mut is_lost = status.state == State::Lost;
         has_lost |= is_lost;
-        // The work on another lost image may have removed its records already, but its anchor is there.
-        if has_lost && status.committed < status.layers {
-            let had = node.engine.had_in(image, &listing).await;
-            is_lost |= had.unwrap_or(false);
+        // The work on another lost image may have removed its records already, but its anchor or a mark is there.
+        if status.committed < status.layers {
+            is_lost |= is_marked || (has_lost && node.engine.had(image, &listing).await);
         }
         match status.state {
-            State::Ready => worker.loss.remove(&image.target.digest),
+            State::Ready => {
+                worker.loss.remove(&image.target.digest);
+                if is_marked {
+                    // containerd has made it again.
+                    node.engine.unmark_lost(image, worker.name()).await;
+                }
+            }
             _ if is_lost => worker.loss.add(image),
             _ => is_lost = worker.loss.includes(image),
         }

@@ -54,10 +54,6 @@ async fn try_again(ahead: &Ahead, worker: &Worker, image: &str) {
     let snapshotter = worker.name();
     match arrivals::look_at(ahead, image).await {
         Ok(Some(arrived)) => {
-            // It may be one that could not be looked at in the reconcile after a loss.
-            if let Ok(true) = ahead.node.engine.had(&arrived.record, snapshotter).await {
-                worker.loss.add(&arrived.record);
-            }
             let outcome = make_ready(ahead, worker, &arrived, Urgency::Background).await;
             if let Some(Err(e)) = outcome {
                 log::debug!(image, snapshotter, error:% = e; "image could not be made ready ahead: the plugin tries again");

@@ -59,7 +59,7 @@ fn resolve(proc: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
     let base = open(proc.join(base), LOOK | OFlags::DIRECTORY, Mode::empty())?;
     let how = how | ResolveFlags::NO_MAGICLINKS;
     match openat2(&base, path, LOOK, Mode::empty(), how) {
-        // Linux before 5.6. A link may lead to a file of our own root, of which no more is read.
+        // Linux before 5.6: there a link may lead out of the root, and only what the file is protects from it.
         Err(Errno::NOSYS) => {
             let relative = path.strip_prefix("/").unwrap_or(path);
             openat(&base, relative, LOOK, Mode::empty())

@@ -21,6 +21,7 @@ use crate::unpack::flight::worker::Shared;
 use crate::unpack::flight::workers::Workers;
 use crate::unpack::layer::fallback::ContentFallback;
 use crate::unpack::purge::{Leftover, Removal, Survey};
+use crate::unpack::repair::lost;
 use crate::unpack::repair::replacements::Source;
 use crate::unpack::repair::retag::name_layers;
 use crate::unpack::repair::swap::{self, SwapDeadlines, SwapOutcome};
@@ -249,14 +250,22 @@ impl Engine {
         usage::listed(&self.resolver.images, image, listing).await
     }
 
-    /// Returns whether a snapshotter has an image, or had it until its loss.
-    pub async fn had(&self, image: &Image, snapshotter: &str) -> Result<bool, Error> {
-        usage::had(&self.resolver.images, image, snapshotter).await
+    /// Whether an image has its anchor in the snapshotter of a listing.
+    pub async fn had(&self, image: &Image, listing: &Listing) -> bool {
+        let usage = self.usage_in(image, listing).await;
+        usage.is_ok_and(|usage| usage != Usage::Absent)
     }
 
-    /// Returns the same from a listing.
-    pub async fn had_in(&self, image: &Image, listing: &Listing) -> Result<bool, Error> {
-        usage::had_in(&self.resolver.images, image, listing).await
+    /// Whether the snapshotter of a listing has lost an image, and it was not made again.
+    pub async fn is_marked_lost(&self, image: &Image, listing: &Listing) -> bool {
+        lost::is_marked(&self.resolver.images, image, listing).await
+    }
+
+    /// Removes the mark of an image that is there again.
+    pub async fn unmark_lost(&self, image: &Image, snapshotter: &str) {
+        if let Err(e) = lost::unmark(&self.resolver.images, image, snapshotter).await {
+            log::debug!(image = image.name.as_str(), snapshotter, error:% = e; "mark of a lost image could not be removed: the next reconcile tries again");
+        }
     }
 
     /// Records that a container uses an image in a snapshotter. The reference may be a name, a digest or an id.

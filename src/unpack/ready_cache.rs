@@ -87,7 +87,7 @@ impl ReadyCache {
     pub(crate) fn record_sound(&self, chain: &str, top: Option<Top>, since: Epoch) {
         let mut entries = self.entries();
         if let Some(top) = top
-            && entries.now.forgotten == since.forgotten
+            && entries.now == since
         {
             bounded(&mut entries.sound).insert(chain.to_owned(), top);
         }

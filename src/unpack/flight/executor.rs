@@ -20,6 +20,7 @@ use crate::unpack::repair::in_use;
 use crate::unpack::repair::lost::{LostImages, Removed};
 use crate::unpack::repair::replace::{Replace, Replaced};
 use crate::unpack::schedule::place::Place;
+use crate::unpack::snapshotter::guest_pull;
 use crate::unpack::snapshotter::lease::Lease;
 use crate::unpack::snapshotter::listing::loss_anchor;
 use crate::unpack::target::{gc_protect, usage};
@@ -292,7 +293,7 @@ impl<'a> PlanExecutor<'a> {
             let mut labels = usage::unused(&found.labels, &target.snapshotter);
             labels.insert(target.anchor(), chain_id.to_owned());
             let loss = loss_anchor(&target.snapshotter);
-            if found.labels.contains_key(&loss) {
+            if found.labels.contains_key(&loss) && !guest_pull::is_on_host(chain_id) {
                 labels.insert(loss, String::new());
             }
             containerd.label_blob(config, labels).await

@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::{self, Containerd, Labels};
+use crate::containerd::{self, Containerd, Image, Labels};
 use crate::image::Manifest;
 use crate::unpack::chain::error::Error;
 use crate::unpack::schedule::process_lock::process_lock;
 use crate::unpack::snapshotter::lease::Leases;
-use crate::unpack::snapshotter::listing::{ANCHOR, NOTHING_LEFT, is_anchor, loss_anchor};
+use crate::unpack::snapshotter::listing::{ANCHOR, Listing, NOTHING_LEFT, is_anchor, loss_anchor};
 use crate::unpack::target::Target;
 use crate::unpack::target::images::Images;
 use crate::unpack::target::store_images::RequestImages;
@@ -280,6 +280,30 @@ impl LostImages<'_> {
             labelled => labelled,
         }
     }
+}
+
+/// Whether a listing shows that the snapshotter has lost an image, and that it was not made again.
+pub(crate) async fn is_marked(images: &Images, image: &Image, listing: &Listing) -> bool {
+    let Ok(Some(ends)) = images.ends(image).await else {
+        return false;
+    };
+    let key = loss_anchor(&listing.snapshotter);
+    let anchors = listing.anchors(&ends.config);
+    anchors.is_some_and(|anchors| anchors.contains_key(&key))
+}
+
+/// Removes the mark of an image whose own chain has its anchor again.
+pub(crate) async fn unmark(images: &Images, image: &Image, snapshotter: &str) -> Result<(), Error> {
+    if let Some(ends) = images.ends(image).await? {
+        let none = Labels::from([(loss_anchor(snapshotter), String::new())]);
+        let unmarked = images.containerd().label_blob(&ends.config, none).await;
+        unmarked.map_err(|source| Error::Containerd {
+            image: image.name.clone(),
+            snapshotter: snapshotter.to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 impl LostImage {

@@ -34,7 +34,7 @@ pub(crate) fn is_anchor(key: &str, snapshotter: &str) -> bool {
 const LOSS: &str = "/nri-unpack-kept";
 
 /// Returns the key of the anchor of an image that the snapshotter has lost: of the layers that are left, or [`NOTHING_LEFT`].
-/// It is there from the removal of the lost records until the image is anchored again.
+/// It is there from the removal of the lost records until the image is anchored again, or a reconcile finds it ready.
 pub(crate) fn loss_anchor(snapshotter: &str) -> String {
     format!("{ANCHOR}{snapshotter}{LOSS}")
 }
@@ -237,7 +237,7 @@ impl Listing {
         keys.any(|key| is_anchor(key, &self.snapshotter))
     }
 
-    /// Whether the snapshotter has lost an image that was not made again yet.
+    /// Whether an image has the mark of a loss.
     pub(crate) fn has_loss(&self) -> bool {
         let key = loss_anchor(&self.snapshotter);
         let mut anchors = self.blobs.anchors.values();

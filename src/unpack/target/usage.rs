@@ -7,7 +7,7 @@ use crate::image::{self, Manifest};
 
 use super::images::Images;
 use crate::unpack::chain::error::Error;
-use crate::unpack::snapshotter::listing::{Listing, USAGE, is_anchor, loss_anchor};
+use crate::unpack::snapshotter::listing::{Listing, USAGE, is_anchor};
 
 /// The value of the label of an image that a container has used.
 pub(crate) const USED: &str = "used";
@@ -48,36 +48,6 @@ pub(crate) async fn listed(
     Ok(labels.map_or(Usage::Absent, |labels| {
         usage(labels, &listing.snapshotter, ends.chain.as_deref())
     }))
-}
-
-/// Whether the snapshotter has an image, or had it until its loss.
-pub(crate) async fn had(images: &Images, image: &Image, snapshotter: &str) -> Result<bool, Error> {
-    let Some(ends) = images.ends(image).await? else {
-        return Ok(false);
-    };
-    let config = images.containerd().blob(&ends.config).await;
-    let config = config.map_err(|e| failed(image, snapshotter, e))?;
-    Ok(shows(&config.labels, snapshotter, ends.chain.as_deref()))
-}
-
-/// Returns the same from a listing.
-pub(crate) async fn had_in(
-    images: &Images,
-    image: &Image,
-    listing: &Listing,
-) -> Result<bool, Error> {
-    let Some(ends) = images.ends(image).await? else {
-        return Ok(false);
-    };
-    let chain = ends.chain.as_deref();
-    let labels = listing.anchors(&ends.config);
-    Ok(labels.is_some_and(|labels| shows(labels, &listing.snapshotter, chain)))
-}
-
-/// Whether the labels of the config blob show that the snapshotter has the chain, or had it.
-fn shows(labels: &Labels, snapshotter: &str, chain: Option<&str>) -> bool {
-    labels.contains_key(&loss_anchor(snapshotter))
-        || usage(labels, snapshotter, chain) != Usage::Absent
 }
 
 /// Records that a container uses the image of this reference. Writes nothing if that is recorded.
