@@ -65,7 +65,7 @@ async fn listen(ahead: &Ahead, received: &mut bool) -> Result<(), Error> {
         let event = event?;
         if !std::mem::replace(received, true) {
             // The subscription has certainly begun now, and may have begun after the first reconcile.
-            ahead.subscribed();
+            ahead.queue.reconcile();
         }
         match StoreEvent::of(&event) {
             // Handled at once, not through the queue: a chain of the image must no longer count as ready.

@@ -35,6 +35,10 @@ const LAYERS: usize = 5;
 /// Pods that start at the same time.
 const AT_ONCE: usize = 100;
 
+/// As often, and after such a pause, a kubelet tries again at least.
+const MOST_TRIES: usize = 5;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
 /// Events in a burst.
 const EVENTS: usize = 10_000;
 
@@ -147,7 +151,14 @@ async fn a_hundred_pods_at_once(version: Version) -> Result<()> {
             let (mut cri, name) = (node.cri.clone(), image.name().to_owned());
             async move {
                 let pod = cri.run_pod(handlers[n % handlers.len()], &[]).await?;
-                cri.create_container(&pod, &name, &[], &[]).await?;
+                let mut tries = 1;
+                // On nydus a container is rejected if containerd is too busy to answer the hook in time.
+                while let Err(e) = cri.create_container(&pod, &name, &[], &[]).await {
+                    let may_pass = e.to_string().contains("the kubelet will try again");
+                    ensure!(may_pass && tries < MOST_TRIES, "{tries} tries: {e}");
+                    tries += 1;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
                 Ok::<_, anyhow::Error>(pod)
             }
         })
