@@ -1,4 +1,4 @@
-//! Background work goes on after a panic: a fault of this program, or of a library that met what it does not expect. It
+//! Background work and hooks go on after a panic: a fault of this program, or of a library that met what it does not expect. It
 //! costs the piece of work in which it happened, and nothing else. The panic itself was logged and counted when it
 //! happened (`logs`).
 

@@ -45,7 +45,7 @@ enum Tried {
     Impossible(std::io::Error),
 }
 
-/// Locks a layer against the other processes. Cancel safe.
+/// Locks a layer, or other work by its name, against the other processes. Cancel safe.
 pub(crate) async fn process_lock(
     containerd: &dyn Containerd,
     snapshotter: &str,
@@ -57,7 +57,7 @@ pub(crate) async fn process_lock(
     let name = name(&identity, snapshotter, chain_id);
     let held = tokio::time::timeout(LONGEST, hold(&name)).await;
     let held = held.unwrap_or_else(|_| {
-        log::warn!(snapshotter, chain_id; "another process has held the lock of this layer for {LONGEST:?}: the layer is unpacked without the lock");
+        log::warn!(snapshotter, chain_id; "another process has held this lock for {LONGEST:?}: the work goes on without it");
         None
     });
     ProcessLock { _held: held }
@@ -90,7 +90,7 @@ async fn hold(name: &str) -> Option<UnixListener> {
             }
         }
     }
-    log::warn!(name; "a socket has the name of a layer's lock and takes no connection, so no process of this program holds it: the layer is unpacked without the lock");
+    log::warn!(name; "a socket has the name of a layer's lock and takes no connection, so no process of this program holds it: the work goes on without it");
     None
 }
 
